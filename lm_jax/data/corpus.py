@@ -1,0 +1,142 @@
+"""A corpus: a vocabulary and the three splits as arrays of token numbers.
+
+Files and data sets are tokenised once, into a folder of the user's cache named by their content and
+the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The folder
+is written under another name and renamed when it is whole, so that it is there or it is not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+
+from lm_jax.config import Data
+from lm_jax.data import text as texts
+from lm_jax.data.text import SPLITS, Text
+from lm_jax.data.vocabulary import Vocabulary, build, encoded
+from lm_jax.settings import VERSION, UserError
+
+
+class Split(NamedTuple):
+    """One of training, validation and test."""
+
+    tokens: np.ndarray
+    """[N] of uint8, uint16 or int32: the numbers of the text's tokens."""
+    characters: int
+    """Length of the text in Unicode characters: what bits per character are per."""
+    unknown: int
+    """Tokens that are `<unk>` because the training text, or the limit on it, lacks them."""
+
+
+class Corpus(NamedTuple):
+    """A text ready for training."""
+
+    vocabulary: Vocabulary
+    train: Split
+    validation: Split
+    test: Split
+    digest: str
+    """Hex digits that change when the text or its tokens change."""
+
+
+def cache_folder() -> Path:
+    """Where tokenised corpora and compiled programs are kept: LM_JAX_CACHE, or the user's cache."""
+    return Path(os.environ.get("LM_JAX_CACHE") or platformdirs.user_cache_dir("lm_jax"))
+
+
+def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
+    """The corpus that a config names.
+
+    Args:
+      data: the config.
+      memory: for `data.source="memory"`, one text, or three (training, validation, test).
+
+    Raises:
+      UserError: the text cannot be had, is not text, or is too short for its config.
+    """
+    parts = texts.splits(data, memory)
+    key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
+    key += [parts[split].digest for split in SPLITS]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    if data.source in ("builtin", "memory"):
+        vocabulary = _vocabulary(data, parts)
+        arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
+        return Corpus(vocabulary, **arrays, digest=digest)
+    folder = cache_folder() / "tokens" / digest[:32]
+    try:
+        if not folder.exists():
+            _build(folder, _vocabulary(data, parts), parts)
+        return _mapped(folder, digest)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the tokens in {folder}: {error.strerror}; "
+            "the environment variable LM_JAX_CACHE names another folder"
+        ) from None
+
+
+def _vocabulary(data: Data, parts: dict[str, Text]) -> Vocabulary:
+    return build(parts["train"], data.tokenizer, data.vocabulary_size, data.min_count)
+
+
+def _dtype(vocabulary: Vocabulary) -> np.dtype:
+    for kind in (np.uint8, np.uint16):
+        if len(vocabulary) <= np.iinfo(kind).max + 1:
+            return np.dtype(kind)
+    return np.dtype(np.int32)
+
+
+def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
+    """A text as token numbers, in memory.
+
+    Raises:
+      UserError: the text is empty, or not UTF-8, or holds a NUL.
+    """
+    blocks = list(encoded(vocabulary, text))
+    if not blocks:
+        raise UserError(f"{text.name}: there is no token in an empty text")
+    numbers, characters, unknown = zip(*blocks, strict=True)
+    return Split(np.concatenate(numbers).astype(_dtype(vocabulary)), sum(characters), sum(unknown))
+
+
+def _build(folder: Path, vocabulary: Vocabulary, parts: dict[str, Text]) -> None:
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
+        (partial / "corpus.json").write_text(vocabulary.to_json(splits=sizes), encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # or else another process has built the same
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
+    totals = {"tokens": 0, "characters": 0, "unknown": 0}
+    with path.open("wb") as file:
+        for numbers, characters, unknown in encoded(vocabulary, text):
+            file.write(numbers.astype(_dtype(vocabulary)).tobytes())
+            totals["tokens"] += len(numbers)
+            totals["characters"] += characters
+            totals["unknown"] += unknown
+        file.flush()
+        os.fsync(file.fileno())
+    return totals
+
+
+def _mapped(folder: Path, digest: str) -> Corpus:
+    content = (folder / "corpus.json").read_text(encoding="utf-8")
+    vocabulary = Vocabulary.from_json(content, str(folder / "corpus.json"))
+    splits = {}
+    for split, sizes in json.loads(content)["splits"].items():
+        tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(sizes["tokens"],))
+        splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
+    return Corpus(vocabulary, **splits, digest=digest)

@@ -1,0 +1,260 @@
+"""Tokens and their numbers: characters, bytes, or words.
+
+The rules:
+
+- `char`: every Unicode character is a token.
+- `byte`: every byte of UTF-8 is a token, V = 256, and nothing is unknown.
+- `word`: what stands between white space is a token, and every line ends in `<eos>`, a blank line
+  and an unfinished last one too. This is the convention of the Penn Treebank and WikiText files.
+
+One token of each is the *boundary*, which ends a line: the newline, the byte 10, `<eos>`. It also
+stands before the first token of a text, so that every token of a text is predicted from something.
+Characters and words that the training text does not hold are `<unk>`.
+"""
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lm_jax.data.text import Text
+from lm_jax.settings import VERSION, UserError
+
+UNKNOWN = "<unk>"
+LINE_END = {"char": "\n", "word": "<eos>"}
+_SHOWN_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model, in the order of their numbers.
+
+    Attributes:
+      tokenizer: char, byte or word.
+      tokens: the V tokens; those of `byte` are the characters of the same number.
+    """
+
+    tokenizer: str
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each token."""
+        return {token: number for number, token in enumerate(self.tokens)}
+
+    @property
+    def boundary(self) -> int:
+        """The number of the token that ends a line and stands before a text."""
+        return 10 if self.tokenizer == "byte" else self.numbers[LINE_END[self.tokenizer]]
+
+    @property
+    def unknown(self) -> int | None:
+        """The number of `<unk>`, or None where nothing can be unknown."""
+        return None if self.tokenizer == "byte" else self.numbers[UNKNOWN]
+
+    @cached_property
+    def _number_of_codepoint(self) -> np.ndarray:
+        table = np.full(0x110000, self.numbers[UNKNOWN], np.int32)
+        for token, number in self.numbers.items():
+            if len(token) == 1:
+                table[ord(token)] = number
+        return table
+
+    def encode(self, text: str, *, ended: bool = True) -> np.ndarray:
+        """The numbers of a text's tokens, int32 [N].
+
+        Args:
+          text: any text; what the vocabulary lacks becomes `<unk>`.
+          ended: with words, whether a last line without a newline gets its `<eos>` all the same.
+            A prompt, which goes on, is not ended.
+        """
+        if self.tokenizer == "byte":
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        if self.tokenizer == "char":
+            return self._number_of_codepoint[_codepoints(text)]
+        numbers, unknown = self.numbers, self.numbers[UNKNOWN]
+        return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """The text of some tokens: `decode(encode(text)) == text`, white space between words aside.
+
+        `<unk>` among characters shows as U+FFFD, and so do bytes that are not UTF-8.
+        """
+        if self.tokenizer == "byte":
+            return bytes(int(number) for number in numbers).decode(errors="replace")
+        tokens = [self.tokens[number] for number in numbers]
+        if self.tokenizer == "char":
+            return "".join(_SHOWN_UNKNOWN if token == UNKNOWN else token for token in tokens)
+        lines = " ".join("\n" if token == LINE_END["word"] else token for token in tokens)
+        return lines.replace(" \n", "\n").replace("\n ", "\n")
+
+    def show(self, number: int) -> str:
+        """One token, as a table of tokens should show it: a newline as `\\n`."""
+        token = self.tokens[number]
+        return token if token in (UNKNOWN, LINE_END["word"]) else repr(token)[1:-1]
+
+    def to_json(self, **beside: object) -> str:
+        """The vocabulary as JSON, with whatever else is to stand in the same object."""
+        content = {"version": VERSION, "tokenizer": self.tokenizer, "tokens": self.tokens}
+        return json.dumps({**content, **beside}, ensure_ascii=False, indent=0) + "\n"
+
+    @staticmethod
+    def from_json(text: str, name: str = "vocabulary.json") -> "Vocabulary":
+        """The vocabulary that `to_json` wrote.
+
+        Raises:
+          UserError: the text holds none of this version.
+        """
+        try:
+            content = json.loads(text)
+            if content["version"] != VERSION:
+                raise KeyError("version")
+            return Vocabulary(str(content["tokenizer"]), tuple(map(str, content["tokens"])))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{name} holds no vocabulary of version {VERSION}: {error}") from None
+
+
+BYTES = Vocabulary("byte", tuple(map(chr, range(256))))
+
+
+def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
+    """The vocabulary of a training text.
+
+    `<unk>` comes first and the line's end second, however often they occur; the others follow, the
+    most frequent first and ties in the order of their characters.
+
+    Args:
+      text: the training text.
+      tokenizer: char, byte or word.
+      size: the most tokens to keep, these two included; None: all.
+      min_count: how often a token must occur to be kept.
+
+    Raises:
+      UserError: the text is not UTF-8, holds a NUL character, or nothing but line ends.
+    """
+    if tokenizer == "byte":
+        return BYTES
+    first = (UNKNOWN, LINE_END[tokenizer])
+    counts = _count(text, tokenizer)
+    frequent = sorted(
+        (token for token, count in counts.items() if count >= min_count and token not in first),
+        key=lambda token: (-counts[token], token),
+    )
+    if not frequent:
+        raise UserError(
+            f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r} (each token "
+            f"must occur {min_count} times): there is nothing to predict"
+        )
+    return Vocabulary(tokenizer, (first + tuple(frequent))[:size])
+
+
+def _count(text: Text, tokenizer: str) -> Counter[str]:
+    if tokenizer == "word":
+        counts: Counter[str] = Counter()
+        for part in whole_words(decoded(text)):
+            counts.update(_words(part, ended=False))
+        return counts
+    occurrences = np.zeros(0x110000, np.int64)
+    for part in decoded(text):
+        found, times = np.unique(_codepoints(part), return_counts=True)
+        occurrences[found] += times
+    return Counter({chr(point): int(occurrences[point]) for point in np.flatnonzero(occurrences)})
+
+
+def encoded(vocabulary: Vocabulary, text: Text) -> Iterator[tuple[np.ndarray, int, int]]:
+    """A text's tokens, block by block: numbers [n], characters in the block, tokens unheard of.
+
+    Unheard of are those that are `<unk>` without being written so.
+
+    Raises:
+      UserError: the text is not UTF-8, or holds a NUL character.
+    """
+    if vocabulary.tokenizer == "byte":
+        for block in text.blocks():
+            numbers = np.frombuffer(block, np.uint8)
+            # Every character of UTF-8 has one byte that is not 10xxxxxx.
+            yield numbers.astype(np.int32), int(np.sum(numbers & 0xC0 != 0x80)), 0
+        return
+    parts = decoded(text)
+    for part, is_last in _with_last(
+        whole_words(parts) if vocabulary.tokenizer == "word" else parts
+    ):
+        numbers = vocabulary.encode(part, ended=is_last)
+        written = part.split().count(UNKNOWN) if vocabulary.tokenizer == "word" else 0
+        yield numbers, len(part), int(np.sum(numbers == vocabulary.unknown)) - written
+
+
+def decoded(text: Text) -> Iterator[str]:
+    """A text's characters, block by block, a character never cut in two.
+
+    Raises:
+      UserError: names the offset of the first byte that is not UTF-8, or is a NUL.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0  # of the first byte that the decoder has not turned into a character
+    for block, is_last in _with_last(text.blocks()):
+        held = len(decoder.getstate()[0])
+        nul = block.find(0)
+        try:
+            part = decoder.decode(block, final=is_last)
+        except UnicodeDecodeError as error:
+            offset = position - held + error.start
+            raise UserError(
+                f"{text.name}: not UTF-8 at byte {offset:,}: {error.reason}; "
+                "data.tokenizer=byte reads any bytes"
+            ) from None
+        if nul >= 0:
+            raise UserError(
+                f"{text.name}: a NUL at byte {position + nul:,}: this does not look like text; "
+                "data.tokenizer=byte reads any bytes"
+            )
+        position += len(block)
+        if part:
+            yield part
+
+
+def whole_words(parts: Iterable[str]) -> Iterator[str]:
+    """The same text, cut anew so that no part ends within a word."""
+    held: list[str] = []
+    for part in parts:
+        cut = max(part.rfind("\n"), part.rfind(" ")) + 1
+        if cut:
+            yield "".join([*held, part[:cut]])
+            held = []
+        held.append(part[cut:])
+    if rest := "".join(held):
+        yield rest
+
+
+def _words(text: str, ended: bool) -> list[str]:
+    lines = text.split("\n")
+    words = []
+    for line in lines[:-1]:
+        words += line.split()
+        words.append(LINE_END["word"])
+    words += lines[-1].split()
+    if ended and lines[-1]:
+        words.append(LINE_END["word"])
+    return words
+
+
+def _codepoints(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+
+
+def _with_last(items: Iterable) -> Iterator[tuple]:
+    """Each item with whether it is the last one."""
+    waiting = []
+    for item in items:
+        if waiting:
+            yield waiting.pop(), False
+        waiting.append(item)
+    if waiting:
+        yield waiting.pop(), True

@@ -1,0 +1,212 @@
+"""Backpropagation through time, full and truncated.
+
+The objective of a batch is the mean cross-entropy over its real tokens, in nats,
+
+    J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
+
+and its gradient with respect to the recurrent weights is the lecture's double sum over the time t of
+the loss and the time k at which a weight was used,
+
+    ∂J/∂W = (1/N) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W).
+
+*Full* BPTT (Werbos, 1990) takes every k within the chunk; what lies before the chunk enters through
+the carry, as a constant. *Truncated* BPTT(k1, k2) (Williams & Peng, 1990, there BPTT(h; h')) sums the
+losses of k1 steps and, for all of them together, takes the k of the last k2 steps: it reads each block
+of k1 tokens with as many tokens before it as it needs, and the state before those is the constant. So
+k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
+
+A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). Its carry is the
+model's own, or more where the estimator must remember more; its `init_carry` makes the first one.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.data.batches import Batch
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+
+
+class Estimator(NamedTuple):
+    """A gradient estimator: call it with (params, carry, batch) to get (loss, carry, grads).
+
+    `loss` is the mean over the batch's real tokens, in nats; `grads` is shaped as `params`.
+    """
+
+    init_carry: Callable[[int], Carry]
+    """batch_size -> the carry before the first batch."""
+    estimate: Callable[[Params, Carry, Batch], tuple[Array, Carry, Params]]
+    """What a call does."""
+
+    def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
+        return self.estimate(params, carry, batch)
+
+
+def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) -> Estimator:
+    """Backpropagation through all T steps of a chunk, by autodiff of the plain scan.
+
+    Args:
+      model: the language model.
+      clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
+    """
+    between = _clipping(clip_delta)
+
+    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
+        def total_nats(params: Params) -> tuple[Array, Carry]:
+            after, h = model.hidden(params, restart(model, carry, batch.start), batch.x, between)
+            return _total(model, params, h, batch.y, batch.mask), after
+
+        (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
+        loss, grads = _mean(nats, grads, batch.mask)
+        return loss, after, grads
+
+    return Estimator(model.init_carry, estimate)
+
+
+class History(NamedTuple):
+    """What truncated BPTT remembers where k2 > k1: the m blocks of k1 tokens before this one."""
+
+    carry: Carry
+    """The model's carry before the oldest block."""
+    x: Int[Array, "m k1 B"]
+    """The blocks' input tokens."""
+    start: Bool[Array, "m B"]
+    """Whether the text starts again at a block."""
+
+
+def truncated_bptt(
+    model: LanguageModel, *, k1: int, k2: int, clip_delta: float | Array | None = None
+) -> Estimator:
+    """Truncated backpropagation: k1 steps forward, k2 steps back.
+
+    Each block of k1 tokens is run forward with the ⌈k2 / k1⌉ - 1 blocks before it, under the present
+    parameters, so an update costs about k2 / k1 times the forward work of full BPTT. Where k2 < k1,
+    the losses of the first k1 - k2 steps of a block still teach the readout.
+
+    A batch may hold several blocks; their gradients are added up. In training it holds one.
+
+    Args:
+      model: the language model.
+      k1: steps of a block.
+      k2: steps that the gradient goes back from the end of a block; it may reach before the batch.
+      clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
+
+    Raises:
+      ValueError: k1 or k2 is not positive, or (when called) k1 does not divide the batch's T.
+    """
+    if k1 < 1 or k2 < 1:
+        raise ValueError(f"k1={k1} and k2={k2} must be 1 or more")
+    between = _clipping(clip_delta)
+    remembered = -(-k2 // k1) - 1
+    constant = (
+        remembered + 1
+    ) * k1 - k2  # the first steps of a window, before the gradient's reach
+
+    def hidden(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        return model.hidden(params, carry, x, between)
+
+    def block_nats(
+        params: Params, history: History, x: Array, y: Array, mask: Array, start: Array
+    ) -> tuple[Array, Carry]:
+        """The summed nats of the newest block, and the carry after the oldest."""
+        xs = jnp.concatenate([history.x, x[None]])
+        starts = jnp.concatenate([history.start, start[None]])
+        carry, h, oldest = history.carry, None, None
+        for block in range(remembered + 1):
+            carry = restart(model, carry, starts[block])
+            if block == 0 and constant:
+                carry, head = hidden(params, carry, xs[0, :constant])
+                carry, head = jax.lax.stop_gradient((carry, head))
+                carry, tail = hidden(params, carry, xs[0, constant:])
+                h = jnp.concatenate([head, tail])
+            else:
+                carry, h = hidden(params, carry, xs[block])
+            oldest = carry if block == 0 else oldest
+        return _total(model, params, h, y, mask), oldest
+
+    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
+        steps, lanes = batch.x.shape
+        if steps % k1:
+            raise ValueError(f"k1={k1} does not divide the batch's T={steps}")
+        blocks = steps // k1
+        x, y, mask = (a.reshape(blocks, k1, lanes) for a in (batch.x, batch.y, batch.mask))
+        starts = jnp.zeros((blocks, lanes), bool).at[0].set(batch.start)
+        none_yet = jnp.zeros((0, k1, lanes), x.dtype), jnp.zeros((0, lanes), bool)
+        history = carry if remembered else History(carry, *none_yet)
+
+        def add_block(sums: tuple, block: tuple) -> tuple[tuple, None]:
+            history, nats, grads = sums
+            x, y, mask, start = block
+            value_and_grad = jax.value_and_grad(block_nats, has_aux=True)
+            (more, oldest), more_grads = value_and_grad(params, history, x, y, mask, start)
+            history = History(
+                oldest,
+                jnp.concatenate([history.x, x[None]])[1:] if remembered else history.x,
+                jnp.concatenate([history.start, start[None]])[1:] if remembered else history.start,
+            )
+            return (history, nats + more, jax.tree.map(jnp.add, grads, more_grads)), None
+
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), (x, y, mask, starts))
+        loss, grads = _mean(nats, grads, batch.mask)
+        return loss, history if remembered else history.carry, grads
+
+    def init_carry(batch_size: int) -> Carry:
+        carry = model.init_carry(batch_size)
+        if not remembered:
+            return carry
+        # Before the text's first block, which starts afresh, these tokens are read for nothing.
+        x = jnp.zeros((remembered, k1, batch_size), jnp.int32)
+        return History(carry, x, jnp.zeros((remembered, batch_size), bool))
+
+    return Estimator(init_carry, estimate)
+
+
+def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
+    """The identity, through which each lane's gradient passes with at most a norm of `threshold`.
+
+    δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry of
+    one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step). The estimators
+    differentiate the *sum* of nats, so the threshold does not depend on B or T.
+
+    Args:
+      carry: leaves [B, ...].
+      threshold: largest norm, in nats per unit of the carry; infinity changes nothing.
+    """
+
+    @jax.custom_vjp
+    def identity(carry: Carry, threshold: Array) -> Carry:
+        return carry
+
+    def backward(threshold: Array, delta: Carry) -> tuple[Carry, Array]:
+        squares = [jnp.sum(d**2, axis=range(1, d.ndim)) for d in jax.tree.leaves(delta)]
+        norm = jnp.sqrt(sum(squares))
+        scale = jnp.where(norm > threshold, threshold / norm, 1.0)
+        scaled = jax.tree.map(lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)), delta)
+        return scaled, jnp.zeros_like(threshold)
+
+    identity.defvjp(lambda carry, threshold: (carry, threshold), backward)
+    return identity(carry, jnp.asarray(threshold, float))
+
+
+def _clipping(threshold: float | Array | None) -> Between | None:
+    return None if threshold is None else lambda carry: clip_cotangent(carry, threshold)
+
+
+def _total(
+    model: LanguageModel,
+    params: Params,
+    h: Float[Array, "T B H"],
+    y: Int[Array, "T B"],
+    mask: Bool[Array, "T B"],
+) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(mask, model.nats(params, h, y), 0))
+
+
+def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
+    """Sums over tokens, divided once at the end by how many there are."""
+    tokens = jnp.maximum(jnp.sum(mask), 1).astype(nats.dtype)
+    return nats / tokens, jax.tree.map(lambda g: g / tokens, grads)

@@ -1,0 +1,149 @@
+"""What a model gives a text: -ln P of each token, read as one stream with the carry running through.
+
+Nothing here depends on a batch size: a text is read in one lane, from its first token to its last, and
+the sum is taken in float64. Only where a model was trained on independent sentences is it judged on
+sentences, each from a fresh carry.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from lm_jax.data.batches import (
+    Batch,
+    Sentences,
+    Streams,
+    batch_at,
+    sentences,
+    steps_per_epoch,
+    streams,
+)
+from lm_jax.data.corpus import tokenise
+from lm_jax.data.text import Text, in_memory
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+
+LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB in float32
+
+
+class Reading(NamedTuple):
+    """A text as a model is judged on it."""
+
+    source: Streams | Sentences
+    length: int
+    """Tokens of each lane in one call of the compiled program."""
+
+
+class Loss(NamedTuple):
+    """The cross-entropy of a text under a model."""
+
+    nats: float
+    """-ln P of the whole text."""
+    tokens: int
+    characters: int
+    """Length of the text in Unicode characters."""
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean nats per token)."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.nats / math.log(2) / self.characters
+
+    def row(self) -> dict[str, float | int]:
+        """The figures under their names in metrics.jsonl and result.json."""
+        return {
+            "nats": self.nats_per_token,
+            "perplexity": self.perplexity,
+            "bits_per_character": self.bits_per_character,
+            "tokens": self.tokens,
+            "characters": self.characters,
+        }
+
+
+def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:
+    """A text as one stream."""
+    # Short enough for the logits of a call to stay small; the same for all texts of a model.
+    length = max(1, min(2048, LOGITS_AT_ONCE // len(vocabulary)))
+    return Reading(streams(tokens, vocabulary.boundary, 1), length)
+
+
+def sentence_reading(
+    tokens: np.ndarray, vocabulary: Vocabulary, batch_size: int, length: int
+) -> Reading:
+    """A text as independent sentences, cut as in training (`lm_jax.data.batches.sentences`)."""
+    return Reading(sentences(tokens, vocabulary.boundary, batch_size, length), length)
+
+
+def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterator[np.ndarray]:
+    """-ln P of each token, [n] at a time, in the text's order where it is read as one stream."""
+    source, length = reading
+    read = _reader(model)
+    carry = model.init_carry(source.lengths.shape[-1])
+    for step in range(steps_per_epoch(source, length)):
+        batch = _batch_at(source, step, length)
+        carry, nats = read(params, carry, batch)
+        yield np.asarray(nats)[np.asarray(batch.mask)]
+
+
+def evaluate(model: LanguageModel, params: Params, reading: Reading, characters: int) -> Loss:
+    """The cross-entropy of a whole text."""
+    nats, tokens = 0.0, 0
+    for block in token_nats(model, params, reading):
+        nats += float(np.sum(block, dtype=np.float64))
+        tokens += block.size
+    return Loss(nats, tokens, characters)
+
+
+# Apart from the model's program, which then is the same for texts of every length.
+_batch_at = jax.jit(batch_at, static_argnums=2)
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(model: LanguageModel) -> Callable:
+    def read(params: Params, carry: Carry, batch: Batch) -> tuple[Carry, Array]:
+        carry, h = model.hidden(params, restart(model, carry, batch.start), batch.x)
+        return carry, model.nats(params, h, batch.y)
+
+    return jax.jit(read, donate_argnums=1)
+
+
+class Score(NamedTuple):
+    """What a model says of a text."""
+
+    tokens: np.ndarray
+    """[N] numbers of the text's tokens."""
+    nats: np.ndarray
+    """[N] -ln P of each token, given all before it."""
+    unknown: int
+    """Tokens that the vocabulary lacks."""
+    loss: Loss
+
+
+def score(model: LanguageModel, params: Params, vocabulary: Vocabulary, text: str | Text) -> Score:
+    """-ln P of a text, in all and by token.
+
+    Args:
+      model, params: a trained model, `run.model` and `run.params`.
+      vocabulary: its vocabulary, `run.vocabulary`.
+      text: what to score; tokens that the vocabulary lacks count as `<unk>`.
+
+    Raises:
+      UserError: the text is empty, or not UTF-8.
+    """
+    split = tokenise(vocabulary, in_memory("text", text) if isinstance(text, str) else text)
+    nats = np.concatenate(list(token_nats(model, params, reading(split.tokens, vocabulary))))
+    total = float(np.sum(nats, dtype=np.float64))
+    return Score(split.tokens, nats, split.unknown, Loss(total, len(nats), split.characters))

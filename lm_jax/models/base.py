@@ -1,0 +1,66 @@
+"""What a language model is: a tuple of pure functions, and what they share.
+
+Letters: B lanes, T time steps, V tokens, E the length of a token's vector, H hidden units. Arrays are
+time-major, [T, B, ...].
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Params = Any
+Carry = Any
+Between = Callable[[Carry], Carry]
+
+
+class LanguageModel(NamedTuple):
+    """P(next token | tokens so far), as pure functions of the parameters.
+
+    Every model of the project, recurrent or not, is trained, scored and sampled through these.
+    """
+
+    init: Callable[[Array], Params]
+    """key -> params."""
+    init_carry: Callable[[int], Carry]
+    """batch_size -> carry: what the model knows before it has read anything; every leaf is B-major."""
+    hidden: Callable[..., tuple[Carry, Array]]
+    """(params, carry, x[T, B], between=None) -> (carry, h[T, B, H]).
+
+    `between` is applied to each recurrent layer's carry after every time step. It must be the
+    identity going forward; gradient estimators act on the gradient that comes back through it.
+    """
+    logits: Callable[[Params, Array], Array]
+    """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities of the next token."""
+    nats: Callable[[Params, Array, Array], Array]
+    """(params, h[..., H], y[...]) -> [...]: -ln P(y), the cross-entropy of each target."""
+
+
+def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Carry:
+    """The carry, made fresh in the lanes whose text starts here."""
+    fresh = model.init_carry(start.shape[0])
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(start.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, fresh, carry)
+
+
+def affine(
+    x: Float[Array, "... M"], W: Float[Array, "M N"], b: Float[Array, " N"]
+) -> Float[Array, "... N"]:
+    """x W + b over the last axis."""
+    product = x @ W
+    return product + jnp.broadcast_to(b, product.shape)
+
+
+def scaled_normal(key: Array, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
+    """A matrix of independent N(0, 1 / inputs), which keeps the variance of what it multiplies."""
+    return jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
+
+
+def count(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

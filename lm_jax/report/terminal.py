@@ -1,0 +1,94 @@
+"""A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from lm_jax.training.journal import Row
+from lm_jax.training.loop import Run
+
+
+class Display:
+    """Shows a training run on the standard error: a bar in a terminal, else a line a row.
+
+    Give `display.watch` to `lm_jax.train`, within `with Display(...) as display`.
+    """
+
+    def __init__(self, name: str, steps: int):
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn(escape(name)),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=steps, loss="compiling")
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def watch(self, step: int, row: Row | None) -> None:
+        """Takes what `lm_jax.train` tells."""
+        if row is None:
+            self.progress.update(self.task, completed=step)
+        elif row["kind"] == "train":
+            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+            loss = f"{row['nats']:.3f} nats a token, {speed}"
+            self.progress.update(self.task, completed=step, loss=loss)
+            if not self.console.is_terminal:
+                norm = f"gradient norm {row['grad_norm']:.3g}"
+                self.console.print(f"step {step:,}: {loss}, {norm}", soft_wrap=True)
+        else:
+            figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
+            bits = f"{row['bits_per_character']:.3f} bits a character"
+            self.console.print(f"step {step:,}: validation {figures}, {bits}", soft_wrap=True)
+
+
+def show_result(run: Run) -> None:
+    """Prints what a run has come to, as a table."""
+    result = run.result
+    if result is None:
+        return
+    table = Table()
+    for column in ("split", "nats a token", "perplexity", "bits a character", "tokens", "unknown"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, row in result["splits"].items():
+        table.add_row(
+            split,
+            f"{row['nats']:.4f}",
+            f"{row['perplexity']:.3f}",
+            f"{row['bits_per_character']:.4f}",
+            f"{row['tokens']:,}",
+            f"{row['unknown']:,}",
+        )
+    console = Console(highlight=False)
+    early = ", early" if result["stopped_early"] else ""
+    best = f"; parameters of step {result['best_step']:,}" if result["best_step"] else ""
+    console.print(f"{result['status']} at step {result['step']:,}{early}{best}", soft_wrap=True)
+    if result["splits"]:
+        console.print(table)
+    console.print(
+        f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
+        soft_wrap=True,
+    )

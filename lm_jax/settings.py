@@ -1,0 +1,236 @@
+"""What frozen settings can do: say of themselves what they are, go to JSON, be compared.
+
+A field tells the machinery about itself through its type, here and nowhere else:
+
+- `Number`, `Rate`, `Weight`, `Count`, `Seed`: changes no shape. Such a field reaches the compiled
+  program as an argument (`numbers`, `bind`), so that another value neither compiles again nor keeps
+  two runs from sharing one program (`shape`).
+- `Adjustable`: may change when a run goes on; any other field makes it another run.
+- `... | None`: `None` switches the thing off, and out of the compiled program.
+"""
+
+import dataclasses
+import difflib
+import enum
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import Field
+
+VERSION = 1
+
+Settings = TypeVar("Settings")
+
+
+class UserError(ValueError):
+    """A mistake in a flag, a config, a corpus or a run directory, told in one line."""
+
+
+class Mark(enum.Enum):
+    """What the machinery may do with a field."""
+
+    ARGUMENT = "an array that the compiled program takes as an argument"
+    ADJUSTABLE = "may change when a run goes on"
+
+
+Size = Annotated[int, Field(gt=0)]
+# Not strict, so that the string that JSON needs for an infinite threshold is read back.
+Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
+Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
+Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
+Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0)]
+
+
+@typing.dataclass_transform(frozen_default=True)
+def settings(cls: type[Settings]) -> type[Settings]:
+    """Decorates a class of settings: a frozen dataclass that refuses wrong types, values and names.
+
+    A refusal is a `UserError` of one line that names the field.
+    """
+    config = pydantic.ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="strings")
+    checked = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
+    checking_init = checked.__init__
+
+    @functools.wraps(checking_init)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            checking_init(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise UserError(explain(error, checked)) from None
+
+    checked.__init__ = init
+    return checked
+
+
+def alternatives(kind: type, path: str) -> dict[str, type]:
+    """The classes that may stand at a dotted path of some settings, by their `kind`.
+
+    Nothing, where the path names no field or one without alternatives.
+    """
+    hint: Any = kind
+    for name in path.split("."):
+        hint = typing.get_type_hints(hint, include_extras=True).get(name) if hint else None
+    members = [part for arg in typing.get_args(hint) for part in (arg, *typing.get_args(arg))]
+    found = [member for member in members if dataclasses.is_dataclass(member)]
+    return {member.kind: member for member in found if isinstance(member, type)}
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
+    """Every field of a config that is no config itself: dotted path, value, marks."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        path = prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, path + ".")
+        else:
+            yield path, value, frozenset(_marks(hints[field.name]))
+
+
+def _marks(hint: Any) -> Iterator[Mark]:
+    if typing.get_origin(hint) is Annotated:
+        yield from (extra for extra in hint.__metadata__ if isinstance(extra, Mark))
+        yield from _marks(hint.__origin__)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for member in typing.get_args(hint):
+            yield from _marks(member)
+
+
+def numbers(config: Any) -> dict[str, float | int]:
+    """The values that change no shape, by dotted path: the arguments of the compiled program.
+
+    A field that is `None` is absent: it is switched off, which is a matter of shape.
+    """
+    return {
+        path: value
+        for path, value, marks in fields(config)
+        if Mark.ARGUMENT in marks and value is not None
+    }
+
+
+def bind(config: Settings, values: Mapping[str, Any]) -> Settings:
+    """The config with other values at some paths, unchecked: arrays and tracers are welcome."""
+    return _rebuilt(config, values, "")
+
+
+def _rebuilt(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    # Past the frozen, validating constructor on purpose: it would refuse a tracer.
+    copy = object.__new__(type(config))
+    for field in dataclasses.fields(config):
+        path = prefix + field.name
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _rebuilt(value, values, path + ".")
+        object.__setattr__(copy, field.name, values.get(path, value))
+    return copy
+
+
+def shape(config: Settings) -> Settings:
+    """What of a config a compiled program depends on; equal shapes share one program.
+
+    Numbers and adjustable fields are blanked, so `bind` must give the numbers before they are read.
+    """
+    return bind(
+        config, {path: 0 for path, value, marks in fields(config) if marks and value is not None}
+    )
+
+
+def differences(old: Any, new: Any, *, adjustable: bool = True) -> list[str]:
+    """The fields in which two configs differ, a line each: `train.steps: 100 -> 200`.
+
+    With `adjustable=False`, those that may change when a run goes on are passed over.
+    """
+    before = {path: value for path, value, _ in fields(old)}
+    after = {path: value for path, value, _ in fields(new)}
+    marks = {path: marks for config in (old, new) for path, _, marks in fields(config)}
+    absent = "(no such field)"
+    return [
+        f"{path}: {before.get(path, absent)} -> {after.get(path, absent)}"
+        for path in marks
+        if before.get(path, absent) != after.get(path, absent)
+        and (adjustable or Mark.ADJUSTABLE not in marks[path])
+    ]
+
+
+def digest(config: Any) -> str:
+    """A short name of the run: hex digits that depend on every field but the adjustable ones."""
+    kept = {
+        path: repr(value) for path, value, marks in fields(config) if Mark.ADJUSTABLE not in marks
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def to_json(config: Any) -> str:
+    """Settings as indented JSON with a version; `from_json` gives the equal settings back.
+
+    What is not finite goes as a string, "Infinity", for JSON has no number for it.
+    """
+    values = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
+    return json.dumps({"version": VERSION, **values}, indent=2) + "\n"
+
+
+def from_json(kind: type[Settings], text: str, name: str) -> Settings:
+    """The settings that `to_json` wrote.
+
+    Args:
+      kind: the class of settings.
+      text: JSON.
+      name: what to call the text in an error, such as a file's path.
+
+    Raises:
+      UserError: the text holds no such settings, or of another version; names the key.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not JSON: {error}") from None
+    if not isinstance(values, dict) or values.pop("version", None) != VERSION:
+        raise UserError(f"{name} does not hold settings of version {VERSION}")
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{name}: {explain(error, kind)}") from None
+
+
+def explain(error: pydantic.ValidationError, kind: type) -> str:
+    """One line for refused settings: the first field that does not fit, and why."""
+    first = error.errors(include_url=False)[0]
+    known = _names(kind)
+    path = [str(part) for part in first["loc"]]
+    # A union adds the name of the member that was tried to the path; no field is called that.
+    where = ".".join([part for part in path[:-1] if part in known] + path[-1:])
+    message = first["msg"].removeprefix("Value error, ").removesuffix(" using 'kind'")
+    if not where or first["type"] == "value_error":
+        return message
+    if first["type"] == "unexpected_keyword_argument":
+        return f"there is no field {where}{nearest(path[-1], known)}"
+    if first["type"] == "union_tag_invalid":
+        value = first["input"].get("kind")
+        return f"{where}.kind={value!r}: choose from {first['ctx']['expected_tags']}"
+    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _names(hint: Any) -> set[str]:
+    """The names of all fields of a class of settings, those of its parts included."""
+    names: set[str] = set()
+    if dataclasses.is_dataclass(hint):
+        for name, inner in typing.get_type_hints(hint, include_extras=True).items():
+            if not name.startswith("__"):
+                names |= {name} | _names(inner)
+    for member in typing.get_args(hint):
+        names |= _names(member)
+    return names
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name closest to a wrong one, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

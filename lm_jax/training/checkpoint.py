@@ -1,0 +1,169 @@
+"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, written by Orbax, with a digest each.
+
+Orbax makes a checkpoint appear whole or not at all, and writes it while training goes on. What it does
+not see is damage: a flipped byte is restored as it is. So the SHA-256 of every array goes into the
+checkpoint's metadata, and restoring takes the newest one whose arrays all match.
+
+The arrays are stored flat, under names such as `params/layers/0/W_hh`, and restored into a template
+with the real structure. This is the only module that knows Orbax.
+"""
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm_jax.settings import UserError
+
+KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under names such as `params/layers/0/W_hh`, empty arrays left out."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+        if leaf.size
+    }
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and contents, in the order of names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {_digest(arrays[name])}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(array: np.ndarray) -> str:
+    content = np.ascontiguousarray(array)
+    head = hashlib.sha256(f"{content.dtype} {array.shape}\n".encode())
+    head.update(content.reshape(-1).view(np.uint8).data)
+    return head.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of a run that trains: one writer, at work in the background."""
+
+    def __init__(self, run_dir: Path):
+        self._folder = run_dir / "checkpoints"
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+        for path in self._folder.iterdir() if self._folder.exists() else ():
+            if not path.name.isdigit():  # what a crash has left of writing or deleting
+                shutil.rmtree(path)
+
+    def save(self, state: Any) -> None:
+        """Saves a state under its step; returns once the arrays are copied, not once they are written.
+
+        Raises:
+          OSError, ValueError: the save before this one has failed, because the disk is full, say.
+        """
+        self.wait()
+        # A copy, for the next step takes the state's buffers over.
+        arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+        self._writing = self._writer.submit(self._write, int(state.step), arrays)
+
+    def wait(self) -> None:
+        """Returns once the last save is on the disk.
+
+        Raises:
+          OSError, ValueError: it has failed.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        self.wait()
+        self._writer.shutdown()
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        path = self._folder / f"{step:08d}"
+        if path.exists():  # found damaged, or else the run would have gone on from it
+            _remove(path)
+        digests = {name: _digest(array) for name, array in arrays.items()}
+        ocp.save(path.absolute(), arrays, custom_metadata={"sha256": digests})
+        for old in _steps(self._folder)[:-KEPT]:
+            _remove(self._folder / f"{old:08d}")
+
+
+def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
+    """The newest state that is whole, or None where there is none.
+
+    A damaged checkpoint is passed over with a warning.
+
+    Args:
+      run_dir: the run.
+      template: a tree of arrays or `jax.ShapeDtypeStruct`, structured as the state.
+      part: the template is only a part of the state, by its names.
+
+    Raises:
+      UserError: the checkpoint is of another model.
+    """
+    folder = run_dir / "checkpoints"
+    wanted = named_leaves(template)
+    for step in reversed(_steps(folder)):
+        path = folder / f"{step:08d}"
+        try:
+            arrays = _read(path)
+        except Exception as error:  # Orbax and TensorStore raise all sorts at damaged files
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            warnings.warn(f"passing over the damaged checkpoint {path}: {reason}", stacklevel=2)
+            continue
+        _check(path, arrays, wanted, part)
+        leaves, structure = jax.tree.flatten(template)
+        chosen = iter([arrays[name] for name in wanted])
+        return structure.unflatten(
+            [next(chosen) if leaf.size else np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        )
+    return None
+
+
+def _steps(folder: Path) -> list[int]:
+    names: Iterable[Path] = folder.iterdir() if folder.exists() else ()
+    return sorted(int(path.name) for path in names if path.name.isdigit())
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1 as ocp
+
+    arrays = ocp.load(path.absolute())
+    known = (ocp.metadata(path.absolute()).custom_metadata or {}).get("sha256", {})
+    if set(known) != set(arrays):
+        raise ValueError("its list of arrays does not match its arrays")
+    for name, array in arrays.items():
+        if _digest(array) != known[name]:
+            raise ValueError(f"{name} does not match its SHA-256")
+    return arrays
+
+
+def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], part: bool) -> None:
+    other = sorted(wanted.keys() - arrays.keys() if part else wanted.keys() ^ arrays.keys())
+    if other:
+        raise UserError(f"{path} is the checkpoint of another model: it differs in {other[0]}")
+    for name, leaf in wanted.items():
+        there, here = arrays[name], leaf
+        if (there.shape, there.dtype) != (here.shape, here.dtype):
+            raise UserError(
+                f"{path} is the checkpoint of another model: {name} is {there.dtype} "
+                f"{list(there.shape)} there, {here.dtype} {list(here.shape)} here"
+            )
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: what is half deleted must not look like a checkpoint.
+    trash = path.with_name(f"{path.name}.trash")
+    path.rename(trash)
+    shutil.rmtree(trash)

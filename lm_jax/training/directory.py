@@ -1,0 +1,126 @@
+"""A run directory: whose it is, what it holds, and whether a config may go on in it.
+
+config.json       the resolved config
+vocabulary.json   the tokens, and a digest of the corpus
+metrics.jsonl     a row a record (lm_jax.training.journal)
+checkpoints/      train states (lm_jax.training.checkpoint)
+result.json       the last word
+.lock             the process that is at work here
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm_jax.config import Config
+from lm_jax.data.corpus import Corpus
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.settings import UserError, differences, from_json, to_json
+from lm_jax.training.journal import write_whole
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Makes the directory if need be, and keeps other processes out of it.
+
+    The operating system lets go of the lock when the process dies, however it dies.
+
+    Raises:
+      UserError: another process is at work there; the path is a file, or not writable, or holds
+        files but no run.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
+        if foreign and not (run_dir / "config.json").exists():
+            raise UserError(f"{run_dir} holds files but no run: {sorted(foreign)[0]}, for one")
+        lock = (run_dir / LOCK).open("a+")
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"{run_dir} cannot be a run directory: there is a file of that name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be a run directory: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            process = lock.read().strip() or "unknown"
+            raise UserError(f"{run_dir} is in use: process {process} is at work there") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _is_ours(name: str) -> bool:
+    # Before config.json, a run that was killed at its very start leaves these at most.
+    return name in (LOCK, "vocabulary.json") or name.endswith(".partial")
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config of a run.
+
+    Raises:
+      UserError: there is no run there, or of another version.
+    """
+    return from_json(Config, _read(run_dir, "config.json"), str(run_dir / "config.json"))
+
+
+def read_vocabulary(run_dir: Path) -> Vocabulary:
+    """The vocabulary of a run.
+
+    Raises:
+      UserError: there is no run there, or of another version.
+    """
+    path = run_dir / "vocabulary.json"
+    return Vocabulary.from_json(_read(run_dir, "vocabulary.json"), str(path))
+
+
+def _read(run_dir: Path, name: str) -> str:
+    try:
+        return (run_dir / name).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"it has no {name}" if run_dir.is_dir() else "there is no such directory"
+        raise UserError(f"{run_dir} is not a run directory: {what}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{run_dir / name} cannot be read: {error}") from None
+
+
+def refuse_changes(run_dir: Path, config: Config) -> None:
+    """Returns if a config may start, or go on, in a directory.
+
+    Raises:
+      UserError: a run of another config lives there; names each field that differs.
+    """
+    if not (run_dir / "config.json").exists():
+        return
+    changes = differences(read_config(run_dir), config, adjustable=False)
+    if changes:
+        raise UserError(
+            f"{run_dir} holds a run with other settings (there -> here): {'; '.join(changes)}"
+        )
+
+
+def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
+    """Writes down what a run is, or sees that it is the run that was written down.
+
+    Raises:
+      UserError: the text is not the one that the run was begun with.
+    """
+    if (run_dir / "config.json").exists():
+        known = json.loads(_read(run_dir, "vocabulary.json")).get("corpus")
+        if known != corpus.digest:
+            raise UserError(
+                f"{run_dir} was begun on another text: its content or its tokens have changed "
+                f"since (SHA-256 {str(known)[:12]}… there, {corpus.digest[:12]}… here)"
+            )
+    else:
+        write_whole(run_dir / "vocabulary.json", corpus.vocabulary.to_json(corpus=corpus.digest))
+    write_whole(run_dir / "config.json", to_json(config))

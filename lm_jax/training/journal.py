@@ -1,0 +1,96 @@
+"""What a run writes down: rows of metrics.jsonl, result.json, and files that are whole or not there.
+
+metrics.jsonl has one writer and one JSON object a line; a number that is not finite is `null`. Rows are
+safe on the disk before the checkpoint of their step is. After a crash, rows beyond the checkpoint that
+the run goes on from are taken away again, so the file reads as if nothing had happened.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_jax.settings import VERSION
+
+Row = dict[str, Any]
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a file so that it is there whole, or is as it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def as_json(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON."""
+    return json.dumps(_finite(row), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a line that a crash has torn ends the reading."""
+    rows: list[Row] = []
+    if not path.exists():
+        return rows
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows
+
+
+class Journal:
+    """The open metrics.jsonl of a run.
+
+    Attributes:
+      seconds: of training, according to the rows that stand.
+    """
+
+    def __init__(self, run_dir: Path, step: int):
+        """Opens the file of a run that goes on from `step`, and takes away what came after it."""
+        path = run_dir / "metrics.jsonl"
+        rows = [row for row in read_rows(path) if row["step"] <= step]
+        write_whole(path, "".join(as_json(row) + "\n" for row in rows))
+        self.seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Adds a row, and hands it to the operating system."""
+        self._file.write(as_json(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all rows are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+
+
+def write_result(run_dir: Path, result: Row) -> None:
+    """Writes result.json, the last word on a run."""
+    write_whole(
+        run_dir / "result.json", json.dumps(_finite({"version": VERSION, **result}), indent=2)
+    )
+
+
+def read_result(run_dir: Path) -> Row | None:
+    """What `write_result` wrote, or None where a run has not come to an end."""
+    path = run_dir / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,345 @@
+"""A run from its config to its result: train, validate, save, stop and go on.
+
+All that decides what comes next is in the train state, so a run that was stopped, killed or broken off
+in the middle of a validation goes on from its newest checkpoint to the very same bits.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import models
+from lm_jax.config import Config, resolve
+from lm_jax.data.batches import check_length, sentences, steps_per_epoch, streams
+from lm_jax.data.corpus import Corpus, Split, load
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.inference.score import Loss, Reading, evaluate, reading, sentence_reading, token_nats
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Params
+from lm_jax.settings import UserError, numbers, shape
+from lm_jax.training import directory, journal
+from lm_jax.training.checkpoint import Checkpoints, digest, named_leaves, restore
+from lm_jax.training.step import Program, TrainState, program
+
+BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
+
+Watch = Callable[[int, journal.Row | None], None]
+
+
+class Run(NamedTuple):
+    """A run that was trained, or is being trained."""
+
+    config: Config
+    vocabulary: Vocabulary
+    model: LanguageModel
+    params: Params
+    """The best on validation, or the last ones, as `train.keep_best` has it."""
+    step: int
+    """Updates made when the newest checkpoint was saved."""
+    result: journal.Row | None
+    """result.json, or None where the run has not come to an end."""
+    run_dir: Path
+
+
+def train(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    text: str | Sequence[str] | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Trains a model, or goes on where an earlier call on the same directory stopped.
+
+    SIGTERM saves and raises SystemExit(143); SIGINT saves and raises KeyboardInterrupt. In both
+    cases, and after a crash of any kind, the same call goes on.
+
+    Args:
+      config: what to train; in a directory with a run, the config of that run but for fields that
+        are `lm_jax.settings.Adjustable`.
+      run_dir: where the run lives; made if it does not exist.
+      text: with `data.source="memory"`, one text, or three (training, validation, test).
+      watch: called as watch(step, row) about once a second, with a row of metrics.jsonl where one
+        was written and else with None.
+
+    Returns:
+      the run, as `load_run` gives it.
+
+    Raises:
+      UserError: the config, the text or the directory will not do; nothing has been changed.
+    """
+    config, run_dir = resolve(config), Path(run_dir)
+    directory.refuse_changes(run_dir, config)
+    corpus = load(config.data, text)
+    if config.data.batching == "streams":
+        name = "data.length" if config.train.k1 is None else "train.k1"
+        length = config.train.k1 or config.data.length
+        check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
+    with directory.claimed(run_dir), stop_signals() as received:
+        directory.settle(run_dir, config, corpus)
+        result = journal.read_result(run_dir)
+        if result is None or _goes_on(result, config):
+            _Training(config, run_dir, corpus, received, watch or (lambda step, row: None)).run()
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    return load_run(run_dir)
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """A run from its directory, whether it has ended or not.
+
+    Raises:
+      UserError: there is no run, or no checkpoint that is whole.
+    """
+    run_dir = Path(run_dir)
+    config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
+    model = models.make(config.model, len(vocabulary))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    name = "best_params" if config.train.keep_best else "params"
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    found = restore(run_dir, {"step": step, name: params}, part=True)
+    if found is None:
+        raise UserError(f"{run_dir} has no checkpoint to load")
+    params = jax.tree.map(jnp.asarray, found[name])
+    result = journal.read_result(run_dir)
+    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
+
+
+def _goes_on(result: journal.Row, config: Config) -> bool:
+    if result["status"] == "finished" and result["step"] > config.train.steps:
+        raise UserError(
+            f"train.steps={config.train.steps} is less than the {result['step']} that this run has made"
+        )
+    return result["status"] == "stopped" or (
+        result["status"] == "finished"
+        and not result["stopped_early"]
+        and result["step"] < config.train.steps
+    )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, the list stays empty.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of a validation."""
+
+
+class _Training:
+    """One process at work on a run."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        corpus: Corpus,
+        received: list[signal.Signals],
+        watch: Watch,
+    ):
+        self.config, self.run_dir, self.corpus = config, run_dir, corpus
+        self.received, self.watch = received, watch
+        data = config.data
+        self.program: Program = program(shape(config), len(corpus.vocabulary))
+        length = self.program.length
+        if data.batching == "streams":
+            self.source = streams(corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size)
+        else:
+            self.source = sentences(
+                corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size, length
+            )
+        self.epoch = steps_per_epoch(self.source, length)
+        self.validate_every = config.train.validate_every or self.epoch
+        self.numbers = {
+            path: jnp.asarray(value, jnp.uint32 if path == "seed" else type(value))
+            for path, value in numbers(config).items()
+        }
+        self.validation = self._reading(corpus.validation)
+
+    def _reading(self, split: Split) -> Reading:
+        data = self.config.data
+        if data.batching == "streams":
+            return reading(split.tokens, self.corpus.vocabulary)
+        return sentence_reading(
+            split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
+        )
+
+    def run(self) -> None:
+        """Trains until the run is over or a signal comes, and writes result.json."""
+        self.state = self._restored()
+        step = int(self.state.step)
+        if step > self.config.train.steps:
+            raise UserError(
+                f"train.steps={self.config.train.steps} is less than the {step} that this run has made"
+            )
+        (self.run_dir / "result.json").unlink(missing_ok=True)
+        self.journal = journal.Journal(self.run_dir, step)
+        self.checkpoints = Checkpoints(self.run_dir)
+        self.saved = step if step else -1
+        self.rate = 0.0  # steps a second, once known
+        self._start_clock()
+        try:
+            status = self._train()
+            if status != "diverged":
+                self._save()
+            self.checkpoints.wait()
+            journal.write_result(self.run_dir, self._result(status))
+        finally:
+            self.journal.close()
+            self.checkpoints.close()
+
+    def _restored(self) -> TrainState:
+        template = jax.eval_shape(self.program.init, self.numbers)
+        state = restore(self.run_dir, template)
+        if state is None:
+            return self.program.init(self.numbers)
+        return jax.tree.map(jnp.asarray, state)
+
+    def _train(self) -> str:
+        train = self.config.train
+        while True:
+            step = int(self.state.step)
+            last = step >= train.steps
+            due = step % self.validate_every == 0 or last
+            if step and due and int(self.state.verdict.step) < step:
+                try:
+                    self._validate()
+                except _Stopped:
+                    return "stopped"
+            if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
+                return "finished"
+            if last:
+                return "finished"
+            if self.received:
+                return "stopped"
+            if step % train.checkpoint_every == 0 and step > self.saved:
+                self._save()
+            self._advance(step)
+            if not math.isfinite(float(self.state.record.nats)):
+                self._log()
+                return "diverged"
+            step = int(self.state.step)
+            # The first step is a record of its own: it shows ln V, and that the run is alive.
+            if step % train.log_every == 0 or step in (1, train.steps):
+                self._log()
+            else:
+                self.watch(step, None)
+
+    def _advance(self, step: int) -> None:
+        """Runs the compiled loop to the next step at which something is due, or for about a second."""
+        train = self.config.train
+        every = (train.log_every, self.validate_every, train.checkpoint_every)
+        stop = min(train.steps, *(step + n - step % n for n in every))
+        if step == 0:
+            stop = 1
+        elif self.rate:
+            stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
+        began = time.perf_counter()
+        self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+        self.state.step.block_until_ready()
+        taken = time.perf_counter() - began
+        self.trained += taken
+        if step:  # the first step compiles
+            self.rate = (stop - step) / taken
+
+    def _log(self) -> None:
+        record = jax.tree.map(np.asarray, self.state.record)
+        steps, step = int(record.steps), int(self.state.step)
+        here = (step - self.logged) / steps  # the share of the record that this process has made
+        row = {
+            "step": step,
+            "kind": "train",
+            "split": "train",
+            "epoch": step / self.epoch,
+            "nats": float(record.nats / record.tokens),
+            "grad_norm": float(record.grad_norm / steps),
+            "grad_norm_max": float(record.grad_norm_max),
+            "grad_norm_clipped": float(record.clipped_norm / steps),
+            "clipped": float(record.clipped / steps),
+            "learning_rate": float(record.learning_rate),
+            "tokens": int(record.tokens),
+            "tokens_per_second": float(record.tokens) * here / max(self.trained, 1e-9),
+            "seconds": self.journal.seconds + self.trained,
+        }
+        self.journal.seconds += self.trained
+        self._start_clock()
+        self.state = self.state._replace(record=jax.tree.map(np.zeros_like, record))
+        self._write(row)
+
+    def _start_clock(self) -> None:
+        self.trained, self.logged = 0.0, int(self.state.step)
+
+    def _validate(self) -> None:
+        nats, tokens = 0.0, 0
+        for block in token_nats(self.program.model, self.state.params, self.validation):
+            nats += float(np.sum(block, dtype=np.float64))
+            tokens += block.size
+            if self.received:
+                raise _Stopped
+        loss = Loss(nats, tokens, self.corpus.validation.characters)
+        self.state = self.program.judge(
+            self.state, jnp.asarray(loss.nats_per_token, float), self.numbers
+        )
+        row = {"step": int(self.state.step), "kind": "evaluation", "split": "validation"}
+        self._write({**row, **loss.row()})
+
+    def _write(self, row: journal.Row) -> None:
+        self.journal.write(row)
+        self.watch(row["step"], row)
+
+    def _save(self) -> None:
+        step = int(self.state.step)
+        if step > self.saved:
+            self.journal.sync()
+            self.checkpoints.save(self.state)
+            self.saved = step
+
+    def _result(self, status: str) -> journal.Row:
+        state, verdict = self.state, self.state.verdict
+        params = state.params if state.best_params is None else state.best_params
+        splits = {}
+        if status == "finished":
+            for name in ("validation", "test"):
+                split: Split = getattr(self.corpus, name)
+                loss = evaluate(self.program.model, params, self._reading(split), split.characters)
+                splits[name] = {**loss.row(), "unknown": split.unknown}
+        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+        return {
+            "status": status,
+            "step": int(state.step),
+            "stopped_early": status == "finished" and int(state.step) < self.config.train.steps,
+            "best_step": int(verdict.best_step) if self.config.train.keep_best else None,
+            "splits": splits,
+            "parameters": models.count(params),
+            "sha256": digest(arrays),
+            "seconds": self.journal.seconds,
+        }

@@ -1,0 +1,81 @@
+"""From a config to Optax: the optimizer, its clipping, and the learning rate of a step."""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax import config as settings
+from lm_jax.models.base import Params
+
+
+def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]:
+    """What is done to the whole gradient before the optimizer sees it: by norm, then by value.
+
+    Returns:
+      the gradient, and whether it was changed.
+    """
+    changed = jnp.zeros((), bool)
+    if train.clip_norm is not None:
+        changed |= optax.tree.norm(grads) > train.clip_norm
+        grads, _ = optax.clip_by_global_norm(train.clip_norm).update(grads, optax.EmptyState())
+    if train.clip_value is not None:
+        changed |= optax.tree.max(jax.tree.map(jnp.abs, grads)) > train.clip_value
+        grads, _ = optax.clip(train.clip_value).update(grads, optax.EmptyState())
+    return grads, changed
+
+
+def optimizer(
+    config: settings.SGD | settings.Momentum | settings.Adam | settings.AdamW | settings.RMSprop,
+    learning_rate: float | Float[Array, ""],
+) -> optax.GradientTransformation:
+    """The optimizer of one step.
+
+    Args:
+      config: `Train.optimizer`; its numbers may be tracers.
+      learning_rate: of this step.
+    """
+    if isinstance(config, settings.SGD):
+        return optax.sgd(learning_rate)
+    if isinstance(config, settings.Momentum):
+        return optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+    if isinstance(config, settings.Adam):
+        return optax.adam(learning_rate, b1=config.b1, b2=config.b2, eps=config.eps)
+    if isinstance(config, settings.AdamW):
+        return optax.adamw(
+            learning_rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+    return optax.rmsprop(learning_rate, decay=config.decay, eps=config.eps)
+
+
+def learning_rate(
+    train: settings.Train,
+    step: Int[Array, ""],
+    epoch: Int[Array, ""],
+    cut: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The learning rate of a step.
+
+    Args:
+      train: the config, resolved; its numbers may be tracers.
+      step: updates made so far.
+      epoch: epochs completed so far.
+      cut: the product of a plateau's cuts so far; 1 with any other schedule.
+    """
+    schedule = train.schedule
+    share = cut
+    if isinstance(schedule, settings.Cosine):
+        total = cast(Array, schedule.steps)  # a resolved config's is not None
+        warm = jnp.minimum(1, (step + 1) / jnp.maximum(schedule.warmup_steps, 1))
+        past = (step - schedule.warmup_steps) / jnp.maximum(total - schedule.warmup_steps, 1)
+        down = (1 + jnp.cos(jnp.pi * jnp.clip(past, 0, 1))) / 2
+        share = warm * (schedule.final + (1 - schedule.final) * down)
+    elif isinstance(schedule, settings.Epochs):
+        share = schedule.factor ** jnp.maximum(epoch - schedule.constant_epochs + 1, 0)
+    return train.learning_rate * share

@@ -1,0 +1,226 @@
+"""The training step, and many of them in one compiled loop.
+
+`program` compiles a config's shape once; the config's numbers (learning rate, thresholds, seed) are
+arguments. How many steps the loop runs is an argument too, so where a run is stopped and resumed
+changes neither what is compiled nor a single bit of the result. Everything that a step reads besides
+the text is in the `TrainState`, which is all that a checkpoint holds.
+"""
+
+import enum
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lm_jax import gradients, models
+from lm_jax.config import Config, Plateau
+from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import bind
+from lm_jax.training.optimizer import clip, learning_rate, optimizer
+
+Numbers = Mapping[str, Any]
+
+
+class Draw(enum.IntEnum):
+    """What the seed is for; each use folds its own number into the key."""
+
+    INIT = 0
+    ORDER = 1
+
+
+class Record(NamedTuple):
+    """Sums over the steps since the last record was written."""
+
+    steps: Int[Array, ""]
+    tokens: Int[Array, ""]
+    nats: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    grad_norm_max: Float[Array, ""]
+    clipped_norm: Float[Array, ""]
+    clipped: Int[Array, ""]
+    """Steps on which clipping changed the gradient."""
+    learning_rate: Float[Array, ""]
+    """Of the last step; no sum."""
+
+
+class Verdict(NamedTuple):
+    """What the validations so far amount to."""
+
+    step: Int[Array, ""]
+    """The last step judged."""
+    best_nats: Float[Array, ""]
+    """Lowest mean nats per token so far."""
+    best_step: Int[Array, ""]
+    stale: Int[Array, ""]
+    """Validations since the best one."""
+    waited: Int[Array, ""]
+    """Validations since the best one or the last cut of the learning rate."""
+    cut: Float[Array, ""]
+    """Product of the cuts of the learning rate."""
+
+
+class TrainState(NamedTuple):
+    """All that a run is, between two steps."""
+
+    step: Int[Array, ""]
+    """Updates made."""
+    params: Params
+    opt_state: optax.OptState
+    carry: Carry
+    """The gradient estimator's carry."""
+    record: Record
+    verdict: Verdict
+    best_params: Params | None
+    """Parameters that were best on validation; None where they are not kept."""
+
+
+class Program(NamedTuple):
+    """The compiled functions of a config's shape."""
+
+    model: LanguageModel
+    init: Callable[[Numbers], TrainState]
+    """numbers -> the state before the first step."""
+    advance: Callable[[TrainState, Streams | Sentences, Numbers, Any], TrainState]
+    """(state, source, numbers, stop) -> the state after `stop` steps; the one given is consumed."""
+    judge: Callable[[TrainState, Any, Numbers], TrainState]
+    """(state, mean validation nats, numbers) -> the state with its verdict."""
+    length: int
+    """Tokens of each lane in one step."""
+
+
+@functools.lru_cache(maxsize=32)
+def program(shape: Config, vocab_size: int) -> Program:
+    """The compiled program of a run.
+
+    Args:
+      shape: `lm_jax.settings.shape` of a resolved config.
+      vocab_size: V.
+    """
+    train, data = shape.train, shape.data
+    length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
+
+    def init(numbers: Numbers) -> TrainState:
+        config = bind(shape, numbers)
+        model = models.make(config.model, vocab_size)
+        params = model.init(_key(config, Draw.INIT))
+        none = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=none,
+            params=params,
+            opt_state=optimizer(config.train.optimizer, 0.0).init(params),
+            carry=gradients.make(config.train, model).init_carry(data.batch_size),
+            record=empty_record(),
+            verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
+            best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
+        )
+
+    def update(state: TrainState, source: Streams | Sentences, config: Config) -> TrainState:
+        model = models.make(config.model, vocab_size)
+        grad_fn = gradients.make(config.train, model)
+        batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
+        loss, carry, grads = grad_fn(state.params, state.carry, batch)
+        clipped, changed = clip(config.train, grads)
+        rate = learning_rate(
+            config.train,
+            state.step,
+            state.step // steps_per_epoch(source, length),
+            state.verdict.cut,
+        )
+        updates, opt_state = optimizer(config.train.optimizer, rate).update(
+            clipped, state.opt_state, state.params
+        )
+        record = add(
+            state.record,
+            tokens=jnp.sum(batch.mask),
+            loss=loss,
+            grad_norm=optax.tree.norm(grads),
+            clipped_norm=optax.tree.norm(clipped),
+            clipped=changed,
+            rate=rate,
+        )
+        return state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            carry=carry,
+            record=record,
+        )
+
+    def advance(
+        state: TrainState, source: Streams | Sentences, numbers: Numbers, stop: Array
+    ) -> TrainState:
+        config = bind(shape, numbers)
+        return jax.lax.while_loop(
+            lambda state: state.step < stop,
+            lambda state: update(state, source, config),
+            state,
+        )
+
+    def judge(state: TrainState, nats: Array, numbers: Numbers) -> TrainState:
+        config, verdict = bind(shape, numbers), state.verdict
+        better = nats < verdict.best_nats
+        waited = jnp.where(better, 0, verdict.waited + 1)
+        cut = verdict.cut
+        if isinstance(config.train.schedule, Plateau):
+            tired = waited >= config.train.schedule.patience
+            cut = jnp.where(tired, cut * config.train.schedule.factor, cut)
+            waited = jnp.where(tired, 0, waited)
+        best = state.best_params
+        if best is not None:
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, best)
+        verdict = Verdict(
+            step=state.step,
+            best_nats=jnp.minimum(nats, verdict.best_nats),
+            best_step=jnp.where(better, state.step, verdict.best_step),
+            stale=jnp.where(better, 0, verdict.stale + 1),
+            waited=waited,
+            cut=cut,
+        )
+        return state._replace(verdict=verdict, best_params=best)
+
+    return Program(
+        model=models.make(shape.model, vocab_size),
+        init=jax.jit(init),
+        advance=jax.jit(advance, donate_argnums=0),
+        judge=jax.jit(judge, donate_argnums=0),
+        length=length,
+    )
+
+
+def empty_record() -> Record:
+    """A record of no steps."""
+    zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
+    return Record(none, none, zero, zero, zero, zero, none, zero)
+
+
+def add(
+    record: Record,
+    *,
+    tokens: Array,
+    loss: Array,
+    grad_norm: Array,
+    clipped_norm: Array,
+    clipped: Array,
+    rate: Array,
+) -> Record:
+    """A record with one more step in it."""
+    return Record(
+        steps=record.steps + 1,
+        tokens=record.tokens + tokens,
+        nats=record.nats + loss * tokens,
+        grad_norm=record.grad_norm + grad_norm,
+        grad_norm_max=jnp.maximum(record.grad_norm_max, grad_norm),
+        clipped_norm=record.clipped_norm + clipped_norm,
+        clipped=record.clipped + clipped,
+        learning_rate=rate,
+    )
+
+
+def _key(config: Config, draw: Draw) -> Array:
+    return jax.random.fold_in(jax.random.key(config.seed), draw)
