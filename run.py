@@ -138,9 +138,8 @@ def as_table(run: lm_jax.Run, found: inference.Score) -> str:
     loss = found.loss
     return "\n".join(
         ["      ln P  token", *lines, ""]
-        + [
-            f"ln P of the text  {-loss.nats:.4f} ({loss.tokens:,} tokens, {found.unknown:,} unknown)"
-        ]
+        + [f"ln P of the text  {-loss.nats:.4f}"]
+        + [f"tokens            {loss.tokens:,}, of them unknown {found.unknown:,}"]
         + [f"nats a token      {loss.nats_per_token:.4f}"]
         + [f"perplexity        {loss.perplexity:.4f}"]
         + [f"bits a character  {loss.bits_per_character:.4f}"]
@@ -230,10 +229,6 @@ def in_one_line(box: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Runs a command; returns the exit status."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    # Compiled programs are kept between runs, apart for each machine: they suit its processor.
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         return parse(arguments)()
     except UserError as error:
@@ -247,5 +242,14 @@ def main(arguments: list[str]) -> int:
         return 0
 
 
+def set_up() -> None:
+    """Settings of the whole process, which only a program of its own may make."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    # Compiled programs are kept between runs, apart for each machine: they suit its processor.
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 if __name__ == "__main__":
+    set_up()
     sys.exit(main(sys.argv[1:]))

@@ -25,14 +25,14 @@ class Data:
     text_key: str | None = None
     """tfds: the feature that holds the text; None finds it."""
     train: str | None = None
-    """file: path of the training text (UTF-8); alone, it is cut 90 / 5 / 5 into the three splits."""
+    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits."""
     validation: str | None = None
     """file: path of the validation text."""
     test: str | None = None
     """file: path of the test text."""
     tokenizer: Literal["char", "byte", "word"] = "char"
-    """char: Unicode characters; byte: the 256 bytes of UTF-8; word: what white space separates, with
-    <eos> at the end of each line."""
+    """char: Unicode characters; byte: the 256 bytes of UTF-8; word: what white space separates,
+    with <eos> at the end of each line."""
     vocabulary_size: Size | None = None
     """char, word: keep this many tokens, the most frequent, <unk> among them; None keeps all."""
     min_count: Size = 1
@@ -107,7 +107,7 @@ class RNN:
     layers: Size = 1
     """Cells stacked on one another."""
     gain: Number = 1.0
-    """Initial recurrent weights: an orthogonal matrix times this, so every singular value of W_hh."""
+    """Initial W_hh: an orthogonal matrix times this, which is every singular value then."""
 
 
 @settings
@@ -236,7 +236,7 @@ class Train:
     """full: backpropagation through all T steps of a chunk; truncated: an update every k1 steps,
     backpropagated k2 steps, beyond the chunk's edge where k2 > k1."""
     k1: Size | None = None
-    """truncated: tokens of each lane between updates, in place of data.length; None: data.length."""
+    """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
     k2: Size | None = None
     """truncated: steps that the gradient goes back from each update."""
     clip_norm: Number | None = None

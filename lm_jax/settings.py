@@ -139,7 +139,12 @@ def shape(config: Settings) -> Settings:
     Numbers and adjustable fields are blanked, so `bind` must give the numbers before they are read.
     """
     return bind(
-        config, {path: 0 for path, value, marks in fields(config) if marks and value is not None}
+        config,
+        {
+            path: type(value)()
+            for path, value, marks in fields(config)
+            if marks and value is not None
+        },
     )
 
 

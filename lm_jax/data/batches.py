@@ -2,8 +2,8 @@
 
 Two ways to read a text of N tokens s_1 … s_N, each of them a target exactly once an epoch:
 
-- as *streams*: B lanes of L = ⌈N / B⌉ tokens each; update `step` reads the next T tokens of every lane
-  and the carry goes on from chunk to chunk, until the lanes start again;
+- as *streams*: B lanes of L = ⌈N / B⌉ tokens each; update `step` reads the next T tokens of every
+  lane and the carry goes on from chunk to chunk, until the lanes start again;
 - as *sentences*: each row is one line of the text, from a fresh carry, in an order drawn anew every
   epoch.
 
@@ -106,11 +106,11 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
 def batch_at(
     source: Streams | Sentences, step: Int[Array, ""] | int, length: int, key: Array | None = None
 ) -> Batch:
-    """What update `step`, counted from 0, reads: a pure function, so resuming is no more than a step.
+    """What update `step`, counted from 0, reads.
 
     Args:
-      source: streams, of which the next `length` tokens of every lane are read, from the front again
-        after each epoch; or sentences, of which B are read, padded to `length`.
+      source: streams, of which the next `length` tokens of every lane are read, from the front
+        again after each epoch; or sentences, of which B are read, padded to `length`.
       step: the update.
       length: T.
       key: draws the order of sentences in each epoch; None: as they stand in the text.

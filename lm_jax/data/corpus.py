@@ -1,8 +1,8 @@
 """A corpus: a vocabulary and the three splits as arrays of token numbers.
 
 Files and data sets are tokenised once, into a folder of the user's cache named by their content and
-the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The folder
-is written under another name and renamed when it is whole, so that it is there or it is not.
+the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The
+folder is written under another name and renamed when it is whole, so that it is there or it is not.
 """
 
 import hashlib

@@ -4,22 +4,23 @@ The objective of a batch is the mean cross-entropy over its real tokens, in nats
 
     J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
 
-and its gradient with respect to the recurrent weights is the lecture's double sum over the time t of
-the loss and the time k at which a weight was used,
+and its gradient with respect to the recurrent weights is the lecture's double sum over the time t
+of the loss and the time k at which a weight was used,
 
     ∂J/∂W = (1/N) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W).
 
 *Full* BPTT (Werbos, 1990) takes every k within the chunk; what lies before the chunk enters through
-the carry, as a constant. *Truncated* BPTT(k1, k2) (Williams & Peng, 1990, there BPTT(h; h')) sums the
-losses of k1 steps and, for all of them together, takes the k of the last k2 steps: it reads each block
-of k1 tokens with as many tokens before it as it needs, and the state before those is the constant. So
-k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
+the carry, as a constant. *Truncated* BPTT(k1, k2) (Williams & Peng, 1990, there BPTT(h; h')) sums
+the losses of k1 steps and, for all of them together, takes the k of the last k2 steps: it reads
+each block of k1 tokens with as many tokens before it as it needs, and the state before those is the
+constant. So k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
 
 A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). Its carry is the
 model's own, or more where the estimator must remember more; its `init_carry` makes the first one.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,8 @@ from lm_jax.data.batches import Batch
 from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
 
 
-class Estimator(NamedTuple):
+@dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
+class Estimator:
     """A gradient estimator: call it with (params, carry, batch) to get (loss, carry, grads).
 
     `loss` is the mean over the batch's real tokens, in nats; `grads` is shaped as `params`.
@@ -82,9 +84,9 @@ def truncated_bptt(
 ) -> Estimator:
     """Truncated backpropagation: k1 steps forward, k2 steps back.
 
-    Each block of k1 tokens is run forward with the ⌈k2 / k1⌉ - 1 blocks before it, under the present
-    parameters, so an update costs about k2 / k1 times the forward work of full BPTT. Where k2 < k1,
-    the losses of the first k1 - k2 steps of a block still teach the readout.
+    Each block of k1 tokens is run forward with the ⌈k2 / k1⌉ - 1 blocks before it, under the
+    present parameters, so an update costs about k2 / k1 times the forward work of full BPTT. Where
+    k2 < k1, the losses of the first k1 - k2 steps of a block still teach the readout.
 
     A batch may hold several blocks; their gradients are added up. In training it holds one.
 
@@ -168,9 +170,9 @@ def truncated_bptt(
 def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
     """The identity, through which each lane's gradient passes with at most a norm of `threshold`.
 
-    δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry of
-    one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step). The estimators
-    differentiate the *sum* of nats, so the threshold does not depend on B or T.
+    δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry
+    of one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step). The
+    estimators differentiate the *sum* of nats, so the threshold does not depend on B or T.
 
     Args:
       carry: leaves [B, ...].
@@ -178,10 +180,10 @@ def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
     """
 
     @jax.custom_vjp
-    def identity(carry: Carry, threshold: Array) -> Carry:
+    def identity(carry, threshold):
         return carry
 
-    def backward(threshold: Array, delta: Carry) -> tuple[Carry, Array]:
+    def backward(threshold, delta):
         squares = [jnp.sum(d**2, axis=range(1, d.ndim)) for d in jax.tree.leaves(delta)]
         norm = jnp.sqrt(sum(squares))
         scale = jnp.where(norm > threshold, threshold / norm, 1.0)

@@ -62,7 +62,7 @@ def _first_unknown(prompt: str, vocabulary: Vocabulary) -> str:
 
 @functools.lru_cache(maxsize=16)
 def draw(model: LanguageModel, length: int, prompt_length: int) -> Callable[..., Array]:
-    """The compiled program that draws: (params, tokens[prompt_length], key, temperature) -> [length].
+    """The compiled program (params, tokens[prompt_length], key, temperature) -> drawn[length].
 
     Args:
       model: the language model.

@@ -1,8 +1,8 @@
-"""What a model gives a text: -ln P of each token, read as one stream with the carry running through.
+"""What a model gives a text: -ln P of each token, the carry running through from first to last.
 
-Nothing here depends on a batch size: a text is read in one lane, from its first token to its last, and
-the sum is taken in float64. Only where a model was trained on independent sentences is it judged on
-sentences, each from a fresh carry.
+Nothing here depends on a batch size: a text is read in one lane, from its first token to its last,
+and the sum is taken in float64. Only where a model was trained on independent sentences is it
+judged on sentences, each from a fresh carry.
 """
 
 import functools

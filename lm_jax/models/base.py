@@ -1,7 +1,7 @@
 """What a language model is: a tuple of pure functions, and what they share.
 
-Letters: B lanes, T time steps, V tokens, E the length of a token's vector, H hidden units. Arrays are
-time-major, [T, B, ...].
+Letters: B lanes, T time steps, V tokens, E the length of a token's vector, H hidden units. Arrays
+are time-major, [T, B, ...].
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class LanguageModel(NamedTuple):
     init: Callable[[Array], Params]
     """key -> params."""
     init_carry: Callable[[int], Carry]
-    """batch_size -> carry: what the model knows before it has read anything; every leaf is B-major."""
+    """batch_size -> carry: what the model knows before it has read; every leaf is [B, ...]."""
     hidden: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B], between=None) -> (carry, h[T, B, H]).
 

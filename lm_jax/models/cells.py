@@ -1,11 +1,11 @@
 """Recurrent cells, each an elementwise function of its pre-activations.
 
-A cell gets z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h and makes the next carry out of them; the two
-products are the recurrence's business (`lm_jax.models.recurrence`). That split is what lets all z_x
-of a chunk be one product, and it keeps a cell to the lines that set it apart.
+A cell gets z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h and makes the next carry out of them; the
+two products are the recurrence's business (`lm_jax.models.recurrence`). That split is what lets all
+z_x of a chunk be one product, and it keeps a cell to the lines that set it apart.
 
-A cell here reads no parameters, so `gate(carry, z_h, z_x) -> carry` is all there is to differentiate
-besides the products.
+A cell here reads no parameters, so `gate(carry, z_h, z_x) -> carry` is all there is to
+differentiate besides the products.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
 A layer reads a token through the product of the token's vector with a matrix. A learned vector is a
 row of the table C [V, E] (Bengio et al., 2003, section 2), which all places that read tokens share.
-A one-hot vector is never written out: the token's number stands for it, and its product with a matrix
-is a row of the matrix.
+A one-hot vector is never written out: the token's number stands for it, and its product with a
+matrix is a row of the matrix.
 """
 
 import jax

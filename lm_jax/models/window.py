@@ -2,9 +2,9 @@
 
     h = f([C(x_{t-n+2}); …; C(x_t)] W + b),   p(x_{t+1} | x_{t-n+2} … x_t) = softmax(h U + b_y)
 
-The carry is the last n - 2 tokens, so that a stream read in chunks is a stream read at once; with the
-newest input they make the window. A place before the text's beginning holds no token (-1) and adds
-nothing. W is a block of rows for each of the n - 1 places, so the sum over places is a causal
+The carry is the last n - 2 tokens, so that a stream read in chunks is a stream read at once; with
+the newest input they make the window. A place before the text's beginning holds no token (-1) and
+adds nothing. W is a block of rows for each of the n - 1 places, so the sum over places is a causal
 convolution over the embeddings, and no window is ever copied. U is the readout's W_hy.
 """
 

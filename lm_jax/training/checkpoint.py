@@ -1,8 +1,8 @@
-"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, written by Orbax, with a digest each.
+"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, each with its digest.
 
-Orbax makes a checkpoint appear whole or not at all, and writes it while training goes on. What it does
-not see is damage: a flipped byte is restored as it is. So the SHA-256 of every array goes into the
-checkpoint's metadata, and restoring takes the newest one whose arrays all match.
+Orbax makes a checkpoint appear whole or not at all, and writes it while training goes on. What it
+does not see is damage: a flipped byte is restored as it is. So the SHA-256 of every array goes into
+the checkpoint's metadata, and restoring takes the newest one whose arrays all match.
 
 The arrays are stored flat, under names such as `params/layers/0/W_hh`, and restored into a template
 with the real structure. This is the only module that knows Orbax.
@@ -61,7 +61,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def save(self, state: Any) -> None:
-        """Saves a state under its step; returns once the arrays are copied, not once they are written.
+        """Saves a state under its step; returns when it is copied, before it is written.
 
         Raises:
           OSError, ValueError: the save before this one has failed, because the disk is full, say.
@@ -89,7 +89,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         path = self._folder / f"{step:08d}"
-        if path.exists():  # found damaged, or else the run would have gone on from it
+        if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
         digests = {name: _digest(array) for name, array in arrays.items()}
         ocp.save(path.absolute(), arrays, custom_metadata={"sha256": digests})

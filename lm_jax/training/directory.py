@@ -123,4 +123,9 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
             )
     else:
         write_whole(run_dir / "vocabulary.json", corpus.vocabulary.to_json(corpus=corpus.digest))
+        write_config(run_dir, config)
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Writes config.json."""
     write_whole(run_dir / "config.json", to_json(config))

@@ -1,8 +1,9 @@
-"""What a run writes down: rows of metrics.jsonl, result.json, and files that are whole or not there.
+"""What a run writes down: metrics.jsonl, result.json, and files that are whole or not there.
 
-metrics.jsonl has one writer and one JSON object a line; a number that is not finite is `null`. Rows are
-safe on the disk before the checkpoint of their step is. After a crash, rows beyond the checkpoint that
-the run goes on from are taken away again, so the file reads as if nothing had happened.
+metrics.jsonl has one writer and one JSON object a line; a number that is not finite is `null`. Rows
+are safe on the disk before the checkpoint of their step is. After a crash, rows beyond the
+checkpoint that the run goes on from are taken away again, so the file reads as if nothing had
+happened.
 """
 
 import json

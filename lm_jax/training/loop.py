@@ -1,7 +1,7 @@
 """A run from its config to its result: train, validate, save, stop and go on.
 
-All that decides what comes next is in the train state, so a run that was stopped, killed or broken off
-in the middle of a validation goes on from its newest checkpoint to the very same bits.
+All that decides what comes next is in the train state, so a run that was stopped, killed or broken
+off in the middle of a validation goes on from its newest checkpoint to the very same bits.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +20,23 @@ import numpy as np
 
 from lm_jax import models
 from lm_jax.config import Config, resolve
-from lm_jax.data.batches import check_length, sentences, steps_per_epoch, streams
+from lm_jax.data.batches import (
+    Sentences,
+    Streams,
+    check_length,
+    sentences,
+    steps_per_epoch,
+    streams,
+)
 from lm_jax.data.corpus import Corpus, Split, load
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference.score import Loss, Reading, evaluate, reading, sentence_reading, token_nats
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
-from lm_jax.settings import UserError, numbers, shape
+from lm_jax.settings import UserError, shape
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, digest, named_leaves, restore
-from lm_jax.training.step import Program, TrainState, program
+from lm_jax.training.step import Program, TrainState, arguments, program
 
 BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
 
@@ -117,14 +125,22 @@ def load_run(run_dir: str | Path) -> Run:
 
 def _goes_on(result: journal.Row, config: Config) -> bool:
     if result["status"] == "finished" and result["step"] > config.train.steps:
-        raise UserError(
-            f"train.steps={config.train.steps} is less than the {result['step']} that this run has made"
-        )
+        raise _too_few(config, result["step"])
     return result["status"] == "stopped" or (
         result["status"] == "finished"
         and not result["stopped_early"]
         and result["step"] < config.train.steps
     )
+
+
+def _too_few(config: Config, made: int) -> UserError:
+    return UserError(f"train.steps={config.train.steps} is less than the {made} of this run so far")
+
+
+def source_of(config: Config, corpus: Corpus, length: int) -> Streams | Sentences:
+    """The training text on the device, as the config wants it read, in chunks of `length`."""
+    read = streams if config.data.batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
 
 
 @contextlib.contextmanager
@@ -168,21 +184,12 @@ class _Training:
     ):
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
-        data = config.data
         self.program: Program = program(shape(config), len(corpus.vocabulary))
         length = self.program.length
-        if data.batching == "streams":
-            self.source = streams(corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size)
-        else:
-            self.source = sentences(
-                corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size, length
-            )
+        self.source = source_of(config, corpus, length)
         self.epoch = steps_per_epoch(self.source, length)
         self.validate_every = config.train.validate_every or self.epoch
-        self.numbers = {
-            path: jnp.asarray(value, jnp.uint32 if path == "seed" else type(value))
-            for path, value in numbers(config).items()
-        }
+        self.numbers = arguments(config)
         self.validation = self._reading(corpus.validation)
 
     def _reading(self, split: Split) -> Reading:
@@ -198,19 +205,17 @@ class _Training:
         self.state = self._restored()
         step = int(self.state.step)
         if step > self.config.train.steps:
-            raise UserError(
-                f"train.steps={self.config.train.steps} is less than the {step} that this run has made"
-            )
+            raise _too_few(self.config, step)
+        directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
         self.journal = journal.Journal(self.run_dir, step)
         self.checkpoints = Checkpoints(self.run_dir)
-        self.saved = step if step else -1
+        self.saved = self._moment() if step else None
         self.rate = 0.0  # steps a second, once known
         self._start_clock()
         try:
             status = self._train()
-            if status != "diverged":
-                self._save()
+            self._save()
             self.checkpoints.wait()
             journal.write_result(self.run_dir, self._result(status))
         finally:
@@ -241,7 +246,7 @@ class _Training:
                 return "finished"
             if self.received:
                 return "stopped"
-            if step % train.checkpoint_every == 0 and step > self.saved:
+            if step and step % train.checkpoint_every == 0:
                 self._save()
             self._advance(step)
             if not math.isfinite(float(self.state.record.nats)):
@@ -255,7 +260,7 @@ class _Training:
                 self.watch(step, None)
 
     def _advance(self, step: int) -> None:
-        """Runs the compiled loop to the next step at which something is due, or for about a second."""
+        """Runs the compiled loop until something is due, or for about a second."""
         train = self.config.train
         every = (train.log_every, self.validate_every, train.checkpoint_every)
         stop = min(train.steps, *(step + n - step % n for n in every))
@@ -292,7 +297,7 @@ class _Training:
         }
         self.journal.seconds += self.trained
         self._start_clock()
-        self.state = self.state._replace(record=jax.tree.map(np.zeros_like, record))
+        self.state = self.state._replace(record=jax.tree.map(jnp.zeros_like, self.state.record))
         self._write(row)
 
     def _start_clock(self) -> None:
@@ -317,11 +322,14 @@ class _Training:
         self.watch(row["step"], row)
 
     def _save(self) -> None:
-        step = int(self.state.step)
-        if step > self.saved:
+        if self.saved != self._moment():
             self.journal.sync()
             self.checkpoints.save(self.state)
-            self.saved = step
+            self.saved = self._moment()
+
+    def _moment(self) -> tuple[int, int]:
+        """What changes with the state: its step, or the validation at that step."""
+        return int(self.state.step), int(self.state.verdict.step)
 
     def _result(self, status: str) -> journal.Row:
         state, verdict = self.state, self.state.verdict

@@ -69,11 +69,11 @@ def learning_rate(
       cut: the product of a plateau's cuts so far; 1 with any other schedule.
     """
     schedule = train.schedule
-    share = cut
+    share, steps = cut, jnp.asarray(step, float)
     if isinstance(schedule, settings.Cosine):
         total = cast(Array, schedule.steps)  # a resolved config's is not None
-        warm = jnp.minimum(1, (step + 1) / jnp.maximum(schedule.warmup_steps, 1))
-        past = (step - schedule.warmup_steps) / jnp.maximum(total - schedule.warmup_steps, 1)
+        warm = jnp.minimum(1, (steps + 1) / jnp.maximum(schedule.warmup_steps, 1))
+        past = (steps - schedule.warmup_steps) / jnp.maximum(total - schedule.warmup_steps, 1)
         down = (1 + jnp.cos(jnp.pi * jnp.clip(past, 0, 1))) / 2
         share = warm * (schedule.final + (1 - schedule.final) * down)
     elif isinstance(schedule, settings.Epochs):

@@ -2,8 +2,8 @@
 
 `program` compiles a config's shape once; the config's numbers (learning rate, thresholds, seed) are
 arguments. How many steps the loop runs is an argument too, so where a run is stopped and resumed
-changes neither what is compiled nor a single bit of the result. Everything that a step reads besides
-the text is in the `TrainState`, which is all that a checkpoint holds.
+changes neither what is compiled nor a single bit of the result. Everything that a step reads
+besides the text is in the `TrainState`, which is all that a checkpoint holds.
 """
 
 import enum
@@ -21,7 +21,7 @@ from lm_jax.config import Config, Plateau
 from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
-from lm_jax.settings import bind
+from lm_jax.settings import bind, numbers
 from lm_jax.training.optimizer import clip, learning_rate, optimizer
 
 Numbers = Mapping[str, Any]
@@ -94,6 +94,14 @@ class Program(NamedTuple):
     """Tokens of each lane in one step."""
 
 
+def arguments(config: Config) -> dict[str, Array]:
+    """The numbers of a config as the arrays that its program takes."""
+    return {
+        path: jnp.asarray(value, jnp.uint32 if path == "seed" else type(value))
+        for path, value in numbers(config).items()
+    }
+
+
 @functools.lru_cache(maxsize=32)
 def program(shape: Config, vocab_size: int) -> Program:
     """The compiled program of a run.
@@ -105,8 +113,8 @@ def program(shape: Config, vocab_size: int) -> Program:
     train, data = shape.train, shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
 
-    def init(numbers: Numbers) -> TrainState:
-        config = bind(shape, numbers)
+    def init(values: Numbers) -> TrainState:
+        config = bind(shape, values)
         model = models.make(config.model, vocab_size)
         params = model.init(_key(config, Draw.INIT))
         none = jnp.zeros((), jnp.int32)
@@ -137,7 +145,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         )
         record = add(
             state.record,
-            tokens=jnp.sum(batch.mask),
+            tokens=jnp.sum(batch.mask, dtype=jnp.int32),
             loss=loss,
             grad_norm=optax.tree.norm(grads),
             clipped_norm=optax.tree.norm(clipped),
@@ -153,17 +161,17 @@ def program(shape: Config, vocab_size: int) -> Program:
         )
 
     def advance(
-        state: TrainState, source: Streams | Sentences, numbers: Numbers, stop: Array
+        state: TrainState, source: Streams | Sentences, values: Numbers, stop: Array
     ) -> TrainState:
-        config = bind(shape, numbers)
+        config = bind(shape, values)
         return jax.lax.while_loop(
             lambda state: state.step < stop,
             lambda state: update(state, source, config),
             state,
         )
 
-    def judge(state: TrainState, nats: Array, numbers: Numbers) -> TrainState:
-        config, verdict = bind(shape, numbers), state.verdict
+    def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:
+        config, verdict = bind(shape, values), state.verdict
         better = nats < verdict.best_nats
         waited = jnp.where(better, 0, verdict.waited + 1)
         cut = verdict.cut

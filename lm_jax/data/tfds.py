@@ -1,0 +1,271 @@
+"""Text from TensorFlow Datasets, without TensorFlow.
+
+What TFDS has prepared in its array_record format is read from its folder,
+`<data_dir>/NAME[/CONFIG]/VERSION`; `data_dir` is the environment variable TFDS_DATA_DIR, or
+`~/tensorflow_datasets`. The folder is found by its path and not through TFDS's list of builders:
+without TensorFlow or some other library TFDS cannot import them all, and calls the rest unknown.
+
+`tiny_shakespeare` is also prepared here, by a builder like the packaged one with TensorFlow left
+out; plain TFDS reads the result by the official name. TFDS prepares all others, once, where
+TensorFlow is installed; the error says how.
+
+The only module that imports tensorflow_datasets, and only when called: it takes 0.35 s.
+Source: https://www.tensorflow.org/datasets and the code of tensorflow-datasets 4.9.10.
+"""
+
+import contextlib
+import difflib
+import fnmatch
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from lm_jax.data.text import Text
+from lm_jax.settings import UserError
+
+_BLOCK_BYTES = 2**21
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NAME = re.compile(
+    r"(?P<dataset>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?"
+)
+# By (validation is there, test is there): what train, validation and test are.
+_DIVISIONS = {
+    (True, True): ("train", "validation", "test"),
+    (False, True): ("train[:95%]", "train[95%:]", "test"),
+    (True, False): ("train", "validation[:50%]", "validation[50%:]"),
+    (False, False): ("train[:90%]", "train[90%:95%]", "train[95%:]"),
+}
+# The packages of older builders with text in them. TFDS imports a longer list, and stops at the
+# first that lacks a library; the names after it would be missing.
+_OLDER_BUILDERS = (
+    "question_answering",
+    "summarization",
+    "text",
+    "text_simplification",
+    "translate",
+)
+
+_TINY = "tiny_shakespeare"
+_TINY_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+_TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+# Seconds to connect (to each of the host's addresses) and between bytes. TFDS's own downloader has
+# no such limit, and offline retries for three minutes.
+_TIMEOUT = (5.0, 20.0)
+
+
+def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
+    """The training, validation and test text of a TFDS data set.
+
+    Splits named train, validation and test are taken as they are. Of train and test only, the last
+    5 % of train is validation; of train and validation only, the second half of validation is
+    test; train alone is divided 90/5/5; all in whole documents, in TFDS's fixed order. The
+    documents of a split are joined by a newline, with none after the last. Blocks end where a
+    document ends, at 2 MiB or more.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`, as TFDS spells them;
+            without a version the newest prepared one, without a config TFDS's default.
+        text_key: the feature that holds the text; None for the only text feature, or for `text`.
+
+    Returns:
+        `train`, `validation` and `test`. A digest is over the full name, the feature, the division
+        and the numbers of documents and bytes; nothing is read for it.
+
+    Raises:
+        UserError: the name is malformed or unknown; the data set is not prepared, or in another
+            format, or incomplete; it has no train split, too few documents, or no such text
+            feature, or several; `tiny_shakespeare` cannot be downloaded or written, or is altered.
+    """
+    import tensorflow_datasets as tfds
+
+    flag = f"data.name={name!r}"
+    folder = _prepared_folder(tfds, name, flag)
+    try:
+        info = (builder := tfds.builder_from_directory(folder)).info
+    except Exception as error:  # of any class: JSON, protobuf and TFDS each raise their own
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{flag}: {folder} is damaged: {reason}") from None
+    formats = sorted(file_format.value for file_format in info.available_file_formats())
+    if "array_record" not in formats:
+        remedy = (
+            "remove it, and it is prepared anew"
+            if info.name == _TINY
+            else "convert it once, on any machine (pip install tensorflow apache-beam): tfds"
+            f" convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+        )
+        raise UserError(
+            f"{flag}: {folder} is in {'/'.join(formats)} format, and without TensorFlow only"
+            f" array_record is read; {remedy}"
+        )
+    if "train" not in info.splits:
+        raise UserError(f"{flag}: no split is named train, only {', '.join(sorted(info.splits))}")
+    key = _text_feature(tfds, info, flag, text_key)
+    division = _DIVISIONS["validation" in info.splits, "test" in info.splits]
+    parts = zip(("train", "validation", "test"), division, strict=True)
+    return {split: _text(builder, part, key, flag) for split, part in parts}
+
+
+def _text(builder: Any, part: str, key: str, flag: str) -> Text:
+    info = builder.info
+    whole = info.splits[part.partition("[")[0]]  # a part does not know its number of bytes
+    if not info.splits[part].num_examples:
+        raise UserError(f"{flag}: {part} is empty, of {whole.num_examples} documents in all")
+    source = builder.as_data_source(part, file_format="array_record")
+    content = [info.full_name, key, part, whole.shard_lengths, whole.num_bytes]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    # Batches are three times faster than single documents; long documents come in small ones.
+    batch = min(1024, _BLOCK_BYTES * whole.num_examples // max(1, whole.num_bytes)) or 1
+    return Text(f"{info.full_name} {part}", digest, partial(_blocks, source, key, batch, flag))
+
+
+def _blocks(source: Any, key: str, batch: int, flag: str) -> Iterator[bytes]:
+    block = bytearray()
+    for start in range(0, len(source), batch):
+        numbers = range(start, min(start + batch, len(source)))
+        try:
+            documents = [example[key] for example in source.__getitems__(numbers)]
+        except RuntimeError as error:  # a file is missing, cut short or altered
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{flag}: copy or prepare it again: {reason}") from None
+        if None in documents:  # what array_record makes of some files that were cut short
+            raise UserError(f"{flag}: copy or prepare it again: a file ends too early")
+        for number, document in zip(numbers, documents, strict=True):
+            block += b"\n" if number else b""
+            block += document.encode() if isinstance(document, str) else document
+            if len(block) >= _BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+    if block:
+        yield bytes(block)
+
+
+def _text_feature(tfds: Any, info: Any, flag: str, text_key: str | None) -> str:
+    features = dict(sorted(info.features.items()))  # TFDS's own order changes from run to run
+    keys = [key for key in features if isinstance(features[key], tfds.features.Text)]
+    if not keys:
+        raise UserError(f"{flag}: no feature is a text, only {', '.join(features)}")
+    key = text_key or (keys[0] if len(keys) == 1 else "text")
+    if key not in keys:
+        given = f"{text_key!r} is not among them" if text_key else "choose one"
+        raise UserError(
+            f"data.text_key: the text features of {info.full_name} are {', '.join(keys)}; {given}"
+        )
+    return key
+
+
+def _prepared_folder(tfds: Any, name: str, flag: str) -> Any:
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"{flag} is not of the form NAME, NAME/CONFIG or NAME/CONFIG:VERSION")
+    dataset, config, version = match["dataset"], match["config"], match["version"] or "*"
+    # Not tfds's own default, which is read from the environment only once, at its import.
+    data_dir = tfds.core.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = (data_dir := data_dir.expanduser()) / dataset
+    if folder := _newest(root, config, version):
+        return folder
+    if dataset == _TINY:
+        if config or not fnmatch.fnmatch("1.0.0", version):
+            raise UserError(f"{flag}: {_TINY} has no configs, and no version but 1.0.0")
+        _prepare_tiny_shakespeare(data_dir, flag)
+        return root / "1.0.0"
+    there = ", ".join(f"{f.parent.relative_to(data_dir)}:{f.name}" for f in _prepared(root))
+    if not there and dataset not in (known := _known_names(tfds)):
+        near = " or ".join(difflib.get_close_matches(dataset.lower(), known, cutoff=0.7))
+        raise UserError(
+            f"{flag}: neither TFDS nor {data_dir} has {dataset}"
+            + (f"; did you mean {near}?" if near else "")
+        )
+    raise UserError(
+        f"{flag} is not prepared in {data_dir}{there and ', only ' + there}; preparing it needs"
+        ' TensorFlow once, on any machine (pip install tensorflow): python -c "import'
+        f" tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{data_dir}')"
+        ".download_and_prepare(file_format='array_record')\""
+    )
+
+
+def _prepared(root: Any) -> list[Any]:
+    infos = [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]
+    return sorted(info.parent for info in infos if _VERSION.fullmatch(info.parent.name))
+
+
+def _newest(root: Any, config: str | None, version: str) -> Any | None:
+    default = root / ".config" / "metadata.json"
+    if config is None and default.exists():
+        config = json.loads(default.read_text()).get("default_config_name")
+    within = root / config if config else root
+    folders = [
+        f for f in _prepared(root) if f.parent == within and fnmatch.fnmatch(f.name, version)
+    ]
+    return max(folders, key=lambda f: [int(n) for n in f.name.split(".")], default=None)
+
+
+def _known_names(tfds: Any) -> list[str]:
+    for group in _OLDER_BUILDERS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"tensorflow_datasets.{group}")
+    return sorted(set(tfds.list_builders(with_community_datasets=False)))
+
+
+def _prepare_tiny_shakespeare(data_dir: Any, flag: str) -> None:
+    import tensorflow_datasets as tfds
+
+    text = _tiny_shakespeare(data_dir / "downloads" / "manual" / "input.txt", flag).decode()
+    end = int(len(text) * 0.9)
+    half = end + int((len(text) - end) * 0.5)
+    parts = {"train": text[:end], "validation": text[end:half], "test": text[half:]}
+
+    # Not registered, as the name belongs to the packaged builder.
+    class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in parts}
+
+        def _generate_examples(self, split):
+            yield split, {"text": parts[split]}
+
+    # TFDS prints, logs and draws progress bars, for a second's work.
+    silence = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            TinyShakespeare(data_dir=data_dir).download_and_prepare(
+                file_format="array_record",
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except OSError as error:
+        # Unless another process has prepared it meanwhile, and its folder is in the way.
+        if not _newest(data_dir / _TINY, None, "1.0.0"):
+            raise UserError(f"{flag}: cannot write to {data_dir}: {error}") from None
+
+
+def _tiny_shakespeare(by_hand: Any, flag: str) -> bytes:
+    import requests  # TFDS depends on it
+
+    origin = by_hand if by_hand.exists() else _TINY_URL
+    try:
+        if origin == by_hand:
+            content = by_hand.read_bytes()
+        else:
+            response = requests.get(_TINY_URL, timeout=_TIMEOUT)
+            response.raise_for_status()
+            content = response.content
+    except OSError as error:  # those of requests are of this class, too
+        raise UserError(
+            f"{flag}: could not fetch {origin} ({type(error).__name__}); put the file by hand at"
+            f" {by_hand}"
+        ) from None
+    if (digest := hashlib.sha256(content).hexdigest()) != _TINY_SHA256:
+        raise UserError(f"{flag}: the SHA-256 of {origin} is {digest}, not {_TINY_SHA256}")
+    return content

@@ -1,0 +1,28 @@
+"""What every test stands on: float64, checked shapes, warnings as errors, a cache of its own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxtyping
+import pytest
+
+# Compiled programs are kept between test runs; tokenised corpora are not.
+_KEPT = Path(tempfile.gettempdir()) / f"lm_jax-tests-{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(_KEPT / jax.__version__))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jaxtyping.install_import_hook("lm_jax", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

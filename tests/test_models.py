@@ -1,0 +1,169 @@
+"""Language models: what they compute, and that they never look ahead."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax import models
+
+MODELS = {
+    "tanh": tiny.rnn(),
+    "two layers": tiny.rnn(layers=2, activation="sigmoid"),
+    "one-hot": tiny.rnn(embedding_size=None, activation="relu"),
+    "window": tiny.window(),
+    "one-hot window": tiny.window(embedding_size=None, order=3),
+    "bigram": tiny.window(order=2),
+}
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+
+
+def params_of(model):
+    return tiny.moved(model.init(jax.random.key(0)))
+
+
+@every_model
+def test_reading_in_chunks_is_reading_at_once(model):
+    params, x = params_of(model), tiny.batch().x
+    carry = model.init_carry(tiny.B)
+    whole_carry, whole = model.hidden(params, carry, x)
+    for cut in (1, 4):
+        between, first = model.hidden(params, carry, x[:cut])
+        after, second = model.hidden(params, between, x[cut:])
+        tiny.assert_trees_close(jnp.concatenate([first, second]), whole)
+        tiny.assert_trees_close(after, whole_carry)
+
+
+@every_model
+def test_later_inputs_do_not_move_earlier_logits(model):
+    params, x = params_of(model), tiny.batch().x
+    _, h = model.hidden(params, model.init_carry(tiny.B), x)
+    for t in range(tiny.T):
+        other = x.at[t:].set((x[t:] + 1) % tiny.V)
+        _, moved = model.hidden(params, model.init_carry(tiny.B), other)
+        np.testing.assert_array_equal(moved[:t], h[:t])
+        assert np.all(np.any(moved[t] != h[t], axis=-1))
+
+
+@every_model
+def test_lanes_do_not_see_each_other(model):
+    params, x = params_of(model), tiny.batch().x
+    _, together = model.hidden(params, model.init_carry(tiny.B), x)
+    _, alone = model.hidden(params, model.init_carry(1), x[:, 1:2])
+    tiny.assert_trees_close(together[:, 1:2], alone)
+
+
+@every_model
+def test_zero_output_weights_give_log_v(model):
+    params, batch = params_of(model), tiny.batch()
+    params["readout"] = jax.tree.map(jnp.zeros_like, params["readout"])
+    _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+    np.testing.assert_allclose(model.nats(params, h, batch.y), np.log(tiny.V), rtol=1e-15)
+
+
+@every_model
+def test_nats_are_minus_the_log_softmax_of_the_logits(model):
+    params, batch = params_of(model), tiny.batch()
+    _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+    log_p = jax.nn.log_softmax(model.logits(params, h))
+    expected = -jnp.take_along_axis(log_p, batch.y[..., None], -1)[..., 0]
+    tiny.assert_trees_close(model.nats(params, h, batch.y), expected)
+
+
+@every_model
+def test_restart_makes_the_carry_of_chosen_lanes_fresh(model):
+    params, x = params_of(model), tiny.batch().x
+    carry, _ = model.hidden(params, model.init_carry(tiny.B), x)
+    mixed = models.restart(model, carry, jnp.array([True, False, True]))
+    fresh = model.init_carry(tiny.B)
+    for new, old, first in zip(*map(jax.tree.leaves, (mixed, carry, fresh)), strict=True):
+        np.testing.assert_array_equal(new[::2], first[::2])
+        np.testing.assert_array_equal(new[1], old[1])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+def test_elman_is_the_formula_in_numpy_and_the_cell_of_flax(activation):
+    model = tiny.rnn(activation=activation)
+    params, x = params_of(model), tiny.batch().x
+    _, h = model.hidden(params, model.init_carry(tiny.B), x)
+    layer, C = params["layers"][0], np.asarray(params["embedding"]["C"])
+    W_xh, W_hh, b_h = (np.asarray(layer[name]) for name in ("W_xh", "W_hh", "b_h"))
+    f = {
+        "tanh": np.tanh,
+        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+        "relu": lambda z: np.maximum(z, 0),
+    }[activation]
+    state, states = np.zeros((tiny.B, 5)), []
+    for tokens in np.asarray(x):
+        state = f(C[tokens] @ W_xh + state @ W_hh + b_h)
+        states.append(state)
+    np.testing.assert_allclose(h, states, rtol=1e-12, atol=1e-12)
+
+    cell = nn.SimpleCell(5, activation_fn=getattr(jax.nn, activation), param_dtype=jnp.float64)
+    theirs = {"i": {"kernel": W_xh, "bias": b_h}, "h": {"kernel": W_hh}}
+    carry, outputs = jnp.zeros((tiny.B, 5)), []
+    for tokens in np.asarray(x):
+        carry, output = cell.apply({"params": theirs}, carry, jnp.asarray(C[tokens]))
+        outputs.append(output)
+    np.testing.assert_allclose(h, outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_model_is_a_causal_convolution():
+    model = tiny.window()
+    params, x = params_of(model), tiny.batch().x
+    _, h = model.hidden(params, model.init_carry(tiny.B), x)
+    embedded = params["embedding"]["C"][x]
+    z = jax.lax.conv_general_dilated(
+        embedded.transpose(1, 0, 2),
+        params["W"],
+        (1,),
+        [(2, 0)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    tiny.assert_trees_close(h, jnp.tanh(z.transpose(1, 0, 2) + params["b"][None, None]))
+
+
+def test_a_window_model_is_the_paper_s_formula():
+    """Bengio et al. (2003), equation 1: concatenated vectors times one matrix."""
+    model = tiny.window()
+    params, x = params_of(model), np.asarray(tiny.batch().x)
+    _, h = model.hidden(params, model.init_carry(tiny.B), jnp.asarray(x))
+    C, W = np.asarray(params["embedding"]["C"]), np.asarray(params["W"]).reshape(12, 5)
+    for t in range(2, tiny.T):
+        for lane in range(tiny.B):
+            joined = np.concatenate([C[x[t - 2, lane]], C[x[t - 1, lane]], C[x[t, lane]]])
+            expected = np.tanh(joined @ W + np.asarray(params["b"]))
+            np.testing.assert_allclose(h[t, lane], expected, rtol=1e-12)
+
+
+def test_one_hot_is_a_learned_vector_with_the_identity_for_a_table():
+    one_hot, learned = tiny.rnn(embedding_size=None), tiny.rnn(embedding_size=tiny.V)
+    params, x = params_of(one_hot), tiny.batch().x
+    with_table = {**params, "embedding": {"C": jnp.eye(tiny.V)}}
+    _, h = one_hot.hidden(params, one_hot.init_carry(tiny.B), x)
+    _, same = learned.hidden(with_table, learned.init_carry(tiny.B), x)
+    tiny.assert_trees_close(h, same)
+
+
+def test_the_gain_is_every_singular_value_of_the_recurrent_weights(key):
+    for gain in (0.5, 1.0, 1.7):
+        W_hh = tiny.rnn(gain=gain).init(key)["layers"][0]["W_hh"]
+        np.testing.assert_allclose(jnp.linalg.svd(W_hh, compute_uv=False), gain, rtol=1e-12)
+
+
+def test_the_window_s_pre_activations_start_at_the_gain_s_variance():
+    W = tiny.window(hidden_size=400, embedding_size=50, gain=0.5).init(jax.random.key(1))["W"]
+    assert W.shape == (3, 50, 400)
+    assert float(jnp.std(W) * jnp.sqrt(150)) == pytest.approx(0.5, rel=0.01)
+
+
+def test_the_parameters_are_as_many_as_the_formula_says(key):
+    E, H, V = 4, 5, tiny.V
+    assert models.count(tiny.rnn().init(key)) == V * E + (E + H + 1) * H + (H + 1) * V
+    assert models.count(tiny.rnn(layers=2).init(key)) == (
+        V * E + (E + H + 1) * H + (H + H + 1) * H + (H + 1) * V
+    )
+    assert models.count(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
+    assert models.count(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V

@@ -1,0 +1,251 @@
+"""Settings: values that check themselves, go to JSON and back, and say what they are."""
+
+import dataclasses
+import inspect
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from lm_jax import config as c
+from lm_jax import settings as s
+from lm_jax.config import RNN, AdamW, Config, Cosine, Data, Plateau, Train, Window
+from lm_jax.settings import UserError
+
+CLASSES = [
+    value
+    for _, value in inspect.getmembers(c, inspect.isclass)
+    if dataclasses.is_dataclass(value) and value.__module__ == c.__name__
+]
+OTHERS = [
+    Config(),
+    Config(model=Window(embedding_size=None), seed=2**32 - 1),
+    Config(train=Train(clip_norm=math.inf, learning_rate=0.1 + 0.2, schedule=Plateau())),
+    Config(train=Train(optimizer=AdamW(weight_decay=1e-300), schedule=Cosine(steps=7))),
+    Config(data=Data(source="file", train="a/ü b.txt"), model=RNN(layers=3)),
+]
+
+
+@pytest.mark.parametrize("config", OTHERS)
+def test_json_gives_the_equal_config_back(config):
+    text = s.to_json(config)
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    again = s.from_json(Config, text, "there")
+    assert again == config
+    assert hash(again) == hash(config)
+    assert s.digest(again) == s.digest(config)
+
+
+def test_configs_that_differ_differ_in_their_digest_unless_adjustable():
+    base = Config()
+    assert s.digest(base) != s.digest(dataclasses.replace(base, seed=1))
+    assert s.digest(base) != s.digest(Config(train=Train(learning_rate=0.0030000000000000005)))
+    assert s.digest(base) == s.digest(Config(train=Train(steps=9, log_every=1)))
+
+
+def test_numbers_are_what_changes_no_shape():
+    config = Config(
+        model=RNN(gain=0.9), train=Train(clip_norm=2.0, schedule=c.Epochs(factor=0.7)), seed=5
+    )
+    numbers = s.numbers(config)
+    assert numbers["model.gain"] == 0.9
+    assert numbers["train.clip_norm"] == 2.0
+    assert numbers["train.schedule.factor"] == 0.7
+    assert numbers["train.schedule.constant_epochs"] == 4
+    assert numbers["seed"] == 5
+    assert "train.clip_value" not in numbers  # None is off, and a matter of shape
+    assert not any(path.startswith("data.") for path in numbers)
+
+
+def test_equal_shapes_are_configs_that_differ_in_numbers_only():
+    base = tiny.config(train={"clip_norm": 1.0})
+    same = tiny.config(train={"clip_norm": 3.0, "learning_rate": 0.5, "steps": 9}, seed=3)
+    assert s.shape(base) == s.shape(same)
+    assert hash(s.shape(base)) == hash(s.shape(same))
+    assert s.shape(base) != s.shape(tiny.config())
+    assert s.shape(base) != s.shape(tiny.config(model=RNN(hidden_size=6)))
+
+
+def test_bind_puts_tracers_where_numbers_stood():
+    config = Config(train=Train(schedule=c.Epochs()))
+
+    @jax.jit
+    def read(values):
+        bound = s.bind(s.shape(config), values)
+        return bound.train.learning_rate, bound.model.gain, bound.train.schedule.factor
+
+    values = {path: jnp.asarray(value) for path, value in s.numbers(config).items()}
+    assert read(values) == (0.003, 1.0, 0.5)
+    assert s.bind(s.shape(config), s.numbers(config)).train.schedule == config.train.schedule
+
+
+def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
+    old, new = Config(), Config(model=Window(), train=Train(steps=9, learning_rate=0.1))
+    lines = s.differences(old, new, adjustable=False)
+    assert "train.learning_rate: 0.003 -> 0.1" in lines
+    assert "model.kind: rnn -> window" in lines
+    assert "model.order: (no such field) -> 5" in lines
+    assert not any("steps" in line for line in lines)
+    assert "train.steps: 2000 -> 9" in s.differences(old, new)
+    assert s.differences(old, Config()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: RNN(hidden_size=-1), "hidden_size=-1: input should be greater than 0"),
+        (lambda: RNN(hidden_size="9"), "hidden_size='9': input should be a valid integer"),
+        (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
+        (lambda: RNN(cell="lstn"), "cell='lstn': input should be 'elman'"),
+        (lambda: Window(order=1), "order=1: input should be greater than or equal to 2"),
+        (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),
+        (lambda: Train(learning_rate=math.nan), "learning_rate=nan: input should be greater"),
+        (lambda: Config(seed=-1), "seed=-1"),
+        (lambda: Config(seed=2**32), "seed=4294967296"),
+        (lambda: Train(k1=3), "train.k1 is read only with train.gradient=truncated"),
+        (lambda: Train(gradient="truncated"), "train.gradient=truncated needs train.k2"),
+        (lambda: Data(name="lm1b"), "data.name is read only with data.source=tfds"),
+        (lambda: Data(train="x"), "data.train is read only with data.source=file"),
+        (lambda: Data(source="tfds"), "data.source=tfds needs data.name"),
+        (lambda: Data(source="file"), "got none of them"),
+        (lambda: Data(source="file", train="a", test="b"), "got train, test"),
+        (lambda: Data(tokenizer="byte", vocabulary_size=9), "there are 256 bytes"),
+        (lambda: Data(vocabulary_size=2), "leaves no room"),
+        (
+            lambda: Config(model=Window(), train=Train(gradient="truncated", k2=3)),
+            "train.gradient=truncated has no meaning with model.kind=window",
+        ),
+        (
+            lambda: Config(model=Window(), train=Train(clip_delta=3.0)),
+            "train.clip_delta=3.0 has no meaning with model.kind=window",
+        ),
+        (
+            lambda: Config(
+                data=Data(batching="sentences", length=4), train=Train(gradient="truncated", k2=5)
+            ),
+            "train.k2=5 does not fit data.batching=sentences with data.length=4",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line_that_names_it(wrong, said):
+    with pytest.raises(UserError) as refusal:
+        wrong()
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "there is not JSON"),
+        ("[]", "there does not hold settings of version 1"),
+        ('{"version": 2}', "there does not hold settings of version 1"),
+        (
+            '{"version": 1, "model": {"kind": "rnn", "hiden_size": 3}}',
+            "there: there is no field model.hiden_size; did you mean 'hidden_size'?",
+        ),
+        (
+            '{"version": 1, "train": {"optimizer": {"kind": "adm"}}}',
+            "there: train.optimizer.kind='adm': choose from 'sgd'",
+        ),
+        ('{"version": 1, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
+        ('{"version": 1, "train": {"k1": 3}}', "there: train.k1 is read only"),
+    ],
+)
+def test_wrong_json_is_refused_in_one_line_that_names_the_key(text, said):
+    with pytest.raises(UserError) as refusal:
+        s.from_json(Config, text, "there")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_resolve_fills_in_what_follows_another_field():
+    config = Config(
+        data=Data(length=9),
+        train=Train(steps=70, schedule=Cosine(), gradient="truncated", k2=3),
+    )
+    resolved = c.resolve(config)
+    assert resolved.train.schedule == Cosine(steps=70)
+    assert resolved.train.k1 == 9
+    assert c.resolve(resolved) == resolved
+    assert c.resolve(Config()) == Config()
+
+
+def test_alternatives_are_told_apart_by_their_kind():
+    assert s.alternatives(Config, "model") == {"window": Window, "rnn": RNN}
+    assert set(s.alternatives(Config, "train.schedule")) == {
+        "constant",
+        "cosine",
+        "epochs",
+        "plateau",
+    }
+    assert s.alternatives(Config, "seed") == s.alternatives(Config, "no.such") == {}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_field_is_explained(kind):
+    """The help text is the string below each field; a union's members explain themselves."""
+    body = inspect.cleandoc(inspect.getsource(kind))
+    for field in dataclasses.fields(kind):
+        if not s.alternatives(Config, f"train.{field.name}") and field.name not in (
+            "data",
+            "model",
+            "train",
+        ):
+            after = body.split(f"\n    {field.name}: ", 1)[1].split("\n", 1)[1]
+            assert after.lstrip().startswith('"""'), f"{kind.__name__}.{field.name}"
+
+
+def recorded(monkeypatch):
+    """The fields that are read from here on, by anything but the settings' own machinery."""
+    read = set()
+    own = {c.__file__, s.__file__}
+    for kind in CLASSES:
+        names = {field.name for field in dataclasses.fields(kind)}
+
+        def get(self, name, kind=kind, names=names):
+            if name in names and inspect.currentframe().f_back.f_code.co_filename not in own:
+                read.add((kind.__name__, name))
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", get)
+    return read
+
+
+def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
+    """No option is parsed and ignored. What is compiled is traced only, which is enough to read."""
+    from lm_jax.data import corpus, text
+    from lm_jax.training import loop, step
+
+    pieces = text.splits(Data(source="memory"), tiny.TEXT)
+    monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: pieces)
+    (tmp_path / "a.txt").write_text(tiny.TEXT)
+    runs = [
+        tiny.config(train={"optimizer": optimizer, "schedule": schedule, **more}, model=model)
+        for optimizer, schedule, more, model in [
+            (c.SGD(), c.Constant(), {"clip_norm": 1.0, "clip_value": 1.0}, Window()),
+            (c.Momentum(), c.Epochs(), {"gradient": "truncated", "k1": 4, "k2": 9}, RNN()),
+            (c.Adam(), c.Plateau(), {"clip_delta": 1.0}, RNN()),
+            (c.AdamW(), c.Cosine(steps=9), {}, RNN()),
+            (c.RMSprop(), c.Constant(), {}, RNN()),
+        ]
+    ]
+    read = recorded(monkeypatch)
+    for config in runs:
+        # Past its cache, which would hide what tracing reads.
+        program = step.program.__wrapped__(s.shape(config), 9)
+        numbers = step.arguments(config)
+        state = jax.eval_shape(program.init, numbers)
+        source = loop.source_of(config, corpus.load(config.data, tiny.TEXT), program.length)
+        jax.eval_shape(program.advance, state, source, numbers, 1)
+        jax.eval_shape(program.judge, state, jnp.zeros(()), numbers)
+    corpus.load(Data(source="tfds", name="any"))
+    corpus.load(Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="word"))
+    loop.train(tiny.config(train={"steps": 1}), tmp_path / "run", text=tiny.TEXT)
+    fields = {(kind.__name__, field.name) for kind in CLASSES for field in dataclasses.fields(kind)}
+    unread = fields - read
+    # Which alternative a `kind` names is told by its class.
+    assert {name for _, name in unread} <= {"kind"}

@@ -1,0 +1,476 @@
+"""A run: what it learns, what it writes down, and that stopping it changes nothing."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import lm_jax
+from lm_jax import settings
+from lm_jax.config import RNN, Plateau, Window, resolve
+from lm_jax.inference.score import evaluate, reading
+from lm_jax.settings import UserError
+from lm_jax.training import journal, step
+from lm_jax.training.checkpoint import digest, named_leaves, restore
+
+ROOT = Path(__file__).parent.parent
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+def rows_of(run_dir):
+    """metrics.jsonl without what a clock has measured."""
+    rows = journal.read_rows(Path(run_dir) / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+
+
+def stopping_at(step):
+    """A watcher that ends the process, as an operator or a scheduler would, once at a step."""
+    left = [step]
+
+    def watch(now, row):
+        if left and now >= left[0]:
+            left.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
+
+
+KINDS = {
+    "full": tiny.config(),
+    "truncated": tiny.config(train={"gradient": "truncated", "k1": 4, "k2": 10}),
+    "sentences": tiny.config(data={"batching": "sentences", "tokenizer": "word", "length": 6}),
+    "window": tiny.config(model=Window(order=3, embedding_size=4, hidden_size=5)),
+    "last parameters": tiny.config(train={"keep_best": False, "clip_delta": 0.5}),
+}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+def test_stop_and_resume_is_the_uninterrupted_run(config, tmp_path):
+    whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
+    for at in (3, 10, 16):
+        with pytest.raises(SystemExit) as stop:
+            lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT, watch=stopping_at(at))
+        assert stop.value.code == 143
+        assert lm_jax.load_run(tmp_path / "parts").result["status"] == "stopped"
+    parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    tiny.assert_trees_equal(parts.params, whole.params)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+    clockless = [{k: v for k, v in run.result.items() if k != "seconds"} for run in (parts, whole)]
+    assert clockless[0] == clockless[1]
+    assert whole.step == whole.result["step"] == 20
+
+
+def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(tmp_path, monkeypatch):
+    config = KINDS["full"]
+    lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
+    from lm_jax.training import loop
+
+    def interrupted(*arguments):
+        for block in token_nats(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield block
+
+    token_nats = loop.token_nats
+    monkeypatch.setattr(loop, "token_nats", interrupted)
+    with pytest.raises(SystemExit):
+        lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    assert [row["kind"] for row in rows_of(tmp_path / "parts")] == ["train"] * 3
+    monkeypatch.setattr(loop, "token_nats", token_nats)
+    lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
+    long = lm_jax.train(tiny.config(train={"steps": 30}), tmp_path / "long", text=tiny.TEXT)
+    for steps in (10, 20, 30):
+        run = lm_jax.train(tiny.config(train={"steps": steps}), tmp_path / "run", text=tiny.TEXT)
+        assert run.result["step"] == steps
+    tiny.assert_trees_equal(run.params, long.params)
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "long")
+
+
+EXPERIMENT = """
+from lm_jax.config import Config, Data, RNN, Train
+
+def config():
+    return Config(
+        data=Data(source="file", train={text!r}, batch_size=2, length=8),
+        model=RNN(embedding_size=4, hidden_size=6),
+        train=Train(steps=1500, log_every=10, validate_every=100, checkpoint_every=20),
+    )
+"""
+
+
+def test_kill_9_at_any_time_loses_nothing(tmp_path):
+    (tmp_path / "text.txt").write_text(tiny.TEXT * 3)
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(EXPERIMENT.format(text=str(tmp_path / "text.txt")))
+    environment = {**os.environ, "LM_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+
+    def start(run_dir):
+        command = [sys.executable, "run.py", "train", str(experiment), "--run-dir", str(run_dir)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    whole = start(tmp_path / "whole")
+    said = whole.communicate(timeout=120)[0]
+    assert whole.returncode == 0, said.decode()
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for rows in (3, 40, 95):
+        process = start(tmp_path / "killed")
+        while process.poll() is None and len(journal.read_rows(metrics)) < rows:
+            time.sleep(0.003)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = start(tmp_path / "killed")
+    said = last.communicate(timeout=120)[0]
+    assert last.returncode == 0, said.decode()
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    results = [journal.read_result(tmp_path / name) for name in ("killed", "whole")]
+    assert results[0]["sha256"] == results[1]["sha256"]
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert left == ["00001480", "00001500"]
+
+
+def test_one_run_directory_one_process(tmp_path):
+    refusals = []
+
+    def watch(now, row):
+        if not refusals:
+            with pytest.raises(UserError, match=f"process {os.getpid()} ") as refusal:
+                lm_jax.train(tiny.config(), tmp_path / "run", text=tiny.TEXT)
+            refusals.append(refusal)
+
+    lm_jax.train(tiny.config(train={"steps": 2}), tmp_path / "run", text=tiny.TEXT, watch=watch)
+    assert refusals
+
+
+def test_another_config_is_refused_field_by_field(tmp_path):
+    lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    other = tiny.config(train={"steps": 4, "learning_rate": 0.01}, seed=3)
+    with pytest.raises(UserError) as refusal:
+        lm_jax.train(other, tmp_path, text=tiny.TEXT)
+    assert "train.learning_rate: 0.003 -> 0.01; seed: 0 -> 3" in str(refusal.value)
+    assert "steps" not in str(refusal.value)
+    with pytest.raises(UserError, match="another text"):
+        lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT + "more\n")
+    with pytest.raises(UserError, match="train.steps=1 is less than the 2"):
+        lm_jax.train(tiny.config(train={"steps": 1}), tmp_path, text=tiny.TEXT)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT)
+    calls = []
+    again = lm_jax.train(
+        tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT, watch=lambda *a: calls.append(a)
+    )
+    assert calls == []
+    assert again.result == first.result
+    tiny.assert_trees_equal(again.params, first.params)
+
+
+def test_a_path_that_cannot_be_a_run_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="there is a file of that name"):
+            lm_jax.train(tiny.config(), path, text=tiny.TEXT)
+    with pytest.raises(UserError, match="holds files but no run: file"):
+        lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match="cannot be a run directory"):
+        lm_jax.train(tiny.config(), "/proc/run", text=tiny.TEXT)
+
+
+def test_a_text_that_will_not_do_leaves_no_directory(tmp_path):
+    for data, text, said in [
+        ({"length": 9999}, tiny.TEXT, "data.length=9999 is longer than a lane"),
+        ({}, None, "takes its text from lm_jax.train"),
+        ({}, "", "too few"),
+        ({}, ["a b", "c"], "2 texts"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            lm_jax.train(tiny.config(data=data), tmp_path / "run", text=text)
+    assert not (tmp_path / "run").exists()
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def damage(checkpoint):
+    """Flips a bit in the middle of each file of arrays."""
+    for path in checkpoint.rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path):
+    whole = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT)
+    for damaged in (1, 2):
+        run_dir = tmp_path / f"run{damaged}"
+        with pytest.raises(SystemExit):
+            lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, watch=stopping_at(15))
+        checkpoints = sorted((run_dir / "checkpoints").iterdir())
+        assert len(checkpoints) == 2
+        for checkpoint in checkpoints[-damaged:]:
+            damage(checkpoint)
+        with pytest.warns(UserWarning, match="passing over the damaged checkpoint"):
+            again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+        tiny.assert_trees_equal(again.params, whole.params)
+        assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    small = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "small", text=tiny.TEXT)
+    large = tiny.config(train={"steps": 1}, model=RNN(embedding_size=4, hidden_size=6))
+    lm_jax.train(large, tmp_path / "large", text=tiny.TEXT)
+    (small.run_dir / "config.json").write_text((tmp_path / "large" / "config.json").read_text())
+    with pytest.raises(UserError, match=r"checkpoint of another model: .* is float64 \[5"):
+        lm_jax.load_run(small.run_dir)
+
+
+def test_a_restored_state_is_the_saved_one_with_its_structure(tmp_path):
+    config = resolve(KINDS["truncated"])
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    program = step.program(settings.shape(config), len(run.vocabulary))
+    template = jax.eval_shape(program.init, step.arguments(config))
+    state = restore(tmp_path, template)
+    assert jax.tree.structure(state) == jax.tree.structure(template)
+    for leaf, form in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
+        assert (leaf.shape, leaf.dtype) == (form.shape, form.dtype)
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(run.params).items()}
+    assert digest(arrays) == run.result["sha256"]
+
+
+def test_load_run_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="there is no such directory"):
+        lm_jax.load_run(tmp_path / "none")
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        lm_jax.load_run(tmp_path)
+    run = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "run", text=tiny.TEXT)
+    for checkpoint in (run.run_dir / "checkpoints").iterdir():
+        checkpoint.rename(tmp_path / checkpoint.name)
+    with pytest.raises(UserError, match="no checkpoint to load"):
+        lm_jax.load_run(run.run_dir)
+
+
+# --- what is written down -------------------------------------------------------------------------
+
+
+def test_a_record_is_what_its_steps_did(tmp_path):
+    """Loss and norms of a record, against the steps done one by one by hand."""
+    config = tiny.config(train={"steps": 7, "clip_norm": 0.9, "log_every": 5, "keep_best": False})
+    lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    rows = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [1, 5, 7]
+
+    from lm_jax import data, gradients
+    from lm_jax.training.loop import source_of
+
+    corpus = data.load(config.data, tiny.TEXT)
+    source = source_of(config, corpus, 8)
+    program = step.program(settings.shape(config), len(corpus.vocabulary))
+    numbers = step.arguments(config)
+    losses, norms = [], []
+    for done in range(7):
+        state = program.advance(program.init(numbers), source, numbers, done)
+        batch = data.batch_at(source, done, 8)
+        loss, _, grads = gradients.full_bptt(program.model)(state.params, state.carry, batch)
+        losses.append(float(loss))
+        norms.append(math.sqrt(sum(float(np.sum(g**2)) for g in jax.tree.leaves(grads))))
+    for row, span in zip(rows, (slice(0, 1), slice(1, 5), slice(5, 7)), strict=True):
+        clipped = np.minimum(norms[span], 0.9)
+        assert row["nats"] == pytest.approx(np.mean(losses[span]), rel=1e-12)
+        assert row["grad_norm"] == pytest.approx(np.mean(norms[span]), rel=1e-12)
+        assert row["grad_norm_max"] == pytest.approx(np.max(norms[span]), rel=1e-12)
+        assert row["grad_norm_clipped"] == pytest.approx(np.mean(clipped), rel=1e-12)
+        assert row["clipped"] == np.mean(np.array(norms[span]) > 0.9)
+        assert row["learning_rate"] == 0.003
+        assert row["tokens"] == len(losses[span]) * 32
+    assert 0 < sum(norm > 0.9 for norm in norms) < 7
+
+
+def test_a_step_compiles_once_whatever_its_numbers(tmp_path):
+    configs = [
+        tiny.config(train={"clip_norm": 1.0, "learning_rate": rate}, seed=seed)
+        for rate, seed in ((0.01, 0), (0.02, 7))
+    ]
+    program = step.program(settings.shape(configs[0]), len(set(tiny.TEXT)) + 1)
+    for number, config in enumerate(configs):
+        lm_jax.train(config, tmp_path / str(number), text=tiny.TEXT)
+        assert program.advance._cache_size() == 1
+        assert program.judge._cache_size() == 1
+    rates = {row["learning_rate"] for row in rows_of(tmp_path / "1") if row["kind"] == "train"}
+    assert rates == {0.02}
+
+
+def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
+    config = tiny.config(train={"learning_rate": 1e200}, model=RNN(activation="relu"))
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    assert run.result["status"] == "diverged"
+    assert run.step == run.result["step"]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+    assert rows[-1]["nats"] is None
+    assert lm_jax.train(config, tmp_path, text=tiny.TEXT).result == run.result
+
+
+def test_a_torn_last_line_is_taken_away(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3, "na')
+    assert journal.read_rows(path) == [{"step": 1}, {"step": 2}]
+    opened = journal.Journal(tmp_path, step=1)
+    opened.write({"step": 2, "nats": math.nan})
+    opened.close()
+    assert journal.read_rows(path) == [{"step": 1}, {"step": 2, "nats": None}]
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+
+def test_evaluation_is_its_definition_one_token_after_another(tmp_path):
+    """(1/N) Σ -ln p(s_t | s_0 … s_{t-1}), the state going on from the first token to the last."""
+    run = lm_jax.train(tiny.config(train={"steps": 3}), tmp_path, text=tiny.TEXT)
+    tokens = run.vocabulary.encode(tiny.TEXT[:300])
+    carry, total, before = run.model.init_carry(1), 0.0, run.vocabulary.boundary
+
+    @jax.jit
+    def one(carry, x, y):
+        carry, h = run.model.hidden(run.params, carry, x[None, None])
+        return carry, run.model.nats(run.params, h, y[None, None])[0, 0]
+
+    for token in tokens:
+        carry, nats = one(carry, np.int32(before), np.int32(token))
+        total, before = total + float(nats), token
+    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300)
+    assert loss.tokens == len(tokens)
+    assert loss.nats == pytest.approx(total, rel=1e-12)
+    assert loss.perplexity == pytest.approx(math.exp(total / len(tokens)), rel=1e-12)
+    assert loss.bits_per_character == pytest.approx(total / math.log(2) / 300, rel=1e-12)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
+    losses = []
+    for lanes in (2, 5):
+        config = tiny.config(data={"batch_size": lanes, "length": 4}, train={"steps": 1})
+        run = lm_jax.train(config, tmp_path / str(lanes), text=tiny.TEXT)
+        tokens = run.vocabulary.encode(tiny.TEXT)
+        params = run.model.init(jax.random.key(0))
+        losses.append(evaluate(run.model, params, reading(tokens, run.vocabulary), len(tokens)))
+    assert losses[0] == losses[1]
+
+
+def test_sentences_are_judged_each_by_itself(tmp_path):
+    data = {"batching": "sentences", "tokenizer": "word", "length": 6, "batch_size": 3}
+    run = lm_jax.train(tiny.config(data=data, train={"steps": 2}), tmp_path, text=[tiny.TEXT] * 3)
+
+    @jax.jit
+    def nats(x, y):
+        _, h = run.model.hidden(run.params, run.model.init_carry(1), x[:, None])
+        return jnp.sum(run.model.nats(run.params, h, y[:, None]))
+
+    total = 0.0
+    for line in tiny.TEXT.splitlines():
+        tokens = run.vocabulary.encode(line + "\n")
+        for first in range(0, len(tokens), 6):  # a long sentence is cut every 6 tokens
+            before = tokens[first - 1] if first else run.vocabulary.boundary
+            y = tokens[first : first + 6]
+            x = np.concatenate([[before], y[:-1]]).astype(np.int32)
+            total += float(nats(jnp.asarray(x), jnp.asarray(y)))
+    row = run.result["splits"]["validation"]
+    assert row["nats"] * row["tokens"] == pytest.approx(total, rel=1e-12)
+
+
+def test_the_best_on_validation_is_kept(tmp_path):
+    config = tiny.config(
+        train={"steps": 40, "validate_every": 4, "learning_rate": 0.3, "keep_best": True}
+    )
+    run = lm_jax.train(config, tmp_path / "best", text=tiny.TEXT)
+    judged = {r["step"]: r["nats"] for r in rows_of(tmp_path / "best") if r["kind"] == "evaluation"}
+    best = min(judged, key=judged.get)
+    assert best < 40  # or the test shows nothing
+    assert run.result["best_step"] == best
+    assert run.result["splits"]["validation"]["nats"] == pytest.approx(judged[best], rel=1e-12)
+    last = tiny.config(
+        train={"steps": 40, "validate_every": 4, "learning_rate": 0.3, "keep_best": False}
+    )
+    run = lm_jax.train(last, tmp_path / "last", text=tiny.TEXT)
+    assert run.result["splits"]["validation"]["nats"] == pytest.approx(judged[40], rel=1e-12)
+
+
+def test_patience_ends_a_run_and_plateaus_cut_the_learning_rate(tmp_path):
+    config = tiny.config(
+        train={
+            "steps": 400,
+            "validate_every": 4,
+            "log_every": 4,
+            "learning_rate": 0.3,
+            "patience": 5,
+            "schedule": Plateau(factor=0.5, patience=2),
+        }
+    )
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    assert run.result["stopped_early"]
+    rows = rows_of(tmp_path)
+    judged = [row["nats"] for row in rows if row["kind"] == "evaluation"]
+    rates = {row["step"]: row["learning_rate"] for row in rows if row["kind"] == "train"}
+    assert run.result["step"] == 4 * len(judged)
+    best, stale, waited, cut = math.inf, 0, 0, 1.0
+    for number, nats in enumerate(judged):
+        step_now = 4 * (number + 1)
+        assert rates[step_now] == 0.3 * cut
+        stale, waited = (0, 0) if nats < best else (stale + 1, waited + 1)
+        best = min(best, nats)
+        if waited == 2:
+            waited, cut = 0, cut * 0.5
+        assert (stale == 5) == (number == len(judged) - 1)
+    assert cut < 1
+
+
+# --- signals and threads --------------------------------------------------------------------------
+
+
+def test_a_first_interrupt_saves_and_a_second_one_interrupts(tmp_path):
+    def once(now, row):
+        if now == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        lm_jax.train(tiny.config(train={"log_every": 1}), tmp_path, text=tiny.TEXT, watch=once)
+    assert lm_jax.load_run(tmp_path).step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def twice(now, row):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        lm_jax.train(tiny.config(train={"log_every": 1}), tmp_path, text=tiny.TEXT, watch=twice)
+    assert lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT).step == 20
+
+
+def test_train_works_outside_the_main_thread(tmp_path):
+    runs = []
+    thread = threading.Thread(
+        target=lambda: runs.append(
+            lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT)
+        )
+    )
+    thread.start()
+    thread.join()
+    assert runs[0].result["status"] == "finished"

@@ -1,0 +1,56 @@
+"""Small models and batches, the same for all tests, so that they compile once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import models
+from lm_jax.config import RNN, Config, Data, Train, Window
+from lm_jax.data.batches import Batch
+
+V, B, T = 7, 3, 6
+
+TEXT = "the cat sat on the mat\nand the dog lay by the cat\n\nall was still\n" * 12
+
+
+def rnn(**fields):
+    return models.make(RNN(**{"embedding_size": 4, "hidden_size": 5, **fields}), V)
+
+
+def window(**fields):
+    return models.make(Window(**{"order": 4, "embedding_size": 4, "hidden_size": 5, **fields}), V)
+
+
+def batch(seed=0, length=T, lanes=B, start=True):
+    tokens = np.random.default_rng(seed).integers(0, V, (length + 1, lanes)).astype(np.int32)
+    return Batch(
+        jnp.asarray(tokens[:-1]),
+        jnp.asarray(tokens[1:]),
+        jnp.ones((length, lanes), bool),
+        jnp.full(lanes, start),
+    )
+
+
+def moved(params, seed=1, size=0.3):
+    """The parameters, each shifted a little, so that no bias or block is zero."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    shifts = [size * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return structure.unflatten([a + s for a, s in zip(leaves, shifts, strict=True)])
+
+
+def config(**parts):
+    """A run of seconds: `config(train={"steps": 3})` changes fields of the parts."""
+    data = {"source": "memory", "batch_size": 4, "length": 8, **parts.get("data", {})}
+    train = {"steps": 20, "log_every": 5, "validate_every": 10, "checkpoint_every": 5}
+    train |= parts.get("train", {})
+    model = parts.get("model", RNN(embedding_size=4, hidden_size=5))
+    return Config(data=Data(**data), model=model, train=Train(**train), seed=parts.get("seed", 0))
+
+
+def assert_trees_close(a, b, tolerance=1e-12):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
