@@ -210,7 +210,8 @@ def deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 def in_one_line(box: str) -> str:
     """What a framed message of the flag parser says, up to its first suggestion, in one line."""
-    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()[1:]]
+    rule = re.compile(r"\W*[─-]{5,}\W*")  # the frame is drawn with ASCII where it must be
+    lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
     parts = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
     message = parts[0]
     suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts[1:]))

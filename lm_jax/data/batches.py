@@ -85,8 +85,16 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
       boundary: the token that ends a sentence, and stands before the first one.
       batch_size: B.
       length: T.
+
+    Raises:
+      UserError: a place in the text does not fit into 32 bits.
     """
     total = len(tokens)
+    if total >= 2**31:
+        raise UserError(
+            f"{total:,} tokens are too many for data.batching=sentences, which reads up to "
+            f"{2**31 - 1:,}"
+        )
     ends = np.flatnonzero(np.asarray(tokens) == boundary) + 1
     edges = np.concatenate([[0], ends, [total]])
     starts, spans = edges[:-1], np.diff(edges)

@@ -2,16 +2,19 @@
 
 Files and data sets are tokenised once, into a folder of the user's cache named by their content and
 the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The
-folder is written under another name and renamed when it is whole, so that it is there or it is not.
+folder is written under another name and renamed when it is whole, so that it is there or it is not;
+of several processes that want the same one, one builds it and the others wait.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -71,7 +74,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     folder = cache_folder() / "tokens" / digest[:32]
     try:
         if not folder.exists():
-            _build(folder, _vocabulary(data, parts), parts)
+            _build(folder, data, parts)
         return _mapped(folder, digest)
     except OSError as error:
         raise UserError(
@@ -99,44 +102,61 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
     """
     blocks = list(encoded(vocabulary, text))
     if not blocks:
-        raise UserError(f"{text.name}: there is no token in an empty text")
+        raise UserError(f"{text.name}: the text is empty")
     numbers, characters, unknown = zip(*blocks, strict=True)
     return Split(np.concatenate(numbers).astype(_dtype(vocabulary)), sum(characters), sum(unknown))
 
 
-def _build(folder: Path, vocabulary: Vocabulary, parts: dict[str, Text]) -> None:
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
-        (partial / "corpus.json").write_text(vocabulary.to_json(splits=sizes), encoding="utf-8")
+def _build(folder: Path, data: Data, parts: dict[str, Text]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_suffix(".partial")
+    with folder.with_suffix(".lock").open("a") as lock:
+        # The operating system lets go of the lock when a process dies, however it dies.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         try:
+            partial.mkdir()
+            vocabulary = _vocabulary(data, parts)
+            sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
+            with _synced(partial / "corpus.json") as file:
+                file.write(vocabulary.to_json(splits=sizes).encode())
             partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # or else another process has built the same
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
     totals = {"tokens": 0, "characters": 0, "unknown": 0}
-    with path.open("wb") as file:
+    with _synced(path) as file:
         for numbers, characters, unknown in encoded(vocabulary, text):
             file.write(numbers.astype(_dtype(vocabulary)).tobytes())
             totals["tokens"] += len(numbers)
             totals["characters"] += characters
             totals["unknown"] += unknown
-        file.flush()
-        os.fsync(file.fileno())
+    if not totals["tokens"]:
+        raise UserError(f"{text.name}: the text is empty")
     return totals
 
 
+@contextlib.contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on the disk for good once it is closed."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _mapped(folder: Path, digest: str) -> Corpus:
-    content = (folder / "corpus.json").read_text(encoding="utf-8")
-    vocabulary = Vocabulary.from_json(content, str(folder / "corpus.json"))
-    splits = {}
-    for split, sizes in json.loads(content)["splits"].items():
-        tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(sizes["tokens"],))
-        splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
+    try:
+        content = (folder / "corpus.json").read_text(encoding="utf-8")
+        vocabulary = Vocabulary.from_json(content)
+        splits = {}
+        for split, sizes in json.loads(content)["splits"].items():
+            tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(sizes["tokens"],))
+            splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
+    except (ValueError, FileNotFoundError):
+        raise UserError(f"{folder} is damaged: remove it, and it is built anew") from None
     return Corpus(vocabulary, **splits, digest=digest)

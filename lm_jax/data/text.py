@@ -29,6 +29,8 @@ class Text(NamedTuple):
     """Hex digits that change when the content changes."""
     blocks: Callable[[], Iterator[bytes]]
     """Its UTF-8 from the beginning, at most a few megabytes at a time."""
+    start: int = 0
+    """Where it begins in what it was cut from: the byte that an error names counts from there."""
 
 
 def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, Text]:
@@ -39,8 +41,11 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
       memory: for `data.source="memory"`, one text, or three.
 
     Raises:
-      UserError: a file is missing, empty, unreadable or a directory; a data set cannot be had.
+      UserError: a file is missing, empty, unreadable or a directory; a data set cannot be had;
+        a text is handed over that the config does not ask for.
     """
+    if memory is not None and data.source != "memory":
+        raise UserError(f"text is read only with data.source=memory, not {data.source}")
     by_line = data.tokenizer == "word"
     if data.source == "builtin":
         return _cut(in_memory("builtin", _documentation()), by_line)
@@ -71,7 +76,13 @@ def _documentation() -> str:
 
 
 def in_memory(name: str, text: str) -> Text:
-    """A string as a text; `name` is what an error calls it."""
+    """A string as a text; `name` is what an error calls it.
+
+    Raises:
+      UserError: it is empty, or no Unicode.
+    """
+    if not text:
+        raise UserError(f"{name}: the text is empty")
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
@@ -118,11 +129,11 @@ def _cut(text: Text, by_line: bool) -> dict[str, Text]:
     for split, (start, stop) in zip(SPLITS, itertools.pairwise(marks), strict=True):
         if start == stop:
             raise UserError(
-                f"{text.name}: {size:,} bytes are too few to cut into "
-                f"{', '.join(SPLITS)}: nothing is left for {split}"
+                f"{text.name}: {size:,} bytes hold too few {'lines' if by_line else 'characters'} "
+                f"to cut into {', '.join(SPLITS)}: nothing is left for {split}"
             )
         digest = hashlib.sha256(f"{text.digest} {start} {stop}".encode()).hexdigest()
-        parts[split] = Text(f"{text.name} [{split}]", digest, _range(text, start, stop))
+        parts[split] = Text(f"{text.name} [{split}]", digest, _range(text, start, stop), start)
     return parts
 
 

@@ -9,13 +9,14 @@ The rules:
 
 One token of each is the *boundary*, which ends a line: the newline, the byte 10, `<eos>`. It also
 stands before the first token of a text, so that every token of a text is predicted from something.
-Characters and words that the training text does not hold are `<unk>`.
+Characters and words that the training text does not hold are `<unk>`. Among words, `<unk>` and
+`<eos>` that stand in a text are those tokens.
 """
 
 import codecs
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,7 +83,7 @@ class Vocabulary:
         numbers, unknown = self.numbers, self.numbers[UNKNOWN]
         return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
 
-    def decode(self, numbers: Iterable[int]) -> str:
+    def decode(self, numbers: Sequence[int] | np.ndarray) -> str:
         """The text of some tokens: `decode(encode(text)) == text`, white space between words aside.
 
         `<unk>` among characters shows as U+FFFD, and so do bytes that are not UTF-8.
@@ -137,7 +138,7 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
       min_count: how often a token must occur to be kept.
 
     Raises:
-      UserError: the text is not UTF-8, holds a NUL character, or nothing but line ends.
+      UserError: the text is not UTF-8, holds a NUL character, or fewer than two kinds of token.
     """
     if tokenizer == "byte":
         return BYTES
@@ -147,10 +148,12 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
         (token for token, count in counts.items() if count >= min_count and token not in first),
         key=lambda token: (-counts[token], token),
     )
+    if len(counts) < 2:
+        raise UserError(f"{text.name}: a vocabulary of {len(counts)}: there is nothing to predict")
     if not frequent:
         raise UserError(
-            f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r} (each token "
-            f"must occur {min_count} times): there is nothing to predict"
+            f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r}: "
+            f"no other token occurs data.min_count={min_count} times"
         )
     return Vocabulary(tokenizer, (first + tuple(frequent))[:size])
 
@@ -158,8 +161,8 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
 def _count(text: Text, tokenizer: str) -> Counter[str]:
     if tokenizer == "word":
         counts: Counter[str] = Counter()
-        for part in whole_words(decoded(text)):
-            counts.update(_words(part, ended=False))
+        for part, is_last in _with_last(whole_words(decoded(text))):
+            counts.update(_words(part, ended=is_last))
         return counts
     occurrences = np.zeros(0x110000, np.int64)
     for part in decoded(text):
@@ -198,21 +201,21 @@ def decoded(text: Text) -> Iterator[str]:
       UserError: names the offset of the first byte that is not UTF-8, or is a NUL.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0  # of the first byte that the decoder has not turned into a character
+    position = text.start  # of the block
     for block, is_last in _with_last(text.blocks()):
         held = len(decoder.getstate()[0])
-        nul = block.find(0)
+        sound, nul, _ = block.partition(b"\0")
         try:
-            part = decoder.decode(block, final=is_last)
+            part = decoder.decode(sound, final=is_last or bool(nul))
         except UnicodeDecodeError as error:
             offset = position - held + error.start
             raise UserError(
-                f"{text.name}: not UTF-8 at byte {offset:,}: {error.reason}; "
+                f"{text.name}: not UTF-8 at byte {offset}: {error.reason}; "
                 "data.tokenizer=byte reads any bytes"
             ) from None
-        if nul >= 0:
+        if nul:
             raise UserError(
-                f"{text.name}: a NUL at byte {position + nul:,}: this does not look like text; "
+                f"{text.name}: a NUL at byte {position + len(sound)}: not text, it seems; "
                 "data.tokenizer=byte reads any bytes"
             )
         position += len(block)

@@ -1,14 +1,18 @@
-"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, each with its digest.
+"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, with a digest of every file.
 
-Orbax makes a checkpoint appear whole or not at all, and writes it while training goes on. What it
-does not see is damage: a flipped byte is restored as it is. So the SHA-256 of every array goes into
-the checkpoint's metadata, and restoring takes the newest one whose arrays all match.
+Orbax writes the arrays, in the background, while training goes on. What it does not see is damage:
+a flipped byte is restored as it is, or brings down a thread. So a checkpoint is
 
-The arrays are stored flat, under names such as `params/layers/0/W_hh`, and restored into a template
-with the real structure. This is the only module that knows Orbax.
+    checkpoints/00000500/arrays/        what Orbax has written
+    checkpoints/00000500/sha256.json    the SHA-256 of each file in it
+
+put together under another name and renamed when it is whole; and restoring takes the newest one
+whose files all match. The arrays are stored flat, under names such as `params/layers/0/W_hh`, and
+restored into a template with the real structure. This is the only module that knows Orbax.
 """
 
 import hashlib
+import json
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,6 +24,7 @@ import jax
 import numpy as np
 
 from lm_jax.settings import UserError
+from lm_jax.training import journal
 
 KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
 
@@ -34,19 +39,14 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and contents, in the order of names."""
+def digest(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and contents of a tree's arrays, in order of names."""
     total = hashlib.sha256()
-    for name in sorted(arrays):
-        total.update(f"{name} {_digest(arrays[name])}\n".encode())
+    for name, leaf in sorted(named_leaves(tree).items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.dtype} {leaf.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
-
-
-def _digest(array: np.ndarray) -> str:
-    content = np.ascontiguousarray(array)
-    head = hashlib.sha256(f"{content.dtype} {array.shape}\n".encode())
-    head.update(content.reshape(-1).view(np.uint8).data)
-    return head.hexdigest()
 
 
 class Checkpoints:
@@ -89,10 +89,13 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         path = self._folder / f"{step:08d}"
+        partial = path.with_name(f"{path.name}.partial")
+        partial.mkdir(parents=True)
+        ocp.save((partial / "arrays").absolute(), arrays)
+        journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
-        digests = {name: _digest(array) for name, array in arrays.items()}
-        ocp.save(path.absolute(), arrays, custom_metadata={"sha256": digests})
+        partial.rename(path)
         for old in _steps(self._folder)[:-KEPT]:
             _remove(self._folder / f"{old:08d}")
 
@@ -116,11 +119,8 @@ def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
         path = folder / f"{step:08d}"
         try:
             arrays = _read(path)
-        except Exception as error:  # Orbax and TensorStore raise all sorts at damaged files
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
-            warnings.warn(f"passing over the damaged checkpoint {path}: {reason}", stacklevel=2)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"passing over the damaged checkpoint {path}: {error}", stacklevel=2)
             continue
         _check(path, arrays, wanted, part)
         leaves, structure = jax.tree.flatten(template)
@@ -139,14 +139,22 @@ def _steps(folder: Path) -> list[int]:
 def _read(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    arrays = ocp.load(path.absolute())
-    known = (ocp.metadata(path.absolute()).custom_metadata or {}).get("sha256", {})
-    if set(known) != set(arrays):
-        raise ValueError("its list of arrays does not match its arrays")
-    for name, array in arrays.items():
-        if _digest(array) != known[name]:
-            raise ValueError(f"{name} does not match its SHA-256")
-    return arrays
+    known = json.loads((path / "sha256.json").read_text(encoding="utf-8"))
+    found = _file_digests(path / "arrays")
+    for name in sorted(known.keys() | found.keys()):
+        if known.get(name) != found.get(name):
+            raise ValueError(f"arrays/{name} does not match its SHA-256")
+    return ocp.load((path / "arrays").absolute())
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], part: bool) -> None:

@@ -35,7 +35,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import Checkpoints, digest, named_leaves, restore
+from lm_jax.training.checkpoint import Checkpoints, digest, restore
 from lm_jax.training.step import Program, TrainState, arguments, program
 
 BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
@@ -340,7 +340,6 @@ class _Training:
                 split: Split = getattr(self.corpus, name)
                 loss = evaluate(self.program.model, params, self._reading(split), split.characters)
                 splits[name] = {**loss.row(), "unknown": split.unknown}
-        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
         return {
             "status": status,
             "step": int(state.step),
@@ -348,6 +347,6 @@ class _Training:
             "best_step": int(verdict.best_step) if self.config.train.keep_best else None,
             "splits": splits,
             "parameters": models.count(params),
-            "sha256": digest(arrays),
+            "sha256": digest(params),
             "seconds": self.journal.seconds,
         }

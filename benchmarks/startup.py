@@ -1,0 +1,140 @@
+"""What a run costs beside its arithmetic: starting, looking at the loop, saving.
+
+    python benchmarks/startup.py
+
+prints a row a figure: the median of several rounds, the smallest and the largest, and the limit
+that the project has set itself. Every start is a process of its own; "cold" means that nothing
+compiled is kept, "warm" that a run of the same config has gone before.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+ROUNDS = 5
+
+
+def imported() -> float:
+    """Seconds from starting Python to having imported lm_jax."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import lm_jax"], cwd=ROOT, check=True)
+    return time.perf_counter() - began
+
+
+def first_step(cache: Path, run_dir: Path) -> float:
+    """Seconds from starting `run.py train quickstart` to the first row of metrics.jsonl."""
+    command = [sys.executable, "run.py", "train", "quickstart", "--run-dir", str(run_dir)]
+    environment = {**os.environ, "LM_JAX_CACHE": str(cache)}
+    began = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        metrics = run_dir / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+            time.sleep(0.005)
+        taken = time.perf_counter() - began
+        process.kill()
+    return taken
+
+
+def first_steps(folder: Path) -> tuple[list[float], list[float]]:
+    """Cold and warm starts in turn, each pair with a cache of its own."""
+    cold, warm = [], []
+    for number in range(ROUNDS):
+        cache = folder / f"cache{number}"
+        cold.append(first_step(cache, folder / f"cold{number}"))
+        warm.append(first_step(cache, folder / f"warm{number}"))
+    return cold, warm
+
+
+def host_overhead(folder: Path) -> Iterator[float]:
+    """Share of the quickstart's time, validation aside, that passes outside the compiled loop."""
+    import dataclasses
+
+    import lm_jax
+    from run import load_experiment
+
+    config = load_experiment("quickstart")
+    train = dataclasses.replace(
+        config.train, steps=451, validate_every=10_000, checkpoint_every=10_000
+    )
+    config = dataclasses.replace(config, train=train)
+    for number in range(ROUNDS):
+        seen: list[tuple[float, float]] = []
+
+        def watch(step: int, row: dict | None, seen: list = seen) -> None:
+            if row is not None and row["kind"] == "train" and step <= 450:
+                seen.append((time.perf_counter(), row["seconds"]))
+
+        lm_jax.train(config, folder / f"overhead{number}", watch=watch)
+        (began, inside_began), (ended, inside_ended) = seen[0], seen[-1]
+        yield 1 - (inside_ended - inside_began) / (ended - began)
+
+
+def checkpoint_block(folder: Path) -> Iterator[float]:
+    """Milliseconds that saving a model of 5 million parameters holds up the training loop."""
+    from lm_jax import models, settings
+    from lm_jax.config import RNN, Config, Train, resolve
+    from lm_jax.training.checkpoint import Checkpoints
+    from lm_jax.training.step import arguments, program
+
+    config = resolve(Config(model=RNN(embedding_size=256, hidden_size=1024), train=Train()))
+    compiled = program(settings.shape(config), 3250)
+    state = compiled.init(arguments(config))
+    print(f"checkpoint of {models.count(state.params):,} parameters, Adam, best parameters kept")
+    checkpoints = Checkpoints(folder / "saved")
+    for step in range(ROUNDS + 1):
+        state = state._replace(step=state.step + 1)
+        checkpoints.wait()
+        began = time.perf_counter()
+        checkpoints.save(state)
+        taken = 1000 * (time.perf_counter() - began)
+        if step:  # the first one imports Orbax, in the background
+            yield taken
+    checkpoints.close()
+
+
+def show(name: str, figures: list[float], unit: str, limit: float) -> None:
+    """Prints one row."""
+    median, least, most = statistics.median(figures), min(figures), max(figures)
+    verdict = "met" if median <= limit else "missed"
+    print(f"{name:42}{median:9.2f}{least:9.2f}{most:9.2f}  {unit:5} limit {limit:g}: {verdict}")
+
+
+def repeated(measure: Callable[[], float]) -> list[float]:
+    """A measure's figures, one a round."""
+    return [measure() for _ in range(ROUNDS)]
+
+
+def main() -> None:
+    import jax
+
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+    print(f"{'':42}{'median':>9}{'min':>9}{'max':>9}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        show("import lm_jax", repeated(imported), "s", 1.5)
+        cold, warm = first_steps(folder)
+        show("start to first step, cold", cold, "s", 5)
+        show("start to first step, warm", warm, "s", 3)
+        shares = [100 * share for share in host_overhead(folder)]
+        show("time outside the compiled loop", shares, "%", 2)
+        show("checkpoint holds up training", list(checkpoint_block(folder)), "ms", 50)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Optimizers, schedules and clipping, against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from lm_jax.config import (
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Epochs,
+    Momentum,
+    Plateau,
+    RMSprop,
+    Train,
+)
+from lm_jax.training.optimizer import clip, learning_rate, optimizer
+
+RATE = 0.1
+RNG = np.random.default_rng(0)
+START, GRADS = RNG.normal(size=(4,)), RNG.normal(size=(3, 4))
+
+
+def sgd(w):
+    for g in GRADS:
+        w = w - RATE * g
+    return w
+
+
+def momentum(w):
+    trace = 0
+    for g in GRADS:
+        trace = g + 0.8 * trace
+        w = w - RATE * trace
+    return w
+
+
+def nesterov(w):
+    trace = 0
+    for g in GRADS:
+        trace = g + 0.8 * trace
+        w = w - RATE * (g + 0.8 * trace)
+    return w
+
+
+def adam(w, weight_decay=0.0):
+    """Kingma & Ba (2015), algorithm 1; decay as in Loshchilov & Hutter (2019), algorithm 2."""
+    m, v = 0, 0
+    for t, g in enumerate(GRADS, 1):
+        m, v = 0.7 * m + 0.3 * g, 0.9 * v + 0.1 * g**2
+        step = (m / (1 - 0.7**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+        w = w - RATE * (step + weight_decay * w)
+    return w
+
+
+def rmsprop(w):
+    v = 0
+    for g in GRADS:
+        v = 0.9 * v + 0.1 * g**2
+        w = w - RATE * g / np.sqrt(v + 1e-3)
+    return w
+
+
+@pytest.mark.parametrize(
+    ("config", "formula"),
+    [
+        (SGD(), sgd),
+        (Momentum(momentum=0.8), momentum),
+        (Momentum(momentum=0.8, nesterov=True), nesterov),
+        (Adam(b1=0.7, b2=0.9, eps=1e-3), adam),
+        (AdamW(b1=0.7, b2=0.9, eps=1e-3, weight_decay=0.05), lambda w: adam(w, 0.05)),
+        (RMSprop(decay=0.9, eps=1e-3), rmsprop),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_an_optimizer_is_its_formula(config, formula):
+    w = jnp.asarray(START)
+    state = optimizer(config, 0.0).init(w)
+    for g in GRADS:
+        updates, state = optimizer(config, RATE).update(jnp.asarray(g), state, w)
+        w = optax.apply_updates(w, updates)
+    np.testing.assert_allclose(w, formula(START), rtol=1e-10)
+
+
+def rates(schedule, steps, *, epoch_length=10, cut=1.0):
+    train = Train(learning_rate=2.0, schedule=schedule)
+    return np.array(
+        [
+            float(
+                learning_rate(train, jnp.int32(s), jnp.int32(s // epoch_length), jnp.float64(cut))
+            )
+            for s in steps
+        ]
+    )
+
+
+def test_constant_is_constant():
+    np.testing.assert_array_equal(rates(Constant(), [0, 99]), 2.0)
+
+
+def test_cosine_warms_up_in_a_line_and_comes_down_half_a_cosine():
+    schedule = Cosine(warmup_steps=4, steps=24, final=0.1)
+    np.testing.assert_allclose(rates(schedule, range(4)), [0.5, 1.0, 1.5, 2.0], rtol=1e-12)
+    np.testing.assert_allclose(rates(schedule, [4, 14, 24, 99]), [2.0, 1.1, 0.2, 0.2], rtol=1e-12)
+    assert np.all(np.diff(rates(schedule, range(4, 25))) < 0)
+    np.testing.assert_allclose(rates(Cosine(warmup_steps=0, steps=10), [0]), [2.0], rtol=1e-12)
+
+
+def test_epochs_follow_zaremba():
+    """Small model, Zaremba et al. (2014): 4 epochs at the full rate, then half of it each epoch."""
+    expected = [2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 0.25]
+    np.testing.assert_allclose(rates(Epochs(), range(0, 70, 10)), expected, rtol=1e-12)
+    np.testing.assert_allclose(rates(Epochs(), range(9, 79, 10)), expected, rtol=1e-12)
+
+
+def test_a_plateau_s_cuts_scale_the_rate():
+    np.testing.assert_allclose(rates(Plateau(), [5], cut=0.0625), [0.125], rtol=1e-12)
+
+
+def test_clipping_by_norm_and_by_value():
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[-4.0]])}
+    for train, expected, changed in [
+        (Train(), grads, False),
+        (Train(clip_norm=5.0), grads, False),
+        (Train(clip_norm=1.0), jax.tree.map(lambda g: g / 5, grads), True),
+        (Train(clip_value=4.0), grads, False),
+        (Train(clip_value=3.5), {**grads, "b": jnp.array([[-3.5]])}, True),
+        (
+            Train(clip_norm=2.5, clip_value=1.75),
+            {"a": jnp.array([1.5, 0.0]), "b": jnp.array([[-1.75]])},
+            True,
+        ),
+        (Train(clip_norm=2.5, clip_value=2.0), jax.tree.map(lambda g: g / 2, grads), True),
+        (Train(clip_norm=float("inf"), clip_value=float("inf")), grads, False),
+    ]:
+        clipped, was_changed = clip(train, grads)
+        tiny.assert_trees_close(clipped, expected)
+        assert bool(was_changed) == changed
