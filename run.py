@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import os
 import platform
 import re
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,11 +40,13 @@ def load_experiment(name: str) -> Config:
             f"there is no experiment {name!r}{nearest(name, known)} "
             f"(experiments/ holds {', '.join(known)}; or give a path to a .py file)"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.config()
+        names = runpy.run_path(str(path))
+        if "config" not in names:
+            raise UserError(f"{path}: it has no function config()")
+        config = names["config"]()
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
@@ -172,7 +174,7 @@ def sample(
         temperature=temperature,
         seed=seed,
     )
-    print(prompt + text)
+    print(text)
     return 0
 
 

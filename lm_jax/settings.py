@@ -18,7 +18,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import Field
@@ -67,7 +67,7 @@ def settings(cls: type[Settings]) -> type[Settings]:
             raise UserError(explain(error, checked)) from None
 
     checked.__init__ = init
-    return checked
+    return cast(type[Settings], checked)
 
 
 def alternatives(kind: type, path: str) -> dict[str, type]:
@@ -80,7 +80,7 @@ def alternatives(kind: type, path: str) -> dict[str, type]:
         hint = typing.get_type_hints(hint, include_extras=True).get(name) if hint else None
     members = [part for arg in typing.get_args(hint) for part in (arg, *typing.get_args(arg))]
     found = [member for member in members if dataclasses.is_dataclass(member)]
-    return {member.kind: member for member in found if isinstance(member, type)}
+    return {cast(Any, member).kind: member for member in found if isinstance(member, type)}
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
@@ -219,7 +219,7 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"there is no field {where}{nearest(path[-1], known)}"
     if first["type"] == "union_tag_invalid":
         value = first["input"].get("kind")
-        return f"{where}.kind={value!r}: choose from {first['ctx']['expected_tags']}"
+        return f"{where}.kind={value!r}: choose from {first.get('ctx', {}).get('expected_tags')}"
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 

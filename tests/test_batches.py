@@ -1,5 +1,6 @@
 """Batches: every token a target exactly once an epoch, after the token that stands before it."""
 
+import math
 from collections import Counter
 
 import jax
@@ -34,7 +35,8 @@ LINES = {
     "blank": ([1, 1, 1, 1], 0),
 }
 every_text = pytest.mark.parametrize("name", LINES)
-SENTENCES = [(2, 4), (5, 3), (3, 12)]  # B, T
+# B, T: lines longer than the chunk; more rows than lines, and chunks longer than they are.
+SENTENCES = [(2, 4), (7, 13)]
 every_shape = pytest.mark.parametrize(("B", "T"), SENTENCES)
 BOUNDARY = 0
 
@@ -63,7 +65,8 @@ def epoch(source, T, number=0, key=None):
 
 def pairs(batches):
     """How often each target follows each input."""
-    return Counter((int(x), int(y)) for b in batches for x, y in zip(b.x[b.mask], b.y[b.mask]))
+    x, y = (np.concatenate([getattr(b, part)[b.mask] for b in batches]) for part in "xy")
+    return Counter(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def rows(batches):
@@ -110,7 +113,7 @@ def test_a_lane_goes_on_where_it_stopped_and_the_next_lane_where_it_ends(N, B, T
 def test_the_carry_is_kept_between_chunks_and_reset_where_the_stream_starts_again(N, B, T):
     source = stream_of(N, B)
     first, second = epoch(source, T), epoch(source, T, number=1)
-    assert len(first) == steps_per_epoch(source, T) == -(-(-(-N // B)) // T)
+    assert len(first) == steps_per_epoch(source, T) == math.ceil(math.ceil(N / B) / T)
     for batches in (first, second):
         for step, batch in enumerate(batches):
             np.testing.assert_array_equal(batch.start, np.full(B, step == 0))
@@ -135,7 +138,7 @@ def test_every_token_of_the_sentences_is_a_target_once_an_epoch(name, B, T, is_s
 @every_text
 @every_shape
 def test_a_row_is_a_line_cut_every_t_tokens_in_the_order_of_the_text(name, B, T):
-    spans, rest = LINES[name]
+    spans, _ = LINES[name]
     tokens = lines(name).tolist()
     expected = []
     for line in np.split(np.arange(len(tokens)), np.cumsum(spans, dtype=int)):
@@ -243,13 +246,13 @@ def test_shuffled_is_a_permutation_of_many_items(key):
 
 
 def test_no_item_is_drawn_to_a_place():
-    """Over n keys an item stands at a place n p times, p = 1/6, within 5 standard deviations."""
-    count, n, p = 6, 3_000, 1 / 6
+    """Over n keys an item stands at a place n p times, p = 1/5, within 5 standard deviations."""
+    count, n, p = 5, 3_000, 1 / 5
     keys = jax.random.split(jax.random.key(3), n)
     orders = np.asarray(jax.vmap(lambda key: shuffled(jnp.arange(count), count, key))(keys))
     times = np.array([(orders == item).sum(0) for item in range(count)])
     assert np.abs(times - n * p).max() < 5 * np.sqrt(n * p * (1 - p))
-    assert len(np.unique(orders, axis=0)) == 720  # every order that there is
+    assert len(np.unique(orders, axis=0)) == 120  # every order that there is
 
 
 def test_a_chunk_longer_than_a_lane_is_refused_with_the_numbers():
@@ -261,7 +264,7 @@ def test_a_chunk_longer_than_a_lane_is_refused_with_the_numbers():
         "train.k1=1001 is longer than a lane: 3,002 training tokens over data.batch_size=3 "
         "lanes make 1,000 each"
     )
-    with pytest.raises(UserError, match="data.length=1 is longer than a lane"):
+    with pytest.raises(UserError, match=r"^data\.length=1 is longer than a lane"):
         check_length(2, 3, 1, "data.length")
 
 

@@ -126,7 +126,7 @@ MISTAKES = [
     (["train", "lab.py", "--run-dir", "."], "holds files but no run"),
     (["train", "broken.py"], "broken.py: NameError: name 'Confg'"),
     (["train", "other.py"], "other.py: config() gives a int, not a Config"),
-    (["train", "nothing.py"], "nothing.py: "),
+    (["train", "nothing.py"], "nothing.py: it has no function config()"),
     (["score", "none", "text.txt"], "none is not a run directory"),
     (["sample", "text.txt"], "text.txt is not a run directory"),
 ]

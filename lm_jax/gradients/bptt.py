@@ -110,23 +110,24 @@ def truncated_bptt(
     def hidden(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         return model.hidden(params, carry, x, between)
 
+    def reached(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """A window's first block, of which the first steps are out of the gradient's reach."""
+        if not constant:
+            return hidden(params, carry, x)
+        carry, head = jax.lax.stop_gradient(hidden(params, carry, x[:constant]))
+        carry, tail = hidden(params, carry, x[constant:])
+        return carry, jnp.concatenate([head, tail])
+
     def block_nats(
         params: Params, history: History, x: Array, y: Array, mask: Array, start: Array
     ) -> tuple[Array, Carry]:
         """The summed nats of the newest block, and the carry after the oldest."""
         xs = jnp.concatenate([history.x, x[None]])
         starts = jnp.concatenate([history.start, start[None]])
-        carry, h, oldest = history.carry, None, None
-        for block in range(remembered + 1):
-            carry = restart(model, carry, starts[block])
-            if block == 0 and constant:
-                carry, head = hidden(params, carry, xs[0, :constant])
-                carry, head = jax.lax.stop_gradient((carry, head))
-                carry, tail = hidden(params, carry, xs[0, constant:])
-                h = jnp.concatenate([head, tail])
-            else:
-                carry, h = hidden(params, carry, xs[block])
-            oldest = carry if block == 0 else oldest
+        oldest, h = reached(params, restart(model, history.carry, starts[0]), xs[0])
+        carry = oldest
+        for block in range(1, remembered + 1):
+            carry, h = hidden(params, restart(model, carry, starts[block]), xs[block])
         return _total(model, params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:

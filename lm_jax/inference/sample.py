@@ -27,7 +27,7 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """A text that goes on from a prompt; the same seed gives the same text.
+    """A prompt and how the model goes on from it; the same seed gives the same text.
 
     Args:
       model, params: a trained model, `run.model` and `run.params`.
@@ -52,7 +52,7 @@ def sample(
     drawn = draw(model, length, len(tokens))(
         params, jnp.asarray(tokens), jax.random.key(seed), jnp.asarray(temperature, float)
     )
-    return vocabulary.decode(np.asarray(drawn))
+    return vocabulary.decode(np.concatenate([read, np.asarray(drawn)]))
 
 
 def _first_unknown(prompt: str, vocabulary: Vocabulary) -> str:

@@ -91,7 +91,7 @@ class Checkpoints:
         path = self._folder / f"{step:08d}"
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(parents=True)
-        ocp.save((partial / "arrays").absolute(), arrays)
+        ocp.save(str((partial / "arrays").absolute()), arrays)
         journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     for name in sorted(known.keys() | found.keys()):
         if known.get(name) != found.get(name):
             raise ValueError(f"arrays/{name} does not match its SHA-256")
-    return ocp.load((path / "arrays").absolute())
+    return ocp.load(str((path / "arrays").absolute()))
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

@@ -22,7 +22,8 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
         changed |= optax.tree.norm(grads) > train.clip_norm
         grads, _ = optax.clip_by_global_norm(train.clip_norm).update(grads, optax.EmptyState())
     if train.clip_value is not None:
-        changed |= optax.tree.max(jax.tree.map(jnp.abs, grads)) > train.clip_value
+        largest = jnp.asarray(optax.tree.max(jax.tree.map(jnp.abs, grads)))
+        changed |= largest > train.clip_value
         grads, _ = optax.clip(train.clip_value).update(grads, optax.EmptyState())
     return grads, changed
 

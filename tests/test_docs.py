@@ -1,0 +1,54 @@
+"""The pages say what is so: their code runs, their files and flags exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    found = blocks(ROOT / "docs" / "programs.md", "python")
+    assert len(found) >= 7
+    for block in found:
+        exec(block, names)
+    assert len([row for row in names["rows"] if row and row["kind"] == "train"]) == 3
+    # 40 steps on a text this simple take the loss well below the start's ln V.
+    assert names["run"].result["splits"]["test"]["nats"] < 2.5
+    assert names["loss"] < 2.5
+
+
+def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text(tiny.TEXT * 10)
+    experiment, program = blocks(ROOT / "README.md", "python")
+    names = {}
+    exec(experiment, names)
+    assert names["config"]().train.k2 == 96
+    exec(program.replace("steps=200", "steps=2, log_every=1").replace("length=200", "length=5"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_flags_are_there(page):
+    from lm_jax.config import Config
+    from lm_jax.settings import alternatives, fields
+
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
+    for place in ("model", "train.optimizer", "train.schedule"):
+        for kind in alternatives(Config, place).values():
+            names = [path for path, _, _ in fields(kind())]
+            flags |= {f"--{place}.{name.replace('_', '-')}" for name in names}
+    for flag in re.findall(r"--(?:data|model|train)[\w.-]+\w", text):
+        assert flag in flags, flag
