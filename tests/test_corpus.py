@@ -288,13 +288,15 @@ def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
     """Of a file that is seen before; what is in a data set is seen only when it is read."""
     parts = texts.splits(Data(source="memory"), THREE)
     parts["test"] = Text("set test", "0", lambda: iter(()))
-    monkeypatch.setattr(texts, "splits", lambda data, memory: parts)
+    monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: parts)
     for tokenizer in ("char", "byte", "word"):
         data = Data(source="tfds", name="set", tokenizer=tokenizer)
         assert refusal(lambda data=data: load(data)) == "set test: the text is empty"
     parts["train"] = parts["test"]
     said = refusal(lambda: load(Data(source="tfds", name="set")))
     assert said == "set test: a vocabulary of 0: there is nothing to predict"
+    said = refusal(lambda: load(Data(source="tfds", name="set"), "text"))
+    assert said == "text is read only with data.source=memory, not tfds"
     assert cached() == []
 
 

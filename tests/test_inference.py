@@ -67,6 +67,16 @@ def test_a_wrong_wish_is_refused(wrong, said):
         drawn(**wrong)
 
 
+def test_a_prompt_that_is_not_utf_8_is_refused():
+    """What a shell hands over for the byte 0xff is half a surrogate pair."""
+    from lm_jax.data.vocabulary import BYTES
+
+    with pytest.raises(UserError, match="is not UTF-8"):
+        sample(MODEL, PARAMS, BYTES, length=2, prompt="a\udcff")
+    with pytest.raises(UserError, match="never seen"):
+        drawn(prompt="a\udcff")
+
+
 def test_a_prompt_of_words_does_not_end_its_line():
     with pytest.raises(UserError, match="never seen 'dog'"):
         sample(MODEL, PARAMS, WORDS, length=2, prompt="the dog")

@@ -67,12 +67,15 @@ def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
     """
     total = len(tokens)
     length = -(-total // batch_size)
-    padded = np.zeros(batch_size * length + 1, tokens.dtype)
-    padded[0] = boundary
-    padded[1 : total + 1] = tokens
-    lanes = np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length]
     lengths = np.clip(total - length * np.arange(batch_size), 0, length)
-    return Streams(jnp.asarray(lanes.T), jnp.asarray(lengths, jnp.int32))
+    # Lane by lane, for the tokens may be mapped from a disk and fit into memory only once.
+    lanes = np.zeros((length + 1, batch_size), tokens.dtype)
+    for lane, targets in enumerate(lengths):
+        if targets:
+            first = lane * length
+            lanes[0, lane] = tokens[first - 1] if lane else boundary
+            lanes[1 : targets + 1, lane] = tokens[first : first + targets]
+    return Streams(jnp.asarray(lanes), jnp.asarray(lengths, jnp.int32))
 
 
 def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -> Sentences:

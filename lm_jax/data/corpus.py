@@ -63,7 +63,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     Raises:
       UserError: the text cannot be had, is not text, or is too short for its config.
     """
-    parts = texts.splits(data, memory)
+    parts = _parts(data, memory)
     key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
     key += [parts[split].digest for split in SPLITS]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -83,6 +83,14 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         ) from None
 
 
+def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
+    if data.source != "tfds" or memory is not None:
+        return texts.splits(data, memory)
+    from lm_jax.data.tfds import tfds_splits  # slow to import, and seldom wanted
+
+    return tfds_splits(data.name or "", data.text_key)
+
+
 def _vocabulary(data: Data, parts: dict[str, Text]) -> Vocabulary:
     return build(parts["train"], data.tokenizer, data.vocabulary_size, data.min_count)
 
@@ -100,11 +108,14 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
     Raises:
       UserError: the text is empty, or not UTF-8, or holds a NUL.
     """
-    blocks = list(encoded(vocabulary, text))
+    blocks, characters, unknown = [], 0, 0
+    for numbers, more_characters, more_unknown in encoded(vocabulary, text):
+        blocks.append(numbers.astype(_dtype(vocabulary)))
+        characters += more_characters
+        unknown += more_unknown
     if not blocks:
         raise UserError(f"{text.name}: the text is empty")
-    numbers, characters, unknown = zip(*blocks, strict=True)
-    return Split(np.concatenate(numbers).astype(_dtype(vocabulary)), sum(characters), sum(unknown))
+    return Split(np.concatenate(blocks), characters, unknown)
 
 
 def _build(folder: Path, data: Data, parts: dict[str, Text]) -> None:

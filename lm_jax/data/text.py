@@ -1,4 +1,4 @@
-"""Where text comes from: CPython's documentation, files, memory, TensorFlow data sets.
+"""Where text comes from: CPython's documentation, files, memory (`lm_jax.data.tfds` has one more).
 
 A `Text` is bytes of UTF-8 that can be read again from the start, in blocks, so that a corpus larger
 than memory passes through. `splits` finds the three texts that a config names. A single text is cut
@@ -37,12 +37,12 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
     """The training, validation and test text that a config names.
 
     Args:
-      data: the config.
+      data: the config; its source is none but those of this module.
       memory: for `data.source="memory"`, one text, or three.
 
     Raises:
-      UserError: a file is missing, empty, unreadable or a directory; a data set cannot be had;
-        a text is handed over that the config does not ask for.
+      UserError: a file is missing, empty, unreadable or a directory; a text is handed over that
+        the config does not ask for.
     """
     if memory is not None and data.source != "memory":
         raise UserError(f"text is read only with data.source=memory, not {data.source}")
@@ -57,15 +57,11 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
         if len(memory) != len(SPLITS):
             raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
         return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
-    if data.source == "file":
-        paths = {split: getattr(data, split) for split in SPLITS}
-        files = {
-            split: file_text(path, f"data.{split}={path}") for split, path in paths.items() if path
-        }
-        return files if len(files) > 1 else _cut(files["train"], by_line)
-    from lm_jax.data.tfds import tfds_splits  # slow to import, and seldom wanted
-
-    return tfds_splits(data.name or "", data.text_key)
+    paths = {split: getattr(data, split) for split in SPLITS}
+    files = {
+        split: file_text(path, f"data.{split}={path}") for split, path in paths.items() if path
+    }
+    return files if len(files) > 1 else _cut(files["train"], by_line)
 
 
 def _documentation() -> str:

@@ -45,7 +45,10 @@ def sample(
         raise UserError(f"length={length}: there must be at least one token to draw")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature} must be 0 or more")
-    read = vocabulary.encode(prompt, ended=False)
+    try:
+        read = vocabulary.encode(prompt, ended=False)
+    except UnicodeEncodeError:
+        raise UserError(f"the prompt {prompt!r} is not UTF-8") from None
     if vocabulary.unknown in read:
         raise UserError(f"the model has never seen {_first_unknown(prompt, vocabulary)!r}")
     tokens = np.concatenate([[vocabulary.boundary], read]).astype(np.int32)
