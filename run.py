@@ -26,7 +26,7 @@ from lm_jax.report.terminal import Display, show_result
 from lm_jax.settings import UserError, alternatives, bind, digest, nearest
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
-SAMPLE_LENGTH = 400  # tokens shown at the end of training
+SAMPLE_LENGTH = 300  # tokens shown at the end of training
 
 
 def load_experiment(name: str) -> Config:
@@ -99,7 +99,7 @@ def train_command(default: Config) -> Callable[..., int]:
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
             return 1
         text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
-        print(f"\n{text}\n\n{run_dir}")
+        print(f"\na sample:\n\n{text.strip()}\n\n{run_dir}")
         return 0
 
     return train

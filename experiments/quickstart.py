@@ -17,7 +17,7 @@ def config() -> Config:
         data=Data(source="builtin", tokenizer="char", batch_size=16, length=64),
         model=RNN(cell="elman", activation="tanh", embedding_size=64, hidden_size=320),
         train=Train(
-            steps=3000,
+            steps=2500,
             learning_rate=0.003,
             schedule=Cosine(warmup_steps=200),
             optimizer=Adam(),
