@@ -395,6 +395,15 @@ def test_sentences_are_judged_each_by_itself(tmp_path):
     assert row["nats"] * row["tokens"] == pytest.approx(total, rel=1e-12)
 
 
+def validation_nats(run):
+    """The parameters of a run, judged anew."""
+    from lm_jax import data
+
+    split = data.load(run.config.data, tiny.TEXT).validation
+    loss = evaluate(run.model, run.params, reading(split.tokens, run.vocabulary), split.characters)
+    return loss.nats_per_token
+
+
 def test_the_best_on_validation_is_kept(tmp_path):
     config = tiny.config(
         train={"steps": 40, "validate_every": 4, "learning_rate": 0.3, "keep_best": True}
@@ -403,13 +412,15 @@ def test_the_best_on_validation_is_kept(tmp_path):
     judged = {r["step"]: r["nats"] for r in rows_of(tmp_path / "best") if r["kind"] == "evaluation"}
     best = min(judged, key=judged.get)
     assert best < 40  # or the test shows nothing
-    assert run.result["best_step"] == best
+    assert run.result["parameters_step"] == best
     assert run.result["splits"]["validation"]["nats"] == pytest.approx(judged[best], rel=1e-12)
     last = tiny.config(
         train={"steps": 40, "validate_every": 4, "learning_rate": 0.3, "keep_best": False}
     )
+    assert validation_nats(run) == pytest.approx(judged[best], rel=1e-12)
     run = lm_jax.train(last, tmp_path / "last", text=tiny.TEXT)
-    assert run.result["splits"]["validation"]["nats"] == pytest.approx(judged[40], rel=1e-12)
+    assert run.result["splits"]["validation"]["nats"] == judged[40]
+    assert validation_nats(run) == pytest.approx(judged[40], rel=1e-12)
 
 
 def test_patience_ends_a_run_and_plateaus_cut_the_learning_rate(tmp_path):

@@ -54,7 +54,7 @@ class Display:
             self.progress.update(self.task, completed=step)
         elif row["kind"] == "train":
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{row['nats']:.3f} nats a token, {speed}"
+            loss = f"{_figure(row['nats'], '.3f')} nats a token, {speed}"
             self.progress.update(self.task, completed=step, loss=loss)
             if not self.console.is_terminal:
                 norm = f"gradient norm {row['grad_norm']:.3g}"
@@ -76,19 +76,24 @@ def show_result(run: Run) -> None:
     for split, row in result["splits"].items():
         table.add_row(
             split,
-            f"{row['nats']:.4f}",
-            f"{row['perplexity']:.3f}",
-            f"{row['bits_per_character']:.4f}",
-            f"{row['tokens']:,}",
-            f"{row['unknown']:,}",
+            _figure(row["nats"], ".4f"),
+            _figure(row["perplexity"], ".3f"),
+            _figure(row["bits_per_character"], ".4f"),
+            _figure(row["tokens"], ","),
+            _figure(row["unknown"], ","),
         )
     console = Console(highlight=False)
     early = ", early" if result["stopped_early"] else ""
-    best = f"; parameters of step {result['best_step']:,}" if result["best_step"] else ""
-    console.print(f"{result['status']} at step {result['step']:,}{early}{best}", soft_wrap=True)
+    kept = f"; parameters of step {result['parameters_step']:,}"
+    console.print(f"{result['status']} at step {result['step']:,}{early}{kept}", soft_wrap=True)
     if result["splits"]:
         console.print(table)
     console.print(
         f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
         soft_wrap=True,
     )
+
+
+def _figure(value: float | int | None, form: str) -> str:
+    """A number of a row, where null is what is not finite."""
+    return "not finite" if value is None else format(value, form)

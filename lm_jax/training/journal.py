@@ -59,19 +59,21 @@ class Journal:
     """The open metrics.jsonl of a run.
 
     Attributes:
-      seconds: of training, according to the rows that stand.
+      rows: those that stand.
+      seconds: of training, according to them.
     """
 
     def __init__(self, run_dir: Path, step: int):
         """Opens the file of a run that goes on from `step`, and takes away what came after it."""
         path = run_dir / "metrics.jsonl"
-        rows = [row for row in read_rows(path) if row["step"] <= step]
-        write_whole(path, "".join(as_json(row) + "\n" for row in rows))
-        self.seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+        self.rows = [row for row in read_rows(path) if row["step"] <= step]
+        write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
+        self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
         """Adds a row, and hands it to the operating system."""
+        self.rows.append(row)
         self._file.write(as_json(row) + "\n")
         self._file.flush()
 

@@ -40,6 +40,8 @@ from lm_jax.training.step import Program, TrainState, arguments, program
 
 BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
 
+PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
+
 Watch = Callable[[int, journal.Row | None], None]
 
 
@@ -237,9 +239,11 @@ class _Training:
             due = step % self.validate_every == 0 or last
             if step and due and int(self.state.verdict.step) < step:
                 try:
-                    self._validate()
+                    finite = self._validate()
                 except _Stopped:
                     return "stopped"
+                if not finite:
+                    return "diverged"
             if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
                 return "finished"
             if last:
@@ -303,7 +307,8 @@ class _Training:
     def _start_clock(self) -> None:
         self.trained, self.logged = 0.0, int(self.state.step)
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Judges the parameters on the validation split; whether they give it a finite loss."""
         nats, tokens = 0.0, 0
         for block in token_nats(self.program.model, self.state.params, self.validation):
             nats += float(np.sum(block, dtype=np.float64))
@@ -314,8 +319,9 @@ class _Training:
         self.state = self.program.judge(
             self.state, jnp.asarray(loss.nats_per_token, float), self.numbers
         )
-        row = {"step": int(self.state.step), "kind": "evaluation", "split": "validation"}
-        self._write({**row, **loss.row()})
+        place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
+        self._write({**place, **loss.row()})
+        return math.isfinite(loss.nats)
 
     def _write(self, row: journal.Row) -> None:
         self.journal.write(row)
@@ -334,17 +340,20 @@ class _Training:
     def _result(self, status: str) -> journal.Row:
         state, verdict = self.state, self.state.verdict
         params = state.params if state.best_params is None else state.best_params
+        step = int(state.step if state.best_params is None else verdict.best_step)
         splits = {}
         if status == "finished":
-            for name in ("validation", "test"):
-                split: Split = getattr(self.corpus, name)
-                loss = evaluate(self.program.model, params, self._reading(split), split.characters)
-                splits[name] = {**loss.row(), "unknown": split.unknown}
+            validation, test = self.corpus.validation, self.corpus.test
+            judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
+            known = {name: value for name, value in judged[step].items() if name not in PLACE}
+            loss = evaluate(self.program.model, params, self._reading(test), test.characters)
+            splits["validation"] = {**known, "unknown": validation.unknown}
+            splits["test"] = {**loss.row(), "unknown": test.unknown}
         return {
             "status": status,
             "step": int(state.step),
             "stopped_early": status == "finished" and int(state.step) < self.config.train.steps,
-            "best_step": int(verdict.best_step) if self.config.train.keep_best else None,
+            "parameters_step": step,
             "splits": splits,
             "parameters": models.count(params),
             "sha256": digest(params),
