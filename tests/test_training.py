@@ -71,24 +71,30 @@ def test_stop_and_resume_is_the_uninterrupted_run(config, tmp_path):
     assert whole.step == whole.result["step"] == 20
 
 
-def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(tmp_path, monkeypatch):
-    config = KINDS["full"]
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, monkeypatch):
+    """The first and the second validation, and the reading of the test split at the end."""
+    config, readings = KINDS["full"], []
     lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
     from lm_jax.training import loop
 
     def interrupted(*arguments):
+        readings.append(arguments)
         for block in token_nats(*arguments):
-            os.kill(os.getpid(), signal.SIGTERM)
+            if len(readings) == nth:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield block
 
     token_nats = loop.token_nats
     monkeypatch.setattr(loop, "token_nats", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    assert [row["kind"] for row in rows_of(tmp_path / "parts")] == ["train"] * 3
+    rows = rows_of(tmp_path / "parts")
+    assert len([row for row in rows if row["kind"] == "evaluation"]) == nth - 1
     monkeypatch.setattr(loop, "token_nats", token_nats)
-    lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+    assert parts.result["splits"] == lm_jax.load_run(tmp_path / "whole").result["splits"]
 
 
 def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):

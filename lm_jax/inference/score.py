@@ -7,7 +7,7 @@ judged on sentences, each from a fresh carry.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -98,13 +98,18 @@ def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterat
         yield np.asarray(nats)[np.asarray(batch.mask)]
 
 
-def evaluate(model: LanguageModel, params: Params, reading: Reading, characters: int) -> Loss:
-    """The cross-entropy of a whole text."""
+def total(blocks: Iterable[np.ndarray], characters: int) -> Loss:
+    """The sum of what `token_nats` gives, in float64."""
     nats, tokens = 0.0, 0
-    for block in token_nats(model, params, reading):
+    for block in blocks:
         nats += float(np.sum(block, dtype=np.float64))
         tokens += block.size
     return Loss(nats, tokens, characters)
+
+
+def evaluate(model: LanguageModel, params: Params, reading: Reading, characters: int) -> Loss:
+    """The cross-entropy of a whole text."""
+    return total(token_nats(model, params, reading), characters)
 
 
 # Apart from the model's program, which then is the same for texts of every length.
@@ -145,5 +150,4 @@ def score(model: LanguageModel, params: Params, vocabulary: Vocabulary, text: st
     """
     split = tokenise(vocabulary, in_memory("text", text) if isinstance(text, str) else text)
     nats = np.concatenate(list(token_nats(model, params, reading(split.tokens, vocabulary))))
-    total = float(np.sum(nats, dtype=np.float64))
-    return Score(split.tokens, nats, split.unknown, Loss(total, len(nats), split.characters))
+    return Score(split.tokens, nats, split.unknown, total([nats], split.characters))

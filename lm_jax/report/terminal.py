@@ -14,7 +14,7 @@ from rich.progress import (
 from rich.table import Table
 
 from lm_jax.training.journal import Row
-from lm_jax.training.loop import Run
+from lm_jax.training.runs import Run
 
 
 class Display:

@@ -1,5 +1,6 @@
 """From a config to a trained model in a run directory."""
 
-from lm_jax.training.loop import Run, load_run, train
+from lm_jax.training.loop import train
+from lm_jax.training.runs import Run, load_run
 
 __all__ = ["Run", "load_run", "train"]

@@ -4,15 +4,12 @@ All that decides what comes next is in the train state, so a run that was stoppe
 off in the middle of a validation goes on from its newest checkpoint to the very same bits.
 """
 
-import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,35 +26,20 @@ from lm_jax.data.batches import (
     streams,
 )
 from lm_jax.data.corpus import Corpus, Split, load
-from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.score import Loss, Reading, evaluate, reading, sentence_reading, token_nats
-from lm_jax.models import LanguageModel
+from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, digest, restore
-from lm_jax.training.step import Program, TrainState, arguments, program
+from lm_jax.training.runs import Run, load_run
+from lm_jax.training.signals import stop_signals
+from lm_jax.training.step import TrainState, arguments, program
 
 BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
 
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
 
 Watch = Callable[[int, journal.Row | None], None]
-
-
-class Run(NamedTuple):
-    """A run that was trained, or is being trained."""
-
-    config: Config
-    vocabulary: Vocabulary
-    model: LanguageModel
-    params: Params
-    """The best on validation, or the last ones, as `train.keep_best` has it."""
-    step: int
-    """Updates made when the newest checkpoint was saved."""
-    result: journal.Row | None
-    """result.json, or None where the run has not come to an end."""
-    run_dir: Path
 
 
 def train(
@@ -105,26 +87,6 @@ def train(
     return load_run(run_dir)
 
 
-def load_run(run_dir: str | Path) -> Run:
-    """A run from its directory, whether it has ended or not.
-
-    Raises:
-      UserError: there is no run, or no checkpoint that is whole.
-    """
-    run_dir = Path(run_dir)
-    config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
-    model = models.make(config.model, len(vocabulary))
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    name = "best_params" if config.train.keep_best else "params"
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    found = restore(run_dir, {"step": step, name: params}, part=True)
-    if found is None:
-        raise UserError(f"{run_dir} has no checkpoint to load")
-    params = jax.tree.map(jnp.asarray, found[name])
-    result = journal.read_result(run_dir)
-    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
-
-
 def _goes_on(result: journal.Row, config: Config) -> bool:
     if result["status"] == "finished" and result["step"] > config.train.steps:
         raise _too_few(config, result["step"])
@@ -145,32 +107,8 @@ def source_of(config: Config, corpus: Corpus, length: int) -> Streams | Sentence
     return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
-
-    Outside the main thread, where Python allows no handlers, the list stays empty.
-    """
-    received: list[signal.Signals] = []
-
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Stopped(Exception):
-    """A signal came in the middle of a validation."""
+    """A signal came while a split was being read."""
 
 
 class _Training:
@@ -186,21 +124,14 @@ class _Training:
     ):
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
-        self.program: Program = program(shape(config), len(corpus.vocabulary))
+        self.program = program(shape(config), len(corpus.vocabulary))
         length = self.program.length
         self.source = source_of(config, corpus, length)
         self.epoch = steps_per_epoch(self.source, length)
         self.validate_every = config.train.validate_every or self.epoch
         self.numbers = arguments(config)
         self.validation = self._reading(corpus.validation)
-
-    def _reading(self, split: Split) -> Reading:
-        data = self.config.data
-        if data.batching == "streams":
-            return reading(split.tokens, self.corpus.vocabulary)
-        return sentence_reading(
-            split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
-        )
+        self.rate = 0.0  # steps a second, once known
 
     def run(self) -> None:
         """Trains until the run is over or a signal comes, and writes result.json."""
@@ -213,13 +144,17 @@ class _Training:
         self.journal = journal.Journal(self.run_dir, step)
         self.checkpoints = Checkpoints(self.run_dir)
         self.saved = self._moment() if step else None
-        self.rate = 0.0  # steps a second, once known
         self._start_clock()
         try:
-            status = self._train()
-            self._save()
+            try:
+                status = self._train()
+                self._save()
+                splits = self._splits() if status == "finished" else {}
+            except _Stopped:
+                status, splits = "stopped", {}
+                self._save()
             self.checkpoints.wait()
-            journal.write_result(self.run_dir, self._result(status))
+            journal.write_result(self.run_dir, self._result(status, splits))
         finally:
             self.journal.close()
             self.checkpoints.close()
@@ -238,18 +173,14 @@ class _Training:
             last = step >= train.steps
             due = step % self.validate_every == 0 or last
             if step and due and int(self.state.verdict.step) < step:
-                try:
-                    finite = self._validate()
-                except _Stopped:
-                    return "stopped"
-                if not finite:
+                if not math.isfinite(self._validate()):
                     return "diverged"
             if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
                 return "finished"
             if last:
                 return "finished"
             if self.received:
-                return "stopped"
+                raise _Stopped
             if step and step % train.checkpoint_every == 0:
                 self._save()
             self._advance(step)
@@ -307,21 +238,32 @@ class _Training:
     def _start_clock(self) -> None:
         self.trained, self.logged = 0.0, int(self.state.step)
 
-    def _validate(self) -> bool:
-        """Judges the parameters on the validation split; whether they give it a finite loss."""
-        nats, tokens = 0.0, 0
-        for block in token_nats(self.program.model, self.state.params, self.validation):
-            nats += float(np.sum(block, dtype=np.float64))
-            tokens += block.size
-            if self.received:
-                raise _Stopped
-        loss = Loss(nats, tokens, self.corpus.validation.characters)
-        self.state = self.program.judge(
-            self.state, jnp.asarray(loss.nats_per_token, float), self.numbers
-        )
+    def _validate(self) -> float:
+        """Judges the parameters by their mean nats on the validation split."""
+        loss = self._loss(self.state.params, self.validation, self.corpus.validation)
+        nats = jnp.asarray(loss.nats_per_token, float)
+        self.state = self.program.judge(self.state, nats, self.numbers)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row()})
-        return math.isfinite(loss.nats)
+        return loss.nats
+
+    def _reading(self, split: Split) -> Reading:
+        data = self.config.data
+        if data.batching == "streams":
+            return reading(split.tokens, self.corpus.vocabulary)
+        return sentence_reading(
+            split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
+        )
+
+    def _loss(self, params: Params, reading: Reading, split: Split) -> Loss:
+        blocks = token_nats(self.program.model, params, reading)
+        return total(self._until_stopped(blocks), split.characters)
+
+    def _until_stopped(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            if self.received:
+                raise _Stopped
+            yield block
 
     def _write(self, row: journal.Row) -> None:
         self.journal.write(row)
@@ -337,23 +279,30 @@ class _Training:
         """What changes with the state: its step, or the validation at that step."""
         return int(self.state.step), int(self.state.verdict.step)
 
-    def _result(self, status: str) -> journal.Row:
-        state, verdict = self.state, self.state.verdict
-        params = state.params if state.best_params is None else state.best_params
-        step = int(state.step if state.best_params is None else verdict.best_step)
-        splits = {}
-        if status == "finished":
-            validation, test = self.corpus.validation, self.corpus.test
-            judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
-            known = {name: value for name, value in judged[step].items() if name not in PLACE}
-            loss = evaluate(self.program.model, params, self._reading(test), test.characters)
-            splits["validation"] = {**known, "unknown": validation.unknown}
-            splits["test"] = {**loss.row(), "unknown": test.unknown}
+    def _kept(self) -> tuple[int, Params]:
+        """The parameters that the run ends with, and their step."""
+        if self.state.best_params is None:
+            return int(self.state.step), self.state.params
+        return int(self.state.verdict.best_step), self.state.best_params
+
+    def _splits(self) -> dict[str, journal.Row]:
+        """The kept parameters' figures; those of validation are in the journal."""
+        (step, params), test = self._kept(), self.corpus.test
+        judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
+        known = {name: value for name, value in judged[step].items() if name not in PLACE}
+        loss = self._loss(params, self._reading(test), test)
+        return {
+            "validation": {**known, "unknown": self.corpus.validation.unknown},
+            "test": {**loss.row(), "unknown": test.unknown},
+        }
+
+    def _result(self, status: str, splits: dict[str, journal.Row]) -> journal.Row:
+        (kept, params), step = self._kept(), int(self.state.step)
         return {
             "status": status,
-            "step": int(state.step),
-            "stopped_early": status == "finished" and int(state.step) < self.config.train.steps,
-            "parameters_step": step,
+            "step": step,
+            "stopped_early": status == "finished" and step < self.config.train.steps,
+            "parameters_step": kept,
             "splits": splits,
             "parameters": models.count(params),
             "sha256": digest(params),

@@ -1,0 +1,51 @@
+"""A run as programs see it, read from its directory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm_jax import models
+from lm_jax.config import Config
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Params
+from lm_jax.settings import UserError
+from lm_jax.training import directory, journal
+from lm_jax.training.checkpoint import restore
+
+
+class Run(NamedTuple):
+    """A run that was trained, or is being trained."""
+
+    config: Config
+    vocabulary: Vocabulary
+    model: LanguageModel
+    params: Params
+    """The best on validation, or the last ones, as `train.keep_best` has it."""
+    step: int
+    """Updates made when the newest checkpoint was saved."""
+    result: journal.Row | None
+    """result.json, or None where the run has not come to an end."""
+    run_dir: Path
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """A run from its directory, whether it has ended or not.
+
+    Raises:
+      UserError: there is no run, or no checkpoint that is whole.
+    """
+    run_dir = Path(run_dir)
+    config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
+    model = models.make(config.model, len(vocabulary))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    name = "best_params" if config.train.keep_best else "params"
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    found = restore(run_dir, {"step": step, name: params}, part=True)
+    if found is None:
+        raise UserError(f"{run_dir} has no checkpoint to load")
+    params = jax.tree.map(jnp.asarray, found[name])
+    result = journal.read_result(run_dir)
+    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
