@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import platform
 import re
@@ -24,6 +23,7 @@ from lm_jax.data.corpus import cache_folder
 from lm_jax.data.text import file_text
 from lm_jax.report.terminal import Display, show_result
 from lm_jax.settings import UserError, alternatives, bind, digest, nearest
+from lm_jax.training import journal
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
@@ -129,7 +129,7 @@ def as_json(run: lm_jax.Run, found: inference.Score) -> str:
         for token, nats in zip(found.tokens, found.nats, strict=True)
     ]
     summary = {"log_p": -found.loss.nats, **found.loss.row(), "unknown": found.unknown}
-    return json.dumps({**summary, "by_token": by_token}, ensure_ascii=False)
+    return journal.as_json({**summary, "by_token": by_token})
 
 
 def as_table(run: lm_jax.Run, found: inference.Score) -> str:

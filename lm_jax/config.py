@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import Adjustable, Count, Number, Rate, Seed, Size, Weight, settings
+from lm_jax.settings import (
+    Adjustable,
+    Count,
+    Number,
+    PositiveCount,
+    Rate,
+    Seed,
+    Size,
+    Weight,
+    settings,
+)
 
 
 @settings
@@ -214,7 +224,7 @@ class Plateau:
     """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
     factor: Rate = 0.25
     """The learning rate's factor at a cut."""
-    patience: Count = 1
+    patience: PositiveCount = 1
     """Validations in a row without a new best before a cut."""
 
 

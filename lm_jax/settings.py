@@ -45,6 +45,7 @@ Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
 Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
+PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
 Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0)]
 

@@ -106,6 +106,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Window(order=1), "order=1: input should be greater than or equal to 2"),
         (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),
         (lambda: Train(learning_rate=math.nan), "learning_rate=nan: input should be greater"),
+        (lambda: Plateau(patience=0), "patience=0: input should be greater than 0"),
         (lambda: Config(seed=-1), "seed=-1"),
         (lambda: Config(seed=2**32), "seed=4294967296"),
         (lambda: Train(k1=3), "train.k1 is read only with train.gradient=truncated"),

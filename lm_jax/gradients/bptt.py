@@ -103,15 +103,14 @@ def truncated_bptt(
         raise ValueError(f"k1={k1} and k2={k2} must be 1 or more")
     between = _clipping(clip_delta)
     remembered = -(-k2 // k1) - 1
-    constant = (
-        remembered + 1
-    ) * k1 - k2  # the first steps of a window, before the gradient's reach
+    # The first steps of a window, which are out of the gradient's reach.
+    constant = (remembered + 1) * k1 - k2
 
     def hidden(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         return model.hidden(params, carry, x, between)
 
     def reached(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        """A window's first block, of which the first steps are out of the gradient's reach."""
+        """The hidden states of a window's first block, constants where they must be."""
         if not constant:
             return hidden(params, carry, x)
         carry, head = jax.lax.stop_gradient(hidden(params, carry, x[:constant]))

@@ -37,7 +37,6 @@ class Display:
         self.task = self.progress.add_task("", total=steps, loss="compiling")
 
     def __enter__(self) -> "Display":
-        self.progress.start()
         return self
 
     def __exit__(
@@ -49,7 +48,8 @@ class Display:
         self.progress.stop()
 
     def watch(self, step: int, row: Row | None) -> None:
-        """Takes what `lm_jax.train` tells."""
+        """Takes what `lm_jax.train` tells; the bar appears when there is something to show."""
+        self.progress.start()
         if row is None:
             self.progress.update(self.task, completed=step)
         elif row["kind"] == "train":

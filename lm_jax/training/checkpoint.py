@@ -57,7 +57,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         for path in self._folder.iterdir() if self._folder.exists() else ():
-            if not path.name.isdigit():  # what a crash has left of writing or deleting
+            if path.is_dir() and not path.name.isdigit():  # what a crash has left half done
                 shutil.rmtree(path)
 
     def save(self, state: Any) -> None:
@@ -140,6 +140,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
     known = json.loads((path / "sha256.json").read_text(encoding="utf-8"))
+    if not isinstance(known, dict):
+        raise ValueError("sha256.json holds no digests")
     found = _file_digests(path / "arrays")
     for name in sorted(known.keys() | found.keys()):
         if known.get(name) != found.get(name):
