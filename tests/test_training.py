@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ KINDS = {
     "full": tiny.config(),
     "truncated": tiny.config(train={"gradient": "truncated", "k1": 4, "k2": 10}),
     "sentences": tiny.config(data={"batching": "sentences", "tokenizer": "word", "length": 6}),
+    "two layers": tiny.config(model=RNN(embedding_size=4, hidden_size=5, layers=2)),
     "window": tiny.config(model=Window(order=3, embedding_size=4, hidden_size=5)),
     "last parameters": tiny.config(train={"keep_best": False, "clip_delta": 0.5}),
 }
@@ -95,6 +97,44 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["splits"] == lm_jax.load_run(tmp_path / "whole").result["splits"]
+
+
+def test_a_validation_is_not_written_down_twice(tmp_path, monkeypatch):
+    """Stopped within it, gone on, and killed before the next checkpoint: it is done once more."""
+    from lm_jax.training import loop
+
+    config = tiny.config(train={"validate_every": 6, "checkpoint_every": 100})
+    lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
+    token_nats = loop.token_nats
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return token_nats(*arguments)
+
+    monkeypatch.setattr(loop, "token_nats", interrupted)
+    with pytest.raises(SystemExit):
+        lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    monkeypatch.setattr(loop, "token_nats", token_nats)
+
+    def killed(now, row):
+        if now == 10:
+            shutil.copytree(tmp_path / "parts", tmp_path / "killed", dirs_exist_ok=True)
+
+    lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT, watch=killed)
+    assert 6 in [row["step"] for row in rows_of(tmp_path / "killed") if row["kind"] == "evaluation"]
+    lm_jax.train(config, tmp_path / "killed", text=tiny.TEXT)
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+
+
+def test_a_stop_is_heeded_within_about_a_second_of_slow_steps(tmp_path, monkeypatch):
+    """However far the next record is, the loop runs for as many steps as it has learnt to fit."""
+    from lm_jax.training import loop
+
+    looks = []
+    monkeypatch.setattr(loop, "BETWEEN_LOOKS", 0.0)
+    config = tiny.config(train={"steps": 7, "log_every": 7, "validate_every": 7})
+    lm_jax.train(config, tmp_path, text=tiny.TEXT, watch=lambda step, row: looks.append(step))
+    assert looks[:7] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
@@ -241,6 +281,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path)
         assert rows_of(run_dir) == rows_of(tmp_path / "whole")
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_new_ones(tmp_path):
+    with pytest.raises(SystemExit):
+        lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT, watch=stopping_at(15))
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        damage(checkpoint)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(SystemExit):
+        lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT, watch=stopping_at(5))
+    assert lm_jax.load_run(tmp_path).step == 5
+
+
+def test_a_finished_run_whose_end_is_damaged_is_finished_once_more(tmp_path):
+    first = lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT)
+    damage(tmp_path / "checkpoints" / "00000020")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert lm_jax.load_run(tmp_path).step == 15
+    with pytest.warns(UserWarning, match="damaged"):
+        again = lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT)
+    assert again.step == 20
+    tiny.assert_trees_equal(again.params, first.params)
+
+
+def test_before_the_first_validation_a_run_has_its_last_parameters(tmp_path):
+    config = tiny.config(train={"validate_every": 15})
+    with pytest.raises(SystemExit):
+        lm_jax.train(config, tmp_path / "run", text=tiny.TEXT, watch=stopping_at(5))
+    last = tiny.config(train={"validate_every": 15, "keep_best": False, "steps": 5})
+    stopped = lm_jax.load_run(tmp_path / "run")
+    expected = lm_jax.train(last, tmp_path / "last", text=tiny.TEXT)
+    tiny.assert_trees_equal(stopped.params, expected.params)
+    assert stopped.result["parameters_step"] == 5
+    assert stopped.result["sha256"] == expected.result["sha256"]
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     small = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "small", text=tiny.TEXT)
     large = tiny.config(train={"steps": 1}, model=RNN(embedding_size=4, hidden_size=6))
@@ -331,18 +404,33 @@ def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
     assert run.step == run.result["step"]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
-    assert rows[-1]["nats"] is None
+    assert [row["nats"] is None for row in rows] == [False] * (len(rows) - 1) + [True]
     assert lm_jax.train(config, tmp_path, text=tiny.TEXT).result == run.result
+
+
+def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monkeypatch):
+    from lm_jax.training import loop
+
+    found, relu = [], RNN(embedding_size=4, hidden_size=5, activation="relu", layers=2)
+    for seconds in (0.0, 100.0):
+        monkeypatch.setattr(loop, "BETWEEN_LOOKS", seconds)
+        config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
+        run = lm_jax.train(config, tmp_path / str(seconds), text=tiny.TEXT)
+        found.append((run.result["status"], run.result["step"], rows_of(run.run_dir)))
+    assert found[0] == found[1]
+    assert found[0][0] == "diverged"
+    assert 1 < found[0][1] < 10
 
 
 def test_a_torn_last_line_is_taken_away(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3, "na')
-    assert journal.read_rows(path) == [{"step": 1}, {"step": 2}]
-    opened = journal.Journal(tmp_path, step=1)
-    opened.write({"step": 2, "nats": math.nan})
+    one, two = ({"step": step, "kind": "train"} for step in (1, 2))
+    path.write_text(f'{json.dumps(one)}\n{json.dumps(two)}\n{{"step": 3, "na')
+    assert journal.read_rows(path) == [one, two]
+    opened = journal.Journal(tmp_path, step=1, judged=0)
+    opened.write({**two, "nats": math.nan})
     opened.close()
-    assert journal.read_rows(path) == [{"step": 1}, {"step": 2, "nats": None}]
+    assert journal.read_rows(path) == [one, {**two, "nats": None}]
 
 
 # --- validation -----------------------------------------------------------------------------------

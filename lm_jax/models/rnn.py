@@ -63,7 +63,8 @@ def rnn(
 
     return LanguageModel(
         init=init,
-        init_carry=lambda batch_size: (cell.init_carry(batch_size),) * layers,
+        # An array of its own for each layer: one that stands twice cannot be donated.
+        init_carry=lambda batch_size: tuple(cell.init_carry(batch_size) for _ in range(layers)),
         hidden=hidden,
         logits=lambda params, h: readout.logits(params["readout"], h),
         nats=lambda params, h, y: readout.nats(params["readout"], h, y),

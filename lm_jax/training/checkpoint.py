@@ -52,13 +52,19 @@ def digest(tree: Any) -> str:
 class Checkpoints:
     """The checkpoints of a run that trains: one writer, at work in the background."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, step: int):
+        """Takes the folder over for a run that goes on from `step`."""
         self._folder = run_dir / "checkpoints"
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
-        for path in self._folder.iterdir() if self._folder.exists() else ():
-            if path.is_dir() and not path.name.isdigit():  # what a crash has left half done
+        for path in list(self._folder.iterdir()) if self._folder.exists() else ():
+            if path.suffix in (".partial", ".trash"):  # what a crash has left half done
                 shutil.rmtree(path)
+        for damaged in (newer for newer in _steps(self._folder) if newer > step):
+            # Out of the way, or they would count among the newest that are kept.
+            path = self._folder / f"{damaged:08d}"
+            shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
+            path.rename(path.with_suffix(".damaged"))
 
     def save(self, state: Any) -> None:
         """Saves a state under its step; returns when it is copied, before it is written.

@@ -65,10 +65,17 @@ class Journal:
       seconds: of training, according to them.
     """
 
-    def __init__(self, run_dir: Path, step: int):
-        """Opens the file of a run that goes on from `step`, and takes away what came after it."""
+    def __init__(self, run_dir: Path, step: int, judged: int):
+        """Opens the file of a run that goes on, and takes away what came after.
+
+        Args:
+          run_dir: the run.
+          step: the step that it goes on from.
+          judged: the step of the last validation that it knows of.
+        """
         path = run_dir / "metrics.jsonl"
-        self.rows = [row for row in read_rows(path) if row["step"] <= step]
+        known = {"train": step, "evaluation": judged}
+        self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
         write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
         self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
         self._file = path.open("a", encoding="utf-8")

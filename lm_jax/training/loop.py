@@ -77,8 +77,7 @@ def train(
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     with directory.claimed(run_dir), stop_signals() as received:
         directory.settle(run_dir, config, corpus)
-        result = journal.read_result(run_dir)
-        if result is None or _goes_on(result, config):
+        if _goes_on(run_dir, config):
             _Training(config, run_dir, corpus, received, watch or (lambda step, row: None)).run()
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
@@ -87,14 +86,22 @@ def train(
     return load_run(run_dir)
 
 
-def _goes_on(result: journal.Row, config: Config) -> bool:
-    if result["status"] == "finished" and result["step"] > config.train.steps:
+def _goes_on(run_dir: Path, config: Config) -> bool:
+    """Whether there is anything left to do for a run.
+
+    Raises:
+      UserError: it has made more steps than the config asks for.
+    """
+    result = journal.read_result(run_dir)
+    if result is None or result["status"] == "stopped":
+        return True
+    if load_run(run_dir).step < result["step"]:  # what it had come to is damaged
+        return True
+    if result["status"] == "diverged" or result["step"] == config.train.steps:
+        return False
+    if result["step"] > config.train.steps:
         raise _too_few(config, result["step"])
-    return result["status"] == "stopped" or (
-        result["status"] == "finished"
-        and not result["stopped_early"]
-        and result["step"] < config.train.steps
-    )
+    return not result["stopped_early"]
 
 
 def _too_few(config: Config, made: int) -> UserError:
@@ -131,7 +138,7 @@ class _Training:
         self.validate_every = config.train.validate_every or self.epoch
         self.numbers = arguments(config)
         self.validation = self._reading(corpus.validation)
-        self.rate = 0.0  # steps a second, once known
+        self.compiled, self.rate = False, 0.0  # steps a second, once known
 
     def run(self) -> None:
         """Trains until the run is over or a signal comes, and writes result.json."""
@@ -141,8 +148,8 @@ class _Training:
             raise _too_few(self.config, step)
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        self.journal = journal.Journal(self.run_dir, step)
-        self.checkpoints = Checkpoints(self.run_dir)
+        self.journal = journal.Journal(self.run_dir, step, int(self.state.verdict.step))
+        self.checkpoints = Checkpoints(self.run_dir, step)
         self.saved = self._moment() if step else None
         self._start_clock()
         try:
@@ -199,17 +206,16 @@ class _Training:
         train = self.config.train
         every = (train.log_every, self.validate_every, train.checkpoint_every)
         stop = min(train.steps, *(step + n - step % n for n in every))
-        if step == 0:
-            stop = 1
-        elif self.rate:
-            stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
+        # One step to compile, one to learn how long a step takes.
+        stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
         began = time.perf_counter()
         self.state = self.program.advance(self.state, self.source, self.numbers, stop)
         self.state.step.block_until_ready()
         taken = time.perf_counter() - began
         self.trained += taken
-        if step:  # the first step compiles
+        if self.compiled:
             self.rate = (stop - step) / taken
+        self.compiled = True
 
     def _log(self) -> None:
         record = jax.tree.map(np.asarray, self.state.record)
@@ -232,7 +238,7 @@ class _Training:
         }
         self.journal.seconds += self.trained
         self._start_clock()
-        self.state = self.state._replace(record=jax.tree.map(jnp.zeros_like, self.state.record))
+        self.state = self.program.clear(self.state)
         self._write(row)
 
     def _start_clock(self) -> None:
@@ -281,7 +287,7 @@ class _Training:
 
     def _kept(self) -> tuple[int, Params]:
         """The parameters that the run ends with, and their step."""
-        if self.state.best_params is None:
+        if self.state.best_params is None or int(self.state.verdict.step) == 0:
             return int(self.state.step), self.state.params
         return int(self.state.verdict.best_step), self.state.best_params
 

@@ -23,7 +23,7 @@ class Run(NamedTuple):
     vocabulary: Vocabulary
     model: LanguageModel
     params: Params
-    """The best on validation, or the last ones, as `train.keep_best` has it."""
+    """The best on validation; the last ones before the first validation or without keep_best."""
     step: int
     """Updates made when the newest checkpoint was saved."""
     result: journal.Row | None
@@ -41,11 +41,14 @@ def load_run(run_dir: str | Path) -> Run:
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
     model = models.make(config.model, len(vocabulary))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    name = "best_params" if config.train.keep_best else "params"
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    found = restore(run_dir, {"step": step, name: params}, part=True)
+    template = {"step": step, "verdict": {"step": step}, "params": params}
+    if config.train.keep_best:
+        template["best_params"] = params
+    found = restore(run_dir, template, part=True)
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint to load")
-    params = jax.tree.map(jnp.asarray, found[name])
+    judged = config.train.keep_best and found["verdict"]["step"] > 0
+    params = jax.tree.map(jnp.asarray, found["best_params" if judged else "params"])
     result = journal.read_result(run_dir)
     return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)

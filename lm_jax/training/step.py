@@ -87,9 +87,12 @@ class Program(NamedTuple):
     init: Callable[[Numbers], TrainState]
     """numbers -> the state before the first step."""
     advance: Callable[[TrainState, Streams | Sentences, Numbers, Any], TrainState]
-    """(state, source, numbers, stop) -> the state after `stop` steps; the one given is consumed."""
+    """(state, source, numbers, stop) -> the state after `stop` steps, or after the first step whose
+    loss is not finite; the state given is consumed."""
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
+    clear: Callable[[TrainState], TrainState]
+    """state -> the state with an empty record; the state given is consumed."""
     length: int
     """Tokens of each lane in one step."""
 
@@ -164,11 +167,12 @@ def program(shape: Config, vocab_size: int) -> Program:
         state: TrainState, source: Streams | Sentences, values: Numbers, stop: Array
     ) -> TrainState:
         config = bind(shape, values)
-        return jax.lax.while_loop(
-            lambda state: state.step < stop,
-            lambda state: update(state, source, config),
-            state,
-        )
+
+        def goes_on(state: TrainState) -> Array:
+            # It ends at the first loss that is not finite, wherever the host looks at it next.
+            return (state.step < stop) & jnp.isfinite(state.record.nats)
+
+        return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
 
     def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:
         config, verdict = bind(shape, values), state.verdict
@@ -192,11 +196,15 @@ def program(shape: Config, vocab_size: int) -> Program:
         )
         return state._replace(verdict=verdict, best_params=best)
 
+    def clear(state: TrainState) -> TrainState:
+        return state._replace(record=empty_record())
+
     return Program(
         model=models.make(shape.model, vocab_size),
         init=jax.jit(init),
         advance=jax.jit(advance, donate_argnums=0),
         judge=jax.jit(judge, donate_argnums=0),
+        clear=jax.jit(clear, donate_argnums=0),
         length=length,
     )
 
