@@ -243,6 +243,9 @@ def main(arguments: list[str]) -> int:
         # The reader of the output has had enough; Python must not complain of it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no mistake of the user's, but nothing that a traceback would explain
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def set_up() -> None:

@@ -56,7 +56,10 @@ def test_the_prompt_changes_what_follows():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"length": 0}, "length=0: there must be at least one token"),
+        ({"length": 0}, "length=0 must be from 1"),
+        ({"length": 10**11}, "length=100000000000 must be"),
+        ({"seed": -1}, "seed=-1 must be from 0"),
+        ({"seed": 2**32}, "seed=4294967296 must be"),
         ({"temperature": -0.1}, "temperature=-0.1 must be 0 or more"),
         ({"temperature": float("nan")}, "temperature=nan must be 0 or more"),
         ({"prompt": "abz"}, "the model has never seen 'z'"),

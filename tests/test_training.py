@@ -238,8 +238,9 @@ def test_a_path_that_cannot_be_a_run_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds files but no run: file"):
         lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(UserError, match="cannot be a run directory"):
-        lm_jax.train(tiny.config(), "/proc/run", text=tiny.TEXT)
+    for path in ("/proc/run", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot be a run directory"):
+            lm_jax.train(tiny.config(), path, text=tiny.TEXT)
 
 
 def test_a_text_that_will_not_do_leaves_no_directory(tmp_path):
@@ -333,6 +334,29 @@ def test_a_restored_state_is_the_saved_one_with_its_structure(tmp_path):
     for leaf, form in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
         assert (leaf.shape, leaf.dtype) == (form.shape, form.dtype)
     assert digest(run.params) == run.result["sha256"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "finished"}', "null"])
+def test_a_lost_result_is_found_again(content, tmp_path):
+    first = lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT)
+    (tmp_path / "result.json").write_text(content)
+    again = lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT)
+    assert {**again.result, "seconds": 0} == {**first.result, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"version": 1, "tokenizer": "char", "tokens": ["a"]}', '{"x": NaN}'],
+)
+def test_a_damaged_vocabulary_is_named(content, tmp_path):
+    lm_jax.train(tiny.config(train={"steps": 1}), tmp_path, text=tiny.TEXT)
+    (tmp_path / "vocabulary.json").write_text(content)
+    for use in (
+        lambda: lm_jax.load_run(tmp_path),
+        lambda: lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT),
+    ):
+        with pytest.raises(UserError, match=r"vocabulary\.json holds no vocabulary of version 1"):
+            use()
 
 
 def test_load_run_says_what_is_missing(tmp_path):

@@ -117,9 +117,13 @@ class Vocabulary:
             content = json.loads(text)
             if content["version"] != VERSION:
                 raise KeyError("version")
-            return Vocabulary(str(content["tokenizer"]), tuple(map(str, content["tokens"])))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            found = Vocabulary(str(content["tokenizer"]), tuple(map(str, content["tokens"])))
+            needed = {UNKNOWN, LINE_END[found.tokenizer]} if found != BYTES else set()
+            if len(found.numbers) < len(found) or not needed <= found.numbers.keys():
+                raise KeyError("tokens")
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{name} holds no vocabulary of version {VERSION}: {error}") from None
+        return found
 
 
 BYTES = Vocabulary("byte", tuple(map(chr, range(256))))

@@ -16,6 +16,8 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
+LONGEST = 10**8  # tokens drawn by one call
+
 
 def sample(
     model: LanguageModel,
@@ -38,11 +40,13 @@ def sample(
       seed: of the draws.
 
     Raises:
-      UserError: a length below 1, a negative temperature, a prompt with characters or words that
+      UserError: a length, seed or temperature out of range, a prompt with characters or words that
         the model has never seen.
     """
-    if length < 1:
-        raise UserError(f"length={length}: there must be at least one token to draw")
+    if not 1 <= length <= LONGEST:
+        raise UserError(f"length={length} must be from 1 to {LONGEST:,}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be from 0 to {2**32 - 1}")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature} must be 0 or more")
     try:

@@ -99,8 +99,11 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
     Raises:
       UserError: a run of another config lives there; names each field that differs.
     """
-    if not (run_dir / "config.json").exists():
-        return
+    try:
+        if not (run_dir / "config.json").exists():
+            return
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be a run directory: {error.strerror}") from None
     changes = differences(read_config(run_dir), config, adjustable=False)
     if changes:
         raise UserError(
@@ -115,6 +118,7 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
       UserError: the text is not the one that the run was begun with.
     """
     if (run_dir / "config.json").exists():
+        read_vocabulary(run_dir)
         known = json.loads(_read(run_dir, "vocabulary.json")).get("corpus")
         if known != corpus.digest:
             raise UserError(

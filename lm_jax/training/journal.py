@@ -17,6 +17,9 @@ from lm_jax.settings import VERSION
 
 Row = dict[str, Any]
 
+KINDS = ("train", "evaluation")  # of rows
+RESULT = {"status", "step", "stopped_early", "parameters_step", "splits", "parameters", "seconds"}
+
 
 def write_whole(path: Path, content: str) -> None:
     """Writes a file so that it is there whole, or is as it was before."""
@@ -51,7 +54,8 @@ def read_rows(path: Path) -> list[Row]:
             row = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or not isinstance(row, dict):
+        whole = line.endswith(b"\n") and isinstance(row, dict)
+        if not whole or row.get("kind") not in KINDS or not isinstance(row.get("step"), int):
             break
         rows.append(row)
     return rows
@@ -103,6 +107,9 @@ def write_result(run_dir: Path, result: Row) -> None:
 
 
 def read_result(run_dir: Path) -> Row | None:
-    """What `write_result` wrote, or None where a run has not come to an end."""
-    path = run_dir / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """What `write_result` wrote, or None where a run has not come to an end, or its end is lost."""
+    try:
+        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if isinstance(result, dict) and RESULT <= result.keys() else None
