@@ -96,7 +96,7 @@ def checkpoint_block(folder: Path) -> Iterator[float]:
     compiled = program(settings.shape(config), 3250)
     state = compiled.init(arguments(config))
     print(f"checkpoint of {models.count(state.params):,} parameters, Adam, best parameters kept")
-    checkpoints = Checkpoints(folder / "saved")
+    checkpoints = Checkpoints(folder / "saved", 0)
     for step in range(ROUNDS + 1):
         state = state._replace(step=state.step + 1)
         checkpoints.wait()
