@@ -1,5 +1,6 @@
 """A run: what it learns, what it writes down, and that stopping it changes nothing."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -590,6 +592,34 @@ def test_a_first_interrupt_saves_and_a_second_one_interrupts(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         lm_jax.train(tiny.config(train={"log_every": 1}), tmp_path, text=tiny.TEXT, watch=twice)
     assert lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT).step == 20
+
+
+def test_runs_side_by_side_in_one_process_do_not_disturb_each_other(tmp_path):
+    """Two threads, each saving after every step, and the first one's run read all the while."""
+    config = tiny.config(train={"steps": 30, "checkpoint_every": 1})
+    alone = lm_jax.train(config, tmp_path / "alone", text=tiny.TEXT)
+    runs, done = {}, threading.Event()
+
+    def train(name):
+        runs[name] = lm_jax.train(config, tmp_path / name, text=tiny.TEXT)
+
+    def read():
+        while not done.is_set():
+            with contextlib.suppress(UserError), warnings.catch_warnings():
+                # Before there is a checkpoint, and where it is removed while it is read.
+                warnings.simplefilter("ignore")
+                lm_jax.load_run(tmp_path / "a")
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in ("a", "b")]
+    reader = threading.Thread(target=read)
+    for thread in [*threads, reader]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    reader.join()
+    for name in ("a", "b"):
+        tiny.assert_trees_equal(runs[name].params, alone.params)
 
 
 def test_train_works_outside_the_main_thread(tmp_path):

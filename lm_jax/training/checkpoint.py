@@ -14,6 +14,7 @@ restored into a template with the real structure. This is the only module that k
 import hashlib
 import json
 import shutil
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,9 @@ from lm_jax.settings import UserError
 from lm_jax.training import journal
 
 KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
+
+# Orbax is not made for two threads at once: runs side by side, or one that is read while it trains.
+_ORBAX = threading.Lock()
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -97,7 +101,8 @@ class Checkpoints:
         path = self._folder / f"{step:08d}"
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(parents=True)
-        ocp.save(str((partial / "arrays").absolute()), arrays)
+        with _ORBAX:
+            ocp.save(str((partial / "arrays").absolute()), arrays)
         journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
@@ -152,7 +157,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     for name in sorted(known.keys() | found.keys()):
         if known.get(name) != found.get(name):
             raise ValueError(f"arrays/{name} does not match its SHA-256")
-    return ocp.load(str((path / "arrays").absolute()))
+    with _ORBAX:
+        return ocp.load(str((path / "arrays").absolute()))
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
