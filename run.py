@@ -92,7 +92,7 @@ def train_command(default: Config) -> Callable[..., int]:
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
-        with Display(name, config.train.steps) as display:
+        with Display(name, config.train.steps if config.train else 0) as display:
             run = lm_jax.train(config, run_dir, watch=display.watch)
         show_result(run)
         if run.result and run.result["status"] == "diverged":

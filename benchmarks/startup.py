@@ -66,11 +66,12 @@ def host_overhead(folder: Path) -> Iterator[float]:
     import dataclasses
 
     import lm_jax
+    from lm_jax.config import train_of
     from run import load_experiment
 
     config = load_experiment("quickstart")
     train = dataclasses.replace(
-        config.train, steps=451, validate_every=10_000, checkpoint_every=10_000
+        train_of(config), steps=451, validate_every=10_000, checkpoint_every=10_000
     )
     config = dataclasses.replace(config, train=train)
     for number in range(ROUNDS):

@@ -2,9 +2,9 @@
 
 A field tells the machinery about itself through its type, here and nowhere else:
 
-- `Number`, `Rate`, `Weight`, `Count`, `Seed`: changes no shape. Such a field reaches the compiled
-  program as an argument (`numbers`, `bind`), so that another value neither compiles again nor keeps
-  two runs from sharing one program (`shape`).
+- `Number`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: changes no shape. Such a field reaches the
+  compiled program as an argument (`numbers`, `bind`), so that another value neither compiles again
+  nor keeps two runs from sharing one program (`shape`).
 - `Adjustable`: may change when a run goes on; any other field makes it another run.
 - `... | None`: `None` switches the thing off, and out of the compiled program.
 """
@@ -43,6 +43,7 @@ Size = Annotated[int, Field(gt=0)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
 Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
+Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
 Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
@@ -76,12 +77,19 @@ def alternatives(kind: type, path: str) -> dict[str, type]:
 
     Nothing, where the path names no field or one without alternatives.
     """
-    hint: Any = kind
+    classes = [kind]
     for name in path.split("."):
-        hint = typing.get_type_hints(hint, include_extras=True).get(name) if hint else None
-    members = [part for arg in typing.get_args(hint) for part in (arg, *typing.get_args(arg))]
-    found = [member for member in members if dataclasses.is_dataclass(member)]
-    return {cast(Any, member).kind: member for member in found if isinstance(member, type)}
+        hints = [typing.get_type_hints(member, include_extras=True).get(name) for member in classes]
+        classes = [member for hint in hints for member in _classes(hint)]
+    return {cast(Any, member).kind: member for member in classes if hasattr(member, "kind")}
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """The classes of settings that a type allows."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for member in typing.get_args(hint):
+        yield from _classes(member)
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
@@ -227,12 +235,10 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
 def _names(hint: Any) -> set[str]:
     """The names of all fields of a class of settings, those of its parts included."""
     names: set[str] = set()
-    if dataclasses.is_dataclass(hint):
-        for name, inner in typing.get_type_hints(hint, include_extras=True).items():
+    for kind in _classes(hint):
+        for name, inner in typing.get_type_hints(kind, include_extras=True).items():
             if not name.startswith("__"):
                 names |= {name} | _names(inner)
-    for member in typing.get_args(hint):
-        names |= _names(member)
     return names
 
 

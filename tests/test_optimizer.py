@@ -80,9 +80,10 @@ def rmsprop(w):
 )
 def test_an_optimizer_is_its_formula(config, formula):
     w = jnp.asarray(START)
-    state = optimizer(config, 0.0).init(w)
+    train = Train(optimizer=config)
+    state = optimizer(train, 0.0).init(w)
     for g in GRADS:
-        updates, state = optimizer(config, RATE).update(jnp.asarray(g), state, w)
+        updates, state = optimizer(train, RATE).update(jnp.asarray(g), state, w)
         w = optax.apply_updates(w, updates)
     np.testing.assert_allclose(w, formula(START), rtol=1e-10)
 

@@ -21,7 +21,7 @@ from lm_jax.settings import UserError
 CLASSES = [
     value
     for _, value in inspect.getmembers(c, inspect.isclass)
-    if dataclasses.is_dataclass(value) and value.__module__ == c.__name__
+    if dataclasses.is_dataclass(value) and value.__module__.startswith(c.__name__)
 ]
 OTHERS = [
     Config(),
@@ -102,7 +102,10 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: RNN(hidden_size=-1), "hidden_size=-1: input should be greater than 0"),
         (lambda: RNN(hidden_size="9"), "hidden_size='9': input should be a valid integer"),
         (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
-        (lambda: RNN(cell="lstn"), "cell='lstn': input should be 'elman'"),
+        (
+            lambda: RNN(cell="lstn"),
+            "model.cell='lstn': choose from elman, lstm, gru, mingru, minlstm, diagonal; did you mean",
+        ),
         (lambda: Window(order=1), "order=1: input should be greater than or equal to 2"),
         (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),
         (lambda: Train(learning_rate=math.nan), "learning_rate=nan: input should be greater"),
@@ -179,22 +182,29 @@ def test_resolve_fills_in_what_follows_another_field():
 
 
 def test_alternatives_are_told_apart_by_their_kind():
-    assert s.alternatives(Config, "model") == {"window": Window, "rnn": RNN}
+    assert s.alternatives(Config, "model") == {
+        "window": Window,
+        "convolution": c.Convolution,
+        "rnn": RNN,
+        "ngram": c.NGram,
+    }
     assert set(s.alternatives(Config, "train.schedule")) == {
         "constant",
         "cosine",
         "epochs",
         "plateau",
     }
+    assert s.alternatives(Config, "train") == {}
     assert s.alternatives(Config, "seed") == s.alternatives(Config, "no.such") == {}
 
 
 def test_every_field_is_explained():
     """The help text is the string below each field; a field of settings is explained by these."""
-    tree = ast.parse(Path(c.__file__).read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    files = Path(c.__file__).parent.glob("*.py")
+    bodies = [ast.parse(file.read_text(encoding="utf-8")).body for file in files]
+    classes = [node for body in bodies for node in body if isinstance(node, ast.ClassDef)]
     assert {node.name for node in classes} == {kind.__name__ for kind in CLASSES}
-    parts = {"data", "model", "train", "schedule", "optimizer"}
+    parts = {"data", "model", "train", "schedule", "optimizer", "feeding", "readout", "dropout"}
     for node in classes:
         for field, after in itertools.pairwise([*node.body, ast.Pass()]):
             if isinstance(field, ast.AnnAssign) and field.target.id not in parts:
@@ -205,7 +215,7 @@ def test_every_field_is_explained():
 def recorded(monkeypatch):
     """The fields that are read from here on, by anything but the settings' own machinery."""
     read = set()
-    own = {c.__file__, s.__file__}
+    own = {str(file) for file in Path(c.__file__).parent.glob("*.py")} | {s.__file__}
     for kind in CLASSES:
         names = {field.name for field in dataclasses.fields(kind)}
 

@@ -4,6 +4,8 @@ The objective of a batch is the mean cross-entropy over its real tokens, in nats
 
     J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
 
+or what a `noisy` model has in its place (`LanguageModel.loss`),
+
 and its gradient with respect to the recurrent weights is the lecture's double sum over the time t
 of the loss and the time k at which a weight was used,
 
@@ -25,7 +27,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
@@ -59,7 +61,7 @@ def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         def total_nats(params: Params) -> tuple[Array, Carry]:
             after, h = model.hidden(params, restart(model, carry, batch.start), batch.x, between)
-            return _total(model, params, h, batch.y, batch.mask), after
+            return model.loss(params, h, batch.y, batch.mask), after
 
         (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
         loss, grads = _mean(nats, grads, batch.mask)
@@ -127,7 +129,7 @@ def truncated_bptt(
         carry = oldest
         for block in range(1, remembered + 1):
             carry, h = hidden(params, restart(model, carry, starts[block]), xs[block])
-        return _total(model, params, h, y, mask), oldest
+        return model.loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         steps, lanes = batch.x.shape
@@ -196,16 +198,6 @@ def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
 
 def _clipping(threshold: float | Array | None) -> Between | None:
     return None if threshold is None else lambda carry: clip_cotangent(carry, threshold)
-
-
-def _total(
-    model: LanguageModel,
-    params: Params,
-    h: Float[Array, "T B H"],
-    y: Int[Array, "T B"],
-    mask: Bool[Array, "T B"],
-) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(mask, model.nats(params, h, y), 0))
 
 
 def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:

@@ -36,6 +36,17 @@ class LanguageModel(NamedTuple):
     """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities of the next token."""
     nats: Callable[[Params, Array, Array], Array]
     """(params, h[..., H], y[...]) -> [...]: -ln P(y), the cross-entropy of each target."""
+    loss: Callable[[Params, Array, Array, Array], Array]
+    """(params, h[T, B, H], y[T, B], mask[T, B]) -> []: what training minimises, summed over the
+    targets under the mask; the nats, unless the model is `noisy`."""
+    noisy: Callable[[Array], "LanguageModel"]
+    """key -> the model as it is trained in one update: with dropout, drawn from the key, and with
+    the readout's way of learning. Where nothing of that is asked for, it is the same model."""
+
+
+def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """The sum over the real targets."""
+    return jnp.sum(jnp.where(mask, nats, 0))
 
 
 def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Carry:
@@ -56,9 +67,18 @@ def affine(
     return product + jnp.broadcast_to(b, product.shape)
 
 
-def scaled_normal(key: Array, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
-    """A matrix of independent N(0, 1 / inputs), which keeps the variance of what it multiplies."""
-    return jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
+def scaled_normal(
+    key: Array, inputs: int, outputs: int, rows: int | None = None
+) -> Float[Array, "rows outputs"]:
+    """A matrix of independent N(0, 1 / inputs), which keeps the variance of what it multiplies.
+
+    Args:
+      key: of the draw.
+      inputs: how many numbers of variance 1 it multiplies.
+      outputs: columns.
+      rows: None: as many as inputs.
+    """
+    return jax.random.normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
 
 
 def count(params: Params) -> int:

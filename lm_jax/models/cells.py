@@ -1,11 +1,12 @@
-"""Recurrent cells, each an elementwise function of its pre-activations.
+"""Recurrent cells, each a function of its pre-activations.
 
-A cell gets z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h and makes the next carry out of them; the
-two products are the recurrence's business (`lm_jax.models.recurrence`). That split is what lets all
-z_x of a chunk be one product, and it keeps a cell to the lines that set it apart.
+A cell gets z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h and makes the next carry out of them. All
+z_x of a chunk are one product, and that is the recurrence's business (`lm_jax.models.recurrence`);
+so is z_h where nothing else stands between h and W_hh. It keeps a cell to the lines that set it
+apart: `gate(params, carry, z_h, z_x) -> carry`, elementwise but for layer normalisation.
 
-A cell here reads no parameters, so `gate(carry, z_h, z_x) -> carry` is all there is to
-differentiate besides the products.
+Letters: H units; G columns of W_hh, H for each gate; B lanes. Gates of the LSTM i, f, g, o and of
+the GRU r, z, n, in this order.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from lm_jax.models.base import Carry
+from lm_jax.models.base import Carry, Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -25,29 +26,256 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Cell(NamedTuple):
-    """A gated recurrent cell of H units."""
+    """A recurrent cell of H units; its functions work on a batch."""
 
     width: int
-    """Columns of W_xh and W_hh, H for each gate."""
+    """Columns of W_xh, H for each gate."""
+    init: Callable[[Array], Params]
+    """key -> the cell's own params: b_h, and W_hh where it has one."""
     init_carry: Callable[[int], Carry]
-    """batch_size -> carry."""
-    gate: Callable[[Carry, Array, Array], Carry]
-    """(carry, z_h[B, width], z_x[B, width]) -> carry."""
+    """batch_size -> carry; leaves [B, ...]."""
+    prepare: Callable[[Params, Array], Array]
+    """(params, x W_xh [T, B, width]) -> z_x, all steps of a chunk at once."""
+    step: Callable[[Params, Carry, Array], Carry]
+    """(params, carry, z_x[B, width]) -> carry."""
     output: Callable[[Carry], Array]
     """carry -> h[B, H]: what the next step and the next layer see."""
+    gate: Callable[[Params, Carry, Array, Array], Carry] | None = None
+    """(params, carry, z_h, z_x) -> carry, where a step is that with z_h = h W_hh."""
+    scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None
+    """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time where a cell
+    can; None: step by step."""
 
 
-def elman(hidden_size: int, activation: str) -> Cell:
+class LSTMState(NamedTuple):
+    """The carry of an LSTM."""
+
+    h: Float[Array, "B H"]
+    c: Float[Array, "B H"]
+
+
+def elman(hidden_size: int, activation: str = "tanh", *, W_hh: "InitW | None" = None) -> Cell:
     """h_t = f(z_x + z_h) (Elman, 1990).
 
     Args:
       hidden_size: H.
       activation: f, a name in `ACTIVATIONS`.
+      W_hh: draws the recurrent weights, see `recurrent_weights`; None: orthogonal.
     """
     f = ACTIVATIONS[activation]
-    return Cell(
-        width=hidden_size,
+    return _gated(
+        hidden_size,
+        gates=1,
         init_carry=lambda batch_size: jnp.zeros((batch_size, hidden_size)),
-        gate=lambda _, z_h, z_x: f(z_x + z_h),
+        gate=lambda params, h, z_h, z_x: f(z_x + z_h),
         output=lambda h: h,
+        W_hh=W_hh,
+    )
+
+
+def lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float | Array = 1.0,
+    peepholes: bool = False,
+    layer_norm: bool = False,
+    W_hh: "InitW | None" = None,
+) -> Cell:
+    """The long short-term memory with a forget gate (Gers et al., 2000).
+
+        i, f, o = σ(z_x + z_h),  g = tanh(z_x + z_h),  c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
+
+    Args:
+      hidden_size: H.
+      forget_bias: initial bias of f.
+      peepholes: i and f see p ∘ c_{t-1}, o sees p ∘ c_t (Gers & Schmidhuber, 2000; in Graves, 2013,
+        equations 7 to 11).
+      layer_norm: x W_xh and h W_hh are normalised, each with a gain, and the former with a bias,
+        the cell's own; c_t is normalised where h_t reads it (Ba et al., 2016, equations 20 to 22).
+      W_hh: draws the recurrent weights; None: orthogonal.
+    """
+
+    def init(key: Array) -> Params:
+        bias = jnp.zeros((4, hidden_size)).at[1].set(forget_bias).reshape(-1)
+        params = {"b_h": bias}
+        if peepholes:
+            params["p"] = jnp.zeros((3, hidden_size))
+        if layer_norm:
+            params |= {"g_x": jnp.ones(4 * hidden_size), "g_h": jnp.ones(4 * hidden_size)}
+            params |= {"g_c": jnp.ones(hidden_size), "b_c": jnp.zeros(hidden_size)}
+        return params
+
+    def prepare(params: Params, z: Array) -> Array:
+        return add_bias(params, normalised(z, params["g_x"]) if layer_norm else z)
+
+    def gate(params: Params, state: LSTMState, z_h: Array, z_x: Array) -> LSTMState:
+        if layer_norm:
+            z_h = normalised(z_h, params["g_h"])
+        i, f, g, o = jnp.split(z_x + z_h, 4, axis=-1)
+        if peepholes:
+            i, f = i + _times(state.c, params["p"][0]), f + _times(state.c, params["p"][1])
+        c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        if peepholes:
+            o = o + _times(c, params["p"][2])
+        seen = normalised(c, params["g_c"], params["b_c"]) if layer_norm else c
+        return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(seen), c)
+
+    def init_carry(batch_size: int) -> LSTMState:
+        # Two arrays, for one that stands twice cannot be donated.
+        return LSTMState(*(jnp.zeros((batch_size, hidden_size)) for _ in range(2)))
+
+    return _gated(
+        hidden_size,
+        gates=4,
+        init_carry=init_carry,
+        gate=gate,
+        output=lambda state: state.h,
+        W_hh=W_hh,
+        init=init,
+        prepare=prepare,
+    )
+
+
+def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = None) -> Cell:
+    """The gated recurrent unit.
+
+        r, z = σ(z_x + z_h),  n = tanh(z_x + …),  h_t = (1 - z) n + z h_{t-1}
+
+    where … is (r ∘ h_{t-1}) W_hn in Cho et al. (2014, equation 8; their z is the other way round
+    in later work, as here), and r ∘ (h_{t-1} W_hn + b_hn) with the reset after the product, which
+    lets all of W_hh be one product and is what cuDNN, PyTorch and Flax compute.
+
+    Args:
+      hidden_size: H.
+      reset_after: whether r scales the product, or the state before it.
+      W_hh: draws the recurrent weights; None: orthogonal.
+    """
+    H = hidden_size
+
+    def mixed(h: Array, z: Array, n: Array) -> Array:
+        z = jax.nn.sigmoid(z)
+        return (1 - z) * jnp.tanh(n) + z * h
+
+    def gate(params: Params, h: Array, z_h: Array, z_x: Array) -> Array:
+        r, z = jnp.split(z_x[:, : 2 * H] + z_h[:, : 2 * H], 2, axis=-1)
+        b_hn = jnp.broadcast_to(params["b_hn"], h.shape)
+        return mixed(h, z, z_x[:, 2 * H :] + jax.nn.sigmoid(r) * (z_h[:, 2 * H :] + b_hn))
+
+    def step(params: Params, h: Array, z_x: Array) -> Array:
+        W_hh = params["W_hh"]
+        r, z = jnp.split(z_x[:, : 2 * H] + h @ W_hh[:, : 2 * H], 2, axis=-1)
+        return mixed(h, z, z_x[:, 2 * H :] + (jax.nn.sigmoid(r) * h) @ W_hh[:, 2 * H :])
+
+    def init(key: Array) -> Params:
+        bias = {"b_h": jnp.zeros(3 * H)}
+        return {**bias, "b_hn": jnp.zeros(H)} if reset_after else bias
+
+    cell = _gated(
+        H,
+        gates=3,
+        init_carry=lambda batch_size: jnp.zeros((batch_size, H)),
+        gate=gate,
+        output=lambda h: h,
+        W_hh=W_hh,
+        init=init,
+    )
+    return cell if reset_after else cell._replace(step=step, gate=None)
+
+
+InitW = Callable[[Array, int], Array]
+"""(key, H) -> [H, H], one gate's block of W_hh."""
+
+
+def recurrent_weights(kind: str, gain: float | Array) -> InitW:
+    """How a block of W_hh begins.
+
+    Args:
+      kind: orthogonal (Saxe et al., 2014), every singular value 1; identity (Le et al., 2015);
+        spectral: normal entries scaled to a spectral radius of 1 (as in Pascanu et al., 2013);
+        normal: entries N(0, 1 / H).
+      gain: a factor.
+    """
+
+    def draw(key: Array, hidden_size: int) -> Float[Array, "H H"]:
+        shape = (hidden_size, hidden_size)
+        if kind == "orthogonal":
+            return gain * jax.nn.initializers.orthogonal()(key, shape)
+        if kind == "identity":
+            return gain * jnp.eye(hidden_size)
+        W = jax.random.normal(key, shape) / jnp.sqrt(hidden_size)
+        return gain * (W / spectral_radius(W) if kind == "spectral" else W)
+
+    return draw
+
+
+def spectral_radius(W: Float[Array, "H H"], squarings: int = 30) -> Float[Array, ""]:
+    """ρ(W) = lim ‖W^m‖^(1/m) (Gelfand, 1941), with m = 2^squarings, on any device.
+
+    ‖W^m‖ ≤ κ ρ^m, so the relative error is at most ln κ / m, where κ is the condition number of the
+    eigenvectors.
+    """
+
+    def square(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        P, log_scale = carry
+        P = P @ P
+        norm = jnp.linalg.norm(P)
+        # A nilpotent W becomes zero, and its radius with it.
+        return (P / jnp.where(norm > 0, norm, 1), 2 * log_scale + jnp.log(norm)), None
+
+    norm = jnp.linalg.norm(W)
+    start = W / jnp.where(norm > 0, norm, 1), jnp.log(norm)
+    (_, log_norm), _ = jax.lax.scan(square, start, length=squarings)
+    return jnp.exp(log_norm / 2.0**squarings)
+
+
+def add_bias(params: Params, z: Float[Array, "T B G"]) -> Float[Array, "T B G"]:
+    """z + b_h."""
+    return z + jnp.broadcast_to(params["b_h"], z.shape)
+
+
+def normalised(
+    z: Float[Array, "*shape N"], gain: Float[Array, " N"], bias: Float[Array, " N"] | None = None
+) -> Float[Array, "*shape N"]:
+    """Layer normalisation over the last axis, times a gain, plus a bias (Ba et al., 2016, eq. 4).
+
+    1e-5 is added to the variance.
+    """
+    centred = z - jnp.mean(z, axis=-1, keepdims=True)
+    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+    z = _times(centred * jax.lax.rsqrt(variance + 1e-5), gain)
+    return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
+
+
+def _times(a: Array, vector: Array) -> Array:
+    return a * jnp.broadcast_to(vector, a.shape)
+
+
+def _gated(
+    hidden_size: int,
+    *,
+    gates: int,
+    init_carry: Callable[[int], Carry],
+    gate: Callable[[Params, Carry, Array, Array], Carry],
+    output: Callable[[Carry], Array],
+    W_hh: InitW | None,
+    init: Callable[[Array], Params] | None = None,
+    prepare: Callable[[Params, Array], Array] = add_bias,
+) -> Cell:
+    """A cell whose step is its gate on z_h = h W_hh."""
+    draw = W_hh or recurrent_weights("orthogonal", 1.0)
+    width = gates * hidden_size
+
+    def init_params(key: Array) -> Params:
+        own, *blocks = jax.random.split(key, 1 + gates)
+        rest = {"b_h": jnp.zeros(width)} if init is None else init(own)
+        return {**rest, "W_hh": jnp.concatenate([draw(k, hidden_size) for k in blocks], axis=1)}
+
+    return Cell(
+        width=width,
+        init=init_params,
+        init_carry=init_carry,
+        prepare=prepare,
+        step=lambda params, carry, z_x: gate(params, carry, output(carry) @ params["W_hh"], z_x),
+        output=output,
+        gate=gate,
     )

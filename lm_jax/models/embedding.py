@@ -6,40 +6,57 @@ A one-hot vector is never written out: the token's number stands for it, and its
 matrix is a row of the matrix.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params, scaled_normal
+from lm_jax.models.dropout import Noise
 
 
-def init_embedding(key: Array, vocab_size: int, embedding_size: int | None) -> Params:
-    """The table {"C": [V, E]} with entries N(0, 1), or {} for one-hot vectors."""
-    if embedding_size is None:
-        return {}
-    return {"C": jax.random.normal(key, (vocab_size, embedding_size))}
+class Embedding(NamedTuple):
+    """How tokens become vectors."""
 
+    vocab_size: int
+    """V."""
+    size: int | None
+    """E, or None for one-hot vectors."""
+    tied: bool = False
+    """Whether the readout multiplies by the table, too."""
 
-def init_projection(
-    key: Array, vocab_size: int, embedding_size: int | None, outputs: int
-) -> Float[Array, "inputs outputs"]:
-    """The first matrix that a token's vector meets: [E, outputs], or [V, outputs] if one-hot."""
-    if embedding_size is not None:
-        return scaled_normal(key, embedding_size, outputs)
-    # One row is read at a time, so one input counts, not V.
-    return jax.random.normal(key, (vocab_size, outputs))
+    def init(self, key: Array) -> Params:
+        """The table {"C": [V, E]} with entries N(0, 1), or {} for one-hot vectors.
 
+        Where the readout shares it they are N(0, 1 / E), so that logits begin near zero.
+        """
+        if self.size is None:
+            return {}
+        C = jax.random.normal(key, (self.vocab_size, self.size))
+        return {"C": C / jnp.sqrt(self.size) if self.tied else C}
 
-def vectors(
-    params: Params, x: Int[Array, "*shape"]
-) -> Float[Array, "*shape E"] | Int[Array, "*shape"]:
-    """The tokens' vectors: learned ones, or the numbers that stand for one-hot ones.
+    def init_projection(self, key: Array, outputs: int) -> Float[Array, "inputs outputs"]:
+        """The first matrix that a vector meets: [E, outputs], or [V, outputs] if one-hot."""
+        if self.size is None:
+            # One row is read at a time, so one input counts, not V.
+            return jax.random.normal(key, (self.vocab_size, outputs))
+        # Keeps the variance, which is 1 / E where the table is tied.
+        return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
 
-    Args:
-      params: what `init_embedding` gave.
-      x: numbers of tokens.
-    """
-    return params["C"][x] if params else x
+    def vectors(
+        self, params: Params, x: Int[Array, "T B"], noise: Noise
+    ) -> Float[Array, "T B E"] | Int[Array, "T B"]:
+        """The tokens' vectors: learned ones, or the numbers that stand for one-hot ones.
+
+        Args:
+          params: what `init` gave.
+          x: numbers of tokens; below 0 for no token.
+          noise: of this update.
+        """
+        if self.size is None:
+            return x
+        return noise.on_inputs(noise.on_words(params["C"][x], x, self.vocab_size))
 
 
 def times(

@@ -1,24 +1,128 @@
-"""Tokens out: the softmax over the vocabulary, p = softmax(h W_hy + b_y)."""
+"""Tokens out: from what the last layer says to P(next token).
 
+A readout is four functions. `logits` and `nats` are exact in every one; `loss` is what training
+minimises at each target, which may be a cheaper estimate or a smoothed target, and may draw from a
+key. `Output` is where a model meets its readout: it applies the noise on what the readout sees, the
+penalties on activations, and the tied table.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.base import Params, affine, scaled_normal
-
-
-def init_readout(key: Array, hidden_size: int, vocab_size: int) -> Params:
-    """{"W_hy": [H, V], "b_y": [V]}."""
-    return {"W_hy": scaled_normal(key, hidden_size, vocab_size), "b_y": jnp.zeros(vocab_size)}
+from lm_jax.models.base import Params, affine, scaled_normal, total
+from lm_jax.models.dropout import Noise, Place
 
 
-def logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
-    """h W_hy + b_y: log-probabilities but for a constant."""
-    return affine(h, params["W_hy"], params["b_y"])
+class Readout(NamedTuple):
+    """From h to the next token."""
+
+    init: Callable[[Array, int], Params]
+    """(key, inputs) -> params."""
+    logits: Callable[[Params, Array], Array]
+    """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities."""
+    nats: Callable[[Params, Array, Array], Array]
+    """(params, h[..., H], y[...]) -> [...]: -ln P(y), exactly."""
+    loss: Callable[[Params, Array, Array, Array | None], Array]
+    """(params, h[..., H], y[...], key) -> [...]: what training minimises at each target."""
+    tied: bool = False
+    """Whether W_hy is the table of the input vectors, transposed."""
 
 
-def nats(
-    params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
-) -> Float[Array, "*shape"]:
-    """-ln softmax(h W_hy + b_y)[y], the cross-entropy of each target, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, h), y)
+def softmax(
+    vocab_size: int,
+    *,
+    tied: bool = False,
+    bias: bool = True,
+    label_smoothing: float | Array | None = None,
+) -> Readout:
+    """p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V].
+
+    Args:
+      vocab_size: V.
+      tied: W_hy is not among the parameters: it is the table of input vectors, transposed.
+      bias: whether there is a b_y.
+      label_smoothing: the target of training is (1 - s) of the next token and s / V of every token
+        (Szegedy et al., 2016, section 7).
+    """
+
+    def nats(
+        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return optax.softmax_cross_entropy_with_integer_labels(linear_logits(params, h), y)
+
+    def loss(params: Params, h: Array, y: Array, key: Array | None) -> Array:
+        del key
+        if label_smoothing is None:
+            return nats(params, h, y)
+        z = linear_logits(params, h)
+        exact = optax.softmax_cross_entropy_with_integer_labels(z, y)
+        even = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
+        return (1 - label_smoothing) * exact + label_smoothing * even
+
+    return Readout(
+        init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
+        logits=linear_logits,
+        nats=nats,
+        loss=loss,
+        tied=tied,
+    )
+
+
+def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: bool) -> Params:
+    """{"W_hy": [H, V], "b_y": [V]}, without what is tied or left out."""
+    params: dict[str, Any] = {} if tied else {"W_hy": scaled_normal(key, inputs, vocab_size)}
+    return {**params, "b_y": jnp.zeros(vocab_size)} if bias else params
+
+
+def linear_logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+    """h W_hy + b_y."""
+    return affine(h, params["W_hy"], params["b_y"]) if "b_y" in params else h @ params["W_hy"]
+
+
+class Output(NamedTuple):
+    """The readout of a whole model's parameters, {"embedding", "readout", …}."""
+
+    readout: Readout
+    noise: Noise
+    activation_penalty: float | Array | None = None
+    """alpha, on what the readout sees (Merity et al., 2017, equation 4)."""
+    change_penalty: float | Array | None = None
+    """beta, on h_t - h_{t-1} (Merity et al., 2017, equation 5)."""
+
+    def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+        """`LanguageModel.logits`."""
+        return self.readout.logits(self._params(params), h)
+
+    def nats(
+        self, params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """`LanguageModel.nats`."""
+        return self.readout.nats(self._params(params), h, y)
+
+    def loss(
+        self,
+        params: Params,
+        h: Float[Array, "T B H"],
+        y: Int[Array, "T B"],
+        mask: Bool[Array, "T B"],
+    ) -> Float[Array, ""]:
+        """`LanguageModel.loss`."""
+        if self.noise.key is None:
+            return total(self.nats(params, h, y), mask)
+        seen = self.noise.on_outputs(h)
+        loss = self.readout.loss(self._params(params), seen, y, self.noise.key_of(Place.READOUT))
+        if self.activation_penalty is not None:
+            loss += self.activation_penalty * jnp.mean(seen**2, axis=-1)
+        if self.change_penalty is not None:
+            change = jnp.mean((h[1:] - h[:-1]) ** 2, axis=-1)
+            loss += self.change_penalty * jnp.pad(change, ((1, 0), (0, 0)))
+        return total(loss, mask)
+
+    def _params(self, params: Params) -> Params:
+        own = params["readout"]
+        return {**own, "W_hy": params["embedding"]["C"].T} if self.readout.tied else own

@@ -1,71 +1,78 @@
-"""The recurrent language model: tokens in, cells stacked on one another, softmax out.
+"""The recurrent language model: tokens in, recurrent layers on one another, a readout.
 
-    h^1 = cell(x),  h^l = cell(h^{l-1}),  p(x_{t+1} | x_1 … x_t) = softmax(h^L_t W_hy + b_y)
+    h^1 = layer(x),  h^l = layer(h^{l-1}) (+ h^{l-1}),  p(x_{t+1} | x_1 … x_t) = readout(h^L_t)
 
-Layer by layer, each one scan over the chunk (Mikolov et al., 2010, for one Elman layer).
+Layer by layer, each one over the whole chunk (Mikolov et al., 2010, for one Elman layer).
 """
 
+from collections.abc import Sequence
+
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models import readout
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, scaled_normal
-from lm_jax.models.cells import Cell
-from lm_jax.models.embedding import init_embedding, init_projection, times, vectors
-from lm_jax.models.recurrence import init_recurrence, unroll
+from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.dropout import SILENT, Noise
+from lm_jax.models.embedding import Embedding
+from lm_jax.models.readout import Output, Readout
+from lm_jax.models.recurrence import Layer
 
 
 def rnn(
-    cell: Cell,
+    embedding: Embedding,
+    layers: Sequence[Layer],
+    readout: Readout,
     *,
-    vocab_size: int,
-    embedding_size: int | None,
     hidden_size: int,
-    layers: int,
-    gain: float | Array,
+    residual: bool = False,
+    noise: Noise = SILENT,
+    activation_penalty: float | Array | None = None,
+    change_penalty: float | Array | None = None,
 ) -> LanguageModel:
     """A recurrent language model.
 
     Args:
-      cell: the recurrent cell, of `hidden_size` units.
-      vocab_size: V.
-      embedding_size: E, or None for one-hot vectors.
+      embedding: tokens in.
+      layers: from the bottom up, each of `hidden_size` outputs.
+      readout: tokens out.
       hidden_size: H.
-      layers: how many cells stand on one another.
-      gain: every singular value of the initial recurrent weights.
+      residual: whether each layer from the second on adds its input to its output.
+      noise: of training; without a key.
+      activation_penalty, change_penalty: see `lm_jax.models.readout.Output`.
     """
 
     def init(key: Array) -> Params:
-        tokens, first, out, *keys = jax.random.split(key, 3 + 2 * layers)
-        inputs = [init_projection(first, vocab_size, embedding_size, cell.width)]
-        inputs += [scaled_normal(k, hidden_size, cell.width) for k in keys[layers + 1 :]]
+        tokens, out, *keys = jax.random.split(key, 2 + len(layers))
         return {
-            "embedding": init_embedding(tokens, vocab_size, embedding_size),
-            "layers": [
-                init_recurrence(k, W_xh, hidden_size, gain)
-                for k, W_xh in zip(keys[:layers], inputs, strict=True)
-            ],
-            "readout": readout.init_readout(out, hidden_size, vocab_size),
+            "embedding": embedding.init(tokens),
+            "layers": [layer.init(k) for layer, k in zip(layers, keys, strict=True)],
+            "readout": readout.init(out, hidden_size),
         }
 
-    def hidden(
-        params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
-    ) -> tuple[Carry, Float[Array, "T B H"]]:
-        carries = []
-        h = vectors(params["embedding"], x)
-        for layer, layer_carry in zip(params["layers"], carry, strict=True):
-            z_x = times(h, layer["W_xh"])
-            z_x += jnp.broadcast_to(layer["b_h"], z_x.shape)
-            layer_carry, h = unroll(cell, layer["W_hh"], layer_carry, z_x, between)
-            carries.append(layer_carry)
-        return tuple(carries), h
+    def model(noise: Noise) -> LanguageModel:
+        def hidden(
+            params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+        ) -> tuple[Carry, Float[Array, "T B H"]]:
+            carries = []
+            h = embedding.vectors(params["embedding"], x, noise)
+            for place, (layer, own) in enumerate(zip(layers, params["layers"], strict=True)):
+                seen = noise.on_layer(h, place - 1) if place else h
+                if "W_hh" in own:
+                    own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
+                layer_carry, new = layer.run(own, carry[place], seen, between)
+                h = seen + new if residual and place else new
+                carries.append(layer_carry)
+            return tuple(carries), h
 
-    return LanguageModel(
-        init=init,
-        # An array of its own for each layer: one that stands twice cannot be donated.
-        init_carry=lambda batch_size: tuple(cell.init_carry(batch_size) for _ in range(layers)),
-        hidden=hidden,
-        logits=lambda params, h: readout.logits(params["readout"], h),
-        nats=lambda params, h, y: readout.nats(params["readout"], h, y),
-    )
+        output = Output(readout, noise, activation_penalty, change_penalty)
+        return LanguageModel(
+            init=init,
+            # An array of its own for each layer: one that stands twice cannot be donated.
+            init_carry=lambda batch_size: tuple(layer.init_carry(batch_size) for layer in layers),
+            hidden=hidden,
+            logits=output.logits,
+            nats=output.nats,
+            loss=output.loss,
+            noisy=lambda key: model(noise.drawn(key)),
+        )
+
+    return model(noise)

@@ -1,6 +1,9 @@
-"""The fixed-window model of Bengio et al. (2003, equation 1, without direct connections).
+"""The fixed-window model of Bengio et al. (2003, equation 1).
 
     h = f([C(x_{t-n+2}); …; C(x_t)] W + b),   p(x_{t+1} | x_{t-n+2} … x_t) = softmax(h U + b_y)
+
+Further hidden layers stand on h, each f(h W_l + b_l). With direct connections the readout sees the
+window's vectors beside the last hidden layer, so that U has a block of rows for them, too.
 
 The carry is the last n - 2 tokens, so that a stream read in chunks is a stream read at once; with
 the newest input they make the window. A place before the text's beginning holds no token (-1) and
@@ -12,64 +15,92 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models import readout
-from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, affine, scaled_normal
 from lm_jax.models.cells import ACTIVATIONS
-from lm_jax.models.embedding import init_embedding, init_projection, times, vectors
+from lm_jax.models.dropout import SILENT, Noise
+from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.readout import Output, Readout
 
 
 def window(
+    embedding: Embedding,
+    readout: Readout,
     *,
-    vocab_size: int,
     order: int,
-    embedding_size: int | None,
     hidden_size: int,
-    activation: str,
-    gain: float | Array,
+    layers: int = 1,
+    activation: str = "tanh",
+    direct: bool = False,
+    gain: float | Array = 1.0,
+    noise: Noise = SILENT,
+    activation_penalty: float | Array | None = None,
 ) -> LanguageModel:
     """A fixed-window language model.
 
     Args:
-      vocab_size: V.
+      embedding: tokens in; with `direct`, learned vectors.
+      readout: tokens out.
       order: n; the model reads n - 1 tokens.
-      embedding_size: E, or None for one-hot vectors.
       hidden_size: H.
+      layers: hidden layers.
       activation: f, a name in `lm_jax.models.cells.ACTIVATIONS`.
-      gain: standard deviation of the initial W times the square root of its inputs.
+      direct: whether the readout sees the window's vectors, too.
+      gain: standard deviation of the initial hidden weights times the square root of their inputs.
+      noise: of training; without a key.
+      activation_penalty: see `lm_jax.models.readout.Output`.
     """
     places = order - 1
     f = ACTIVATIONS[activation]
+    seen_size = hidden_size + (places * (embedding.size or 0) if direct else 0)
 
     def init(key: Array) -> Params:
-        tokens, first, out = jax.random.split(key, 3)
+        tokens, first, above, out = jax.random.split(key, 4)
         blocks = [
-            init_projection(k, vocab_size, embedding_size, hidden_size)
-            for k in jax.random.split(first, places)
+            embedding.init_projection(k, hidden_size) for k in jax.random.split(first, places)
+        ]
+        stacked = [
+            {"W": gain * scaled_normal(k, hidden_size, hidden_size), "b": jnp.zeros(hidden_size)}
+            for k in jax.random.split(above, layers - 1)
         ]
         return {
-            "embedding": init_embedding(tokens, vocab_size, embedding_size),
+            "embedding": embedding.init(tokens),
             # n - 1 blocks of N(0, 1 / E) make a sum of n - 1 times the variance.
             "W": gain * jnp.stack(blocks) / jnp.sqrt(places),
             "b": jnp.zeros(hidden_size),
-            "readout": readout.init_readout(out, hidden_size, vocab_size),
+            "layers": stacked,
+            "readout": readout.init(out, seen_size),
         }
 
-    def hidden(
-        params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
-    ) -> tuple[Carry, Float[Array, "T B H"]]:
-        del between  # tokens carry no gradient
-        tokens = jnp.concatenate([carry.T, x])
-        seen = vectors(params["embedding"], tokens)
-        z = jnp.broadcast_to(params["b"], (*x.shape, params["b"].shape[0]))
-        for place, W in enumerate(params["W"]):
-            here = slice(place, place + x.shape[0])
-            z += jnp.where(tokens[here, :, None] >= 0, times(seen[here], W), 0)
-        return tokens[x.shape[0] :].T, f(z)
+    def model(noise: Noise) -> LanguageModel:
+        def hidden(
+            params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+        ) -> tuple[Carry, Float[Array, "T B H"]]:
+            del between  # tokens carry no gradient
+            steps = x.shape[0]
+            tokens = jnp.concatenate([carry.T, x])
+            vectors = embedding.vectors(params["embedding"], tokens, noise)
+            z = jnp.broadcast_to(params["b"], (*x.shape, hidden_size))
+            window = []
+            for place, W in enumerate(params["W"]):
+                here = slice(place, place + steps)
+                real = tokens[here, :, None] >= 0
+                z += jnp.where(real, times(vectors[here], W), 0)
+                if direct:
+                    window.append(jnp.where(real, vectors[here], 0))
+            h = f(z)
+            for number, above in enumerate(params["layers"]):
+                h = f(affine(noise.on_layer(h, number), above["W"], above["b"]))
+            return tokens[steps:].T, jnp.concatenate([*window, h], axis=-1) if direct else h
 
-    return LanguageModel(
-        init=init,
-        init_carry=lambda batch_size: jnp.full((batch_size, places - 1), -1, jnp.int32),
-        hidden=hidden,
-        logits=lambda params, h: readout.logits(params["readout"], h),
-        nats=lambda params, h, y: readout.nats(params["readout"], h, y),
-    )
+        output = Output(readout, noise, activation_penalty)
+        return LanguageModel(
+            init=init,
+            init_carry=lambda batch_size: jnp.full((batch_size, places - 1), -1, jnp.int32),
+            hidden=hidden,
+            logits=output.logits,
+            nats=output.nats,
+            loss=output.loss,
+            noisy=lambda key: model(noise.drawn(key)),
+        )
+
+    return model(noise)

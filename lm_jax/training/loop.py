@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import models
-from lm_jax.config import Config, resolve
+from lm_jax.config import Config, resolve, train_of
 from lm_jax.data.batches import (
     Sentences,
     Streams,
@@ -72,8 +72,9 @@ def train(
     directory.refuse_changes(run_dir, config)
     corpus = load(config.data, text)
     if config.data.batching == "streams":
-        name = "data.length" if config.train.k1 is None else "train.k1"
-        length = config.train.k1 or config.data.length
+        k1 = config.train.k1 if config.train else None
+        name = "data.length" if k1 is None else "train.k1"
+        length = k1 or config.data.length
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     with directory.claimed(run_dir), stop_signals() as received:
         directory.settle(run_dir, config, corpus)
@@ -97,15 +98,16 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
         return True
     if load_run(run_dir).step < result["step"]:  # what it had come to is damaged
         return True
-    if result["status"] == "diverged" or result["step"] == config.train.steps:
+    steps = train_of(config).steps
+    if result["status"] == "diverged" or result["step"] == steps:
         return False
-    if result["step"] > config.train.steps:
-        raise _too_few(config, result["step"])
+    if result["step"] > steps:
+        raise _too_few(steps, result["step"])
     return not result["stopped_early"]
 
 
-def _too_few(config: Config, made: int) -> UserError:
-    return UserError(f"train.steps={config.train.steps} is less than the {made} of this run so far")
+def _too_few(steps: int, made: int) -> UserError:
+    return UserError(f"train.steps={steps} is less than the {made} of this run so far")
 
 
 def source_of(config: Config, corpus: Corpus, length: int) -> Streams | Sentences:
@@ -135,8 +137,10 @@ class _Training:
         length = self.program.length
         self.source = source_of(config, corpus, length)
         self.epoch = steps_per_epoch(self.source, length)
-        self.validate_every = config.train.validate_every or self.epoch
+        self.settings = train_of(config)
+        self.validate_every = self.settings.validate_every or self.epoch
         self.numbers = arguments(config)
+        self.vectors = None
         self.validation = self._reading(corpus.validation)
         self.compiled, self.rate = False, 0.0  # steps a second, once known
 
@@ -144,8 +148,8 @@ class _Training:
         """Trains until the run is over or a signal comes, and writes result.json."""
         self.state = self._restored()
         step = int(self.state.step)
-        if step > self.config.train.steps:
-            raise _too_few(self.config, step)
+        if step > self.settings.steps:
+            raise _too_few(self.settings.steps, step)
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
         self.journal = journal.Journal(self.run_dir, step, int(self.state.verdict.step))
@@ -167,14 +171,14 @@ class _Training:
             self.checkpoints.close()
 
     def _restored(self) -> TrainState:
-        template = jax.eval_shape(self.program.init, self.numbers)
+        template = jax.eval_shape(self.program.init, self.numbers, self.vectors)
         state = restore(self.run_dir, template)
         if state is None:
-            return self.program.init(self.numbers)
+            return self.program.init(self.numbers, self.vectors)
         return jax.tree.map(jnp.asarray, state)
 
     def _train(self) -> str:
-        train = self.config.train
+        train = self.settings
         while True:
             step = int(self.state.step)
             last = step >= train.steps
@@ -203,7 +207,7 @@ class _Training:
 
     def _advance(self, step: int) -> None:
         """Runs the compiled loop until something is due, or for about a second."""
-        train = self.config.train
+        train = self.settings
         every = (train.log_every, self.validate_every, train.checkpoint_every)
         stop = min(train.steps, *(step + n - step % n for n in every))
         # One step to compile, one to learn how long a step takes.
@@ -246,7 +250,7 @@ class _Training:
 
     def _validate(self) -> float:
         """Judges the parameters by their mean nats on the validation split."""
-        loss = self._loss(self.state.params, self.validation, self.corpus.validation)
+        loss = self._loss(self.state.judged, self.validation, self.corpus.validation)
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = self.program.judge(self.state, nats, self.numbers)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
@@ -288,7 +292,7 @@ class _Training:
     def _kept(self) -> tuple[int, Params]:
         """The parameters that the run ends with, and their step."""
         if self.state.best_params is None or int(self.state.verdict.step) == 0:
-            return int(self.state.step), self.state.params
+            return int(self.state.step), self.state.judged
         return int(self.state.verdict.best_step), self.state.best_params
 
     def _splits(self) -> dict[str, journal.Row]:
@@ -307,7 +311,7 @@ class _Training:
         return {
             "status": status,
             "step": step,
-            "stopped_early": status == "finished" and step < self.config.train.steps,
+            "stopped_early": status == "finished" and step < self.settings.steps,
             "parameters_step": kept,
             "splits": splits,
             "parameters": models.count(params),

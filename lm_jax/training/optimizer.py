@@ -10,6 +10,15 @@ from jaxtyping import Array, Bool, Float, Int
 from lm_jax import config as settings
 from lm_jax.models.base import Params
 
+Optimizer = (
+    settings.SGD
+    | settings.ASGD
+    | settings.Momentum
+    | settings.Adam
+    | settings.AdamW
+    | settings.RMSprop
+)
+
 
 def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]:
     """What is done to the whole gradient before the optimizer sees it: by norm, then by value.
@@ -29,16 +38,22 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
 
 
 def optimizer(
-    config: settings.SGD | settings.Momentum | settings.Adam | settings.AdamW | settings.RMSprop,
-    learning_rate: float | Float[Array, ""],
+    train: settings.Train, learning_rate: float | Float[Array, ""]
 ) -> optax.GradientTransformation:
-    """The optimizer of one step.
+    """The optimizer of one step, weight decay included.
 
     Args:
-      config: `Train.optimizer`; its numbers may be tracers.
+      train: the config; its numbers may be tracers.
       learning_rate: of this step.
     """
-    if isinstance(config, settings.SGD):
+    rule = _rule(train.optimizer, learning_rate)
+    if train.weight_decay is None:
+        return rule
+    return optax.chain(optax.add_decayed_weights(train.weight_decay), rule)
+
+
+def _rule(config: Optimizer, learning_rate: float | Array) -> optax.GradientTransformation:
+    if isinstance(config, (settings.SGD, settings.ASGD)):
         return optax.sgd(learning_rate)
     if isinstance(config, settings.Momentum):
         return optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov)

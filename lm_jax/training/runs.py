@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax import models
-from lm_jax.config import Config
+from lm_jax.config import ASGD, Config, train_of
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
@@ -39,16 +39,22 @@ def load_run(run_dir: str | Path) -> Run:
     """
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
+    train = train_of(config)
     model = models.make(config.model, len(vocabulary))
     params = jax.eval_shape(model.init, jax.random.key(0))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     template = {"step": step, "verdict": {"step": step}, "params": params}
-    if config.train.keep_best:
+    if train.keep_best:
         template["best_params"] = params
+    if isinstance(train.optimizer, ASGD):
+        template["average"] = {"params": params}
     found = restore(run_dir, template, part=True)
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint to load")
-    judged = config.train.keep_best and found["verdict"]["step"] > 0
-    params = jax.tree.map(jnp.asarray, found["best_params" if judged else "params"])
+    if train.keep_best and found["verdict"]["step"] > 0:
+        params = found["best_params"]
+    else:
+        params = found.get("average", found)["params"]
+    params = jax.tree.map(jnp.asarray, params)
     result = journal.read_result(run_dir)
     return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)

@@ -9,7 +9,7 @@ besides the text is in the `TrainState`, which is all that a checkpoint holds.
 import enum
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
-from lm_jax.config import Config, Plateau
+from lm_jax.config import ASGD, Config, Network, Plateau, train_of
 from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
@@ -32,6 +32,8 @@ class Draw(enum.IntEnum):
 
     INIT = 0
     ORDER = 1
+    NOISE = 2
+    FEEDING = 3
 
 
 class Record(NamedTuple):
@@ -65,6 +67,19 @@ class Verdict(NamedTuple):
     """Product of the cuts of the learning rate."""
 
 
+class Average(NamedTuple):
+    """The mean of the parameters since validation stopped getting better (`ASGD`)."""
+
+    params: Params
+    """The mean; until it begins, the parameters themselves."""
+    begun: Int[Array, ""]
+    """The step whose parameters are the first in the mean; 0 before it begins."""
+    recent: Float[Array, " n"]
+    """Mean nats of the last n validations, the newest last."""
+    older: Float[Array, ""]
+    """The lowest of all validations before those."""
+
+
 class TrainState(NamedTuple):
     """All that a run is, between two steps."""
 
@@ -78,14 +93,22 @@ class TrainState(NamedTuple):
     verdict: Verdict
     best_params: Params | None
     """Parameters that were best on validation; None where they are not kept."""
+    average: Average | None
+    """None where there is none."""
+
+    @property
+    def judged(self) -> Params:
+        """The parameters that validation sees."""
+        return self.params if self.average is None else self.average.params
 
 
 class Program(NamedTuple):
     """The compiled functions of a config's shape."""
 
     model: LanguageModel
-    init: Callable[[Numbers], TrainState]
-    """numbers -> the state before the first step."""
+    init: Callable[..., TrainState]
+    """(numbers, vectors=None) -> the state before the first step. Pretrained vectors [V, E] stand in
+    for the drawn ones."""
     advance: Callable[[TrainState, Streams | Sentences, Numbers, Any], TrainState]
     """(state, source, numbers, stop) -> the state after `stop` steps, or after the first step whose
     loss is not finite; the state given is consumed."""
@@ -113,39 +136,47 @@ def program(shape: Config, vocab_size: int) -> Program:
       shape: `lm_jax.settings.shape` of a resolved config.
       vocab_size: V.
     """
-    train, data = shape.train, shape.data
+    train, data = train_of(shape), shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
 
-    def init(values: Numbers) -> TrainState:
+    def init(values: Numbers, vectors: Array | None = None) -> TrainState:
         config = bind(shape, values)
         model = models.make(config.model, vocab_size)
         params = model.init(_key(config, Draw.INIT))
+        if vectors is not None:
+            params = {**params, "embedding": {"C": vectors.astype(float)}}
         none = jnp.zeros((), jnp.int32)
         return TrainState(
             step=none,
             params=params,
-            opt_state=optimizer(config.train.optimizer, 0.0).init(params),
-            carry=gradients.make(config.train, model).init_carry(data.batch_size),
+            opt_state=optimizer(train_of(config), 0.0).init(params),
+            carry=gradients.make(train_of(config), model).init_carry(data.batch_size),
             record=empty_record(),
             verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
             best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
+            average=_empty_average(params, train.optimizer.patience)
+            if isinstance(train.optimizer, ASGD)
+            else None,
         )
 
     def update(state: TrainState, source: Streams | Sentences, config: Config) -> TrainState:
+        train = train_of(config)
         model = models.make(config.model, vocab_size)
-        grad_fn = gradients.make(config.train, model)
+        noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
+        grad_fn = gradients.make(train, model.noisy(noise))
         batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
         loss, carry, grads = grad_fn(state.params, state.carry, batch)
-        clipped, changed = clip(config.train, grads)
+        clipped, changed = clip(train, grads)
         rate = learning_rate(
-            config.train,
+            train,
             state.step,
             state.step // steps_per_epoch(source, length),
             state.verdict.cut,
         )
-        updates, opt_state = optimizer(config.train.optimizer, rate).update(
-            clipped, state.opt_state, state.params
-        )
+        updates, opt_state = optimizer(train, rate).update(clipped, state.opt_state, state.params)
+        if isinstance(config.model, Network) and config.model.freeze_vectors:
+            updates = {**updates, "embedding": jax.tree.map(jnp.zeros_like, updates["embedding"])}
+        params = cast(Params, optax.apply_updates(state.params, updates))
         record = add(
             state.record,
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
@@ -157,10 +188,11 @@ def program(shape: Config, vocab_size: int) -> Program:
         )
         return state._replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             carry=carry,
             record=record,
+            average=None if state.average is None else _averaged(state, params),
         )
 
     def advance(
@@ -175,17 +207,17 @@ def program(shape: Config, vocab_size: int) -> Program:
         return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
 
     def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:
-        config, verdict = bind(shape, values), state.verdict
+        schedule, verdict = train_of(bind(shape, values)).schedule, state.verdict
         better = nats < verdict.best_nats
         waited = jnp.where(better, 0, verdict.waited + 1)
         cut = verdict.cut
-        if isinstance(config.train.schedule, Plateau):
-            tired = waited >= config.train.schedule.patience
-            cut = jnp.where(tired, cut * config.train.schedule.factor, cut)
+        if isinstance(schedule, Plateau):
+            tired = waited >= schedule.patience
+            cut = jnp.where(tired, cut * schedule.factor, cut)
             waited = jnp.where(tired, 0, waited)
         best = state.best_params
         if best is not None:
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, best)
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.judged, best)
         verdict = Verdict(
             step=state.step,
             best_nats=jnp.minimum(nats, verdict.best_nats),
@@ -194,7 +226,8 @@ def program(shape: Config, vocab_size: int) -> Program:
             waited=waited,
             cut=cut,
         )
-        return state._replace(verdict=verdict, best_params=best)
+        average = None if state.average is None else _looked_at(state.average, state.step, nats)
+        return state._replace(verdict=verdict, best_params=best, average=average)
 
     def clear(state: TrainState) -> TrainState:
         return state._replace(record=empty_record())
@@ -206,6 +239,34 @@ def program(shape: Config, vocab_size: int) -> Program:
         judge=jax.jit(judge, donate_argnums=0),
         clear=jax.jit(clear, donate_argnums=0),
         length=length,
+    )
+
+
+def _empty_average(params: Params, patience: int) -> Average:
+    never = jnp.inf
+    return Average(
+        params=jax.tree.map(jnp.copy, params),
+        begun=jnp.zeros((), jnp.int32),
+        recent=jnp.full(patience, never, float),
+        older=jnp.full((), never, float),
+    )
+
+
+def _averaged(state: TrainState, params: Params) -> Average:
+    """The average with the parameters of one more step in it."""
+    average = cast(Average, state.average)
+    count = jnp.where(average.begun > 0, state.step + 2 - average.begun, 1)
+    mean = jax.tree.map(lambda mean, new: mean + (new - mean) / count, average.params, params)
+    return average._replace(params=mean)
+
+
+def _looked_at(average: Average, step: Array, nats: Array) -> Average:
+    """The average after a validation, which may begin it (Merity et al., 2018, algorithm 1)."""
+    begins = (average.begun == 0) & (nats > average.older)
+    return average._replace(
+        begun=jnp.where(begins, step, average.begun),
+        recent=jnp.append(average.recent[1:], nats),
+        older=jnp.minimum(average.older, average.recent[0]),
     )
 
 

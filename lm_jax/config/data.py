@@ -1,0 +1,64 @@
+"""Which text is read, and how."""
+
+from typing import Literal
+
+from lm_jax.settings import Size, settings
+
+
+@settings
+class Data:
+    """Which text, cut into which tokens, read in which order."""
+
+    source: Literal["builtin", "tfds", "file", "memory"] = "builtin"
+    """builtin: the documentation inside CPython; tfds: a TensorFlow data set; file: files of your
+    own; memory: text handed to `lm_jax.train`."""
+    name: str | None = None
+    """tfds: the data set, as `tiny_shakespeare` or `wiki40b/en`."""
+    text_key: str | None = None
+    """tfds: the feature that holds the text; None finds it."""
+    train: str | None = None
+    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits."""
+    validation: str | None = None
+    """file: path of the validation text."""
+    test: str | None = None
+    """file: path of the test text."""
+    tokenizer: Literal["char", "byte", "word"] = "char"
+    """char: Unicode characters; byte: the 256 bytes of UTF-8; word: what white space separates,
+    with <eos> at the end of each line."""
+    vocabulary_size: Size | None = None
+    """char, word: keep this many tokens, the most frequent, <unk> among them; None keeps all."""
+    min_count: Size = 1
+    """char, word: tokens seen less often than this in the training text become <unk>."""
+    batching: Literal["streams", "sentences"] = "streams"
+    """streams: each lane reads on where it stopped; sentences: each row of a batch is one line of
+    text, from a fresh carry, in an order drawn anew every epoch."""
+    batch_size: Size = 32
+    """B, lanes or sentences read side by side."""
+    length: Size = 64
+    """T, tokens of each lane in one update; of sentences, where a longer one is cut."""
+
+    def __post_init__(self) -> None:
+        belongs = {"tfds": ("name", "text_key"), "file": ("train", "validation", "test")}
+        for source, fields in belongs.items():
+            for field in fields:
+                if self.source != source and getattr(self, field) is not None:
+                    raise ValueError(f"data.{field} is read only with data.source={source}")
+        if self.source == "tfds" and not self.name:
+            raise ValueError("data.source=tfds needs data.name, such as tiny_shakespeare")
+        if self.source == "file":
+            given = [field for field in belongs["file"] if getattr(self, field)]
+            if given not in (["train"], ["train", "validation", "test"]):
+                raise ValueError(
+                    "data.source=file needs data.train alone, or data.train, data.validation and "
+                    f"data.test; got {', '.join(given) or 'none of them'}"
+                )
+        if self.tokenizer == "byte" and (self.vocabulary_size is not None or self.min_count != 1):
+            raise ValueError(
+                "data.vocabulary_size and data.min_count are not read with data.tokenizer=byte: "
+                "there are 256 bytes"
+            )
+        if self.vocabulary_size is not None and self.vocabulary_size < 3:
+            raise ValueError(
+                f"data.vocabulary_size={self.vocabulary_size} leaves no room for a token beside "
+                "<unk> and the line's end: give 3 or more"
+            )

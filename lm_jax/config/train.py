@@ -1,0 +1,207 @@
+"""How the parameters are found."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lm_jax.settings import Adjustable, Count, Number, PositiveCount, Rate, Size, Weight, settings
+
+
+@settings
+class SGD:
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+
+
+@settings
+class ASGD:
+    """Averaged SGD, begun when validation stops getting better (Merity et al., 2018)."""
+
+    kind: Literal["asgd"] = "asgd"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    patience: Size = 5
+    """n: the average begins at the first validation that is worse than the best of all but the last
+    n; from then on it is what is validated and kept."""
+
+
+@settings
+class Momentum:
+    """Gradient descent with momentum (Polyak, 1964)."""
+
+    kind: Literal["momentum"] = "momentum"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    momentum: Rate = 0.9
+    """Share of the last update that is carried on."""
+    nesterov: bool = False
+    """Look ahead by one update (Nesterov, 1983)."""
+
+
+@settings
+class Adam:
+    """Adam (Kingma & Ba, 2015)."""
+
+    kind: Literal["adam"] = "adam"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    b1: Rate = 0.9
+    """Decay of the mean of gradients, per update."""
+    b2: Rate = 0.999
+    """Decay of the mean of squared gradients, per update."""
+    eps: Number = 1e-8
+    """Added to the root of the mean square."""
+
+
+@settings
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    b1: Rate = 0.9
+    """Decay of the mean of gradients, per update."""
+    b2: Rate = 0.999
+    """Decay of the mean of squared gradients, per update."""
+    eps: Number = 1e-8
+    """Added to the root of the mean square."""
+    weight_decay: Weight = 1e-4
+    """Share of each weight taken away per update, times the learning rate."""
+
+
+@settings
+class RMSprop:
+    """RMSprop (Tieleman & Hinton, 2012)."""
+
+    kind: Literal["rmsprop"] = "rmsprop"
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    decay: Rate = 0.9
+    """Decay of the mean of squared gradients, per update."""
+    eps: Number = 1e-8
+    """Added to the mean square before its root is taken."""
+
+
+@settings
+class Constant:
+    """The learning rate as it is given."""
+
+    kind: Literal["constant"] = "constant"
+    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+
+
+@settings
+class Cosine:
+    """A linear warm-up from zero, then half a cosine down (Loshchilov & Hutter, 2017)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    warmup_steps: Count = 100
+    """Updates until the full learning rate."""
+    steps: Count | None = None
+    """Updates until the end of the descent; None: train.steps."""
+    final: Rate = 0.05
+    """The learning rate at the end, as a share of train.learning_rate."""
+
+
+@settings
+class Epochs:
+    """Constant for some epochs, then a factor every epoch (Zaremba et al., 2014)."""
+
+    kind: Literal["epochs"] = "epochs"
+    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    constant_epochs: Count = 4
+    """Epochs at the full learning rate."""
+    factor: Rate = 0.5
+    """The learning rate's factor from each epoch to the next."""
+
+
+@settings
+class Plateau:
+    """A cut whenever the validation loss has stopped falling."""
+
+    kind: Literal["plateau"] = "plateau"
+    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    factor: Rate = 0.25
+    """The learning rate's factor at a cut."""
+    patience: PositiveCount = 1
+    """Validations in a row without a new best before a cut."""
+
+
+@settings
+class TeacherForcing:
+    """The model reads the text's own tokens."""
+
+    kind: Literal["teacher"] = "teacher"
+    """What the model reads in training: teacher or own. The latter brings its own flags."""
+
+
+@settings
+class OwnTokens:
+    """Scheduled sampling (Bengio et al., 2015): the model reads some tokens of its own instead.
+
+    With start = end = 1 it runs free. The first input of a chunk is always the text's.
+    """
+
+    kind: Literal["own"] = "own"
+    """What the model reads in training: teacher or own. The latter brings its own flags."""
+    draw: Literal["sample", "likeliest"] = "sample"
+    """Its own token: drawn from its softmax, or the most likely one."""
+    start: Rate = 0.0
+    """Share of inputs that are its own at the first update."""
+    end: Rate = 1.0
+    """Share of inputs that are its own in the end."""
+    curve: Literal["linear", "exponential", "sigmoid"] = "linear"
+    """How the share goes from start to end."""
+    steps: Count | None = None
+    """Updates until the end; None: train.steps."""
+
+
+@settings
+class Train:
+    """How the parameters are found."""
+
+    steps: Adjustable = 2000
+    """Updates in all."""
+    learning_rate: Number = 0.003
+    """The full learning rate; the schedule gives a share of it."""
+    schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (
+        Constant()
+    )
+    optimizer: Annotated[
+        SGD | ASGD | Momentum | Adam | AdamW | RMSprop, Field(discriminator="kind")
+    ] = Adam()
+    feeding: Annotated[TeacherForcing | OwnTokens, Field(discriminator="kind")] = TeacherForcing()
+    gradient: Literal["full", "truncated"] = "full"
+    """full: backpropagation through all T steps of a chunk; truncated: an update every k1 steps,
+    backpropagated k2 steps, beyond the chunk's edge where k2 > k1."""
+    k1: Size | None = None
+    """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
+    k2: Size | None = None
+    """truncated: steps that the gradient goes back from each update."""
+    clip_norm: Number | None = None
+    """Threshold of the whole gradient's norm; None: no clipping."""
+    clip_value: Number | None = None
+    """Threshold of each entry of the gradient, after clip_norm; None: no clipping."""
+    clip_delta: Number | None = None
+    """Threshold inside backpropagation, at every time step: of the norm of the gradient of one
+    sequence's summed nats with respect to one layer's state; None: no clipping."""
+    weight_decay: Weight | None = None
+    """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is
+    apart from the gradient); None: none."""
+    validate_every: Size | None = None
+    """Updates between looks at the validation split; None: an epoch's."""
+    patience: Size | None = None
+    """Stop after this many validations in a row without a new best; None: never."""
+    keep_best: bool = True
+    """End with the parameters that were best on validation, not with the last."""
+    log_every: Adjustable = 100
+    """Updates in a record of metrics.jsonl."""
+    checkpoint_every: Adjustable = 500
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.gradient == "full":
+            for field in ("k1", "k2"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f"train.{field} is read only with train.gradient=truncated")
+        elif self.k2 is None:
+            raise ValueError("train.gradient=truncated needs train.k2, the steps to go back")

@@ -1,0 +1,109 @@
+"""From a config to a model: the one place in `models` that reads settings."""
+
+import jax
+from jaxtyping import Array
+
+from lm_jax import config as settings
+from lm_jax.models import cells
+from lm_jax.models.base import LanguageModel, Params, scaled_normal
+from lm_jax.models.dropout import Noise
+from lm_jax.models.embedding import Embedding
+from lm_jax.models.readout import Readout, softmax
+from lm_jax.models.recurrence import Layer, layer
+from lm_jax.models.rnn import rnn
+from lm_jax.models.window import window
+
+
+def make(config: settings.Model, vocab_size: int) -> LanguageModel:
+    """The model that a config describes.
+
+    Args:
+      config: `Config.model`; its numbers may be tracers (`lm_jax.settings.bind`).
+      vocab_size: V.
+    """
+    assert isinstance(config, settings.Network)
+    readout = _readout(config, vocab_size)
+    embedding = Embedding(vocab_size, config.embedding_size, readout.tied)
+    if isinstance(config, settings.Window):
+        model = window(
+            embedding,
+            readout,
+            order=config.order,
+            hidden_size=config.hidden_size,
+            layers=config.layers,
+            activation=config.activation,
+            direct=config.direct,
+            gain=config.gain,
+            noise=_noise(config.dropout),
+            activation_penalty=config.activation_penalty,
+        )
+    else:
+        assert isinstance(config, settings.RNN)
+        model = rnn(
+            embedding,
+            _layers(config, embedding),
+            readout,
+            hidden_size=config.hidden_size,
+            residual=config.residual,
+            noise=_noise(config.dropout),
+            activation_penalty=config.activation_penalty,
+            change_penalty=config.change_penalty,
+        )
+    return model if config.uniform is None else _uniform(model, config.uniform)
+
+
+def _readout(config: settings.Network, vocab_size: int) -> Readout:
+    kind = config.readout
+    assert isinstance(kind, settings.Softmax)
+    return softmax(vocab_size, tied=kind.tied, bias=kind.bias, label_smoothing=kind.label_smoothing)
+
+
+def _noise(dropout: settings.Dropout) -> Noise:
+    return Noise(
+        locked=dropout.locked,
+        inputs=dropout.inputs,
+        between=dropout.between,
+        outputs=dropout.outputs,
+        words=dropout.words,
+        recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
+    )
+
+
+def _layers(config: settings.RNN, embedding: Embedding) -> list[Layer]:
+    cell = _cell(config)
+    above = lambda key, width: scaled_normal(key, config.hidden_size, width)  # noqa: E731
+    return [
+        layer(cell, above if place else embedding.init_projection) for place in range(config.layers)
+    ]
+
+
+def _cell(config: settings.RNN) -> cells.Cell:
+    H, W_hh = config.hidden_size, cells.recurrent_weights(config.init, config.gain)
+    if config.cell == "lstm":
+        bias = 1.0 if config.forget_bias is None else config.forget_bias
+        return cells.lstm(
+            H,
+            forget_bias=bias,
+            peepholes=config.peepholes,
+            layer_norm=config.layer_norm,
+            W_hh=W_hh,
+        )
+    if config.cell == "gru":
+        return cells.gru(H, reset_after=config.reset != "before", W_hh=W_hh)
+    return cells.elman(H, config.activation or "tanh", W_hh=W_hh)
+
+
+def _uniform(model: LanguageModel, s: float | Array) -> LanguageModel:
+    """The same model, every initial parameter drawn from U(-s, s)."""
+
+    def init(key: Array) -> Params:
+        leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, key))
+        keys = jax.random.split(key, len(leaves))
+        return structure.unflatten(
+            [
+                jax.random.uniform(k, leaf.shape, leaf.dtype, -s, s)
+                for k, leaf in zip(keys, leaves, strict=True)
+            ]
+        )
+
+    return model._replace(init=init)
