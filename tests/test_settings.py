@@ -104,7 +104,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
         (
             lambda: RNN(cell="lstn"),
-            "model.cell='lstn': choose from elman, lstm, gru, mingru, minlstm, diagonal; did you mean",
+            "model.cell='lstn': choose from elman, lstm, gru, mingru, minlstm, diagonal; did",
         ),
         (lambda: Window(order=1), "order=1: input should be greater than or equal to 2"),
         (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),

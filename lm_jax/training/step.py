@@ -107,8 +107,8 @@ class Program(NamedTuple):
 
     model: LanguageModel
     init: Callable[..., TrainState]
-    """(numbers, vectors=None) -> the state before the first step. Pretrained vectors [V, E] stand in
-    for the drawn ones."""
+    """(numbers, vectors=None) -> the state before the first step; pretrained vectors [V, E] stand
+    in for drawn ones."""
     advance: Callable[[TrainState, Streams | Sentences, Numbers, Any], TrainState]
     """(state, source, numbers, stop) -> the state after `stop` steps, or after the first step whose
     loss is not finite; the state given is consumed."""
@@ -176,7 +176,9 @@ def program(shape: Config, vocab_size: int) -> Program:
         updates, opt_state = optimizer(train, rate).update(clipped, state.opt_state, state.params)
         if isinstance(config.model, Network) and config.model.freeze_vectors:
             updates = {**updates, "embedding": jax.tree.map(jnp.zeros_like, updates["embedding"])}
-        params = cast(Params, optax.apply_updates(state.params, updates))
+        params = optax.apply_updates(state.params, updates)
+        if isinstance(config.model, Network) and config.model.freeze_vectors:
+            params = cast(dict, params) | {"embedding": cast(dict, state.params)["embedding"]}
         record = add(
             state.record,
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
