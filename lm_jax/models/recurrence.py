@@ -1,8 +1,24 @@
-"""One recurrent layer over time.
+"""One recurrent layer over time, forwards and backwards.
 
     z_x[t] = x_t W_xh + b_h              all t in one product, before the scan
-    carry_t = step(carry_{t-1}, z_x[t])
+    carry_t = gate(carry_{t-1}, h_{t-1} W_hh, z_x[t])
     h_t = output(carry_t)
+
+Backwards (`explicit`) it is the lecture's derivation of backpropagation through time, and no more
+work than that. Let J be what is minimised, and δ_t = ∂J/∂carry_t. What reaches δ_t is what the loss
+at t says of h_t and what comes back from t + 1,
+
+    δ_t = ∂J_t/∂carry_t + (∂gate_{t+1}/∂carry_t)ᵀ δ_{t+1} + (∂h_t/∂carry_t)ᵀ W_hh ε_{t+1},
+    ε_t = (∂gate_t/∂z_h)ᵀ δ_t,
+
+one product with W_hh a step, in a scan that runs from T to 1. The double sum over the time t of the
+loss and the time k at which a weight was used,
+
+    ∂J/∂W_hh = Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W_hh),
+
+has its inner products of Jacobians gathered in ε_k by then, and is Σ_k h_{k-1}ᵀ ε_k: a single
+product over all steps and lanes, after the scan. ∂J/∂z_x[t] leaves the scan as it is, and W_xh and
+b_h get theirs from it in one product, too.
 
 A `Layer` is what a recurrent model is stacked from. Those of the cells of `lm_jax.models.cells` are
 made by `layer`; those of any other transition by `lm_jax.models.own`.
@@ -12,6 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Between, Carry, Params
@@ -72,6 +89,8 @@ def unroll(
     """
     if between is None and cell.scan is not None:
         return cell.scan(params, carry, z_x)
+    if between is None and cell.gate is not None:
+        return explicit(cell, params, carry, z_x)
 
     def step(carry: Carry, z_x_t: Array) -> tuple[Carry, Array]:
         carry = cell.step(params, carry, z_x_t)
@@ -80,3 +99,65 @@ def unroll(
         return carry, cell.output(carry)
 
     return jax.lax.scan(step, carry, z_x)
+
+
+def explicit(
+    cell: Cell, params: Params, carry: Carry, z_x: Float[Array, "T B G"]
+) -> tuple[Carry, Float[Array, "T B H"]]:
+    """What `unroll` does, with the gradient written out by hand (see the module's head).
+
+    It can be differentiated again and mapped; only forward mode alone (`jax.jvp`) is not to be had.
+
+    Args:
+      cell: a cell with a `gate`.
+      params, carry, z_x: as for `unroll`.
+    """
+    assert cell.gate is not None
+
+    def seen(own: Params, carry: Carry, z_h: Array, z_x_t: Array) -> tuple[Carry, Array]:
+        assert cell.gate is not None
+        carry = cell.gate(own, carry, z_h, z_x_t)
+        return carry, cell.output(carry)
+
+    def forward(
+        W_hh: Array, own: Params, carry: Carry, z_x: Array
+    ) -> tuple[tuple[Carry, Array], tuple]:
+        def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
+            z_h = cell.output(carry) @ W_hh
+            after, h = seen(own, carry, z_h, z_x_t)
+            return after, (h, carry, z_h)
+
+        last, (h, before, z_h) = jax.lax.scan(step, carry, z_x)
+        return (last, h), (W_hh, own, before, z_h, z_x)
+
+    def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
+        W_hh, own, before, z_h, z_x = saved
+        delta_last, d_h = cotangents
+
+        def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple | Array]:
+            delta, d_own = sums
+            before_t, z_h_t, z_x_t, d_h_t = at_t
+            _, back = jax.vjp(seen, own, before_t, z_h_t, z_x_t)
+            d_own_t, delta, epsilon, d_z_x = back((delta, d_h_t))
+            _, to_carry = jax.vjp(cell.output, before_t)
+            (through_W_hh,) = to_carry(epsilon @ W_hh.T)
+            delta = jax.tree.map(jnp.add, delta, through_W_hh)
+            # Where a gate sees nothing but z_h + z_x, both gradients are one array, and kept once.
+            both = epsilon if epsilon is d_z_x else (epsilon, d_z_x)
+            return (delta, jax.tree.map(jnp.add, d_own, d_own_t)), both
+
+        zero = delta_last, jax.tree.map(jnp.zeros_like, own)
+        at = before, z_h, z_x, d_h
+        (delta, d_own), both = jax.lax.scan(step, zero, at, reverse=True)
+        epsilon, d_z_x = both if isinstance(both, tuple) else (both, both)
+        h_before = cell.output(before)
+        d_W_hh = jnp.einsum("tbh,tbg->hg", h_before, epsilon)
+        return d_W_hh, d_own, delta, d_z_x
+
+    @jax.custom_vjp
+    def run(W_hh: Array, own: Params, carry: Carry, z_x: Array) -> tuple[Carry, Array]:
+        return forward(W_hh, own, carry, z_x)[0]
+
+    run.defvjp(forward, backward)
+    own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
+    return run(params["W_hh"], own, carry, z_x)

@@ -174,11 +174,9 @@ def program(shape: Config, vocab_size: int) -> Program:
             state.verdict.cut,
         )
         updates, opt_state = optimizer(train, rate).update(clipped, state.opt_state, state.params)
-        if isinstance(config.model, Network) and config.model.freeze_vectors:
-            updates = {**updates, "embedding": jax.tree.map(jnp.zeros_like, updates["embedding"])}
         params = optax.apply_updates(state.params, updates)
         if isinstance(config.model, Network) and config.model.freeze_vectors:
-            params = cast(dict, params) | {"embedding": cast(dict, state.params)["embedding"]}
+            params = _with_embedding_of(state.params, params)
         record = add(
             state.record,
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
@@ -242,6 +240,10 @@ def program(shape: Config, vocab_size: int) -> Program:
         clear=jax.jit(clear, donate_argnums=0),
         length=length,
     )
+
+
+def _with_embedding_of(old: Any, new: Any) -> Params:
+    return {**new, "embedding": old["embedding"]}
 
 
 def _empty_average(params: Params, patience: int) -> Average:

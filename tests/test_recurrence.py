@@ -1,0 +1,113 @@
+"""The recurrence: the backward pass written by hand is the gradient, as often as it is taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax.models import cells, recurrence
+
+H, B, T = 3, 2, 5
+CELLS = {
+    "elman": cells.elman(H, "sigmoid"),
+    "lstm": cells.lstm(H),
+    "peepholes": cells.lstm(H, peepholes=True),
+    "layer norm": cells.lstm(H, layer_norm=True),
+    "gru": cells.gru(H),
+}
+
+
+def plain(cell, params, carry, z_x):
+    """The scan as it stands: any hook between the steps asks for it."""
+    return recurrence.unroll(cell, params, carry, z_x, lambda carry: carry)
+
+
+def case(name):
+    cell = CELLS[name]
+    key = jax.random.key(3)
+    params = tiny.moved(cell.init(key))
+    carry = tiny.moved(cell.init_carry(B), seed=2)
+    return cell, params, carry, jax.random.normal(key, (T, B, cell.width))
+
+
+def objective(run, cell):
+    """A function of everything that comes out, the last carry included."""
+    weights = jax.random.normal(jax.random.key(4), (T, B, H))
+
+    def value(params, carry, z_x):
+        last, h = run(cell, params, carry, z_x)
+        return jnp.sum(weights * h) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+
+    return value
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_gradient_by_hand_is_that_of_autodiff(name):
+    cell, *point = case(name)
+    by_hand, autodiff = (
+        jax.jit(jax.value_and_grad(objective(run, cell), (0, 1, 2)))(*point)
+        for run in (recurrence.explicit, plain)
+    )
+    tiny.assert_trees_close(by_hand, autodiff)
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm"])
+def test_second_derivatives_go_through_the_gradient_by_hand(name):
+    """A Hessian-vector product, reverse over reverse and forward over reverse."""
+    cell, *point = case(name)
+    direction = tiny.moved(jax.tree.map(jnp.zeros_like, point), seed=9)
+    found = []
+    for run in (recurrence.explicit, plain):
+        gradient = jax.grad(objective(run, cell), (0, 1, 2))
+
+        def along(*point, gradient=gradient):
+            products = jax.tree.map(lambda a, b: jnp.sum(a * b), list(gradient(*point)), direction)
+            return sum(jax.tree.leaves(products))
+
+        found.append(list(jax.jit(jax.grad(along, (0, 1, 2)))(*point)))
+    _, forward = jax.jit(
+        lambda *point: jax.jvp(
+            jax.grad(objective(recurrence.explicit, cell), (0, 1, 2)), point, tuple(direction)
+        )
+    )(*point)
+    tiny.assert_trees_close(found[0], found[1])
+    tiny.assert_trees_close(list(forward), found[1])
+
+
+def test_lanes_of_other_weights_are_mapped():
+    cell, params, carry, z_x = case("lstm")
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+    gradient = jax.grad(objective(recurrence.explicit, cell))
+    mapped = jax.jit(jax.vmap(gradient, in_axes=(0, None, None)))(two, carry, z_x)
+    for lane in range(2):
+        alone = gradient(jax.tree.map(lambda leaf, lane=lane: leaf[lane], two), carry, z_x)
+        tiny.assert_trees_close(jax.tree.map(lambda leaf, lane=lane: leaf[lane], mapped), alone)
+
+
+def test_the_backward_pass_makes_the_weights_gradient_after_the_scan():
+    """Within the scans only the products with W_hh and its transpose are left."""
+    cell, *point = case("lstm")
+    jaxpr = jax.make_jaxpr(jax.grad(objective(recurrence.explicit, cell)))(*point)
+    scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+    products = [str(e.params["jaxpr"]).count("dot_general") for e in scans]
+    assert products == [1, 1]
+
+
+def test_a_gate_that_sees_a_sum_keeps_one_gradient_of_it():
+    for name, kept in (("elman", 1), ("lstm", 1), ("gru", 2)):
+        cell, *point = case(name)
+        jaxpr = jax.make_jaxpr(jax.grad(objective(recurrence.explicit, cell)))(*point)
+        backward = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"][-1]
+        stacked = [v for v in backward.outvars if v.aval.shape[:1] == (T,)]
+        assert len(stacked) == kept, name
+
+
+def test_h_is_the_cell_step_by_step():
+    for name in CELLS:
+        cell, params, carry, z_x = case(name)
+        last, h = recurrence.explicit(cell, params, carry, z_x)
+        for t in range(T):
+            carry = cell.step(params, carry, z_x[t])
+            np.testing.assert_allclose(h[t], cell.output(carry), rtol=1e-13)
+        tiny.assert_trees_close(last, carry)
