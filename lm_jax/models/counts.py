@@ -33,8 +33,8 @@ class Level(NamedTuple):
     """The node, one level below, of all tokens but the last; at level 1 the empty context, 0."""
     token: np.ndarray
     """The last token."""
-    count: np.ndarray
-    """Occurrences."""
+    occurrences: np.ndarray
+    """How often it occurs."""
     first: np.ndarray
     """Occurrences that no token stands before, or none that may be context."""
     shorter: np.ndarray
@@ -119,7 +119,7 @@ def count(
         Level(
             context=np.zeros(vocab_size, np.int32),
             token=np.arange(vocab_size, dtype=np.int32),
-            count=np.bincount(text[1:], minlength=vocab_size),
+            occurrences=np.bincount(text[1:], minlength=vocab_size),
             first=np.zeros(vocab_size, np.int64),
             shorter=np.zeros(0, np.int32),
         )
@@ -134,7 +134,7 @@ def count(
             Level(
                 context=(kinds // vocab_size).astype(np.int32),
                 token=(kinds % vocab_size).astype(np.int32),
-                count=times,
+                occurrences=times,
                 first=np.bincount(kind[reach[places] == k], minlength=len(kinds)),
                 shorter=shorter,
             )
@@ -180,7 +180,7 @@ def continuations(counts: Counts, order: int) -> np.ndarray:
     """
     level = counts.levels[order - 1]
     if order == len(counts.levels):
-        return level.count
+        return level.occurrences
     longer = counts.levels[order].shorter
     return np.bincount(longer, minlength=len(level.token)) + level.first
 
@@ -223,10 +223,10 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
         Row(
             order=k,
             possible=counts.vocab_size**k,
-            seen=int(np.sum(level.count > 0)),
-            once=int(np.sum(level.count == 1)),
+            seen=int(np.sum(level.occurrences > 0)),
+            once=int(np.sum(level.occurrences == 1)),
             test=len(found.nodes),
-            unseen=int(np.sum(found.nodes < 0 if k > 1 else level.count[found.nodes] == 0)),
+            unseen=int(np.sum(found.nodes < 0 if k > 1 else level.occurrences[found.nodes] == 0)),
             bytes=stored,
         )
         for k, (level, found, stored) in enumerate(

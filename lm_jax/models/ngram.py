@@ -30,6 +30,7 @@ Letters: n order, N contexts at once, V tokens, M nodes of a level. What add-k a
 for k is the order of a level.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -111,7 +112,7 @@ def nats(
 def logits(params: Params, h: Int[Array, "*shape places"]) -> Float[Array, "*shape V"]:
     """ln P of every token after each context; -inf where P is 0."""
     V = params["unigram"].shape[0]
-    nodes = h.reshape(-1, h.shape[-1])
+    nodes = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
     p = jnp.broadcast_to(params["unigram"], (nodes.shape[0], V))
     for place, level in zip(range(h.shape[-1]), params["levels"], strict=True):
         node = nodes[:, place]
@@ -173,8 +174,8 @@ def fit(
 ) -> Params:
     """The parameters of an n-gram model.
 
-    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "levels": [...]}. With
-    M' contexts and M k-grams, level k = 2 … n is {"token": [M], "alpha": [M + 1], "begin": [M' + 2],
+    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "levels": [...]}. Level
+    k = 2 … n, of M k-grams and M' contexts, is {"token": [M], "alpha": [M + 1], "begin": [M' + 2],
     "gamma": [M' + 1]}: the children of context c are begin[c] … begin[c + 1] - 1, and the last
     entries stand for what was not seen.
 
@@ -269,16 +270,16 @@ def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:
 def _interpolated(counts: Counts, order: int, weight: float) -> tuple[np.ndarray, np.ndarray]:
     """alpha [M] and gamma [M'] of one order; a weight of 1 is maximum likelihood."""
     level = counts.levels[order - 1]
-    total = np.bincount(level.context, level.count, counts.contexts(order))
-    alpha = weight * level.count / total[level.context]
+    total = np.bincount(level.context, level.occurrences, counts.contexts(order))
+    alpha = weight * level.occurrences / total[level.context]
     return alpha, np.where(total > 0, 1 - weight, 1.0)
 
 
 def _add(counts: Counts, order: int, add: float) -> tuple[np.ndarray, np.ndarray]:
     level = counts.levels[order - 1]
-    total = np.bincount(level.context, level.count, counts.contexts(order))
+    total = np.bincount(level.context, level.occurrences, counts.contexts(order))
     total += add * counts.vocab_size
-    return level.count / total[level.context], add * counts.vocab_size / total
+    return level.occurrences / total[level.context], add * counts.vocab_size / total
 
 
 def _kneser_ney(counts: Counts, order: int) -> tuple[np.ndarray, np.ndarray]:
