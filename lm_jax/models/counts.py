@@ -1,0 +1,262 @@
+"""How often each n-gram of a text occurs: a trie, counted by sorting.
+
+A text s_1 … s_N stands after the boundary token s_0 (`lm_jax.data.vocabulary`). Each of its tokens
+ends one k-gram for every k up to its *reach*, 1 + the tokens before it that may be its context:
+
+- as one stream, all of them, s_0 included: the reach of s_t is t + 1, and the context of the first
+  tokens is shorter;
+- bounded by sentences, those from the last boundary token on. That token is the context's `<s>`
+  and, where it is predicted, the `</s>`: every line is `<s> w_1 … w_m </s>`, a blank one
+  `<s> </s>`, and `<s>` itself is never predicted. So do SRILM and KenLM.
+
+A k-gram is a node of level k. The nodes of a level are numbered in the order of (node of the first
+k - 1 tokens, last token), so that the children of a node are neighbours, sorted by their token. The
+pair is one int64, which does not overflow for a million kinds of token, whatever the order. The
+nodes of level 1 are the V tokens, whether they occur or not.
+
+Letters: N tokens, V their kinds, M the nodes of a level, n the order.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lm_jax.settings import UserError
+
+
+class Level(NamedTuple):
+    """All k-grams of a text, sorted by context, then by token; integers, [M] each."""
+
+    context: np.ndarray
+    """The node, one level below, of all tokens but the last; at level 1 the empty context, 0."""
+    token: np.ndarray
+    """The last token."""
+    occurrences: np.ndarray
+    """How often it occurs."""
+    first: np.ndarray
+    """Occurrences that no token stands before, or none that may be context."""
+    shorter: np.ndarray
+    """The node, one level below, of all tokens but the first; empty at level 1."""
+
+
+class Counts(NamedTuple):
+    """The n-grams of a text, of every order up to n."""
+
+    levels: tuple[Level, ...]
+    """Level k at index k - 1."""
+    vocab_size: int
+    boundary: int
+    bounded: bool
+
+    def contexts(self, order: int) -> int:
+        """How many nodes the contexts of k-grams are numbered by: 1 for the empty one of k = 1."""
+        return len(self.levels[order - 2].token) if order > 1 else 1
+
+
+class Found(NamedTuple):
+    """The k-grams of a text, looked up among counted ones."""
+
+    places: np.ndarray
+    """[m] numbers, from 0, of the tokens that end a k-gram."""
+    contexts: np.ndarray
+    """[m] nodes of their contexts; -1: never seen."""
+    nodes: np.ndarray
+    """[m] nodes of the k-grams; -1: never seen."""
+
+
+class Row(NamedTuple):
+    """What speaks against counting longer n-grams, in numbers, for one order k."""
+
+    order: int
+    possible: int
+    """V^k."""
+    seen: int
+    """Kinds that occur in the training text."""
+    once: int
+    """Kinds that occur in it once."""
+    test: int
+    """Tokens of the test text that end a k-gram."""
+    unseen: int
+    """How many of these k-grams do not occur in the training text."""
+    bytes: int
+    """What this order adds to the parameters."""
+
+    @property
+    def unseen_share(self) -> float:
+        """Share of the test text's k-grams that the training text lacks; NaN where it has none."""
+        return self.unseen / self.test if self.test else float("nan")
+
+
+def count(
+    tokens: np.ndarray, *, order: int, vocab_size: int, boundary: int, bounded: bool = False
+) -> Counts:
+    """Counts the n-grams of a text, of order 1 to n.
+
+    Args:
+      tokens: [N] numbers of tokens, of any integer type; may be mapped from a disk.
+      order: n, at least 1.
+      vocab_size: V.
+      boundary: the token that ends a line and stands before the text.
+      bounded: contexts end at the last boundary token; False: the text is one stream.
+
+    Raises:
+      UserError: the text is empty, the order is below 1 or no n-gram is that long, a token is not
+        below V, or the text's n-grams cannot be numbered by 32 bits.
+    """
+    if order < 1:
+        raise UserError(f"order={order} must be 1 or more")
+    text, reach = _text(tokens, vocab_size, boundary, bounded)
+    longest = int(reach.max())
+    if order > longest:
+        raise UserError(
+            f"order={order} is longer than any n-gram of the text: its {len(text) - 1:,} tokens "
+            f"hold none of more than {longest}"
+        )
+    node = text.astype(np.int32)  # of the (k - 1)-gram that ends at each token
+    levels = [
+        Level(
+            context=np.zeros(vocab_size, np.int32),
+            token=np.arange(vocab_size, dtype=np.int32),
+            occurrences=np.bincount(text[1:], minlength=vocab_size),
+            first=np.zeros(vocab_size, np.int64),
+            shorter=np.zeros(0, np.int32),
+        )
+    ]
+    for k in range(2, order + 1):
+        places = np.flatnonzero(reach >= k)
+        keys = node[places - 1].astype(np.int64) * vocab_size + text[places]
+        kinds, kind, times = np.unique(keys, return_inverse=True, return_counts=True)
+        shorter = np.empty(len(kinds), np.int32)
+        shorter[kind] = node[places]
+        levels.append(
+            Level(
+                context=(kinds // vocab_size).astype(np.int32),
+                token=(kinds % vocab_size).astype(np.int32),
+                occurrences=times,
+                first=np.bincount(kind[reach[places] == k], minlength=len(kinds)),
+                shorter=shorter,
+            )
+        )
+        # Where no k-gram ends, none is asked for: the next level's places lie within these.
+        node[places] = kind
+    return Counts(tuple(levels), vocab_size, boundary, bounded)
+
+
+def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
+    """Looks up the n-grams of another text, order by order from 1 to n.
+
+    Args:
+      counts: of the training text.
+      tokens: [N] numbers of tokens.
+
+    Raises:
+      UserError: the text is empty, or a token is not below V.
+    """
+    V = counts.vocab_size
+    text, reach = _text(tokens, V, counts.boundary, counts.bounded)
+    places = np.arange(1, len(text))
+    node = text.astype(np.int64)
+    yield Found(places - 1, np.zeros_like(places), node[1:])
+    for k, level in enumerate(counts.levels[1:], 2):
+        places = np.flatnonzero(reach >= k)
+        contexts = node[places - 1]
+        known = level.context.astype(np.int64) * V + level.token
+        keys = contexts * V + text[places]  # of an unseen context negative, which no known one is
+        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        nodes = np.where(known[at] == keys, at, -1)
+        yield Found(places - 1, contexts, nodes)
+        node = node.copy()
+        node[places] = nodes
+
+
+def continuations(counts: Counts, order: int) -> np.ndarray:
+    """[M] in how many contexts each k-gram stands: kinds of tokens that occur before it.
+
+    Occurrences that nothing may stand before are contexts of their own, each. So a k-gram that
+    begins with `<s>` has its plain count, and so has every n-gram of the highest order, n, for
+    there the tokens before it are not counted.
+    """
+    level = counts.levels[order - 1]
+    if order == len(counts.levels):
+        return level.occurrences
+    longer = counts.levels[order].shorter
+    return np.bincount(longer, minlength=len(level.token)) + level.first
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """D_0 … D_3 of modified Kneser-Ney: what counts of 0, 1, 2, and 3 or more lose.
+
+    With n_j the k-grams of count j: Y = n_1 / (n_1 + 2 n_2), D_j = j - (j + 1) Y n_{j+1} / n_j
+    (Chen & Goodman, 1998, equation 26), and D_3 goes for larger counts too. A small text may have
+    no k-grams of some count: where n_j or n_{j+1} is 0, or D_j is not between 0 and j, D_j is
+    D_{j-1}, and D_1 is 1/2. So every seen k-gram keeps a part of its count, and every seen context
+    leaves some to the order below.
+
+    Args:
+      counts: [M] of one order.
+    """
+    n = np.bincount(np.minimum(counts, 5), minlength=6)
+    Y = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.0
+    D = [0.0]
+    for j in (1, 2, 3):
+        exact = j - (j + 1) * Y * n[j + 1] / n[j] if n[j] and n[j + 1] else 0.0
+        D.append(exact if 0 < exact < j else D[-1] or 0.5)
+    return np.array(D)
+
+
+def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
+    """What is possible, seen, seen once, missed and stored, order by order.
+
+    Args:
+      counts: of the training text.
+      test: [N] tokens of a test text.
+      params: what `lm_jax.models.ngram.fit` made of the counts.
+
+    Raises:
+      UserError: the text is empty, or a token is not below V.
+    """
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(level)) for level in params["levels"]]
+    base = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - sum(size)
+    return [
+        Row(
+            order=k,
+            possible=counts.vocab_size**k,
+            seen=int(np.sum(level.occurrences > 0)),
+            once=int(np.sum(level.occurrences == 1)),
+            test=len(found.nodes),
+            unseen=int(np.sum(found.nodes < 0 if k > 1 else level.occurrences[found.nodes] == 0)),
+            bytes=stored,
+        )
+        for k, (level, found, stored) in enumerate(
+            zip(counts.levels, locate(counts, test), [base, *size], strict=True), 1
+        )
+    ]
+
+
+def _text(
+    tokens: np.ndarray, vocab_size: int, boundary: int, bounded: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """s_0 … s_N and the longest n-gram that ends at each, 0 at s_0, which is not predicted."""
+    total = len(tokens)
+    if not total:
+        raise UserError("the text holds no tokens: there is nothing to count")
+    low, high = min(int(np.min(tokens)), boundary), max(int(np.max(tokens)), boundary)
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise UserError(f"token {wrong} is not in the vocabulary of V={vocab_size}")
+    # Searches step past the last node by up to V, and must not overflow there.
+    if total + vocab_size >= 2**31:
+        raise UserError(
+            f"{total:,} tokens of {vocab_size:,} kinds are too many n-grams: up to {2**31 - 1:,} "
+            "can be numbered"
+        )
+    text = np.empty(total + 1, np.int32)
+    text[0], text[1:] = boundary, tokens
+    reach = np.arange(1, total + 2, dtype=np.int32)
+    if bounded:
+        last = np.maximum.accumulate(np.where(text == boundary, reach, 0))
+        reach[1:] -= last[:-1] - 1
+    reach[0] = 0
+    return text, reach

@@ -1,0 +1,291 @@
+"""The n-gram language model: counted, not trained.
+
+Every estimator is one recursion from the longest context to the uniform distribution,
+
+    p_k(w | c) = alpha_k(c w) + gamma_k(c) p_{k-1}(w | c'),    p_0(w) = 1 / V,
+
+where c is a context of k - 1 tokens, c' is c without its first token, alpha is 0 for an n-gram that
+was not seen and gamma 1 for a context that was not. With C(c w) the count and C(c) = Σ_w C(c w):
+
+- maximum likelihood: alpha = C(c w) / C(c), gamma = 0 where c was seen; an unseen context asks the
+  next shorter one.
+- add-k (Lidstone; k = 1 is Laplace): p(w | c) = (C(c w) + k) / (C(c) + k V). Here gamma leads
+  straight to 1 / V, past the shorter contexts.
+- linear interpolation (Jelinek & Mercer, 1980): alpha = λ_k C(c w) / C(c), gamma = 1 - λ_k where c
+  was seen. One weight for each order; EM finds those of the greatest likelihood on held-out text.
+- modified Kneser-Ney, interpolated (Chen & Goodman, 1998): alpha = (N(c w) - D) / Σ_w N(c w) and
+  gamma = Σ_w D / Σ_w N(c w), where N counts occurrences at order n and, below it, the different
+  tokens before the k-gram (`lm_jax.models.counts.continuations`), and the discount D follows N
+  (`lm_jax.models.counts.discounts`). No cutoffs.
+
+Where nothing stands before a context, at the text's beginning or, bounded, at its sentence's, it is
+shorter, and k counts from there.
+
+The parameters are a trie of int32 and floats. The h of this model are nodes: those of the contexts
+of 1 to n - 1 tokens, -1 where no token is there to be read, and the number after the last node,
+which has no children, where the context was not seen. The carry is the last n - 2 tokens, as that
+of `lm_jax.models.window`.
+
+Letters: n order, N contexts at once, V tokens, M nodes of a level. What add-k adds is called `add`,
+for k is the order of a level.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.counts import Counts, continuations, discounts, locate
+from lm_jax.settings import UserError, nearest
+
+SMOOTHINGS = ("maximum_likelihood", "add_k", "interpolation", "kneser_ney")
+CHILDREN_AT_ONCE = 128
+CLOSE = 1e-9  # nats per token; EM is done when a round gains less
+
+
+def ngram(*, order: int, boundary: int, bounded: bool = False) -> LanguageModel:
+    """The n-gram language model, whose parameters `fit` makes.
+
+    Its logits are log-probabilities: -inf where P is 0, as its nats are inf there.
+
+    Args:
+      order: n, at least 1; the model reads n - 1 tokens.
+      boundary: the token that ends a line; it matters where `bounded`.
+      bounded: contexts end at the last boundary token.
+
+    Raises:
+      UserError: the order is below 1; from `init`, always, for such parameters are counted.
+    """
+    if order < 1:
+        raise UserError(f"order={order} must be 1 or more")
+    carried = max(order - 2, 0)
+
+    def init(key: Array) -> Params:
+        del key
+        raise UserError("an n-gram model has no initial parameters: count a text, then fit")
+
+    def hidden(
+        params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+    ) -> tuple[Carry, Int[Array, "T B places"]]:
+        del between  # tokens carry no gradient
+        T = x.shape[0]
+        tokens = jnp.concatenate([carry.T, x.astype(jnp.int32)])
+        nodes, here = [], tokens
+        for length in range(1, order):
+            if length > 1:  # each context is a child of the one that ended a token before
+                before, token = here[:-1], tokens[length - 1 :]
+                none = before < 0
+                if bounded:
+                    none |= token == boundary
+                here = jnp.where(none, -1, _child(params["levels"][length - 2], before, token))
+            nodes.append(here[here.shape[0] - T :])
+        h = jnp.stack(nodes, -1) if nodes else jnp.zeros((*x.shape, 0), jnp.int32)
+        return tokens[T:].T, h
+
+    return LanguageModel(
+        init=init,
+        init_carry=lambda batch_size: jnp.full((batch_size, carried), -1, jnp.int32),
+        hidden=hidden,
+        logits=logits,
+        nats=nats,
+    )
+
+
+def nats(
+    params: Params, h: Int[Array, "*shape places"], y: Int[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """-ln P(y | context) of each target, in nats; +inf where P is 0."""
+    uniform = 1 / params["unigram"].shape[0]
+    p = params["unigram"][y]
+    for place, level in zip(range(h.shape[-1]), params["levels"], strict=True):
+        node = h[..., place]
+        alpha = level["alpha"][_child(level, node, y)]
+        longer = alpha + level["gamma"][node] * jnp.where(params["chained"], p, uniform)
+        p = jnp.where(node < 0, p, longer)
+    return -jnp.log(p)
+
+
+def logits(params: Params, h: Int[Array, "*shape places"]) -> Float[Array, "*shape V"]:
+    """ln P of every token after each context; -inf where P is 0."""
+    V = params["unigram"].shape[0]
+    nodes = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
+    p = jnp.broadcast_to(params["unigram"], (nodes.shape[0], V))
+    for place, level in zip(range(h.shape[-1]), params["levels"], strict=True):
+        node = nodes[:, place]
+        lower = jnp.where(params["chained"], p, 1 / V)
+        longer = _add_children(level, node, level["gamma"][node][:, None] * lower)
+        p = jnp.where(node[:, None] < 0, p, longer)
+    return jnp.log(p).reshape(*h.shape[:-1], V)
+
+
+def _children(level: Params, node: Int[Array, "*s"]) -> tuple[Int[Array, "*s"], Int[Array, "*s"]]:
+    """Where the children of each node begin and end; none, where there is no node."""
+    begin = level["begin"]
+    node = jnp.where(node < 0, begin.shape[0] - 2, node)
+    return begin[node], begin[node + 1]
+
+
+def _child(level: Params, node: Int[Array, "*s"], token: Int[Array, "*s"]) -> Int[Array, "*s"]:
+    """The node of each context and token, by binary search; that after the last if not seen."""
+    tokens = level["token"]
+    begin, end = _children(level, node)
+
+    def search(span: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = span
+        middle = low + (high - low) // 2
+        searching, right = low < high, tokens[middle] < token
+        return (
+            jnp.where(searching & right, middle + 1, low),
+            jnp.where(searching & ~right, middle, high),
+        )
+
+    low, _ = jax.lax.while_loop(lambda span: jnp.any(span[0] < span[1]), search, (begin, end))
+    return jnp.where((low < end) & (tokens[low] == token), low, tokens.shape[0])
+
+
+def _add_children(
+    level: Params, node: Int[Array, " N"], p: Float[Array, "N V"]
+) -> Float[Array, "N V"]:
+    """p + alpha of each context's children, some of them at a time: few contexts have many."""
+    size, V = level["token"].shape[0], p.shape[1]
+    begin, end = _children(level, node)
+    row, step = jnp.arange(p.shape[0])[:, None], jnp.arange(CHILDREN_AT_ONCE)[None, :]
+
+    def add(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        at, p = state
+        child = at[:, None] + step
+        child = jnp.where(child < end[:, None], child, size)
+        token = jnp.where(child < size, level["token"][child], V)  # V is out of bounds: dropped
+        return at + CHILDREN_AT_ONCE, p.at[row, token].add(level["alpha"][child], mode="drop")
+
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] < end), add, (begin, p))[1]
+
+
+def fit(
+    counts: Counts,
+    *,
+    smoothing: str = "kneser_ney",
+    add: float = 1.0,
+    weights: Sequence[float] | None = None,
+) -> Params:
+    """The parameters of an n-gram model.
+
+    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "levels": [...]}. Level
+    k = 2 … n, of M k-grams and M' contexts, is {"token": [M], "alpha": [M + 1], "begin": [M' + 2],
+    "gamma": [M' + 1]}: the children of context c are begin[c] … begin[c + 1] - 1, and the last
+    entries stand for what was not seen.
+
+    Args:
+      counts: of the training text (`lm_jax.models.counts.count`).
+      smoothing: maximum_likelihood, add_k, interpolation or kneser_ney.
+      add: add_k: what each count is raised by, above 0.
+      weights: interpolation: λ_1 … λ_n, each from 0 to 1, such as `held_out_weights` gives.
+
+    Raises:
+      UserError: an unknown smoothing, or one without its numbers, or these out of range.
+    """
+    n, V = len(counts.levels), counts.vocab_size
+    if smoothing == "maximum_likelihood":
+        parts = [_interpolated(counts, k, 1.0) for k in range(1, n + 1)]
+    elif smoothing == "add_k":
+        if not 0 < add < float("inf"):
+            raise UserError(f"add={add} must be above 0, and finite")
+        parts = [_add(counts, k, add) for k in range(1, n + 1)]
+    elif smoothing == "interpolation":
+        if weights is None or len(weights) != n:
+            given = "none" if weights is None else len(weights)
+            raise UserError(f"smoothing=interpolation of order={n} takes {n} weights; got {given}")
+        if not all(0 <= weight <= 1 for weight in weights):
+            raise UserError(f"weights={list(weights)} must be from 0 to 1")
+        parts = [_interpolated(counts, k, weight) for k, weight in enumerate(weights, 1)]
+    elif smoothing == "kneser_ney":
+        parts = [_kneser_ney(counts, k) for k in range(1, n + 1)]
+    else:
+        raise UserError(f"smoothing={smoothing!r}: there is none{nearest(smoothing, SMOOTHINGS)}")
+    alpha, gamma = parts[0]
+    return {
+        "unigram": jnp.asarray(alpha + gamma / V, float),
+        "chained": jnp.asarray(smoothing != "add_k"),
+        "levels": [
+            {
+                "token": jnp.asarray(level.token, jnp.int32),
+                "alpha": jnp.asarray(np.append(alpha, 0.0), float),
+                "begin": jnp.asarray(
+                    np.searchsorted(level.context, np.arange(counts.contexts(k) + 2)), jnp.int32
+                ),
+                "gamma": jnp.asarray(np.append(gamma, 1.0), float),
+            }
+            for k, (level, (alpha, gamma)) in enumerate(
+                zip(counts.levels[1:], parts[1:], strict=True), 2
+            )
+        ],
+    }
+
+
+def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:
+    """The weights λ_1 … λ_n of linear interpolation that are likeliest on held-out text, by EM.
+
+    From order n down, a token is drawn by order k's relative frequencies with probability λ_k, else
+    by the order below; an order whose context was not seen is passed over. The E-step finds how
+    probably each order drew each token, the M-step makes λ_k the share that order k drew of what
+    came down to it. It begins at 1/2 and ends when a round gains less than 1e-9 nats a token.
+
+    Args:
+      counts: of the training text.
+      held_out: [N] tokens of a text that is not part of it.
+
+    Raises:
+      UserError: the held-out text is empty, or a token is not below V.
+    """
+    drawn, asked = [], []  # [N] each: P by each order's relative frequencies, whether it is asked
+    for k, found in enumerate(locate(counts, held_out), 1):
+        frequency, unseen = _interpolated(counts, k, 1.0)
+        p, seen = np.zeros(len(held_out)), np.zeros(len(held_out), bool)
+        p[found.places] = np.append(frequency, 0.0)[found.nodes]
+        seen[found.places] = np.append(unseen, 1.0)[found.contexts] == 0
+        drawn.append(p)
+        asked.append(seen)
+    weights = np.full(len(drawn), 0.5)
+    last = np.inf
+    while True:
+        below = [np.full(len(held_out), 1 / counts.vocab_size)]
+        for weight, p, seen in zip(weights, drawn, asked, strict=True):
+            below.append(np.where(seen, weight * p + (1 - weight) * below[-1], below[-1]))
+        loss = -float(np.mean(np.log(below[-1])))
+        if last - loss < CLOSE:
+            return tuple(map(float, weights))
+        last = loss
+        came = np.ones(len(held_out))  # the share that came down to order k
+        for k in reversed(range(len(drawn))):
+            stays = np.where(asked[k], came * weights[k] * drawn[k] / below[k + 1], 0.0)
+            arrived = np.sum(came[asked[k]])
+            weights[k] = np.sum(stays) / arrived if arrived > 0 else weights[k]
+            came = came - stays
+
+
+def _interpolated(counts: Counts, order: int, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """alpha [M] and gamma [M'] of one order; a weight of 1 is maximum likelihood."""
+    level = counts.levels[order - 1]
+    total = np.bincount(level.context, level.occurrences, counts.contexts(order))
+    alpha = weight * level.occurrences / total[level.context]
+    return alpha, np.where(total > 0, 1 - weight, 1.0)
+
+
+def _add(counts: Counts, order: int, add: float) -> tuple[np.ndarray, np.ndarray]:
+    level = counts.levels[order - 1]
+    total = np.bincount(level.context, level.occurrences, counts.contexts(order))
+    total += add * counts.vocab_size
+    return level.occurrences / total[level.context], add * counts.vocab_size / total
+
+
+def _kneser_ney(counts: Counts, order: int) -> tuple[np.ndarray, np.ndarray]:
+    level, adjusted = counts.levels[order - 1], continuations(counts, order)
+    total = np.bincount(level.context, adjusted, counts.contexts(order))
+    lost = discounts(adjusted)[np.minimum(adjusted, 3)]
+    left = np.bincount(level.context, lost, counts.contexts(order))
+    gamma = np.divide(left, total, out=np.ones_like(left), where=total > 0)
+    return (adjusted - lost) / total[level.context], gamma
