@@ -18,7 +18,7 @@ import tyro
 
 import lm_jax
 from lm_jax import inference
-from lm_jax.config import Config, resolve
+from lm_jax.config import Config, NGram, Train, resolve
 from lm_jax.data.corpus import cache_folder
 from lm_jax.data.text import file_text
 from lm_jax.report.terminal import Display, show_result
@@ -70,6 +70,10 @@ def with_kinds(config: Config, arguments: list[str]) -> Config:
         if kind not in known:
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
         chosen[path] = known[kind]()
+        if path == "model":
+            # A counted model is not trained, and any other is.
+            counted = isinstance(chosen[path], NGram)
+            chosen["train"] = None if counted else config.train or Train()
     return bind(config, chosen)
 
 

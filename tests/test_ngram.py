@@ -17,10 +17,10 @@ from lm_jax.settings import UserError
 V, BOUNDARY, ORDER = 5, 1, 4
 WEIGHTS = [0.9, 0.7, 0.5, 0.3]
 SMOOTHINGS = {
-    "maximum_likelihood": {},
-    "add_k": {"add": 0.3},
-    "interpolation": {"weights": WEIGHTS},
-    "kneser_ney": {},
+    "none": {},
+    "add-k": {"add": 0.3},
+    "interpolated": {"weights": WEIGHTS},
+    "kneser-ney": {},
 }
 every_smoothing = pytest.mark.parametrize("smoothing", SMOOTHINGS)
 both_modes = pytest.mark.parametrize("bounded", [False, True], ids=["stream", "bounded"])
@@ -36,7 +36,7 @@ def counted(text=TEXT, order=ORDER, bounded=False, vocab_size=V):
 
 @functools.cache
 def model_of(order, bounded):
-    return ngram(order=order, boundary=BOUNDARY, bounded=bounded)
+    return ngram(order=order, bounded=bounded)
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def discount(counter):
 def by_dictionary(smoothing, text, order, bounded):
     """context -> P of every token."""
     raw = (
-        adjusted(text, order, bounded) if smoothing == "kneser_ney" else grams(text, order, bounded)
+        adjusted(text, order, bounded) if smoothing == "kneser-ney" else grams(text, order, bounded)
     )
     tables = {k: grouped(raw[k]) for k in raw}
     D = {k: discount(raw[k]) for k in raw}
@@ -138,9 +138,9 @@ def by_dictionary(smoothing, text, order, bounded):
         context = spelt_context(context, bounded)
         longest = min(order, len(context) + 1)
         p = np.full(V, 1 / V)
-        if smoothing == "add_k":
+        if smoothing == "add-k":
             here = tables[longest].get(context[len(context) - longest + 1 :], {})
-            k = SMOOTHINGS["add_k"]["add"]
+            k = SMOOTHINGS["add-k"]["add"]
             return np.array([(here.get(w, 0) + k) / (sum(here.values()) + k * V) for w in range(V)])
         for k in range(1, longest + 1):
             here = tables[k].get(context[len(context) - k + 1 :])
@@ -148,9 +148,9 @@ def by_dictionary(smoothing, text, order, bounded):
                 continue
             total = sum(here.values())
             frequency = np.array([here.get(w, 0) / total for w in range(V)])
-            if smoothing == "maximum_likelihood":
+            if smoothing == "none":
                 p = frequency
-            elif smoothing == "interpolation":
+            elif smoothing == "interpolated":
                 p = WEIGHTS[k - 1] * frequency + (1 - WEIGHTS[k - 1]) * p
             else:
                 kept = [max(here.get(w, 0) - D[k](here.get(w, 0)), 0) / total for w in range(V)]
@@ -176,7 +176,7 @@ def test_every_probability_is_the_dictionaries(smoothing, bounded):
 @every_smoothing
 @pytest.mark.parametrize("order", [1, 2, ORDER])
 def test_probabilities_sum_to_one_and_nats_are_minus_their_logs(smoothing, bounded, order):
-    given = {"weights": WEIGHTS[:order]} if smoothing == "interpolation" else SMOOTHINGS[smoothing]
+    given = {"weights": WEIGHTS[:order]} if smoothing == "interpolated" else SMOOTHINGS[smoothing]
     params = fit(counted(order=order, bounded=bounded), smoothing=smoothing, **given)
     log_p, minus_nats = reader(order, bounded)(params, questions(1))
     np.testing.assert_allclose(np.sum(np.exp(log_p), -1), 1, rtol=1e-13)
@@ -266,7 +266,7 @@ def test_discounts_where_counts_of_counts_are_missing(times, expected):
 def test_maximum_likelihood_gives_nothing_to_what_was_not_seen():
     """0 2 3 0 2 2: after 0 always 2; after 2 once 3, once 2; 4 never."""
     text = np.array([0, 2, 3, 0, 2, 2])
-    params = fit(counted(text, order=2), smoothing="maximum_likelihood")
+    params = fit(counted(text, order=2), smoothing="none")
     log_p, minus_nats = reader(2, False)(params, jnp.array([[0, 2, 4]]))
     np.testing.assert_array_equal(np.exp(log_p[0, 0]), [0, 0, 1, 0, 0])
     np.testing.assert_allclose(np.exp(log_p[0, 1]), [0, 0, 0.5, 0.5, 0])
@@ -275,7 +275,7 @@ def test_maximum_likelihood_gives_nothing_to_what_was_not_seen():
 
 
 def test_samples_of_maximum_likelihood_are_made_of_seen_n_grams():
-    params, model = fit(counted(order=3), smoothing="maximum_likelihood"), model_of(3, False)
+    params, model = fit(counted(order=3), smoothing="none"), model_of(3, False)
     drawn = draw(model, 100, 1)(params, jnp.array([BOUNDARY]), jax.random.key(0), jnp.asarray(1.0))
     seen = grams(TEXT, 3, False)[3]
     text = [BOUNDARY, *np.asarray(drawn).tolist()]
@@ -308,7 +308,7 @@ def test_em_finds_the_likeliest_weights():
         return jnp.sum(model.nats(params, h, x[1:]))
 
     def loss(weights):
-        return float(loss_of(fit(counts, smoothing="interpolation", weights=weights)))
+        return float(loss_of(fit(counts, smoothing="interpolated", weights=weights)))
 
     assert len(weights) == 3
     assert all(0.1 < weight < 0.9 for weight in weights)
@@ -400,7 +400,7 @@ def test_statistics_by_hand():
 
 MISTAKES = {
     "order=0": lambda: counted(order=0),
-    "order=-1": lambda: ngram(order=-1, boundary=BOUNDARY),
+    "order=-1": lambda: ngram(order=-1),
     "order=7.*its 5 tokens.*more than 6": lambda: counted(SHORT[:5], order=7),
     "order=9.*its 27 tokens.*more than 8": lambda: counted(SHORT, order=9, bounded=True),
     "no tokens": lambda: counted(TEXT[:0], order=1),
@@ -409,12 +409,12 @@ MISTAKES = {
     "token 4294967296.*V=5": lambda: counted(np.array([0, 2**32]), order=1),
     "count a text": lambda: model_of(2, False).init(jax.random.key(0)),
     "kneser_nay.*did you mean 'kneser_ney'": lambda: fit(counted(), smoothing="kneser_nay"),
-    "add=0.0": lambda: fit(counted(), smoothing="add_k", add=0.0),
-    "order=4 takes 4 weights; got none": lambda: fit(counted(), smoothing="interpolation"),
+    "add=0.0": lambda: fit(counted(), smoothing="add-k", add=0.0),
+    "order=4 takes 4 weights; got none": lambda: fit(counted(), smoothing="interpolated"),
     "order=4 takes 4 weights; got 1": lambda: fit(
-        counted(), smoothing="interpolation", weights=[0.5]
+        counted(), smoothing="interpolated", weights=[0.5]
     ),
-    "from 0 to 1": lambda: fit(counted(), smoothing="interpolation", weights=[0.5, 0.5, 0.5, 1.1]),
+    "from 0 to 1": lambda: fit(counted(), smoothing="interpolated", weights=[0.5, 0.5, 0.5, 1.1]),
 }
 
 

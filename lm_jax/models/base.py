@@ -49,6 +49,25 @@ def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Ar
     return jnp.sum(jnp.where(mask, nats, 0))
 
 
+def noiseless(
+    init: Callable[[Array], Params],
+    init_carry: Callable[[int], Carry],
+    hidden: Callable[..., tuple[Carry, Array]],
+    logits: Callable[[Params, Array], Array],
+    nats: Callable[[Params, Array, Array], Array],
+) -> LanguageModel:
+    """A model that is trained as it is used: its loss is its nats."""
+    return LanguageModel(
+        init,
+        init_carry,
+        hidden,
+        logits,
+        nats,
+        loss=lambda params, h, y, mask: total(nats(params, h, y), mask),
+        noisy=lambda key: noiseless(init, init_carry, hidden, logits, nats),
+    )
+
+
 def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Carry:
     """The carry, made fresh in the lanes whose text starts here."""
     fresh = model.init_carry(start.shape[0])

@@ -8,6 +8,7 @@ from lm_jax.models import cells
 from lm_jax.models.base import LanguageModel, Params, scaled_normal
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
+from lm_jax.models.ngram import ngram
 from lm_jax.models.readout import Readout, softmax
 from lm_jax.models.recurrence import Layer, layer
 from lm_jax.models.rnn import rnn
@@ -21,7 +22,8 @@ def make(config: settings.Model, vocab_size: int) -> LanguageModel:
       config: `Config.model`; its numbers may be tracers (`lm_jax.settings.bind`).
       vocab_size: V.
     """
-    assert isinstance(config, settings.Network)
+    if isinstance(config, settings.NGram):
+        return ngram(order=config.order, bounded=config.bounded)
     readout = _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied)
     if isinstance(config, settings.Window):

@@ -32,29 +32,29 @@ for k is the order of a level.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, noiseless
 from lm_jax.models.counts import Counts, continuations, discounts, locate
 from lm_jax.settings import UserError, nearest
 
-SMOOTHINGS = ("maximum_likelihood", "add_k", "interpolation", "kneser_ney")
+SMOOTHINGS = ("none", "add-k", "interpolated", "kneser-ney")
 CHILDREN_AT_ONCE = 128
 CLOSE = 1e-9  # nats per token; EM is done when a round gains less
 
 
-def ngram(*, order: int, boundary: int, bounded: bool = False) -> LanguageModel:
+def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
     """The n-gram language model, whose parameters `fit` makes.
 
     Its logits are log-probabilities: -inf where P is 0, as its nats are inf there.
 
     Args:
       order: n, at least 1; the model reads n - 1 tokens.
-      boundary: the token that ends a line; it matters where `bounded`.
       bounded: contexts end at the last boundary token.
 
     Raises:
@@ -80,13 +80,13 @@ def ngram(*, order: int, boundary: int, bounded: bool = False) -> LanguageModel:
                 before, token = here[:-1], tokens[length - 1 :]
                 none = before < 0
                 if bounded:
-                    none |= token == boundary
+                    none |= token == params["boundary"]
                 here = jnp.where(none, -1, _child(params["levels"][length - 2], before, token))
             nodes.append(here[here.shape[0] - T :])
         h = jnp.stack(nodes, -1) if nodes else jnp.zeros((*x.shape, 0), jnp.int32)
         return tokens[T:].T, h
 
-    return LanguageModel(
+    return noiseless(
         init=init,
         init_carry=lambda batch_size: jnp.full((batch_size, carried), -1, jnp.int32),
         hidden=hidden,
@@ -168,48 +168,50 @@ def _add_children(
 def fit(
     counts: Counts,
     *,
-    smoothing: str = "kneser_ney",
+    smoothing: str = "kneser-ney",
     add: float = 1.0,
     weights: Sequence[float] | None = None,
 ) -> Params:
     """The parameters of an n-gram model.
 
-    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "levels": [...]}. Level
+    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "boundary": the token
+    that ends a line, "levels": [...]}. Level
     k = 2 … n, of M k-grams and M' contexts, is {"token": [M], "alpha": [M + 1], "begin": [M' + 2],
     "gamma": [M' + 1]}: the children of context c are begin[c] … begin[c + 1] - 1, and the last
     entries stand for what was not seen.
 
     Args:
       counts: of the training text (`lm_jax.models.counts.count`).
-      smoothing: maximum_likelihood, add_k, interpolation or kneser_ney.
-      add: add_k: what each count is raised by, above 0.
-      weights: interpolation: λ_1 … λ_n, each from 0 to 1, such as `held_out_weights` gives.
+      smoothing: none (maximum likelihood), add-k, interpolated or kneser-ney.
+      add: add-k: what each count is raised by, above 0.
+      weights: interpolated: λ_1 … λ_n, each from 0 to 1, such as `held_out_weights` gives.
 
     Raises:
       UserError: an unknown smoothing, or one without its numbers, or these out of range.
     """
     n, V = len(counts.levels), counts.vocab_size
-    if smoothing == "maximum_likelihood":
+    if smoothing == "none":
         parts = [_interpolated(counts, k, 1.0) for k in range(1, n + 1)]
-    elif smoothing == "add_k":
+    elif smoothing == "add-k":
         if not 0 < add < float("inf"):
             raise UserError(f"add={add} must be above 0, and finite")
         parts = [_add(counts, k, add) for k in range(1, n + 1)]
-    elif smoothing == "interpolation":
+    elif smoothing == "interpolated":
         if weights is None or len(weights) != n:
             given = "none" if weights is None else len(weights)
-            raise UserError(f"smoothing=interpolation of order={n} takes {n} weights; got {given}")
+            raise UserError(f"smoothing=interpolated of order={n} takes {n} weights; got {given}")
         if not all(0 <= weight <= 1 for weight in weights):
             raise UserError(f"weights={list(weights)} must be from 0 to 1")
         parts = [_interpolated(counts, k, weight) for k, weight in enumerate(weights, 1)]
-    elif smoothing == "kneser_ney":
+    elif smoothing == "kneser-ney":
         parts = [_kneser_ney(counts, k) for k in range(1, n + 1)]
     else:
         raise UserError(f"smoothing={smoothing!r}: there is none{nearest(smoothing, SMOOTHINGS)}")
     alpha, gamma = parts[0]
     return {
         "unigram": jnp.asarray(alpha + gamma / V, float),
-        "chained": jnp.asarray(smoothing != "add_k"),
+        "chained": jnp.asarray(smoothing != "add-k"),
+        "boundary": jnp.asarray(counts.boundary, jnp.int32),
         "levels": [
             {
                 "token": jnp.asarray(level.token, jnp.int32),
@@ -289,3 +291,10 @@ def _kneser_ney(counts: Counts, order: int) -> tuple[np.ndarray, np.ndarray]:
     left = np.bincount(level.context, lost, counts.contexts(order))
     gamma = np.divide(left, total, out=np.ones_like(left), where=total > 0)
     return (adjusted - lost) / total[level.context], gamma
+
+
+def structure(order: int, leaf: Any) -> Params:
+    """A tree like the parameters of an order, the same leaf everywhere."""
+    level = {"token": leaf, "alpha": leaf, "begin": leaf, "gamma": leaf}
+    named = {"unigram": leaf, "chained": leaf, "boundary": leaf}
+    return {**named, "levels": [dict(level) for _ in range(order - 1)]}

@@ -62,7 +62,7 @@ class Display:
         else:
             figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
             bits = f"{row['bits_per_character']:.3f} bits a character"
-            self.console.print(f"step {step:,}: validation {figures}, {bits}", soft_wrap=True)
+            self.console.print(f"step {step:,}: {row['split']} {figures}, {bits}", soft_wrap=True)
 
 
 def show_result(run: Run) -> None:
@@ -88,10 +88,29 @@ def show_result(run: Run) -> None:
     console.print(f"{result['status']} at step {result['step']:,}{early}{kept}", soft_wrap=True)
     if result["splits"]:
         console.print(table)
+    if "ngrams" in result:
+        console.print(_ngrams(result["ngrams"]))
     console.print(
         f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
         soft_wrap=True,
     )
+
+
+def _ngrams(rows: list[Row]) -> Table:
+    """What speaks against counting longer n-grams, order by order."""
+    table = Table()
+    for column in ("n", "possible", "seen", "seen once", "unseen in test", "stored"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["order"]),
+            f"{row['possible']:.3g}",
+            f"{row['seen']:,}",
+            f"{row['once']:,}",
+            _figure(row["unseen_share"], ".1%"),
+            f"{row['bytes'] / 1e6:,.2f} MB",
+        )
+    return table
 
 
 def _figure(value: float | int | None, form: str) -> str:

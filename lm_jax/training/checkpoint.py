@@ -33,6 +33,12 @@ KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
 _ORBAX = threading.Lock()
 
 
+class AsStored:
+    """A leaf of a template that is restored in whatever shape and type it was saved."""
+
+    shape, dtype, size = None, None, 1
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a tree under names such as `params/layers/0/W_hh`, empty arrays left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -118,7 +124,7 @@ def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
 
     Args:
       run_dir: the run.
-      template: a tree of arrays or `jax.ShapeDtypeStruct`, structured as the state.
+      template: a tree of arrays, `jax.ShapeDtypeStruct` or `AsStored`, structured as the state.
       part: the template is only a part of the state, by its names.
 
     Raises:
@@ -177,7 +183,7 @@ def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], par
         raise UserError(f"{path} is the checkpoint of another model: it differs in {other[0]}")
     for name, leaf in wanted.items():
         there, here = arrays[name], leaf
-        if (there.shape, there.dtype) != (here.shape, here.dtype):
+        if here.shape is not None and (there.shape, there.dtype) != (here.shape, here.dtype):
             raise UserError(
                 f"{path} is the checkpoint of another model: {name} is {there.dtype} "
                 f"{list(there.shape)} there, {here.dtype} {list(here.shape)} here"

@@ -31,6 +31,7 @@ from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, digest, restore
+from lm_jax.training.counted import run_counting
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
 from lm_jax.training.step import TrainState, arguments, program
@@ -71,15 +72,19 @@ def train(
     config, run_dir = resolve(config), Path(run_dir)
     directory.refuse_changes(run_dir, config)
     corpus = load(config.data, text)
-    if config.data.batching == "streams":
-        k1 = config.train.k1 if config.train else None
+    if config.train is not None and config.data.batching == "streams":
+        k1 = config.train.k1
         name = "data.length" if k1 is None else "train.k1"
         length = k1 or config.data.length
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     with directory.claimed(run_dir), stop_signals() as received:
         directory.settle(run_dir, config, corpus)
         if _goes_on(run_dir, config):
-            _Training(config, run_dir, corpus, received, watch or (lambda step, row: None)).run()
+            tell = watch or (lambda step, row: None)
+            if config.train is None:
+                run_counting(config, run_dir, corpus, received, tell)
+            else:
+                _Training(config, run_dir, corpus, received, tell).run()
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     if signal.SIGINT in received:
@@ -98,7 +103,9 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
         return True
     if load_run(run_dir).step < result["step"]:  # what it had come to is damaged
         return True
-    steps = train_of(config).steps
+    if config.train is None:
+        return False
+    steps = config.train.steps
     if result["status"] == "diverged" or result["step"] == steps:
         return False
     if result["step"] > steps:

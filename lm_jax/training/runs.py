@@ -1,18 +1,18 @@
 """A run as programs see it, read from its directory."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm_jax import models
-from lm_jax.config import ASGD, Config, train_of
+from lm_jax.config import ASGD, Config, NGram, Train, train_of
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.training import directory, journal
+from lm_jax.training import counted, directory, journal
 from lm_jax.training.checkpoint import restore
 
 
@@ -39,8 +39,20 @@ def load_run(run_dir: str | Path) -> Run:
     """
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
-    train = train_of(config)
     model = models.make(config.model, len(vocabulary))
+    if isinstance(config.model, NGram):
+        found = restore(run_dir, counted.template(config.model))
+    else:
+        found = _trained(run_dir, train_of(config), model)
+    if found is None:
+        raise UserError(f"{run_dir} has no checkpoint to load")
+    params = jax.tree.map(jnp.asarray, found["params"])
+    result = journal.read_result(run_dir)
+    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
+
+
+def _trained(run_dir: Path, train: Train, model: LanguageModel) -> dict[str, Any] | None:
+    """The step, and the parameters that the run has kept."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     template = {"step": step, "verdict": {"step": step}, "params": params}
@@ -50,11 +62,9 @@ def load_run(run_dir: str | Path) -> Run:
         template["average"] = {"params": params}
     found = restore(run_dir, template, part=True)
     if found is None:
-        raise UserError(f"{run_dir} has no checkpoint to load")
+        return None
     if train.keep_best and found["verdict"]["step"] > 0:
-        params = found["best_params"]
+        kept = found["best_params"]
     else:
-        params = found.get("average", found)["params"]
-    params = jax.tree.map(jnp.asarray, params)
-    result = journal.read_result(run_dir)
-    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
+        kept = found.get("average", found)["params"]
+    return {"step": found["step"], "params": kept}
