@@ -237,7 +237,7 @@ def test_a_large_vocabulary_and_a_high_order_do_not_overflow():
     counts = counted(text, order=9, vocab_size=1_000_000)
     raw = grams(text, 9, False)
     assert [len(level.token) for level in counts.levels[1:]] == [len(raw[k]) for k in range(2, 10)]
-    for found, level in zip(locate(counts, text), counts.levels, strict=True):
+    for found, level in zip(list(locate(counts, text)), counts.levels, strict=True):
         np.testing.assert_array_equal(
             np.bincount(found.nodes, minlength=len(level.token)), level.occurrences
         )
@@ -261,6 +261,15 @@ def test_discounts_are_equation_26():
 )
 def test_discounts_where_counts_of_counts_are_missing(times, expected):
     np.testing.assert_allclose(discounts(np.array(times)), expected, rtol=1e-15)
+
+
+def test_a_context_may_have_more_children_than_are_looked_at_in_one_go():
+    """0 is followed by each of 299 others, and by 7 twice more."""
+    after = np.append(np.arange(1, 300), [7, 7])
+    text = np.stack([np.zeros_like(after), after]).T.ravel()
+    params = fit(counted(text, order=2, vocab_size=300), smoothing="maximum_likelihood")
+    p = np.exp(jax.jit(model_of(2, False).logits)(params, jnp.zeros((1, 1), jnp.int32)))[0]
+    np.testing.assert_allclose(p, np.bincount(after) / 301, rtol=1e-14)
 
 
 def test_maximum_likelihood_gives_nothing_to_what_was_not_seen():
