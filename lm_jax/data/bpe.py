@@ -133,6 +133,9 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
     kind = model.get("type", "BPE")  # old files do not say it
     if kind != "BPE":
         raise ValueError(f"holds a {kind} model, not byte-pair encoding")
+    vocab, _ = model["vocab"], model["merges"]
+    if len({*vocab.values()}) < len(vocab):
+        raise ValueError("gives several tokens one number")
     if model.get("dropout"):
         raise ValueError(f"merges at random, with a dropout of {model['dropout']}")
     *cuts, last = [{"type": "none"}, *_leaves(content.get("pre_tokenizer"))]
@@ -149,7 +152,7 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
             f"changes the text by its normalizer {content['normalizer']['type']}: with null in its "
             "place, it is read as it stands"
         )
-    missing = [byte for character, byte in _BYTE.items() if character not in model["vocab"]]
+    missing = [byte for character, byte in _BYTE.items() if character not in vocab]
     if 10 in missing:
         raise ValueError("is not byte-level: it has no token for the newline")
     if missing:
@@ -182,7 +185,7 @@ def tokens(rules: str) -> tuple[str, ...]:
     """The bytes of each token, in the order of their numbers, as characters of the same numbers.
 
     Raises:
-      ValueError: these are no rules, or a number has no token or several.
+      ValueError: these are no rules, or a number has no token.
     """
     try:
         content = json.loads(rules)
@@ -193,8 +196,6 @@ def tokens(rules: str) -> tuple[str, ...]:
             if token not in added
         }
         total = len(found.keys() | added.values())
-        if total < len({*content["model"]["vocab"], *added}):
-            raise ValueError("gives several tokens one number")
         found |= {number: text.encode().decode("latin-1") for text, number in added.items()}
         if total <= max(found):
             raise ValueError(f"has {total} tokens, and numbers up to {max(found)}")
