@@ -364,3 +364,16 @@ def test_a_corpus_is_known_by_its_tokeniser(tmp_path):
     whole = "".join(again.vocabulary.decode(split.tokens) for split in again[1:4])
     assert whole == TEXT
     assert sum(split.characters for split in again[1:4]) == len(TEXT)
+
+
+def test_a_corpus_is_another_one_where_training_gives_other_tokens(tmp_path):
+    """As another version of the library may, from the same text."""
+    (tmp_path / "a.txt").write_text(TEXT)
+    file = Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="bpe")
+    memory = Data(source="memory", tokenizer="bpe")
+    other = bpe.train([TEXT], 257)
+    before = corpus.load(file).digest, corpus.load(memory, TEXT).digest
+    with mock.patch.object(bpe, "train", lambda parts, size: other):
+        assert corpus.load(memory, TEXT).digest != before[1]
+        # What is cached is cached with its tokeniser.
+        assert corpus.load(file).digest == before[0]
