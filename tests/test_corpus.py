@@ -19,7 +19,7 @@ from lm_jax.settings import UserError
 
 SPLITS = ("train", "validation", "test")
 THREE = ("the cat sat\n\non the mät\n", "a cat <unk> sat\n", "the dog sat on the dog\n")
-every_tokenizer = pytest.mark.parametrize("tokenizer", ["char", "byte", "word"])
+every_tokenizer = pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
 
 
 def files(folder, three=THREE, **fields):
@@ -159,6 +159,7 @@ def test_another_content_or_tokeniser_is_another_corpus(tmp_path):
         files(tmp_path / "a"),
         files(tmp_path / "a", tokenizer="word"),
         files(tmp_path / "a", tokenizer="byte"),
+        files(tmp_path / "a", tokenizer="bpe"),
         files(tmp_path / "a", vocabulary_size=5),
         files(tmp_path / "a", min_count=2),
         *(files(tmp_path / f"{n}", three) for n, three in enumerate(changed)),
@@ -289,7 +290,7 @@ def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
     parts = texts.splits(Data(source="memory"), THREE)
     parts["test"] = Text("set test", "0", lambda: iter(()))
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: parts)
-    for tokenizer in ("char", "byte", "word"):
+    for tokenizer in ("char", "byte", "word", "bpe"):
         data = Data(source="tfds", name="set", tokenizer=tokenizer)
         assert refusal(lambda data=data: load(data)) == "set test: the text is empty"
     parts["train"] = parts["test"]

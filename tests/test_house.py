@@ -17,6 +17,7 @@ FLOORS = (
 DOORS = {
     "orbax": "lm_jax/training/checkpoint.py",
     "tensorflow_datasets": "lm_jax/data/tfds.py",
+    "tokenizers": "lm_jax/data/bpe.py",
     "rich": "lm_jax/report/terminal.py",
     "tyro": "run.py",
 }

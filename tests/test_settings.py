@@ -121,6 +121,13 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Data(source="file", train="a", test="b"), "got train, test"),
         (lambda: Data(tokenizer="byte", vocabulary_size=9), "there are 256 bytes"),
         (lambda: Data(vocabulary_size=2), "leaves no room"),
+        (lambda: Data(tokenizer="bpe", vocabulary_size=255), "no room for the 256 bytes"),
+        (lambda: Data(tokenizer="bpe", min_count=2), "data.min_count is read only with"),
+        (lambda: Data(tokenizer_file="a"), "is read only with data.tokenizer=bpe"),
+        (
+            lambda: Data(tokenizer="bpe", tokenizer_file="a", vocabulary_size=999),
+            "data.vocabulary_size is not read with data.tokenizer_file",
+        ),
         (
             lambda: Config(model=Window(), train=Train(gradient="truncated", k2=3)),
             "train.gradient=truncated has no meaning with model.kind=window",

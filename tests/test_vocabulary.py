@@ -29,7 +29,7 @@ some_text = st.lists(
 any_block = st.integers(1, 7)
 few = settings(max_examples=60, deadline=None)
 both = pytest.mark.parametrize("tokenizer", ["char", "word"])
-every_tokenizer = pytest.mark.parametrize("tokenizer", ["char", "byte", "word"])
+every_tokenizer = pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
 
 BASE = "a b\nab é\n"
 
@@ -111,7 +111,7 @@ def test_the_vocabulary_is_the_count_of_tokens_cut_where_the_limits_say(
     assert [known.numbers[token] for token in expected] == list(range(len(expected)))
 
 
-@every_tokenizer
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "word"])
 @few
 @given(text=some_text, block=any_block)
 @example(text="a" * 30 + "é" * 30, block=7)

@@ -22,11 +22,14 @@ class Data:
     """file: path of the validation text."""
     test: str | None = None
     """file: path of the test text."""
-    tokenizer: Literal["char", "byte", "word"] = "char"
+    tokenizer: Literal["char", "byte", "word", "bpe"] = "char"
     """char: Unicode characters; byte: the 256 bytes of UTF-8; word: what white space separates,
-    with <eos> at the end of each line."""
+    with <eos> at the end of each line; bpe: byte-pair encoding, of bytes."""
+    tokenizer_file: str | None = None
+    """bpe: path of a byte-level tokenizer.json; None: learnt from the training text."""
     vocabulary_size: Size | None = None
-    """char, word: keep this many tokens, the most frequent, <unk> among them; None keeps all."""
+    """char, word: keep this many tokens, the most frequent, <unk> among them; None keeps all. bpe:
+    make this many, the 256 bytes among them; None: 4096."""
     min_count: Size = 1
     """char, word: tokens seen less often than this in the training text become <unk>."""
     batching: Literal["streams", "sentences"] = "streams"
@@ -52,6 +55,19 @@ class Data:
                     "data.source=file needs data.train alone, or data.train, data.validation and "
                     f"data.test; got {', '.join(given) or 'none of them'}"
                 )
+        if self.tokenizer_file is not None and self.tokenizer != "bpe":
+            raise ValueError("data.tokenizer_file is read only with data.tokenizer=bpe")
+        if self.tokenizer_file is not None and self.vocabulary_size is not None:
+            raise ValueError(
+                "data.vocabulary_size is not read with data.tokenizer_file, which says it"
+            )
+        if self.tokenizer == "bpe" and self.min_count != 1:
+            raise ValueError("data.min_count is read only with data.tokenizer=char or word")
+        if self.tokenizer == "bpe" and (self.vocabulary_size or 256) < 256:
+            raise ValueError(
+                f"data.vocabulary_size={self.vocabulary_size} leaves no room for the 256 bytes of "
+                "data.tokenizer=bpe"
+            )
         if self.tokenizer == "byte" and (self.vocabulary_size is not None or self.min_count != 1):
             raise ValueError(
                 "data.vocabulary_size and data.min_count are not read with data.tokenizer=byte: "

@@ -20,6 +20,7 @@ import numpy as np
 import platformdirs
 
 from lm_jax.config import Data
+from lm_jax.data import bpe
 from lm_jax.data import text as texts
 from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
@@ -66,15 +67,20 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     parts = _parts(data, memory)
     key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
     key += [parts[split].digest for split in SPLITS]
+    vocabulary = None
+    if data.tokenizer_file is not None:
+        rules = bpe.read(data.tokenizer_file, f"data.tokenizer_file={data.tokenizer_file}")
+        vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
+        key.append(rules)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     if data.source in ("builtin", "memory"):
-        vocabulary = _vocabulary(data, parts)
+        vocabulary = vocabulary or _vocabulary(data, parts)
         arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
-        return Corpus(vocabulary, **arrays, digest=digest)
+        return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary))
     folder = cache_folder() / "tokens" / digest[:32]
     try:
         if not folder.exists():
-            _build(folder, data, parts)
+            _build(folder, data, parts, vocabulary)
         return _mapped(folder, digest)
     except OSError as error:
         raise UserError(
@@ -93,6 +99,13 @@ def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
 
 def _vocabulary(data: Data, parts: dict[str, Text]) -> Vocabulary:
     return build(parts["train"], data.tokenizer, data.vocabulary_size, data.min_count)
+
+
+def _digest(digest: str, vocabulary: Vocabulary) -> str:
+    # Another version of the library that trains a tokeniser may give another one.
+    if not vocabulary.rules:
+        return digest
+    return hashlib.sha256((digest + vocabulary.rules).encode()).hexdigest()
 
 
 def _dtype(vocabulary: Vocabulary) -> np.dtype:
@@ -118,7 +131,7 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
     return Split(np.concatenate(blocks), characters, unknown)
 
 
-def _build(folder: Path, data: Data, parts: dict[str, Text]) -> None:
+def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabulary | None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_suffix(".partial")
     with folder.with_suffix(".lock").open("a") as lock:
@@ -129,7 +142,7 @@ def _build(folder: Path, data: Data, parts: dict[str, Text]) -> None:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         try:
             partial.mkdir()
-            vocabulary = _vocabulary(data, parts)
+            vocabulary = vocabulary or _vocabulary(data, parts)
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
             with _synced(partial / "corpus.json") as file:
                 file.write(vocabulary.to_json(splits=sizes).encode())
@@ -170,4 +183,4 @@ def _mapped(folder: Path, digest: str) -> Corpus:
             splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
     except (ValueError, FileNotFoundError):
         raise UserError(f"{folder} is damaged: remove it, and it is built anew") from None
-    return Corpus(vocabulary, **splits, digest=digest)
+    return Corpus(vocabulary, **splits, digest=_digest(digest, vocabulary))

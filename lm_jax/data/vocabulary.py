@@ -1,4 +1,4 @@
-"""Tokens and their numbers: characters, bytes, or words.
+"""Tokens and their numbers: characters, bytes, words, or frequent sequences of bytes.
 
 The rules:
 
@@ -6,6 +6,7 @@ The rules:
 - `byte`: every byte of UTF-8 is a token, V = 256, and nothing is unknown.
 - `word`: what stands between white space is a token, and every line ends in `<eos>`, a blank line
   and an unfinished last one too. This is the convention of the Penn Treebank and WikiText files.
+- `bpe`: byte-pair encoding (`lm_jax.data.bpe`); what is no token of its own is several.
 
 One token of each is the *boundary*, which ends a line: the newline, the byte 10, `<eos>`. It also
 stands before the first token of a text, so that every token of a text is predicted from something.
@@ -16,17 +17,18 @@ Characters and words that the training text does not hold are `<unk>`. Among wor
 import codecs
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from lm_jax.data import bpe
 from lm_jax.data.text import Text
 from lm_jax.settings import VERSION, UserError
 
 UNKNOWN = "<unk>"
-LINE_END = {"char": "\n", "word": "<eos>"}
+LINE_END = {"char": "\n", "word": "<eos>", "bpe": "\n"}
 _SHOWN_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -35,12 +37,14 @@ class Vocabulary:
     """The tokens of a model, in the order of their numbers.
 
     Attributes:
-      tokenizer: char, byte or word.
-      tokens: the V tokens; those of `byte` are the characters of the same number.
+      tokenizer: char, byte, word or bpe.
+      tokens: the V tokens; with `byte` and `bpe`, each byte is the character of the same number.
+      rules: with `bpe`, what makes tokens of a text (`lm_jax.data.bpe`).
     """
 
     tokenizer: str
     tokens: tuple[str, ...]
+    rules: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -58,7 +62,11 @@ class Vocabulary:
     @property
     def unknown(self) -> int | None:
         """The number of `<unk>`, or None where nothing can be unknown."""
-        return None if self.tokenizer == "byte" else self.numbers[UNKNOWN]
+        return None if self.tokenizer in ("byte", "bpe") else self.numbers[UNKNOWN]
+
+    @cached_property
+    def _encode_bpe(self) -> Callable[[str], np.ndarray]:
+        return bpe.encoder(self.rules)
 
     @cached_property
     def _number_of_codepoint(self) -> np.ndarray:
@@ -80,6 +88,9 @@ class Vocabulary:
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self.tokenizer == "char":
             return self._number_of_codepoint[_codepoints(text)]
+        if self.tokenizer == "bpe":
+            text.encode()  # refuses a lone surrogate, as bytes do
+            return self._encode_bpe(text)
         numbers, unknown = self.numbers, self.numbers[UNKNOWN]
         return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
 
@@ -91,6 +102,8 @@ class Vocabulary:
         if self.tokenizer == "byte":
             return bytes(int(number) for number in numbers).decode(errors="replace")
         tokens = [self.tokens[number] for number in numbers]
+        if self.tokenizer == "bpe":
+            return "".join(tokens).encode("latin-1").decode(errors="replace")
         if self.tokenizer == "char":
             return "".join(_SHOWN_UNKNOWN if token == UNKNOWN else token for token in tokens)
         lines = " ".join("\n" if token == LINE_END["word"] else token for token in tokens)
@@ -99,12 +112,19 @@ class Vocabulary:
     def show(self, number: int) -> str:
         """One token, as a table of tokens should show it: a newline as `\\n`."""
         token = self.tokens[number]
+        if self.tokenizer == "bpe":
+            content = token.encode("latin-1")
+            try:
+                return repr(content.decode())[1:-1]
+            except UnicodeDecodeError:
+                return repr(content)[2:-1]
         return token if token in (UNKNOWN, LINE_END["word"]) else repr(token)[1:-1]
 
     def to_json(self, **beside: object) -> str:
         """The vocabulary as JSON, with whatever else is to stand in the same object."""
         content = {"version": VERSION, "tokenizer": self.tokenizer, "tokens": self.tokens}
-        return json.dumps({**content, **beside}, ensure_ascii=False, indent=0) + "\n"
+        rules = {"rules": self.rules} if self.rules else {}
+        return json.dumps({**content, **rules, **beside}, ensure_ascii=False, indent=0) + "\n"
 
     @staticmethod
     def from_json(text: str, name: str = "vocabulary.json") -> "Vocabulary":
@@ -117,7 +137,13 @@ class Vocabulary:
             content = json.loads(text)
             if content["version"] != VERSION:
                 raise KeyError("version")
-            found = Vocabulary(str(content["tokenizer"]), tuple(map(str, content["tokens"])))
+            tokenizer, tokens = str(content["tokenizer"]), tuple(map(str, content["tokens"]))
+            if tokenizer == "bpe":
+                found = Vocabulary(tokenizer, tokens, str(content["rules"]))
+                if bpe.tokens(found.rules) != tokens:
+                    raise KeyError("tokens")
+                return found
+            found = Vocabulary(tokenizer, tokens)
             needed = {UNKNOWN, LINE_END[found.tokenizer]} if found != BYTES else set()
             if len(found.numbers) < len(found) or not needed <= found.numbers.keys():
                 raise KeyError("tokens")
@@ -132,20 +158,24 @@ BYTES = Vocabulary("byte", tuple(map(chr, range(256))))
 def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
     """The vocabulary of a training text.
 
-    `<unk>` comes first and the line's end second, however often they occur; the others follow, the
-    most frequent first and ties in the order of their characters.
+    Among characters and words, `<unk>` comes first and the line's end second, however often they
+    occur; the others follow, the most frequent first and ties in the order of their characters.
 
     Args:
       text: the training text.
-      tokenizer: char, byte or word.
-      size: the most tokens to keep, these two included; None: all.
-      min_count: how often a token must occur to be kept.
+      tokenizer: char, byte, word or bpe.
+      size: the most tokens to keep, these two included, None: all; with bpe, the most to make,
+        None: `lm_jax.data.bpe.DEFAULT_SIZE`.
+      min_count: how often a character or word must occur to be kept.
 
     Raises:
       UserError: the text is not UTF-8, holds a NUL character, or fewer than two kinds of token.
     """
     if tokenizer == "byte":
         return BYTES
+    if tokenizer == "bpe":
+        rules = bpe.train(bpe.whole(decoded(text)), size)
+        return Vocabulary("bpe", bpe.tokens(rules), rules)
     first = (UNKNOWN, LINE_END[tokenizer])
     counts = _count(text, tokenizer)
     frequent = sorted(
@@ -190,6 +220,10 @@ def encoded(vocabulary: Vocabulary, text: Text) -> Iterator[tuple[np.ndarray, in
             yield numbers.astype(np.int32), int(np.sum(numbers & 0xC0 != 0x80)), 0
         return
     parts = decoded(text)
+    if vocabulary.tokenizer == "bpe":
+        for part in bpe.whole(parts):
+            yield vocabulary.encode(part), len(part), 0
+        return
     for part, is_last in _with_last(
         whole_words(parts) if vocabulary.tokenizer == "word" else parts
     ):

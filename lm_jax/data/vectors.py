@@ -1,0 +1,246 @@
+"""Pretrained word vectors: the start of an embedding, read from a file.
+
+Three formats, each plain or gzipped, told apart by their content:
+
+- GloVe text: every line a word and its E numbers (Pennington et al., 2014);
+- word2vec text: the same after a first line of two integers, the count of vectors and E;
+- word2vec binary: that first line, then records of a word, a blank and E little-endian float32,
+  with or without a newline after each (Mikolov et al., 2013).
+
+Which vector a token takes: the one whose word is the token, byte for byte; where the file has none,
+that of the token in lower case. `<eos>` takes that of `<eos>`, else that of `</s>`. The order of
+the file does not matter. Words are compared as UTF-8, so a word in another encoding is no token's.
+
+A token without a vector draws one from a normal distribution of mean 0 and of the mean square that
+the entries of all the vectors taken have together.
+
+Files may be larger than memory: only vectors that a token may take are kept. Of the others only
+the count of numbers is checked, not the numbers, and not whether their word comes twice. In text, a
+word may hold blanks, as some of GloVe's do: the last E numbers of a line are the vector.
+"""
+
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from lm_jax.data.vocabulary import LINE_END, Vocabulary
+from lm_jax.settings import UserError
+
+BLOCK = 1 << 22  # bytes read at once
+_LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
+_ALIASES = {LINE_END["word"]: "</s>"}  # what word2vec calls the end of a line
+# Bytes that no text holds, and that some number of a binary file does.
+_CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
+
+
+class Vectors(NamedTuple):
+    """A first embedding for each token of a vocabulary."""
+
+    table: np.ndarray
+    """[V, E] of float32."""
+    known: np.ndarray
+    """[V] of bool: whether the token's vector is from the file."""
+    covered: float | None
+    """The share of all tokens of the text whose vector is from the file; None without counts."""
+
+    @property
+    def found(self) -> int:
+        """How many of the V tokens have their vector from the file."""
+        return int(np.sum(self.known))
+
+
+def read_vectors(
+    path: str,
+    vocabulary: Vocabulary,
+    size: int,
+    *,
+    name: str,
+    seed: int = 0,
+    counts: np.ndarray | None = None,
+) -> Vectors:
+    """The vectors of a vocabulary's tokens.
+
+    Args:
+      path: the file.
+      vocabulary: of words, or of characters.
+      size: E, the config's model.embedding_size.
+      name: what an error calls the file.
+      seed: of the vectors that are drawn for tokens that the file lacks.
+      counts: [V], how often each token occurs in the training text.
+
+    Raises:
+      UserError: it cannot be read; holds no vectors, or vectors of another length; has a header
+        that does not fit the rest, a line with more or fewer numbers, NaN or infinity, a word
+        twice; is cut short; or knows none of the tokens.
+    """
+    if vocabulary.tokenizer not in ("word", "char"):
+        raise UserError(f"{name}: data.tokenizer={vocabulary.tokenizer} has no words to look up")
+    choices = [_choices(token) for token in vocabulary.tokens]
+    wanted = {word for words in choices for word in words}
+    try:
+        with _opened(path) as file:
+            taken = _taken(file, wanted, size, name)
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{name}: is a directory, not a file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from None
+    return _filled(choices, taken, size, name, seed, counts)
+
+
+def _opened(path: str) -> io.BufferedReader:
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    # Typed as if a BufferedReader read from raw files only, which it does not.
+    raw = cast(io.RawIOBase, gzip.open(path)) if packed else open(path, "rb", buffering=0)
+    return io.BufferedReader(raw, BLOCK)
+
+
+def _choices(token: str) -> list[bytes]:
+    words = [token, token.lower(), _ALIASES.get(token, token)]
+    return [word.encode(errors="surrogatepass") for word in dict.fromkeys(words)]
+
+
+def _filled(
+    choices: list[list[bytes]],
+    taken: dict[bytes, np.ndarray],
+    size: int,
+    name: str,
+    seed: int,
+    counts: np.ndarray | None,
+) -> Vectors:
+    found = [next((word for word in words if word in taken), None) for words in choices]
+    known = np.array([word is not None for word in found])
+    if not known.any():
+        raise UserError(f"{name}: holds none of the vocabulary's {len(choices):,} tokens")
+    vectors = np.stack([taken[word] for word in found if word is not None])
+    scale = np.sqrt(np.mean(np.square(vectors, dtype=np.float64)))
+    # A row for every token, so that those of two files differ in nothing but the scale.
+    table = np.random.default_rng(seed).standard_normal((len(choices), size), np.float32)
+    table *= np.float32(scale)
+    table[known] = vectors
+    covered = None if counts is None else float(np.sum(counts[known]) / np.sum(counts))
+    return Vectors(table, known, covered)
+
+
+def _taken(
+    file: io.BufferedReader, wanted: set[bytes], size: int, name: str
+) -> dict[bytes, np.ndarray]:
+    """The vectors of the wanted words that a file holds."""
+    first = file.readline(_LONGEST)
+    if not first:
+        raise UserError(f"{name}: the file is empty")
+    word, *numbers = _stripped(first).split(b" ")
+    header = len(numbers) == 1 and word.isdigit() and numbers[0].isdigit()
+    if not numbers or _floats(numbers) is None:
+        raise UserError(
+            f"{name}: no file of word vectors: its first line is neither a count and a length nor "
+            "a word and its numbers"
+        )
+    length = int(numbers[0]) if header else len(numbers)
+    if length != size:
+        raise UserError(f"model.embedding_size={size}, but {name} holds vectors of {length}")
+    kept = _Kept(wanted, name)
+    if not header:
+        _read_lines(itertools.chain([first], file), 1, size, kept)
+        return kept.vectors
+    count = int(word)
+    if _is_binary(file, size):
+        _read_records(file, count, size, kept)
+        return kept.vectors
+    found = _read_lines(file, 2, size, kept)
+    if found != count:
+        raise UserError(f"{name}: its first line says {count:,} vectors, and it holds {found:,}")
+    return kept.vectors
+
+
+class _Kept:
+    """What has been taken from a file so far."""
+
+    def __init__(self, wanted: set[bytes], name: str) -> None:
+        self.wanted, self.name = wanted, name
+        self.vectors: dict[bytes, np.ndarray] = {}
+        self.places: dict[bytes, str] = {}
+
+    def refusal(self, place: str, mistake: str) -> UserError:
+        return UserError(f"{self.name}: {place}: {mistake}")
+
+    def add(self, word: bytes, vector: np.ndarray, place: str) -> None:
+        if word in self.vectors:
+            raise self.refusal(place, f"{word.decode()!r} again, after {self.places[word]}")
+        if not np.isfinite(vector).all():
+            raise self.refusal(place, f"the vector of {word.decode()!r} holds NaN or infinity")
+        self.vectors[word], self.places[word] = vector, place
+
+
+def _is_binary(file: io.BufferedReader, size: int) -> bool:
+    start = file.tell()
+    sample = file.read(_LONGEST)
+    file.seek(start)
+    fields = _stripped(sample.partition(b"\n")[0]).split(b" ")
+    if len(fields) > size and _floats(fields[-size:]) is not None:
+        return False
+    return len(sample.translate(None, _CONTROLS)) < len(sample)
+
+
+def _stripped(line: bytes) -> bytes:
+    return line.rstrip(b" \r\n")  # word2vec writes a blank after the last number, too
+
+
+def _floats(fields: list[bytes]) -> np.ndarray | None:
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            return np.array(fields, np.float32)
+    except ValueError:
+        return None
+
+
+def _read_lines(lines: Iterable[bytes], start: int, size: int, kept: _Kept) -> int:
+    """Takes what is wanted from text, whose first line has the number `start`; counts the lines."""
+    wanted, number = kept.wanted, start - 1
+    for number, line in enumerate(lines, start):
+        line = _stripped(line)
+        blanks = line.count(b" ")
+        word = line[: line.find(b" ")]
+        if blanks != size:
+            word = line.rsplit(b" ", size)[0]
+            # Beyond the vector's numbers there may be blanks of the word, but no more numbers.
+            if blanks < size or _floats([word.rpartition(b" ")[2]]) is not None:
+                raise kept.refusal(f"line {number:,}", f"{blanks} numbers after a word, not {size}")
+        if word in wanted:
+            vector = _floats(line.rsplit(b" ", size)[1:])
+            if vector is None:
+                mistake = f"the vector of {word.decode()!r} holds what is no number"
+                raise kept.refusal(f"line {number:,}", mistake)
+            kept.add(word, vector, f"line {number:,}")
+    return number - start + 1
+
+
+def _read_records(file: io.BufferedReader, count: int, size: int, kept: _Kept) -> None:
+    """Takes what is wanted from the records of a binary file."""
+    block, start = b"", 0
+    for number in range(1, count + 1):
+        blank = block.find(b" ", start)
+        while blank < 0 or len(block) < blank + 1 + 4 * size:
+            if blank < 0 and len(block) - start > _LONGEST:
+                raise kept.refusal(f"record {number:,}", "a word without an end")
+            more = file.read(BLOCK)
+            if not more:
+                raise kept.refusal(f"record {number:,}", f"cut short, of {count:,} records")
+            block, start = block[start:] + more, 0
+            blank = block.find(b" ")
+        word = block[start:blank].lstrip(b"\n")
+        if word in kept.wanted:
+            vector = np.frombuffer(block, "<f4", size, blank + 1).astype(np.float32)
+            kept.add(word, vector, f"record {number:,}")
+        start = blank + 1 + 4 * size
+    if (block[start:] + file.read(2)).strip(b"\n"):
+        raise UserError(f"{kept.name}: goes on after the {count:,} vectors that its header says")
