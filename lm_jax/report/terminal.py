@@ -59,6 +59,8 @@ class Display:
             if not self.console.is_terminal:
                 norm = f"gradient norm {row['grad_norm']:.3g}"
                 self.console.print(f"step {step:,}: {loss}, {norm}", soft_wrap=True)
+        elif row["kind"] == "vectors":
+            self.console.print(_vectors(row), soft_wrap=True)
         else:
             figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
             bits = f"{row['bits_per_character']:.3f} bits a character"
@@ -88,12 +90,19 @@ def show_result(run: Run) -> None:
     console.print(f"{result['status']} at step {result['step']:,}{early}{kept}", soft_wrap=True)
     if result["splits"]:
         console.print(table)
+    if "vectors" in result:
+        console.print(_vectors(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:
         console.print(_ngrams(result["ngrams"]))
     console.print(
         f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
         soft_wrap=True,
     )
+
+
+def _vectors(row: Row) -> str:
+    found, of, covered = row["found"], row["of"], row["covered"]
+    return f"pretrained vectors: of {found:,} of {of:,} tokens, {covered:.1%} of the training text"
 
 
 def _ngrams(rows: list[Row]) -> Table:

@@ -148,6 +148,11 @@ def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
     return None
 
 
+def steps_saved(run_dir: Path) -> list[int]:
+    """The steps of a run's checkpoints, damaged ones among them, in rising order."""
+    return _steps(run_dir / "checkpoints")
+
+
 def _steps(folder: Path) -> list[int]:
     names: Iterable[Path] = folder.iterdir() if folder.exists() else ()
     return sorted(int(path.name) for path in names if path.name.isdigit())

@@ -5,6 +5,7 @@ speaks against counting longer n-grams stands in result.json under `ngrams`
 (`lm_jax.models.counts.Row`).
 """
 
+import itertools
 import signal
 import time
 from collections.abc import Callable
@@ -16,13 +17,15 @@ import numpy as np
 
 from lm_jax import models
 from lm_jax.config import Config, NGram
-from lm_jax.data.corpus import Corpus
-from lm_jax.inference.score import reading, token_nats, total
+from lm_jax.data.corpus import Corpus, Split
+from lm_jax.inference.score import Loss, reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
 from lm_jax.models.ngram import fit, held_out_weights, structure
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import AsStored, Checkpoints, digest
+
+JUDGED = ("validation", "test")  # splits
 
 
 class CountedState(NamedTuple):
@@ -38,65 +41,85 @@ def template(model: NGram) -> dict[str, Any]:
     return {"step": AsStored(), "params": structure(model.order, AsStored())}
 
 
-def run_counting(
-    config: Config,
-    run_dir: Path,
-    corpus: Corpus,
-    received: list[signal.Signals],
-    watch: Callable[[int, journal.Row | None], None],
-) -> None:
-    """Counts the training text, judges the model, and writes the run down.
+class Counting:
+    """One process at work on a run of a counted model."""
 
-    After a signal it returns without a result, and the run is counted anew next time.
-    """
-    assert isinstance(config.model, NGram)
-    directory.write_config(run_dir, config)
-    (run_dir / "result.json").unlink(missing_ok=True)
-    began = time.perf_counter()
-    counts = count(
-        corpus.train.tokens,
-        order=config.model.order,
-        vocab_size=len(corpus.vocabulary),
-        boundary=corpus.vocabulary.boundary,
-        bounded=config.model.bounded,
-    )
-    params = fitted(config.model, counts, corpus.validation.tokens)
-    seconds = time.perf_counter() - began
-    model = models.make(config.model, len(corpus.vocabulary))
-    log = journal.Journal(run_dir, 0, -1)
-    checkpoints = Checkpoints(run_dir, -1)
-    splits = {}
-    try:
-        for name in ("validation", "test"):
-            split, blocks = getattr(corpus, name), []
-            for block in token_nats(model, params, reading(split.tokens, corpus.vocabulary)):
-                if received:
-                    return
-                blocks.append(block)
-            loss = total(blocks, split.characters)
-            row = {"step": 0, "kind": "evaluation", "split": name, **loss.row()}
-            log.write(row)
-            watch(0, row)
-            splits[name] = {**loss.row(), "unknown": split.unknown}
-        log.sync()
-        checkpoints.save(CountedState(np.zeros((), np.int32), params))
-        checkpoints.wait()
-        rows = statistics(counts, corpus.test.tokens, params)
-        result = {
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        corpus: Corpus,
+        received: list[signal.Signals],
+        watch: Callable[[int, journal.Row | None], None],
+    ):
+        """Counts the training text.
+
+        Raises:
+          UserError: no n-gram of it is as long as the config's order.
+        """
+        assert isinstance(config.model, NGram)
+        self.config, self.run_dir, self.corpus = config, run_dir, corpus
+        self.received, self.watch = received, watch
+        self.model = models.make(config.model, len(corpus.vocabulary))
+        began = time.perf_counter()
+        self.counts = count(
+            corpus.train.tokens,
+            order=config.model.order,
+            vocab_size=len(corpus.vocabulary),
+            boundary=corpus.vocabulary.boundary,
+            bounded=config.model.bounded,
+        )
+        self.params = fitted(config.model, self.counts, corpus.validation.tokens)
+        self.seconds = time.perf_counter() - began
+
+    def run(self) -> None:
+        """Judges the model and writes the run down.
+
+        After a signal it returns without a result, and the run is counted anew next time.
+        """
+        directory.write_config(self.run_dir, self.config)
+        (self.run_dir / "result.json").unlink(missing_ok=True)
+        log = journal.Journal(self.run_dir, 0, -1)
+        checkpoints = Checkpoints(self.run_dir, -1)
+        try:
+            losses = {name: self._loss(getattr(self.corpus, name)) for name in JUDGED}
+            if self.received:
+                return
+            for name, loss in losses.items():
+                row = {"step": 0, "kind": "evaluation", "split": name, **loss.row()}
+                log.write(row)
+                self.watch(0, row)
+            log.sync()
+            checkpoints.save(CountedState(np.zeros((), np.int32), self.params))
+            checkpoints.wait()
+            journal.write_result(self.run_dir, self._result(losses))
+        finally:
+            log.close()
+            checkpoints.close()
+
+    def _loss(self, split: Split) -> Loss:
+        """The cross-entropy of a split, or of its beginning where a signal has come."""
+        blocks = token_nats(self.model, self.params, reading(split.tokens, self.corpus.vocabulary))
+        unstopped = itertools.takewhile(lambda _: not self.received, blocks)
+        return total(unstopped, split.characters)
+
+    def _result(self, losses: dict[str, Loss]) -> journal.Row:
+        splits = {
+            name: {**loss.row(), "unknown": getattr(self.corpus, name).unknown}
+            for name, loss in losses.items()
+        }
+        rows = statistics(self.counts, self.corpus.test.tokens, self.params)
+        return {
             "status": "finished",
             "step": 0,
             "stopped_early": False,
             "parameters_step": 0,
             "splits": splits,
-            "parameters": models.count(params),
-            "sha256": digest(params),
-            "seconds": seconds,
+            "parameters": models.count(self.params),
+            "sha256": digest(self.params),
+            "seconds": self.seconds,
             "ngrams": [{**row._asdict(), "unseen_share": row.unseen_share} for row in rows],
         }
-        journal.write_result(run_dir, result)
-    finally:
-        log.close()
-        checkpoints.close()
 
 
 def fitted(model: NGram, counts: Counts, held_out: np.ndarray) -> Params:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import models
-from lm_jax.config import Config, resolve, train_of
+from lm_jax.config import Config, Network, resolve, train_of
 from lm_jax.data.batches import (
     Sentences,
     Streams,
@@ -26,12 +26,13 @@ from lm_jax.data.batches import (
     streams,
 )
 from lm_jax.data.corpus import Corpus, Split, load
+from lm_jax.data.vectors import Vectors, read_vectors
 from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import Checkpoints, digest, restore
-from lm_jax.training.counted import run_counting
+from lm_jax.training.checkpoint import Checkpoints, digest, restore, steps_saved
+from lm_jax.training.counted import Counting
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
 from lm_jax.training.step import TrainState, arguments, program
@@ -78,13 +79,15 @@ def train(
         length = k1 or config.data.length
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     with directory.claimed(run_dir), stop_signals() as received:
-        directory.settle(run_dir, config, corpus)
+        if (run_dir / "config.json").exists():
+            directory.settle(run_dir, config, corpus)
         if _goes_on(run_dir, config):
             tell = watch or (lambda step, row: None)
-            if config.train is None:
-                run_counting(config, run_dir, corpus, received, tell)
-            else:
-                _Training(config, run_dir, corpus, received, tell).run()
+            process = _Training if config.train is not None else Counting
+            # Whatever does not fit the text is refused before anything is written.
+            work = process(config, run_dir, corpus, received, tell)
+            directory.settle(run_dir, config, corpus)
+            work.run()
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     if signal.SIGINT in received:
@@ -147,8 +150,8 @@ class _Training:
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
         self.numbers = arguments(config)
-        self.vectors = None
         self.validation = self._reading(corpus.validation)
+        self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.compiled, self.rate = False, 0.0  # steps a second, once known
 
     def run(self) -> None:
@@ -162,6 +165,10 @@ class _Training:
         self.journal = journal.Journal(self.run_dir, step, int(self.state.verdict.step))
         self.checkpoints = Checkpoints(self.run_dir, step)
         self.saved = self._moment() if step else None
+        if self.vectors is not None:
+            place = {"step": 0, "kind": "vectors", "split": "train"}
+            found, of = self.vectors.found, len(self.corpus.vocabulary)
+            self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
         self._start_clock()
         try:
             try:
@@ -178,11 +185,29 @@ class _Training:
             self.checkpoints.close()
 
     def _restored(self) -> TrainState:
-        template = jax.eval_shape(self.program.init, self.numbers, self.vectors)
-        state = restore(self.run_dir, template)
-        if state is None:
-            return self.program.init(self.numbers, self.vectors)
-        return jax.tree.map(jnp.asarray, state)
+        state = restore(self.run_dir, jax.eval_shape(self.program.init, self.numbers))
+        if state is not None:
+            self.vectors = None
+            return jax.tree.map(jnp.asarray, state)
+        # Where checkpoints are saved but none is whole, the vectors were not read yet.
+        self.vectors = self.vectors or self._pretrained()
+        table = None if self.vectors is None else jnp.asarray(self.vectors.table)
+        return self.program.init(self.numbers, table)
+
+    def _pretrained(self) -> Vectors | None:
+        """The vectors that a fresh run begins with, where its config names some."""
+        model = self.config.model
+        if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
+            return None
+        vocabulary = self.corpus.vocabulary
+        return read_vectors(
+            model.vectors,
+            vocabulary,
+            model.embedding_size,
+            name=f"model.vectors={model.vectors}",
+            seed=self.config.seed,
+            counts=np.bincount(self.corpus.train.tokens, minlength=len(vocabulary)),
+        )
 
     def _train(self) -> str:
         train = self.settings
@@ -315,6 +340,11 @@ class _Training:
 
     def _result(self, status: str, splits: dict[str, journal.Row]) -> journal.Row:
         (kept, params), step = self._kept(), int(self.state.step)
+        vectors = {
+            row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
+            for row in self.journal.rows
+            if row["kind"] == "vectors"
+        }
         return {
             "status": status,
             "step": step,
@@ -324,4 +354,5 @@ class _Training:
             "parameters": models.count(params),
             "sha256": digest(params),
             "seconds": self.journal.seconds,
+            **vectors,
         }
