@@ -373,7 +373,7 @@ def test_a_corpus_is_another_one_where_training_gives_other_tokens(tmp_path):
     memory = Data(source="memory", tokenizer="bpe")
     other = bpe.train([TEXT], 257)
     before = corpus.load(file).digest, corpus.load(memory, TEXT).digest
-    with mock.patch.object(bpe, "train", lambda parts, size: other):
+    with mock.patch.object(bpe, "train", return_value=other):
         assert corpus.load(memory, TEXT).digest != before[1]
         # What is cached is cached with its tokeniser.
         assert corpus.load(file).digest == before[0]
