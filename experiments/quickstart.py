@@ -14,8 +14,8 @@ from lm_jax.config import RNN, Adam, Config, Cosine, Data, Train
 
 def config() -> Config:
     return Config(
-        data=Data(source="builtin", tokenizer="char", batch_size=16, length=64),
-        model=RNN(cell="elman", activation="tanh", embedding_size=64, hidden_size=320),
+        data=Data(tokenizer="char", batch_size=16, length=64),
+        model=RNN(cell="elman", embedding_size=64, hidden_size=320),
         train=Train(
             steps=2500,
             learning_rate=0.003,

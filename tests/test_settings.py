@@ -114,8 +114,11 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Config(seed=2**32), "seed=4294967296"),
         (lambda: Train(k1=3), "train.k1 is read only with train.gradient=truncated"),
         (lambda: Train(gradient="truncated"), "train.gradient=truncated needs train.k2"),
-        (lambda: Data(name="lm1b"), "data.name is read only with data.source=tfds"),
-        (lambda: Data(train="x"), "data.train is read only with data.source=file"),
+        (
+            lambda: Data(source="builtin", name="lm1b"),
+            "data.name is read only with data.source=tfds",
+        ),
+        (lambda: Data(source="memory", train="x"), "data.train is read only with data.source=file"),
         (lambda: Data(source="tfds"), "data.source=tfds needs data.name"),
         (lambda: Data(source="file"), "got none of them"),
         (lambda: Data(source="file", train="a", test="b"), "got train, test"),
@@ -185,7 +188,7 @@ def test_resolve_fills_in_what_follows_another_field():
     assert resolved.train.schedule == Cosine(steps=70)
     assert resolved.train.k1 == 9
     assert c.resolve(resolved) == resolved
-    assert c.resolve(Config()) == Config()
+    assert c.resolve(Config()) == Config(data=Data(source="builtin"))
 
 
 def test_alternatives_are_told_apart_by_their_kind():

@@ -151,7 +151,7 @@ def test_what_is_no_text_is_refused_in_one_line_that_says_why(tmp_path):
     assert with_train(missing) == f"data.train={missing}: there is no such file"
     empty = tmp_path / "empty"
     assert with_train(empty) == f"data.train={empty}: the file is empty"
-    assert with_train(tmp_path) == f"data.train={tmp_path}: is a directory, not a file"
+    assert with_train(tmp_path).startswith(f"data.train={tmp_path}: the folder has no file named")
     below = empty / "below"
     assert with_train(below) == f"data.train={below}: Not a directory"
 
@@ -169,3 +169,19 @@ def test_text_that_is_handed_over_wrongly_is_refused():
 def test_text_is_not_ignored_where_the_config_names_another_source():
     said = refusal(lambda: splits(Data(), "some text of one's own"))
     assert said == "text is read only with data.source=memory, not builtin"
+
+
+def test_a_folder_names_its_three_files(tmp_path):
+    for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "README"):
+        (tmp_path / name).write_text(f"{name} and more\n")
+    parts = splits(Data(train=str(tmp_path)))
+    whole = {split: b"".join(part.blocks()).decode() for split, part in parts.items()}
+    assert whole["validation"] == "wiki.valid.tokens and more\n"
+    assert [name.split()[0] for name in whole.values()] == [
+        "wiki.train.tokens",
+        "wiki.valid.tokens",
+        "wiki.test.tokens",
+    ]
+    (tmp_path / "a-test.txt").write_text("another\n")
+    with pytest.raises(UserError, match=r"2 files, a-test.txt and wiki.test.tokens, named after"):
+        splits(Data(train=str(tmp_path)))

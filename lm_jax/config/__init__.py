@@ -6,6 +6,8 @@ field types mean to the machinery is told in `lm_jax.settings`.
 """
 
 import dataclasses
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -39,7 +41,16 @@ from lm_jax.config.train import (
     TeacherForcing,
     Train,
 )
-from lm_jax.settings import Seed, UserError, settings
+from lm_jax.settings import (
+    VERSION,
+    Seed,
+    UserError,
+    alternatives,
+    from_json,
+    nearest,
+    settings,
+    to_json,
+)
 
 __all__ = [
     "ASGD",
@@ -69,6 +80,7 @@ __all__ = [
     "TeacherForcing",
     "Train",
     "Window",
+    "override",
     "resolve",
     "train_of",
 ]
@@ -135,6 +147,8 @@ def _changed(train: Train) -> list[tuple[str, Any]]:
 
 def resolve(config: Config) -> Config:
     """The config with every field that follows another one filled in."""
+    data = dataclasses.replace(config.data, source=config.data.origin)
+    config = dataclasses.replace(config, data=data)
     if config.train is None:
         return config
     filled: dict[str, Any] = {}
@@ -145,3 +159,44 @@ def resolve(config: Config) -> Config:
     if config.train.gradient == "truncated" and config.train.k1 is None:
         filled["k1"] = config.data.length
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **filled))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with other values at some dotted paths: {"model.cell": "lstm", "seed": 3}.
+
+    Where a `kind` is changed, the other fields at that place are those of the new kind by default,
+    before the changes at them are made. `None` switches a field off.
+
+    Raises:
+      UserError: a path names no field, or the values do not fit; names the field.
+    """
+    values = json.loads(to_json(config))
+    values.pop("version")
+    # A kind comes first, for what fields there are beside it depends on it.
+    for path in sorted(changes, key=lambda path: not path.endswith(".kind")):
+        *parents, name = path.split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or (name != "kind" and name not in place):
+            raise UserError(f"there is no field {path}{nearest(path, _paths(values))}")
+        if name == "kind" and place.get("kind") != changes[path]:
+            place.clear()
+            known = alternatives(Config, ".".join(parents)).get(changes[path])
+            if known is None:
+                raise UserError(f"{path}={changes[path]!r}: there is no such kind")
+            place |= json.loads(to_json(known()))
+            place.pop("version")
+        place[name] = changes[path]
+        if path == "model.kind":
+            trained = changes[path] != "ngram"
+            values["train"] = (values["train"] or {}) if trained else None
+    return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name

@@ -9,15 +9,17 @@ from lm_jax.settings import Size, settings
 class Data:
     """Which text, cut into which tokens, read in which order."""
 
-    source: Literal["builtin", "tfds", "file", "memory"] = "builtin"
+    source: Literal["builtin", "tfds", "file", "memory"] | None = None
     """builtin: the documentation inside CPython; tfds: a TensorFlow data set; file: files of your
-    own; memory: text handed to `lm_jax.train`."""
+    own; memory: text handed to `lm_jax.train`. None: tfds where data.name is given, file where
+    data.train is, else builtin."""
     name: str | None = None
     """tfds: the data set, as `tiny_shakespeare` or `wiki40b/en`."""
     text_key: str | None = None
     """tfds: the feature that holds the text; None finds it."""
     train: str | None = None
-    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits."""
+    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits. Or a
+    folder with three files, their names holding train, valid (validation, dev) and test."""
     validation: str | None = None
     """file: path of the validation text."""
     test: str | None = None
@@ -40,15 +42,24 @@ class Data:
     length: Size = 64
     """T, tokens of each lane in one update; of sentences, where a longer one is cut."""
 
+    @property
+    def origin(self) -> str:
+        """The source, also where it follows from what else is given."""
+        if self.source is not None:
+            return self.source
+        if self.name is not None:
+            return "tfds"
+        return "file" if self.train is not None else "builtin"
+
     def __post_init__(self) -> None:
         belongs = {"tfds": ("name", "text_key"), "file": ("train", "validation", "test")}
         for source, fields in belongs.items():
             for field in fields:
-                if self.source != source and getattr(self, field) is not None:
+                if self.origin != source and getattr(self, field) is not None:
                     raise ValueError(f"data.{field} is read only with data.source={source}")
-        if self.source == "tfds" and not self.name:
+        if self.origin == "tfds" and not self.name:
             raise ValueError("data.source=tfds needs data.name, such as tiny_shakespeare")
-        if self.source == "file":
+        if self.origin == "file":
             given = [field for field in belongs["file"] if getattr(self, field)]
             if given not in (["train"], ["train", "validation", "test"]):
                 raise ValueError(

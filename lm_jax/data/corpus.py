@@ -73,7 +73,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
         key.append(rules)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    if data.source in ("builtin", "memory"):
+    if data.origin in ("builtin", "memory"):
         vocabulary = vocabulary or _vocabulary(data, parts)
         arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
         return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary))
@@ -90,7 +90,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
 
 
 def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
-    if data.source != "tfds" or memory is not None:
+    if data.origin != "tfds" or memory is not None:
         return texts.splits(data, memory)
     from lm_jax.data.tfds import tfds_splits  # slow to import, and seldom wanted
 

@@ -9,6 +9,7 @@ are words, else at the first whole character.
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -44,12 +45,12 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
       UserError: a file is missing, empty, unreadable or a directory; a text is handed over that
         the config does not ask for.
     """
-    if memory is not None and data.source != "memory":
-        raise UserError(f"text is read only with data.source=memory, not {data.source}")
+    if memory is not None and data.origin != "memory":
+        raise UserError(f"text is read only with data.source=memory, not {data.origin}")
     by_line = data.tokenizer == "word"
-    if data.source == "builtin":
+    if data.origin == "builtin":
         return _cut(in_memory("builtin", _documentation()), by_line)
-    if data.source == "memory":
+    if data.origin == "memory":
         if memory is None:
             raise UserError("data.source=memory takes its text from lm_jax.train(..., text=...)")
         if isinstance(memory, str):
@@ -58,10 +59,34 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
             raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
         return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
     paths = {split: getattr(data, split) for split in SPLITS}
+    if data.train and data.validation is None and os.path.isdir(data.train):
+        paths = _in_folder(data.train)
     files = {
         split: file_text(path, f"data.{split}={path}") for split, path in paths.items() if path
     }
     return files if len(files) > 1 else _cut(files["train"], by_line)
+
+
+NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}, "test": {"test"}}
+
+
+def _in_folder(folder: str) -> dict[str, str]:
+    """The three files of a folder whose names say which they are: `wiki.train.tokens`."""
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"data.train={folder}: {error.strerror}") from None
+    paths = {}
+    for split, names in NAMES.items():
+        found = [file for file in files if names & set(re.split(r"[._-]", file.lower()))]
+        if len(found) != 1:
+            what = "no file" if not found else f"{len(found)} files, {' and '.join(found[:2])},"
+            raise UserError(
+                f"data.train={folder}: the folder has {what} named after {split}; "
+                "give data.train, data.validation and data.test instead"
+            )
+        paths[split] = os.path.join(folder, found[0])
+    return paths
 
 
 def _documentation() -> str:

@@ -118,6 +118,7 @@ class Counting:
             "parameters": models.count(self.params),
             "sha256": digest(self.params),
             "seconds": self.seconds,
+            "tokens_per_second": len(self.corpus.train.tokens) / self.seconds,
             "ngrams": [{**row._asdict(), "unseen_share": row.unseen_share} for row in rows],
         }
 

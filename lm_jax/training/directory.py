@@ -25,10 +25,15 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iterator[None]:
     """Makes the directory if need be, and keeps other processes out of it.
 
     The operating system lets go of the lock when the process dies, however it dies.
+
+    Args:
+      run_dir: the directory.
+      what: what lives there, in words.
+      sign: the file by which it is known.
 
     Raises:
       UserError: another process is at work there; the path is a file, or not writable, or holds
@@ -37,15 +42,15 @@ def claimed(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
-        if foreign and not (run_dir / "config.json").exists():
-            raise UserError(f"{run_dir} holds files but no run: {sorted(foreign)[0]}, for one")
+        if foreign and not (run_dir / sign).exists():
+            raise UserError(f"{run_dir} holds files but no {what}: {sorted(foreign)[0]}, for one")
         lock = (run_dir / LOCK).open("a+")
     except (FileExistsError, NotADirectoryError):
         raise UserError(
-            f"{run_dir} cannot be a run directory: there is a file of that name"
+            f"{run_dir} cannot be a {what} directory: there is a file of that name"
         ) from None
     except OSError as error:
-        raise UserError(f"{run_dir} cannot be a run directory: {error.strerror}") from None
+        raise UserError(f"{run_dir} cannot be a {what} directory: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

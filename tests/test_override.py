@@ -1,0 +1,54 @@
+"""Changing a config at some paths, as a sweep does."""
+
+import pytest
+
+from lm_jax.config import RNN, Config, Cosine, Data, NGram, Train, Window, override
+from lm_jax.settings import UserError
+
+
+def test_a_change_is_made_at_its_path_and_nowhere_else():
+    base = Config(model=RNN(hidden_size=7), train=Train(schedule=Cosine()))
+    changed = override(base, {"model.cell": "lstm", "train.schedule.final": 0.5, "seed": 3})
+    assert changed == Config(
+        model=RNN(cell="lstm", hidden_size=7), train=Train(schedule=Cosine(final=0.5)), seed=3
+    )
+    assert override(base, {}) == base
+
+
+def test_another_kind_begins_with_its_own_defaults():
+    base = Config(model=RNN(hidden_size=7), train=Train(steps=9))
+    changed = override(base, {"model.order": 3, "model.kind": "window"})
+    assert changed == Config(model=Window(order=3), train=Train(steps=9))
+    same = override(base, {"model.kind": "rnn", "model.layers": 2})
+    assert same.model == RNN(hidden_size=7, layers=2)
+
+
+def test_a_counted_model_is_not_trained_and_any_other_is():
+    counted = override(Config(train=Train(steps=9)), {"model.kind": "ngram"})
+    assert counted == Config(model=NGram(), train=None)
+    assert override(counted, {"model.kind": "rnn"}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.hiden_size": 3}, "no field model.hiden_size; did you mean 'model.hidden_size'?"),
+        ({"model.kind": "rmn"}, "model.kind='rmn'"),
+        ({"seed.x": 3}, "there is no field seed.x"),
+        ({"model.hidden_size": 0}, "hidden_size=0: input should be greater than 0"),
+        ({"model.hidden_size": "big"}, "hidden_size='big'"),
+        ({"model.kind": "ngram", "train.steps": 3}, "there is no field train.steps"),
+        ({"train.k1": 3}, "train.k1 is read only with"),
+    ],
+)
+def test_a_wrong_change_is_refused_and_named(changes, said):
+    with pytest.raises(UserError) as refusal:
+        override(Config(), changes)
+    assert said in str(refusal.value)
+
+
+def test_the_source_follows_from_what_is_given():
+    assert Data().origin == "builtin"
+    assert Data(train="a.txt").origin == "file"
+    assert Data(name="lm1b").origin == "tfds"
+    assert Data(source="memory").origin == "memory"
