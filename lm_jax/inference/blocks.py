@@ -146,7 +146,7 @@ def line_blocks(
             at = line.read if line else 0
             tokens = line.piece.tokens if line else empty
             rows.append(tokens[at : at + length])
-            before.append(tokens[at - 1] if at else vocabulary.boundary)
+            before.append(int(tokens[at - 1]) if at else vocabulary.boundary)
             start.append(at == 0)
         carry, nats = read(params, carry, _batch(rows, before, start, length))
         found = np.asarray(nats).T

@@ -85,7 +85,7 @@ def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple
         carry, h = model.hidden(params, restart(model, state.carry, batch.start), batch.x)
         kept = state.h.shape[0]
         hs, ys = jnp.concatenate([state.h, h]), jnp.concatenate([state.y, batch.y])
-        there = jnp.concatenate([state.there & ~batch.start, batch.mask])
+        there = jnp.concatenate([state.there & ~batch.start[None], batch.mask])
         nats = model.nats(params, h, batch.y)
         time, place = jnp.arange(h.shape[0])[:, None], jnp.arange(hs.shape[0])[None]
         # State i is one of the N before state t, which stands at place N + t.

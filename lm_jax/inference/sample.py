@@ -1,6 +1,6 @@
 """Samples of text from a model, whole or as they come (`lm_jax.inference.drawing` draws them)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,7 +124,7 @@ def stream(
     return spelled(vocabulary, _preceded(read, drawn))
 
 
-def spelled(vocabulary: Vocabulary, chunks: Iterator[np.ndarray]) -> Iterator[str]:
+def spelled(vocabulary: Vocabulary, chunks: Iterable[np.ndarray]) -> Iterator[str]:
     """The text of tokens that come in chunks; the pieces together are the text of all at once.
 
     A character whose bytes have not all come waits for them.
