@@ -142,13 +142,14 @@ def score(
       json: print one JSON object, with nats (-ln P) in all and by token or by sentence.
       dynamic: go on learning from each chunk of the text once it is scored (Krause et al., 2018),
         by plain gradient descent, or scaled by the mean squared gradient on the training text.
-      dynamic_rate: learning rate; 0.1 for sgd and 0.0001 for rms if not given.
-      dynamic_decay: share of the way back to the trained parameters at each update; 0 if not given.
+      dynamic_rate: learning rate; 0.03 for sgd and 0.00003 for rms if not given.
+      dynamic_decay: share of the way back to the trained parameters at each update; 0 for sgd and
+        0.003 for rms if not given.
       dynamic_epsilon: rms: added to the root of the mean squared gradient; 2e-5 if not given.
       dynamic_length: tokens of a chunk; 20 if not given.
       cache: mix in a cache of this many hidden states (Grave et al., 2017).
       cache_weight: share of the cache in the mixture; 0.1 if not given.
-      cache_flatness: factor of the products of hidden states; 0.3 if not given.
+      cache_flatness: factor of the products of hidden states; 0.1 if not given.
       exposure: nats by position in chunks of this many tokens, where the model reads the text, and
         where it reads its own tokens instead.
       greedy: exposure: it reads its likeliest token, not one that it draws.
@@ -180,7 +181,7 @@ def score(
             learning["epsilon"] = dynamic_epsilon
             scorer = inference.dynamic(run.model, *learning_rule(run, dynamic, learning))
         elif cache is not None:
-            weight, flatness = filled(remembering, weight=0.1, flatness=0.3).values()
+            weight, flatness = filled(remembering, weight=0.1, flatness=0.1).values()
             scorer = inference.cache(run.model, size=cache, weight=weight, flatness=flatness)
         else:
             scorer = inference.static(run.model, inference.chunk_length(len(run.vocabulary)))
@@ -191,8 +192,8 @@ def score(
 
 def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
     """The rule of dynamic evaluation that flags ask for, and the tokens of a chunk."""
-    rate = {"sgd": 0.1, "rms": 0.0001}[kind]
-    asked = filled(given, rate=rate, decay=0.0, length=20, epsilon=2e-5)
+    rate, decay = {"sgd": (0.03, 0.0), "rms": (3e-5, 0.003)}[kind]
+    asked = filled(given, rate=rate, decay=decay, length=20, epsilon=2e-5)
     length = asked["length"]
     numbers = {"learning_rate": asked["rate"], "decay": asked["decay"]}
     if kind == "sgd":

@@ -18,24 +18,24 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # before the imports that need it
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 
-from lm_jax import inference, models
-from lm_jax.config import Config
-from lm_jax.data import text as texts
-from lm_jax.data.batches import batch_at, steps_per_epoch, streams
-from lm_jax.data.corpus import Corpus, load
-from lm_jax.models import LanguageModel
-from lm_jax.models.base import Params
-from run import load_experiment
+from lm_jax import inference, models  # noqa: E402
+from lm_jax.config import Config  # noqa: E402
+from lm_jax.data import text as texts  # noqa: E402
+from lm_jax.data.batches import batch_at, steps_per_epoch, streams  # noqa: E402
+from lm_jax.data.corpus import Corpus, load  # noqa: E402
+from lm_jax.models import LanguageModel  # noqa: E402
+from lm_jax.models.base import Params  # noqa: E402
+from run import load_experiment  # noqa: E402
 
 ROUNDS = 9
 LENGTH = 10_000
@@ -84,7 +84,7 @@ def forward(
     return lambda: epoch(params, source).block_until_ready()
 
 
-def in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds of each way, one after another, round after round; each has run once before."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lm_jax.data.batches import Batch
 from lm_jax.data.text import Text
@@ -25,7 +26,7 @@ from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
 LANES = 64  # lines scored side by side
-LINE_LENGTH = 32  # tokens of a line in one call
+LINE_LENGTH = 16  # tokens of a line in one call
 WAITING = 1 << 20  # tokens that may wait for an earlier line; more, and no new line is begun
 
 
@@ -78,11 +79,20 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
     Raises:
       UserError: when it is come to: the text is empty, or not UTF-8.
     """
-    state = scorer.init(params, 1)
-    for piece, batch in batches(vocabulary, text, scorer.length):
-        state, nats = scorer.read(params, state, batch)
+    state, sent = scorer.init(params, 1), None
+
+    def block(piece: _Piece, nats: Array) -> Block:
         found = np.asarray(nats)[: len(piece.tokens), 0]
-        yield Block(piece.tokens, found, piece.characters, piece.unknown)
+        return Block(piece.tokens, found, piece.characters, piece.unknown)
+
+    for piece, batch in batches(vocabulary, text, scorer.length):
+        before_it, (state, nats) = sent, scorer.read(params, state, batch)
+        # The device is at this chunk while the host looks at the last one.
+        sent = piece, nats
+        if before_it:
+            yield block(*before_it)
+    if sent:
+        yield block(*sent)
 
 
 def batches(vocabulary: Vocabulary, text: Text, length: int) -> Iterator[tuple[_Piece, Batch]]:
@@ -111,11 +121,9 @@ class _Reading:
     piece: _Piece
     nats: np.ndarray
     read: int = 0
-    """Tokens read so far."""
-
-    @property
-    def ended(self) -> bool:
-        return self.read == len(self.piece.tokens)
+    """Tokens that have been sent through the lane."""
+    scored: int = 0
+    """Tokens whose nats are known."""
 
 
 def line_blocks(
@@ -132,6 +140,7 @@ def line_blocks(
     order: deque[_Reading] = deque()  # lines that are begun and not yet handed on
     waiting = 0  # their tokens
     empty = np.zeros(0, np.int32)
+    sent = None  # what the device is at while the host prepares the next chunk
     while True:
         for lane, line in enumerate(lanes):
             if line is None and waiting < WAITING and (piece := next(lines, None)) is not None:
@@ -141,24 +150,32 @@ def line_blocks(
                 waiting += len(piece.tokens)
         if not order:
             return
-        rows, before, start = [], [], []
-        for line in lanes:
-            at = line.read if line else 0
-            tokens = line.piece.tokens if line else empty
-            rows.append(tokens[at : at + length])
-            before.append(int(tokens[at - 1]) if at else vocabulary.boundary)
-            start.append(at == 0)
-        carry, nats = read(params, carry, _batch(rows, before, start, length))
-        found = np.asarray(nats).T
-        for lane, (line, row) in enumerate(zip(lanes, rows, strict=True)):
-            if line:
-                line.nats[line.read : line.read + len(row)] = found[lane, : len(row)]
-                line.read += len(row)
-                lanes[lane] = None if line.ended else line
-        while order and order[0].ended:
-            piece, nats = order[0].piece, order.popleft().nats
+        before_it, sent = sent, None
+        if any(lanes):
+            rows, before, start = [], [], []
+            for line in lanes:
+                at = line.read if line else 0
+                tokens = line.piece.tokens if line else empty
+                rows.append(tokens[at : at + length])
+                before.append(int(tokens[at - 1]) if at else vocabulary.boundary)
+                start.append(at == 0)
+            carry, nats = read(params, carry, _batch(rows, before, start, length))
+            sent = nats, list(lanes), rows
+            for lane, (line, row) in enumerate(zip(lanes, rows, strict=True)):
+                if line:
+                    line.read += len(row)
+                    lanes[lane] = line if line.read < len(line.piece.tokens) else None
+        if before_it:
+            nats, those, rows = before_it
+            found = np.asarray(nats).T
+            for lane, (line, row) in enumerate(zip(those, rows, strict=True)):
+                if line:
+                    line.nats[line.scored : line.scored + len(row)] = found[lane, : len(row)]
+                    line.scored += len(row)
+        while order and order[0].scored == len(order[0].piece.tokens):
+            piece, known = order[0].piece, order.popleft().nats
             waiting -= len(piece.tokens)
-            yield Block(piece.tokens, nats, piece.characters, piece.unknown)
+            yield Block(piece.tokens, known, piece.characters, piece.unknown)
 
 
 def lines(vocabulary: Vocabulary, blocks: Iterable[Block]) -> Iterator[Line]:
