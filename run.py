@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -19,14 +19,22 @@ import tyro
 import lm_jax
 from lm_jax import inference
 from lm_jax.config import Config, NGram, Train, resolve
-from lm_jax.data.corpus import cache_folder
+from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
+from lm_jax.report.printed import (
+    show_beam,
+    show_exposure,
+    show_samples,
+    show_score,
+    show_stream,
+)
 from lm_jax.report.terminal import Display, show_result
 from lm_jax.settings import UserError, alternatives, bind, digest, nearest
-from lm_jax.training import journal
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
 def load_experiment(name: str) -> Config:
@@ -112,73 +120,164 @@ def train_command(default: Config) -> Callable[..., int]:
 def score(
     run_dir: tyro.conf.Positional[Path],
     file: tyro.conf.Positional[Path],
-    json: tyro.conf.FlagCreatePairsOff[bool] = False,
+    by: Literal["token", "sentence", "none"] | None = None,
+    sentences: Flag = False,
+    json: Flag = False,
+    dynamic: Literal["sgd", "rms"] | None = None,
+    dynamic_rate: float | None = None,
+    dynamic_decay: float | None = None,
+    dynamic_epsilon: float | None = None,
+    dynamic_length: int | None = None,
+    cache: int | None = None,
+    cache_weight: float | None = None,
+    cache_flatness: float | None = None,
+    exposure: int | None = None,
+    greedy: Flag = False,
+    seed: int | None = None,
 ) -> int:
-    """The log-probability of a text under a trained model, in all and by token.
+    """The log-probability of a text under a trained model, in all, by token and by sentence.
 
     Args:
       run_dir: the run of the model.
-      file: the text, UTF-8.
-      json: print one JSON object, with nats (-ln P) in all and for each token.
+      file: the text, UTF-8, of any length: it is printed as it is read.
+      by: a row a token, a row a sentence (a line of the text), or the sums alone; token if not
+        given.
+      sentences: score each line by itself, as if nothing had come before it.
+      json: print one JSON object, with nats (-ln P) in all and by token or by sentence.
+      dynamic: go on learning from each chunk of the text once it is scored (Krause et al., 2018),
+        by plain gradient descent, or scaled by the mean squared gradient on the training text.
+      dynamic_rate: learning rate; 0.03 for sgd and 0.00003 for rms if not given.
+      dynamic_decay: share of the way back to the trained parameters at each update; 0 for sgd and
+        0.003 for rms if not given.
+      dynamic_epsilon: rms: added to the root of the mean squared gradient; 2e-5 if not given.
+      dynamic_length: tokens of a chunk; 20 if not given.
+      cache: mix in a cache of this many hidden states (Grave et al., 2017).
+      cache_weight: share of the cache in the mixture; 0.1 if not given.
+      cache_flatness: factor of the products of hidden states; 0.1 if not given.
+      exposure: nats by position in chunks of this many tokens, where the model reads the text, and
+        where it reads its own tokens instead.
+      greedy: exposure: it reads its likeliest token, not one that it draws.
+      seed: exposure: of the draws; 0 if not given.
     """
+    learning = {"rate": dynamic_rate, "decay": dynamic_decay, "length": dynamic_length}
+    only_with("--dynamic", dynamic, **{f"dynamic-{name}": learning[name] for name in learning})
+    only_with("--dynamic=rms", dynamic == "rms" or None, **{"dynamic-epsilon": dynamic_epsilon})
+    remembering = {"weight": cache_weight, "flatness": cache_flatness}
+    only_with("--cache", cache, **{f"cache-{name}": remembering[name] for name in remembering})
+    only_with("--exposure", exposure, greedy=greedy or None, seed=seed)
+    ways = {"sentences": sentences, "dynamic": dynamic, "cache": cache, "exposure": exposure}
+    asked = [way for way, value in ways.items() if value not in (None, False)]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
+    if exposure is not None and by is not None:
+        raise UserError("--by and --exposure do not go together: the figures are by position")
+    text = file_text(str(file), str(file))
     run = lm_jax.load_run(run_dir)
-    found = inference.score(run.model, run.params, run.vocabulary, file_text(str(file), str(file)))
-    print(as_json(run, found) if json else as_table(run, found))
+    trained = (run.model, run.params, run.vocabulary)
+    if exposure is not None:
+        gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
+        show_exposure(gap, as_json=json)
+        return 0
+    if sentences:
+        blocks = inference.line_blocks(*trained, text)
+    else:
+        if dynamic is not None:
+            learning["epsilon"] = dynamic_epsilon
+            scorer = inference.dynamic(run.model, *learning_rule(run, dynamic, learning))
+        elif cache is not None:
+            weight, flatness = filled(remembering, weight=0.1, flatness=0.1).values()
+            scorer = inference.cache(run.model, size=cache, weight=weight, flatness=flatness)
+        else:
+            scorer = inference.static(run.model, inference.chunk_length(len(run.vocabulary)))
+        blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
+    show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
 
 
-def as_json(run: lm_jax.Run, found: inference.Score) -> str:
-    by_token = [
-        [run.vocabulary.tokens[token], float(nats)]
-        for token, nats in zip(found.tokens, found.nats, strict=True)
-    ]
-    summary = {"log_p": -found.loss.nats, **found.loss.row(), "unknown": found.unknown}
-    return journal.as_json({**summary, "by_token": by_token})
-
-
-def as_table(run: lm_jax.Run, found: inference.Score) -> str:
-    lines = [
-        f"{-nats:10.4f}  {run.vocabulary.show(int(token))}"
-        for token, nats in zip(found.tokens, found.nats, strict=True)
-    ]
-    loss = found.loss
-    return "\n".join(
-        ["      ln P  token", *lines, ""]
-        + [f"ln P of the text  {-loss.nats:.4f}"]
-        + [f"tokens            {loss.tokens:,}, of them unknown {found.unknown:,}"]
-        + [f"nats a token      {loss.nats_per_token:.4f}"]
-        + [f"perplexity        {loss.perplexity:.4f}"]
-        + [f"bits a character  {loss.bits_per_character:.4f}"]
+def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
+    """The rule of dynamic evaluation that flags ask for, and the tokens of a chunk."""
+    rate, decay = {"sgd": (0.03, 0.0), "rms": (3e-5, 0.003)}[kind]
+    asked = filled(given, rate=rate, decay=decay, length=20, epsilon=2e-5)
+    length = asked["length"]
+    numbers = {"learning_rate": asked["rate"], "decay": asked["decay"]}
+    if kind == "sgd":
+        return inference.sgd(run.params, **numbers), length
+    if run.config.data.source == "memory":
+        raise UserError(
+            "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
+        )
+    train = load(run.config.data).train.tokens
+    squares = inference.mean_square_gradient(
+        run.model, run.params, train, run.vocabulary.boundary, length=length
     )
+    return inference.rms(squares, **numbers, epsilon=asked["epsilon"]), length
+
+
+def only_with(flag: str, value: Any, **given: Any) -> None:
+    """Refuses flags that are given although the flag that they belong to is not."""
+    for name, asked in given.items():
+        if value is None and asked is not None:
+            raise UserError(f"--{name} is read only with {flag}")
+
+
+def filled(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The defaults, but for what is given."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    return {**defaults, **asked}
 
 
 def sample(
     run_dir: tyro.conf.Positional[Path],
     prompt: str = "",
     length: int = SAMPLE_LENGTH,
-    temperature: float = 1.0,
-    seed: int = 0,
+    count: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: str | None = None,
+    beam: int | None = None,
+    json: Flag = False,
+    seed: int | None = None,
 ) -> int:
-    """Text from a trained model.
+    """Text from a trained model, shown as it is drawn.
 
     Args:
       run_dir: the run of the model.
       prompt: what the text begins with; without one it begins as the training text does.
-      length: tokens to draw.
-      temperature: below 1 the likely becomes likelier; 0 always takes the most likely token.
-      seed: of the draws; the same seed gives the same text.
+      length: tokens to draw, at most.
+      count: samples to draw side by side; 1 if not given.
+      temperature: below 1 the likely becomes likelier; 0 always takes the most likely token; 1 if
+        not given. It comes before the cuts, which come in this order:
+      top_k: draw from this many likeliest tokens.
+      top_p: draw from the fewest likeliest tokens whose probabilities reach this sum.
+      min_p: draw from the tokens with at least this share of the likeliest one's probability.
+      stop: a token that ends the text and is not shown, such as . or \\n or <eos>.
+      beam: search for the likeliest text with a beam of this width, instead of drawing.
+      json: print a JSON object for each sample, with the nats (-ln P) of each drawn token under
+        the model, before temperature and cuts.
+      seed: of the draws; the same seed gives the same text; 0 if not given.
     """
+    wishes = {
+        "count": count,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+    }
+    drawn = filled(wishes)
+    if beam is not None and drawn:
+        raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
     run = lm_jax.load_run(run_dir)
-    text = inference.sample(
-        run.model,
-        run.params,
-        run.vocabulary,
-        prompt=prompt,
-        length=length,
-        temperature=temperature,
-        seed=seed,
-    )
-    print(text)
+    trained = (run.model, run.params, run.vocabulary)
+    common = {"prompt": prompt, "length": length, "stop": stop}
+    if beam is not None:
+        show_beam(inference.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
+    elif json or count is not None:
+        show_samples(inference.samples(*trained, **common, **drawn), run.vocabulary, as_json=json)
+    else:
+        show_stream(inference.stream(*trained, **common, **drawn))
     return 0
 
 

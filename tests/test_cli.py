@@ -33,6 +33,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    """A folder with a text, an empty file and a run on the text."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(tiny.TEXT)
+    (folder / "empty.txt").write_text("")
+    (folder / "lab.py").write_text(EXPERIMENT.replace("text.txt", str(folder / "text.txt")))
+    assert run.main(["train", str(folder / "lab.py"), "--run-dir", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(trained_run, monkeypatch):
+    monkeypatch.chdir(trained_run)
+
+
 def told(capsys, *arguments):
     """Exit status, standard output and standard error of a command."""
     try:
@@ -72,6 +88,112 @@ def test_train_score_and_sample_one_after_another(folder, capsys):
     assert out.startswith("the ")
     assert len(out) == 4 + 9 + 1
     assert told(capsys, "sample", run_dir, "--prompt", "the ", "--length", 9)[1] == out
+
+
+SCORES = {
+    "as it is": [],
+    "line by line": ["--sentences"],
+    "learning": ["--dynamic", "sgd", "--dynamic-rate", 0.5],
+    "learning, scaled": ["--dynamic", "rms", "--dynamic-length", 10, "--dynamic-decay", 0.001],
+    "remembering": ["--cache", 20, "--cache-weight", 0.2],
+}
+
+
+def test_a_text_is_scored_in_every_way(trained, capsys):
+    sums = {}
+    for name, flags in SCORES.items():
+        status, out, _ = told(capsys, "score", "run", "text.txt", "--json", *flags)
+        assert status == 0
+        found = json.loads(out)
+        assert -found["log_p"] == pytest.approx(sum(nats for _, nats in found["by_token"]))
+        sums[name] = found.pop("log_p")
+        out = told(capsys, "score", "run", "text.txt", "--json", "--by", "sentence", *flags)[1]
+        by_line = json.loads(out)["by_sentence"]
+        assert [row["line"] for row in by_line] == list(range(1, tiny.TEXT.count("\n") + 1))
+        assert sum(row["nats"] for row in by_line) == pytest.approx(-sums[name])
+        out = told(capsys, "score", "run", "text.txt", "--by", "none", *flags)[1]
+        assert out.startswith(f"ln P of the text  {sums[name]:.4f}\n")
+        assert len(out.splitlines()) == 5
+    assert len({round(log_p, 6) for log_p in sums.values()}) == len(sums)
+    out = told(capsys, "score", "run", "text.txt", "--by", "sentence")[1]
+    assert len(out.splitlines()) == 1 + tiny.TEXT.count("\n") + 1 + 5
+    assert out.splitlines()[1].endswith("the cat sat on the mat")
+    assert "log_p" in json.loads(told(capsys, "score", "run", "text.txt", "--by=none", "--json")[1])
+
+
+def test_the_exposure_gap_is_told_by_position(trained, capsys):
+    status, out, _ = told(capsys, "score", "run", "text.txt", "--exposure", 20)
+    assert status == 0
+    rows = [line.split() for line in out.splitlines()[1:-1]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "4", "8", "16", "19", "all"]
+    assert float(rows[0][3]) == 0
+    out = told(capsys, "score", "run", "text.txt", "--exposure", 20, "--json", "--greedy")[1]
+    found = json.loads(out)
+    assert sum(found["by_position"]["tokens"]) == len(tiny.TEXT)
+    assert found["gap"] == pytest.approx(found["nats_free"] - found["nats_forced"])
+
+
+def test_samples_are_drawn_in_every_way(trained, capsys):
+    flags = ["--prompt", "the ", "--length", 30, "--seed", 5, "--top-k", 9, "--top-p", 0.9]
+    streamed = told(capsys, "sample", "run", *flags)[1]
+    out = told(capsys, "sample", "run", *flags, "--json", "--count", 3)[1]
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == 3
+    assert found[0]["text"] + "\n" == streamed
+    tokens, nats = zip(*found[0]["by_token"], strict=True)
+    shown = "".join(tokens).replace("<unk>", "\N{REPLACEMENT CHARACTER}")
+    assert f"the {shown}" == found[0]["text"]
+    assert -found[0]["log_p"] == pytest.approx(sum(nats))
+    out = told(capsys, "sample", "run", *flags, "--count", 3)[1]
+    assert f"=== 2 of 3, ln P {found[1]['log_p']:.4f}\n{found[1]['text']}\n=== 3" in out
+    ended = told(capsys, "sample", "run", *flags, "--stop", "\\n")[1]
+    assert ended == streamed.partition("\n")[0] + "\n"
+    searched = told(capsys, "sample", "run", "--length", 5, "--beam", 4, "--json")[1]
+    assert "".join(json.loads(searched)["tokens"]) == json.loads(searched)["text"]
+    out = told(capsys, "sample", "run", "--length", 5, "--beam", 4)[1]
+    assert out.startswith(json.loads(searched)["text"] + "\n=== ln P ")
+
+
+REFUSED = [
+    (["score", "run", "empty.txt"], "empty.txt: the file is empty"),
+    (["score", "run", "none.txt"], "none.txt: there is no such file"),
+    (["score", "run", "text.txt", "--cache", "9", "--dynamic", "sgd"], "--dynamic and --cache do"),
+    (["score", "run", "text.txt", "--sentences", "--cache", "9"], "--sentences and --cache do"),
+    (["score", "run", "text.txt", "--cache-weight", "0.1"], "--cache-weight is read only with"),
+    (["score", "run", "text.txt", "--dynamic-rate", "1"], "--dynamic-rate is read only with"),
+    (["score", "run", "text.txt", "--dynamic=sgd", "--dynamic-epsilon=1"], "--dynamic-epsilon is"),
+    (
+        ["score", "run", "text.txt", "--cache", "9", "--cache-weight", "1.5"],
+        "cache-weight=1.5",
+    ),
+    (["score", "run", "text.txt", "--dynamic", "sgd", "--dynamic-rate", "-1"], "dynamic-rate=-1.0"),
+    (["score", "run", "text.txt", "--exposure", "0"], "exposure=0 must be from 1"),
+    (
+        ["score", "run", "text.txt", "--exposure", "9", "--by", "token"],
+        "--by and --exposure do",
+    ),
+    (["score", "run", "text.txt", "--greedy"], "--greedy is read only with --exposure"),
+    (["sample", "run", "--top-p", "1.5"], "top-p=1.5 must be above 0 and at most 1"),
+    (["sample", "run", "--top-k", "0"], "top-k=0 must be from 1 to"),
+    (["sample", "run", "--top-k", "500"], "top-k=500 must be from 1 to"),
+    (["sample", "run", "--min-p", "-0.1"], "min-p=-0.1 must be 0 or more and below 1"),
+    (["sample", "run", "--temperature", "-1"], "temperature=-1.0 must be 0 or more"),
+    (["sample", "run", "--prompt", "the §"], "the prompt holds '§'"),
+    (["sample", "run", "--stop", "§"], "stop='§' is not one of"),
+    (["sample", "run", "--count", "0"], "count=0 must be from 1"),
+    (["sample", "run", "--beam", "3", "--temperature", "0.5"], "--beam and --temperature do not"),
+    (["sample", "run", "--beam", "3", "--top-k", "2"], "--beam and --top-k do not"),
+    (["sample", "run", "--beam", "0"], "beam=0 must be from 1"),
+]
+
+
+def test_what_score_and_sample_refuse_is_one_line_and_status_2(trained, capsys):
+    for arguments, said in REFUSED:
+        status, out, err = told(capsys, *arguments)
+        assert (status, out) == (2, ""), arguments
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert said in err
 
 
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):

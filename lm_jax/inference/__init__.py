@@ -1,6 +1,42 @@
 """What a trained model is for: log-probabilities of text, and text."""
 
-from lm_jax.inference.sample import sample
-from lm_jax.inference.score import Loss, Score, evaluate, score
+from lm_jax.inference.beam import Found, beam
+from lm_jax.inference.blocks import Block, Line, blocks, line_blocks, lines
+from lm_jax.inference.cache import cache
+from lm_jax.inference.dynamic import Rule, dynamic, mean_square_gradient, rms, sgd
+from lm_jax.inference.exposure import Exposure, exposure
+from lm_jax.inference.feeding import fed
+from lm_jax.inference.sample import Sample, sample, samples, stream
+from lm_jax.inference.score import Loss, Score, Tally, evaluate, score
+from lm_jax.inference.scorer import Scorer, chunk_length, static
 
-__all__ = ["Loss", "Score", "evaluate", "sample", "score"]
+__all__ = [
+    "Block",
+    "Exposure",
+    "Found",
+    "Line",
+    "Loss",
+    "Rule",
+    "Sample",
+    "Score",
+    "Scorer",
+    "Tally",
+    "beam",
+    "blocks",
+    "cache",
+    "chunk_length",
+    "dynamic",
+    "evaluate",
+    "exposure",
+    "fed",
+    "line_blocks",
+    "lines",
+    "mean_square_gradient",
+    "rms",
+    "sample",
+    "samples",
+    "score",
+    "sgd",
+    "static",
+    "stream",
+]

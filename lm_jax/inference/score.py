@@ -5,17 +5,14 @@ and the sum is taken in float64. Only where a model was trained on independent s
 judged on sentences, each from a fresh carry.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from lm_jax.data.batches import (
-    Batch,
     Sentences,
     Streams,
     batch_at,
@@ -23,13 +20,12 @@ from lm_jax.data.batches import (
     steps_per_epoch,
     streams,
 )
-from lm_jax.data.corpus import tokenise
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.models import LanguageModel, restart
-from lm_jax.models.base import Carry, Params
-
-LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB in float32
+from lm_jax.inference.blocks import Block, blocks
+from lm_jax.inference.scorer import Scorer, chunk_length, reader, static
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Params
 
 
 class Reading(NamedTuple):
@@ -75,9 +71,7 @@ class Loss(NamedTuple):
 
 def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:
     """A text as one stream."""
-    # Short enough for the logits of a call to stay small; the same for all texts of a model.
-    length = max(1, min(2048, LOGITS_AT_ONCE // len(vocabulary)))
-    return Reading(streams(tokens, vocabulary.boundary, 1), length)
+    return Reading(streams(tokens, vocabulary.boundary, 1), chunk_length(len(vocabulary)))
 
 
 def sentence_reading(
@@ -90,7 +84,7 @@ def sentence_reading(
 def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterator[np.ndarray]:
     """-ln P of each token, [n] at a time, in the text's order where it is read as one stream."""
     source, length = reading
-    read = _reader(model)
+    read = reader(model)
     carry = model.init_carry(source.lengths.shape[-1])
     for step in range(steps_per_epoch(source, length)):
         batch = _batch_at(source, step, length)
@@ -116,15 +110,6 @@ def evaluate(model: LanguageModel, params: Params, reading: Reading, characters:
 _batch_at = jax.jit(batch_at, static_argnums=2)
 
 
-@functools.lru_cache(maxsize=16)
-def _reader(model: LanguageModel) -> Callable:
-    def read(params: Params, carry: Carry, batch: Batch) -> tuple[Carry, Array]:
-        carry, h = model.hidden(params, restart(model, carry, batch.start), batch.x)
-        return carry, model.nats(params, h, batch.y)
-
-    return jax.jit(read, donate_argnums=1)
-
-
 class Score(NamedTuple):
     """What a model says of a text."""
 
@@ -137,17 +122,51 @@ class Score(NamedTuple):
     loss: Loss
 
 
-def score(model: LanguageModel, params: Params, vocabulary: Vocabulary, text: str | Text) -> Score:
-    """-ln P of a text, in all and by token.
+def score(
+    model: LanguageModel,
+    params: Params,
+    vocabulary: Vocabulary,
+    text: str | Text,
+    scorer: Scorer | None = None,
+) -> Score:
+    """-ln P of a text, in all and by token (`blocks` gives it piece by piece).
 
     Args:
       model, params: a trained model, `run.model` and `run.params`.
       vocabulary: its vocabulary, `run.vocabulary`.
       text: what to score; tokens that the vocabulary lacks count as `<unk>`.
+      scorer: another way than the model as it is: `lm_jax.inference.dynamic` or `cache`.
 
     Raises:
       UserError: the text is empty, or not UTF-8.
     """
-    split = tokenise(vocabulary, in_memory("text", text) if isinstance(text, str) else text)
-    nats = np.concatenate(list(token_nats(model, params, reading(split.tokens, vocabulary))))
-    return Score(split.tokens, nats, split.unknown, total([nats], split.characters))
+    scorer = scorer or static(model, chunk_length(len(vocabulary)))
+    text = in_memory("text", text) if isinstance(text, str) else text
+    tally = Tally()
+    found = list(tally.over(blocks(scorer, params, vocabulary, text)))
+    tokens, nats = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
+    return Score(tokens, nats, tally.unknown, tally.loss)
+
+
+class Tally:
+    """The sums over scored blocks, taken as they go by.
+
+    Attributes:
+      loss: the cross-entropy of what has gone by.
+      unknown: tokens in it that the vocabulary lacks.
+    """
+
+    def __init__(self) -> None:
+        self.loss, self.unknown = Loss(0.0, 0, 0), 0
+
+    def over(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The same blocks, each counted when it is asked for."""
+        for block in blocks:
+            nats, tokens, characters = self.loss
+            self.loss = Loss(
+                nats + float(np.sum(block.nats, dtype=np.float64)),
+                tokens + len(block.tokens),
+                characters + block.characters,
+            )
+            self.unknown += block.unknown
+            yield block

@@ -1,0 +1,158 @@
+"""How fast text is drawn and scored, at the size of the quickstart.
+
+    python benchmarks/generation.py
+
+Drawing: 10,000 characters by `lm_jax.inference.sample`, which is one compiled program that never
+waits for the host, against a loop in Python that calls a compiled step (one call a token: the
+model, the draw and the key's derivation) and reads the token back. The two give the same text, or
+the program ends with an error. They are timed in turn, A B A B, and so are
+
+scoring: a text as one stream in one lane, which is one step after another by its nature; the same
+text line by line in many lanes; and the forward half of training, which reads the same tokens in
+the quickstart's batches.
+
+The parameters are those of an untrained model: time does not depend on them.
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # before the imports that need it
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from lm_jax import inference, models  # noqa: E402
+from lm_jax.config import Config  # noqa: E402
+from lm_jax.data import text as texts  # noqa: E402
+from lm_jax.data.batches import batch_at, steps_per_epoch, streams  # noqa: E402
+from lm_jax.data.corpus import Corpus, load  # noqa: E402
+from lm_jax.models import LanguageModel  # noqa: E402
+from lm_jax.models.base import Params  # noqa: E402
+from run import load_experiment  # noqa: E402
+
+ROUNDS = 9
+LENGTH = 10_000
+LEAST_RATIO = 20
+
+
+def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callable[[], str]:
+    """Draws the same text as `lm_jax.inference.sample`, a call a token."""
+    size, boundary = len(corpus.vocabulary), corpus.vocabulary.boundary
+
+    @jax.jit
+    def step(params, carry, token, key, place, temperature):
+        carry, h = model.hidden(params, carry, token[None, None])
+        noise = jax.random.gumbel(jax.random.fold_in(key, place), (size,))
+        scaled = model.logits(params, h)[0, 0] / temperature
+        return carry, jnp.argmax(scaled + noise).astype(jnp.int32)
+
+    def draw() -> str:
+        key = jax.random.fold_in(jax.random.key(0), 0)  # of the first of several samples
+        carry, token, drawn = model.init_carry(1), jnp.asarray(boundary, jnp.int32), []
+        for place in range(LENGTH):
+            carry, token = step(params, carry, token, key, place, 1.0)
+            drawn.append(int(token))
+        return corpus.vocabulary.decode(drawn)
+
+    return draw
+
+
+def forward(
+    model: LanguageModel, params: Params, config: Config, tokens: np.ndarray, boundary: int
+) -> Callable[[], jax.Array]:
+    """The forward half of an epoch of training, in one compiled loop."""
+    source, length = streams(tokens, boundary, config.data.batch_size), config.data.length
+
+    @jax.jit
+    def epoch(params, source):
+        def step(number, state):
+            carry, nats = state
+            batch = batch_at(source, number, length)
+            carry, h = model.hidden(params, carry, batch.x)
+            return carry, nats + jnp.sum(jnp.where(batch.mask, model.nats(params, h, batch.y), 0))
+
+        start = (model.init_carry(source.lengths.shape[0]), jnp.zeros(()))
+        return jax.lax.fori_loop(0, steps_per_epoch(source, length), step, start)[1]
+
+    return lambda: epoch(params, source).block_until_ready()
+
+
+def in_turn(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each way, one after another, round after round; each has run once before."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def show(seconds: dict[str, list[float]], tokens: int) -> None:
+    """A row a way: tokens a second, median, least and most."""
+    for name, taken in seconds.items():
+        rates = [tokens / value for value in (statistics.median(taken), max(taken), min(taken))]
+        print(f"{name:42}" + "".join(f"{rate:12,.0f}" for rate in rates))
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """How many times faster the second way is: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def main() -> None:
+    config = load_experiment("quickstart")
+    corpus = load(config.data)
+    vocabulary = corpus.vocabulary
+    model = models.make(config.model, len(vocabulary))
+    params = model.init(jax.random.key(0))
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+    print(f"{models.count(params):,} parameters, {len(vocabulary)} characters")
+    print(f"{'tokens a second':42}{'median':>12}{'least':>12}{'most':>12}")
+
+    ways = {
+        "drawn, a call a token": loop_sampler(model, params, corpus),
+        "drawn, one program": lambda: inference.sample(model, params, vocabulary, length=LENGTH),
+    }
+    loop, program = ways.values()
+    if loop() != program():
+        sys.exit("the two ways of drawing give different texts")
+    seconds = in_turn(ways)
+    show(seconds, LENGTH)
+    faster = ratio(*seconds.values())
+    verdict = "met" if faster >= LEAST_RATIO else "missed"
+    print(f"one program is {faster:.1f} times as fast; target {LEAST_RATIO}: {verdict}")
+
+    text = texts.splits(config.data)["validation"]
+    tokens = corpus.validation.tokens
+    static = inference.static(model, inference.chunk_length(len(vocabulary)))
+    ways = {
+        "training's forward half": forward(model, params, config, tokens, vocabulary.boundary),
+        "scored line by line": lambda: list(inference.line_blocks(model, params, vocabulary, text)),
+        "scored as one stream": lambda: list(inference.blocks(static, params, vocabulary, text)),
+    }
+    whole = sum(
+        float(block.nats.sum()) for block in inference.blocks(static, params, vocabulary, text)
+    )
+    training = float(forward(model, params, config, tokens, vocabulary.boundary)())
+    # Training begins each of its lanes afresh, so the two sums differ, but little.
+    if abs(whole - training) > 0.01 * whole:
+        sys.exit(f"scoring gives {whole:.1f} nats and training's forward half {training:.1f}")
+    seconds = in_turn(ways)
+    show(seconds, len(tokens))
+    half, by_line, stream = seconds.values()
+    print(f"line by line is {ratio(half, by_line):.2f} times as fast as training's forward half,")
+    print(f"one stream {ratio(half, stream):.2f} times")
+
+
+if __name__ == "__main__":
+    main()

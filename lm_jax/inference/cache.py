@@ -1,0 +1,108 @@
+"""The continuous cache: words are likelier where the model was in a similar state before.
+
+Each of the last N hidden states h_i is kept with the token x_{i+1} that came after it, and
+
+    p_cache(w) ∝ Σ_i 1{w = x_{i+1}} exp(θ h_t · h_i)
+    p(w) = (1 - λ) p_model(w) + λ p_cache(w)
+
+(Grave et al., 2017, section 3). θ, the flatness, is 0 for a cache that counts words. Before the
+first state is kept, p is p_model. λ = 0 is the model as it is.
+
+Letters: T tokens of a chunk, N states kept, B lanes, H units.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.data.batches import Batch
+from lm_jax.inference.scorer import Scorer
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+LARGEST = 100_000  # states kept
+PRODUCTS = 1 << 22  # h_t · h_i of one lane in one call
+
+
+class _State(NamedTuple):
+    carry: Carry
+    h: Float[Array, "N B H"]
+    """The states kept, the oldest first."""
+    y: Int[Array, "N B"]
+    """The token after each."""
+    there: Bool[Array, "N B"]
+    weight: Float[Array, ""]
+    flatness: Float[Array, ""]
+
+
+def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) -> Scorer:
+    """A scorer that mixes the model with a cache of its own hidden states.
+
+    Args:
+      model: a language model with one hidden state of floating-point numbers for each token.
+      size: N.
+      weight: λ, from 0 to below 1.
+      flatness: θ, 0 or more.
+
+    Raises:
+      UserError: a number is out of range; (when it begins) the model has no such hidden state.
+    """
+    if not 1 <= size <= LARGEST:
+        raise UserError(f"cache={size} must be from 1 to {LARGEST:,}")
+    if not 0 <= weight < 1:
+        raise UserError(f"cache-weight={weight} must be 0 or more and below 1")
+    if not 0 <= flatness < float("inf"):
+        raise UserError(f"cache-flatness={flatness} must be 0 or more, and finite")
+
+    def init(params: Params, batch_size: int) -> _State:
+        carry = model.init_carry(batch_size)
+        x = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
+        _, h = jax.eval_shape(model.hidden, params, carry, x)
+        shape = getattr(h, "shape", ())
+        if len(shape) != 3 or not jnp.issubdtype(h.dtype, jnp.floating):
+            raise UserError("--cache needs a model with hidden states, as a recurrent one has")
+        return _State(
+            carry,
+            jnp.zeros((size, batch_size, shape[-1]), h.dtype),
+            jnp.zeros((size, batch_size), jnp.int32),
+            jnp.zeros((size, batch_size), bool),
+            jnp.asarray(weight, float),
+            jnp.asarray(flatness, float),
+        )
+
+    length = max(1, min(256, PRODUCTS // size))
+    return Scorer(init, _rememberer(model), length)
+
+
+@functools.lru_cache(maxsize=16)
+def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
+    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+        carry, h = model.hidden(params, restart(model, state.carry, batch.start), batch.x)
+        kept = state.h.shape[0]
+        hs, ys = jnp.concatenate([state.h, h]), jnp.concatenate([state.y, batch.y])
+        there = jnp.concatenate([state.there & ~batch.start[None], batch.mask])
+        nats = model.nats(params, h, batch.y)
+        time, place = jnp.arange(h.shape[0])[:, None], jnp.arange(hs.shape[0])[None]
+        # State i is one of the N before state t, which stands at place N + t.
+        near = (place >= time) & (place < kept + time)
+        usable = near[:, None, :] & there.T[None]
+        weights = state.flatness * jnp.einsum("tbh,nbh->tbn", h, hs)
+        weights = jnp.where(usable, weights, -jnp.inf)
+        same = batch.y[:, :, None] == ys.T[None]
+        some = jnp.any(usable, axis=-1)
+        whole = jnp.where(some, _log_sum(weights), 0)
+        log_p = _log_sum(jnp.where(same, weights, -jnp.inf)) - whole
+        mixed = jnp.logaddexp(jnp.log1p(-state.weight) - nats, jnp.log(state.weight) + log_p)
+        state = _State(carry, hs[-kept:], ys[-kept:], there[-kept:], *state[-2:])
+        return state, jnp.where(some, -mixed, nats)
+
+    return jax.jit(read, donate_argnums=1)
+
+
+def _log_sum(values: Float[Array, "*shape N"]) -> Float[Array, "*shape"]:
+    return jax.nn.logsumexp(values, axis=-1)

@@ -1,0 +1,197 @@
+"""Drawing text from a model: each token from its softmax, then read back as the next input.
+
+A token is drawn from p = softmax(z / τ), z the model's logits, cut down in this order to
+
+1. the top-k likeliest tokens (Fan et al., 2018);
+2. of these, renormalised, the nucleus: the fewest likeliest whose probabilities reach top-p
+   (Holtzman et al., 2020, section 3.1);
+3. of these, the tokens with at least min-p times the probability of the likeliest (Nguyen et al.,
+   2024);
+
+and renormalised. A tie goes to the token of the lower number. At τ = 0 the likeliest is taken.
+
+The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954), the noise of a whole chunk of
+tokens made at once and before them; that of lane i at place t depends on the seed, i and t alone.
+So a sample is the same whichever others are drawn beside it and in whatever chunks it comes. The
+numbers are arguments of one compiled program, which draws `CHUNK` tokens a call, fewer where the
+noise of so many would be large. It reads a prompt by the same steps, so prompts and texts of all
+lengths share it.
+
+Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Carry, Params
+
+CHUNK = 64  # tokens drawn between two looks of the host
+NUMBERS_AT_ONCE = 1 << 24  # of a chunk's noise, 64 MiB in float32
+
+
+class Cuts(NamedTuple):
+    """Which tokens may be drawn; the numbers may be tracers."""
+
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    min_p: Float[Array, ""]
+
+
+class State(NamedTuple):
+    """Between two tokens."""
+
+    carry: Carry
+    token: Int[Array, " B"]
+    """The newest token, not yet read."""
+    place: Int[Array, ""]
+    """Tokens so far, the prompt's among them."""
+
+
+def cuts(size: int, top_k: int | None, top_p: float | None, min_p: float | None) -> Cuts | None:
+    """The cuts that are asked for, of V = `size` tokens; None where there are none."""
+    if top_k is None and top_p is None and min_p is None:
+        return None
+    return Cuts(
+        jnp.asarray(size if top_k is None else top_k, jnp.int32),
+        jnp.asarray(1 if top_p is None else top_p, float),
+        jnp.asarray(0 if min_p is None else min_p, float),
+    )
+
+
+def draws(
+    model: LanguageModel,
+    params: Params,
+    boundary: int,
+    prompt: np.ndarray,
+    length: int,
+    count: int,
+    temperature: float,
+    limits: Cuts | None,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Drawn tokens [n, B] and their nats [n, B], chunk by chunk, the prompt left out.
+
+    Args:
+      model, params: the model.
+      boundary: the token that stands before the prompt.
+      prompt: [P] numbers of tokens.
+      length: tokens to draw for each sample.
+      count: B.
+      temperature: τ.
+      limits: which tokens may be drawn; None: all.
+      seed: of the draws.
+    """
+    total = len(prompt) + length
+    size = model_size(model, params)
+    steps = max(1, min(CHUNK, NUMBERS_AT_ONCE // (count * size)))
+    forced = np.full(-(-total // steps) * steps, -1, np.int32)
+    forced[: len(prompt)] = prompt
+    keys, advance = _lane_keys(seed, count), drawing(model, steps)
+    token = jnp.full(count, boundary, jnp.int32)
+    state = State(model.init_carry(count), token, jnp.zeros((), jnp.int32))
+    warmth = jnp.asarray(temperature, float)
+
+    def trimmed(first: int, tokens: Array, nats: Array) -> tuple[np.ndarray, np.ndarray]:
+        kept = slice(max(len(prompt) - first, 0), total - first)
+        return np.asarray(tokens)[kept], np.asarray(nats)[kept]
+
+    ahead: tuple | None = None
+    for first in range(0, total, steps):
+        # The device is at the next chunk while the host looks at the last one.
+        state, *found = advance(params, state, forced[first : first + steps], keys, warmth, limits)
+        if ahead is not None and first > len(prompt):
+            yield trimmed(*ahead)
+        ahead = (first, *found)
+    if ahead is not None:
+        yield trimmed(*ahead)
+
+
+@functools.lru_cache(maxsize=16)
+def drawing(model: LanguageModel, steps: int) -> Callable[..., tuple[State, Array, Array]]:
+    """The compiled program that draws `steps` tokens for each of B samples.
+
+    It takes (params, state, forced[N], keys[B], temperature, cuts) and gives (state, tokens[N, B],
+    nats[N, B]). Where `forced` is not negative, it is the token, whatever the draw.
+    """
+
+    def program(
+        params: Params,
+        state: State,
+        forced: Int[Array, " N"],
+        keys: Array,
+        temperature: Float[Array, ""],
+        cuts: Cuts | None,
+    ) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
+        warm = temperature > 0
+        # At temperature 0 the division has no meaning, and there is no noise.
+        divisor = jnp.where(warm, temperature, 1)
+        size = model_size(model, params)
+
+        def noise(place: Array, key: Array) -> Array:
+            return jax.random.gumbel(jax.random.fold_in(key, place), (size,))
+
+        places = state.place + jnp.arange(steps)
+        lanes = jax.vmap(noise, (None, 0))
+        noises = jnp.where(warm, jax.vmap(lanes, (0, None))(places, keys), 0)
+
+        def step(inner: tuple[Carry, Array], given: tuple) -> tuple[tuple, tuple]:
+            (carry, token), (only, g) = inner, given
+            carry, h = model.hidden(params, carry, token[None])
+            scaled = model.logits(params, h)[0] / divisor
+            if cuts is not None:
+                scaled = jnp.where(kept(scaled, cuts), scaled, -jnp.inf)
+            drawn = jnp.argmax(scaled + g, -1).astype(jnp.int32)
+            token = jnp.where(only >= 0, only, drawn)
+            return (carry, token), (token, h[0])
+
+        inner = (state.carry, state.token)
+        # Four tokens in one turn of the loop: a quarter less time at the size of the quickstart.
+        inner, (tokens, h) = jax.lax.scan(step, inner, (forced, noises), unroll=min(4, steps))
+        nats = model.nats(params, h, tokens)
+        return State(*inner, state.place + steps), tokens, nats
+
+    return jax.jit(program, donate_argnums=1)
+
+
+def kept(logits: Float[Array, "*shape V"], cuts: Cuts) -> Bool[Array, "*shape V"]:
+    """The tokens that are left after top-k, top-p and min-p, in this order (see above).
+
+    Args:
+      logits: log-probabilities but for a constant, already divided by the temperature.
+      cuts: top_k >= 1; 0 < top_p <= 1; 0 <= min_p < 1.
+    """
+    order = jnp.argsort(logits, axis=-1, stable=True, descending=True)
+    rank = jnp.argsort(order, axis=-1)
+    best_first = jnp.take_along_axis(logits, order, axis=-1)
+    among = jnp.arange(logits.shape[-1]) < cuts.top_k
+    among = jnp.broadcast_to(among, logits.shape)
+    p = jax.nn.softmax(jnp.where(among, best_first, -jnp.inf), axis=-1)
+    before = jnp.cumsum(p, axis=-1) - p
+    # A sum that rounding brings up to 1 too early must not cut when nothing is to be cut.
+    among &= (before < cuts.top_p) | (cuts.top_p >= 1)
+    among &= p >= cuts.min_p * p[..., :1]
+    # Each cut leaves the first few of the order.
+    return rank < jnp.sum(among, axis=-1, keepdims=True)
+
+
+def model_size(model: LanguageModel, params: Params) -> int:
+    """V, as many logits as the model gives."""
+
+    def logits(params: Params) -> Array:
+        token = jnp.zeros((1, 1), jnp.int32)
+        return model.logits(params, model.hidden(params, model.init_carry(1), token)[1])
+
+    return jax.eval_shape(logits, params).shape[-1]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _lane_keys(seed: Array, count: int) -> Array:
+    lane = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    return jax.vmap(lane)(jnp.arange(count))

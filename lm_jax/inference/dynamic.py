@@ -1,0 +1,199 @@
+"""Dynamic evaluation: the model goes on learning from the text that it is scored on.
+
+Each chunk is scored first, with what was learned from the chunks before it, and learned from then
+(Krause et al., 2018, section 5). With θ_g the trained parameters, θ those of now, and g the
+gradient of the chunk's mean nats per token, backpropagated no further than the chunk's beginning,
+
+    SGD    θ ← θ - η g + λ (θ_g - θ)
+    RMS    θ ← θ - η g / (√MS + ε) + min(λ R, 1) (θ_g - θ),   R = √MS / avg(√MS)
+
+where MS is the mean over batches of the training text of each weight's squared gradient. As in the
+authors' program (github.com/benkrause/dynamic-evaluation, dynamiceval.py), MS is made of gradients
+of the mean over 100 lanes, ε is added to the root, avg is the mean over the arrays of the
+parameters of each one's mean, and no weight is pulled beyond its trained value.
+
+λ = 0 and η = 0 is the model as it is.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from lm_jax.data.batches import Batch, Streams, batch_at, steps_per_epoch, streams
+from lm_jax.gradients import full_bptt
+from lm_jax.inference.scorer import Scorer
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+LANES = 100  # of the training text, for the mean squared gradient
+BATCHES = 500
+
+
+class Rule(NamedTuple):
+    """How much each weight learns; both fields are shaped as the parameters, or have scalars."""
+
+    rate: Params
+    """Of the gradient, in weight² per nat."""
+    pull: Params
+    """Of the way back to the trained value, from 0 to 1."""
+
+
+class _State(NamedTuple):
+    params: Params
+    carry: Carry
+    rule: Rule
+
+
+def sgd(params: Params, *, learning_rate: float, decay: float = 0.0) -> Rule:
+    """The rule of plain gradient descent, with decay towards the trained parameters.
+
+    Args:
+      params: the trained parameters.
+      learning_rate: η >= 0.
+      decay: λ, from 0 to 1.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+    _check(learning_rate, decay)
+    return Rule(
+        jax.tree.map(lambda _: jnp.asarray(learning_rate, float), params),
+        jax.tree.map(lambda _: jnp.asarray(decay, float), params),
+    )
+
+
+def rms(
+    mean_square: Params, *, learning_rate: float, decay: float = 0.0, epsilon: float = 2e-5
+) -> Rule:
+    """The rule that divides by the root of the mean squared gradient.
+
+    Args:
+      mean_square: MS, shaped as the parameters (`mean_square_gradient`).
+      learning_rate: η >= 0.
+      decay: λ, from 0 to 1.
+      epsilon: ε > 0, in nats per unit of weight.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+    _check(learning_rate, decay)
+    if not 0 < epsilon < float("inf"):
+        raise UserError(f"dynamic-epsilon={epsilon} must be above 0, and finite")
+    root = jax.tree.map(jnp.sqrt, mean_square)
+    means = [jnp.mean(leaf) for leaf in jax.tree.leaves(root) if leaf.size]
+    average = sum(means) / len(means)
+    return Rule(
+        jax.tree.map(lambda leaf: learning_rate / (leaf + epsilon), root),
+        jax.tree.map(lambda leaf: jnp.minimum(decay * leaf / average, 1), root),
+    )
+
+
+def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
+    """A scorer that learns from each chunk once it has scored it.
+
+    Args:
+      model: the language model.
+      rule: of `sgd` or `rms`.
+      length: T, tokens of a chunk: an update each.
+
+    Raises:
+      UserError: (when it begins) the parameters are not all floating-point numbers.
+    """
+    if length < 1:
+        raise UserError(f"dynamic-length={length} must be 1 or more")
+
+    def init(params: Params, batch_size: int) -> _State:
+        check_floating(params)
+        # Copies, for the state is consumed.
+        params, rule_now = jax.tree.map(jnp.copy, (params, rule))
+        return _State(params, model.init_carry(batch_size), rule_now)
+
+    return Scorer(init, _learner(model), length)
+
+
+def check_floating(params: Params) -> None:
+    """Refuses parameters that have no gradient.
+
+    Raises:
+      UserError: one of them is no floating-point number, or there are none.
+    """
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise UserError("--dynamic needs a model that learns by gradient descent")
+
+
+@functools.lru_cache(maxsize=16)
+def _learner(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
+    def read(trained: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+        def mean_nats(params: Params) -> tuple[Array, tuple[Carry, Array]]:
+            carry, h = model.hidden(params, restart(model, state.carry, batch.start), batch.x)
+            nats = model.nats(params, h, batch.y)
+            mean = jnp.sum(jnp.where(batch.mask, nats, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
+            return mean, (carry, nats)
+
+        grads, (carry, nats) = jax.grad(mean_nats, has_aux=True)(state.params)
+
+        def learned(now: Array, g: Array, first: Array, rate: Array, pull: Array) -> Array:
+            return now - rate * g + pull * (first - now)
+
+        params = jax.tree.map(learned, state.params, grads, trained, *state.rule)
+        return _State(params, carry, state.rule), nats
+
+    return jax.jit(read, donate_argnums=1)
+
+
+def mean_square_gradient(
+    model: LanguageModel,
+    params: Params,
+    tokens: np.ndarray,
+    boundary: int,
+    *,
+    length: int,
+    lanes: int = LANES,
+    most: int = BATCHES,
+) -> Params:
+    """MS: the mean over batches of each weight's squared gradient, shaped as the parameters.
+
+    Args:
+      model, params: a trained model.
+      tokens: [N] the tokens of its training text.
+      boundary: the token that stands before them.
+      length: T, tokens of each lane in a batch, as in the text that is to be scored.
+      lanes: read side by side; fewer where the text is short.
+      most: batches to read at most, so that no more of the text than these is read.
+    """
+    check_floating(params)
+    lanes = max(1, min(lanes, len(tokens) // length))
+    source = streams(np.asarray(tokens[: most * lanes * length]), boundary, lanes)
+    return _squares(model, length)(params, source, steps_per_epoch(source, length))
+
+
+@functools.lru_cache(maxsize=16)
+def _squares(model: LanguageModel, length: int) -> Callable[..., Params]:
+    estimator = full_bptt(model)
+
+    def program(params: Params, source: Streams, steps: Int[Array, ""]) -> Params:
+        def add(step: Array, state: tuple) -> tuple:
+            carry, squares = state
+            _, carry, grads = estimator(params, carry, batch_at(source, step, length))
+            return carry, jax.tree.map(lambda s, g: s + g**2, squares, grads)
+
+        carry = estimator.init_carry(source.lengths.shape[0])
+        zero = jax.tree.map(jnp.zeros_like, params)
+        _, squares = jax.lax.fori_loop(0, steps, add, (carry, zero))
+        return jax.tree.map(lambda s: s / steps, squares)
+
+    return jax.jit(program)
+
+
+def _check(learning_rate: float, decay: float) -> None:
+    if not 0 <= learning_rate < float("inf"):
+        raise UserError(f"dynamic-rate={learning_rate} must be 0 or more, and finite")
+    if not 0 <= decay <= 1:
+        raise UserError(f"dynamic-decay={decay} must be from 0 to 1")

@@ -1,0 +1,110 @@
+"""The exposure gap: what a model loses when it must go on from its own words.
+
+A text is cut into chunks of T tokens. Under teacher forcing the model reads the text's tokens;
+running freely it reads its own after the chunk's first one (`lm_jax.inference.feeding`), and is
+asked for the text's next token all the same. Both begin each chunk with the state that the text
+before it has left. The difference in nats, by position in the chunk, is how errors pile up where
+the model has only ever been trained on the text (Bengio et al., 2015; Ranzato et al., 2016, call it
+exposure bias). At position 0 it is zero.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lm_jax.data.batches import Batch
+from lm_jax.data.text import Text, in_memory
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.inference.blocks import batches
+from lm_jax.inference.feeding import fed
+from lm_jax.inference.scorer import chunk_length
+from lm_jax.inference.wishes import check_seed
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+
+class Exposure(NamedTuple):
+    """Nats per token by position in a chunk."""
+
+    forced: np.ndarray
+    """[T] mean nats where the model reads the text."""
+    free: np.ndarray
+    """[T] mean nats where it reads its own tokens."""
+    tokens: np.ndarray
+    """[T] how many tokens each is the mean of."""
+
+    def mean(self, nats: np.ndarray) -> float:
+        """Nats per token over all positions, of `forced` or `free`."""
+        return float(np.sum(nats * self.tokens) / np.sum(self.tokens))
+
+    @property
+    def gap(self) -> float:
+        """Nats per token that free running costs."""
+        return self.mean(self.free) - self.mean(self.forced)
+
+
+def exposure(
+    model: LanguageModel,
+    params: Params,
+    vocabulary: Vocabulary,
+    text: str | Text,
+    *,
+    length: int,
+    greedy: bool = False,
+    seed: int = 0,
+) -> Exposure:
+    """Mean nats per token, by position, reading the text and reading the model's own tokens.
+
+    Args:
+      model, params: a trained model.
+      vocabulary: its vocabulary.
+      text: read in one lane, chunk by chunk; the last one may be shorter.
+      length: T.
+      greedy: the model reads its likeliest token; else one drawn from its softmax.
+      seed: of the draws.
+
+    Raises:
+      UserError: a number out of range; the text is empty, or not UTF-8.
+    """
+    longest = chunk_length(len(vocabulary))
+    if not 1 <= length <= longest:
+        raise UserError(f"exposure={length} must be from 1 to {longest:,}")
+    check_seed(seed)
+    text = in_memory("text", text) if isinstance(text, str) else text
+    both, key = _both(model, greedy), jax.random.key(seed)
+    carry = model.init_carry(1)
+    sums, tokens = np.zeros((2, length)), np.zeros(length, np.int64)
+    for number, (piece, batch) in enumerate(batches(vocabulary, text, length)):
+        carry, nats = both(params, carry, batch, key, number)
+        there = slice(len(piece.tokens))
+        sums[:, there] += np.asarray(nats, np.float64)[:, there, 0]
+        tokens[there] += 1
+    reached = slice(int(np.count_nonzero(tokens)))
+    forced, free = (sums / np.maximum(tokens, 1))[:, reached]
+    return Exposure(forced, free, tokens[reached])
+
+
+@functools.lru_cache(maxsize=16)
+def _both(model: LanguageModel, greedy: bool) -> Callable[..., tuple[Carry, Array]]:
+    """The program (params, carry, batch, key, number) -> (carry, nats[2, T, B])."""
+
+    def program(
+        params: Params, carry: Carry, batch: Batch, key: Array, number: Array
+    ) -> tuple[Carry, Array]:
+        carry = restart(model, carry, batch.start)
+        batch = batch._replace(start=jnp.zeros_like(batch.start))
+        own = fed(
+            model, params, carry, batch, jax.random.fold_in(key, number), jnp.ones(()), greedy
+        )
+        after, h = model.hidden(params, carry, batch.x)
+        _, own_h = model.hidden(params, carry, own.x)
+        pairs = [model.nats(params, states, batch.y) for states in (h, own_h)]
+        return after, jnp.stack(pairs)
+
+    return jax.jit(program, donate_argnums=1)

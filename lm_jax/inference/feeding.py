@@ -1,0 +1,55 @@
+"""A batch whose inputs are, in part, what the model itself would have said.
+
+With rate ε, each input token but the first of a chunk is replaced by the model's own draw from
+p(x_t | x̂_1 … x̂_{t-1}), where x̂ are the inputs as replaced so far; the targets stay the text's.
+ε = 0 is teacher forcing, ε = 1 free running, and what lies between is scheduled sampling (Bengio
+et al., 2015, section 2.4), with ε one minus the paper's.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lm_jax.data.batches import Batch
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+
+
+def fed(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    batch: Batch,
+    key: Array,
+    rate: Float[Array, ""],
+    greedy: bool = False,
+) -> Batch:
+    """The batch with each input after the first replaced, with probability `rate`.
+
+    No gradient flows through it: tokens have none.
+
+    Args:
+      model, params: who draws.
+      carry: before the batch; made fresh where the batch's text starts, as an estimator does.
+      batch: T tokens of B lanes.
+      key: of the draws.
+      rate: from 0, which gives the very batch, to 1.
+      greedy: replace by the model's likeliest token, not by a draw.
+    """
+    params, carry = jax.lax.stop_gradient((params, carry))
+
+    def step(state: tuple[Carry, Array], given: tuple) -> tuple[tuple, Array]:
+        (carry, x), (key, true) = state, given
+        own_key, choice_key = jax.random.split(key)
+        carry, h = model.hidden(params, carry, x[None])
+        logits = model.logits(params, h)[0]
+        own = jnp.argmax(logits, -1) if greedy else jax.random.categorical(own_key, logits)
+        replaced = jax.random.bernoulli(choice_key, rate, true.shape)
+        x = jnp.where(replaced, own.astype(true.dtype), true)
+        return (carry, x), x
+
+    first, rest = batch.x[:1], batch.x[1:]
+    state = (restart(model, carry, batch.start), first[0])
+    keys = jax.random.split(key, rest.shape[0])
+    _, own = jax.lax.scan(step, state, (keys, rest))
+    return batch._replace(x=jnp.concatenate([first, own]))

@@ -1,0 +1,63 @@
+"""How a chunk of text is scored: by the model as it is, unless another scorer is asked for.
+
+A scorer goes over a text chunk by chunk and keeps what it must from one to the next. The model as
+it is keeps its carry; `lm_jax.inference.dynamic` learns on the way, and `lm_jax.inference.cache`
+remembers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from lm_jax.data.batches import Batch
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+
+LOGITS_AT_ONCE = 1 << 24  # numbers, 64 MiB in float32
+
+State = Any
+
+
+class Scorer(NamedTuple):
+    """-ln P of each token of a text, chunk by chunk."""
+
+    init: Callable[[Params, int], State]
+    """(params, batch_size) -> the state before the first chunk."""
+    read: Callable[[Params, State, Batch], tuple[State, Array]]
+    """(params, state, batch) -> (state, nats[T, B]); compiled, and the state given is consumed."""
+    length: int
+    """T, tokens of a chunk."""
+
+
+def chunk_length(size: int) -> int:
+    """Tokens of one lane in one call: few enough for their logits to stay small.
+
+    Args:
+      size: V.
+    """
+    return max(1, min(2048, LOGITS_AT_ONCE // size))
+
+
+@functools.lru_cache(maxsize=16)
+def static(model: LanguageModel, length: int) -> Scorer:
+    """The model as it is.
+
+    Args:
+      model: the language model.
+      length: T.
+    """
+    return Scorer(lambda params, batch_size: model.init_carry(batch_size), reader(model), length)
+
+
+@functools.lru_cache(maxsize=16)
+def reader(model: LanguageModel) -> Callable[[Params, Carry, Batch], tuple[Carry, Array]]:
+    """The compiled program (params, carry, batch) -> (carry, nats[T, B])."""
+
+    def read(params: Params, carry: Carry, batch: Batch) -> tuple[Carry, Array]:
+        carry, h = model.hidden(params, restart(model, carry, batch.start), batch.x)
+        return carry, model.nats(params, h, batch.y)
+
+    return jax.jit(read, donate_argnums=1)

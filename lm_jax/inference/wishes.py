@@ -1,0 +1,104 @@
+"""What may be asked of a sample, and what may not: each mistake one line that names the flag."""
+
+import math
+
+import numpy as np
+
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.settings import UserError, nearest
+
+LONGEST = 10**8  # tokens drawn by one call
+MOST = 10_000  # samples drawn side by side
+
+
+def check(
+    vocabulary: Vocabulary,
+    *,
+    length: int,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int,
+) -> None:
+    """Refuses numbers that `lm_jax.inference.samples` cannot take.
+
+    Raises:
+      UserError: names the first number that is out of range, and the range.
+    """
+    check_length(length)
+    check_seed(seed)
+    if not 1 <= count <= MOST:
+        raise UserError(f"count={count} must be from 1 to {MOST:,}")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature} must be 0 or more, and finite")
+    if top_k is not None and not 1 <= top_k <= len(vocabulary):
+        raise UserError(
+            f"top-k={top_k} must be from 1 to {len(vocabulary):,}, the tokens of the vocabulary"
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top-p={top_p} must be above 0 and at most 1")
+    if min_p is not None and not 0 <= min_p < 1:
+        raise UserError(f"min-p={min_p} must be 0 or more and below 1")
+
+
+def check_length(length: int) -> None:
+    """Refuses a number of tokens to draw that is out of range.
+
+    Raises:
+      UserError: it is.
+    """
+    if not 1 <= length <= LONGEST:
+        raise UserError(f"length={length} must be from 1 to {LONGEST:,}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that is out of range.
+
+    Raises:
+      UserError: it is.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be from 0 to {2**32 - 1}")
+
+
+def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
+    """The numbers of a prompt's tokens, int32 [P].
+
+    Raises:
+      UserError: the model has never seen one of them; or the prompt is no Unicode.
+    """
+    try:
+        read = vocabulary.encode(prompt, ended=False)
+    except UnicodeEncodeError:
+        raise UserError(f"the prompt {prompt!r} is not UTF-8") from None
+    if vocabulary.unknown in read:
+        raise UserError(
+            f"the prompt holds {_first_unknown(prompt, vocabulary)!r}: the model has never seen it"
+        )
+    return read
+
+
+def _first_unknown(prompt: str, vocabulary: Vocabulary) -> str:
+    pieces = prompt.split() if vocabulary.tokenizer == "word" else list(prompt)
+    return next(piece for piece in pieces if piece not in vocabulary.numbers)
+
+
+def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:
+    """The number of a token that is written as it is or as `Vocabulary.show` writes it.
+
+    Raises:
+      UserError: the vocabulary holds no such token.
+    """
+    if stop is None:
+        return None
+    if stop in vocabulary.numbers:
+        return vocabulary.numbers[stop]
+    shown = {vocabulary.show(number): number for number in range(len(vocabulary))}
+    if stop not in shown:
+        raise UserError(
+            f"stop={stop!r} is not one of the {len(vocabulary):,} tokens of the vocabulary"
+            f"{nearest(stop, shown)}"
+        )
+    return shown[stop]

@@ -1,0 +1,131 @@
+"""What `score` and `sample` print: tables for people, strict JSON for programs.
+
+All is printed as it comes, so that a text may be longer than memory. A JSON object is written in
+parts: its long list first, and the sums, which are known at the end, after it.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.inference import Block, Exposure, Found, Line, Sample, Tally, lines
+from lm_jax.training.journal import as_json as object_as_json
+
+
+def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_json: bool) -> None:
+    """Prints the scored blocks of a text as they come, and their sums.
+
+    Args:
+      vocabulary: of the tokens.
+      blocks: from `lm_jax.inference.blocks` or `line_blocks`.
+      by: token, sentence or none: what a row is for.
+      as_json: one JSON object instead of a table.
+    """
+    tally = Tally()
+    passing = tally.over(blocks)
+    if by == "sentence":
+        found = lines(vocabulary, passing)
+        rows = (_line(vocabulary, line, as_json) for line in found)
+    else:
+        shown = by == "token"
+        rows = (
+            row
+            for block in passing
+            for row in (_tokens(vocabulary, block, as_json) if shown else ())
+        )
+    if as_json:
+        _print_object(f"by_{by}", rows, tally)
+        return
+    if by != "none":
+        print({"token": "      ln P  token", "sentence": "      ln P   tokens  line"}[by])
+    for row in rows:
+        print(row)
+    loss = tally.loss
+    if by != "none":
+        print()
+    print(f"ln P of the text  {-loss.nats:.4f}")
+    print(f"tokens            {loss.tokens:,}, of them unknown {tally.unknown:,}")
+    print(f"nats a token      {loss.nats_per_token:.4f}")
+    print(f"perplexity        {loss.perplexity:.4f}")
+    print(f"bits a character  {loss.bits_per_character:.4f}")
+
+
+def _print_object(name: str, rows: Iterator[str], tally: Tally) -> None:
+    """Prints the rows, if there are any, and what the tally is after them, as one object."""
+    opened = False
+    for row in rows:
+        print(",\n" if opened else f'{{"{name}": [', row, sep="", end="")
+        opened = True
+    sums = {"log_p": -tally.loss.nats, **tally.loss.row(), "unknown": tally.unknown}
+    print("], " if opened else "{", object_as_json(sums)[1:], sep="")
+
+
+def _tokens(vocabulary: Vocabulary, block: Block, as_json: bool) -> Iterator[str]:
+    for token, nats in zip(block.tokens.tolist(), block.nats.tolist(), strict=True):
+        if as_json:
+            yield json.dumps([vocabulary.tokens[token], nats if math.isfinite(nats) else None])
+        else:
+            yield f"{-nats:10.4f}  {vocabulary.show(token)}"
+
+
+def _line(vocabulary: Vocabulary, line: Line, as_json: bool) -> str:
+    if as_json:
+        return object_as_json({"line": line.number, "tokens": line.tokens, "nats": line.nats})
+    words = vocabulary.decode(line.beginning).rstrip("\n")
+    more = "…" if line.tokens > len(line.beginning) else ""
+    return f"{-line.nats:10.4f}  {line.tokens:7,}  {words}{more}"
+
+
+def show_exposure(found: Exposure, *, as_json: bool) -> None:
+    """Prints nats by position, reading the text and reading the model's own tokens."""
+    forced, free = found.mean(found.forced), found.mean(found.free)
+    if as_json:
+        by_position = {name: np.asarray(value).tolist() for name, value in found._asdict().items()}
+        sums = {"nats_forced": forced, "nats_free": free, "gap": found.gap}
+        print(object_as_json({**sums, "by_position": by_position}))
+        return
+    print("position  reads the text  reads its own       gap  tokens")
+    last = len(found.tokens) - 1
+    doubling = (1 << power for power in range(last.bit_length()))
+    for place in sorted({0, *(p for p in doubling if p < last), last}):
+        _print_gap(str(place), found.forced[place], found.free[place], int(found.tokens[place]))
+    _print_gap("all", forced, free, int(found.tokens.sum()))
+    print("nats a token")
+
+
+def _print_gap(place: str, forced: float, free: float, tokens: int) -> None:
+    print(f"{place:>8}{forced:16.4f}{free:15.4f}{free - forced:10.4f}  {tokens:,}")
+
+
+def show_samples(samples: list[Sample], vocabulary: Vocabulary, *, as_json: bool) -> None:
+    """Prints samples one after another, each under a line with its number and its ln P."""
+    for number, sample in enumerate(samples, 1):
+        log_p = -float(np.sum(sample.nats, dtype=np.float64))
+        if as_json:
+            by_token = [
+                [vocabulary.tokens[token], nats]
+                for token, nats in zip(sample.tokens.tolist(), sample.nats.tolist(), strict=True)
+            ]
+            row = {"text": sample.text, "log_p": log_p, "stopped": sample.stopped}
+            print(object_as_json({**row, "by_token": by_token}))
+        else:
+            print(f"=== {number} of {len(samples)}, ln P {log_p:.4f}\n{sample.text}")
+
+
+def show_stream(pieces: Iterable[str]) -> None:
+    """Prints a text piece by piece, as it is drawn."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def show_beam(found: Found, vocabulary: Vocabulary, *, as_json: bool) -> None:
+    """Prints the text that a beam search found, and its ln P."""
+    if as_json:
+        tokens = [vocabulary.tokens[token] for token in found.tokens.tolist()]
+        print(object_as_json({"text": found.text, "log_p": found.log_p, "tokens": tokens}))
+    else:
+        print(f"{found.text}\n=== ln P {found.log_p:.4f}")

@@ -1,0 +1,302 @@
+"""What a text is worth to a model: read through, by line, learning, remembering, running free."""
+
+import importlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax import inference
+from lm_jax.data import text as texts
+from lm_jax.data.batches import batch_at, streams
+from lm_jax.data.text import in_memory
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.gradients import full_bptt
+from lm_jax.inference import fed, line_blocks, lines, score, static
+from lm_jax.settings import UserError
+
+MODEL = tiny.rnn()
+PARAMS = tiny.moved(MODEL.init(jax.random.key(0)), size=1.0)
+CHARS = Vocabulary("char", ("<unk>", "\n", "a", "b", "c", "d", " "))
+WORDS = Vocabulary("word", ("<unk>", "<eos>", "the", "cat", "sat", "on", "mat"))
+RANDOM = np.random.default_rng(0)
+TEXT = "".join(RANDOM.choice(list("abcd \n"), 130, p=[0.2] * 4 + [0.1] * 2))
+
+
+@jax.jit
+def _nats(x):
+    _, h = MODEL.hidden(PARAMS, MODEL.init_carry(1), x[:-1, None])
+    return MODEL.nats(PARAMS, h, x[1:, None])[:, 0], h[:, 0], MODEL.logits(PARAMS, h)[:, 0]
+
+
+def read_through(tokens):
+    """Nats [n], hidden states [n, H] and logits [n, V] at each token after the boundary."""
+    x = np.zeros(200, np.int32)
+    x[: len(tokens) + 1] = [1, *tokens]
+    return [np.asarray(a)[: len(tokens)] for a in _nats(x)]
+
+
+def nats_of(scorer, text=TEXT, params=PARAMS):
+    return score(MODEL, params, CHARS, text, scorer).nats
+
+
+def test_the_score_of_a_text_is_the_sum_over_its_tokens():
+    text = "the cat sat\non the dog"
+    found = score(MODEL, PARAMS, WORDS, text)
+    np.testing.assert_array_equal(found.tokens, [2, 3, 4, 1, 5, 2, 0, 1])
+    assert found.unknown == 1
+    np.testing.assert_allclose(found.nats, read_through(found.tokens)[0], rtol=1e-12)
+    assert found.loss.nats == pytest.approx(found.nats.sum(), rel=1e-12)
+    assert (found.loss.tokens, found.loss.characters) == (8, len(text))
+
+
+def test_the_probabilities_of_all_texts_of_one_length_add_up_to_one():
+    pairs = ["".join(pair) for pair in itertools.product(CHARS.tokens[1:], repeat=2)]
+    total = sum(np.exp(-score(MODEL, PARAMS, CHARS, pair).loss.nats) for pair in pairs)
+    # What is missing is <unk>: first, or second after each of the others.
+    for first in [[], *([token] for token in range(1, tiny.V))]:
+        p = np.exp(-read_through([*first, 0])[0])
+        total += np.prod(p)
+    assert total == pytest.approx(1, rel=1e-12)
+
+
+def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch):
+    expected = read_through(CHARS.encode(TEXT))[0]
+    for block, length in ((7, 5), (1000, 130), (64, 32), (3, 200)):
+        monkeypatch.setattr(texts, "BLOCK", block)
+        found = list(
+            inference.blocks(static(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT + "é"))
+        )
+        assert max(len(part.tokens) for part in found) <= length
+        np.testing.assert_allclose(
+            np.concatenate([part.nats for part in found])[:-1], expected, rtol=1e-12
+        )
+        assert sum(part.characters for part in found) == len(TEXT) + 1
+        assert sum(part.unknown for part in found) == 1
+
+
+def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):
+    """So what is held does not grow with the text."""
+    taken = []
+
+    def endless():
+        for number in itertools.count():
+            taken.append(number)
+            yield b"abc\n" * 16
+
+    text = texts.Text("endless", "", endless)
+    for found in (
+        inference.blocks(static(MODEL, 32), PARAMS, CHARS, text),
+        line_blocks(MODEL, PARAMS, CHARS, text),
+    ):
+        taken.clear()
+        assert len(list(itertools.islice(found, 40))) == 40
+        assert len(taken) < 30
+
+
+def test_each_line_is_scored_as_if_nothing_had_come_before_it(monkeypatch):
+    module = importlib.import_module("lm_jax.inference.blocks")
+    long = "ab cd" * 9
+    text = f"{TEXT}\n{long}\n\nab\n{TEXT}"
+    parts = text.split("\n")
+    parts = [part + "\n" for part in parts[:-1]] + [parts[-1]]
+    for lanes, length, waiting in ((3, 4, 1 << 20), (64, 32, 1 << 20), (2, 3, 10)):
+        monkeypatch.setattr(module, "LANES", lanes)
+        monkeypatch.setattr(module, "LINE_LENGTH", length)
+        monkeypatch.setattr(module, "WAITING", waiting)
+        found = list(line_blocks(MODEL, PARAMS, CHARS, in_memory("text", text)))
+        assert [CHARS.decode(part.tokens) for part in found] == [part for part in parts if part]
+        for part in found:
+            np.testing.assert_allclose(part.nats, read_through(part.tokens)[0], rtol=1e-12)
+        assert sum(part.characters for part in found) == len(text)
+
+
+def test_lines_add_up_whatever_the_blocks():
+    tokens, nats = score(MODEL, PARAMS, CHARS, TEXT)[:2]
+    ends = [*(np.flatnonzero(tokens == 1) + 1), len(tokens)]
+    expected = [nats[a:b].sum() for a, b in itertools.pairwise([0, *ends]) if b > a]
+    for length in (3, 50, 200):
+        found = list(
+            lines(
+                CHARS,
+                inference.blocks(static(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT)),
+            )
+        )
+        np.testing.assert_allclose([line.nats for line in found], expected, rtol=1e-12)
+        assert [line.number for line in found] == list(range(1, len(found) + 1))
+        assert sum(line.tokens for line in found) == len(TEXT)
+        shown = [CHARS.decode(line.beginning) for line in found]
+        assert shown == [line for line in TEXT.splitlines(keepends=True)]
+
+
+def test_there_is_nothing_to_score_in_an_empty_text():
+    with pytest.raises(UserError, match="empty"):
+        score(MODEL, PARAMS, CHARS, "")
+    nothing = texts.Text("nothing", "", lambda: iter(()))
+    with pytest.raises(UserError, match="nothing: the text is empty"):
+        list(line_blocks(MODEL, PARAMS, CHARS, nothing))
+
+
+def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
+    still = score(MODEL, PARAMS, CHARS, TEXT).nats
+    none = inference.sgd(PARAMS, learning_rate=0.0)
+    np.testing.assert_allclose(nats_of(inference.dynamic(MODEL, none, 10)), still, rtol=1e-12)
+    learning = nats_of(inference.dynamic(MODEL, inference.sgd(PARAMS, learning_rate=0.5), 10))
+    np.testing.assert_allclose(learning[:10], still[:10], rtol=1e-12)
+    assert np.all(learning[10:] != still[10:])
+    # The text itself is left for the next time.
+    again = nats_of(inference.dynamic(MODEL, inference.sgd(PARAMS, learning_rate=0.5), 10))
+    np.testing.assert_array_equal(again, learning)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "rms"])
+def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(kind):
+    length, rate, decay, epsilon = 50, 0.3, 0.02, 0.01
+    tokens = CHARS.encode(TEXT)
+    lane = streams(tokens, 1, 1)
+    estimator = jax.jit(full_bptt(MODEL).estimate)
+    batches = [batch_at(lane, step, length) for step in range(3)]
+    carry, squares = MODEL.init_carry(1), jax.tree.map(jnp.zeros_like, PARAMS)
+    for batch in batches:
+        _, carry, g = estimator(PARAMS, carry, batch)
+        squares = jax.tree.map(lambda s, g: s + g**2 / 3, squares, g)
+    found = inference.mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
+    tiny.assert_trees_close(found, squares)
+
+    root = jax.tree.map(np.sqrt, squares)
+    average = np.mean([leaf.mean() for leaf in jax.tree.leaves(root)])
+    if kind == "sgd":
+        rule = inference.sgd(PARAMS, learning_rate=rate, decay=decay)
+        divisor = jax.tree.map(np.ones_like, root)
+        pull = jax.tree.map(lambda leaf: np.full_like(leaf, decay), root)
+    else:
+        rule = inference.rms(squares, learning_rate=rate, decay=decay, epsilon=epsilon)
+        divisor = jax.tree.map(lambda leaf: leaf + epsilon, root)
+        pull = jax.tree.map(lambda leaf: np.minimum(decay * leaf / average, 1), root)
+    params, carry, expected = PARAMS, MODEL.init_carry(1), []
+    for batch in batches:
+        loss, carry, g = estimator(params, carry, batch)
+        expected.append(float(loss) * int(batch.mask.sum()))
+        params = jax.tree.map(
+            lambda now, g, d, first, share: now - rate * g / d + share * (first - now),
+            *(params, g, divisor, PARAMS, pull),
+        )
+    nats = nats_of(inference.dynamic(MODEL, rule, length))
+    sums = [nats[:50].sum(), nats[50:100].sum(), nats[100:].sum()]
+    np.testing.assert_allclose(sums, expected, rtol=1e-12)
+
+
+def test_a_cache_is_its_formula_token_by_token():
+    tokens = CHARS.encode(TEXT)
+    nats, h, logits = read_through(tokens)
+    for size, weight, flatness in ((7, 0.3, 0.6), (500, 0.1, 0.0)):
+        found = nats_of(inference.cache(MODEL, size=size, weight=weight, flatness=flatness))
+        assert found[0] == pytest.approx(nats[0], rel=1e-12)  # nothing is remembered yet
+        for t in range(1, len(tokens)):
+            p_cache = np.zeros(tiny.V)
+            for i in range(max(0, t - size), t):
+                p_cache[tokens[i]] += np.exp(flatness * h[t] @ h[i])
+            p = np.exp(logits[t]) / np.exp(logits[t]).sum()
+            p = (1 - weight) * p + weight * p_cache / p_cache.sum()
+            assert p.sum() == pytest.approx(1, rel=1e-12)
+            assert found[t] == pytest.approx(-np.log(p[tokens[t]]), rel=1e-12)
+
+
+def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch):
+    still = score(MODEL, PARAMS, CHARS, TEXT).nats
+    none = inference.cache(MODEL, size=9, weight=0.0, flatness=1.0)
+    np.testing.assert_allclose(nats_of(none), still, rtol=1e-12)
+    whole = inference.cache(MODEL, size=9, weight=0.2, flatness=1.0)
+    chunks = whole._replace(length=11)
+    np.testing.assert_allclose(nats_of(chunks), nats_of(whole), rtol=1e-12)
+
+
+def test_a_cache_needs_hidden_states_and_learning_needs_weights():
+    counts = MODEL._replace(hidden=lambda params, carry, x, between=None: (carry, x))
+    with pytest.raises(UserError, match="--cache needs a model with hidden states"):
+        score(
+            counts, PARAMS, CHARS, "ab", inference.cache(counts, size=3, weight=0.1, flatness=0.0)
+        )
+    rule = inference.sgd({"n": jnp.zeros(3, int)}, learning_rate=0.1)
+    with pytest.raises(UserError, match="--dynamic needs a model that learns"):
+        score(MODEL, {"n": jnp.zeros(3, int)}, CHARS, "ab", inference.dynamic(MODEL, rule, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: inference.cache(MODEL, size=0, weight=0.1, flatness=0.1), "cache=0 must"),
+        (lambda: inference.cache(MODEL, size=5, weight=1.0, flatness=0.1), "cache-weight=1.0 must"),
+        (lambda: inference.cache(MODEL, size=5, weight=0.1, flatness=-1.0), "cache-flatness=-1"),
+        (lambda: inference.sgd(PARAMS, learning_rate=-1.0), "dynamic-rate=-1.0 must"),
+        (lambda: inference.sgd(PARAMS, learning_rate=1.0, decay=2.0), "dynamic-decay=2.0 must"),
+        (lambda: inference.rms(PARAMS, learning_rate=1.0, epsilon=0.0), "dynamic-epsilon=0.0"),
+        (lambda: inference.dynamic(MODEL, inference.Rule({}, {}), 0), "dynamic-length=0 must"),
+        (lambda: inference.exposure(MODEL, PARAMS, CHARS, "a", length=0), "exposure=0 must be"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+@jax.jit
+def _fed(batch, key, rate):
+    return fed(MODEL, PARAMS, MODEL.init_carry(tiny.B), batch, key, rate)
+
+
+def test_inputs_are_replaced_at_the_rate_that_is_asked_for(key):
+    batch = tiny.batch(length=40)
+    tiny.assert_trees_equal(_fed(batch, key, 0.0), batch)
+    own = _fed(batch, key, 1.0)
+    np.testing.assert_array_equal(own.x[0], batch.x[0])
+    np.testing.assert_array_equal(own.y, batch.y)
+    some = np.asarray(_fed(batch, key, 0.5).x != batch.x)
+    every = np.asarray(own.x != batch.x)
+    assert 0.2 < some[1:].mean() < every[1:].mean() <= 1
+
+
+def test_what_a_model_is_fed_greedily_is_its_likeliest_token(key):
+    batch = tiny.batch(length=8)
+    carry = MODEL.init_carry(tiny.B)
+    own = fed(MODEL, PARAMS, carry, batch, key, jnp.ones(()), greedy=True)
+    _, h = MODEL.hidden(PARAMS, carry, own.x)
+    np.testing.assert_array_equal(own.x[1:], jnp.argmax(MODEL.logits(PARAMS, h), -1)[:-1])
+    assert np.any(own.x != batch.x)
+
+
+def test_no_gradient_flows_through_what_a_model_is_fed(key):
+    batch, carry = tiny.batch(), MODEL.init_carry(tiny.B)
+    estimator = full_bptt(MODEL)
+    own = fed(MODEL, PARAMS, carry, batch, key, jnp.ones(()))
+
+    def loss(params):
+        return estimator(params, carry, fed(MODEL, params, carry, batch, key, jnp.ones(())))[0]
+
+    tiny.assert_trees_close(jax.grad(loss)(PARAMS), estimator(PARAMS, carry, own)[2])
+
+
+def test_the_exposure_gap_is_zero_at_first_and_forced_is_the_score():
+    nats = score(MODEL, PARAMS, CHARS, TEXT).nats
+    found = inference.exposure(MODEL, PARAMS, CHARS, TEXT, length=40)
+    np.testing.assert_array_equal(found.tokens, [4] * 10 + [3] * 30)
+    assert found.mean(found.forced) == pytest.approx(nats.mean(), rel=1e-12)
+    positions = np.arange(len(nats)) % 40
+    by_position = [nats[positions == place].mean() for place in range(40)]
+    np.testing.assert_allclose(found.forced, by_position, rtol=1e-12)
+    assert found.free[0] == pytest.approx(found.forced[0], rel=1e-12)
+    assert np.all(found.free[1:] != found.forced[1:])
+    assert found.gap == pytest.approx(found.mean(found.free) - nats.mean(), rel=1e-9)
+    short = inference.exposure(MODEL, PARAMS, CHARS, "abc", length=40)
+    np.testing.assert_array_equal(short.tokens, [1, 1, 1])
+
+
+def test_a_model_that_says_the_text_itself_has_no_exposure_gap():
+    """The likeliest continuation, read greedily, is what the text is."""
+    text = inference.sample(MODEL, PARAMS, CHARS, length=60, temperature=0.0)
+    assert CHARS.unknown not in CHARS.encode(text)
+    found = inference.exposure(MODEL, PARAMS, CHARS, text, length=40, greedy=True)
+    assert found.gap == pytest.approx(0, abs=1e-12)
