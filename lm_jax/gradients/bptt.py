@@ -44,6 +44,8 @@ class Estimator:
     """batch_size -> the carry before the first batch."""
     estimate: Callable[[Params, Carry, Batch], tuple[Array, Carry, Params]]
     """What a call does."""
+    model_carry: Callable[[Params, Carry], Carry]
+    """(params, carry) -> the model's own carry before the batch."""
 
     def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         return self.estimate(params, carry, batch)
@@ -67,7 +69,7 @@ def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) 
         loss, grads = _mean(nats, grads, batch.mask)
         return loss, after, grads
 
-    return Estimator(model.init_carry, estimate)
+    return Estimator(model.init_carry, estimate, lambda params, carry: carry)
 
 
 class History(NamedTuple):
@@ -158,6 +160,14 @@ def truncated_bptt(
         loss, grads = _mean(nats, grads, batch.mask)
         return loss, history if remembered else history.carry, grads
 
+    def model_carry(params: Params, carry: Carry) -> Carry:
+        if not remembered:
+            return carry
+        now = carry.carry
+        for x, start in zip(carry.x, carry.start, strict=True):
+            now, _ = model.hidden(params, restart(model, now, start), x)
+        return now
+
     def init_carry(batch_size: int) -> Carry:
         carry = model.init_carry(batch_size)
         if not remembered:
@@ -166,7 +176,7 @@ def truncated_bptt(
         x = jnp.zeros((remembered, k1, batch_size), jnp.int32)
         return History(carry, x, jnp.zeros((remembered, batch_size), bool))
 
-    return Estimator(init_carry, estimate)
+    return Estimator(init_carry, estimate, model_carry)
 
 
 def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:

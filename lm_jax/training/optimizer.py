@@ -1,4 +1,4 @@
-"""From a config to Optax: the optimizer, its clipping, and the learning rate of a step."""
+"""From a config to Optax: the optimizer, its clipping, and what follows a schedule."""
 
 from typing import cast
 
@@ -95,3 +95,23 @@ def learning_rate(
     elif isinstance(schedule, settings.Epochs):
         share = schedule.factor ** jnp.maximum(epoch - schedule.constant_epochs + 1, 0)
     return train.learning_rate * share
+
+
+def own_share(feeding: settings.OwnTokens, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The share of inputs that are the model's own tokens at a step (Bengio et al., 2015, 2.4).
+
+    The paper's three curves, each shifted and scaled so that it goes from `start` to `end`: a line,
+    1 - exp(-5 s), and the logistic function of 12 s - 6, where s is the share of `steps` made.
+
+    Args:
+      feeding: the config, resolved; its numbers may be tracers.
+      step: updates made so far.
+    """
+    steps = cast(Array, feeding.steps)  # a resolved config's is not None
+    way = jnp.clip(jnp.asarray(step, float) / jnp.maximum(steps, 1), 0, 1)
+    if feeding.curve == "exponential":
+        way = (1 - jnp.exp(-5 * way)) / (1 - jnp.exp(-5.0))
+    elif feeding.curve == "sigmoid":
+        low, high = jax.nn.sigmoid(-6.0), jax.nn.sigmoid(6.0)
+        way = (jax.nn.sigmoid(12 * way - 6) - low) / (high - low)
+    return feeding.start + (feeding.end - feeding.start) * way

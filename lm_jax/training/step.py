@@ -17,12 +17,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
-from lm_jax.config import ASGD, Config, Network, Plateau, train_of
+from lm_jax.config import ASGD, Config, Network, OwnTokens, Plateau, train_of
 from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
+from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
-from lm_jax.training.optimizer import clip, learning_rate, optimizer
+from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 
 Numbers = Mapping[str, Any]
 
@@ -165,6 +166,16 @@ def program(shape: Config, vocab_size: int) -> Program:
         noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
         grad_fn = gradients.make(train, model.noisy(noise))
         batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
+        if isinstance(train.feeding, OwnTokens):
+            batch = fed(
+                model,
+                state.params,
+                grad_fn.model_carry(state.params, state.carry),
+                batch,
+                jax.random.fold_in(_key(config, Draw.FEEDING), state.step),
+                own_share(train.feeding, state.step),
+                train.feeding.draw == "likeliest",
+            )
         loss, carry, grads = grad_fn(state.params, state.carry, batch)
         clipped, changed = clip(train, grads)
         rate = learning_rate(
