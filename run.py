@@ -1,4 +1,4 @@
-"""Train, score and sample language models from experiment files: `python run.py --help`."""
+"""Train, sweep, score and sample language models from experiment files: `python run.py --help`."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -28,7 +28,7 @@ from lm_jax.report.printed import (
     show_score,
     show_stream,
 )
-from lm_jax.report.terminal import Display, show_result
+from lm_jax.report.terminal import Display, show_result, show_sweep
 from lm_jax.settings import UserError, alternatives, bind, digest, nearest
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -37,8 +37,16 @@ SAMPLE_LENGTH = 300  # tokens shown at the end of training
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
-def load_experiment(name: str) -> Config:
-    """The config of an experiment: a path to a Python file, or the name of one in experiments/."""
+class Experiment(NamedTuple):
+    """What an experiment file says."""
+
+    config: Config
+    points: dict[str, dict[str, Any]]
+    """Of its sweep, by their names; none where it has no sweep()."""
+
+
+def load_experiment(name: str) -> Experiment:
+    """An experiment: a path to a Python file, or the name of one in experiments/."""
     path = Path(name)
     if path.suffix != ".py":
         path = EXPERIMENTS / f"{name}.py"
@@ -53,13 +61,15 @@ def load_experiment(name: str) -> Config:
         if "config" not in names:
             raise UserError(f"{path}: it has no function config()")
         config = names["config"]()
+        points = names["sweep"]() if "sweep" in names else {}
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
-    return config
+    named = points if isinstance(points, dict) else {lm_jax.flags(p): p for p in points}
+    return Experiment(config, named)
 
 
 def with_kinds(config: Config, arguments: list[str]) -> Config:
@@ -115,6 +125,48 @@ def train_command(default: Config) -> Callable[..., int]:
         return 0
 
     return train
+
+
+def sweep_command(default: Config, points: dict[str, dict[str, Any]]) -> Callable[..., int]:
+    """The command `sweep`, its flags standing at an experiment's settings."""
+
+    def sweep(
+        experiment: tyro.conf.Positional[str],
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        run_dir: Path | None = None,
+        dry_run: Flag = False,
+    ) -> int:
+        """Train a model at every point of an experiment's sweep(), or go on where it stopped.
+
+        Args:
+          experiment: a path to a Python file, or the name of one in experiments/.
+          config: what the points change.
+          run_dir: where the sweep lives; runs/EXPERIMENT-sweep-DIGEST if not given.
+          dry_run: print the command line of every point, and do nothing.
+        """
+        name = Path(experiment).stem
+        if not points:
+            raise UserError(f"{experiment} has no sweep()")
+        run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
+        chosen = lm_jax.sweep_configs(config, points)
+        if dry_run:
+            for label, point in points.items():
+                print(f"{label}: python run.py train {experiment} {lm_jax.flags(point)}")
+            return 0
+        with contextlib.ExitStack() as stack:
+
+            def watch(label: str) -> Callable[[int, Any], None]:
+                stack.close()  # the display of the trial before
+                train = chosen[label].train
+                display = Display(f"{name}: {label}", train.steps if train else 0)
+                return stack.enter_context(display).watch
+
+            rows = lm_jax.sweep(config, points, run_dir, watch=watch)
+        show_sweep(rows)
+        print(run_dir)
+        return 0
+
+    return sweep
 
 
 def score(
@@ -283,10 +335,17 @@ def sample(
 
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
-    default = Config()
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        default = with_kinds(load_experiment(arguments[1]), arguments[2:])
-    commands = {"train": train_command(default), "score": score, "sample": sample}
+    default, points = Config(), {}
+    reads = arguments[:1] in (["train"], ["sweep"]) and len(arguments) > 1
+    if reads and not arguments[1].startswith("-"):
+        default, points = load_experiment(arguments[1])
+        default = with_kinds(default, arguments[2:])
+    commands = {
+        "train": train_command(default),
+        "sweep": sweep_command(default, points),
+        "score": score,
+        "sample": sample,
+    }
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

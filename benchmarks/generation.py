@@ -110,7 +110,7 @@ def ratio(above: list[float], below: list[float]) -> float:
 
 
 def main() -> None:
-    config = load_experiment("quickstart")
+    config = load_experiment("quickstart").config
     corpus = load(config.data)
     vocabulary = corpus.vocabulary
     model = models.make(config.model, len(vocabulary))

@@ -69,7 +69,7 @@ def host_overhead(folder: Path) -> Iterator[float]:
     from lm_jax.config import train_of
     from run import load_experiment
 
-    config = load_experiment("quickstart")
+    config = load_experiment("quickstart").config
     train = dataclasses.replace(
         train_of(config), steps=451, validate_every=10_000, checkpoint_every=10_000
     )

@@ -3,16 +3,19 @@
 from lm_jax import data, gradients, inference, models
 from lm_jax.config import Config
 from lm_jax.settings import UserError
-from lm_jax.training import Run, load_run, train
+from lm_jax.training import Run, flags, load_run, sweep, sweep_configs, train
 
 __all__ = [
     "Config",
     "Run",
     "UserError",
     "data",
+    "flags",
     "gradients",
     "inference",
     "load_run",
     "models",
+    "sweep",
+    "sweep_configs",
     "train",
 ]

@@ -16,6 +16,18 @@ from rich.table import Table
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
+SWEEP_COLUMNS = (
+    "trial",
+    "status",
+    "parameters",
+    "seconds",
+    "tokens/s",
+    "valid ppl",
+    "test ppl",
+    "valid bits/char",
+    "test bits/char",
+)
+
 
 class Display:
     """Shows a training run on the standard error: a bar in a terminal, else a line a row.
@@ -98,6 +110,25 @@ def show_result(run: Run) -> None:
         f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
         soft_wrap=True,
     )
+
+
+def show_sweep(rows: list[Row]) -> None:
+    """Prints what the trials of a sweep have come to, as a table."""
+    table = Table()
+    for column in SWEEP_COLUMNS:
+        table.add_column(column, justify="left" if column == "trial" else "right")
+    for row in rows:
+        splits = [row.get("splits", {}).get(name, {}) for name in ("validation", "test")]
+        table.add_row(
+            escape(row["name"]),
+            row["status"],
+            f"{row['parameters']:,}",
+            f"{row['seconds']:,.1f}",
+            f"{row['tokens_per_second']:,.0f}",
+            *(_figure(split.get("perplexity"), ".2f") for split in splits),
+            *(_figure(split.get("bits_per_character"), ".3f") for split in splits),
+        )
+    Console(highlight=False).print(table)
 
 
 def _vectors(row: Row) -> str:

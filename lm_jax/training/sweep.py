@@ -23,25 +23,24 @@ from lm_jax.training.loop import Watch, train
 Point = Mapping[str, Any]
 
 
-def configs(config: Config, points: Sequence[Point]) -> list[Config]:
-    """The config of every point.
+def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Config]:
+    """The config of every point, by the point's name.
 
     Raises:
-      UserError: there are no points, two are the same run, or one does not fit; names its number,
-        counted from 1.
+      UserError: there are no points, two are the same run, or one does not fit; names the point.
     """
     if not points:
         raise UserError("the sweep has no points")
-    found: list[Config] = []
-    for number, point in enumerate(points, 1):
+    found: dict[str, Config] = {}
+    for name, point in points.items():
         try:
             changed = resolve(override(config, point))
         except UserError as error:
-            raise UserError(f"point {number} of the sweep: {error}") from None
-        if changed in found:
-            first = found.index(changed) + 1
-            raise UserError(f"points {first} and {number} of the sweep are the same run")
-        found.append(changed)
+            raise UserError(f"point {name!r} of the sweep: {error}") from None
+        for other, run in found.items():
+            if digest(run) == digest(changed):
+                raise UserError(f"points {other!r} and {name!r} of the sweep are the same run")
+        found[name] = changed
     return found
 
 
@@ -61,37 +60,41 @@ def flags(point: Point) -> str:
 
 def sweep(
     config: Config,
-    points: Sequence[Point],
+    points: Mapping[str, Point],
     sweep_dir: str | Path,
     *,
     text: str | Sequence[str] | None = None,
-    watch: Callable[[int], Watch] | None = None,
+    watch: Callable[[str], Watch] | None = None,
 ) -> list[journal.Row]:
     """Trains a model at every point, or goes on where an earlier call stopped.
 
     Args:
       config: what the points change.
-      points: what each trial changes.
+      points: what each trial changes, by the trial's name.
       sweep_dir: where the sweep lives; made if it does not exist.
       text: with `data.source="memory"`, see `lm_jax.train`.
-      watch: number of a trial, from 0 -> what `lm_jax.train` tells of it.
+      watch: called with a trial's name as it begins, for what `lm_jax.train` is to tell of it.
 
     Returns:
-      the rows of results.jsonl, in the order of the points.
+      the rows of results.jsonl, in the order of the points: `name`, `trial`, `point`, `flags` and
+      what the trial's result.json holds.
 
     Raises:
       UserError: a point, the text or the directory will not do; nothing has been changed.
     """
-    sweep_dir, chosen = Path(sweep_dir), configs(config, points)
-    plan = {"points": [dict(point) for point in points], "runs": [digest(run) for run in chosen]}
+    sweep_dir, chosen = Path(sweep_dir), sweep_configs(config, points)
+    plan = {
+        name: {"point": dict(points[name]), "digest": digest(run)} for name, run in chosen.items()
+    }
     rows: list[journal.Row] = []
     with directory.claimed(sweep_dir, "sweep", "sweep.json"):
         _settle(sweep_dir, json.loads(json.dumps(plan)))
-        for number, (point, changed) in enumerate(zip(points, chosen, strict=True)):
-            trial = f"trials/{number + 1:03d}-{digest(changed)}"
-            told = watch(number) if watch else None
+        for number, (name, changed) in enumerate(chosen.items(), 1):
+            trial = f"trials/{number:03d}-{digest(changed)}"
+            told = watch(name) if watch else None
             result = train(changed, sweep_dir / trial, text=text, watch=told).result
-            rows.append({"trial": trial, "point": dict(point), **(result or {})})
+            point = {"point": dict(points[name]), "flags": flags(points[name])}
+            rows.append({"name": name, "trial": trial, **point, **(result or {})})
             lines = "".join(journal.as_json(row) + "\n" for row in rows)
             journal.write_whole(sweep_dir / "results.jsonl", lines)
     return rows

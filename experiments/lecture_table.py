@@ -1,0 +1,41 @@
+"""Every model of the lecture on the same tokens, on one table.
+
+Claim     From counting to gates, each step buys something: a longer n-gram, with the smoothing that
+          makes it worth having, then distributed words, weights shared over time, a state without a
+          fixed window, and gates that keep it.
+Source    The lecture's order. Kneser-Ney: Chen & Goodman (1999). Window: Bengio et al. (2003).
+          Recurrence: Mikolov et al. (2010). LSTM: Gers et al. (2000); GRU: Cho et al. (2014).
+Command   python run.py sweep lecture_table
+          python run.py sweep lecture_table --data.train wikitext-2
+          where wikitext-2 is a folder with train.txt, valid.txt and test.txt.
+"""
+
+from lm_jax.config import RNN, Config, Cosine, Data, Train
+
+
+def config() -> Config:
+    return Config(
+        data=Data(tokenizer="word", min_count=2, batch_size=16, length=35),
+        model=RNN(),
+        train=Train(steps=1500, learning_rate=0.002, schedule=Cosine(), clip_norm=1.0),
+    )
+
+
+SIZES = {"model.embedding_size": 128, "model.hidden_size": 128}
+DROPOUT = {"model.dropout.inputs": 0.4, "model.dropout.outputs": 0.4}
+
+
+def sweep() -> dict[str, dict]:
+    ngram = {"model.kind": "ngram", "model.bounded": False}
+    neural = {**SIZES, **DROPOUT}
+    return {
+        "unigram": {**ngram, "model.order": 1},
+        "bigram": {**ngram, "model.order": 2},
+        "Kneser-Ney 3": {**ngram, "model.order": 3},
+        "Kneser-Ney 5": {**ngram, "model.order": 5},
+        "window": {"model.kind": "window", "model.order": 5, **neural},
+        "convolution": {"model.kind": "convolution", "model.width": 3, "model.layers": 2, **neural},
+        "Elman": {"model.cell": "elman", **neural},
+        "GRU": {"model.cell": "gru", **neural},
+        "LSTM": {"model.cell": "lstm", **neural},
+    }
