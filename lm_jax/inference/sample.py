@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.drawing import CHUNK, cuts, draws
+from lm_jax.inference.drawing import CHUNK, LONG_CHUNK, cuts, draws
 from lm_jax.inference.wishes import check, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
