@@ -149,7 +149,7 @@ def test_samples_are_drawn_in_every_way(trained, capsys):
     ended = told(capsys, "sample", "run", *flags, "--stop", "\\n")[1]
     assert ended == streamed.partition("\n")[0] + "\n"
     searched = told(capsys, "sample", "run", "--length", 5, "--beam", 4, "--json")[1]
-    assert "".join(json.loads(searched)["tokens"]) == json.loads(searched)["text"]
+    assert len(json.loads(searched)["tokens"]) == 5
     out = told(capsys, "sample", "run", "--length", 5, "--beam", 4)[1]
     assert out.startswith(json.loads(searched)["text"] + "\n=== ln P ")
 

@@ -1,6 +1,5 @@
 """Text from models: draws, cuts, streams and the beam."""
 
-import importlib
 import itertools
 
 import jax
@@ -54,14 +53,13 @@ def test_temperature_zero_takes_the_likeliest_token_each_time():
 
 
 @pytest.mark.parametrize("limits", [None, (4, 0.8, 0.2)])
-def test_tokens_are_drawn_with_the_probabilities_that_are_left(limits, monkeypatch):
+def test_tokens_are_drawn_with_the_probabilities_that_are_left(limits):
     """Tokens after a prompt, against the cut softmax(z / τ), within four standard errors."""
-    monkeypatch.setattr(importlib.import_module("lm_jax.inference.drawing"), "CHUNK", 3)
     count, prompt = 2000, np.array([2, 3], np.int32)
     z = log_p(prompt)[-1]
     for temperature in (1.0, 0.5):
         chosen = cuts(tiny.V, *limits) if limits else None
-        chunks = draws(MODEL, PARAMS, CHARS.boundary, prompt, 1, count, temperature, chosen, 0)
+        chunks = draws(MODEL, PARAMS, CHARS.boundary, prompt, 1, count, temperature, chosen, 0, 3)
         (tokens, nats), *_ = chunks
         shares = np.bincount(tokens[0], minlength=tiny.V) / count
         p = np.exp(z / temperature)
@@ -150,7 +148,7 @@ def test_a_stop_token_ends_a_sample_and_is_no_part_of_it():
 
 @pytest.mark.parametrize("vocabulary", [CHARS, WORDS], ids=["char", "word"])
 def test_a_text_in_pieces_is_the_text_at_once(vocabulary):
-    wishes = {"length": 200, "prompt": "\n", "seed": 4}
+    wishes = {"length": 300, "prompt": "\n", "seed": 4}
     pieces = list(stream(MODEL, PARAMS, vocabulary, **wishes))
     assert len(pieces) >= 3
     assert "".join(pieces) == sample(MODEL, PARAMS, vocabulary, **wishes)

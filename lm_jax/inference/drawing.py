@@ -13,9 +13,9 @@ and renormalised. A tie goes to the token of the lower number. At τ = 0 the lik
 The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954), the noise of a whole chunk of
 tokens made at once and before them; that of lane i at place t depends on the seed, i and t alone.
 So a sample is the same whichever others are drawn beside it and in whatever chunks it comes. The
-numbers are arguments of one compiled program, which draws `CHUNK` tokens a call, fewer where the
-noise of so many would be large. It reads a prompt by the same steps, so prompts and texts of all
-lengths share it.
+numbers are arguments of one compiled program, which draws a chunk of tokens a call, a smaller one
+where the noise of so many would be large. It reads a prompt by the same steps, so prompts and texts
+of all lengths share it.
 
 Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary.
 """
@@ -33,6 +33,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 
 CHUNK = 64  # tokens drawn between two looks of the host
+LONG_CHUNK = 256  # the same where nobody waits for the first of them
 NUMBERS_AT_ONCE = 1 << 24  # of a chunk's noise, 64 MiB in float32
 
 
@@ -75,6 +76,7 @@ def draws(
     temperature: float,
     limits: Cuts | None,
     seed: int,
+    chunk: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Drawn tokens [n, B] and their nats [n, B], chunk by chunk, the prompt left out.
 
@@ -87,10 +89,11 @@ def draws(
       temperature: τ.
       limits: which tokens may be drawn; None: all.
       seed: of the draws.
+      chunk: N, the most tokens of a chunk; the tokens do not depend on it.
     """
     total = len(prompt) + length
     size = model_size(model, params)
-    steps = max(1, min(CHUNK, NUMBERS_AT_ONCE // (count * size)))
+    steps = max(1, min(chunk, NUMBERS_AT_ONCE // (count * size)))
     forced = np.full(-(-total // steps) * steps, -1, np.int32)
     forced[: len(prompt)] = prompt
     keys, advance = _lane_keys(seed, count), drawing(model, steps)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.drawing import cuts, draws
+from lm_jax.inference.drawing import CHUNK, LONG_CHUNK, cuts, draws
 from lm_jax.inference.wishes import check, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
@@ -70,9 +70,10 @@ def samples(
     )
     read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
-    chunks = draws(
-        model, params, vocabulary.boundary, read, length, count, temperature, limits, seed
-    )
+    # One program for most samples, and one for long ones, which spares a quarter of their time.
+    chunk = CHUNK if len(read) + length <= LONG_CHUNK else LONG_CHUNK
+    chosen = (length, count, temperature, limits, seed, chunk)
+    chunks = draws(model, params, vocabulary.boundary, read, *chosen)
     found = list(_until_all(chunks, end))
     tokens, nats = (np.concatenate(parts) for parts in zip(*found, strict=True))
     spans = [_span(lane, end) for lane in tokens.T]
@@ -119,7 +120,9 @@ def stream(
     check(vocabulary, length=length, count=1, seed=seed, **numbers)
     read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
-    chunks = draws(model, params, vocabulary.boundary, read, length, 1, temperature, limits, seed)
+    chunks = draws(
+        model, params, vocabulary.boundary, read, length, 1, temperature, limits, seed, CHUNK
+    )
     drawn = (tokens[: _span(tokens[:, 0], end), 0] for tokens, _ in _until_all(chunks, end))
     return spelled(vocabulary, _preceded(read, drawn))
 
