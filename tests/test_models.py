@@ -1,6 +1,5 @@
 """Language models: what they compute, and that they never look ahead."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,33 +80,6 @@ def test_restart_makes_the_carry_of_chosen_lanes_fresh(model):
     for new, old, first in zip(*map(jax.tree.leaves, (mixed, carry, fresh)), strict=True):
         np.testing.assert_array_equal(new[::2], first[::2])
         np.testing.assert_array_equal(new[1], old[1])
-
-
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
-def test_elman_is_the_formula_in_numpy_and_the_cell_of_flax(activation):
-    model = tiny.rnn(activation=activation)
-    params, x = params_of(model), tiny.batch().x
-    _, h = model.hidden(params, model.init_carry(tiny.B), x)
-    layer, C = params["layers"][0], np.asarray(params["embedding"]["C"])
-    W_xh, W_hh, b_h = (np.asarray(layer[name]) for name in ("W_xh", "W_hh", "b_h"))
-    f = {
-        "tanh": np.tanh,
-        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-        "relu": lambda z: np.maximum(z, 0),
-    }[activation]
-    state, states = np.zeros((tiny.B, 5)), []
-    for tokens in np.asarray(x):
-        state = f(C[tokens] @ W_xh + state @ W_hh + b_h)
-        states.append(state)
-    np.testing.assert_allclose(h, states, rtol=1e-12, atol=1e-12)
-
-    cell = nn.SimpleCell(5, activation_fn=getattr(jax.nn, activation), param_dtype=jnp.float64)
-    theirs = {"i": {"kernel": W_xh, "bias": b_h}, "h": {"kernel": W_hh}}
-    carry, outputs = jnp.zeros((tiny.B, 5)), []
-    for tokens in np.asarray(x):
-        carry, output = cell.apply({"params": theirs}, carry, jnp.asarray(C[tokens]))
-        outputs.append(output)
-    np.testing.assert_allclose(h, outputs, rtol=1e-12, atol=1e-12)
 
 
 def test_a_window_model_is_a_causal_convolution():

@@ -26,6 +26,7 @@ from lm_jax.config.model import (
     Softmax,
     Window,
 )
+from lm_jax.config.source import sha256_of
 from lm_jax.config.train import (
     ASGD,
     SGD,
@@ -146,9 +147,17 @@ def _changed(train: Train) -> list[tuple[str, Any]]:
 
 
 def resolve(config: Config) -> Config:
-    """The config with every field that follows another one filled in."""
+    """The config with every field that follows another one filled in.
+
+    Raises:
+      UserError: the file of a cell of one's own is not there, or not the one that the config says.
+    """
     data = dataclasses.replace(config.data, source=config.data.origin)
     config = dataclasses.replace(config, data=data)
+    if isinstance(config.model, RNN) and ":" in config.model.cell:
+        found = sha256_of(config.model.cell, config.model.cell_sha256)
+        model = dataclasses.replace(config.model, cell_sha256=found)
+        config = dataclasses.replace(config, model=model)
     if config.train is None:
         return config
     filled: dict[str, Any] = {}

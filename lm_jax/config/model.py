@@ -222,7 +222,7 @@ class RNN(Network):
     """elman, lstm, gru, mingru, minlstm or diagonal; or a cell of your own, or of Flax, as
     FILE.py:NAME or package.module:NAME."""
     cell_sha256: str | None = None
-    """The file of a cell of your own as it was when the run began; filled in."""
+    """SHA-256 of the file of a cell of your own, so that another file is another run; filled in."""
     activation: Activation | None = None
     """elman: f in h_t = f(x_t W_xh + h_{t-1} W_hh + b_h); None: tanh."""
     forget_bias: Weight | None = None
@@ -261,6 +261,11 @@ class RNN(Network):
         for field, cells in READ_BY.items():
             if self.cell not in cells and getattr(self, field) != defaults[field]:
                 raise ValueError(f"model.{field} is read only with model.cell={' or '.join(cells)}")
+        if self.cell == "diagonal" and self.hidden_size % 2:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} must be even with model.cell=diagonal, "
+                "whose units are real and imaginary parts"
+            )
         if self.cell not in GATED and self.dropout.recurrent is not None:
             raise ValueError(
                 f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"

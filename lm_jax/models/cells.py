@@ -217,7 +217,7 @@ def spectral_radius(W: Float[Array, "H H"], squarings: int = 30) -> Float[Array,
 
     def square(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         P, log_scale = carry
-        P = P @ P
+        P = jnp.matmul(P, P, precision="highest")  # a GPU would take three digits for enough
         norm = jnp.linalg.norm(P)
         # A nilpotent W becomes zero, and its radius with it.
         return (P / jnp.where(norm > 0, norm, 1), 2 * log_scale + jnp.log(norm)), None

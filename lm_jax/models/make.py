@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array
 
 from lm_jax import config as settings
-from lm_jax.models import cells
+from lm_jax.models import cells, linear, own
 from lm_jax.models.base import LanguageModel, Params, scaled_normal
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
@@ -72,15 +72,30 @@ def _noise(dropout: settings.Dropout) -> Noise:
 
 
 def _layers(config: settings.RNN, embedding: Embedding) -> list[Layer]:
+    H = config.hidden_size
+    if ":" in config.cell:
+        first = embedding.vocab_size if embedding.size is None else embedding.size
+        return [
+            own.layer(config.cell, inputs, H, config.cell_sha256)
+            for inputs in [first] + [H] * (config.layers - 1)
+        ]
     cell = _cell(config)
-    above = lambda key, width: scaled_normal(key, config.hidden_size, width)  # noqa: E731
+    above = lambda key, width: scaled_normal(key, H, width)  # noqa: E731
     return [
         layer(cell, above if place else embedding.init_projection) for place in range(config.layers)
     ]
 
 
 def _cell(config: settings.RNN) -> cells.Cell:
-    H, W_hh = config.hidden_size, cells.recurrent_weights(config.init, config.gain)
+    H = config.hidden_size
+    parallel = {
+        "mingru": linear.mingru,
+        "minlstm": linear.minlstm,
+        "diagonal": linear.diagonal,
+    }
+    if config.cell in parallel:
+        return parallel[config.cell](H)
+    W_hh = cells.recurrent_weights(config.init, config.gain)
     if config.cell == "lstm":
         bias = 1.0 if config.forget_bias is None else config.forget_bias
         return cells.lstm(

@@ -56,7 +56,7 @@ def rnn(
             h = embedding.vectors(params["embedding"], x, noise)
             for place, (layer, own) in enumerate(zip(layers, params["layers"], strict=True)):
                 seen = noise.on_layer(h, place - 1) if place else h
-                if "W_hh" in own:
+                if noise.recurrent is not None:
                     own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
                 layer_carry, new = layer.run(own, carry[place], seen, between)
                 h = seen + new if residual and place else new

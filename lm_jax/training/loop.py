@@ -78,6 +78,9 @@ def train(
         name = "data.length" if k1 is None else "train.k1"
         length = k1 or config.data.length
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
+    if config.train is not None:
+        # A cell of one's own that will not do says so here, before anything is written.
+        program(shape(config), len(corpus.vocabulary))
     with directory.claimed(run_dir), stop_signals() as received:
         if (run_dir / "config.json").exists():
             directory.settle(run_dir, config, corpus)

@@ -1,5 +1,7 @@
 """A run as programs see it, read from its directory."""
 
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax import models
-from lm_jax.config import ASGD, Config, NGram, Train, train_of
+from lm_jax.config import ASGD, RNN, Config, Model, NGram, Train, train_of
+from lm_jax.config.source import sha256_of
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
@@ -35,11 +38,13 @@ def load_run(run_dir: str | Path) -> Run:
     """A run from its directory, whether it has ended or not.
 
     Raises:
-      UserError: there is no run, or no checkpoint that is whole.
+      UserError: there is no run, or no checkpoint that is whole, or the file of its own cell is
+        gone. Where that file has changed, the model is that of the file as it is now, and a warning
+        says so.
     """
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
-    model = models.make(config.model, len(vocabulary))
+    model = models.make(_as_it_is_now(config.model, run_dir), len(vocabulary))
     if isinstance(config.model, NGram):
         found = restore(run_dir, counted.template(config.model))
     else:
@@ -68,3 +73,17 @@ def _trained(run_dir: Path, train: Train, model: LanguageModel) -> dict[str, Any
     else:
         kept = found.get("average", found)["params"]
     return {"step": found["step"], "params": kept}
+
+
+def _as_it_is_now(model: Model, run_dir: Path) -> Model:
+    """The model's settings with the file of its own cell as it is, and a warning if it changed."""
+    if not isinstance(model, RNN) or model.cell_sha256 is None:
+        return model
+    found = sha256_of(model.cell)
+    if found != model.cell_sha256:
+        warnings.warn(
+            f"{run_dir}: model.cell={model.cell} has changed since the run began (SHA-256 "
+            f"{model.cell_sha256[:12]}… then, {str(found)[:12]}… now): it is taken as it is now",
+            stacklevel=3,
+        )
+    return dataclasses.replace(model, cell_sha256=found)

@@ -1,0 +1,240 @@
+"""A cell of one's own as a layer of a language model, from three lines of Python.
+
+`model.cell` names it, FILE.py:NAME or package.module:NAME. What stands there may be
+
+- a function (inputs, hidden_size) -> `Transition`, linen cell or nnx cell; a function that makes an
+  nnx cell may take `rngs` as well;
+- a linen cell class of Flax, made with features=hidden_size;
+- an nnx cell class of Flax, made with (inputs, hidden_size, rngs=rngs).
+
+All of them become a `Transition`, pure functions for one example, which the layer maps over lanes.
+This is the only module that knows Flax, and it imports it only where a cell is not a `Transition`.
+
+A file is executed as it is read, once for each content, so what was hashed is what runs.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lm_jax.config import source
+from lm_jax.models import transition
+from lm_jax.models.base import Carry, Params
+from lm_jax.models.recurrence import Layer
+from lm_jax.models.transition import KEY, Transition
+from lm_jax.settings import UserError, nearest
+
+
+def layer(cell: str, inputs: int, hidden_size: int, sha256: str | None = None) -> Layer:
+    """A recurrent layer of the cell of a name.
+
+    Args:
+      cell: FILE.py:NAME or package.module:NAME.
+      inputs: length of x, V for one-hot vectors.
+      hidden_size: H.
+      sha256: of the file; None: the file may be any.
+
+    Raises:
+      UserError: there is no such cell, its file is another one or does not run, or the cell does
+        not keep what `Transition` says.
+    """
+    file = source.file_of(cell)
+    with _blaming(cell, file):
+        made = _made(_named(cell, file, sha256), inputs, hidden_size)
+        transition.check(made, inputs, hidden_size)
+    return transition.layer(made, inputs)
+
+
+def _named(cell: str, file: Path | None, sha256: str | None) -> Any:
+    """What stands at a name."""
+    where, name = source.parts(cell)
+    code = source.code_of(cell, sha256)
+    if file is None or code is None:
+        module = importlib.import_module(where)
+    else:
+        package = None if where.endswith(".py") else where
+        if package and file.name != "__init__.py":
+            package = package.rpartition(".")[0]
+        module = _executed(file.absolute(), code, package)
+    if not hasattr(module, name):
+        known = [known for known in vars(module) if not known.startswith("_")]
+        raise UserError(f"model.cell={cell}: {where} has no {name}{nearest(name, known)}")
+    return getattr(module, name)
+
+
+@functools.cache
+def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
+    """The module of a file's content."""
+    module = types.ModuleType(f"own_{file.stem}_{hashlib.sha256(code).hexdigest()[:12]}")
+    module.__file__, module.__package__ = str(file), package
+    if package:  # for its relative imports
+        importlib.import_module(package)
+    sys.modules[module.__name__] = module  # where dataclasses look their own module up
+    # The file's constants are arrays, even where a model is made while a program is traced.
+    with jax.ensure_compile_time_eval():
+        exec(compile(code, str(file), "exec"), module.__dict__)
+    return module
+
+
+@contextlib.contextmanager
+def _blaming(cell: str, file: Path | None) -> Iterator[None]:
+    """Tells any error of a cell's in one line, with the line of its file that was at work."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        prefix = "" if said.startswith("model.cell=") else f"model.cell={cell}: "
+        raise UserError(prefix + said) from None
+    except Exception as error:
+        here = None if file is None else str(file.absolute())
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == here]
+        if isinstance(error, SyntaxError) and error.filename == here:
+            lines.append(error.lineno)
+        line = f"{file}, line {lines[-1]}: " if lines else ""
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"model.cell={cell}: {line}{type(error).__name__}: {said}") from error
+
+
+def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
+    """The transition of what stands at a cell's name."""
+    if not callable(named):
+        raise UserError(f"it is a {type(named).__name__}, no cell and no function that makes one")
+    create, kind, made = cast(Callable, named), cast(type, named), None
+    is_class = isinstance(named, type)
+    takes_rngs = not is_class and _rngs(create)
+    if not is_class and not takes_rngs:
+        made = create(inputs, hidden_size)
+        if isinstance(made, Transition):
+            return made
+    from flax import linen, nnx  # takes most of a second, so not before it is needed
+
+    if takes_rngs or (is_class and issubclass(kind, nnx.Module)):
+        return _of_nnx(lambda rngs: create(inputs, hidden_size, rngs=rngs), inputs)
+    if is_class and issubclass(kind, linen.Module):
+        made = create(features=hidden_size)
+    if isinstance(made, nnx.Module):
+        return _of_nnx(lambda rngs: create(inputs, hidden_size), inputs)
+    if isinstance(made, linen.Module):
+        return _of_linen(made, inputs)
+    what = "a class" if is_class else f"a function that gives a {_kind(made)}"
+    raise UserError(f"it is {what}, no Transition and no cell of Flax")
+
+
+def _rngs(function: Callable) -> bool:
+    """Whether a function takes `rngs`."""
+    try:
+        return "rngs" in inspect.signature(function).parameters
+    except ValueError:  # some that are written in C do not say
+        return False
+
+
+def _kind(thing: Any) -> str:
+    return type(thing).__name__
+
+
+def _of_linen(cell: Any, inputs: int) -> Transition:
+    _see_a_cell(cell)
+    x = jnp.zeros(inputs)
+    first = _default_floats(cell.initialize_carry(jax.random.key(0), (inputs,)))
+
+    def init(key: Array) -> Params:
+        variables = cell.init(key, first, x)
+        _see_nothing_but_params(variables.keys() - {"params"})
+        return _default_floats(variables.get("params", {}))
+
+    return _of_flax(init, first, lambda params, *seen: cell.apply({"params": params}, *seen), x)
+
+
+def _of_nnx(make: Callable[[Any], Any], inputs: int) -> Transition:
+    """The transition of an nnx cell, given the function from its `rngs` to the cell."""
+    from flax import nnx
+
+    graph: Any = None
+
+    def init(key: Array) -> Params:
+        nonlocal graph
+        cell = make(nnx.Rngs(key))
+        if not isinstance(cell, nnx.Module):
+            raise UserError(f"it takes rngs and gives a {_kind(cell)}, no nnx cell")
+        graph, params, other = nnx.split(cell, nnx.Param, ...)
+        paths = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(other))
+        _see_nothing_but_params({jax.tree_util.keystr(path) for path, _ in paths})
+        return _default_floats(nnx.to_pure_dict(params))
+
+    def first() -> Carry:
+        cell = make(nnx.Rngs(0))
+        _see_a_cell(cell)
+        return _default_floats(cell.initialize_carry((inputs,), nnx.Rngs(0)))
+
+    def call(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        return nnx.merge(graph, params)(carry, x)
+
+    jax.eval_shape(init, KEY)  # which learns the graph
+    # Compiled, so that the parameters, which the carry does not need, are not drawn.
+    return _of_flax(init, jax.jit(first)(), call, jnp.zeros(inputs))
+
+
+def _of_flax(
+    init: Callable[[Array], Params],
+    first: Carry,
+    call: Callable[[Params, Carry, Array], tuple[Carry, Array]],
+    x: Array,
+) -> Transition:
+    """The transition of a cell that gives its output beside its carry.
+
+    Where the output is one of the carry's arrays, as in Flax's own cells, it is taken from there;
+    otherwise it becomes a part of the carry.
+    """
+    place: int | None = None
+
+    def look(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        nonlocal place
+        carry, h = call(params, carry, x)
+        same = [n for n, leaf in enumerate(jax.tree.leaves(carry)) if leaf is h]
+        place = same[0] if same else None
+        return carry, h
+
+    _, h = jax.eval_shape(look, jax.eval_shape(init, KEY), first, x)
+    found = place
+    if found is None:
+        kept = (first, jnp.zeros(h.shape, h.dtype))
+        return Transition(
+            init, kept, lambda params, kept, x: call(params, kept[0], x), lambda kept: kept[1]
+        )
+    return Transition(
+        init,
+        first,
+        lambda params, carry, x: call(params, carry, x)[0],
+        lambda carry: jax.tree.leaves(carry)[found],
+    )
+
+
+def _see_a_cell(made: Any) -> None:
+    if not hasattr(made, "initialize_carry"):
+        raise UserError(f"{_kind(made)} has no initialize_carry, so it is no cell")
+
+
+def _see_nothing_but_params(others: Collection[str]) -> None:
+    if others:
+        raise UserError(f"it keeps more than parameters: {', '.join(sorted(others))}")
+
+
+def _default_floats(tree: Any) -> Any:
+    """The tree in the type that numbers have by default where Flax's default, float32, stands."""
+
+    def cast_leaf(leaf: Array) -> Array:
+        return leaf.astype(float) if leaf.dtype == jnp.float32 else leaf
+
+    return jax.tree.map(cast_leaf, tree)

@@ -1,0 +1,117 @@
+"""A recurrent cell as pure functions for one example, and the layer of a model that it makes.
+
+Whatever is no `Cell`, whose products the recurrence can take together, is a `Transition`: it is
+mapped over lanes and takes its steps one by one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lm_jax.models.base import Between, Carry, Params
+from lm_jax.models.recurrence import Layer
+from lm_jax.settings import UserError
+
+# What a key looks like, for what is only traced.
+KEY = jax.ShapeDtypeStruct((), jax.eval_shape(jax.random.key, 0).dtype)
+
+
+class Transition(NamedTuple):
+    """A recurrent cell as pure functions for one example."""
+
+    init: Callable[[Array], Params]
+    """key -> params: any tree of floating-point arrays."""
+    carry: Carry
+    """The carry before the first step: any tree of arrays."""
+    step: Callable[[Params, Carry, Array], Carry]
+    """(params, carry, x[inputs]) -> carry, of the same structure, shapes and types."""
+    output: Callable[[Carry], Array] = lambda carry: carry
+    """carry -> h[H]: what the layer above and the readout see."""
+
+
+def layer(cell: Transition, inputs: int) -> Layer:
+    """A recurrent layer of a transition. Token numbers become the one-hot vectors they stand for.
+
+    Args:
+      cell: for one example.
+      inputs: length of x, V for one-hot vectors.
+    """
+
+    def init_carry(batch_size: int) -> Carry:
+        carry = _arrays(cell.carry)
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)), carry)
+
+    def run(
+        params: Params,
+        carry: Carry,
+        x: Float[Array, "T B inputs"] | Int[Array, "T B"],
+        between: Between | None,
+    ) -> tuple[Carry, Float[Array, "T B H"]]:
+        def step(carry: Carry, x_t: Array) -> tuple[Carry, Array]:
+            if jnp.issubdtype(x_t.dtype, jnp.integer):
+                x_t = jax.nn.one_hot(x_t, inputs, dtype=float)
+            carry = jax.vmap(cell.step, (None, 0, 0))(params, carry, x_t)
+            if between is not None:
+                carry = between(carry)
+            return carry, jax.vmap(cell.output)(carry)
+
+        return jax.lax.scan(step, carry, x)
+
+    return Layer(lambda key: _arrays(cell.init(key)), init_carry, run)
+
+
+def check(cell: Transition, inputs: int, hidden_size: int) -> None:
+    """Sees, without computing anything, that a cell keeps what `Transition` says.
+
+    Args:
+      cell: for one example.
+      inputs: length of x.
+      hidden_size: H, the length of h.
+
+    Raises:
+      UserError: it does not.
+    """
+    params = jax.eval_shape(lambda key: _arrays(cell.init(key)), KEY)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(
+                f"init gives params{_at(path)} of type {leaf.dtype}, not floating-point"
+            )
+    x = jax.ShapeDtypeStruct((inputs,), jnp.zeros((), float).dtype)
+    carry = jax.eval_shape(lambda: _arrays(cell.carry))
+    after = jax.eval_shape(cell.step, params, carry, x)
+    if jax.tree.structure(after) != jax.tree.structure(carry):
+        raise UserError(
+            "step changes the structure of the carry "
+            f"from {jax.tree.structure(carry)} to {jax.tree.structure(after)}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise UserError(f"step changes carry{_at(path)} from {_type(old)} to {_type(new)}")
+    h = jax.eval_shape(cell.output, carry)
+    if not isinstance(h, jax.ShapeDtypeStruct):
+        raise UserError(
+            f"output gives {jax.tree.structure(h)}, not an array of {hidden_size} numbers"
+        )
+    if h.shape != (hidden_size,) or not jnp.issubdtype(h.dtype, jnp.floating):
+        raise UserError(
+            f"output gives {_type(h)}, not the {hidden_size} floating-point numbers that "
+            f"model.hidden_size={hidden_size} asks for"
+        )
+
+
+def _at(path: Any) -> str:
+    return jax.tree_util.keystr(path)
+
+
+def _type(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _arrays(tree: Any) -> Any:
+    """The tree with arrays for leaves; a bare number has the type that it has by default."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)
