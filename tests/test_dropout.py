@@ -35,12 +35,10 @@ def test_without_a_key_or_a_chance_it_is_the_identity(noise):
         assert np.all(a == 1), name
 
 
-@pytest.mark.parametrize("locked", [False, True])
-def test_what_is_dropped_is_zero_and_the_mean_stays(key, locked):
-    noise = dataclasses.replace(EVERYWHERE, locked=locked)
-    draws = jax.jit(jax.vmap(lambda key: places(noise.drawn(key))))(jax.random.split(key, 2000))
-    for name, a in draws.items():
-        chance = getattr(noise, name.split(",")[0])
+def test_what_is_dropped_is_zero_and_the_mean_stays(key):
+    draws = jax.jit(jax.vmap(lambda key: places(EVERYWHERE.drawn(key))))
+    for name, a in draws(jax.random.split(key, 2000)).items():
+        chance = getattr(EVERYWHERE, name.split(",")[0])
         values = np.unique(a)
         np.testing.assert_allclose(values, [0, 1 / (1 - chance)], rtol=1e-12)
         # Each entry over the keys: 50 tests at once, so within 5 standard errors.
@@ -51,7 +49,8 @@ def test_what_is_dropped_is_zero_and_the_mean_stays(key, locked):
 
 def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
     for locked in (True, False):
-        drawn = places(dataclasses.replace(EVERYWHERE, locked=locked).drawn(key))
+        noise = dataclasses.replace(EVERYWHERE, locked=locked)
+        drawn = jax.jit(lambda key, noise=noise: places(noise.drawn(key)))(key)
         for name in ("inputs", "between", "outputs"):
             constant = np.all(drawn[name] == drawn[name][:1])
             assert constant == locked, name
@@ -60,8 +59,9 @@ def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
 
 
 def test_places_and_layers_draw_masks_of_their_own(key):
-    same = Noise(key, inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
-    drawn = {name: np.asarray(a) for name, a in places(same).items() if name != "words"}
+    same = Noise(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
+    drawn = jax.jit(lambda key: places(same.drawn(key)))(key)
+    drawn = {name: np.asarray(a) for name, a in drawn.items() if name != "words"}
     for name, a in drawn.items():
         for other, b in drawn.items():
             if name < other and a.shape == b.shape:
@@ -104,10 +104,11 @@ def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
     vectors = noise.on_words(params["embedding"]["C"][batch.x], batch.x, tiny.V)
     seen = noise.on_inputs(vectors)
     for number, layer in enumerate(params["layers"]):
-        W_hh = noise.on_recurrent(layer["W_hh"], number)
+        W_hh = np.asarray(noise.on_recurrent(layer["W_hh"], number))
+        W_xh, b_h = np.asarray(layer["W_xh"]), np.asarray(layer["b_h"])
         state, states = np.zeros((tiny.B, 5)), []
         for x_t in np.asarray(seen):
-            state = np.tanh(x_t @ layer["W_xh"] + state @ W_hh + np.asarray(layer["b_h"]))
+            state = np.tanh(x_t @ W_xh + state @ W_hh + b_h)
             states.append(state)
         np.testing.assert_allclose(carry[number], state, rtol=1e-12)
         seen = noise.on_layer(jnp.asarray(states), number)
@@ -117,23 +118,31 @@ def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
 
 
-def loss_and_grads(model, params):
+def losses(params, *models):
+    """What each model would minimise, by the very same compiled program."""
     batch = tiny.batch()
 
-    def loss(params):
+    def loss(params, model):
         _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
         return model.loss(params, h, batch.y, batch.mask)
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(lambda params: [loss(params, model) for model in models])(params)
 
 
 @pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
 def test_without_rates_a_noisy_model_is_the_model(key, make):
     model = make()
-    params = tiny.moved(model.init(key))
-    tiny.assert_trees_equal(
-        loss_and_grads(model.noisy(key), params), loss_and_grads(model, params)
-    )
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
+
+    def loss_and_grads(model):
+        def loss(params):
+            _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+            return model.loss(params, h, batch.y, batch.mask)
+
+        return jax.value_and_grad(loss)(params)
+
+    noisy, plain = jax.jit(lambda: (loss_and_grads(model.noisy(key)), loss_and_grads(model)))()
+    tiny.assert_trees_equal(noisy, plain)
 
 
 @pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
@@ -143,10 +152,10 @@ def test_dropout_is_seen_in_training_and_not_in_use(key, make):
     plain = make(layers=2)
     dropped = make(layers=2, dropout=kind(**rates), activation_penalty=2.0)
     params = tiny.moved(plain.init(key))
-    in_use = loss_and_grads(dropped, params)
-    tiny.assert_trees_equal(in_use, loss_and_grads(plain, params))
-    one, other = (loss_and_grads(dropped.noisy(jax.random.key(k)), params)[0] for k in (0, 1))
-    assert len({float(one), float(other), float(in_use[0])}) == 3
+    noisy = [dropped.noisy(jax.random.key(seed)) for seed in (0, 1)]
+    without, in_use, one, other = losses(params, plain, dropped, *noisy)
+    assert without == in_use
+    assert len({float(one), float(other), float(in_use)}) == 3
 
 
 def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_changes(key):
@@ -166,7 +175,7 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
         if t > 0:
             expected += beta * np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
     real = jnp.asarray(real)
-    added = model.loss(params, h, y, real) - bare.loss(params, h, y, real)
+    added = jax.jit(lambda: model.loss(params, h, y, real) - bare.loss(params, h, y, real))()
     np.testing.assert_allclose(added, expected, rtol=1e-12)
 
 

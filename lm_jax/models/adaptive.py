@@ -11,8 +11,8 @@ on. P_i [H, H_i] with H_i = H / factor^(i + 1) (at least 1) makes a rare token c
 
 Few targets are in a cluster, and how many changes with every batch, while compiled shapes do not.
 So the positions of a cluster are brought to the front and read in blocks, and a block that holds
-none of them is skipped (`lax.cond`). The result is exact for any number of them. Going back, a block
-is computed once more, so that no block's logits are kept.
+none of them is skipped (`lax.cond`). The result is exact for any number of them. Going back, a
+block is computed once more, so that no block's logits are kept. Under `vmap` nothing is skipped.
 
 Letters: N positions, S = s + clusters columns of the head, K positions of a block.
 """

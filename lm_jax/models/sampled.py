@@ -1,13 +1,13 @@
 """Readouts that learn from a few drawn tokens instead of all V, and are scored as a softmax.
 
-Tokens are numbered by frequency, and the tokens of an update are drawn by Zipf's law, the log-uniform
-distribution of TensorFlow's samplers, once for all of its targets:
+Tokens are numbered by frequency, and the tokens of an update are drawn by Zipf's law, the
+log-uniform distribution of TensorFlow's samplers, once for all of its targets:
 
     q(k) = ln((k + 2) / (k + 1)) / ln(V + 1),   k = 0 … V - 1
 
-**Sampled softmax** (Jean et al., 2015, for machine translation) is the softmax over the target and K
-drawn tokens. They are drawn without putting any back, as the K largest of ln q + Gumbel noise (Kool
-et al., 2019). With κ the next largest, token k is among them with a chance of
+**Sampled softmax** (Jean et al., 2015, for machine translation) is the softmax over the target and
+K drawn tokens. They are drawn without putting any back, as the K largest of ln q + Gumbel noise
+(Kool et al., 2019). With κ the next largest, token k is among them with a chance of
 
     π(k) = P(ln q(k) + Gumbel > κ) = 1 - exp(-q(k) e^{-κ}),
 
