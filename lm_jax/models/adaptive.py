@@ -47,7 +47,7 @@ def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4
     if cutoffs[-1] >= vocab_size:
         raise UserError(
             f"model.readout.cutoffs={tuple(cutoffs)} must stay below V={vocab_size}: give lower "
-            "ones, such as a tenth and a third of V, or take model.readout.kind=softmax"
+            f"ones, such as {vocab_size // 9} {vocab_size // 3}, or take model.readout.kind=softmax"
         )
     shortlist, clusters = cutoffs[0], len(cutoffs)
     spans = list(pairwise([*cutoffs, vocab_size]))
