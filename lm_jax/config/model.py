@@ -53,7 +53,8 @@ class SampledSoftmax:
     bias: bool = True
     """Whether there is a b_y."""
     samples: Size = 1024
-    """Tokens drawn for each update, without putting any back, the frequent ones likelier."""
+    """Tokens drawn for each update, fewer than V, without putting any back, the frequent ones
+    likelier."""
 
 
 @settings
@@ -67,7 +68,7 @@ class NoiseContrastive:
     bias: bool = True
     """Whether there is a b_y."""
     samples: Size = 256
-    """Noise tokens that stand against each target, the same for a whole update."""
+    """Noise tokens that stand against each target, fewer than V, the same for a whole update."""
 
 
 @settings

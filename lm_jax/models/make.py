@@ -5,6 +5,7 @@ from jaxtyping import Array
 
 from lm_jax import config as settings
 from lm_jax.models import cells, linear, own
+from lm_jax.models.adaptive import adaptive_softmax
 from lm_jax.models.base import LanguageModel, Params, scaled_normal
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
@@ -12,7 +13,9 @@ from lm_jax.models.ngram import ngram
 from lm_jax.models.readout import Readout, softmax
 from lm_jax.models.recurrence import Layer, layer
 from lm_jax.models.rnn import rnn
+from lm_jax.models.sampled import noise_contrastive, sampled_softmax
 from lm_jax.models.window import window
+from lm_jax.settings import UserError
 
 
 def make(config: settings.Model, vocab_size: int) -> LanguageModel:
@@ -56,8 +59,18 @@ def make(config: settings.Model, vocab_size: int) -> LanguageModel:
 
 def _readout(config: settings.Network, vocab_size: int) -> Readout:
     kind = config.readout
-    assert isinstance(kind, settings.Softmax)
-    return softmax(vocab_size, tied=kind.tied, bias=kind.bias, label_smoothing=kind.label_smoothing)
+    if isinstance(kind, settings.AdaptiveSoftmax):
+        return adaptive_softmax(vocab_size, cutoffs=kind.cutoffs, factor=kind.factor)
+    if isinstance(kind, settings.Softmax):
+        smoothing = kind.label_smoothing
+        return softmax(vocab_size, tied=kind.tied, bias=kind.bias, label_smoothing=smoothing)
+    if kind.samples >= vocab_size:
+        raise UserError(
+            f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
+            "take model.readout.kind=softmax, which sees every token"
+        )
+    drawn = sampled_softmax if isinstance(kind, settings.SampledSoftmax) else noise_contrastive
+    return drawn(vocab_size, samples=kind.samples, tied=kind.tied, bias=kind.bias)
 
 
 def _noise(dropout: settings.Dropout) -> Noise:

@@ -50,24 +50,19 @@ def softmax(
         (Szegedy et al., 2016, section 7).
     """
 
-    def nats(
-        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
-    ) -> Float[Array, "*shape"]:
-        return optax.softmax_cross_entropy_with_integer_labels(linear_logits(params, h), y)
-
     def loss(params: Params, h: Array, y: Array, key: Array | None) -> Array:
         del key
         if label_smoothing is None:
-            return nats(params, h, y)
+            return linear_nats(params, h, y)
         z = linear_logits(params, h)
-        exact = optax.softmax_cross_entropy_with_integer_labels(z, y)
+        exact = cross_entropy(z, y)
         even = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
         return (1 - label_smoothing) * exact + label_smoothing * even
 
     return Readout(
         init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
         logits=linear_logits,
-        nats=nats,
+        nats=linear_nats,
         loss=loss,
         tied=tied,
     )
@@ -82,6 +77,18 @@ def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: b
 def linear_logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
     """h W_hy + b_y."""
     return affine(h, params["W_hy"], params["b_y"]) if "b_y" in params else h @ params["W_hy"]
+
+
+def linear_nats(
+    params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """-ln softmax(h W_hy + b_y)_y."""
+    return cross_entropy(linear_logits(params, h), y)
+
+
+def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """-ln softmax(z)_y."""
+    return optax.softmax_cross_entropy_with_integer_labels(z, y)
 
 
 class Output(NamedTuple):

@@ -1,0 +1,116 @@
+"""The adaptive softmax: frequent tokens first, the others in clusters (Grave et al., 2017).
+
+Tokens are numbered by frequency. The head gives a probability to each of the first tokens, the
+shortlist, and to each cluster of the others; a cluster gives one to each of its tokens:
+
+    p(y | h) = softmax(h W_hy + b_y)_y                              for y in the shortlist
+    p(y | h) = softmax(h W_hy + b_y)_{s + i} softmax(h P_i W_i + b_i)_{y - c_i}   in cluster i
+
+where s = c_0 is the shortlist's size and cluster i = 0, 1, … holds the tokens from the cutoff c_i
+on. P_i [H, H_i] with H_i = H / factor^(i + 1) (at least 1) makes a rare token cheap.
+
+Few targets are in a cluster, and how many changes with every batch, while compiled shapes do not.
+So the positions of a cluster are brought to the front and read in blocks, and a block that holds
+none of them is skipped (`lax.cond`). The result is exact for any number of them. Going back, a
+block is computed once more, so that no block's logits are kept. Under `vmap` nothing is skipped.
+
+Letters: N positions, S = s + clusters columns of the head, K positions of a block.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.models.base import Params, scaled_normal
+from lm_jax.models.readout import Readout, cross_entropy, init_linear, linear_logits
+from lm_jax.settings import UserError
+
+BLOCK = 64
+
+
+def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4) -> Readout:
+    """The adaptive softmax; its `loss` is its `nats`.
+
+    Its `logits` are log-probabilities already.
+
+    Args:
+      vocab_size: V.
+      cutoffs: numbers of the tokens where a cluster begins, rising.
+      factor: each cluster's inputs are so many times fewer than those of the one before.
+
+    Raises:
+      UserError: the last cutoff is not below V.
+    """
+    if cutoffs[-1] >= vocab_size:
+        raise UserError(
+            f"model.readout.cutoffs={tuple(cutoffs)} must stay below V={vocab_size}: give lower "
+            f"ones, such as {vocab_size // 9} {vocab_size // 3}, or take model.readout.kind=softmax"
+        )
+    shortlist, clusters = cutoffs[0], len(cutoffs)
+    spans = list(pairwise([*cutoffs, vocab_size]))
+
+    def init(key: Array, inputs: int) -> Params:
+        head, *keys = jax.random.split(key, 1 + clusters)
+        own = init_linear(head, inputs, shortlist + clusters, tied=False, bias=True)
+        return {**own, "clusters": [cluster(k, inputs, i) for i, k in enumerate(keys)]}
+
+    def cluster(key: Array, inputs: int, i: int) -> Params:
+        first, second = jax.random.split(key)
+        narrow, (start, end) = max(1, inputs // factor ** (i + 1)), spans[i]
+        own = init_linear(second, narrow, end - start, tied=False, bias=True)
+        return {**own, "P": scaled_normal(first, inputs, narrow)}
+
+    def logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+        head = jax.nn.log_softmax(linear_logits(params, h))
+        parts = [head[..., :shortlist]]
+        for i, own in enumerate(params["clusters"]):
+            within = jax.nn.log_softmax(linear_logits(own, h @ own["P"]))
+            parts.append(within + head[..., shortlist + i, None])
+        return jnp.concatenate(parts, axis=-1)
+
+    def nats(
+        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
+        place = jnp.searchsorted(jnp.asarray(cutoffs), targets, side="right") - 1
+        column = jnp.where(place < 0, targets, shortlist + place)
+        result = cross_entropy(linear_logits(params, flat), column)
+        for i, own in enumerate(params["clusters"]):
+            result += _within(own, flat, targets - cutoffs[i], place == i)
+        return result.reshape(y.shape)
+
+    return Readout(init, logits, nats, loss=lambda params, h, y, key: nats(params, h, y))
+
+
+def _within(
+    params: Params, h: Float[Array, "N H"], y: Int[Array, " N"], member: Bool[Array, " N"]
+) -> Float[Array, " N"]:
+    """-ln of a target's probability within a cluster; 0 for the targets outside it."""
+    size = h.shape[0]
+    blocks = -(-size // BLOCK)
+    # Past the last member stands `size`, which is no position.
+    positions = jnp.nonzero(member, size=blocks * BLOCK, fill_value=size)[0]
+    real = positions < size
+    clipped = jnp.where(real, positions, 0)
+
+    @jax.checkpoint
+    def block(h: Array, y: Array, real: Array) -> Array:
+        z = linear_logits(params, h @ params["P"])
+        return jnp.where(real, cross_entropy(z, y), 0)
+
+    def read(_: None, xs: tuple[Array, Array, Array]) -> tuple[None, Array]:
+        # The members come first, so the first place tells whether there is any.
+        skipped = jnp.zeros(BLOCK, h.dtype)
+        return None, jax.lax.cond(xs[2][0], block, lambda *_: skipped, *xs)
+
+    shape = (blocks, BLOCK)
+    xs = (
+        h[clipped].reshape(*shape, -1),
+        jnp.where(real, y[clipped], 0).reshape(shape),
+        real.reshape(shape),
+    )
+    _, nats = jax.lax.scan(read, None, xs)
+    return jnp.zeros(size, h.dtype).at[positions].add(nats.reshape(-1), mode="drop")

@@ -1,0 +1,156 @@
+"""Readouts that learn from a few drawn tokens instead of all V, and are scored as a softmax.
+
+Tokens are numbered by frequency, and the tokens of an update are drawn by Zipf's law, the
+log-uniform distribution of TensorFlow's samplers, once for all of its targets:
+
+    q(k) = ln((k + 2) / (k + 1)) / ln(V + 1),   k = 0 … V - 1
+
+**Sampled softmax** (Jean et al., 2015, for machine translation) is the softmax over the target and
+K drawn tokens. They are drawn without putting any back, as the K largest of ln q + Gumbel noise
+(Kool et al., 2019). With κ the next largest, token k is among them with a chance of
+
+    π(k) = P(ln q(k) + Gumbel > κ) = 1 - exp(-q(k) e^{-κ}),
+
+which is TensorFlow's expected count with e^{-κ} for its number of tries, and ln π is taken from
+every logit, the target's too. A drawn token that is the target itself is left out. Where the model
+is right, P(y | h) ∝ e^z, the mean gradient is then zero, however small K is, up to what the fixed
+number of draws does; elsewhere it is near that of the softmax for large K, and the same for K = V.
+
+**Noise-contrastive estimation** (Gutmann & Hyvärinen, 2010; Mnih & Teh, 2012) learns to tell the
+target from K tokens drawn from q, with replacement. The normalising constant is not computed but
+held at V: e^z / V is taken for the probability itself. (The paper holds it at 1. That is the same
+model with ln V less in every bias; held at V, it is near the truth where logits begin near zero,
+with biases or without.) A token is taken for data with the probability σ(s) where
+
+    s(k) = z_k - ln V - ln K q(k),    loss = -ln σ(s(y)) - Σ_{k drawn} ln σ(-s(k))
+
+For targets from P the mean gradient with respect to z_k is
+
+    (e^{z_k} / V - P(k)) w_k,    w_k = K q(k) / (K q(k) + e^{z_k} / V)
+
+which is zero where the model is right, and that of the likelihood for K → ∞, where w → 1.
+
+The loss of training is the drawn one, not nats; `nats` and `logits` are those of the softmax. Of
+W_hy it reads the columns of the drawn tokens and of the targets, in one gather, for each one makes
+a dense gradient on the way back.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lm_jax.models.base import Params
+from lm_jax.models.readout import Readout, init_linear, linear_logits, linear_nats
+
+
+def sampled_softmax(
+    vocab_size: int, *, samples: int, tied: bool = False, bias: bool = True
+) -> Readout:
+    """The sampled softmax.
+
+    Args:
+      vocab_size: V.
+      samples: K, at most V; with V it is the softmax itself.
+      tied, bias: see `lm_jax.models.readout.softmax`.
+    """
+
+    def loss(
+        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
+    ) -> Float[Array, "*shape"]:
+        if key is None:
+            return linear_nats(params, h, y)
+        flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
+        drawn, log_count = draw_distinct(key, vocab_size, samples)
+        z, z_y = _columns(params, flat, drawn, targets)
+        z -= log_count(drawn)[None]
+        z_y -= log_count(targets)
+        z = jnp.where(drawn[None] == targets[:, None], -jnp.inf, z)
+        every = jax.nn.logsumexp(jnp.concatenate([z, z_y[:, None]], axis=1), axis=1)
+        return (every - z_y).reshape(y.shape)
+
+    return _exact(vocab_size, loss, tied=tied, bias=bias)
+
+
+def noise_contrastive(
+    vocab_size: int, *, samples: int, tied: bool = False, bias: bool = True
+) -> Readout:
+    """Noise-contrastive estimation.
+
+    Args:
+      vocab_size: V.
+      samples: K, noise tokens, the same for all targets of an update.
+      tied, bias: see `lm_jax.models.readout.softmax`.
+    """
+
+    def loss(
+        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
+    ) -> Float[Array, "*shape"]:
+        if key is None:
+            return linear_nats(params, h, y)
+        flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
+        noise = draw(key, vocab_size, samples)
+        z, z_y = _columns(params, flat, noise, targets)
+        constant = jnp.log(vocab_size) + jnp.log(samples)
+        z -= (constant + log_zipf(noise, vocab_size))[None]
+        z_y -= constant + log_zipf(targets, vocab_size)
+        told = jax.nn.softplus(-z_y) + jnp.sum(jax.nn.softplus(z), axis=1)
+        return told.reshape(y.shape)
+
+    return _exact(vocab_size, loss, tied=tied, bias=bias)
+
+
+def log_zipf(tokens: Int[Array, "*shape"], vocab_size: int) -> Float[Array, "*shape"]:
+    """ln q of tokens."""
+    return jnp.log(jnp.log1p(1 / (tokens + 1.0))) - jnp.log(jnp.log(vocab_size + 1.0))
+
+
+def draw(key: Array, vocab_size: int, samples: int) -> Int[Array, " K"]:
+    """Tokens drawn from q, with replacement."""
+    # P(token < k) = ln(k + 1) / ln(V + 1), turned round.
+    edge = jnp.exp(jax.random.uniform(key, (samples,)) * jnp.log(vocab_size + 1.0))
+    return jnp.clip(edge.astype(jnp.int32) - 1, 0, vocab_size - 1)
+
+
+def draw_distinct(
+    key: Array, vocab_size: int, samples: int
+) -> tuple[Int[Array, " K"], Callable[[Array], Array]]:
+    """Tokens drawn from q without replacement, and tokens -> ln π, given the draw's κ."""
+    every = jnp.arange(vocab_size)
+    if samples == vocab_size:
+        return every, lambda tokens: jnp.zeros(tokens.shape)
+    noisy = log_zipf(every, vocab_size) + jax.random.gumbel(key, (vocab_size,))
+    # Without the barrier XLA merges the slices below into the selection, no longer sees one in it,
+    # and sorts all V.
+    largest, drawn = jax.lax.optimization_barrier(jax.lax.top_k(noisy, samples + 1))
+
+    def log_count(tokens: Array) -> Array:
+        return jnp.log(-jnp.expm1(-jnp.exp(log_zipf(tokens, vocab_size) - largest[-1])))
+
+    return drawn[:-1], log_count
+
+
+def _columns(
+    params: Params, h: Float[Array, "N H"], drawn: Int[Array, " K"], y: Int[Array, " N"]
+) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
+    """The logits of the drawn tokens, for every position, and that of its own target."""
+    tokens = jnp.concatenate([drawn, y])
+    W = params["W_hy"][:, tokens]
+    cut = drawn.shape[0]
+    z, z_y = h @ W[:, :cut], jnp.sum(h * W[:, cut:].T, axis=1)
+    if "b_y" in params:
+        b = params["b_y"][tokens]
+        z, z_y = z + jnp.broadcast_to(b[:cut], z.shape), z_y + b[cut:]
+    return z, z_y
+
+
+def _exact(vocab_size: int, loss: Callable[..., Array], *, tied: bool, bias: bool) -> Readout:
+    """The softmax, with another loss."""
+    return Readout(
+        init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
+        logits=linear_logits,
+        nats=linear_nats,
+        loss=loss,
+        tied=tied,
+    )

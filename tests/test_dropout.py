@@ -1,0 +1,183 @@
+"""Noise of training: what is dropped, where, and that nothing is dropped in use."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax.config import Dropout, RecurrentDropout
+from lm_jax.models.dropout import SILENT, Noise, mask
+
+EVERYWHERE = Noise(inputs=0.3, between=0.4, outputs=0.5, words=0.6, recurrent=0.7)
+ONES = jnp.ones((tiny.T, tiny.B, 50))
+
+
+def places(noise):
+    """What the noise makes of ones, at every place."""
+    x = jnp.arange(tiny.T * tiny.B).reshape(tiny.T, tiny.B) % tiny.V
+    return {
+        "inputs": noise.on_inputs(ONES),
+        "between": noise.on_layer(ONES, 0),
+        "between, higher": noise.on_layer(ONES, 1),
+        "outputs": noise.on_outputs(ONES),
+        "words": noise.on_words(ONES, x, tiny.V),
+        "recurrent": noise.on_recurrent(jnp.ones((50, 100)), 0),
+        "recurrent, higher": noise.on_recurrent(jnp.ones((50, 100)), 1),
+    }
+
+
+@pytest.mark.parametrize("noise", [EVERYWHERE, SILENT.drawn(jax.random.key(0))])
+def test_without_a_key_or_a_chance_it_is_the_identity(noise):
+    for name, a in places(noise).items():
+        assert np.all(a == 1), name
+
+
+def test_what_is_dropped_is_zero_and_the_mean_stays(key):
+    draws = jax.jit(jax.vmap(lambda key: places(EVERYWHERE.drawn(key))))
+    for name, a in draws(jax.random.split(key, 2000)).items():
+        chance = getattr(EVERYWHERE, name.split(",")[0])
+        values = np.unique(a)
+        np.testing.assert_allclose(values, [0, 1 / (1 - chance)], rtol=1e-12)
+        # Each entry over the keys: 50 tests at once, so within 5 standard errors.
+        error = np.sqrt(chance / (1 - chance) / 2000)
+        first = np.asarray(a).reshape(2000, -1)[:, :50]
+        np.testing.assert_array_less(np.abs(first.mean(0) - 1), 5 * error)
+
+
+def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
+    for locked in (True, False):
+        noise = dataclasses.replace(EVERYWHERE, locked=locked)
+        drawn = jax.jit(lambda key, noise=noise: places(noise.drawn(key)))(key)
+        for name in ("inputs", "between", "outputs"):
+            constant = np.all(drawn[name] == drawn[name][:1])
+            assert constant == locked, name
+            # Another lane has another mask.
+            assert np.any(drawn[name][:, 0] != drawn[name][:, 1])
+
+
+def test_places_and_layers_draw_masks_of_their_own(key):
+    same = Noise(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
+    drawn = jax.jit(lambda key: places(same.drawn(key)))(key)
+    drawn = {name: np.asarray(a) for name, a in drawn.items() if name != "words"}
+    for name, a in drawn.items():
+        for other, b in drawn.items():
+            if name < other and a.shape == b.shape:
+                # Of independent masks half of the entries agree, within 6 standard errors.
+                agree = np.mean(a == b)
+                assert abs(agree - 0.5) < 3 / np.sqrt(a.size), (name, other)
+
+
+def test_word_dropout_zeroes_whole_words_everywhere_in_the_chunk(key):
+    x = tiny.batch().x
+    vectors = jax.random.normal(key, (tiny.T, tiny.B, 4))
+    read = np.asarray(Noise(key, words=0.5).on_words(vectors, x, tiny.V) / vectors)
+    for token in range(tiny.V):
+        assert len(np.unique(np.round(read[np.asarray(x) == token], 12))) == 1
+    assert set(np.unique(np.round(read, 12))) == {0, 2}
+
+
+def test_recurrent_dropout_multiplies_w_hh_and_nothing_else(key):
+    dropped = tiny.rnn(layers=2, dropout=RecurrentDropout(recurrent=0.5)).noisy(key)
+    plain = tiny.rnn(layers=2)
+    params, x = tiny.moved(plain.init(key)), tiny.batch().x
+    noise = Noise(key, recurrent=0.5)
+    masked = [
+        {**layer, "W_hh": noise.on_recurrent(layer["W_hh"], number)}
+        for number, layer in enumerate(params["layers"])
+    ]
+    h = dropped.hidden(params, dropped.init_carry(tiny.B), x)
+    same = plain.hidden({**params, "layers": masked}, plain.init_carry(tiny.B), x)
+    tiny.assert_trees_close(h, same)
+
+
+def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
+    """The model's noise is that of its places, put in by hand: layer by layer, in NumPy."""
+    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2, "recurrent": 0.5}
+    model = tiny.rnn(layers=2, dropout=RecurrentDropout(**rates, locked=True))
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
+    noisy, noise = model.noisy(key), Noise(key, locked=True, **rates)
+    carry, h = noisy.hidden(params, noisy.init_carry(tiny.B), batch.x)
+
+    vectors = noise.on_words(params["embedding"]["C"][batch.x], batch.x, tiny.V)
+    seen = noise.on_inputs(vectors)
+    for number, layer in enumerate(params["layers"]):
+        W_hh = np.asarray(noise.on_recurrent(layer["W_hh"], number))
+        W_xh, b_h = np.asarray(layer["W_xh"]), np.asarray(layer["b_h"])
+        state, states = np.zeros((tiny.B, 5)), []
+        for x_t in np.asarray(seen):
+            state = np.tanh(x_t @ W_xh + state @ W_hh + b_h)
+            states.append(state)
+        np.testing.assert_allclose(carry[number], state, rtol=1e-12)
+        seen = noise.on_layer(jnp.asarray(states), number)
+    np.testing.assert_allclose(h, states, rtol=1e-12)
+    loss = noisy.loss(params, h, batch.y, batch.mask)
+    expected = jnp.sum(model.nats(params, noise.on_outputs(h), batch.y))
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
+def losses(params, *models):
+    """What each model would minimise, by the very same compiled program."""
+    batch = tiny.batch()
+
+    def loss(params, model):
+        _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+        return model.loss(params, h, batch.y, batch.mask)
+
+    return jax.jit(lambda params: [loss(params, model) for model in models])(params)
+
+
+@pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
+def test_without_rates_a_noisy_model_is_the_model(key, make):
+    model = make()
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
+
+    def loss_and_grads(model):
+        def loss(params):
+            _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+            return model.loss(params, h, batch.y, batch.mask)
+
+        return jax.value_and_grad(loss)(params)
+
+    noisy, plain = jax.jit(lambda: (loss_and_grads(model.noisy(key)), loss_and_grads(model)))()
+    tiny.assert_trees_equal(noisy, plain)
+
+
+@pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
+def test_dropout_is_seen_in_training_and_not_in_use(key, make):
+    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2}
+    kind = RecurrentDropout if make is tiny.rnn else Dropout
+    plain = make(layers=2)
+    dropped = make(layers=2, dropout=kind(**rates), activation_penalty=2.0)
+    params = tiny.moved(plain.init(key))
+    noisy = [dropped.noisy(jax.random.key(seed)) for seed in (0, 1)]
+    without, in_use, one, other = losses(params, plain, dropped, *noisy)
+    assert without == in_use
+    assert len({float(one), float(other), float(in_use)}) == 3
+
+
+def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_changes(key):
+    """The first step of a chunk has no change; targets outside the mask count for nothing."""
+    alpha, beta = 1.7, 0.6
+    model = tiny.rnn(
+        dropout=RecurrentDropout(outputs=0.5), activation_penalty=alpha, change_penalty=beta
+    ).noisy(key)
+    bare = tiny.rnn(dropout=RecurrentDropout(outputs=0.5)).noisy(key)
+    params, y = tiny.moved(model.init(key)), tiny.batch().y
+    h = jax.random.normal(key, (tiny.T, tiny.B, 5))
+    real = np.arange(tiny.T)[:, None] < np.array([[tiny.T, 4, 1]])
+    seen = np.asarray(Noise(key, outputs=0.5).on_outputs(h))
+    expected = 0.0
+    for t, lane in np.argwhere(real):
+        expected += alpha * np.mean(seen[t, lane] ** 2)
+        if t > 0:
+            expected += beta * np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
+    real = jnp.asarray(real)
+    added = jax.jit(lambda: model.loss(params, h, y, real) - bare.loss(params, h, y, real))()
+    np.testing.assert_allclose(added, expected, rtol=1e-12)
+
+
+def test_a_chance_of_zero_drops_nothing(key):
+    assert np.all(mask(key, 0.0, (1000,)) == 1)
