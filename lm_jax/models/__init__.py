@@ -2,9 +2,11 @@
 
 from lm_jax.models.base import LanguageModel, count, restart
 from lm_jax.models.cells import Cell, elman, gru, lstm
+from lm_jax.models.convolution import convolution
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.make import make
+from lm_jax.models.mixture import best_weight, mixture
 from lm_jax.models.readout import Readout, softmax
 from lm_jax.models.recurrence import Layer, layer
 from lm_jax.models.rnn import rnn
@@ -17,12 +19,15 @@ __all__ = [
     "Layer",
     "Noise",
     "Readout",
+    "best_weight",
+    "convolution",
     "count",
     "elman",
     "gru",
     "layer",
     "lstm",
     "make",
+    "mixture",
     "restart",
     "rnn",
     "softmax",
