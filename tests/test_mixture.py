@@ -115,7 +115,7 @@ def test_the_best_weight_is_the_best_of_a_grid_and_stays_where_em_leaves_it():
 
 
 def test_the_best_weight_of_a_coin_is_in_closed_form():
-    """a is right on m of N tokens, b on the others: w = m / N. One of probability 1/2 wins alone."""
+    """a is right on m of N tokens, b on the others: w = m / N. A better model wins alone."""
     right = np.arange(10) < 7
     sure = np.where(right, 0.0, np.inf)
     assert best_weight(sure, np.where(right, np.inf, 0.0)) == pytest.approx(0.7, abs=1e-15)

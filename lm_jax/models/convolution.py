@@ -14,12 +14,13 @@ steps. One output depends on
 tokens, its receptive field. With one layer and no pooling it is `lm_jax.models.window` of order
 k + 1, and the two share the lines below.
 
-The carry makes a stream read in chunks a stream read at once: the last k - 1 tokens, -1 where the
-text has not begun, which add nothing; the last (k - 1) d_l inputs of every further layer, 0 where it
-has not begun; the last pooling - 1 outputs, -inf where it has not begun. A gradient goes through the
-carried tokens to their vectors; carried activations are constants to a chunk's gradient.
+The carry makes a stream read in chunks a stream read at once. It is the last k - 1 tokens, -1 where
+the text has not begun, which add nothing; the last (k - 1) d_l inputs of every further layer, 0
+before the text; and with pooling the last pooling - 1 outputs, -inf before the text. A chunk's
+gradient goes through the carried tokens to their vectors; carried activations are its constants.
 
-Letters: k steps that a layer reads, I inputs and G outputs of a product, S steps with those carried.
+Letters: k steps that a layer reads, I inputs and G outputs of a product, S steps with those
+carried.
 """
 
 from typing import NamedTuple
@@ -151,7 +152,7 @@ def convolution(
 def read(
     embedding: Embedding, params: Params, tokens: Int[Array, "S B"], noise: Noise
 ) -> Float[Array, "S B E"] | Int[Array, "S B"]:
-    """The tokens' vectors for `convolve`: learned ones, zero where there is no token, or numbers."""
+    """What `convolve` reads: the tokens' vectors, zero for no token, or the numbers themselves."""
     vectors = embedding.vectors(params, tokens, noise)
     if embedding.size is None:
         return vectors

@@ -61,16 +61,16 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | Array) -> Langua
 
     def hidden(
         params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
-    ) -> tuple[Carry, Both]:
+    ) -> tuple[Carry, Any]:
         carry_a, h_a = a.hidden(params[0], carry[0], x, between)
         carry_b, h_b = b.hidden(params[1], carry[1], x, between)
         return (carry_a, carry_b), Both(h_a, h_b)
 
-    def logits(params: Params, h: Both) -> Float[Array, "*shape V"]:
+    def logits(params: Params, h: Any) -> Float[Array, "*shape V"]:
         log_a = jax.nn.log_softmax(a.logits(params[0], h.a))
         return mixed(log_a, jax.nn.log_softmax(b.logits(params[1], h.b)))
 
-    def nats(params: Params, h: Both, y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def nats(params: Params, h: Any, y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         return -mixed(-a.nats(params[0], h.a, y), -b.nats(params[1], h.b, y))
 
     def init(key: Array) -> Params:
