@@ -168,7 +168,7 @@ def convolve(
     """Σ_i x[t + i d] W_i + b for every t that has them all, T = S - (k - 1) d.
 
     The sum of k shifted products copies no window. `jax.lax.conv_general_dilated`, which is as fast
-    when called alone, took some 40 times as long on a CPU within a compiled loop, as training is.
+    when called alone, took 40 to 60 times as long on a CPU within a compiled loop, as training is.
 
     Args:
       x: vectors; or numbers of tokens, which stand for one-hot vectors, and below 0 for zero.
