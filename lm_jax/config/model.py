@@ -198,6 +198,9 @@ class Convolution(Network):
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_between(self)
+        for field in ("layers", "width"):
+            if self.dilation > 1 and getattr(self, field) == 1:
+                raise ValueError(f"model.dilation needs model.{field} of 2 or more")
 
 
 GATED = ("elman", "lstm", "gru")

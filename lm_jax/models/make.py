@@ -7,6 +7,7 @@ from lm_jax import config as settings
 from lm_jax.models import cells, linear, own
 from lm_jax.models.adaptive import adaptive_softmax
 from lm_jax.models.base import LanguageModel, Params, scaled_normal
+from lm_jax.models.convolution import convolution
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.ngram import ngram
@@ -38,6 +39,21 @@ def make(config: settings.Model, vocab_size: int) -> LanguageModel:
             layers=config.layers,
             activation=config.activation,
             direct=config.direct,
+            gain=config.gain,
+            noise=_noise(config.dropout),
+            activation_penalty=config.activation_penalty,
+        )
+    elif isinstance(config, settings.Convolution):
+        model = convolution(
+            embedding,
+            readout,
+            width=config.width,
+            hidden_size=config.hidden_size,
+            layers=config.layers,
+            dilation=config.dilation,
+            activation=config.activation,
+            pooling=config.pooling,
+            residual=config.residual,
             gain=config.gain,
             noise=_noise(config.dropout),
             activation_penalty=config.activation_penalty,

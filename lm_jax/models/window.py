@@ -3,12 +3,15 @@
     h = f([C(x_{t-n+2}); …; C(x_t)] W + b),   p(x_{t+1} | x_{t-n+2} … x_t) = softmax(h U + b_y)
 
 Further hidden layers stand on h, each f(h W_l + b_l). With direct connections the readout sees the
-window's vectors beside the last hidden layer, so that U has a block of rows for them, too.
+window's vectors beside the last hidden layer, so that U has a block of rows for them, too. In the
+paper y = b + W x + U tanh(d + H x), so its H is W here, its d is b, its b is b_y, and its W and U
+are the two parts of U; there the newest token comes first in x.
 
 The carry is the last n - 2 tokens, so that a stream read in chunks is a stream read at once; with
 the newest input they make the window. A place before the text's beginning holds no token (-1) and
-adds nothing. W is a block of rows for each of the n - 1 places, so the sum over places is a causal
-convolution over the embeddings, and no window is ever copied. U is the readout's W_hy.
+adds nothing. W is a block of rows for each of the n - 1 places, W [n - 1, E, H], so the sum over
+places is a causal convolution over the vectors (`lm_jax.models.convolution.convolve`), and W grows
+with n: what is learned of a token at one place is not known at another. U is the readout's W_hy.
 """
 
 import jax
@@ -17,8 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Between, Carry, LanguageModel, Params, affine, scaled_normal
 from lm_jax.models.cells import ACTIVATIONS
+from lm_jax.models.convolution import convolve, read
 from lm_jax.models.dropout import SILENT, Noise
-from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Output, Readout
 
 
@@ -78,19 +82,14 @@ def window(
             del between  # tokens carry no gradient
             steps = x.shape[0]
             tokens = jnp.concatenate([carry.T, x])
-            vectors = embedding.vectors(params["embedding"], tokens, noise)
-            z = jnp.broadcast_to(params["b"], (*x.shape, hidden_size))
-            window = []
-            for place, W in enumerate(params["W"]):
-                here = slice(place, place + steps)
-                real = tokens[here, :, None] >= 0
-                z += jnp.where(real, times(vectors[here], W), 0)
-                if direct:
-                    window.append(jnp.where(real, vectors[here], 0))
-            h = f(z)
+            seen = read(embedding, params["embedding"], tokens, noise)
+            h = f(convolve(seen, params["W"], params["b"]))
             for number, above in enumerate(params["layers"]):
                 h = f(affine(noise.on_layer(h, number), above["W"], above["b"]))
-            return tokens[steps:].T, jnp.concatenate([*window, h], axis=-1) if direct else h
+            if direct:
+                window = [seen[place : place + steps] for place in range(places)]
+                h = jnp.concatenate([*window, h], axis=-1)
+            return tokens[steps:].T, h
 
         output = Output(readout, noise, activation_penalty)
         return LanguageModel(
