@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm_jax import models
-from lm_jax.inference.sample import draw
+from lm_jax.inference.drawing import draws
 from lm_jax.models.counts import continuations, count, discounts, locate, statistics
 from lm_jax.models.ngram import fit, held_out_weights, ngram
 from lm_jax.settings import UserError
@@ -285,9 +285,11 @@ def test_maximum_likelihood_gives_nothing_to_what_was_not_seen():
 
 def test_samples_of_maximum_likelihood_are_made_of_seen_n_grams():
     params, model = fit(counted(order=3), smoothing="none"), model_of(3, False)
-    drawn = draw(model, 100, 1)(params, jnp.array([BOUNDARY]), jax.random.key(0), jnp.asarray(1.0))
+    none = np.zeros(0, np.int32)
+    chunks = draws(model, params, BOUNDARY, none, 100, 1, 1.0, None, 0, 64)
+    drawn = np.concatenate([tokens for tokens, _ in chunks])[:, 0]
     seen = grams(TEXT, 3, False)[3]
-    text = [BOUNDARY, *np.asarray(drawn).tolist()]
+    text = [BOUNDARY, *drawn.tolist()]
     ends = [tuple(text[t : t + 3]) for t in range(99)]
     # The text breaks off in a context of its own, after which one token follows from a shorter one.
     broken = tuple(TEXT[-2:])
