@@ -114,7 +114,7 @@ def train_command(default: Config) -> Callable[..., int]:
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
-        with Display(name, config.train.steps if config.train else 0) as display:
+        with display_of(name, config) as display:
             run = lm_jax.train(config, run_dir, watch=display.watch)
         show_result(run)
         if run.result and run.result["status"] == "diverged":
@@ -125,6 +125,12 @@ def train_command(default: Config) -> Callable[..., int]:
         return 0
 
     return train
+
+
+def display_of(name: str, config: Config) -> Display:
+    """What shows a run while it trains."""
+    train = config.train
+    return Display(name, train.steps, train.epochs) if train else Display(name, 0)
 
 
 def sweep_command(default: Config, points: dict[str, dict[str, Any]]) -> Callable[..., int]:
@@ -157,9 +163,7 @@ def sweep_command(default: Config, points: dict[str, dict[str, Any]]) -> Callabl
 
             def watch(label: str) -> Callable[[int, Any], None]:
                 stack.close()  # the display of the trial before
-                train = chosen[label].train
-                display = Display(f"{name}: {label}", train.steps if train else 0)
-                return stack.enter_context(display).watch
+                return stack.enter_context(display_of(f"{name}: {label}", chosen[label])).watch
 
             rows = lm_jax.sweep(config, points, run_dir, watch=watch)
         show_sweep(rows)

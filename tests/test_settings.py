@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import inspect
 import itertools
 import json
@@ -246,14 +247,54 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     pieces = text.splits(Data(source="memory"), tiny.TEXT)
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: pieces)
     (tmp_path / "a.txt").write_text(tiny.TEXT)
+    own = tmp_path / "own.py"
+    own.write_text("import flax.linen\n\ncell = flax.linen.SimpleCell\n")
+    known = hashlib.sha256(own.read_bytes()).hexdigest()
+    (tmp_path / "vectors.txt").write_text("t 1 2 3 4\n")
+    small = {"embedding_size": 4, "hidden_size": 4}
+    noise = {"inputs": 0.1, "between": 0.1, "outputs": 0.1, "words": 0.1, "locked": True}
     runs = [
         tiny.config(train={"optimizer": optimizer, "schedule": schedule, **more}, model=model)
         for optimizer, schedule, more, model in [
-            (c.SGD(), c.Constant(), {"clip_norm": 1.0, "clip_value": 1.0}, Window()),
-            (c.Momentum(), c.Epochs(), {"gradient": "truncated", "k1": 4, "k2": 9}, RNN()),
-            (c.Adam(), c.Plateau(), {"clip_delta": 1.0}, RNN()),
-            (c.AdamW(), c.Cosine(steps=9), {}, RNN()),
-            (c.RMSprop(), c.Constant(), {}, RNN()),
+            (
+                c.SGD(),
+                c.Constant(),
+                {"clip_norm": 1.0, "clip_value": 1.0, "weight_decay": 0.1},
+                Window(direct=True, layers=2, dropout=c.Dropout(**noise)),
+            ),
+            (
+                c.Momentum(),
+                c.Epochs(),
+                {"gradient": "truncated", "k1": 4, "k2": 9},
+                RNN(**small, cell="lstm", readout=c.NoiseContrastive(samples=4)),
+            ),
+            (
+                c.Adam(),
+                c.Plateau(),
+                {"clip_delta": 1.0, "feeding": c.OwnTokens(steps=4)},
+                RNN(
+                    **small,
+                    layers=2,
+                    cell="gru",
+                    activation_penalty=0.1,
+                    change_penalty=0.1,
+                    dropout=c.RecurrentDropout(recurrent=0.1),
+                ),
+            ),
+            (
+                c.AdamW(),
+                c.Cosine(steps=9),
+                {},
+                RNN(**small, uniform=0.1, readout=c.SampledSoftmax(samples=4)),
+            ),
+            (
+                c.RMSprop(),
+                c.Constant(),
+                {},
+                RNN(**small, readout=c.AdaptiveSoftmax(cutoffs=(2, 4))),
+            ),
+            (c.ASGD(), c.Constant(), {}, c.Convolution(**small, width=2)),
+            (c.SGD(), c.Constant(), {}, RNN(**small, cell=f"{own}:cell", cell_sha256=known)),
         ]
     ]
     read = recorded(monkeypatch)
@@ -267,7 +308,12 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
         jax.eval_shape(program.judge, state, jnp.zeros(()), numbers)
     corpus.load(Data(source="tfds", name="any"))
     corpus.load(Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="word"))
-    loop.train(tiny.config(train={"steps": 1}), tmp_path / "run", text=tiny.TEXT)
+    corpus.load(Data(source="memory", tokenizer="bpe"), tiny.TEXT)
+    vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}
+    model = RNN(**small, **vectors)
+    loop.train(tiny.config(train={"steps": 1}, model=model), tmp_path / "run", text=tiny.TEXT)
+    counted = Config(data=Data(source="memory"), model=c.NGram(order=2, smoothing="add-k", k=0.1))
+    loop.train(counted, tmp_path / "counted", text=tiny.TEXT)
     fields = {(kind.__name__, field.name) for kind in CLASSES for field in dataclasses.fields(kind)}
     unread = fields - read
     # Which alternative a `kind` names is told by its class.

@@ -81,6 +81,7 @@ __all__ = [
     "TeacherForcing",
     "Train",
     "Window",
+    "in_steps",
     "override",
     "resolve",
     "train_of",
@@ -163,11 +164,23 @@ def resolve(config: Config) -> Config:
     filled: dict[str, Any] = {}
     for name in ("schedule", "feeding"):
         part = getattr(config.train, name)
-        if getattr(part, "steps", 0) is None:
+        # How many updates some epochs are is not known before the text is.
+        if getattr(part, "steps", 0) is None and config.train.epochs is None:
             filled[name] = dataclasses.replace(part, steps=config.train.steps)
     if config.train.gradient == "truncated" and config.train.k1 is None:
         filled["k1"] = config.data.length
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **filled))
+
+
+def in_steps(config: Config, epoch: int) -> Config:
+    """The resolved config, its `train.epochs` turned into updates; `epoch` updates make one."""
+    train = train_of(config)
+    if train.epochs is None:
+        return config
+    known = dataclasses.replace(train, steps=train.epochs * epoch, epochs=None)
+    config = resolve(dataclasses.replace(config, train=known))
+    train = dataclasses.replace(train_of(config), epochs=train.epochs)
+    return dataclasses.replace(config, train=train)
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -161,6 +161,8 @@ class Train:
 
     steps: Adjustable = 2000
     """Updates in all."""
+    epochs: Adjustable | None = None
+    """Passes over the training text, from which train.steps follows; None: as train.steps says."""
     learning_rate: Number = 0.003
     """The full learning rate; the schedule gives a share of it."""
     schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (

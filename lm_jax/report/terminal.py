@@ -35,7 +35,9 @@ class Display:
     Give `display.watch` to `lm_jax.train`, within `with Display(...) as display`.
     """
 
-    def __init__(self, name: str, steps: int):
+    def __init__(self, name: str, steps: int, epochs: int | None = None):
+        """Shows `steps` updates, or as many as some epochs turn out to be."""
+        self.epochs = epochs
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
             TextColumn(escape(name)),
@@ -65,6 +67,9 @@ class Display:
         if row is None:
             self.progress.update(self.task, completed=step)
         elif row["kind"] == "train":
+            if self.epochs is not None:
+                total = round(step / row["epoch"]) * self.epochs
+                self.progress.update(self.task, total=total)
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
             loss = f"{_figure(row['nats'], '.3f')} nats a token, {speed}"
             self.progress.update(self.task, completed=step, loss=loss)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import models
-from lm_jax.config import Config, Network, resolve, train_of
+from lm_jax.config import Config, Network, in_steps, resolve, train_of
 from lm_jax.data.batches import (
     Sentences,
     Streams,
@@ -71,16 +71,16 @@ def train(
       UserError: the config, the text or the directory will not do; nothing has been changed.
     """
     config, run_dir = resolve(config), Path(run_dir)
-    directory.refuse_changes(run_dir, config)
     corpus = load(config.data, text)
-    if config.train is not None and config.data.batching == "streams":
-        k1 = config.train.k1
-        name = "data.length" if k1 is None else "train.k1"
-        length = k1 or config.data.length
-        check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     if config.train is not None:
-        # A cell of one's own that will not do says so here, before anything is written.
-        program(shape(config), len(corpus.vocabulary))
+        k1 = config.train.k1
+        length = k1 or config.data.length
+        if config.data.batching == "streams":
+            name = "data.length" if k1 is None else "train.k1"
+            check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
+        if config.train.epochs is not None:
+            config = in_steps(config, steps_per_epoch(source_of(config, corpus, length), length))
+    directory.refuse_changes(run_dir, config)
     with directory.claimed(run_dir), stop_signals() as received:
         if (run_dir / "config.json").exists():
             directory.settle(run_dir, config, corpus)

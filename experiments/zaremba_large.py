@@ -1,0 +1,41 @@
+"""The large LSTM of Zaremba et al. (2014), with the paper's settings.
+
+Claim     On the Penn Treebank's words, validation / test perplexity 82.2 / 78.4 in the paper, 82.62
+          / 78.29 in TensorFlow's replica.
+Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
+          two layers of 1,500 units, dropout 0.65 on all but the recurrent connections, unrolled 35
+          steps over 20 streams whose state is carried on, weights from U(-0.04, 0.04), forget bias
+          0, SGD of rate 1 for 14 epochs and divided by 1.15 at each one after, 55 epochs, gradient
+          norm at most 10. The paper's loss is summed over time and averaged over the batch, 35
+          times the mean over tokens that is minimised here: so the rate is 35 here, and the
+          threshold 10 / 35.
+Command   python run.py train zaremba_large --data.train DIR
+          where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
+          ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
+          --data.test.
+"""
+
+from lm_jax.config import RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train
+
+
+def config() -> Config:
+    return Config(
+        data=Data(tokenizer="word", batch_size=20, length=35),
+        model=RNN(
+            cell="lstm",
+            embedding_size=1500,
+            hidden_size=1500,
+            layers=2,
+            forget_bias=0.0,
+            uniform=0.04,
+            dropout=RecurrentDropout(inputs=0.65, between=0.65, outputs=0.65),
+        ),
+        train=Train(
+            epochs=55,
+            learning_rate=1.0 * 35,
+            schedule=Epochs(constant_epochs=14, factor=1 / 1.15),
+            optimizer=SGD(),
+            clip_norm=10 / 35,
+            keep_best=False,
+        ),
+    )

@@ -1,0 +1,39 @@
+"""The small LSTM of Zaremba et al. (2014), with the paper's settings.
+
+Claim     On the Penn Treebank's words, validation / test perplexity 120.7 / 114.5 in the paper,
+          121.39 / 115.91 in TensorFlow's replica.
+Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
+          two layers of 200 units, no dropout, unrolled 20 steps over 20 streams whose state is
+          carried on, weights from U(-0.1, 0.1), forget bias 0, SGD of rate 1 for 4 epochs and
+          halved at each one after, 13 epochs, gradient norm at most 5. The paper's loss is summed
+          over time and averaged over the batch, 20 times the mean over tokens that is minimised
+          here: so the rate is 20 here, and the threshold 5 / 20.
+Command   python run.py train zaremba_small --data.train DIR
+          where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
+          ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
+          --data.test.
+"""
+
+from lm_jax.config import RNN, SGD, Config, Data, Epochs, Train
+
+
+def config() -> Config:
+    return Config(
+        data=Data(tokenizer="word", batch_size=20, length=20),
+        model=RNN(
+            cell="lstm",
+            embedding_size=200,
+            hidden_size=200,
+            layers=2,
+            forget_bias=0.0,
+            uniform=0.1,
+        ),
+        train=Train(
+            epochs=13,
+            learning_rate=1.0 * 20,
+            schedule=Epochs(constant_epochs=4, factor=0.5),
+            optimizer=SGD(),
+            clip_norm=5 / 20,
+            keep_best=False,
+        ),
+    )
