@@ -77,7 +77,6 @@ def with_kinds(config: Config, arguments: list[str]) -> Config:
 
     What flags there are beside them depends on it, so it must be known before any is parsed.
     """
-    chosen = {}
     for place, argument in enumerate(arguments):
         flag, equals, kind = argument.partition("=")
         path = flag.removeprefix("--").removesuffix(".kind")
@@ -87,12 +86,12 @@ def with_kinds(config: Config, arguments: list[str]) -> Config:
         kind = kind if equals else (arguments[place + 1 :] or [""])[0]
         if kind not in known:
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
-        chosen[path] = known[kind]()
+        config = bind(config, {path: known[kind]()})
         if path == "model":
             # A counted model is not trained, and any other is.
-            counted = isinstance(chosen[path], NGram)
-            chosen["train"] = None if counted else config.train or Train()
-    return bind(config, chosen)
+            train = None if isinstance(config.model, NGram) else config.train or Train()
+            config = bind(config, {"train": train})
+    return config
 
 
 def train_command(default: Config) -> Callable[..., int]:

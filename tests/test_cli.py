@@ -206,7 +206,7 @@ def test_another_family_of_models_brings_its_own_flags(folder, capsys):
     status, out, _ = told(capsys, "train", "lab.py", "--model.kind", "window", "--help")
     assert status == 0
     assert "--model.order" in out
-    assert "--model.layers" not in out
+    assert "--model.cell" not in out
 
 
 def test_help_names_every_flag_with_its_default(folder, capsys):
@@ -231,14 +231,14 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
-    (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, rnn"),
+    (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, convolution, rnn, ngram"),
     (["train", "lab.py", "--train.optimizer.kind", "adm"], "did you mean 'adam'?"),
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
     (["train", "lab.py", "--train.optimizer.b1", "2"], "--train.optimizer.b1=2.0: "),
     (["train", "lab.py", "--train.k2", "3"], "train.k2 is read only with"),
     (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a lane"),
     (["train", "lab.py", "--data.train", "none.txt"], "data.train=none.txt: there is no such file"),
-    (["train", "lab.py", "--data.train", "."], "data.train=.: is a directory"),
+    (["train", "lab.py", "--data.train", "."], "data.train=.: the folder has"),
     (["train", "lab.py", "--data.train", "empty.txt"], "data.train=empty.txt"),
     (["train", "lab.py", "--data.train", "latin.txt"], "not UTF-8 at byte 3"),
     (["train", "lab.py", "--data.train", "nul.txt"], "a NUL at byte 3"),
@@ -281,6 +281,6 @@ def test_a_diverged_run_is_status_1(folder, capsys):
 
 
 def test_the_quickstart_is_an_experiment():
-    config = run.load_experiment("quickstart")
-    assert config.data.source == "builtin"
+    config = run.load_experiment("quickstart").config
+    assert config.data.origin == "builtin"
     assert sys.modules.get("quickstart") is None

@@ -70,7 +70,8 @@ def test_stop_and_resume_is_the_uninterrupted_run(config, tmp_path):
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     tiny.assert_trees_equal(parts.params, whole.params)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-    clockless = [{k: v for k, v in run.result.items() if k != "seconds"} for run in (parts, whole)]
+    clocks = ("seconds", "tokens_per_second")
+    clockless = [{k: v for k, v in run.result.items() if k not in clocks} for run in (parts, whole)]
     assert clockless[0] == clockless[1]
     assert whole.step == whole.result["step"] == 20
 
@@ -376,9 +377,12 @@ def test_load_run_says_what_is_missing(tmp_path):
 # --- what is written down -------------------------------------------------------------------------
 
 
+CLIP = 0.6  # some of the norms are above, some below
+
+
 def test_a_record_is_what_its_steps_did(tmp_path):
     """Loss and norms of a record, against the steps done one by one by hand."""
-    config = tiny.config(train={"steps": 7, "clip_norm": 0.9, "log_every": 5, "keep_best": False})
+    config = tiny.config(train={"steps": 7, "clip_norm": CLIP, "log_every": 5, "keep_best": False})
     lm_jax.train(config, tmp_path, text=tiny.TEXT)
     rows = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [1, 5, 7]
@@ -398,15 +402,15 @@ def test_a_record_is_what_its_steps_did(tmp_path):
         losses.append(float(loss))
         norms.append(math.sqrt(sum(float(np.sum(g**2)) for g in jax.tree.leaves(grads))))
     for row, span in zip(rows, (slice(0, 1), slice(1, 5), slice(5, 7)), strict=True):
-        clipped = np.minimum(norms[span], 0.9)
+        clipped = np.minimum(norms[span], CLIP)
         assert row["nats"] == pytest.approx(np.mean(losses[span]), rel=1e-12)
         assert row["grad_norm"] == pytest.approx(np.mean(norms[span]), rel=1e-12)
         assert row["grad_norm_max"] == pytest.approx(np.max(norms[span]), rel=1e-12)
         assert row["grad_norm_clipped"] == pytest.approx(np.mean(clipped), rel=1e-12)
-        assert row["clipped"] == np.mean(np.array(norms[span]) > 0.9)
+        assert row["clipped"] == np.mean(np.array(norms[span]) > CLIP)
         assert row["learning_rate"] == 0.003
         assert row["tokens"] == len(losses[span]) * 32
-    assert 0 < sum(norm > 0.9 for norm in norms) < 7
+    assert 0 < sum(norm > CLIP for norm in norms) < 7, norms
 
 
 def test_a_step_compiles_once_whatever_its_numbers(tmp_path):

@@ -1,0 +1,86 @@
+"""Runs of counted models: the same directory, scored and sampled by the same code."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+
+import lm_jax
+from lm_jax import inference
+from lm_jax.config import Config, Data, NGram
+from lm_jax.settings import UserError
+
+
+def config(**fields):
+    return Config(data=Data(source="memory"), model=NGram(**{"order": 3, **fields}))
+
+
+def test_a_counted_run_is_judged_saved_and_read_back(tmp_path):
+    rows = []
+    run = lm_jax.train(config(), tmp_path, text=tiny.TEXT, watch=lambda step, row: rows.append(row))
+    again = lm_jax.load_run(tmp_path)
+    tiny.assert_trees_equal(run.params, again.params)
+    assert run.result["status"] == "finished"
+    assert [row["split"] for row in rows] == ["validation", "test"]
+    assert run.result["splits"]["test"]["nats"] == rows[1]["nats"]
+    grams = run.result["ngrams"]
+    assert [row["order"] for row in grams] == [1, 2, 3]
+    assert grams[2]["possible"] == len(run.vocabulary) ** 3
+    scored = inference.score(run.model, run.params, run.vocabulary, tiny.TEXT[:50])
+    assert np.all(scored.nats > 0)
+    text = inference.sample(run.model, run.params, run.vocabulary, length=40, seed=1)
+    assert set(text) <= set(tiny.TEXT)
+
+
+def test_a_finished_count_is_not_made_again_and_a_broken_one_is(tmp_path):
+    first = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
+    calls = []
+    lm_jax.train(config(), tmp_path, text=tiny.TEXT, watch=lambda *told: calls.append(told))
+    assert calls == []
+    (tmp_path / "result.json").unlink()
+    again = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
+    assert again.result["sha256"] == first.result["sha256"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"smoothing": "interpolated"}, {"smoothing": "add-k", "k": 0.01}, {"bounded": False}],
+    ids=str,
+)
+def test_every_smoothing_makes_a_run(fields, tmp_path):
+    run = lm_jax.train(config(**fields), tmp_path, text=tiny.TEXT)
+    assert run.result["splits"]["test"]["perplexity"] < len(run.vocabulary)
+
+
+def test_maximum_likelihood_may_give_a_text_no_probability_at_all(tmp_path):
+    texts = ("ab" * 50 + "\n", "aab\n", "aab\n")
+    run = lm_jax.train(config(smoothing="none"), tmp_path, text=texts)
+    assert run.result["splits"]["test"]["nats"] is None  # infinite, for which JSON has no number
+    found = inference.score(run.model, run.params, run.vocabulary, "aab\n")
+    assert math.isinf(found.loss.nats)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"order": 0}, "order=0: input should be greater than 0"),
+        ({"order": 10**6}, "order=1000000 is longer than any n-gram of the text"),
+        ({"k": 0.5}, "model.k is read only with model.smoothing=add-k"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_before_anything_is_written(fields, said, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        lm_jax.train(config(**fields), tmp_path / "run", text=tiny.TEXT)
+    assert said in str(refusal.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_dynamic_evaluation_of_a_counted_model_is_refused(tmp_path):
+    run = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
+    scorer = inference.dynamic(run.model, inference.sgd(run.params, learning_rate=0.1), 4)
+    with pytest.raises(UserError, match="learns by gradient descent"):
+        inference.score(run.model, run.params, run.vocabulary, tiny.TEXT, scorer)
