@@ -77,6 +77,7 @@ def with_kinds(config: Config, arguments: list[str]) -> Config:
 
     What flags there are beside them depends on it, so it must be known before any is parsed.
     """
+    chosen = []
     for place, argument in enumerate(arguments):
         flag, equals, kind = argument.partition("=")
         path = flag.removeprefix("--").removesuffix(".kind")
@@ -86,10 +87,13 @@ def with_kinds(config: Config, arguments: list[str]) -> Config:
         kind = kind if equals else (arguments[place + 1 :] or [""])[0]
         if kind not in known:
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
-        config = bind(config, {path: known[kind]()})
+        chosen.append((path, known[kind]()))
+    # The model before its readout, in whatever order they are given.
+    for path, settings in sorted(chosen, key=lambda item: item[0].count(".")):
+        config = bind(config, {path: settings})
         if path == "model":
             # A counted model is not trained, and any other is.
-            train = None if isinstance(config.model, NGram) else config.train or Train()
+            train = None if isinstance(settings, NGram) else config.train or Train()
             config = bind(config, {"train": train})
     return config
 

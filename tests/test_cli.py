@@ -231,7 +231,7 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
-    (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, convolution, rnn, ngram"),
+    (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, convo"),
     (["train", "lab.py", "--train.optimizer.kind", "adm"], "did you mean 'adam'?"),
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
     (["train", "lab.py", "--train.optimizer.b1", "2"], "--train.optimizer.b1=2.0: "),

@@ -399,7 +399,7 @@ def test_statistics_by_hand():
         (3, 125, 4, 4, 3, 1),
     ]
     assert [row.unseen_share for row in rows] == [0, 1 / 4, 1 / 3]
-    # p_1, a bool and the boundary's number; 4 tokens, 5 alphas, and of 5 or 4 contexts beginnings and gammas.
+    # p_1, a bool, a number; 4 tokens, 5 alphas, and of 5 or 4 contexts beginnings and gammas.
     assert [row.bytes for row in rows] == [
         8 * V + 1 + 4,
         4 * 4 + 8 * 5 + 4 * 7 + 8 * 6,

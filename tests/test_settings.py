@@ -225,7 +225,8 @@ def test_every_field_is_explained():
 
 def home(kind, name):
     """The class that a class has a field from."""
-    return next(base for base in reversed(kind.__mro__) if name in vars(base).get("__annotations__", ())).__name__
+    bases = reversed(kind.__mro__)
+    return next(b for b in bases if name in vars(b).get("__annotations__", ())).__name__
 
 
 def recorded(monkeypatch):
