@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import runpy
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -130,14 +131,32 @@ def train_command(default: Config) -> Callable[..., int]:
     return train
 
 
+def without(words: list[str], valued: str, plain: str) -> list[str]:
+    """The words of a command line without two flags, of which the first one has a value."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word.partition("=")[0] not in (valued, plain):
+            kept.append(word)
+        skip = word == valued
+    return kept
+
+
 def display_of(name: str, config: Config) -> Display:
     """What shows a run while it trains."""
     train = config.train
     return Display(name, train.steps, train.epochs) if train else Display(name, 0)
 
 
-def sweep_command(default: Config, points: dict[str, dict[str, Any]]) -> Callable[..., int]:
-    """The command `sweep`, its flags standing at an experiment's settings."""
+def sweep_command(
+    default: Config, points: dict[str, dict[str, Any]], given: list[str]
+) -> Callable[..., int]:
+    """The command `sweep`, its flags standing at an experiment's settings.
+
+    Args:
+      default: the experiment's config.
+      points: of its sweep.
+      given: the words of the command line, to be said again for each point.
+    """
 
     def sweep(
         experiment: tyro.conf.Positional[str],
@@ -159,8 +178,10 @@ def sweep_command(default: Config, points: dict[str, dict[str, Any]]) -> Callabl
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
         chosen = lm_jax.sweep_configs(config, points)
         if dry_run:
+            words = without(given, "--run-dir", "--dry-run")
             for label, point in points.items():
-                print(f"{label}: python run.py train {experiment} {lm_jax.flags(point)}")
+                common = shlex.join(["python", "run.py", "train", *words])
+                print(f"{label}: {common} {lm_jax.flags(point)}")
             return 0
         with contextlib.ExitStack() as stack:
 
@@ -193,6 +214,8 @@ def score(
     exposure: int | None = None,
     greedy: Flag = False,
     seed: int | None = None,
+    mix: Path | None = None,
+    mix_weight: float | None = None,
 ) -> int:
     """The log-probability of a text under a trained model, in all, by token and by sentence.
 
@@ -217,7 +240,11 @@ def score(
         where it reads its own tokens instead.
       greedy: exposure: it reads its likeliest token, not one that it draws.
       seed: exposure: of the draws; 0 if not given.
+      mix: another run of the same vocabulary, whose probabilities are mixed in (Bengio et al.,
+        2003, mix a network's with an n-gram's).
+      mix_weight: share of the first run in the mixture; 0.5 if not given.
     """
+    only_with("--mix", mix, **{"mix-weight": mix_weight})
     learning = {"rate": dynamic_rate, "decay": dynamic_decay, "length": dynamic_length}
     only_with("--dynamic", dynamic, **{f"dynamic-{name}": learning[name] for name in learning})
     only_with("--dynamic=rms", dynamic == "rms" or None, **{"dynamic-epsilon": dynamic_epsilon})
@@ -231,7 +258,7 @@ def score(
     if exposure is not None and by is not None:
         raise UserError("--by and --exposure do not go together: the figures are by position")
     text = file_text(str(file), str(file))
-    run = lm_jax.load_run(run_dir)
+    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     if exposure is not None:
         gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
@@ -251,6 +278,20 @@ def score(
         blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
+
+
+def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
+    """A run whose model is a mixture with another run's, where that is asked for."""
+    if other is None:
+        return run
+    weight = 0.5 if weight is None else weight
+    if not 0 <= weight <= 1:
+        raise UserError(f"--mix-weight={weight} must be from 0 to 1")
+    beside = lm_jax.load_run(other)
+    if beside.vocabulary != run.vocabulary:
+        raise UserError(f"--mix={other} has another vocabulary than {run.run_dir}")
+    model = lm_jax.models.mixture(run.model, beside.model, weight)
+    return run._replace(model=model, params=(run.params, beside.params))
 
 
 def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
@@ -298,6 +339,8 @@ def sample(
     beam: int | None = None,
     json: Flag = False,
     seed: int | None = None,
+    mix: Path | None = None,
+    mix_weight: float | None = None,
 ) -> int:
     """Text from a trained model, shown as it is drawn.
 
@@ -316,7 +359,10 @@ def sample(
       json: print a JSON object for each sample, with the nats (-ln P) of each drawn token under
         the model, before temperature and cuts.
       seed: of the draws; the same seed gives the same text; 0 if not given.
+      mix: another run of the same vocabulary, whose probabilities are mixed in.
+      mix_weight: share of the first run in the mixture; 0.5 if not given.
     """
+    only_with("--mix", mix, **{"mix-weight": mix_weight})
     wishes = {
         "count": count,
         "temperature": temperature,
@@ -328,7 +374,7 @@ def sample(
     drawn = filled(wishes)
     if beam is not None and drawn:
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
-    run = lm_jax.load_run(run_dir)
+    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     common = {"prompt": prompt, "length": length, "stop": stop}
     if beam is not None:
@@ -349,7 +395,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         default = with_kinds(default, arguments[2:])
     commands = {
         "train": train_command(default),
-        "sweep": sweep_command(default, points),
+        "sweep": sweep_command(default, points, arguments[1:]),
         "score": score,
         "sample": sample,
     }

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
@@ -284,3 +285,49 @@ def test_the_quickstart_is_an_experiment():
     config = run.load_experiment("quickstart").config
     assert config.data.origin == "builtin"
     assert sys.modules.get("quickstart") is None
+
+
+def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
+    monkeypatch.chdir(trained_run)
+    flags = ["--model.kind", "ngram", "--model.order", "3"]
+    assert told(capsys, "train", "lab.py", "--run-dir", "counted", *flags)[0] == 0
+
+    def log_p(*more):
+        status, out, err = told(capsys, "score", "run", "text.txt", "--json", *more)
+        assert status == 0, err
+        return json.loads(out)["log_p"]
+
+    alone = log_p()
+    np.testing.assert_allclose(log_p("--mix", "counted", "--mix-weight", "1"), alone, rtol=1e-6)
+    assert log_p("--mix", "counted") > alone
+    status, out, _ = told(capsys, "sample", "run", "--mix", "counted", "--length", "20")
+    assert status == 0
+    assert out.strip()
+    for wrong, said in [
+        (["--mix-weight", "0.2"], "--mix-weight is read only with --mix"),
+        (["--mix", "counted", "--mix-weight", "2"], "--mix-weight=2.0 must be from 0 to 1"),
+        (["--mix", "nowhere"], "nowhere is not a run directory"),
+        (["--mix", "counted", "--dynamic", "sgd"], "learns by gradient descent"),
+    ]:
+        status, _, err = told(capsys, "score", "run", "text.txt", *wrong)
+        assert status == 2
+        assert said in err
+
+
+def test_a_sweep_is_shown_before_it_is_run(folder, capsys):
+    (folder / "lab.py").write_text(
+        EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}, {"model.kind": "ngram"}]\n'
+    )
+    status, out, _ = told(capsys, "sweep", "lab.py", "--dry-run", "--model.hidden-size", "6")
+    assert status == 0
+    assert "run.py train lab.py --model.hidden-size 6 --seed 1" in out
+    assert not (folder / "runs").exists()
+    status, out, err = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--model.hidden-size", "6")
+    assert status == 0, err
+    assert "--seed 1" in out
+    assert len((folder / "s" / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_experiment_without_a_sweep_says_so(folder, capsys):
+    status, _, err = told(capsys, "sweep", "lab.py")
+    assert (status, err) == (2, "error: lab.py has no sweep()\n")

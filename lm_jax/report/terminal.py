@@ -16,17 +16,7 @@ from rich.table import Table
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
-SWEEP_COLUMNS = (
-    "trial",
-    "status",
-    "parameters",
-    "seconds",
-    "tokens/s",
-    "valid ppl",
-    "test ppl",
-    "valid bits/char",
-    "test bits/char",
-)
+SWEEP_COLUMNS = ("trial", "parameters", "seconds", "tokens/s", "valid ppl", "test ppl", "bits/char")
 
 
 class Display:
@@ -118,20 +108,20 @@ def show_result(run: Run) -> None:
 
 
 def show_sweep(rows: list[Row]) -> None:
-    """Prints what the trials of a sweep have come to, as a table."""
+    """Prints what the trials of a sweep have come to, as a table; bits are the test text's."""
     table = Table()
     for column in SWEEP_COLUMNS:
         table.add_column(column, justify="left" if column == "trial" else "right")
     for row in rows:
-        splits = [row.get("splits", {}).get(name, {}) for name in ("validation", "test")]
+        splits = [row["splits"].get(name, {}) for name in ("validation", "test")]
+        unfinished = "" if row["status"] == "finished" else f" ({row['status']})"
         table.add_row(
-            escape(row["name"]),
-            row["status"],
+            escape(row["name"]) + unfinished,
             f"{row['parameters']:,}",
             f"{row['seconds']:,.1f}",
             f"{row['tokens_per_second']:,.0f}",
             *(_figure(split.get("perplexity"), ".2f") for split in splits),
-            *(_figure(split.get("bits_per_character"), ".3f") for split in splits),
+            _figure(splits[1].get("bits_per_character"), ".3f"),
         )
     Console(highlight=False).print(table)
 
