@@ -49,7 +49,7 @@ def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_p
         lm_jax.sweep(BASE, POINTS, tmp_path / "sweep", text=tiny.TEXT)
     assert len((tmp_path / "sweep" / "results.jsonl").read_text().splitlines()) == 1
     monkeypatch.setattr(loop.Counting, "run", real)
-    monkeypatch.setattr(loop._Training, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Descent, "run", lambda self: pytest.fail("trained again"))
     rows = lm_jax.sweep(BASE, POINTS, tmp_path / "sweep", text=tiny.TEXT)
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in whole]
 

@@ -8,7 +8,6 @@ speaks against counting longer n-grams stands in result.json under `ngrams`
 import itertools
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +49,7 @@ class Counting:
         run_dir: Path,
         corpus: Corpus,
         received: list[signal.Signals],
-        watch: Callable[[int, journal.Row | None], None],
+        watch: journal.Watch,
     ):
         """Counts the training text.
 

@@ -9,13 +9,14 @@ happened.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_jax.settings import VERSION
 
 Row = dict[str, Any]
+Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
 KINDS = ("train", "evaluation", "vectors")  # of rows
 RESULT = {"status", "step", "stopped_early", "parameters_step", "splits", "parameters", "seconds"}

@@ -18,7 +18,8 @@ from typing import Any
 from lm_jax.config import Config, override, resolve
 from lm_jax.settings import UserError, digest
 from lm_jax.training import directory, journal
-from lm_jax.training.loop import Watch, train
+from lm_jax.training.journal import Watch
+from lm_jax.training.loop import train
 
 Point = Mapping[str, Any]
 

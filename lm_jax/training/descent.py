@@ -1,0 +1,282 @@
+"""A run of a model that is trained by gradients: descend, validate, save, stop and go on.
+
+All that decides what comes next is in the train state, so a run that was stopped, killed or broken
+off in the middle of a validation goes on from its newest checkpoint to the very same bits.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import models
+from lm_jax.config import Config, Network, train_of
+from lm_jax.data.batches import Sentences, Streams, sentences, steps_per_epoch, streams
+from lm_jax.data.corpus import Corpus, Split
+from lm_jax.data.vectors import Vectors, read_vectors
+from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
+from lm_jax.models.base import Params
+from lm_jax.settings import UserError, shape
+from lm_jax.training import directory, journal
+from lm_jax.training.checkpoint import Checkpoints, digest, restore, steps_saved
+from lm_jax.training.journal import Watch
+from lm_jax.training.step import TrainState, arguments, program
+
+BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
+
+PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
+
+
+def source_of(config: Config, corpus: Corpus, length: int) -> Streams | Sentences:
+    """The training text on the device, as the config wants it read, in chunks of `length`."""
+    read = streams if config.data.batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
+
+
+class _Stopped(Exception):
+    """A signal came while a split was being read."""
+
+
+class Descent:
+    """One process at work on a run."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        corpus: Corpus,
+        received: list[signal.Signals],
+        watch: Watch,
+    ):
+        self.config, self.run_dir, self.corpus = config, run_dir, corpus
+        self.received, self.watch = received, watch
+        self.program = program(shape(config), len(corpus.vocabulary))
+        length = self.program.length
+        self.source = source_of(config, corpus, length)
+        self.epoch = steps_per_epoch(self.source, length)
+        self.settings = train_of(config)
+        self.validate_every = self.settings.validate_every or self.epoch
+        self.numbers = arguments(config)
+        self.validation = self._reading(corpus.validation)
+        self.vectors = None if steps_saved(run_dir) else self._pretrained()
+        self.compiled, self.rate = False, 0.0  # steps a second, once known
+
+    def run(self) -> None:
+        """Trains until the run is over or a signal comes, and writes result.json."""
+        self.state = self._restored()
+        step = int(self.state.step)
+        if step > self.settings.steps:
+            raise too_few(self.settings.steps, step)
+        directory.write_config(self.run_dir, self.config)
+        (self.run_dir / "result.json").unlink(missing_ok=True)
+        self.journal = journal.Journal(self.run_dir, step, int(self.state.verdict.step))
+        self.checkpoints = Checkpoints(self.run_dir, step)
+        self.saved = self._moment() if step else None
+        if self.vectors is not None:
+            place = {"step": 0, "kind": "vectors", "split": "train"}
+            found, of = self.vectors.found, len(self.corpus.vocabulary)
+            self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
+        self._start_clock()
+        try:
+            try:
+                status = self._train()
+                self._save()
+                splits = self._splits() if status == "finished" else {}
+            except _Stopped:
+                status, splits = "stopped", {}
+                self._save()
+            self.checkpoints.wait()
+            journal.write_result(self.run_dir, self._result(status, splits))
+        finally:
+            self.journal.close()
+            self.checkpoints.close()
+
+    def _restored(self) -> TrainState:
+        state = restore(self.run_dir, jax.eval_shape(self.program.init, self.numbers))
+        if state is not None:
+            self.vectors = None
+            return jax.tree.map(jnp.asarray, state)
+        # Where checkpoints are saved but none is whole, the vectors were not read yet.
+        self.vectors = self.vectors or self._pretrained()
+        table = None if self.vectors is None else jnp.asarray(self.vectors.table)
+        return self.program.init(self.numbers, table)
+
+    def _pretrained(self) -> Vectors | None:
+        """The vectors that a fresh run begins with, where its config names some."""
+        model = self.config.model
+        if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
+            return None
+        vocabulary = self.corpus.vocabulary
+        return read_vectors(
+            model.vectors,
+            vocabulary,
+            model.embedding_size,
+            name=f"model.vectors={model.vectors}",
+            seed=self.config.seed,
+            counts=np.bincount(self.corpus.train.tokens, minlength=len(vocabulary)),
+        )
+
+    def _train(self) -> str:
+        train = self.settings
+        while True:
+            step = int(self.state.step)
+            last = step >= train.steps
+            due = step % self.validate_every == 0 or last
+            if step and due and int(self.state.verdict.step) < step:
+                if not math.isfinite(self._validate()):
+                    return "diverged"
+            if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
+                return "finished"
+            if last:
+                return "finished"
+            if self.received:
+                raise _Stopped
+            if step and step % train.checkpoint_every == 0:
+                self._save()
+            self._advance(step)
+            if not math.isfinite(float(self.state.record.nats)):
+                self._log()
+                return "diverged"
+            step = int(self.state.step)
+            # The first step is a record of its own: it shows ln V, and that the run is alive.
+            if step % train.log_every == 0 or step in (1, train.steps):
+                self._log()
+            else:
+                self.watch(step, None)
+
+    def _advance(self, step: int) -> None:
+        """Runs the compiled loop until something is due, or for about a second."""
+        train = self.settings
+        every = (train.log_every, self.validate_every, train.checkpoint_every)
+        stop = min(train.steps, *(step + n - step % n for n in every))
+        # One step to compile, one to learn how long a step takes.
+        stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
+        began = time.perf_counter()
+        self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+        self.state.step.block_until_ready()
+        taken = time.perf_counter() - began
+        self.trained += taken
+        if self.compiled:
+            self.rate = (stop - step) / taken
+        self.compiled = True
+
+    def _log(self) -> None:
+        record = jax.tree.map(np.asarray, self.state.record)
+        steps, step = int(record.steps), int(self.state.step)
+        here = (step - self.logged) / steps  # the share of the record that this process has made
+        row = {
+            "step": step,
+            "kind": "train",
+            "split": "train",
+            "epoch": step / self.epoch,
+            "nats": float(record.nats / record.tokens),
+            "grad_norm": float(record.grad_norm / steps),
+            "grad_norm_max": float(record.grad_norm_max),
+            "grad_norm_clipped": float(record.clipped_norm / steps),
+            "clipped": float(record.clipped / steps),
+            "learning_rate": float(record.learning_rate),
+            "tokens": int(record.tokens),
+            "tokens_per_second": float(record.tokens) * here / max(self.trained, 1e-9),
+            "seconds": self.journal.seconds + self.trained,
+        }
+        self.journal.seconds += self.trained
+        self._start_clock()
+        self.state = self.program.clear(self.state)
+        self._write(row)
+
+    def _start_clock(self) -> None:
+        self.trained, self.logged = 0.0, int(self.state.step)
+
+    def _validate(self) -> float:
+        """Judges the parameters by their mean nats on the validation split."""
+        loss = self._loss(self.state.judged, self.validation, self.corpus.validation)
+        nats = jnp.asarray(loss.nats_per_token, float)
+        self.state = self.program.judge(self.state, nats, self.numbers)
+        place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
+        self._write({**place, **loss.row()})
+        return loss.nats
+
+    def _reading(self, split: Split) -> Reading:
+        data = self.config.data
+        if data.batching == "streams":
+            return reading(split.tokens, self.corpus.vocabulary)
+        return sentence_reading(
+            split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
+        )
+
+    def _loss(self, params: Params, reading: Reading, split: Split) -> Loss:
+        blocks = token_nats(self.program.model, params, reading)
+        return total(self._until_stopped(blocks), split.characters)
+
+    def _until_stopped(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            if self.received:
+                raise _Stopped
+            yield block
+
+    def _write(self, row: journal.Row) -> None:
+        self.journal.write(row)
+        self.watch(row["step"], row)
+
+    def _save(self) -> None:
+        if self.saved != self._moment():
+            self.journal.sync()
+            self.checkpoints.save(self.state)
+            self.saved = self._moment()
+
+    def _moment(self) -> tuple[int, int]:
+        """What changes with the state: its step, or the validation at that step."""
+        return int(self.state.step), int(self.state.verdict.step)
+
+    def _kept(self) -> tuple[int, Params]:
+        """The parameters that the run ends with, and their step."""
+        if self.state.best_params is None or int(self.state.verdict.step) == 0:
+            return int(self.state.step), self.state.judged
+        return int(self.state.verdict.best_step), self.state.best_params
+
+    def _splits(self) -> dict[str, journal.Row]:
+        """The kept parameters' figures; those of validation are in the journal."""
+        (step, params), test = self._kept(), self.corpus.test
+        judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
+        known = {name: value for name, value in judged[step].items() if name not in PLACE}
+        loss = self._loss(params, self._reading(test), test)
+        return {
+            "validation": {**known, "unknown": self.corpus.validation.unknown},
+            "test": {**loss.row(), "unknown": test.unknown},
+        }
+
+    def _result(self, status: str, splits: dict[str, journal.Row]) -> journal.Row:
+        (kept, params), step = self._kept(), int(self.state.step)
+        vectors = {
+            row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
+            for row in self.journal.rows
+            if row["kind"] == "vectors"
+        }
+        return {
+            "status": status,
+            "step": step,
+            "stopped_early": status == "finished" and step < self.settings.steps,
+            "parameters_step": kept,
+            "splits": splits,
+            "parameters": models.count(params),
+            "sha256": digest(params),
+            "seconds": self.journal.seconds,
+            "tokens_per_second": self._speed(),
+            **vectors,
+        }
+
+    def _speed(self) -> float:
+        """Training tokens a second: the median over the records, one of which compiles."""
+        speeds = [row["tokens_per_second"] for row in self.journal.rows if row["kind"] == "train"]
+        return float(np.median(speeds)) if speeds else 0.0
+
+
+def too_few(steps: int, made: int) -> UserError:
+    """What is said of a run that has made more updates than it is asked for."""
+    return UserError(f"train.steps={steps} is less than the {made} of this run so far")
