@@ -1,13 +1,17 @@
 """Every model of the lecture on the same tokens, on one table.
 
-Claim     From counting to gates, each step buys something: a longer n-gram, with the smoothing that
-          makes it worth having, then distributed words, weights shared over time, a state without a
-          fixed window, and gates that keep it.
+Claim     From counting to gates, each step buys something: a longer n-gram and the smoothing that
+          makes it worth having, words as vectors, weights shared over time, a state instead of a
+          window, and gates that keep it. On CPython's documentation the GRU and the LSTM are ahead
+          of Kneser-Ney 5 on the validation text. The test text repeats passages of the training
+          text, which is what n-grams are good at: there they stay ahead.
 Source    The lecture's order. Kneser-Ney: Chen & Goodman (1999). Window: Bengio et al. (2003).
           Recurrence: Mikolov et al. (2010). LSTM: Gers et al. (2000); GRU: Cho et al. (2014).
 Command   python run.py sweep lecture_table
           python run.py sweep lecture_table --data.train wikitext-2
-          where wikitext-2 is a folder with train.txt, valid.txt and test.txt.
+          where wikitext-2 is a folder with train.txt, valid.txt and test.txt; there 1500 updates
+          are less than half an epoch, so give --train.epochs as well to see the neural models win.
+Time      seven minutes on two CPU cores.
 """
 
 from lm_jax.config import RNN, Config, Cosine, Data, Train
@@ -26,7 +30,7 @@ DROPOUT = {"model.dropout.inputs": 0.4, "model.dropout.outputs": 0.4}
 
 
 def sweep() -> dict[str, dict]:
-    ngram = {"model.kind": "ngram", "model.bounded": False}
+    ngram = {"model.kind": "ngram"}
     neural = {**SIZES, **DROPOUT}
     return {
         "unigram": {**ngram, "model.order": 1},
