@@ -18,13 +18,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from svg import BLUE, GREY, INK, RED, box, curve, line, page, text  # noqa: E402
+
 import lm_jax  # noqa: E402
 from lm_jax.config import Config, Cosine, Data, Train, Window  # noqa: E402
 
 ORDERS = range(2, 9)
 SHOWN = 6
 E, H = 32, 128
-INK, GREY, BLUE, RED = "#222", "#666", "#1f77b4", "#d62728"
 TOP, BOTTOM = 50, 250
 
 
@@ -43,25 +44,6 @@ def cosines(W: np.ndarray) -> np.ndarray:
     flat = W.reshape(len(W), -1)
     flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     return flat @ flat.T
-
-
-def text(x: float, y: float, words: object, anchor: str = "middle", fill: str = GREY) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{words}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, stroke: str = "#e5e5e5") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}"/>'
-
-
-def box(x: float, y: float, width: float, height: float, fill: str) -> str:
-    at = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect {at} fill="{fill}"/>'
-
-
-def curve(places: list[tuple[float, float]], stroke: str) -> list[str]:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{stroke}"/>' for x, y in places]
-    return [f'<polyline points="{points}" fill="none" stroke="{stroke}" stroke-width="2"/>', *dots]
 
 
 def growth(sizes: list[int], bits: list[float]) -> list[str]:
@@ -133,14 +115,9 @@ def main() -> None:
         print(f"n = {order}: {size:,} parameters in W, {bit:.3f} bits a character on validation")
     print("norms of the blocks, the oldest place first:", np.round(sides, 2))
     print("cosines:", np.round(table, 3), sep="\n")
-    head = (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 300" role="img" '
-        'font-family="system-ui,sans-serif" font-size="13" aria-label="Window models: W grows '
-        'with n, and the blocks of W for different places are not alike">'
-    )
-    parts = [head, box(0, 0, 900, 300, "#fff")]
-    parts += [*growth(sizes, bits), *norms(sides), *likeness(table), "</svg>", ""]
-    (ROOT / "docs" / "window.svg").write_text("\n".join(parts), encoding="utf-8")
+    label = "Window models: W grows with n, and the blocks of W for different places are not alike"
+    parts = [*growth(sizes, bits), *norms(sides), *likeness(table)]
+    (ROOT / "docs" / "window.svg").write_text(page(900, 300, label, parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
