@@ -28,7 +28,8 @@ LOCK = ".lock"
 def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iterator[None]:
     """Makes the directory if need be, and keeps other processes out of it.
 
-    The operating system lets go of the lock when the process dies, however it dies.
+    The operating system lets go of the lock when the process dies, however it dies. A mistake that
+    is found before anything is written leaves no directory behind.
 
     Args:
       run_dir: the directory.
@@ -39,6 +40,7 @@ def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iter
       UserError: another process is at work there; the path is a file, or not writable, or holds
         files but no run.
     """
+    made = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
@@ -61,7 +63,13 @@ def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iter
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            yield
+        except UserError:
+            if made and [path.name for path in run_dir.iterdir()] == [LOCK]:
+                (run_dir / LOCK).unlink()  # nothing came of it
+                run_dir.rmdir()
+            raise
 
 
 def _is_ours(name: str) -> bool:
