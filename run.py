@@ -19,7 +19,7 @@ import tyro
 
 import lm_jax
 from lm_jax import inference
-from lm_jax.config import Config, NGram, Train, resolve
+from lm_jax.config import Config, resolve, with_kind
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
 from lm_jax.report.printed import (
@@ -30,7 +30,8 @@ from lm_jax.report.printed import (
     show_stream,
 )
 from lm_jax.report.terminal import Display, show_result, show_sweep
-from lm_jax.settings import UserError, alternatives, bind, digest, nearest
+from lm_jax.settings import UserError, alternatives, digest, nearest
+from lm_jax.training import directory
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
@@ -62,41 +63,48 @@ def load_experiment(name: str) -> Experiment:
         if "config" not in names:
             raise UserError(f"{path}: it has no function config()")
         config = names["config"]()
-        points = names["sweep"]() if "sweep" in names else {}
+        points = named(names["sweep"]()) if "sweep" in names else {}
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
-    named = points if isinstance(points, dict) else {lm_jax.flags(p): p for p in points}
-    return Experiment(config, named)
+    return Experiment(config, points)
 
 
-def with_kinds(config: Config, arguments: list[str]) -> Config:
+def named(points: Any) -> dict[str, dict[str, Any]]:
+    """The points of a sweep by their names; those of a list are named by their flags."""
+    if not isinstance(points, dict):
+        listed = list(points)
+        points = {lm_jax.flags(point): point for point in listed}
+        if len(points) < len(listed):
+            raise UserError("sweep() gives the same point twice")
+    return points
+
+
+def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """The config with the alternatives that flags such as `--model.kind window` ask for.
 
     What flags there are beside them depends on it, so it must be known before any is parsed.
+
+    Returns:
+      the config, and the arguments without the flags for kinds, which the config has seen to.
     """
-    chosen = []
-    for place, argument in enumerate(arguments):
-        flag, equals, kind = argument.partition("=")
+    rest, chosen = [], {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, kind = word.partition("=")
         path = flag.removeprefix("--").removesuffix(".kind")
         known = alternatives(Config, path) if flag.endswith(".kind") else {}
         if not known:
+            rest.append(word)
             continue
-        kind = kind if equals else (arguments[place + 1 :] or [""])[0]
+        kind = kind if equals else next(words, "")
         if kind not in known:
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
-        chosen.append((path, known[kind]()))
-    # The model before its readout, in whatever order they are given.
-    for path, settings in sorted(chosen, key=lambda item: item[0].count(".")):
-        config = bind(config, {path: settings})
-        if path == "model":
-            # A counted model is not trained, and any other is.
-            train = None if isinstance(settings, NGram) else config.train or Train()
-            config = bind(config, {"train": train})
-    return config
+        chosen[path] = kind
+    return with_kind(config, chosen), rest
 
 
 def train_command(default: Config) -> Callable[..., int]:
@@ -306,7 +314,9 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
         raise UserError(
             "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
         )
-    train = load(run.config.data).train.tokens
+    corpus = load(run.config.data)
+    directory.refuse_other_text(run.run_dir, corpus)
+    train = corpus.train.tokens
     squares = inference.mean_square_gradient(
         run.model, run.params, train, run.vocabulary.boundary, length=length
     )
@@ -388,14 +398,15 @@ def sample(
 
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
-    default, points = Config(), {}
+    default, points, given = Config(), {}, []
     reads = arguments[:1] in (["train"], ["sweep"]) and len(arguments) > 1
     if reads and not arguments[1].startswith("-"):
         default, points = load_experiment(arguments[1])
-        default = with_kinds(default, arguments[2:])
+        default, rest = with_kinds(default, arguments[2:])
+        given, arguments = arguments[1:], [*arguments[:2], *rest]
     commands = {
         "train": train_command(default),
-        "sweep": sweep_command(default, points, arguments[1:]),
+        "sweep": sweep_command(default, points, given),
         "score": score,
         "sample": sample,
     }

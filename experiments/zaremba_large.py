@@ -26,7 +26,6 @@ def config() -> Config:
             embedding_size=1500,
             hidden_size=1500,
             layers=2,
-            forget_bias=0.0,
             uniform=0.04,
             dropout=RecurrentDropout(inputs=0.65, between=0.65, outputs=0.65),
         ),

@@ -25,7 +25,6 @@ def config() -> Config:
             embedding_size=650,
             hidden_size=650,
             layers=2,
-            forget_bias=0.0,
             uniform=0.05,
             dropout=RecurrentDropout(inputs=0.5, between=0.5, outputs=0.5),
         ),

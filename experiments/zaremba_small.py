@@ -4,7 +4,7 @@ Claim     On the Penn Treebank's words, validation / test perplexity 120.7 / 114
           121.39 / 115.91 in TensorFlow's replica.
 Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
           two layers of 200 units, no dropout, unrolled 20 steps over 20 streams whose state is
-          carried on, weights from U(-0.1, 0.1), forget bias 0, SGD of rate 1 for 4 epochs and
+          carried on, weights from U(-0.1, 0.1), biases too, SGD of rate 1 for 4 epochs and
           halved at each one after, 13 epochs, gradient norm at most 5. The paper's loss is summed
           over time and averaged over the batch, 20 times the mean over tokens that is minimised
           here: so the rate is 20 here, and the threshold 5 / 20.
@@ -25,7 +25,6 @@ def config() -> Config:
             embedding_size=200,
             hidden_size=200,
             layers=2,
-            forget_bias=0.0,
             uniform=0.1,
         ),
         train=Train(

@@ -2,9 +2,9 @@
 
 A field tells the machinery about itself through its type, here and nowhere else:
 
-- `Number`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: changes no shape. Such a field reaches the
-  compiled program as an argument (`numbers`, `bind`), so that another value neither compiles again
-  nor keeps two runs from sharing one program (`shape`).
+- `Number`, `Scale`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: changes no shape. Such a field
+  reaches the compiled program as an argument (`numbers`, `bind`), so that another value neither
+  compiles again nor keeps two runs from sharing one program (`shape`).
 - `Adjustable`: may change when a run goes on; any other field makes it another run.
 - `... | None`: `None` switches the thing off, and out of the compiled program.
 """
@@ -42,6 +42,7 @@ class Mark(enum.Enum):
 Size = Annotated[int, Field(gt=0)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
 Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
+Scale = Annotated[float, Mark.ARGUMENT, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
 Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
 Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
@@ -212,6 +213,13 @@ def from_json(kind: type[Settings], text: str, name: str) -> Settings:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(values))
     except pydantic.ValidationError as error:
         raise UserError(f"{name}: {explain(error, kind)}") from None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it, where it is a number of NumPy or a tuple."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def explain(error: pydantic.ValidationError, kind: type) -> str:

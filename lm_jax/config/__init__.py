@@ -26,7 +26,7 @@ from lm_jax.config.model import (
     Softmax,
     Window,
 )
-from lm_jax.config.source import sha256_of
+from lm_jax.config.source import sha256_of, sha256_of_vectors
 from lm_jax.config.train import (
     ASGD,
     SGD,
@@ -47,8 +47,10 @@ from lm_jax.settings import (
     Seed,
     UserError,
     alternatives,
+    bind,
     from_json,
     nearest,
+    plain,
     settings,
     to_json,
 )
@@ -85,6 +87,7 @@ __all__ = [
     "override",
     "resolve",
     "train_of",
+    "with_kind",
 ]
 
 Model = Window | Convolution | RNN | NGram
@@ -106,6 +109,11 @@ class Config:
             for field, value in changed.items():
                 raise ValueError(
                     f"train.{field}={value} has no meaning with model.kind=ngram, which is counted"
+                )
+            if self.data.batching == "sentences":
+                raise ValueError(
+                    "data.batching=sentences is not read with model.kind=ngram: whether a context "
+                    "ends with its line is told by model.bounded"
                 )
             # What is not read is not there, so that it cannot make two runs of one.
             object.__setattr__(self, "train", None)
@@ -151,7 +159,8 @@ def resolve(config: Config) -> Config:
     """The config with every field that follows another one filled in.
 
     Raises:
-      UserError: the file of a cell of one's own is not there, or not the one that the config says.
+      UserError: the file of a cell of one's own, or of vectors, is not there, or not the one that
+        the config says.
     """
     data = dataclasses.replace(config.data, source=config.data.origin)
     config = dataclasses.replace(config, data=data)
@@ -159,6 +168,11 @@ def resolve(config: Config) -> Config:
         found = sha256_of(config.model.cell, config.model.cell_sha256)
         model = dataclasses.replace(config.model, cell_sha256=found)
         config = dataclasses.replace(config, model=model)
+    if isinstance(config.model, Network) and config.model.vectors is not None:
+        found = sha256_of_vectors(config.model.vectors, config.model.vectors_sha256)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, vectors_sha256=found)
+        )
     if config.train is None:
         return config
     filled: dict[str, Any] = {}
@@ -183,6 +197,30 @@ def in_steps(config: Config, epoch: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
+def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
+    """The config with other alternatives at some paths, {"model": "window"}, unchecked.
+
+    An alternative that was not there comes with its defaults, and one that was stays as it is. A
+    counted model is not trained, and any other is.
+    """
+    # The model before its readout, in whatever order they are given.
+    for path, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
+        known = alternatives(Config, path)
+        if kind not in known:
+            raise UserError(f"{path}.kind={kind!r}: choose from {', '.join(known)}")
+        there: Any = config
+        for name in path.split("."):
+            there = getattr(there, name, None)
+        if there is None:
+            raise UserError(f"there is no field {path}.kind")
+        if there.kind != kind:
+            config = bind(config, {path: known[kind]()})
+        if path == "model":
+            train = None if kind == "ngram" else config.train or Train()
+            config = bind(config, {"train": train})
+    return config
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """The config with other values at some dotted paths: {"model.cell": "lstm", "seed": 3}.
 
@@ -192,28 +230,24 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
       UserError: a path names no field, or the values do not fit; names the field.
     """
-    values = json.loads(to_json(config))
+    if not isinstance(changes, Mapping):
+        raise UserError(f"{changes!r} is no mapping from dotted paths to values")
+    kinds = {path.removesuffix(".kind"): kind for path, kind in changes.items() if _is_kind(path)}
+    values = json.loads(to_json(with_kind(config, kinds)))
     values.pop("version")
-    # A kind comes first, for what fields there are beside it depends on it.
-    for path in sorted(changes, key=lambda path: not path.endswith(".kind")):
+    for path, value in changes.items():
         *parents, name = path.split(".")
         place = values
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or (name != "kind" and name not in place):
+        if not isinstance(place, dict) or name not in place:
             raise UserError(f"there is no field {path}{nearest(path, _paths(values))}")
-        if name == "kind" and place.get("kind") != changes[path]:
-            place.clear()
-            known = alternatives(Config, ".".join(parents)).get(changes[path])
-            if known is None:
-                raise UserError(f"{path}={changes[path]!r}: there is no such kind")
-            place |= json.loads(to_json(known()))
-            place.pop("version")
-        place[name] = changes[path]
-        if path == "model.kind":
-            trained = changes[path] != "ngram"
-            values["train"] = (values["train"] or {}) if trained else None
+        place[name] = plain(value)
     return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
+
+
+def _is_kind(path: str) -> bool:
+    return path.endswith(".kind")
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

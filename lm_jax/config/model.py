@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import Chance, Number, Size, Weight, nearest, settings
+from lm_jax.settings import Chance, Scale, Size, Weight, nearest, settings
 
 Activation = Literal["tanh", "sigmoid", "relu"]
 
@@ -103,6 +103,8 @@ class Network:
     """E, the length of a token's learned vector; None: one-hot vectors."""
     vectors: str | None = None
     """Path of pretrained vectors of words, word2vec or GloVe, plain or gzipped; None: none."""
+    vectors_sha256: str | None = None
+    """The file of the vectors as it was when the run began; filled in."""
     freeze_vectors: bool = False
     """Whether the pretrained vectors stay as they are."""
     readout: Annotated[
@@ -112,7 +114,7 @@ class Network:
     activation_penalty: Weight | None = None
     """alpha: training adds alpha times the mean square of what the readout sees to the mean nats
     (Merity et al., 2017); None: none."""
-    uniform: Number | None = None
+    uniform: Scale | None = None
     """s: every initial weight and bias is drawn from U(-s, s); None: each by its own rule."""
 
     def __post_init__(self) -> None:
@@ -124,6 +126,10 @@ class Network:
                     )
             if self.vectors is not None:
                 raise ValueError("model.vectors needs model.embedding_size, the vectors' length")
+        if self.uniform is not None:
+            for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", None)):
+                if getattr(self, field, idle) != idle:
+                    raise ValueError(f"model.{field} is not read with model.uniform")
         if self.freeze_vectors and self.vectors is None:
             raise ValueError("model.freeze_vectors is read only with model.vectors")
         if isinstance(self.readout, AdaptiveSoftmax):
@@ -156,7 +162,7 @@ class Window(Network):
     """The hidden layers' nonlinearity."""
     direct: bool = False
     """Whether the readout sees the window's vectors beside the hidden layer (Bengio's W)."""
-    gain: Number = 1.0
+    gain: Scale = 1.0
     """Initial hidden weights: the standard deviation of W times the square root of its inputs."""
 
     def __post_init__(self) -> None:
@@ -192,7 +198,7 @@ class Convolution(Network):
     step only."""
     residual: bool = False
     """Whether each layer from the second on adds its input to its output."""
-    gain: Number = 1.0
+    gain: Scale = 1.0
     """Initial weights: their standard deviation times the square root of a layer's inputs."""
 
     def __post_init__(self) -> None:
@@ -247,7 +253,7 @@ class RNN(Network):
     init: Literal["orthogonal", "identity", "spectral", "normal"] = "orthogonal"
     """elman, lstm, gru: initial W_hh, a block a gate: orthogonal; the identity; normal entries
     scaled to a spectral radius of 1; normal entries of variance 1 / H. Times model.gain."""
-    gain: Number = 1.0
+    gain: Scale = 1.0
     """elman, lstm, gru: factor of the initial W_hh."""
     change_penalty: Weight | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
@@ -289,7 +295,7 @@ class NGram:
     """kneser-ney: interpolated and modified (Chen & Goodman, 1999); interpolated: each order with a
     weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood.
     """
-    k: Number | None = None
+    k: Scale | None = None
     """add-k: what is added to each count; None: 1."""
     bounded: bool = True
     """Whether a context ends at its line's beginning; otherwise the text is one stream."""

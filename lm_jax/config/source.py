@@ -1,10 +1,10 @@
-"""The file that a cell of one's own stands in: where it is, and its SHA-256.
+"""The files that a config names, and their SHA-256: what is in them is part of what a run is.
 
-`model.cell` names it as FILE.py:NAME, the path as the process sees it, or as package.module:NAME,
-found as an import would find it, though nothing is imported here. Modules of Python and of
-installed packages, Flax's say, have no file in this sense: they do not change under a run, and
-their version is the environment's business. Of any other module only the file itself is looked at,
-not what it imports.
+`model.cell` names the file of a cell of one's own as FILE.py:NAME, the path as the process sees it,
+or as package.module:NAME, found as an import would find it, though nothing is imported here.
+Modules of Python and of installed packages, Flax's say, have no file in this sense: they do not
+change under a run, and their version is the environment's business. Of any other module only the
+file itself is looked at, not what it imports. `model.vectors` names a file of pretrained vectors.
 """
 
 import hashlib
@@ -80,6 +80,29 @@ def sha256_of(cell: str, sha256: str | None = None) -> str | None:
     """The SHA-256 of what `code_of` gives."""
     code = code_of(cell, sha256)
     return None if code is None else hashlib.sha256(code).hexdigest()
+
+
+def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
+    """The SHA-256 of a file of pretrained vectors.
+
+    Raises:
+      UserError: it cannot be read, or is not of the SHA-256 that is given.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"model.vectors={path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"model.vectors={path}: is a directory, not a file") from None
+    except OSError as error:
+        raise UserError(f"model.vectors={path}: {error.strerror}") from None
+    if sha256 not in (None, found):
+        raise UserError(
+            f"model.vectors={path} is not what model.vectors_sha256 says: it has changed since "
+            f"(SHA-256 {sha256[:12]}… then, {found[:12]}… now)"
+        )
+    return found
 
 
 def _spec(module: str) -> importlib.machinery.ModuleSpec | None:

@@ -46,6 +46,7 @@ class Exposure(NamedTuple):
     @property
     def gap(self) -> float:
         """Nats per token that free running costs."""
+        # Infinite under both where a counted model gives P = 0: then there is no gap to speak of.
         return self.mean(self.free) - self.mean(self.forced)
 
 

@@ -73,16 +73,13 @@ def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
         read = vocabulary.encode(prompt, ended=False)
     except UnicodeEncodeError:
         raise UserError(f"the prompt {prompt!r} is not UTF-8") from None
+    # `<unk>` written in a prompt of words is that token, not one that was never seen.
     if vocabulary.unknown in read:
-        raise UserError(
-            f"the prompt holds {_first_unknown(prompt, vocabulary)!r}: the model has never seen it"
-        )
+        pieces = prompt.split() if vocabulary.tokenizer == "word" else list(prompt)
+        for piece in pieces:
+            if piece not in vocabulary.numbers:
+                raise UserError(f"the prompt holds {piece!r}: the model has never seen it")
     return read
-
-
-def _first_unknown(prompt: str, vocabulary: Vocabulary) -> str:
-    pieces = prompt.split() if vocabulary.tokenizer == "word" else list(prompt)
-    return next(piece for piece in pieces if piece not in vocabulary.numbers)
 
 
 def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:

@@ -105,15 +105,8 @@ def count(
       UserError: the text is empty, the order is below 1 or no n-gram is that long, a token is not
         below V, or the text's n-grams cannot be numbered by 32 bits.
     """
-    if order < 1:
-        raise UserError(f"order={order} must be 1 or more")
+    check_order(tokens, order=order, boundary=boundary, bounded=bounded)
     text, reach = _text(tokens, vocab_size, boundary, bounded)
-    longest = int(reach.max())
-    if order > longest:
-        raise UserError(
-            f"order={order} is longer than any n-gram of the text: its {len(text) - 1:,} tokens "
-            f"hold none of more than {longest}"
-        )
     node = text.astype(np.int32)  # of the (k - 1)-gram that ends at each token
     levels = [
         Level(
@@ -142,6 +135,28 @@ def count(
         # Where no k-gram ends, none is asked for: the next level's places lie within these.
         node[places] = kind
     return Counts(tuple(levels), vocab_size, boundary, bounded)
+
+
+def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool) -> None:
+    """Returns if a text holds n-grams of an order; arguments as for `count`.
+
+    Raises:
+      UserError: the order is below 1, or no n-gram of the text is that long.
+    """
+    if order < 1:
+        raise UserError(f"order={order} must be 1 or more")
+    total = len(tokens)
+    if not total:
+        return
+    ends = np.flatnonzero(np.asarray(tokens) == boundary) if bounded else np.zeros(0, np.int64)
+    edges = np.concatenate([[-1], ends, [total - 1]])
+    # A line's tokens, and the boundary before them.
+    longest = int(np.max(np.diff(edges))) + 1
+    if order > longest:
+        raise UserError(
+            f"order={order} is longer than any n-gram of the text: its {total:,} tokens hold none "
+            f"of more than {longest}"
+        )
 
 
 def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:

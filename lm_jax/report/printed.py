@@ -91,7 +91,12 @@ def show_exposure(found: Exposure, *, as_json: bool) -> None:
     last = len(found.tokens) - 1
     doubling = (1 << power for power in range(last.bit_length()))
     for place in sorted({0, *(p for p in doubling if p < last), last}):
-        _print_gap(str(place), found.forced[place], found.free[place], int(found.tokens[place]))
+        _print_gap(
+            str(place),
+            float(found.forced[place]),
+            float(found.free[place]),
+            int(found.tokens[place]),
+        )
     _print_gap("all", forced, free, int(found.tokens.sum()))
     print("nats a token")
 

@@ -132,15 +132,24 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
     """
     if (run_dir / "config.json").exists():
         read_vocabulary(run_dir)
-        known = json.loads(_read(run_dir, "vocabulary.json")).get("corpus")
-        if known != corpus.digest:
-            raise UserError(
-                f"{run_dir} was begun on another text: its content or its tokens have changed "
-                f"since (SHA-256 {str(known)[:12]}… there, {corpus.digest[:12]}… here)"
-            )
+        refuse_other_text(run_dir, corpus)
     else:
         write_whole(run_dir / "vocabulary.json", corpus.vocabulary.to_json(corpus=corpus.digest))
         write_config(run_dir, config)
+
+
+def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
+    """Returns if a corpus is the one that a run was begun on.
+
+    Raises:
+      UserError: it is another one.
+    """
+    known = json.loads(_read(run_dir, "vocabulary.json")).get("corpus")
+    if known != corpus.digest:
+        raise UserError(
+            f"{run_dir} was begun on another text: its content or its tokens have changed "
+            f"since (SHA-256 {str(known)[:12]}… there, {corpus.digest[:12]}… here)"
+        )
 
 
 def write_config(run_dir: Path, config: Config) -> None:

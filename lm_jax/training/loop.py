@@ -4,9 +4,12 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_jax.config import Config, in_steps, resolve
+from lm_jax import models
+from lm_jax.config import Config, NGram, in_steps, resolve
 from lm_jax.data.batches import check_length, steps_per_epoch
-from lm_jax.data.corpus import load
+from lm_jax.data.corpus import Corpus, load
+from lm_jax.models.counts import check_order
+from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.counted import Counting
 from lm_jax.training.descent import Descent, source_of, too_few
@@ -41,16 +44,8 @@ def train(
     Raises:
       UserError: the config, the text or the directory will not do; nothing has been changed.
     """
-    config, run_dir = resolve(config), Path(run_dir)
-    corpus = load(config.data, text)
-    if config.train is not None:
-        k1 = config.train.k1
-        length = k1 or config.data.length
-        if config.data.batching == "streams":
-            name = "data.length" if k1 is None else "train.k1"
-            check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
-        if config.train.epochs is not None:
-            config = in_steps(config, steps_per_epoch(source_of(config, corpus, length), length))
+    run_dir = Path(run_dir)
+    config, corpus = prepared(config, text)
     directory.refuse_changes(run_dir, config)
     with directory.claimed(run_dir), stop_signals() as received:
         if (run_dir / "config.json").exists():
@@ -69,6 +64,34 @@ def train(
     return load_run(run_dir)
 
 
+def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[Config, Corpus]:
+    """The config with all that follows from it and its text filled in, and the text.
+
+    Raises:
+      UserError: the text cannot be had, or the config does not fit it.
+    """
+    config = resolve(config)
+    corpus = load(config.data, text)
+    models.make(config.model, len(corpus.vocabulary))  # refuses what does not fit V
+    if isinstance(config.model, NGram):
+        check_order(
+            corpus.train.tokens,
+            order=config.model.order,
+            boundary=corpus.vocabulary.boundary,
+            bounded=config.model.bounded,
+        )
+    if config.train is None:
+        return config, corpus
+    k1 = config.train.k1
+    length = k1 or config.data.length
+    if config.data.batching == "streams":
+        name = "data.length" if k1 is None else "train.k1"
+        check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
+    if config.train.epochs is not None:
+        config = in_steps(config, steps_per_epoch(source_of(config, corpus, length), length))
+    return config, corpus
+
+
 def _goes_on(run_dir: Path, config: Config) -> bool:
     """Whether there is anything left to do for a run.
 
@@ -78,7 +101,10 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
     result = journal.read_result(run_dir)
     if result is None or result["status"] == "stopped":
         return True
-    if load_run(run_dir).step < result["step"]:  # what it had come to is damaged
+    try:
+        if load_run(run_dir).step < result["step"]:
+            return True
+    except UserError:  # what it had come to is damaged
         return True
     if config.train is None:
         return False

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.config import Config, override, resolve
-from lm_jax.settings import UserError, digest
+from lm_jax.settings import UserError, digest, plain
 from lm_jax.training import directory, journal
 from lm_jax.training.journal import Watch
-from lm_jax.training.loop import train
+from lm_jax.training.loop import prepared, train
 
 Point = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
         except UserError as error:
             raise UserError(f"point {name!r} of the sweep: {error}") from None
         for other, run in found.items():
-            if digest(run) == digest(changed):
+            if run == changed:
                 raise UserError(f"points {other!r} and {name!r} of the sweep are the same run")
         found[name] = changed
     return found
@@ -48,13 +48,13 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
 def flags(point: Point) -> str:
     """A point as flags of a command line."""
     words = []
-    for path, value in point.items():
+    for path, value in _plain(point).items():
         flag = path.replace("_", "-")
         if isinstance(value, bool):
             *parents, name = flag.split(".")
             words.append("--" + ".".join([*parents, name if value else f"no-{name}"]))
         else:
-            values = value if isinstance(value, (list, tuple)) else [value]
+            values = value if isinstance(value, list) else [value]
             words += [f"--{flag}", *(shlex.quote(str(item)) for item in values)]
     return " ".join(words)
 
@@ -84,8 +84,13 @@ def sweep(
       UserError: a point, the text or the directory will not do; nothing has been changed.
     """
     sweep_dir, chosen = Path(sweep_dir), sweep_configs(config, points)
+    for name, run in chosen.items():
+        try:
+            prepared(run, text)
+        except UserError as error:
+            raise UserError(f"point {name!r} of the sweep: {error}") from None
     plan = {
-        name: {"point": dict(points[name]), "digest": digest(run)} for name, run in chosen.items()
+        name: {"point": _plain(points[name]), "digest": digest(run)} for name, run in chosen.items()
     }
     rows: list[journal.Row] = []
     with directory.claimed(sweep_dir, "sweep", "sweep.json"):
@@ -94,11 +99,15 @@ def sweep(
             trial = f"trials/{number:03d}-{digest(changed)}"
             told = watch(name) if watch else None
             result = train(changed, sweep_dir / trial, text=text, watch=told).result
-            point = {"point": dict(points[name]), "flags": flags(points[name])}
+            point = {"point": _plain(points[name]), "flags": flags(points[name])}
             rows.append({"name": name, "trial": trial, **point, **(result or {})})
             lines = "".join(journal.as_json(row) + "\n" for row in rows)
             journal.write_whole(sweep_dir / "results.jsonl", lines)
     return rows
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    return {path: plain(value) for path, value in point.items()}
 
 
 def _settle(sweep_dir: Path, plan: dict[str, Any]) -> None:
