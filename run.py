@@ -75,8 +75,11 @@ def load_experiment(name: str) -> Experiment:
 
 def named(points: Any) -> dict[str, dict[str, Any]]:
     """The points of a sweep by their names; those of a list are named by their flags."""
+    listed = list(points.values() if isinstance(points, dict) else points)
+    for point in listed:
+        if not isinstance(point, dict):
+            raise UserError(f"sweep() gives {point!r}, not a dict from dotted paths to values")
     if not isinstance(points, dict):
-        listed = list(points)
         points = {lm_jax.flags(point): point for point in listed}
         if len(points) < len(listed):
             raise UserError("sweep() gives the same point twice")

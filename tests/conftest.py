@@ -4,6 +4,13 @@ import os
 import tempfile
 from pathlib import Path
 
+# Most of the time goes into compiling: what is compiled need not be fast here. XLA reads this when
+# JAX is imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
 import jax
 import jaxtyping
 import pytest

@@ -147,3 +147,14 @@ def test_frozen_vectors_stay_and_others_move(tmp_path):
         assert np.array_equal(found, [2, 0.5, -0.25, 1]) == freeze
         assert run.result["vectors"]["found"] == len(letters)
         jax.block_until_ready(run.params)
+
+
+def test_vectors_that_have_changed_since_are_another_run(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("t 1 2 3 4\n")
+    model = lm_jax.config.RNN(embedding_size=4, hidden_size=5, vectors=str(path))
+    config = tiny.config(train={"steps": 1}, model=model)
+    lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
+    path.write_text("t 1 2 3 5\n")
+    with pytest.raises(lm_jax.UserError, match="vectors_sha256"):
+        lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)

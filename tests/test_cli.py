@@ -331,3 +331,19 @@ def test_a_sweep_is_shown_before_it_is_run(folder, capsys):
 def test_an_experiment_without_a_sweep_says_so(folder, capsys):
     status, _, err = told(capsys, "sweep", "lab.py")
     assert (status, err) == (2, "error: lab.py has no sweep()\n")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ('{"a": 5}', "sweep() gives 5, not a dict from dotted paths to values"),
+        ("5", "TypeError: 'int' object is not iterable"),
+        ('[{"seed": 1}, {"seed": 1}]', "sweep() gives the same point twice"),
+    ],
+)
+def test_a_sweep_of_no_points_is_one_line(sweep, said, folder, capsys):
+    (folder / "lab.py").write_text(EXPERIMENT + f"\ndef sweep():\n    return {sweep}\n")
+    status, _, err = told(capsys, "sweep", "lab.py")
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1

@@ -265,3 +265,14 @@ def test_a_model_without_a_recurrent_state_is_sampled_by_the_same_code():
     greedy = samples(model, params, CHARS, length=2, prompt="ab", temperature=0.0)[0]
     assert found.log_p >= -greedy.nats.sum() - 1e-12
     assert isinstance(cuts(7, 1, None, None), Cuts)
+
+
+def test_an_unknown_word_may_be_written_in_a_prompt_of_words():
+    from lm_jax.data.text import in_memory
+    from lm_jax.data.vocabulary import build
+    from lm_jax.inference.wishes import prompt_tokens
+
+    words = build(in_memory("text", "the cat sat\n"), "word")
+    assert prompt_tokens(words, "the <unk>").tolist() == [words.numbers["the"], words.unknown]
+    with pytest.raises(UserError, match="the prompt holds 'dog'"):
+        prompt_tokens(words, "the <unk> dog")

@@ -1,8 +1,20 @@
 """Changing a config at some paths, as a sweep does."""
 
+import numpy as np
 import pytest
 
-from lm_jax.config import RNN, Config, Cosine, Data, NGram, Train, Window, override
+from lm_jax.config import (
+    RNN,
+    Config,
+    Cosine,
+    Data,
+    NGram,
+    SampledSoftmax,
+    Train,
+    Window,
+    override,
+    with_kind,
+)
 from lm_jax.settings import UserError
 
 
@@ -23,6 +35,19 @@ def test_another_kind_begins_with_its_own_defaults():
     assert same.model == RNN(hidden_size=7, layers=2)
 
 
+def test_kinds_come_in_any_order_and_one_that_is_there_stays():
+    point = {"model.readout.samples": 5, "model.readout.kind": "sampled", "model.kind": "window"}
+    assert override(Config(), point).model == Window(readout=SampledSoftmax(samples=5))
+    base = Config(model=RNN(hidden_size=7))
+    assert with_kind(base, {"model": "rnn"}) == base
+    assert with_kind(base, {"train.schedule": "cosine"}).train.schedule == Cosine()
+
+
+def test_numbers_of_numpy_are_numbers():
+    changed = override(Config(), {"model.hidden_size": np.int64(4), "seed": np.uint32(3)})
+    assert changed == Config(model=RNN(hidden_size=4), seed=3)
+
+
 def test_a_counted_model_is_not_trained_and_any_other_is():
     counted = override(Config(train=Train(steps=9)), {"model.kind": "ngram"})
     assert counted == Config(model=NGram(), train=None)
@@ -39,6 +64,9 @@ def test_a_counted_model_is_not_trained_and_any_other_is():
         ({"model.hidden_size": "big"}, "hidden_size='big'"),
         ({"model.kind": "ngram", "train.steps": 3}, "there is no field train.steps"),
         ({"train.k1": 3}, "train.k1 is read only with"),
+        ({"model.uniform": 0.1, "model.gain": 2.0}, "model.gain is not read with model.uniform"),
+        ({"model.uniform": float("inf")}, "uniform"),
+        ({"data.batching": "sentences", "model.kind": "ngram"}, "is told by model.bounded"),
     ],
 )
 def test_a_wrong_change_is_refused_and_named(changes, said):

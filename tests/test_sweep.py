@@ -83,6 +83,18 @@ def test_a_wrong_point_is_named_before_anything_starts(points, said, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_point_that_does_not_fit_the_text_is_named_before_anything_starts(tmp_path):
+    points = {"fits": {}, "long": {"model.kind": "ngram", "model.order": 3000}}
+    with pytest.raises(UserError, match="point 'long' of the sweep: order=3000 is longer than"):
+        lm_jax.sweep(BASE, points, tmp_path / "sweep", text=tiny.TEXT)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_points_may_differ_in_what_may_change_when_a_run_goes_on():
+    configs = lm_jax.sweep_configs(BASE, {"short": {"train.steps": 2}, "long": {}})
+    assert [c.train.steps for c in configs.values()] == [2, 4]
+
+
 def test_a_directory_of_another_sweep_is_refused(tmp_path):
     lm_jax.sweep(BASE, {"counted": POINTS["counted"]}, tmp_path, text=tiny.TEXT)
     with pytest.raises(UserError, match="holds another sweep"):

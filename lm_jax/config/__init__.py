@@ -230,8 +230,6 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
       UserError: a path names no field, or the values do not fit; names the field.
     """
-    if not isinstance(changes, Mapping):
-        raise UserError(f"{changes!r} is no mapping from dotted paths to values")
     kinds = {path.removesuffix(".kind"): kind for path, kind in changes.items() if _is_kind(path)}
     values = json.loads(to_json(with_kind(config, kinds)))
     values.pop("version")
