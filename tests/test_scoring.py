@@ -85,7 +85,7 @@ def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):
     def endless():
         for number in itertools.count():
             taken.append(number)
-            yield b"abc\n" * 16
+            yield b"abc\n" * 64
 
     text = texts.Text("endless", "", endless)
     for found in (

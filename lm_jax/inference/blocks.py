@@ -25,7 +25,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
-LANES = 64  # lines scored side by side
+LANES = 256  # lines scored side by side, fewer where the vocabulary is large
 LINE_LENGTH = 16  # tokens of a line in one call
 WAITING = 1 << 20  # tokens that may wait for an earlier line; more, and no new line is begun
 
@@ -133,10 +133,12 @@ def line_blocks(
 
     Args and Raises: as `blocks`; only the model as it is scores lines.
     """
-    length = max(1, min(LINE_LENGTH, LOGITS_AT_ONCE // (LANES * len(vocabulary))))
-    read, carry = reader(model), model.init_carry(LANES)
+    at_once = max(1, LOGITS_AT_ONCE // len(vocabulary))
+    length = min(LINE_LENGTH, at_once)
+    count = min(LANES, at_once // length)
+    read, carry = reader(model), model.init_carry(count)
     lines = _cut(vocabulary, text, lambda held: np.flatnonzero(held == vocabulary.boundary) + 1)
-    lanes: list[_Reading | None] = [None] * LANES
+    lanes: list[_Reading | None] = [None] * count
     order: deque[_Reading] = deque()  # lines that are begun and not yet handed on
     waiting = 0  # their tokens
     empty = np.zeros(0, np.int32)
