@@ -229,4 +229,4 @@ def _batch(
         x[1 : len(row), lane] = row[:-1]
         y[: len(row), lane] = row
         mask[: len(row), lane] = True
-    return Batch(*map(jnp.asarray, (x, y, mask, start)))
+    return Batch(*map(jnp.asarray, (x, y, mask, np.asarray(start))))
