@@ -11,7 +11,7 @@ import tiny
 
 from lm_jax import models
 from lm_jax.models import cells, linear
-from lm_jax.models.base import scaled_normal
+from lm_jax.models.base import PLAIN, scaled_normal
 from lm_jax.models.recurrence import layer, unroll
 from lm_jax.settings import UserError
 
@@ -135,7 +135,7 @@ def results(name):
         "formula": lambda *given: by_formula(formula, *given),
     }
     if cell.scan is not None:
-        routes["steps"] = lambda *given: made.run(*given, lambda carry: carry)
+        routes["steps"] = lambda *given: made.run(*given, PLAIN)
 
     @jax.jit
     def every(params, carry, x):
@@ -246,7 +246,7 @@ def test_minlstm_is_a_mean_where_both_gates_are_shut():
     """f = i = exp(-800), 0 in float64: the state is still half the old and half the new one."""
     cell = linear.minlstm(1)
     z_x = jnp.array([[[-800.0, -800.0, 3.0]]])
-    for between in (None, lambda carry: carry):
+    for between in (None, PLAIN):
         carry, _ = unroll(cell, {}, jnp.array([[1.0]]), z_x, between)
         np.testing.assert_allclose(carry, 2.0, rtol=1e-12)
 

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lm_jax.models import cells, recurrence
+from lm_jax.models.base import PLAIN, Between
 
 H, B, T = 3, 2, 5
 CELLS = {
@@ -20,7 +21,7 @@ CELLS = {
 
 def plain(cell, params, carry, z_x):
     """The scan as it stands: any hook between the steps asks for it."""
-    return recurrence.unroll(cell, params, carry, z_x, lambda carry: carry)
+    return recurrence.unroll(cell, params, carry, z_x, PLAIN)
 
 
 def case(name):
@@ -50,6 +51,30 @@ def test_the_gradient_by_hand_is_that_of_autodiff(name):
         for run in (recurrence.explicit, plain)
     )
     tiny.assert_trees_close(by_hand, autodiff)
+
+
+@pytest.mark.parametrize("between", [None, PLAIN], ids=["by hand", "plain"])
+@pytest.mark.parametrize("name", CELLS)
+def test_the_tap_has_the_squared_norm_of_delta_for_its_gradient(name, between):
+    """δ_t is what autodiff gives for a shift added to the carry after step t."""
+    cell, params, carry, z_x = case(name)
+    d_carry = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape)), carry)
+
+    def run(shifts, tap):
+        def shifted(carry, shift):
+            return jax.tree.map(jnp.add, carry, shift)
+
+        def hooked(*args):
+            if tap is None:
+                return recurrence.unroll(*args, Between(shifted, shifts))
+            return recurrence.unroll(*args, between, tap)
+
+        return objective(hooked, cell)(params, carry, z_x)
+
+    delta = jax.grad(lambda shifts: run(shifts, None))(d_carry)
+    expected = sum(jnp.sum(leaf**2, axis=-1) for leaf in jax.tree.leaves(delta))
+    found = jax.jit(jax.grad(lambda tap: run(None, tap)))(jnp.zeros((T, B)))
+    tiny.assert_trees_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm"])

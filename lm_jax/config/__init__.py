@@ -121,7 +121,7 @@ class Config:
         if self.train is None:
             raise ValueError(f"model.kind={self.model.kind} needs train, how it is to be trained")
         if not isinstance(self.model, RNN):
-            for field, idle in (("gradient", "full"), ("clip_delta", None)):
+            for field, idle in (("gradient", "explicit"), ("clip_delta", None)):
                 if getattr(self.train, field) != idle:
                     raise ValueError(
                         f"train.{field}={getattr(self.train, field)} has no meaning with model.kind"

@@ -172,9 +172,10 @@ class Train:
         SGD | ASGD | Momentum | Adam | AdamW | RMSprop, Field(discriminator="kind")
     ] = Adam()
     feeding: Annotated[TeacherForcing | OwnTokens, Field(discriminator="kind")] = TeacherForcing()
-    gradient: Literal["full", "truncated"] = "full"
-    """full: backpropagation through all T steps of a chunk; truncated: an update every k1 steps,
-    backpropagated k2 steps, beyond the chunk's edge where k2 > k1."""
+    gradient: Literal["explicit", "full", "truncated"] = "explicit"
+    """explicit: backpropagation through all T steps of a chunk, by the backward pass written by
+    hand; full: the same by autodiff; truncated: an update every k1 steps, backpropagated k2 steps,
+    beyond the chunk's edge where k2 > k1."""
     k1: Size | None = None
     """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
     k2: Size | None = None
@@ -201,7 +202,7 @@ class Train:
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.gradient == "full":
+        if self.gradient != "truncated":
             for field in ("k1", "k2"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"train.{field} is read only with train.gradient=truncated")

@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, restart
+from lm_jax.models.recurrence import squared_norm
 
 
 @dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
@@ -54,12 +55,29 @@ class Estimator:
 def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) -> Estimator:
     """Backpropagation through all T steps of a chunk, by autodiff of the plain scan.
 
+    It keeps what autodiff wants kept of every step: O(T) memory, and O(T) time.
+
     Args:
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
     """
-    between = _clipping(clip_delta)
+    return _whole(model, _clipping(clip_delta) or PLAIN)
 
+
+def explicit_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) -> Estimator:
+    """The same gradient by the backward pass that is written by hand (`models.recurrence`).
+
+    It is what training takes unless told otherwise. A cell that is no gated one has no such pass,
+    and is left to autodiff; so is one whose δ is clipped.
+
+    Args:
+      model: the language model.
+      clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
+    """
+    return _whole(model, _clipping(clip_delta))
+
+
+def _whole(model: LanguageModel, between: Between | None) -> Estimator:
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         def total_nats(params: Params) -> tuple[Array, Carry]:
             after, h = model.hidden(params, restart(model, carry, batch.start), batch.x, between)
@@ -196,8 +214,7 @@ def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
         return carry
 
     def backward(threshold, delta):
-        squares = [jnp.sum(d**2, axis=range(1, d.ndim)) for d in jax.tree.leaves(delta)]
-        norm = jnp.sqrt(sum(squares))
+        norm = jnp.sqrt(squared_norm(delta))
         scale = jnp.where(norm > threshold, threshold / norm, 1.0)
         scaled = jax.tree.map(lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)), delta)
         return scaled, jnp.zeros_like(threshold)
@@ -207,7 +224,9 @@ def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
 
 
 def _clipping(threshold: float | Array | None) -> Between | None:
-    return None if threshold is None else lambda carry: clip_cotangent(carry, threshold)
+    if threshold is None:
+        return None
+    return Between(lambda carry, _: clip_cotangent(carry, threshold))
 
 
 def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:

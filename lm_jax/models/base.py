@@ -13,7 +13,20 @@ from jaxtyping import Array, Bool, Float
 
 Params = Any
 Carry = Any
-Between = Callable[[Carry], Carry]
+
+
+class Between(NamedTuple):
+    """What happens to the gradient where it comes back over the edge of a time step."""
+
+    act: Callable[[Carry, Any], Carry]
+    """(carry, at_t) -> carry: the identity going forward; its own gradient is what it is for."""
+    at: Any = None
+    """What `act` reads at each step: leaves [T, ...], one slice a step."""
+
+
+PLAIN = Between(lambda carry, _: carry)
+"""Changes nothing, and takes the plain scan, step by step, that every mode of differentiation can
+go through."""
 
 
 class LanguageModel(NamedTuple):
@@ -27,10 +40,10 @@ class LanguageModel(NamedTuple):
     init_carry: Callable[[int], Carry]
     """batch_size -> carry: what the model knows before it has read; every leaf is [B, ...]."""
     hidden: Callable[..., tuple[Carry, Array]]
-    """(params, carry, x[T, B], between=None) -> (carry, h[T, B, H]).
+    """(params, carry, x[T, B], between=None, tap=None) -> (carry, h[T, B, H]).
 
-    `between` is applied to each recurrent layer's carry after every time step. It must be the
-    identity going forward; gradient estimators act on the gradient that comes back through it.
+    `between` is applied to each recurrent layer's carry after every time step. `tap`, [T, B], is
+    read by nothing; its gradient is ‖∂L/∂carry_t‖² of each lane, summed over the layers.
     """
     logits: Callable[[Params, Array], Array]
     """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities of the next token."""
@@ -42,6 +55,8 @@ class LanguageModel(NamedTuple):
     noisy: Callable[[Array], "LanguageModel"]
     """key -> the model as it is trained in one update: with dropout, drawn from the key, and with
     the readout's way of learning. Where nothing of that is asked for, it is the same model."""
+    output: Callable[[Carry], Array] | None = None
+    """carry -> the h[B, H] that `hidden` gave with it; None where no state is recurrent."""
 
 
 def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:

@@ -39,7 +39,7 @@ class Cell(NamedTuple):
     step: Callable[[Params, Carry, Array], Carry]
     """(params, carry, z_x[B, width]) -> carry."""
     output: Callable[[Carry], Array]
-    """carry -> h[B, H]: what the next step and the next layer see."""
+    """carry -> h[B, H]: what the next step and the next layer see, a part of the carry."""
     gate: Callable[[Params, Carry, Array, Array], Carry] | None = None
     """(params, carry, z_h, z_x) -> carry, where a step is that with z_h = h W_hh."""
     scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None

@@ -113,9 +113,13 @@ def convolution(
 
     def model(noise: Noise) -> LanguageModel:
         def hidden(
-            params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+            params: Params,
+            carry: Carry,
+            x: Int[Array, "T B"],
+            between: Between | None = None,
+            tap: Array | None = None,
         ) -> tuple[Carry, Float[Array, "T B H"]]:
-            del between  # no carry is recurrent
+            del between, tap  # no carry is recurrent
             steps = x.shape[0]
             tokens = jnp.concatenate([carry.tokens.T, x])
             first, *further = params["layers"]

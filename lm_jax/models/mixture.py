@@ -60,10 +60,14 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | Array) -> Langua
         return jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b)
 
     def hidden(
-        params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+        params: Params,
+        carry: Carry,
+        x: Int[Array, "T B"],
+        between: Between | None = None,
+        tap: Array | None = None,
     ) -> tuple[Carry, Any]:
-        carry_a, h_a = a.hidden(params[0], carry[0], x, between)
-        carry_b, h_b = b.hidden(params[1], carry[1], x, between)
+        carry_a, h_a = a.hidden(params[0], carry[0], x, between, tap)
+        carry_b, h_b = b.hidden(params[1], carry[1], x, between, tap)
         return (carry_a, carry_b), Both(h_a, h_b)
 
     def logits(params: Params, h: Any) -> Float[Array, "*shape V"]:

@@ -69,9 +69,13 @@ def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
         raise UserError("an n-gram model has no initial parameters: count a text, then fit")
 
     def hidden(
-        params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+        params: Params,
+        carry: Carry,
+        x: Int[Array, "T B"],
+        between: Between | None = None,
+        tap: Array | None = None,
     ) -> tuple[Carry, Int[Array, "T B places"]]:
-        del between  # tokens carry no gradient
+        del between, tap  # tokens carry no gradient
         T = x.shape[0]
         tokens = jnp.concatenate([carry.T, x.astype(jnp.int32)])
         nodes, here = [], tokens

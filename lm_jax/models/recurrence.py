@@ -8,7 +8,8 @@ Backwards (`explicit`) it is the lecture's derivation of backpropagation through
 work than that. Let J be what is minimised, and δ_t = ∂J/∂carry_t. What reaches δ_t is what the loss
 at t says of h_t and what comes back from t + 1,
 
-    δ_t = ∂J_t/∂carry_t + (∂gate_{t+1}/∂carry_t)ᵀ δ_{t+1} + (∂h_t/∂carry_t)ᵀ W_hh ε_{t+1},
+    δ_t = (∂h_t/∂carry_t)ᵀ ∂J_t/∂h_t + (∂gate_{t+1}/∂carry_t)ᵀ δ_{t+1}
+          + (∂h_t/∂carry_t)ᵀ W_hh ε_{t+1},
     ε_t = (∂gate_t/∂z_h)ᵀ δ_t,
 
 one product with W_hh a step, in a scan that runs from T to 1. The double sum over the time t of the
@@ -25,7 +26,7 @@ made by `layer`; those of any other transition by `lm_jax.models.own`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,12 @@ class Layer(NamedTuple):
     """key -> params."""
     init_carry: Callable[[int], Carry]
     """batch_size -> carry; leaves [B, ...]."""
-    run: Callable[[Params, Carry, Array, Between | None], tuple[Carry, Array]]
-    """(params, carry, x[T, B, E], between) -> (carry, h[T, B, H]); x may be token numbers [T, B],
-    which stand for one-hot vectors. `between` as in `LanguageModel.hidden`."""
+    run: Callable[..., tuple[Carry, Array]]
+    """(params, carry, x[T, B, E], between=None, tap=None) -> (carry, h[T, B, H]); x may be numbers
+    of tokens [T, B], which stand for one-hot vectors. `between` and `tap` as in
+    `LanguageModel.hidden`."""
+    output: Callable[[Carry], Array]
+    """carry -> h[B, H]."""
 
 
 def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
@@ -61,11 +65,16 @@ def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
         return {"W_xh": init_W_xh(first, cell.width), **cell.init(own)}
 
     def run(
-        params: Params, carry: Carry, x: Array, between: Between | None
+        params: Params,
+        carry: Carry,
+        x: Array,
+        between: Between | None = None,
+        tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        return unroll(cell, params, carry, cell.prepare(params, times(x, params["W_xh"])), between)
+        z_x = cell.prepare(params, times(x, params["W_xh"]))
+        return unroll(cell, params, carry, z_x, between, tap)
 
-    return Layer(init, cell.init_carry, run)
+    return Layer(init, cell.init_carry, run, cell.output)
 
 
 def unroll(
@@ -74,6 +83,7 @@ def unroll(
     carry: Carry,
     z_x: Float[Array, "T B G"],
     between: Between | None = None,
+    tap: Float[Array, "T B"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Runs a cell through time.
 
@@ -83,26 +93,57 @@ def unroll(
       carry: the cell's carry before the first step.
       z_x: the input's part of the pre-activations, bias included.
       between: applied to the carry after each step (see `LanguageModel.hidden`).
+      tap: has the squared norm of δ_t for its gradient (see there).
 
     Returns:
       the carry after the last step, and h_1 … h_T.
     """
-    if between is None and cell.scan is not None:
+    if between is None and tap is None and cell.scan is not None:
         return cell.scan(params, carry, z_x)
     if between is None and cell.gate is not None:
-        return explicit(cell, params, carry, z_x)
+        return explicit(cell, params, carry, z_x, tap)
 
-    def step(carry: Carry, z_x_t: Array) -> tuple[Carry, Array]:
-        carry = cell.step(params, carry, z_x_t)
-        if between is not None:
-            carry = between(carry)
+    def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
+        z_x_t, *edge = at_t
+        carry = over_the_edge(cell.step(params, carry, z_x_t), between, *edge)
         return carry, cell.output(carry)
 
-    return jax.lax.scan(step, carry, z_x)
+    return jax.lax.scan(step, carry, (z_x, between and between.at, tap))
+
+
+def over_the_edge(
+    carry: Carry, between: Between | None, at_t: Any, tap_t: Float[Array, " B"] | None
+) -> Carry:
+    """The carry after a step, through which the gradient will come back.
+
+    The tap sees δ_t as it comes, before `between` acts on it.
+    """
+    if between is not None:
+        carry = between.act(carry, at_t)
+    return carry if tap_t is None else _tapped(carry, tap_t)
+
+
+@jax.custom_vjp
+def _tapped(carry: Carry, tap: Float[Array, " B"]) -> Carry:
+    del tap
+    return carry
+
+
+_tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, squared_norm(delta)))
+
+
+def squared_norm(delta: Carry) -> Float[Array, " B"]:
+    """‖δ‖² of each lane, over all leaves [B, ...]."""
+    squares = [jnp.sum(d**2, axis=range(1, d.ndim)) for d in jax.tree.leaves(delta)]
+    return sum(squares[1:], squares[0])
 
 
 def explicit(
-    cell: Cell, params: Params, carry: Carry, z_x: Float[Array, "T B G"]
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    z_x: Float[Array, "T B G"],
+    tap: Float[Array, "T B"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """What `unroll` does, with the gradient written out by hand (see the module's head).
 
@@ -110,55 +151,59 @@ def explicit(
 
     Args:
       cell: a cell with a `gate`.
-      params, carry, z_x: as for `unroll`.
+      params, carry, z_x, tap: as for `unroll`; δ_t is at hand, and the tap costs its norm.
     """
-    assert cell.gate is not None
-
-    def seen(own: Params, carry: Carry, z_h: Array, z_x_t: Array) -> tuple[Carry, Array]:
-        assert cell.gate is not None
-        carry = cell.gate(own, carry, z_h, z_x_t)
-        return carry, cell.output(carry)
+    gate = cell.gate
+    assert gate is not None
 
     def forward(
-        W_hh: Array, own: Params, carry: Carry, z_x: Array
+        W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
     ) -> tuple[tuple[Carry, Array], tuple]:
+        del tap
+
         def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
             z_h = cell.output(carry) @ W_hh
-            after, h = seen(own, carry, z_h, z_x_t)
-            return after, (h, carry, z_h)
+            after = gate(own, carry, z_h, z_x_t)
+            return after, (cell.output(after), carry, z_h)
 
         last, (h, before, z_h) = jax.lax.scan(step, carry, z_x)
         return (last, h), (W_hh, own, before, z_h, z_x)
 
     def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
         W_hh, own, before, z_h, z_x = saved
-        delta_last, d_h = cotangents
+        returned_last, d_h = cotangents
 
-        def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple | Array]:
-            delta, d_own = sums
+        def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
+            returned, d_own = sums
             before_t, z_h_t, z_x_t, d_h_t = at_t
-            _, back = jax.vjp(seen, own, before_t, z_h_t, z_x_t)
-            d_own_t, delta, epsilon, d_z_x = back((delta, d_h_t))
+            # The output is a part of the carry, so this is the same map at every time.
             _, to_carry = jax.vjp(cell.output, before_t)
-            (through_W_hh,) = to_carry(epsilon @ W_hh.T)
-            delta = jax.tree.map(jnp.add, delta, through_W_hh)
+            delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
+            _, back = jax.vjp(gate, own, before_t, z_h_t, z_x_t)
+            d_own_t, returned, epsilon, d_z_x = back(delta)
+            returned = jax.tree.map(jnp.add, returned, *to_carry(epsilon @ W_hh.T))
             # Where a gate sees nothing but z_h + z_x, both gradients are one array, and kept once.
-            both = epsilon if epsilon is d_z_x else (epsilon, d_z_x)
-            return (delta, jax.tree.map(jnp.add, d_own, d_own_t)), both
+            twice = None if epsilon is d_z_x else d_z_x
+            square = None if tap is None else squared_norm(delta)
+            d_own = jax.tree.map(jnp.add, d_own, d_own_t)
+            return (returned, d_own), (epsilon, twice, square)
 
-        zero = delta_last, jax.tree.map(jnp.zeros_like, own)
+        zero = returned_last, jax.tree.map(jnp.zeros_like, own)
         at = before, z_h, z_x, d_h
-        (delta, d_own), both = jax.lax.scan(step, zero, at, reverse=True)
-        epsilon, d_z_x = both if isinstance(both, tuple) else (both, both)
+        (returned, d_own), kept = jax.lax.scan(step, zero, at, reverse=True)
+        epsilon, d_z_x, squares = kept
+        d_z_x = epsilon if d_z_x is None else d_z_x
         # As matrices, for XLA contracts two axes at once several times more slowly on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
         d_W_hh = h_before.T @ epsilon.reshape(-1, W_hh.shape[1])
-        return d_W_hh, d_own, delta, d_z_x
+        return d_W_hh, d_own, returned, d_z_x, squares
 
     @jax.custom_vjp
-    def run(W_hh: Array, own: Params, carry: Carry, z_x: Array) -> tuple[Carry, Array]:
-        return forward(W_hh, own, carry, z_x)[0]
+    def run(
+        W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
+    ) -> tuple[Carry, Array]:
+        return forward(W_hh, own, carry, z_x, tap)[0]
 
     run.defvjp(forward, backward)
     own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
-    return run(params["W_hh"], own, carry, z_x)
+    return run(params["W_hh"], own, carry, z_x, tap)

@@ -48,9 +48,17 @@ def rnn(
             "readout": readout.init(out, hidden_size),
         }
 
+    def output(carry: Carry) -> Float[Array, "B H"]:
+        seen = [layer.output(own) for layer, own in zip(layers, carry, strict=True)]
+        return sum(seen[1:], seen[0]) if residual else seen[-1]
+
     def model(noise: Noise) -> LanguageModel:
         def hidden(
-            params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+            params: Params,
+            carry: Carry,
+            x: Int[Array, "T B"],
+            between: Between | None = None,
+            tap: Array | None = None,
         ) -> tuple[Carry, Float[Array, "T B H"]]:
             carries = []
             h = embedding.vectors(params["embedding"], x, noise)
@@ -58,21 +66,22 @@ def rnn(
                 seen = noise.on_layer(h, place - 1) if place else h
                 if noise.recurrent is not None:
                     own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
-                layer_carry, new = layer.run(own, carry[place], seen, between)
+                layer_carry, new = layer.run(own, carry[place], seen, between, tap)
                 h = seen + new if residual and place else new
                 carries.append(layer_carry)
             return tuple(carries), h
 
-        output = Output(readout, noise, activation_penalty, change_penalty)
+        out = Output(readout, noise, activation_penalty, change_penalty)
         return LanguageModel(
             init=init,
             # An array of its own for each layer: one that stands twice cannot be donated.
             init_carry=lambda batch_size: tuple(layer.init_carry(batch_size) for layer in layers),
             hidden=hidden,
-            logits=output.logits,
-            nats=output.nats,
-            loss=output.loss,
+            logits=out.logits,
+            nats=out.nats,
+            loss=out.loss,
             noisy=lambda key: model(noise.drawn(key)),
+            output=output,
         )
 
     return model(noise)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Between, Carry, Params
-from lm_jax.models.recurrence import Layer
+from lm_jax.models.recurrence import Layer, over_the_edge
 from lm_jax.settings import UserError
 
 # What a key looks like, for what is only traced.
@@ -48,19 +48,20 @@ def layer(cell: Transition, inputs: int) -> Layer:
         params: Params,
         carry: Carry,
         x: Float[Array, "T B inputs"] | Int[Array, "T B"],
-        between: Between | None,
+        between: Between | None = None,
+        tap: Float[Array, "T B"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        def step(carry: Carry, x_t: Array) -> tuple[Carry, Array]:
+        def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
+            x_t, *edge = at_t
             if jnp.issubdtype(x_t.dtype, jnp.integer):
                 x_t = jax.nn.one_hot(x_t, inputs, dtype=float)
             carry = jax.vmap(cell.step, (None, 0, 0))(params, carry, x_t)
-            if between is not None:
-                carry = between(carry)
+            carry = over_the_edge(carry, between, *edge)
             return carry, jax.vmap(cell.output)(carry)
 
-        return jax.lax.scan(step, carry, x)
+        return jax.lax.scan(step, carry, (x, between and between.at, tap))
 
-    return Layer(lambda key: _arrays(cell.init(key)), init_carry, run)
+    return Layer(lambda key: _arrays(cell.init(key)), init_carry, run, jax.vmap(cell.output))
 
 
 def check(cell: Transition, inputs: int, hidden_size: int) -> None:

@@ -77,9 +77,13 @@ def window(
 
     def model(noise: Noise) -> LanguageModel:
         def hidden(
-            params: Params, carry: Carry, x: Int[Array, "T B"], between: Between | None = None
+            params: Params,
+            carry: Carry,
+            x: Int[Array, "T B"],
+            between: Between | None = None,
+            tap: Array | None = None,
         ) -> tuple[Carry, Float[Array, "T B H"]]:
-            del between  # tokens carry no gradient
+            del between, tap  # tokens carry no gradient
             steps = x.shape[0]
             tokens = jnp.concatenate([carry.T, x])
             seen = read(embedding, params["embedding"], tokens, noise)
