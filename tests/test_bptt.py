@@ -8,6 +8,7 @@ import tiny
 
 from lm_jax import gradients as g
 from lm_jax.data.batches import Batch
+from lm_jax.models.base import Between
 
 MODEL = tiny.rnn(layers=2)
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
@@ -199,3 +200,22 @@ def test_an_infinite_threshold_changes_nothing():
 def test_a_zero_gradient_is_clipped_to_zero_and_not_to_nan():
     cotangent = jax.grad(lambda c: 0.0 * jnp.sum(g.clip_cotangent(c, 1.0)))(jnp.ones((2, 3)))
     np.testing.assert_array_equal(cotangent, jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("estimator", [g.explicit_bptt, g.full_bptt])
+def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each_state(estimator):
+    """And watching changes no bit of what is found."""
+    model = tiny.rnn(cell="lstm")
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
+    carry = model.init_carry(tiny.B)
+
+    def loss(shifts):
+        between = Between(lambda carry, shift: jax.tree.map(jnp.add, carry, shift), shifts)
+        _, h = model.hidden(params, carry, batch.x, between)
+        return model.loss(params, h, batch.y, batch.mask) / batch.mask.sum()
+
+    found, norms = jax.jit(estimator(model).watched)(params, carry, batch)
+    tiny.assert_trees_equal(found, jax.jit(estimator(model))(params, carry, batch))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), carry[0])
+    deltas = jax.tree.leaves(jax.jit(jax.grad(loss))(zeros))
+    tiny.assert_trees_close(norms, jnp.sqrt(sum(jnp.sum(d**2, axis=(1, 2)) for d in deltas)))

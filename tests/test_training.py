@@ -21,7 +21,8 @@ import tiny
 
 import lm_jax
 from lm_jax import settings
-from lm_jax.config import RNN, Plateau, Window, resolve
+from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
+from lm_jax.data.batches import streams
 from lm_jax.inference.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import journal, step
@@ -636,3 +637,18 @@ def test_train_works_outside_the_main_thread(tmp_path):
     thread.start()
     thread.join()
     assert runs[0].result["status"] == "finished"
+
+
+def test_probes_that_are_off_leave_the_very_same_program():
+    """Those of every update, the norms of delta, change it where they are asked for."""
+
+    def text(**probe):
+        shape_of = settings.shape(
+            resolve(tiny.config(train={"probe": LiveProbe(**probe)} if probe else {}))
+        )
+        made = step.program.__wrapped__(shape_of, tiny.V)
+        state = jax.eval_shape(made.init, step.arguments(tiny.config()))
+        source = jax.eval_shape(lambda: streams(np.zeros(200, np.int32), 0, 4))
+        return made.advance.lower(state, source, step.arguments(tiny.config()), 3).as_text()
+
+    assert text() == text(deltas=False) != text(deltas=True)

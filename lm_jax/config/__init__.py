@@ -35,7 +35,9 @@ from lm_jax.config.train import (
     Constant,
     Cosine,
     Epochs,
+    LiveProbe,
     Momentum,
+    NoProbe,
     OwnTokens,
     Plateau,
     RMSprop,
@@ -69,10 +71,12 @@ __all__ = [
     "Data",
     "Dropout",
     "Epochs",
+    "LiveProbe",
     "Model",
     "Momentum",
     "NGram",
     "Network",
+    "NoProbe",
     "NoiseContrastive",
     "OwnTokens",
     "Plateau",
@@ -121,11 +125,16 @@ class Config:
         if self.train is None:
             raise ValueError(f"model.kind={self.model.kind} needs train, how it is to be trained")
         if not isinstance(self.model, RNN):
-            for field, idle in (("gradient", "explicit"), ("clip_delta", None)):
-                if getattr(self.train, field) != idle:
+            through_time = {
+                "gradient": (self.train.gradient, "explicit"),
+                "clip_delta": (self.train.clip_delta, None),
+                "probe.kind": (self.train.probe.kind, "off"),
+            }
+            for field, (value, idle) in through_time.items():
+                if value != idle:
                     raise ValueError(
-                        f"train.{field}={getattr(self.train, field)} has no meaning with model.kind"
-                        f"={self.model.kind}: its gradient does not travel through time"
+                        f"train.{field}={value} has no meaning with model.kind={self.model.kind}: "
+                        "its gradient does not travel through time"
                     )
         if self.data.batching == "sentences" and self.train.gradient == "truncated":
             length = self.data.length

@@ -156,6 +156,36 @@ class OwnTokens:
 
 
 @settings
+class NoProbe:
+    """The gradient is not watched; the compiled program is that of a run without probes."""
+
+    kind: Literal["off"] = "off"
+    """What is watched while training: off or live. The latter brings its own flags."""
+
+
+@settings
+class LiveProbe:
+    """How far the gradient reaches, watched while training, into metrics.jsonl."""
+
+    kind: Literal["live"] = "live"
+    """What is watched while training: off or live. The latter brings its own flags."""
+    every: Adjustable = 500
+    """Updates between two rows of kind probe."""
+    deltas: bool = True
+    """In every update the norm of the loss's gradient with respect to the recurrent state at each
+    step of the chunk; its mean stands in the rows of kind train."""
+    by_lag: bool = True
+    """The gradient of the chunk split over the lags, and the horizon: how many steps back half, 90
+    % and 99 % of it lie."""
+    spectra: bool = True
+    """The spectral radius and the largest singular value of each block of W_hh."""
+    lyapunov: bool = True
+    """The largest Lyapunov exponent along the chunk, in nats a step."""
+    lanes: Size = 4
+    """Lanes of the batch that by_lag and lyapunov look at, from its first one on."""
+
+
+@settings
 class Train:
     """How the parameters are found."""
 
@@ -187,6 +217,7 @@ class Train:
     clip_delta: Number | None = None
     """Threshold inside backpropagation, at every time step: of the norm of the gradient of one
     sequence's summed nats with respect to one layer's state; None: no clipping."""
+    probe: Annotated[NoProbe | LiveProbe, Field(discriminator="kind")] = NoProbe()
     weight_decay: Weight | None = None
     """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is
     apart from the gradient); None: none."""
@@ -208,3 +239,9 @@ class Train:
                     raise ValueError(f"train.{field} is read only with train.gradient=truncated")
         elif self.k2 is None:
             raise ValueError("train.gradient=truncated needs train.k2, the steps to go back")
+        watched = isinstance(self.probe, LiveProbe) and self.probe.deltas
+        if watched and self.gradient not in ("explicit", "full"):
+            raise ValueError(
+                "train.probe.deltas is read off the backward pass of train.gradient=explicit or "
+                f"full: with train.gradient={self.gradient} it must be False"
+            )

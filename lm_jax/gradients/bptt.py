@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, restart
@@ -47,6 +47,10 @@ class Estimator:
     """What a call does."""
     model_carry: Callable[[Params, Carry], Carry]
     """(params, carry) -> the model's own carry before the batch."""
+    watched: Callable[[Params, Carry, Batch], tuple[tuple, Array]] | None = None
+    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call with the norm of ∂loss/∂
+    carry_t of all lanes and layers together beside it, in nats per unit of the carry; None: δ_t is
+    not at hand."""
 
     def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         return self.estimate(params, carry, batch)
@@ -78,16 +82,32 @@ def explicit_bptt(model: LanguageModel, *, clip_delta: float | Array | None = No
 
 
 def _whole(model: LanguageModel, between: Between | None) -> Estimator:
-    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
-        def total_nats(params: Params) -> tuple[Array, Carry]:
-            after, h = model.hidden(params, restart(model, carry, batch.start), batch.x, between)
+    def tapped(
+        params: Params, carry: Carry, batch: Batch, tap: Array | None
+    ) -> tuple[tuple[Array, Carry, Params], Array | None]:
+        def total_nats(params: Params, tap: Array | None) -> tuple[Array, Carry]:
+            before = restart(model, carry, batch.start)
+            after, h = model.hidden(params, before, batch.x, between, tap)
             return model.loss(params, h, batch.y, batch.mask), after
 
-        (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
+        both = jax.value_and_grad(total_nats, argnums=(0, 1), has_aux=True)
+        (nats, after), (grads, squares) = both(params, tap)
         loss, grads = _mean(nats, grads, batch.mask)
-        return loss, after, grads
+        return (loss, after, grads), squares
 
-    return Estimator(model.init_carry, estimate, lambda params, carry: carry)
+    def watched(
+        params: Params, carry: Carry, batch: Batch
+    ) -> tuple[tuple[Array, Carry, Params], Float[Array, " T"]]:
+        found, squares = tapped(params, carry, batch, jnp.zeros(batch.x.shape))
+        assert squares is not None
+        return found, jnp.sqrt(jnp.sum(squares, axis=1)) / _tokens(batch.mask)
+
+    return Estimator(
+        model.init_carry,
+        lambda params, carry, batch: tapped(params, carry, batch, None)[0],
+        lambda params, carry: carry,
+        watched,
+    )
 
 
 class History(NamedTuple):
@@ -231,5 +251,9 @@ def _clipping(threshold: float | Array | None) -> Between | None:
 
 def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
     """Sums over tokens, divided once at the end by how many there are."""
-    tokens = jnp.maximum(jnp.sum(mask), 1).astype(nats.dtype)
+    tokens = _tokens(mask)
     return nats / tokens, jax.tree.map(lambda g: g / tokens, grads)
+
+
+def _tokens(mask: Array) -> Array:
+    return jnp.maximum(jnp.sum(mask), 1).astype(float)

@@ -185,6 +185,8 @@ class Descent:
             "tokens_per_second": float(record.tokens) * here / max(self.trained, 1e-9),
             "seconds": self.journal.seconds + self.trained,
         }
+        if record.deltas is not None:
+            row["delta_norms"] = (record.deltas / steps).tolist()
         self.journal.seconds += self.trained
         self._start_clock()
         self.state = self.program.clear(self.state)

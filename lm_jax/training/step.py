@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
-from lm_jax.config import ASGD, Config, Network, OwnTokens, Plateau, train_of
+from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
 from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
@@ -50,6 +50,8 @@ class Record(NamedTuple):
     """Steps on which clipping changed the gradient."""
     learning_rate: Float[Array, ""]
     """Of the last step; no sum."""
+    deltas: Float[Array, " T"] | None
+    """‖∂loss/∂carry_t‖ at each step of the chunk; None where it is not watched."""
 
 
 class Verdict(NamedTuple):
@@ -139,6 +141,7 @@ def program(shape: Config, vocab_size: int) -> Program:
     """
     train, data = train_of(shape), shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
+    watched = length if isinstance(train.probe, LiveProbe) and train.probe.deltas else None
 
     def init(values: Numbers, vectors: Array | None = None) -> TrainState:
         config = bind(shape, values)
@@ -152,7 +155,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             params=params,
             opt_state=optimizer(train_of(config), 0.0).init(params),
             carry=gradients.make(train_of(config), model).init_carry(data.batch_size),
-            record=empty_record(),
+            record=empty_record(watched),
             verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
             best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
             average=_empty_average(params, train.optimizer.patience)
@@ -176,7 +179,10 @@ def program(shape: Config, vocab_size: int) -> Program:
                 own_share(train.feeding, state.step),
                 train.feeding.draw == "likeliest",
             )
-        loss, carry, grads = grad_fn(state.params, state.carry, batch)
+        if grad_fn.watched is None or watched is None:
+            (loss, carry, grads), deltas = grad_fn(state.params, state.carry, batch), None
+        else:
+            (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
         clipped, changed = clip(train, grads)
         rate = learning_rate(
             train,
@@ -196,6 +202,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             clipped_norm=optax.tree.norm(clipped),
             clipped=changed,
             rate=rate,
+            deltas=deltas,
         )
         return state._replace(
             step=state.step + 1,
@@ -241,7 +248,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         return state._replace(verdict=verdict, best_params=best, average=average)
 
     def clear(state: TrainState) -> TrainState:
-        return state._replace(record=empty_record())
+        return state._replace(record=empty_record(watched))
 
     return Program(
         model=models.make(shape.model, vocab_size),
@@ -285,10 +292,11 @@ def _looked_at(average: Average, step: Array, nats: Array) -> Average:
     )
 
 
-def empty_record() -> Record:
-    """A record of no steps."""
+def empty_record(watched: int | None = None) -> Record:
+    """A record of no steps, with δ_t of a chunk of so many steps, or without."""
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return Record(none, none, zero, zero, zero, zero, none, zero)
+    deltas = None if watched is None else jnp.zeros(watched)
+    return Record(none, none, zero, zero, zero, zero, none, zero, deltas)
 
 
 def add(
@@ -300,6 +308,7 @@ def add(
     clipped_norm: Array,
     clipped: Array,
     rate: Array,
+    deltas: Array | None = None,
 ) -> Record:
     """A record with one more step in it."""
     return Record(
@@ -311,6 +320,7 @@ def add(
         clipped_norm=record.clipped_norm + clipped_norm,
         clipped=record.clipped + clipped,
         learning_rate=rate,
+        deltas=None if record.deltas is None or deltas is None else record.deltas + deltas,
     )
 
 
