@@ -106,7 +106,7 @@ def test_each_line_is_scored_as_if_nothing_had_come_before_it(monkeypatch):
     for lanes, length, waiting in ((3, 4, 1 << 20), (64, 32, 1 << 20), (2, 3, 10)):
         monkeypatch.setattr(module, "LANES", lanes)
         monkeypatch.setattr(module, "LINE_LENGTH", length)
-        monkeypatch.setattr(module, "WAITING", waiting)
+        monkeypatch.setattr(module, "LINES_AT_ONCE", waiting)
         found = list(line_blocks(MODEL, PARAMS, CHARS, in_memory("text", text)))
         assert [CHARS.decode(part.tokens) for part in found] == [part for part in parts if part]
         for part in found:

@@ -2,15 +2,14 @@
 
 The text goes through one lane in chunks of the scorer's length, the state running on. Or line by
 line: each line goes through one of many lanes from a fresh carry, and a lane whose line has ended
-takes the next line at the next chunk. What is held is a chunk of every lane, what a file gives at
-one reading (`lm_jax.data.text.BLOCK`), and, line by line, the lines that are being scored.
+takes another at the next chunk. What is held is a chunk of every lane, what a file gives at one
+reading (`lm_jax.data.text.BLOCK`), and, line by line, some lines that are being scored.
 """
 
+import heapq
 import itertools
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from lm_jax.settings import UserError
 
 LANES = 256  # lines scored side by side, fewer where the vocabulary is large
 LINE_LENGTH = 16  # tokens of a line in one call
-WAITING = 1 << 20  # tokens that may wait for an earlier line; more, and no new line is begun
+LINES_AT_ONCE = 1 << 18  # tokens of the lines that are dealt out to the lanes together
 
 
 class Block(NamedTuple):
@@ -114,18 +113,6 @@ def batches(vocabulary: Vocabulary, text: Text, length: int) -> Iterator[tuple[_
             before, start = int(piece.tokens[-1]), False
 
 
-@dataclass
-class _Reading:
-    """A line that goes through a lane."""
-
-    piece: _Piece
-    nats: np.ndarray
-    read: int = 0
-    """Tokens that have been sent through the lane."""
-    scored: int = 0
-    """Tokens whose nats are known."""
-
-
 def line_blocks(
     model: LanguageModel, params: Params, vocabulary: Vocabulary, text: Text
 ) -> Iterator[Block]:
@@ -136,48 +123,83 @@ def line_blocks(
     at_once = max(1, LOGITS_AT_ONCE // len(vocabulary))
     length = min(LINE_LENGTH, at_once)
     count = min(LANES, at_once // length)
-    read, carry = reader(model), model.init_carry(count)
-    lines = _cut(vocabulary, text, lambda held: np.flatnonzero(held == vocabulary.boundary) + 1)
-    lanes: list[_Reading | None] = [None] * count
-    order: deque[_Reading] = deque()  # lines that are begun and not yet handed on
-    waiting = 0  # their tokens
-    empty = np.zeros(0, np.int32)
-    sent = None  # what the device is at while the host prepares the next chunk
-    while True:
-        for lane, line in enumerate(lanes):
-            if line is None and waiting < WAITING and (piece := next(lines, None)) is not None:
-                line = _Reading(piece, np.zeros(len(piece.tokens)))
-                lanes[lane] = line
-                order.append(line)
-                waiting += len(piece.tokens)
-        if not order:
-            return
-        before_it, sent = sent, None
-        if any(lanes):
-            rows, before, start = [], [], []
-            for line in lanes:
-                at = line.read if line else 0
-                tokens = line.piece.tokens if line else empty
-                rows.append(tokens[at : at + length])
-                before.append(int(tokens[at - 1]) if at else vocabulary.boundary)
-                start.append(at == 0)
-            carry, nats = read(params, carry, _batch(rows, before, start, length))
-            sent = nats, list(lanes), rows
-            for lane, (line, row) in enumerate(zip(lanes, rows, strict=True)):
-                if line:
-                    line.read += len(row)
-                    lanes[lane] = line if line.read < len(line.piece.tokens) else None
-        if before_it:
-            nats, those, rows = before_it
-            found = np.asarray(nats).T
-            for lane, (line, row) in enumerate(zip(those, rows, strict=True)):
-                if line:
-                    line.nats[line.scored : line.scored + len(row)] = found[lane, : len(row)]
-                    line.scored += len(row)
-        while order and order[0].scored == len(order[0].piece.tokens):
-            piece, known = order[0].piece, order.popleft().nats
-            waiting -= len(piece.tokens)
-            yield Block(piece.tokens, known, piece.characters, piece.unknown)
+    read, sent = reader(model), None
+
+    def scored(lines: list[_Piece], found: list[tuple]) -> Iterator[Block]:
+        nats = np.zeros(sum(len(line.tokens) for line in lines))
+        for places, mask, of_round in found:
+            nats[places[mask]] = np.asarray(of_round)[mask]
+        ends = np.cumsum([len(line.tokens) for line in lines])
+        for line, known in zip(lines, np.split(nats, ends[:-1]), strict=True):
+            yield Block(line.tokens, known, line.characters, line.unknown)
+
+    for lines in _groups(_lines(vocabulary, text), LINES_AT_ONCE):
+        carry, found = model.init_carry(count), []
+        for places, mask, batch in _rounds(lines, vocabulary.boundary, count, length):
+            carry, nats = read(params, carry, batch)
+            found.append((places, mask, nats))
+        # The device is at these lines while the host looks at those before.
+        if sent:
+            yield from scored(*sent)
+        sent = lines, found
+    if sent:
+        yield from scored(*sent)
+
+
+def _lines(vocabulary: Vocabulary, text: Text) -> Iterator[_Piece]:
+    return _cut(vocabulary, text, lambda held: np.flatnonzero(held == vocabulary.boundary) + 1)
+
+
+def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
+    """Lines until they have so many tokens, or more by the last of them."""
+    group, held = [], 0
+    for line in lines:
+        group.append(line)
+        held += len(line.tokens)
+        if held >= tokens:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _rounds(
+    lines: list[_Piece], boundary: int, count: int, length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+    """Lines side by side in lanes, T tokens of each at a time, longest lines first.
+
+    Args:
+      lines: to be read.
+      boundary: what stands before a line.
+      count: B, lanes; one that has come to the end of its line takes another.
+      length: T.
+
+    Returns:
+      for each round the places of its targets among the lines' tokens [T, B], whether there are
+      any, and the batch.
+    """
+    flat = np.concatenate([line.tokens for line in lines])
+    sizes = np.array([len(line.tokens) for line in lines])
+    offsets = np.cumsum(sizes) - sizes
+    free = [(0, lane) for lane in range(count)]  # when each lane is free
+    begins: dict[int, list[tuple[int, int]]] = {}
+    for line in np.argsort(-sizes, kind="stable").tolist():
+        first, lane = free[0]
+        begins.setdefault(first, []).append((lane, line))
+        heapq.heapreplace(free, (first + -(-int(sizes[line]) // length), lane))
+    # Of each lane's line: where its next token stands, and how many are left.
+    place, left, start = np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool)
+    steps = np.arange(length)[:, None]
+    for number in range(max(when for when, _ in free)):
+        start[:] = False
+        for lane, line in begins.get(number, ()):
+            place[lane], left[lane], start[lane] = offsets[line], sizes[line], True
+        mask = steps < left[None, :]
+        places = np.where(mask, place[None, :] + steps, 0)
+        x = flat[places - 1]
+        x[0] = np.where(start, boundary, x[0])
+        yield places, mask, Batch(*map(jnp.asarray, (x, flat[places], mask, start.copy())))
+        place, left = place + length, left - length
 
 
 def lines(vocabulary: Vocabulary, blocks: Iterable[Block]) -> Iterator[Line]:
