@@ -11,6 +11,7 @@ FLOORS = (
     "models",
     "gradients",
     "inference",
+    "studies",
     "training",
     "report",
 )  # bottom up
@@ -20,6 +21,7 @@ DOORS = {
     "tokenizers": "lm_jax/data/bpe.py",
     "flax": "lm_jax/models/own.py",
     "rich": "lm_jax/report/terminal.py",
+    "plotly": "lm_jax/report/page.py",
     "tyro": "run.py",
 }
 

@@ -7,9 +7,10 @@ The steps are those of the plain scan, so that every mode of differentiation goe
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from lm_jax.models import LanguageModel
@@ -52,6 +53,29 @@ def one_lane(model: LanguageModel) -> Lane:
         return model.nats(params, output(_with_lane(carry)), y[None])[0]
 
     return Lane(without_lane(model.init_carry(1)), step, loss)
+
+
+def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
+    """A lane's step and loss as functions of the recurrent layers' parameters, the rest given.
+
+    A table of many words' vectors has no place in a tool that keeps a gradient for every lag.
+
+    Args:
+      lane: of a model.
+      params: the model's.
+
+    Returns:
+      (step, loss, layers). The loss takes (y, mask) in place of y: 0 where there is no target.
+    """
+
+    def step(layers: Any, carry: Carry, x: Array) -> Carry:
+        return lane.step({**params, "layers": layers}, carry, x)
+
+    def loss(layers: Any, carry: Carry, target: tuple[Array, Array]) -> Array:
+        y, real = target
+        return jnp.where(real, lane.loss({**params, "layers": layers}, carry, y), 0)
+
+    return step, loss, params["layers"]
 
 
 def without_lane(carry: Carry) -> Carry:

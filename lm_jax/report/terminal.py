@@ -68,6 +68,9 @@ class Display:
                 self.console.print(f"step {step:,}: {loss}, {norm}", soft_wrap=True)
         elif row["kind"] == "vectors":
             self.console.print(_vectors(row), soft_wrap=True)
+        elif row["kind"] == "probe":
+            if not self.console.is_terminal:
+                self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
         else:
             figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
             bits = f"{row['bits_per_character']:.3f} bits a character"
@@ -124,6 +127,22 @@ def show_sweep(rows: list[Row]) -> None:
             _figure(splits[1].get("bits_per_character"), ".3f"),
         )
     Console(highlight=False).print(table)
+
+
+def _reach(row: Row) -> str:
+    """What a row of kind probe says, in a line."""
+    parts = []
+    if "horizon" in row:
+        steps = ", ".join(
+            f"{float(share):.0%} {_figure(back, '.0f')}" for share, back in row["horizon"].items()
+        )
+        parts.append(f"steps back to a share of the gradient: {steps}")
+    if "spectral_radius" in row:
+        radii = [radius for blocks in row["spectral_radius"].values() for radius in blocks]
+        parts.append(f"spectral radii {', '.join(_figure(radius, '.3f') for radius in radii)}")
+    if "lyapunov" in row:
+        parts.append(f"largest Lyapunov exponent {_figure(row['lyapunov'], '.3f')} nats a step")
+    return "; ".join(parts)
 
 
 def _vectors(row: Row) -> str:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import models
-from lm_jax.config import Config, Network, train_of
+from lm_jax.config import Config, LiveProbe, Network, train_of
 from lm_jax.data.batches import Sentences, Streams, sentences, steps_per_epoch, streams
 from lm_jax.data.corpus import Corpus, Split
 from lm_jax.data.vectors import Vectors, read_vectors
 from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
+from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, digest, restore, steps_saved
 from lm_jax.training.journal import Watch
@@ -131,6 +132,7 @@ class Descent:
             if step and due and int(self.state.verdict.step) < step:
                 if not math.isfinite(self._validate()):
                     return "diverged"
+            self._probe(step, last)
             if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
                 return "finished"
             if last:
@@ -153,7 +155,9 @@ class Descent:
     def _advance(self, step: int) -> None:
         """Runs the compiled loop until something is due, or for about a second."""
         train = self.settings
-        every = (train.log_every, self.validate_every, train.checkpoint_every)
+        every = [train.log_every, self.validate_every, train.checkpoint_every]
+        if isinstance(train.probe, LiveProbe):
+            every.append(train.probe.every)
         stop = min(train.steps, *(step + n - step % n for n in every))
         # One step to compile, one to learn how long a step takes.
         stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
@@ -203,6 +207,19 @@ class Descent:
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row()})
         return loss.nats
+
+    def _probe(self, step: int, last: bool) -> None:
+        """Asks how far the gradient reaches, of the batch that comes next; changes nothing."""
+        probe = self.settings.probe
+        if not isinstance(probe, LiveProbe) or (step % probe.every and not last):
+            return
+        # A run that has come to its end, and is given more updates, asks there once more.
+        if any((row["kind"], row["step"]) == ("probe", step) for row in self.journal.rows):
+            return
+        carry, batch = self.program.about(self.state, self.source, self.numbers)
+        answers = live(probe, self.program.model)(self.state.params, carry, batch)
+        place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
+        self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
     def _reading(self, split: Split) -> Reading:
         data = self.config.data

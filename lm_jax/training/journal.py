@@ -18,7 +18,7 @@ from lm_jax.settings import VERSION
 Row = dict[str, Any]
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
-KINDS = ("train", "evaluation", "vectors")  # of rows
+KINDS = ("train", "evaluation", "vectors", "probe")  # of rows
 RESULT = {"status", "step", "stopped_early", "parameters_step", "splits", "parameters", "seconds"}
 
 
@@ -79,8 +79,8 @@ class Journal:
           judged: the step of the last validation that it knows of.
         """
         path = run_dir / "metrics.jsonl"
-        # A run that begins (again) reads its vectors (again).
-        known = {"train": step, "evaluation": judged, "vectors": step - 1}
+        # A run that begins (again) reads its vectors (again), and asks before each update.
+        known = {"train": step, "evaluation": judged, "vectors": step - 1, "probe": step - 1}
         self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
         write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
         self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
-from lm_jax.data.batches import Sentences, Streams, batch_at, steps_per_epoch
+from lm_jax.data.batches import Batch, Sentences, Streams, batch_at, steps_per_epoch
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
@@ -117,6 +117,8 @@ class Program(NamedTuple):
     loss is not finite; the state given is consumed."""
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
+    about: Callable[[TrainState, Streams | Sentences, Numbers], tuple[Carry, Batch]]
+    """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
     clear: Callable[[TrainState], TrainState]
     """state -> the state with an empty record; the state given is consumed."""
     length: int
@@ -224,6 +226,15 @@ def program(shape: Config, vocab_size: int) -> Program:
 
         return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
 
+    def about(
+        state: TrainState, source: Streams | Sentences, values: Numbers
+    ) -> tuple[Carry, Batch]:
+        config = bind(shape, values)
+        model = models.make(config.model, vocab_size)
+        batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
+        made = gradients.make(train_of(config), model)
+        return made.model_carry(state.params, state.carry), batch
+
     def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:
         schedule, verdict = train_of(bind(shape, values)).schedule, state.verdict
         better = nats < verdict.best_nats
@@ -254,6 +265,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         model=models.make(shape.model, vocab_size),
         init=jax.jit(init),
         advance=jax.jit(advance, donate_argnums=0),
+        about=jax.jit(about),
         judge=jax.jit(judge, donate_argnums=0),
         clear=jax.jit(clear, donate_argnums=0),
         length=length,

@@ -1,0 +1,85 @@
+"""How far the gradient reaches, asked of a model between two updates of its training.
+
+The questions are those of `lm_jax.gradients`, of a few lanes of the batch that comes next and of
+the parameters as they are, without dropout:
+
+- by lag: the norm of the gradient of the recurrent layers' weights at each lag l = t - k, and the
+  horizon: how many steps back half, 90 % and 99 % of that gradient lie, by the relative error of
+  the truncated gradients;
+- spectra: the spectral radius and the largest singular value of each block of every W_hh;
+- lyapunov: the largest exponent along the chunk, its mean over the lanes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lm_jax.config import LiveProbe
+from lm_jax.data.batches import Batch
+from lm_jax.gradients.credit import gradient_by_lag
+from lm_jax.gradients.horizon import horizon
+from lm_jax.gradients.lane import of_layers, one_lane
+from lm_jax.gradients.lyapunov import lyapunov_spectrum
+from lm_jax.gradients.norms import norm
+from lm_jax.gradients.spectra import block_norms, block_radii
+from lm_jax.gradients.truncations import truncations
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+
+SHARES = (0.5, 0.9, 0.99)
+
+Answers = dict[str, Any]
+"""Arrays under their names in a row of metrics.jsonl."""
+
+
+@functools.lru_cache(maxsize=16)
+def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Batch], Answers]:
+    """The compiled questions: (params, carry, batch) -> answers.
+
+    Args:
+      probe: which of them.
+      model: a recurrent model.
+
+    Raises:
+      UserError: the model has no recurrent state.
+    """
+    lane = one_lane(model)
+
+    def ask(params: Params, carry: Carry, batch: Batch) -> Answers:
+        carry = restart(model, carry, batch.start)
+        carry = jax.tree.map(lambda leaf: leaf[: probe.lanes], carry)
+        x, y, mask = (a[:, : probe.lanes] for a in (batch.x, batch.y, batch.mask))
+        step, loss, layers = of_layers(lane, params)
+        answers: Answers = {}
+        if probe.by_lag:
+            lags = gradient_by_lag(step, loss, layers, carry, x, (y, mask), len(x) - 1, lanes=True)
+            # The mean over all places, of which the mask may leave out some.
+            share = mask.size / jnp.maximum(jnp.sum(mask), 1)
+            answers["gradient_by_lag"] = norm(lags, kept=1) * share
+            split = truncations(lags)
+            answers["horizon"] = {f"{share:g}": horizon(split, share) for share in SHARES}
+        if probe.spectra:
+            answers["spectral_radius"] = _of_blocks(layers, block_radii)
+            answers["singular_value"] = _of_blocks(layers, block_norms)
+        if probe.lyapunov:
+
+            def largest(carry: Carry, x: Array) -> Array:
+                return lyapunov_spectrum(lane.step, params, carry, x, 1)[0]
+
+            answers["lyapunov"] = jnp.mean(jax.vmap(largest, (0, 1))(carry, x))
+        return answers
+
+    return jax.jit(ask)
+
+
+def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:
+    """A figure for each gate's block of W_hh, by layer; none for layers that have no such matrix."""
+    return {
+        str(place): measure(own["W_hh"])
+        for place, own in enumerate(layers)
+        if isinstance(own, dict) and "W_hh" in own
+    }
