@@ -8,17 +8,54 @@ from lm_jax.gradients.bptt import (
     full_bptt,
     truncated_bptt,
 )
+from lm_jax.gradients.jacobians import (
+    jacobian_products,
+    log_singular_values,
+    singular_values,
+    step_jacobians,
+)
+from lm_jax.gradients.lags import (
+    frobenius_lag_norms,
+    lag_norms,
+    lanczos_lag_norms,
+    mean_lag_norms,
+    predicted_lag_norms,
+)
 from lm_jax.gradients.lane import Lane, one_lane
+from lm_jax.gradients.lyapunov import (
+    finite_time_exponents,
+    flossing,
+    lyapunov_convergence,
+    lyapunov_spectrum,
+)
+from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
 from lm_jax.models import LanguageModel
 
 __all__ = [
     "Estimator",
     "Lane",
+    "block_norms",
+    "block_radii",
     "clip_cotangent",
     "explicit_bptt",
+    "finite_time_exponents",
+    "flossing",
+    "frobenius_lag_norms",
     "full_bptt",
+    "jacobian_products",
+    "lag_norms",
+    "lanczos_lag_norms",
+    "log_singular_values",
+    "lyapunov_convergence",
+    "lyapunov_spectrum",
     "make",
+    "mean_lag_norms",
     "one_lane",
+    "predicted_lag_norms",
+    "recurrent_spectra",
+    "singular_values",
+    "spectra_by_layer",
+    "step_jacobians",
     "truncated_bptt",
 ]
 

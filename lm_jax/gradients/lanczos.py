@@ -1,0 +1,128 @@
+"""The spectral norms of products of Jacobians at all lags, without a matrix of n × n numbers.
+
+P_l v costs l Jacobian-vector products and P_lᵀ u as many vector-Jacobian ones. One sweep over time
+does it for all lags at once: a vector for each lag, which joins the others when its step comes.
+From sweeps forth and back Golub & Kahan (1965) build, for each lag, a bidiagonal matrix B,
+
+    α_k u_k = P v_k - β_{k-1} u_{k-1},        β_k v_{k+1} = Pᵀ u_k - α_k v_k,
+
+whose largest singular value σ grows to that of P. With p the last component of B's left singular
+vector, ‖Pᵀ u - σ v‖ = β_k |p| while P v = σ u: a singular value of P lies within that *residual* of
+σ, and σ itself is never above ‖P‖₂. Old vectors are not kept, so rounding lets found values come up
+again as copies; the largest is none the worse for it (Paige, 1980, of the symmetric case).
+
+Vectors are rescaled at every step and the logarithm of what they lost is kept: nothing overflows.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lm_jax.gradients.jacobians import FlatStep, trajectory, wide
+
+
+def largest_singular_values(
+    flat: FlatStep,
+    start: Float[Array, " n"],
+    xs: Any,
+    *,
+    key: Array,
+    iterations: int,
+    tolerance: float,
+) -> tuple[Float[Array, " lags"], Float[Array, " lags"]]:
+    """σ_max of P_l, l = 0 … T, by Golub-Kahan bidiagonalisation of all lags together.
+
+    Memory is that of T vectors of n, a few times, and of T × iterations² numbers. It stops when the
+    residuals of all lags are small enough.
+
+    Args:
+      flat: the transition of the raveled carry.
+      start: the carry before the first step.
+      xs: a tree of arrays [T, ...].
+      key: of the first vectors.
+      iterations: at most so many sweeps forth and back.
+      tolerance: largest residual / σ that is small enough.
+
+    Returns:
+      σ, and the residual / σ, at every lag; both NaN where the product holds a NaN.
+    """
+    before, sound = trajectory(flat, start, xs)
+    lags, n = before.shape
+    at = before, xs, jnp.arange(lags)
+    v = jax.random.normal(key, (lags, n), wide(start).dtype)
+    v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+    eps = n * jnp.finfo(v.dtype).eps
+
+    def joined(t: Array, new: Array, old: Array, logs: Array) -> tuple[Array, Array]:
+        """The new vectors, at length 1, of the lags that reach back to step t."""
+        new, more = _unit(new.astype(old.dtype))
+        reaches = jnp.arange(1, lags + 1) >= lags - t
+        return jnp.where(reaches[:, None], new, old), logs + jnp.where(reaches, more, 0)
+
+    def forth(vectors: Array) -> tuple[Array, Array]:
+        def push(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
+            s, x, t = at_t
+            _, jvp = jax.linearize(lambda s: flat(s, x), s)
+            return joined(t, jax.vmap(jvp)(carry[0].astype(s.dtype)), *carry), None
+
+        return jax.lax.scan(push, (vectors, jnp.zeros_like(vectors[:, 0])), at)[0]
+
+    def back(vectors: Array) -> tuple[Array, Array]:
+        def pull(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
+            s, x, t = at_t
+            _, vjp = jax.vjp(lambda s: flat(s, x), s)
+            pulled = jax.vmap(lambda u: vjp(u)[0])(carry[0].astype(s.dtype))
+            return joined(t, pulled, *carry), None
+
+        logs = jnp.zeros_like(vectors[:, 0])
+        return jax.lax.scan(pull, (vectors, logs), at, reverse=True)[0]
+
+    def iterate(state: tuple) -> tuple:
+        k, u, v, beta, B, scale, _, _ = state
+        image, log = forth(v)
+        # All of B is measured in units of the first image's length.
+        scale = jnp.where(k == 0, jnp.where(jnp.isneginf(log), 0, log), scale)
+        u, log_alpha = _unit(image * jnp.exp(log - scale)[:, None] - beta[:, None] * u)
+        alpha = jnp.exp(log_alpha)
+        image, log = back(u)
+        v, log_beta = _unit(image * jnp.exp(log - scale)[:, None] - alpha[:, None] * v)
+        beta = jnp.exp(log_beta)
+        B = B.at[:, k, k].set(alpha)
+        lost = jnp.any(jnp.isnan(B), (1, 2))
+        known = jnp.where(lost[:, None, None], 0, B)
+        values, vectors = jnp.linalg.eigh(known @ known.mT)
+        sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
+        # What is left of v is then rounding error, and no direction to go on in.
+        beta = jnp.where(beta <= eps * sigma, 0, beta)
+        v = jnp.where(beta[:, None] > 0, v, 0)
+        residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
+        # Out of bounds after the last iteration, and then dropped.
+        B = B.at[:, k, k + 1].set(beta, mode="drop")
+        return k + 1, u, v, beta, B, scale, sigma, residual
+
+    def more(state: tuple) -> Array:
+        return (state[0] < iterations) & jnp.any(state[-1] > tolerance)
+
+    zero = jnp.zeros((lags,), v.dtype)
+    B = jnp.zeros((lags, iterations, iterations), v.dtype)
+    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, zero, zero, zero + jnp.inf
+    *_, scale, sigma, residual = jax.lax.while_loop(more, iterate, first)
+    # A lag's product holds the steps from the last one back.
+    fine = jnp.cumprod(sound[::-1]) > 0
+    norms = jnp.where(fine, sigma * jnp.exp(scale), jnp.nan)
+    residual = jnp.where(fine, residual, jnp.nan)
+    return jnp.append(jnp.ones(1, v.dtype), norms), jnp.append(jnp.zeros(1, v.dtype), residual)
+
+
+def _unit(vectors: Array) -> tuple[Array, Array]:
+    """Each vector at length 1 and the logarithm of its length; 0 stays 0, with -∞."""
+    largest = jnp.max(jnp.abs(vectors), axis=1)
+    safe = jnp.where(largest == 0, 1, largest)
+    vectors = vectors / safe[:, None]
+    length = jnp.sqrt(jnp.sum(vectors**2, axis=1))
+    return (
+        vectors / jnp.where(length == 0, 1, length)[:, None],
+        jnp.where(length == 0, -jnp.inf, jnp.log(safe) + jnp.log(length)),
+    )
