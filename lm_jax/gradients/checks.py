@@ -1,0 +1,106 @@
+"""What the tools of this directory ask of a transition, seen from shapes and types alone.
+
+A transition is step(params, carry, x) -> carry for one example, and xs a tree of arrays of T steps,
+the time on the first axis of each.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+Step = Callable[[Params, Carry, Any], Carry]
+
+
+def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
+    """Sees, without computing anything, that a step can be taken over xs and differentiated.
+
+    Args:
+      step: (params, carry, x) -> carry.
+      params, carry: trees of floating-point arrays.
+      xs: a tree of arrays [T, ...].
+
+    Returns:
+      T, the number of steps.
+
+    Raises:
+      UserError: T is 0 or not the same in all of xs, params or carry hold what is not
+        floating-point, or the step changes the structure, a shape or a type of the carry.
+    """
+    steps = check_length(xs, "xs")
+    for name, tree in (("params", params), ("carry", carry)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_types(tree)):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise UserError(f"{name}{_at(path)} is of type {leaf.dtype}, not floating-point")
+    before = _types(carry)
+    if not sum(leaf.size for leaf in jax.tree.leaves(before)):
+        raise UserError("the carry holds no numbers")
+    after = jax.eval_shape(lambda p, c, x: step(p, c, jax.tree.map(_first, x)), params, carry, xs)
+    if jax.tree.structure(after) != jax.tree.structure(before):
+        raise UserError(
+            "step changes the structure of the carry "
+            f"from {jax.tree.structure(before)} to {jax.tree.structure(after)}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise UserError(f"step changes carry{_at(path)} from {_type(old)} to {_type(new)}")
+    return steps
+
+
+def check_length(xs: Any, name: str) -> int:
+    """The length T of the first axis, which all leaves must share.
+
+    Args:
+      xs: a tree of arrays [T, ...].
+      name: what an error calls it.
+
+    Raises:
+      UserError: there is no leaf, a leaf has no axis, T differs between leaves, or is 0.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(_types(xs))
+    if not leaves:
+        raise UserError(f"{name} holds no array, and so no time step")
+    for path, leaf in leaves:
+        if not leaf.shape:
+            raise UserError(f"{name}{_at(path)} is a single number, without an axis of time")
+        if leaf.shape[0] != leaves[0][1].shape[0]:
+            raise UserError(
+                f"{name}{_at(path)} has T={leaf.shape[0]} steps, "
+                f"{name}{_at(leaves[0][0])} has T={leaves[0][1].shape[0]}"
+            )
+    if not leaves[0][1].shape[0]:
+        raise UserError(f"{name} holds T=0 time steps")
+    return leaves[0][1].shape[0]
+
+
+def check_max_lag(max_lag: int, steps: int) -> None:
+    """Sees that there are as many steps as the largest lag goes back.
+
+    Raises:
+      UserError: max_lag is negative or longer than T.
+    """
+    if max_lag < 0:
+        raise UserError(f"max_lag={max_lag} must be 0 or more")
+    if max_lag > steps:
+        raise UserError(f"max_lag={max_lag} is longer than the sequence, T={steps}")
+
+
+def _types(tree: Any) -> Any:
+    return jax.eval_shape(lambda t: jax.tree.map(jnp.asarray, t), tree)
+
+
+def _first(leaf: Any) -> Any:
+    return jnp.asarray(leaf)[0]
+
+
+def _at(path: Any) -> str:
+    return jax.tree_util.keystr(path)
+
+
+def _type(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
