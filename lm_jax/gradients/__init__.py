@@ -8,6 +8,8 @@ from lm_jax.gradients.bptt import (
     full_bptt,
     truncated_bptt,
 )
+from lm_jax.gradients.credit import credit_map, gradient_by_lag
+from lm_jax.gradients.horizon import credit_horizon, horizon
 from lm_jax.gradients.jacobians import (
     jacobian_products,
     log_singular_values,
@@ -28,20 +30,32 @@ from lm_jax.gradients.lyapunov import (
     lyapunov_convergence,
     lyapunov_spectrum,
 )
+from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
 from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
+from lm_jax.gradients.truncations import Truncations, truncations, truncations_by_block
+from lm_jax.gradients.word_credit import ClassCredit, credit_by_class, frequency_bands
 from lm_jax.models import LanguageModel
 
 __all__ = [
+    "ClassCredit",
     "Estimator",
     "Lane",
+    "Probed",
+    "Truncations",
     "block_norms",
     "block_radii",
     "clip_cotangent",
+    "credit_by_class",
+    "credit_horizon",
+    "credit_map",
     "explicit_bptt",
     "finite_time_exponents",
     "flossing",
+    "frequency_bands",
     "frobenius_lag_norms",
     "full_bptt",
+    "gradient_by_lag",
+    "horizon",
     "jacobian_products",
     "lag_norms",
     "lanczos_lag_norms",
@@ -53,10 +67,14 @@ __all__ = [
     "one_lane",
     "predicted_lag_norms",
     "recurrent_spectra",
+    "sensitivity",
+    "sensitivity_by_probes",
     "singular_values",
     "spectra_by_layer",
     "step_jacobians",
     "truncated_bptt",
+    "truncations",
+    "truncations_by_block",
 ]
 
 

@@ -1,0 +1,160 @@
+"""Sensitivity: how much the state at each time depends on the parameters, ‖∂h_t/∂θ‖_F.
+
+The derivative of the state with respect to a block θ of the parameters, through all steps so far,
+
+    S_t = (∂h_t/∂h_{t-1}) S_{t-1} + ∂h_t/∂θ (immediate),     S before the first step: 0,
+
+multiplies every gradient, ∂J_t/∂θ = (∂J_t/∂h_t) S_t. With a long memory it grows with t even where
+no Jacobian explodes, since the same parameters act again at every step (Zucchet & Orvieto, 2024,
+"Recurrent neural networks: vanishing and exploding gradients are not the end of the story").
+
+Exactly (`sensitivity`), S is carried forward as real-time recurrent learning does: n P numbers for
+a state of n and P parameters, and n² P multiplications a step. For larger models
+(`sensitivity_by_probes`), with ξ standard normal on the block and 0 elsewhere,
+
+    E ‖S_t ξ‖² = ‖S_t‖_F²,
+
+and one forward-mode pass in the direction ξ gives S_t ξ at all t, for the cost of about two runs.
+
+h_t is the whole carry after step t, so c is part of it in an LSTM. A state that holds a NaN has a
+sensitivity of NaN. Letters: T steps, n numbers in a carry, P in the parameters, K probes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from lm_jax.gradients.checks import Step, check_transition
+from lm_jax.gradients.norms import blocks, norm
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+
+class Probed(NamedTuple):
+    """A norm that random probes have measured."""
+
+    norm: Float[Array, " T"]
+    """The root of the mean square, which is unbiased."""
+    standard_error: Float[Array, " T"]
+    """That of the norm, to first order in that of the mean square."""
+
+
+def sensitivity(
+    step: Step, params: Params, carry: Carry, xs: Any, *, depth: int | None = 1
+) -> dict[str, Float[Array, " T"]]:
+    """‖∂h_t/∂θ‖_F at every step, for each block of the parameters, exactly.
+
+    Args:
+      step: (params, carry, x) -> carry, for one example.
+      params: a tree of floating-point arrays.
+      carry: before the first step, a constant; a tree of floating-point arrays.
+      xs: a tree of arrays [T, ...].
+      depth: what a block is, see `lm_jax.gradients.norms.blocks`: 1, the tree's top level; None,
+        every leaf.
+
+    Returns:
+      name of the block -> [T].
+
+    Raises:
+      UserError: T = 0, params or carry are not floating-point, or the step changes the carry's
+        structure, shapes or types.
+    """
+    check_transition(step, params, carry, xs)
+    h, unravel = ravel_pytree(carry)
+    leaves, structure = jax.tree.flatten(params)
+    members = blocks(params, depth)
+
+    def flat(leaves: list[Array], h: Array, x: Any) -> Array:
+        return ravel_pytree(step(structure.unflatten(leaves), unravel(h), x))[0]
+
+    def advance(
+        state: tuple[Array, list[Array]], x: Any
+    ) -> tuple[tuple[Array, list[Array]], dict[str, Array]]:
+        h, S = state
+        immediate, J = jax.jacrev(flat, (0, 1))(leaves, h, x)
+        h = flat(leaves, h, x)
+        S = [jnp.tensordot(J, before, 1) + now for before, now in zip(S, immediate, strict=True)]
+        S = _spoiled(S, h)
+        sizes = {name: norm([S[i] for i in members[name]]) for name in members}
+        return (h, S), sizes
+
+    zero = [jnp.zeros((h.size, *jnp.shape(leaf)), h.dtype) for leaf in leaves]
+    return jax.lax.scan(advance, (h, zero), xs)[1]
+
+
+def sensitivity_by_probes(
+    step: Step,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    *,
+    key: Array,
+    probes: int,
+    depth: int | None = 1,
+) -> dict[str, Probed]:
+    """‖∂h_t/∂θ‖_F at every step, for each block of the parameters, from random directions.
+
+    The relative standard error of a norm is at most 1 / √(2 K), and less where S_t has several
+    singular values of about the same size. It needs the step's derivative in forward mode.
+
+    Args:
+      step, params, carry, xs, depth: as for `sensitivity`.
+      key: of the draws.
+      probes: K, at least 2; those of a block are run side by side.
+
+    Returns:
+      name of the block -> norm and standard error, [T] each.
+
+    Raises:
+      UserError: probes is below 2; and as `sensitivity`.
+    """
+    check_transition(step, params, carry, xs)
+    if probes < 2:
+        raise UserError(f"probes={probes} must be 2 or more, to tell a standard error")
+    leaves, structure = jax.tree.flatten(params)
+
+    def carries(leaves: list[Array]) -> Carry:
+        def advance(carry: Carry, x: Any) -> tuple[Carry, Carry]:
+            carry = step(structure.unflatten(leaves), carry, x)
+            return carry, carry
+
+        return jax.lax.scan(advance, carry, xs)[1]
+
+    def probed(numbers: list[int], key: Array) -> Probed:
+        def size(key: Array) -> Array:
+            keys = jax.random.split(key, len(leaves))
+            direction = [
+                jax.random.normal(k, jnp.shape(leaf), leaf.dtype)
+                if number in numbers
+                else jnp.zeros_like(leaf)
+                for number, (k, leaf) in enumerate(zip(keys, leaves, strict=True))
+            ]
+            after, change = jax.jvp(carries, (leaves,), (direction,))
+            return norm(jax.vmap(_spoiled)(change, after), kept=1)
+
+        return _mean_square(jax.vmap(size)(jax.random.split(key, probes)))
+
+    members = blocks(params, depth)
+    keys = jax.random.split(key, len(members))
+    return {name: probed(members[name], k) for name, k in zip(members, keys, strict=True)}
+
+
+def _mean_square(sizes: Float[Array, "K T"]) -> Probed:
+    """The root mean square of norms, of whatever scale, and its standard error."""
+    largest = jnp.max(sizes, axis=0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    squares = jnp.square(sizes / scale[None])
+    mean = jnp.mean(squares, axis=0)
+    error = jnp.std(squares, axis=0, ddof=1) / jnp.sqrt(sizes.shape[0])
+    root = jnp.sqrt(mean)
+    # Where all probes give 0, so does the error: it is 0 / 0 only to first order.
+    return Probed(scale * root, scale * error / jnp.where(mean == 0, 1, 2 * root))
+
+
+def _spoiled(derivative: Any, state: Any) -> Any:
+    """The derivative of a state, NaN where the state holds one (autodiff may call it 0)."""
+    bad = jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(state)]))
+    return jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), derivative)
