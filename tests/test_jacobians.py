@@ -129,7 +129,7 @@ def test_matrix_free_holds_no_matrix():
 
 
 def test_a_large_carry_is_matrix_free_and_its_norm_is_right():
-    n = 300
+    n = 400
     w = jnp.linspace(0.1, 1.5, n)
     xs = jnp.zeros((2, n))
     found = g.lanczos_lag_norms(lambda w, h, x: w * h + x, w, xs[0], xs, 2)
@@ -169,7 +169,7 @@ def test_small_singular_values_beside_large_ones_of_a_long_product():
 
 
 def test_the_smallest_singular_value_is_right_in_proportion_to_itself():
-    """σ_min(A^l) = 1 / σ_max(A^-l), and Σ ln σ_i = l ln |det A|; A is not normal, the spread 1e80."""
+    """σ_min(A^l) = 1 / σ_max(A^-l), Σ ln σ_i = l ln |det A|; A is not normal, the spread 1e80."""
     steps = 150
     xs = jnp.zeros((steps, N))
     logs = jitted("log_singular_values")(linear, A, ZERO, xs, steps)

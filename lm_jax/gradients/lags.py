@@ -26,11 +26,11 @@ from lm_jax.gradients.jacobians import (
 )
 from lm_jax.gradients.lanczos import largest_singular_values
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
-from lm_jax.gradients.spectra import block_norms, block_radii
+from lm_jax.gradients.spectra import block_norms, block_radii, largest_singular_value
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
-EXACT_UP_TO = 256
+EXACT_UP_TO = 384
 """Carries of so many numbers have their products made, where nothing else is asked for."""
 ITERATIONS = 64
 TOLERANCE = 1e-5
@@ -89,7 +89,7 @@ def lag_norms(
       max_lag: the largest l.
       method: exact: each product is made, n × n numbers at a time; matrix-free: `lanczos_lag_norms`
         with its own settings, where how far it converged is to be had; None: exact for a carry of
-        up to 256 numbers.
+        up to 384 numbers.
 
     Returns:
       [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product holds a NaN.
@@ -254,7 +254,7 @@ def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
         )[0]
 
     def spectral(rows: Array, log: Array) -> Array:
-        return jnp.exp(log) * jnp.linalg.norm(rows, 2)
+        return jnp.exp(log) * largest_singular_value(rows)
 
     identity = jnp.eye(start.size, dtype=wide(start).dtype)
     return pulled_back(flat, start, xs, identity, spectral)

@@ -23,6 +23,10 @@ from jaxtyping import Array, Float
 from lm_jax.gradients.jacobians import FlatStep, trajectory, wide
 
 
+BETWEEN_LOOKS = 8
+"""Iterations from one look at B to the next: its eigenvalues cost as much as some of them."""
+
+
 def largest_singular_values(
     flat: FlatStep,
     start: Float[Array, " n"],
@@ -79,8 +83,8 @@ def largest_singular_values(
         logs = jnp.zeros_like(vectors[:, 0])
         return jax.lax.scan(pull, (vectors, logs), at, reverse=True)[0]
 
-    def iterate(state: tuple) -> tuple:
-        k, u, v, beta, B, scale, _, _ = state
+    def iterate(k: Array, state: tuple) -> tuple:
+        u, v, beta, B, scale = state
         image, log = forth(v)
         # All of B is measured in units of the first image's length.
         scale = jnp.where(k == 0, jnp.where(jnp.isneginf(log), 0, log), scale)
@@ -90,25 +94,35 @@ def largest_singular_values(
         v, log_beta = _unit(image * jnp.exp(log - scale)[:, None] - alpha[:, None] * v)
         beta = jnp.exp(log_beta)
         B = B.at[:, k, k].set(alpha)
+        # What is left of v is then rounding error, and no direction to go on in.
+        beta = jnp.where(beta <= eps * jnp.max(B, (1, 2)), 0, beta)
+        v = jnp.where(beta[:, None] > 0, v, 0)
+        # Out of bounds after the last iteration, and then dropped.
+        return u, v, beta, B.at[:, k, k + 1].set(beta, mode="drop"), scale
+
+    def look(state: tuple) -> tuple:
+        """Some iterations, and what they have come to."""
+        k, inner, _, _ = state
+        end = jnp.minimum(k + BETWEEN_LOOKS, iterations)
+        inner = jax.lax.fori_loop(k, end, iterate, inner)
+        _, _, beta, B, _ = inner
+        # The last β belongs to a column that is not there yet.
+        B = jnp.where(jnp.arange(iterations)[None, None, :] < end, B, 0)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
-        # What is left of v is then rounding error, and no direction to go on in.
-        beta = jnp.where(beta <= eps * sigma, 0, beta)
-        v = jnp.where(beta[:, None] > 0, v, 0)
-        residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
-        # Out of bounds after the last iteration, and then dropped.
-        B = B.at[:, k, k + 1].set(beta, mode="drop")
-        return k + 1, u, v, beta, B, scale, sigma, residual
+        residual = beta * jnp.abs(vectors[:, end - 1, -1]) / jnp.where(sigma > 0, sigma, 1)
+        return end, inner, sigma, residual
 
     def more(state: tuple) -> Array:
         return (state[0] < iterations) & jnp.any(state[-1] > tolerance)
 
     zero = jnp.zeros((lags,), v.dtype)
     B = jnp.zeros((lags, iterations, iterations), v.dtype)
-    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, zero, zero, zero + jnp.inf
-    *_, scale, sigma, residual = jax.lax.while_loop(more, iterate, first)
+    inner = jnp.zeros_like(v), v, zero, B, zero
+    first = jnp.asarray(0), inner, zero, zero + jnp.inf
+    _, (*_, scale), sigma, residual = jax.lax.while_loop(more, look, first)
     # A lag's product holds the steps from the last one back.
     fine = jnp.cumprod(sound[::-1]) > 0
     norms = jnp.where(fine, sigma * jnp.exp(scale), jnp.nan)

@@ -61,9 +61,9 @@ def _horizon(by_lag: ByLag) -> Section:
     )
     return Section(
         "Which length of truncated backpropagation?",
-        "The gradient of the recurrent weights, split by the lag from a loss back to the step whose "
-        "weights it blames. Its prefix sums are the gradients of all truncation lengths k2 at once; "
-        "their distance from the full gradient, and the angle to it, say what a truncation costs. "
+        "The gradient of the recurrent weights, split by the lag from a loss back to the step that "
+        "used them. Its prefix sums are the gradients of all truncation lengths k2 at once; their "
+        "distance from the full gradient, and the angle to it, say what a truncation costs. "
         f"Of the full gradient, in steps: {found}.",
         [
             figure(
@@ -164,7 +164,7 @@ def _spectra(dynamics: Dynamics) -> Section:
     for layer, spectra in dynamics.spectra.items():
         for gate, block in enumerate(spectra.blocks):
             name = f"layer {layer}, block {gate}"
-            values = block.eigenvalues
+            values: Any = block.eigenvalues
             points.append(line(name, values.imag, values.real, mode="markers"))
             rows.append((name, block.radius, block.norm))
     if not rows:
@@ -191,8 +191,8 @@ def _exponents(dynamics: Dynamics) -> Section:
     spectrum = ", ".join(f"{value:.3f}" for value in dynamics.convergence[-1])
     return Section(
         "Does the state expand along this text?",
-        "The largest Lyapunov exponents, in nats a step, after ever more tokens; and the largest one "
-        "in each window of the text, with its words. Above zero a small change grows, and with it "
+        "The largest Lyapunov exponents, in nats a step, after ever more tokens; and the largest "
+        "one in each window of the text, with its words. Above zero a small change grows, and with it "
         f"the gradient. In the end: {spectrum}.",
         [
             figure(curves, "tokens", "exponents so far, nats a step"),

@@ -77,7 +77,7 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
 
 
 def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:
-    """A figure for each gate's block of W_hh, by layer; none for layers that have no such matrix."""
+    """A figure for each gate's block of W_hh, by layer; none for a layer without that matrix."""
     return {
         str(place): measure(own["W_hh"])
         for place, own in enumerate(layers)

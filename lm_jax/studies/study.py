@@ -36,7 +36,7 @@ BANDS = 4  # of frequency
 EXPONENTS = 8  # of Lyapunov's spectrum, the largest ones
 WINDOW = 8  # tokens of a finite-time exponent
 PROBES = 16  # random directions for a sensitivity
-ENDS = 8  # places of the chunk at which lag norms end
+ENDS = 2  # places of the chunk at which lag norms end
 
 
 class Lags(NamedTuple):
@@ -158,8 +158,7 @@ def reach(
     chunk: Chunk,
     sentence: np.ndarray,
     *,
-    W_hh: Array | None = None,
-    slope: float = 1.0,
+    slope: float | None = None,
     seed: int = 0,
 ) -> Reach:
     """How a model's gradient travels through a chunk of text and through a sentence.
@@ -168,8 +167,8 @@ def reach(
       model, params, vocabulary: a trained recurrent model.
       chunk: of a text.
       sentence: [S] tokens that the credit map is about, from a fresh state.
-      W_hh: [H, H] of an ungated network of one layer, for what is predicted from it; else None.
-      slope: the largest derivative of its activation.
+      slope: of an ungated network of one layer, the largest derivative of its activation
+        (`lm_jax.gradients.lags.SLOPES`), for what is predicted from its W_hh; None: any other.
       seed: of the random directions.
 
     Raises:
@@ -177,7 +176,7 @@ def reach(
     """
     lane = one_lane(model)
     return Reach(
-        _lags(lane, params, chunk, W_hh, slope),
+        _lags(lane, params, chunk, slope),
         _by_lag(lane, params, chunk),
         _dynamics(lane, params, vocabulary, chunk),
         _credit(lane, params, vocabulary, chunk, sentence),
@@ -185,16 +184,15 @@ def reach(
     )
 
 
-def _lags(lane: Lane, params: Params, chunk: Chunk, W_hh: Array | None, slope: float) -> Lags:
+def _lags(lane: Lane, params: Params, chunk: Chunk, slope: float | None) -> Lags:
     steps = len(chunk.batch.x)
     max_lag = steps // 2
 
     def of_lane(params: Params, carry: Carry, x: Array) -> tuple[Array, PredictedLagNorms]:
         every = max(1, (steps - max_lag) // ENDS)
         measured = mean_lag_norms(lane.step, params, carry, x, max_lag, every=every)
-        predicted = predicted_lag_norms(
-            lane.step, params, carry, x, max_lag, W_hh=W_hh, slope=slope
-        )
+        ungated = {} if slope is None else {"W_hh": params["layers"][0]["W_hh"], "slope": slope}
+        predicted = predicted_lag_norms(lane.step, params, carry, x, max_lag, **ungated)
         return measured, predicted
 
     found = _mapped(of_lane)(params, chunk.carry, chunk.batch.x)
@@ -249,14 +247,15 @@ def _credit(
         return sums, {f"{share:g}": credit_horizon(credit, share) for share in SHARES}
 
     sums, horizons = _mapped(of_lane)(params, chunk.carry, x, y)
-    means = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
+    by_word, by_target = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
     return Credit(
         [vocabulary.show(int(token)) for token in read],
         [vocabulary.show(int(token)) for token in sentence],
         np.asarray(whole),
-        *map(np.asarray, means),
-        _names(bands, chunk.counts),
-        _floats(jax.tree.map(jnp.mean, horizons)),
+        by_word=np.asarray(by_word),
+        by_target=np.asarray(by_target),
+        bands=_names(bands, chunk.counts),
+        horizon=_floats(jax.tree.map(jnp.mean, horizons)),
     )
 
 
