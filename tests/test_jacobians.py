@@ -169,7 +169,7 @@ def test_small_singular_values_beside_large_ones_of_a_long_product():
 
 
 def test_the_smallest_singular_value_is_right_in_proportion_to_itself():
-    """σ_min(A^l) = 1 / σ_max(A^-l), and Σ ln σ_i = l ln |det A|; A is not normal, the spread 1e80."""
+    """σ_min(A^l) = 1 / σ_max(A^-l), and Σ ln σ_i = l ln |det A|. A is not normal."""
     steps = 150
     xs = jnp.zeros((steps, N))
     logs = jitted("log_singular_values")(linear, A, ZERO, xs, steps)

@@ -192,11 +192,12 @@ def frobenius_lag_norms(
     flat, start, window = last_window(step, params, carry, xs, max_lag)
     rows = jax.random.rademacher(key, (probes, start.size), wide(start).dtype)
 
-    def measure(rows: Array, log: Array) -> Array:
+    def measure(rows: Array, exponent: Array) -> Array:
         squares = jnp.sum(rows**2, axis=1)
         norm = jnp.sqrt(jnp.mean(squares))
         error = jnp.std(squares, ddof=1) / jnp.sqrt(float(probes))
-        return jnp.exp(log) * jnp.stack([norm, error / jnp.where(norm > 0, 2 * norm, 1)])
+        error = error / jnp.where(norm > 0, 2 * norm, 1)
+        return jnp.ldexp(jnp.stack([norm, error]), exponent)
 
     return ProbedNorms(*pulled_back(flat, start, window, rows, measure).T)
 
@@ -253,8 +254,8 @@ def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
             flat, start, xs, key=key, iterations=ITERATIONS, tolerance=TOLERANCE
         )[0]
 
-    def spectral(rows: Array, log: Array) -> Array:
-        return jnp.exp(log) * jnp.linalg.norm(rows, 2)
+    def spectral(rows: Array, exponent: Array) -> Array:
+        return jnp.ldexp(jnp.linalg.norm(rows, 2), exponent)
 
     identity = jnp.eye(start.size, dtype=wide(start).dtype)
     return pulled_back(flat, start, xs, identity, spectral)

@@ -11,7 +11,8 @@ vector, ‖Pᵀ u - σ v‖ = β_k |p| while P v = σ u: a singular value of P l
 σ, and σ itself is never above ‖P‖₂. Old vectors are not kept, so rounding lets found values come up
 again as copies; the largest is none the worse for it (Paige, 1980, of the symmetric case).
 
-Vectors are rescaled at every step and the logarithm of what they lost is kept: nothing overflows.
+Vectors are divided by a power of two at every step, and that is kept beside them: nothing
+overflows, and no digit is lost.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.jacobians import FlatStep, trajectory, wide
+from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
 
 
 def largest_singular_values(
@@ -53,13 +54,12 @@ def largest_singular_values(
     at = before, xs, jnp.arange(lags)
     v = jax.random.normal(key, (lags, n), wide(start).dtype)
     v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
-    eps = n * jnp.finfo(v.dtype).eps
 
-    def joined(t: Array, new: Array, old: Array, logs: Array) -> tuple[Array, Array]:
-        """The new vectors, at length 1, of the lags that reach back to step t."""
-        new, more = _unit(new.astype(old.dtype))
+    def joined(t: Array, new: Array, old: Array, exponents: Array) -> tuple[Array, Array]:
+        """The new vectors, scaled, of the lags that reach back to step t; else the old."""
+        new, more = jax.vmap(scaled)(new.astype(old.dtype))
         reaches = jnp.arange(1, lags + 1) >= lags - t
-        return jnp.where(reaches[:, None], new, old), logs + jnp.where(reaches, more, 0)
+        return jnp.where(reaches[:, None], new, old), exponents + jnp.where(reaches, more, 0)
 
     def forth(vectors: Array) -> tuple[Array, Array]:
         def push(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
@@ -67,36 +67,28 @@ def largest_singular_values(
             _, jvp = jax.linearize(lambda s: flat(s, x), s)
             return joined(t, jax.vmap(jvp)(carry[0].astype(s.dtype)), *carry), None
 
-        return jax.lax.scan(push, (vectors, jnp.zeros_like(vectors[:, 0])), at)[0]
+        return jax.lax.scan(push, (vectors, jnp.zeros(lags, jnp.int32)), at)[0]
 
     def back(vectors: Array) -> tuple[Array, Array]:
-        def pull(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
+        def pulled(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
             s, x, t = at_t
-            _, vjp = jax.vjp(lambda s: flat(s, x), s)
-            pulled = jax.vmap(lambda u: vjp(u)[0])(carry[0].astype(s.dtype))
-            return joined(t, pulled, *carry), None
+            return joined(t, pull(flat, s, x, carry[0]), *carry), None
 
-        logs = jnp.zeros_like(vectors[:, 0])
-        return jax.lax.scan(pull, (vectors, logs), at, reverse=True)[0]
+        return jax.lax.scan(pulled, (vectors, jnp.zeros(lags, jnp.int32)), at, reverse=True)[0]
 
     def iterate(state: tuple) -> tuple:
         k, u, v, beta, B, scale, _, _ = state
-        image, log = forth(v)
-        # All of B is measured in units of the first image's length.
-        scale = jnp.where(k == 0, jnp.where(jnp.isneginf(log), 0, log), scale)
-        u, log_alpha = _unit(image * jnp.exp(log - scale)[:, None] - beta[:, None] * u)
-        alpha = jnp.exp(log_alpha)
-        image, log = back(u)
-        v, log_beta = _unit(image * jnp.exp(log - scale)[:, None] - alpha[:, None] * v)
-        beta = jnp.exp(log_beta)
+        image, exponent = forth(v)
+        # All of B is measured in units of the first image.
+        scale = jnp.where(k == 0, exponent, scale)
+        u, alpha = _unit(_times_power(image, exponent - scale) - beta[:, None] * u)
+        image, exponent = back(u)
+        v, beta = _unit(_times_power(image, exponent - scale) - alpha[:, None] * v)
         B = B.at[:, k, k].set(alpha)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
-        # What is left of v is then rounding error, and no direction to go on in.
-        beta = jnp.where(beta <= eps * sigma, 0, beta)
-        v = jnp.where(beta[:, None] > 0, v, 0)
         residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
         # Out of bounds after the last iteration, and then dropped.
         B = B.at[:, k, k + 1].set(beta, mode="drop")
@@ -107,22 +99,21 @@ def largest_singular_values(
 
     zero = jnp.zeros((lags,), v.dtype)
     B = jnp.zeros((lags, iterations, iterations), v.dtype)
-    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, zero, zero, zero + jnp.inf
+    none = jnp.zeros((lags,), jnp.int32)
+    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, none, zero, zero + jnp.inf
     *_, scale, sigma, residual = jax.lax.while_loop(more, iterate, first)
     # A lag's product holds the steps from the last one back.
     fine = jnp.cumprod(sound[::-1]) > 0
-    norms = jnp.where(fine, sigma * jnp.exp(scale), jnp.nan)
+    norms = jnp.where(fine, jnp.ldexp(sigma, scale), jnp.nan)
     residual = jnp.where(fine, residual, jnp.nan)
     return jnp.append(jnp.ones(1, v.dtype), norms), jnp.append(jnp.zeros(1, v.dtype), residual)
 
 
 def _unit(vectors: Array) -> tuple[Array, Array]:
-    """Each vector at length 1 and the logarithm of its length; 0 stays 0, with -∞."""
-    largest = jnp.max(jnp.abs(vectors), axis=1)
-    safe = jnp.where(largest == 0, 1, largest)
-    vectors = vectors / safe[:, None]
-    length = jnp.sqrt(jnp.sum(vectors**2, axis=1))
-    return (
-        vectors / jnp.where(length == 0, 1, length)[:, None],
-        jnp.where(length == 0, -jnp.inf, jnp.log(safe) + jnp.log(length)),
-    )
+    """Each vector at length 1, and its length; 0 stays 0."""
+    length = jnp.linalg.norm(vectors, axis=1)
+    return vectors / jnp.where(length == 0, 1, length)[:, None], length
+
+
+def _times_power(vectors: Array, exponents: Array) -> Array:
+    return jnp.ldexp(vectors, jnp.broadcast_to(exponents[:, None], vectors.shape))
