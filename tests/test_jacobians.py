@@ -295,6 +295,21 @@ def test_nan_from_the_lag_on_whose_product_holds_it():
     assert jnp.isfinite(jitted("lag_norms")(forgetful, A, ZERO, good, T)).all()
 
 
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_single_precision_loses_no_digit_to_the_size_of_a_long_product(method):
+    """0.3^60 = 4e-32, to what 60 roundings make of it."""
+    w, start, xs = jnp.full(1, 0.3, "float32"), jnp.zeros(1, "float32"), jnp.zeros((60, 1))
+    norms = jitted("lag_norms", method=method)(lambda w, h, x: w * h, w, start, xs, 60)
+    assert norms.dtype == jnp.float32
+    np.testing.assert_allclose(norms, np.float64(w[0]) ** np.arange(61), rtol=5e-6)
+
+
+def test_lag_norms_have_a_gradient():
+    """Of the linear network's ‖A^l‖ with A = a I: d a^l / da = l a^(l-1)."""
+    norms = jax.jacfwd(lambda a: g.lag_norms(lambda a, h, x: a * h + x, a, ZERO, XS, L))(0.7)
+    np.testing.assert_allclose(norms, [0, 1, 1.4, 3 * 0.49], rtol=1e-12)
+
+
 def test_half_precision_is_measured_in_single():
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (A, ZERO, XS))
     for method in "exact", "matrix-free":

@@ -43,7 +43,7 @@ class LagNorms(NamedTuple):
     """Spectral norms found by iteration, and how far it got."""
 
     norms: Float[Array, " lags"]
-    """Never above the true ones but for rounding."""
+    """Never above the true ones but for rounding; below them where not converged."""
     residuals: Float[Array, " lags"]
     """Some singular value is within residual × norm of the norm; small where converged."""
 
@@ -88,8 +88,8 @@ def lag_norms(
       xs: a tree of arrays [T, ...]; its end is the T of the formula.
       max_lag: the largest l.
       method: exact: each product is made, n × n numbers at a time; matrix-free: `lanczos_lag_norms`
-        with its own settings, where how far it converged is to be had; None: exact for a carry of
-        up to 256 numbers.
+        with its own settings, which also tells how far it converged, for what has not is too
+        small; None: exact for a carry of up to 256 numbers.
 
     Returns:
       [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product holds a NaN.
@@ -118,7 +118,7 @@ def lanczos_lag_norms(
       step, params, carry, xs, max_lag: as for `lag_norms`.
       key: of the random vectors it begins with; None: key 0.
       iterations: at most so many; each is max_lag steps forth and back.
-      tolerance: it stops when no residual is larger.
+      tolerance: it stops when no residual is larger, or none is above what rounding leaves.
 
     Raises:
       UserError: iterations is less than 1; and as `lag_norms`.

@@ -44,7 +44,8 @@ def largest_singular_values(
       xs: a tree of arrays [T, ...].
       key: of the first vectors.
       iterations: at most so many sweeps forth and back.
-      tolerance: largest residual / σ that is small enough.
+      tolerance: largest residual / σ that is small enough; one of 8 ε l always is, ε being the
+        precision of the type.
 
     Returns:
       σ, and the residual / σ, at every lag; both NaN where the product holds a NaN.
@@ -54,6 +55,9 @@ def largest_singular_values(
     at = before, xs, jnp.arange(lags)
     v = jax.random.normal(key, (lags, n), wide(start).dtype)
     v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+    # Below what rounding leaves of l steps there is nothing to be found.
+    enough = jnp.maximum(tolerance, 8 * jnp.finfo(v.dtype).eps * jnp.arange(1, lags + 1))
+    enough = enough.astype(v.dtype)
 
     def joined(t: Array, new: Array, old: Array, exponents: Array) -> tuple[Array, Array]:
         """The new vectors, scaled, of the lags that reach back to step t; else the old."""
@@ -77,7 +81,7 @@ def largest_singular_values(
         return jax.lax.scan(pulled, (vectors, jnp.zeros(lags, jnp.int32)), at, reverse=True)[0]
 
     def iterate(state: tuple) -> tuple:
-        k, u, v, beta, B, scale, _, _ = state
+        k, u, v, beta, B, scale, found, left = state
         image, exponent = forth(v)
         # All of B is measured in units of the first image.
         scale = jnp.where(k == 0, exponent, scale)
@@ -90,12 +94,15 @@ def largest_singular_values(
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
         residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
+        # Once found, a value is kept: going on would add the rounding errors of v, which is near 0.
+        sigma = jnp.where(left <= enough, found, sigma)
+        residual = jnp.where(left <= enough, left, residual)
         # Out of bounds after the last iteration, and then dropped.
         B = B.at[:, k, k + 1].set(beta, mode="drop")
         return k + 1, u, v, beta, B, scale, sigma, residual
 
     def more(state: tuple) -> Array:
-        return (state[0] < iterations) & jnp.any(state[-1] > tolerance)
+        return (state[0] < iterations) & jnp.any(state[-1] > enough)
 
     zero = jnp.zeros((lags,), v.dtype)
     B = jnp.zeros((lags, iterations, iterations), v.dtype)
