@@ -169,7 +169,7 @@ def test_small_singular_values_beside_large_ones_of_a_long_product():
 
 
 def test_the_smallest_singular_value_is_right_in_proportion_to_itself():
-    """σ_min(A^l) = 1 / σ_max(A^-l), Σ ln σ_i = l ln |det A|; A is not normal, the spread 1e80."""
+    """σ_min(A^l) = 1 / σ_max(A^-l), and Σ ln σ_i = l ln |det A|. A is not normal."""
     steps = 150
     xs = jnp.zeros((steps, N))
     logs = jitted("log_singular_values")(linear, A, ZERO, xs, steps)
@@ -253,11 +253,14 @@ def test_predictions_of_a_linear_network():
 
 def test_bounds_are_bounds():
     W = 2 * A
-    settings = {"W_hh": W, "slope": SLOPES["tanh"]}
-    found = g.predicted_lag_norms(elman, W, ZERO, XS, T, **settings)
+    found = g.predicted_lag_norms(elman, W, ZERO, XS, T, W_hh=W, slope=SLOPES["tanh"])
     measured = jitted("lag_norms")(elman, W, ZERO, XS, T)
     assert jnp.all(measured <= found.step_norms * (1 + 1e-12))
     assert jnp.all(found.step_norms <= found.slope_norm * (1 + 1e-12))
+    powers_of = np.arange(T + 1)
+    np.testing.assert_allclose(found.slope_norm, np.linalg.norm(W, 2) ** powers_of, rtol=1e-12)
+    rho = np.max(np.abs(np.linalg.eigvals(W)))
+    np.testing.assert_allclose(found.radius, rho**powers_of, rtol=1e-7)
     J = jitted("step_jacobians")(elman, W, ZERO, XS)
     products = np.cumprod(np.linalg.norm(J, 2, axis=(1, 2))[::-1])
     np.testing.assert_allclose(found.step_norms[1:], products, rtol=1e-12)
@@ -272,27 +275,42 @@ def test_slopes_are_the_largest_derivatives():
 
 
 def test_nan_from_the_lag_on_whose_product_holds_it():
-    """The third of six x is NaN, and so carry_3, which the next step forgets.
+    """The fourth of six x is NaN, and so carry_4, which the next step forgets.
 
-    So J_2 and J_3, into it and out of it, are NaN, whatever autodiff says, and J_3 is in lag 3.
+    So J_3 and J_4, into it and out of it, are NaN, whatever autodiff says, and J_4 is in lag 2.
     """
 
     def forgetful(W, h, x):
-        return jnp.nan_to_num(jnp.tanh(W @ h)) + x
+        return jnp.tanh(W @ jnp.nan_to_num(h)) + x
 
-    bad = XS.at[2].set(jnp.nan)
+    bad = XS.at[3].set(jnp.nan)
     J = jitted("step_jacobians")(forgetful, A, ZERO, bad)
-    assert jnp.isnan(J[2:4]).all()
-    assert jnp.isfinite(J[4:]).all()
-    good = XS.at[2].set(0)
+    assert jnp.isnan(J[3:5]).all()
+    assert jnp.isfinite(J[jnp.array([0, 1, 2, 5])]).all()
+    good = XS.at[3].set(0)
     for name in "lag_norms", "singular_values", "jacobian_products":
         values = jitted(name)(forgetful, A, ZERO, bad, T)
-        assert jnp.isnan(values[3:]).all(), name
-        assert jnp.isfinite(values[:3]).all(), name
+        assert jnp.isnan(values[2:]).all(), name
+        assert jnp.isfinite(values[:2]).all(), name
     free = jitted("lag_norms", method="matrix-free")(forgetful, A, ZERO, bad, T)
-    assert jnp.isnan(free[3:]).all()
-    np.testing.assert_allclose(free[:3], jitted("lag_norms")(forgetful, A, ZERO, bad, T)[:3])
+    assert jnp.isnan(free[2:]).all()
+    np.testing.assert_allclose(free[:2], jitted("lag_norms")(forgetful, A, ZERO, bad, T)[:2])
     assert jnp.isfinite(jitted("lag_norms")(forgetful, A, ZERO, good, T)).all()
+
+
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_single_precision_loses_no_digit_to_the_size_of_a_long_product(method):
+    """0.3^60 = 4e-32, to what 60 roundings make of it."""
+    w, start, xs = jnp.full(1, 0.3, "float32"), jnp.zeros(1, "float32"), jnp.zeros((60, 1))
+    norms = jitted("lag_norms", method=method)(lambda w, h, x: w * h, w, start, xs, 60)
+    assert norms.dtype == jnp.float32
+    np.testing.assert_allclose(norms, np.float64(w[0]) ** np.arange(61), rtol=5e-6)
+
+
+def test_lag_norms_have_a_gradient():
+    """Of the linear network's ‖A^l‖ with A = a I: d a^l / da = l a^(l-1)."""
+    norms = jax.jacfwd(lambda a: g.lag_norms(lambda a, h, x: a * h + x, a, ZERO, XS, L))(0.7)
+    np.testing.assert_allclose(norms, [0, 1, 1.4, 3 * 0.49], rtol=1e-12)
 
 
 def test_half_precision_is_measured_in_single():

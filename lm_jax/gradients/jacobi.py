@@ -52,6 +52,10 @@ def orthogonal_rows(
         b = cosine[:, None] * (rows[j] - ratio[:, None] * rows[i])
         a, log_a = _unit(a, logs[i])
         b, log_b = _unit(b, logs[j])
+        # Rows that are orthogonal already are left alone, or each turn would cost them a rounding.
+        turn = jnp.abs(c) > tolerance
+        a, b = jnp.where(turn[:, None], a, rows[i]), jnp.where(turn[:, None], b, rows[j])
+        log_a, log_b = jnp.where(turn, log_a, logs[i]), jnp.where(turn, log_b, logs[j])
         state = rows.at[i].set(a).at[j].set(b), logs.at[i].set(log_a).at[j].set(log_b)
         return state, jnp.max(jnp.abs(c))
 

@@ -8,8 +8,8 @@ n numbers (`jax.flatten_util.ravel_pytree`), goes s_{t+1} = step(s_t, x_t), t = 
 is what the lecture multiplies δ with to get l steps back. P_0 = I, and each next product is the
 rows of the last one pulled back through one more step: n vector-Jacobian products at once, without
 J.
-Norms of a product are exponential in l; the rows are therefore kept at length about 1, and the
-logarithm of what they were divided by beside them.
+Norms of a product are exponential in l; the rows are therefore kept near 1, and the power of two
+that they were divided by beside them, which costs no digit.
 
 Where a carry is NaN, so is the derivative of the step into it and out of it, whatever autodiff says
 (it says 0 for a relu), and so is every product with that step in it.
@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.gradients.checks import Step, check_max_lag, check_transition
 from lm_jax.gradients.jacobi import orthogonal_rows
@@ -75,7 +75,7 @@ def jacobian_products(
     """
     flat, state, window = last_window(step, params, carry, xs, max_lag)
     identity = jnp.eye(state.size, dtype=wide(state).dtype)
-    return pulled_back(flat, state, window, identity, lambda rows, log: rows * jnp.exp(log))
+    return pulled_back(flat, state, window, identity, jnp.ldexp)
 
 
 def log_singular_values(
@@ -83,8 +83,9 @@ def log_singular_values(
 ) -> Float[Array, "lags n"]:
     """The logarithms of the singular values of every product of Jacobians, largest first.
 
-    They are right, each in proportion to itself and not to the largest, to about ε Σ_t κ(J_t),
-    where ε is the type's precision and κ a condition number: the rows of P_l are kept as lengths
+    The values are right, each in proportion to itself and not to the largest, to about ε Σ_t κ(J_t)
+    and to the digits of their logarithms, where ε is the type's precision and κ a condition number:
+    the rows of P_l are kept as lengths
     times unit rows, orthogonal after every lag (one-sided Jacobi rotations, see
     `lm_jax.gradients.jacobi`), so that a rounding error is a relative change of one factor. What is
     lost in a product that is multiplied out, the small values beside the large, is kept, and the
@@ -184,8 +185,8 @@ def pulled_back(
       start: the carry before the first step of xs.
       xs: a tree of arrays [T, ...].
       rows: at the end, [m, n].
-      measure: (rows[m, n], log) -> array, where rows P_l is exp(log) times these rows, whose
-        largest entry is 1 or which are all 0.
+      measure: (rows[m, n], exponent) -> array, where rows P_l is 2^exponent times these rows, whose
+        largest entry is near 1 or which are all 0.
 
     Returns:
       [T + 1, ...]; NaN from the first lag on whose product holds a NaN.
@@ -193,15 +194,15 @@ def pulled_back(
     before, sound = trajectory(flat, start, xs)
 
     def back(carry: tuple, at: tuple) -> tuple[tuple, Array]:
-        rows, log, fine = carry
+        rows, exponent, fine = carry
         s, x, sound_t = at
         rows = pull(flat, s, x, rows)
         fine = fine & sound_t & ~jnp.any(jnp.isnan(rows))
         rows, more = scaled(jnp.where(fine, rows, 0))
-        log = log + more
-        return (rows, log, fine), jnp.where(fine, measure(rows, log), jnp.nan)
+        exponent = exponent + more
+        return (rows, exponent, fine), jnp.where(fine, measure(rows, exponent), jnp.nan)
 
-    zero = jnp.zeros((), rows.dtype)
+    zero = jnp.zeros((), jnp.int32)
     _, rest = jax.lax.scan(back, (rows, zero, jnp.asarray(True)), (before, xs, sound), reverse=True)
     return jnp.concatenate([measure(rows, zero)[None], rest[::-1]])
 
@@ -214,11 +215,10 @@ def pull(
     return jax.vmap(lambda row: back(row.astype(s.dtype))[0])(rows).astype(rows.dtype)
 
 
-def scaled(a: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, ""]]:
-    """The array over its largest magnitude, and the logarithm of that; as it is where that is 0."""
-    largest = jnp.max(jnp.abs(a))
-    largest = jnp.where(largest > 0, largest, 1)
-    return a / largest, jnp.log(largest)
+def scaled(a: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
+    """The array over the power of two that its largest magnitude has, and that power."""
+    exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(a))))[1]
+    return jnp.ldexp(a, -exponent), exponent
 
 
 def wide(a: Array) -> Array:

@@ -43,7 +43,7 @@ class LagNorms(NamedTuple):
     """Spectral norms found by iteration, and how far it got."""
 
     norms: Float[Array, " lags"]
-    """Never above the true ones but for rounding."""
+    """Never above the true ones but for rounding; below them where not converged."""
     residuals: Float[Array, " lags"]
     """Some singular value is within residual × norm of the norm; small where converged."""
 
@@ -88,8 +88,13 @@ def lag_norms(
       xs: a tree of arrays [T, ...]; its end is the T of the formula.
       max_lag: the largest l.
       method: exact: each product is made, n × n numbers at a time; matrix-free: `lanczos_lag_norms`
+<<<<<<< HEAD
         with its own settings, where how far it converged is to be had; None: exact for a carry of
         up to 384 numbers.
+=======
+        with its own settings, which also tells how far it converged, for what has not is too
+        small; None: exact for a carry of up to 256 numbers.
+>>>>>>> jacobians
 
     Returns:
       [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product holds a NaN.
@@ -118,7 +123,7 @@ def lanczos_lag_norms(
       step, params, carry, xs, max_lag: as for `lag_norms`.
       key: of the random vectors it begins with; None: key 0.
       iterations: at most so many; each is max_lag steps forth and back.
-      tolerance: it stops when no residual is larger.
+      tolerance: it stops when no residual is larger, or none is above what rounding leaves.
 
     Raises:
       UserError: iterations is less than 1; and as `lag_norms`.
@@ -192,11 +197,12 @@ def frobenius_lag_norms(
     flat, start, window = last_window(step, params, carry, xs, max_lag)
     rows = jax.random.rademacher(key, (probes, start.size), wide(start).dtype)
 
-    def measure(rows: Array, log: Array) -> Array:
+    def measure(rows: Array, exponent: Array) -> Array:
         squares = jnp.sum(rows**2, axis=1)
         norm = jnp.sqrt(jnp.mean(squares))
         error = jnp.std(squares, ddof=1) / jnp.sqrt(float(probes))
-        return jnp.exp(log) * jnp.stack([norm, error / jnp.where(norm > 0, 2 * norm, 1)])
+        error = error / jnp.where(norm > 0, 2 * norm, 1)
+        return jnp.ldexp(jnp.stack([norm, error]), exponent)
 
     return ProbedNorms(*pulled_back(flat, start, window, rows, measure).T)
 
@@ -253,8 +259,13 @@ def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
             flat, start, xs, key=key, iterations=ITERATIONS, tolerance=TOLERANCE
         )[0]
 
+<<<<<<< HEAD
     def spectral(rows: Array, log: Array) -> Array:
         return jnp.exp(log) * largest_singular_value(rows)
+=======
+    def spectral(rows: Array, exponent: Array) -> Array:
+        return jnp.ldexp(jnp.linalg.norm(rows, 2), exponent)
+>>>>>>> jacobians
 
     identity = jnp.eye(start.size, dtype=wide(start).dtype)
     return pulled_back(flat, start, xs, identity, spectral)

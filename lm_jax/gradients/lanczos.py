@@ -11,7 +11,8 @@ vector, ‖Pᵀ u - σ v‖ = β_k |p| while P v = σ u: a singular value of P l
 σ, and σ itself is never above ‖P‖₂. Old vectors are not kept, so rounding lets found values come up
 again as copies; the largest is none the worse for it (Paige, 1980, of the symmetric case).
 
-Vectors are rescaled at every step and the logarithm of what they lost is kept: nothing overflows.
+Vectors are divided by a power of two at every step, and that is kept beside them: nothing
+overflows, and no digit is lost.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.jacobians import FlatStep, trajectory, wide
+from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
 
 
 BETWEEN_LOOKS = 8
@@ -47,7 +48,8 @@ def largest_singular_values(
       xs: a tree of arrays [T, ...].
       key: of the first vectors.
       iterations: at most so many sweeps forth and back.
-      tolerance: largest residual / σ that is small enough.
+      tolerance: largest residual / σ that is small enough; one of 8 ε l always is, ε being the
+        precision of the type.
 
     Returns:
       σ, and the residual / σ, at every lag; both NaN where the product holds a NaN.
@@ -57,13 +59,15 @@ def largest_singular_values(
     at = before, xs, jnp.arange(lags)
     v = jax.random.normal(key, (lags, n), wide(start).dtype)
     v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
-    eps = n * jnp.finfo(v.dtype).eps
+    # Below what rounding leaves of l steps there is nothing to be found.
+    enough = jnp.maximum(tolerance, 8 * jnp.finfo(v.dtype).eps * jnp.arange(1, lags + 1))
+    enough = enough.astype(v.dtype)
 
-    def joined(t: Array, new: Array, old: Array, logs: Array) -> tuple[Array, Array]:
-        """The new vectors, at length 1, of the lags that reach back to step t."""
-        new, more = _unit(new.astype(old.dtype))
+    def joined(t: Array, new: Array, old: Array, exponents: Array) -> tuple[Array, Array]:
+        """The new vectors, scaled, of the lags that reach back to step t; else the old."""
+        new, more = jax.vmap(scaled)(new.astype(old.dtype))
         reaches = jnp.arange(1, lags + 1) >= lags - t
-        return jnp.where(reaches[:, None], new, old), logs + jnp.where(reaches, more, 0)
+        return jnp.where(reaches[:, None], new, old), exponents + jnp.where(reaches, more, 0)
 
     def forth(vectors: Array) -> tuple[Array, Array]:
         def push(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
@@ -71,18 +75,16 @@ def largest_singular_values(
             _, jvp = jax.linearize(lambda s: flat(s, x), s)
             return joined(t, jax.vmap(jvp)(carry[0].astype(s.dtype)), *carry), None
 
-        return jax.lax.scan(push, (vectors, jnp.zeros_like(vectors[:, 0])), at)[0]
+        return jax.lax.scan(push, (vectors, jnp.zeros(lags, jnp.int32)), at)[0]
 
     def back(vectors: Array) -> tuple[Array, Array]:
-        def pull(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
+        def pulled(carry: tuple, at_t: tuple) -> tuple[tuple, None]:
             s, x, t = at_t
-            _, vjp = jax.vjp(lambda s: flat(s, x), s)
-            pulled = jax.vmap(lambda u: vjp(u)[0])(carry[0].astype(s.dtype))
-            return joined(t, pulled, *carry), None
+            return joined(t, pull(flat, s, x, carry[0]), *carry), None
 
-        logs = jnp.zeros_like(vectors[:, 0])
-        return jax.lax.scan(pull, (vectors, logs), at, reverse=True)[0]
+        return jax.lax.scan(pulled, (vectors, jnp.zeros(lags, jnp.int32)), at, reverse=True)[0]
 
+<<<<<<< HEAD
     def iterate(k: Array, state: tuple) -> tuple:
         u, v, beta, B, scale = state
         image, log = forth(v)
@@ -93,6 +95,16 @@ def largest_singular_values(
         image, log = back(u)
         v, log_beta = _unit(image * jnp.exp(log - scale)[:, None] - alpha[:, None] * v)
         beta = jnp.exp(log_beta)
+=======
+    def iterate(state: tuple) -> tuple:
+        k, u, v, beta, B, scale, found, left = state
+        image, exponent = forth(v)
+        # All of B is measured in units of the first image.
+        scale = jnp.where(k == 0, exponent, scale)
+        u, alpha = _unit(_times_power(image, exponent - scale) - beta[:, None] * u)
+        image, exponent = back(u)
+        v, beta = _unit(_times_power(image, exponent - scale) - alpha[:, None] * v)
+>>>>>>> jacobians
         B = B.at[:, k, k].set(alpha)
         # What is left of v is then rounding error, and no direction to go on in.
         beta = jnp.where(beta <= eps * jnp.max(B, (1, 2)), 0, beta)
@@ -112,31 +124,45 @@ def largest_singular_values(
         known = jnp.where(lost[:, None, None], 0, B)
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
+<<<<<<< HEAD
         residual = beta * jnp.abs(vectors[:, end - 1, -1]) / jnp.where(sigma > 0, sigma, 1)
         return end, inner, sigma, residual
+=======
+        residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
+        # Once found, a value is kept: going on would add the rounding errors of v, which is near 0.
+        sigma = jnp.where(left <= enough, found, sigma)
+        residual = jnp.where(left <= enough, left, residual)
+        # Out of bounds after the last iteration, and then dropped.
+        B = B.at[:, k, k + 1].set(beta, mode="drop")
+        return k + 1, u, v, beta, B, scale, sigma, residual
+>>>>>>> jacobians
 
     def more(state: tuple) -> Array:
-        return (state[0] < iterations) & jnp.any(state[-1] > tolerance)
+        return (state[0] < iterations) & jnp.any(state[-1] > enough)
 
     zero = jnp.zeros((lags,), v.dtype)
     B = jnp.zeros((lags, iterations, iterations), v.dtype)
+<<<<<<< HEAD
     inner = jnp.zeros_like(v), v, zero, B, zero
     first = jnp.asarray(0), inner, zero, zero + jnp.inf
     _, (*_, scale), sigma, residual = jax.lax.while_loop(more, look, first)
+=======
+    none = jnp.zeros((lags,), jnp.int32)
+    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, none, zero, zero + jnp.inf
+    *_, scale, sigma, residual = jax.lax.while_loop(more, iterate, first)
+>>>>>>> jacobians
     # A lag's product holds the steps from the last one back.
     fine = jnp.cumprod(sound[::-1]) > 0
-    norms = jnp.where(fine, sigma * jnp.exp(scale), jnp.nan)
+    norms = jnp.where(fine, jnp.ldexp(sigma, scale), jnp.nan)
     residual = jnp.where(fine, residual, jnp.nan)
     return jnp.append(jnp.ones(1, v.dtype), norms), jnp.append(jnp.zeros(1, v.dtype), residual)
 
 
 def _unit(vectors: Array) -> tuple[Array, Array]:
-    """Each vector at length 1 and the logarithm of its length; 0 stays 0, with -∞."""
-    largest = jnp.max(jnp.abs(vectors), axis=1)
-    safe = jnp.where(largest == 0, 1, largest)
-    vectors = vectors / safe[:, None]
-    length = jnp.sqrt(jnp.sum(vectors**2, axis=1))
-    return (
-        vectors / jnp.where(length == 0, 1, length)[:, None],
-        jnp.where(length == 0, -jnp.inf, jnp.log(safe) + jnp.log(length)),
-    )
+    """Each vector at length 1, and its length; 0 stays 0."""
+    length = jnp.linalg.norm(vectors, axis=1)
+    return vectors / jnp.where(length == 0, 1, length)[:, None], length
+
+
+def _times_power(vectors: Array, exponents: Array) -> Array:
+    return jnp.ldexp(vectors, jnp.broadcast_to(exponents[:, None], vectors.shape))

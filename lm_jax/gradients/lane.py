@@ -19,7 +19,7 @@ from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Array], Carry]
 """(params, carry, x) -> carry, of one example."""
-Loss = Callable[[Params, Carry, Array], Array]
+Loss = Callable[[Params, Carry, Any], Array]
 """(params, carry, y) -> [], the nats of one step."""
 
 

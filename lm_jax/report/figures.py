@@ -192,8 +192,8 @@ def _exponents(dynamics: Dynamics) -> Section:
     return Section(
         "Does the state expand along this text?",
         "The largest Lyapunov exponents, in nats a step, after ever more tokens; and the largest "
-        "one in each window of the text, with its words. Above zero a small change grows, and with it "
-        f"the gradient. In the end: {spectrum}.",
+        "one in each window of the text, with its words. Above zero a small change grows, and the "
+        f"gradient with it. In the end: {spectrum}.",
         [
             figure(curves, "tokens", "exponents so far, nats a step"),
             figure(
