@@ -88,13 +88,8 @@ def lag_norms(
       xs: a tree of arrays [T, ...]; its end is the T of the formula.
       max_lag: the largest l.
       method: exact: each product is made, n × n numbers at a time; matrix-free: `lanczos_lag_norms`
-<<<<<<< HEAD
-        with its own settings, where how far it converged is to be had; None: exact for a carry of
-        up to 384 numbers.
-=======
         with its own settings, which also tells how far it converged, for what has not is too
-        small; None: exact for a carry of up to 256 numbers.
->>>>>>> jacobians
+        small; None: exact for a carry of up to 384 numbers.
 
     Returns:
       [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product holds a NaN.
@@ -259,13 +254,8 @@ def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
             flat, start, xs, key=key, iterations=ITERATIONS, tolerance=TOLERANCE
         )[0]
 
-<<<<<<< HEAD
-    def spectral(rows: Array, log: Array) -> Array:
-        return jnp.exp(log) * largest_singular_value(rows)
-=======
     def spectral(rows: Array, exponent: Array) -> Array:
-        return jnp.ldexp(jnp.linalg.norm(rows, 2), exponent)
->>>>>>> jacobians
+        return jnp.ldexp(largest_singular_value(rows), exponent)
 
     identity = jnp.eye(start.size, dtype=wide(start).dtype)
     return pulled_back(flat, start, xs, identity, spectral)

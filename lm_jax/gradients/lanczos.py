@@ -23,7 +23,6 @@ from jaxtyping import Array, Float
 
 from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
 
-
 BETWEEN_LOOKS = 8
 """Iterations from one look at B to the next: its eigenvalues cost as much as some of them."""
 
@@ -57,6 +56,7 @@ def largest_singular_values(
     before, sound = trajectory(flat, start, xs)
     lags, n = before.shape
     at = before, xs, jnp.arange(lags)
+    eps = n * jnp.finfo(wide(start).dtype).eps
     v = jax.random.normal(key, (lags, n), wide(start).dtype)
     v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
     # Below what rounding leaves of l steps there is nothing to be found.
@@ -84,27 +84,14 @@ def largest_singular_values(
 
         return jax.lax.scan(pulled, (vectors, jnp.zeros(lags, jnp.int32)), at, reverse=True)[0]
 
-<<<<<<< HEAD
     def iterate(k: Array, state: tuple) -> tuple:
         u, v, beta, B, scale = state
-        image, log = forth(v)
-        # All of B is measured in units of the first image's length.
-        scale = jnp.where(k == 0, jnp.where(jnp.isneginf(log), 0, log), scale)
-        u, log_alpha = _unit(image * jnp.exp(log - scale)[:, None] - beta[:, None] * u)
-        alpha = jnp.exp(log_alpha)
-        image, log = back(u)
-        v, log_beta = _unit(image * jnp.exp(log - scale)[:, None] - alpha[:, None] * v)
-        beta = jnp.exp(log_beta)
-=======
-    def iterate(state: tuple) -> tuple:
-        k, u, v, beta, B, scale, found, left = state
         image, exponent = forth(v)
         # All of B is measured in units of the first image.
         scale = jnp.where(k == 0, exponent, scale)
         u, alpha = _unit(_times_power(image, exponent - scale) - beta[:, None] * u)
         image, exponent = back(u)
         v, beta = _unit(_times_power(image, exponent - scale) - alpha[:, None] * v)
->>>>>>> jacobians
         B = B.at[:, k, k].set(alpha)
         # What is left of v is then rounding error, and no direction to go on in.
         beta = jnp.where(beta <= eps * jnp.max(B, (1, 2)), 0, beta)
@@ -114,43 +101,30 @@ def largest_singular_values(
 
     def look(state: tuple) -> tuple:
         """Some iterations, and what they have come to."""
-        k, inner, _, _ = state
+        k, inner, found, left = state
         end = jnp.minimum(k + BETWEEN_LOOKS, iterations)
         inner = jax.lax.fori_loop(k, end, iterate, inner)
         _, _, beta, B, _ = inner
-        # The last β belongs to a column that is not there yet.
+        # The newest β stands in a column that is not there yet.
         B = jnp.where(jnp.arange(iterations)[None, None, :] < end, B, 0)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
-<<<<<<< HEAD
         residual = beta * jnp.abs(vectors[:, end - 1, -1]) / jnp.where(sigma > 0, sigma, 1)
-        return end, inner, sigma, residual
-=======
-        residual = beta * jnp.abs(vectors[:, k, -1]) / jnp.where(sigma > 0, sigma, 1)
         # Once found, a value is kept: going on would add the rounding errors of v, which is near 0.
         sigma = jnp.where(left <= enough, found, sigma)
         residual = jnp.where(left <= enough, left, residual)
-        # Out of bounds after the last iteration, and then dropped.
-        B = B.at[:, k, k + 1].set(beta, mode="drop")
-        return k + 1, u, v, beta, B, scale, sigma, residual
->>>>>>> jacobians
+        return end, inner, sigma, residual
 
     def more(state: tuple) -> Array:
         return (state[0] < iterations) & jnp.any(state[-1] > enough)
 
     zero = jnp.zeros((lags,), v.dtype)
     B = jnp.zeros((lags, iterations, iterations), v.dtype)
-<<<<<<< HEAD
-    inner = jnp.zeros_like(v), v, zero, B, zero
+    inner = jnp.zeros_like(v), v, zero, B, jnp.zeros((lags,), jnp.int32)
     first = jnp.asarray(0), inner, zero, zero + jnp.inf
     _, (*_, scale), sigma, residual = jax.lax.while_loop(more, look, first)
-=======
-    none = jnp.zeros((lags,), jnp.int32)
-    first = jnp.asarray(0), jnp.zeros_like(v), v, zero, B, none, zero, zero + jnp.inf
-    *_, scale, sigma, residual = jax.lax.while_loop(more, iterate, first)
->>>>>>> jacobians
     # A lag's product holds the steps from the last one back.
     fine = jnp.cumprod(sound[::-1]) > 0
     norms = jnp.where(fine, jnp.ldexp(sigma, scale), jnp.nan)
