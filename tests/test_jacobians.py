@@ -182,6 +182,12 @@ def test_the_smallest_singular_value_is_right_in_proportion_to_itself():
     assert logs[-1, 0] - logs[-1, -1] > 60
 
 
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_no_lag_back_nothing_has_changed(method):
+    assert jnp.array_equal(g.lag_norms(elman, A, ZERO, XS, 0, method=method), jnp.ones(1))
+    assert jnp.array_equal(g.mean_lag_norms(elman, A, ZERO, XS, 0, method=method), jnp.ones(1))
+
+
 def test_a_product_that_is_zero_has_norm_zero():
     nilpotent = jnp.diag(jnp.ones(N - 1), 1)
     for method in "exact", "matrix-free":
