@@ -130,7 +130,7 @@ def test_matrix_free_holds_no_matrix():
 
 def test_a_large_carry_is_matrix_free_and_its_norm_is_right():
     n = 400
-    w = jnp.linspace(0.1, 1.5, n)
+    w = jnp.linspace(0.1, 1.0, n).at[-1].set(1.5)
     xs = jnp.zeros((2, n))
     found = g.lanczos_lag_norms(lambda w, h, x: w * h + x, w, xs[0], xs, 2)
     np.testing.assert_allclose(found.norms, [1, 1.5, 1.5**2], rtol=1e-7)
