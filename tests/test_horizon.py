@@ -85,6 +85,11 @@ def test_of_geometric_decay_the_horizon_is_a_logarithm(decay, share):
     np.testing.assert_allclose(g.credit_horizon(jnp.asarray(credit), share), rows.mean())
 
 
+def test_a_share_that_is_reached_exactly_is_reached():
+    assert g.horizon(jnp.ones(4), 0.5) == 2
+    assert g.credit_horizon(jnp.ones((1, 1)), 0.5) == 1
+
+
 def test_a_horizon_is_where_the_error_falls_for_good():
     """Lags 1, -1, 2 have prefix sums 1, 0, 2: errors 1/2, 1, 0."""
     found = g.truncations({"W": jnp.array([[1.0], [-1.0], [2.0]])})
