@@ -1,5 +1,6 @@
 """A run as it was before any update, and where its loss rose most."""
 
+import json
 import shutil
 
 import jax
@@ -104,6 +105,21 @@ def test_what_cannot_be_replayed_is_refused(run, tmp_path):
     )
     with pytest.raises(UserError, match="not trained by gradients"):
         state_at(counted, 0, text=tiny.TEXT)
+
+
+def test_a_journal_that_does_not_tell_the_way_is_refused(run, tmp_path):
+    older = copied(run, tmp_path / "copy", 15, 18)
+    metrics = older.run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    third = next(row for row in lines if row["kind"] == "evaluation" and row["step"] == 6)
+    third["nats"] = None
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert int(state_at(older, 5, text=tiny.TEXT).step) == 5
+    with pytest.raises(UserError, match="cannot be replayed beyond step 6: its validation there"):
+        state_at(older, 6, text=tiny.TEXT)
+    metrics.write_text("")
+    with pytest.raises(UserError, match="has no record of an update yet"):
+        spike(older, text=tiny.TEXT)
 
 
 # --- spikes ---------------------------------------------------------------------------------------
