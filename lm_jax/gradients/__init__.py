@@ -1,6 +1,16 @@
 """Gradient estimators: functions (params, carry, batch) -> (loss, carry, grads)."""
 
 from lm_jax.config import Train
+from lm_jax.gradients.audit import (
+    ClipAudit,
+    Clipped,
+    ClipSummary,
+    Thresholds,
+    clip_audit,
+    clip_summary,
+    quantile_thresholds,
+    sgd,
+)
 from lm_jax.gradients.bptt import (
     Estimator,
     clip_cotangent,
@@ -8,7 +18,9 @@ from lm_jax.gradients.bptt import (
     full_bptt,
     truncated_bptt,
 )
+from lm_jax.gradients.cliffs import Cliff, Sharpest, cliff, hessian_vector_product, sharpest, slices
 from lm_jax.gradients.credit import credit_map, gradient_by_lag
+from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
 from lm_jax.gradients.horizon import credit_horizon, horizon
 from lm_jax.gradients.jacobians import (
     jacobian_products,
@@ -32,29 +44,43 @@ from lm_jax.gradients.lyapunov import (
 )
 from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
 from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
+from lm_jax.gradients.surface import batch_loss
 from lm_jax.gradients.truncations import Truncations, truncations, truncations_by_block
 from lm_jax.gradients.word_credit import ClassCredit, credit_by_class, frequency_bands
 from lm_jax.models import LanguageModel
 
 __all__ = [
     "ClassCredit",
+    "Cliff",
+    "ClipAudit",
+    "ClipSummary",
+    "Clipped",
     "Estimator",
+    "ExposureCosines",
     "Lane",
     "Probed",
+    "Sharpest",
+    "Thresholds",
     "Truncations",
+    "batch_loss",
     "block_norms",
     "block_radii",
+    "cliff",
+    "clip_audit",
     "clip_cotangent",
+    "clip_summary",
     "credit_by_class",
     "credit_horizon",
     "credit_map",
     "explicit_bptt",
+    "exposure_cosines",
     "finite_time_exponents",
     "flossing",
     "frequency_bands",
     "frobenius_lag_norms",
     "full_bptt",
     "gradient_by_lag",
+    "hessian_vector_product",
     "horizon",
     "jacobian_products",
     "lag_norms",
@@ -66,10 +92,14 @@ __all__ = [
     "mean_lag_norms",
     "one_lane",
     "predicted_lag_norms",
+    "quantile_thresholds",
     "recurrent_spectra",
     "sensitivity",
     "sensitivity_by_probes",
+    "sgd",
+    "sharpest",
     "singular_values",
+    "slices",
     "spectra_by_layer",
     "step_jacobians",
     "truncated_bptt",

@@ -217,7 +217,7 @@ def truncated_bptt(
     return Estimator(init_carry, estimate, model_carry)
 
 
-def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
+def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None = None) -> Carry:
     """The identity, through which each lane's gradient passes with at most a norm of `threshold`.
 
     δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry
@@ -227,20 +227,24 @@ def clip_cotangent(carry: Carry, threshold: float | Array) -> Carry:
     Args:
       carry: leaves [B, ...].
       threshold: largest norm, in nats per unit of the carry; infinity changes nothing.
+      tally: [B], read by nothing; its gradient is 1 in the lanes whose δ was scaled down, else 0.
     """
 
     @jax.custom_vjp
-    def identity(carry, threshold):
+    def identity(carry, threshold, tally):
         return carry
 
-    def backward(threshold, delta):
+    def backward(saved, delta):
+        threshold, tally = saved
         norm = jnp.sqrt(squared_norm(delta))
-        scale = jnp.where(norm > threshold, threshold / norm, 1.0)
+        cut = norm > threshold
+        scale = jnp.where(cut, threshold / norm, 1.0)
         scaled = jax.tree.map(lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)), delta)
-        return scaled, jnp.zeros_like(threshold)
+        told = None if tally is None else cut.astype(tally.dtype)
+        return scaled, jnp.zeros_like(threshold), told
 
-    identity.defvjp(lambda carry, threshold: (carry, threshold), backward)
-    return identity(carry, jnp.asarray(threshold, float))
+    identity.defvjp(lambda carry, threshold, tally: (carry, (threshold, tally)), backward)
+    return identity(carry, jnp.asarray(threshold, float), tally)
 
 
 def _clipping(threshold: float | Array | None) -> Between | None:

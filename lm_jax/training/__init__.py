@@ -1,7 +1,18 @@
 """From a config to a trained model in a run directory; from many to a sweep."""
 
 from lm_jax.training.loop import train
+from lm_jax.training.replay import Spike, spike, state_at
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.sweep import flags, sweep, sweep_configs
 
-__all__ = ["Run", "flags", "load_run", "sweep", "sweep_configs", "train"]
+__all__ = [
+    "Run",
+    "Spike",
+    "flags",
+    "load_run",
+    "spike",
+    "state_at",
+    "sweep",
+    "sweep_configs",
+    "train",
+]

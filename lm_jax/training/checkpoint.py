@@ -117,7 +117,9 @@ class Checkpoints:
             _remove(self._folder / f"{old:08d}")
 
 
-def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
+def restore(
+    run_dir: Path, template: Any, *, part: bool = False, until: int | None = None
+) -> Any | None:
     """The newest state that is whole, or None where there is none.
 
     A damaged checkpoint is passed over with a warning.
@@ -126,6 +128,7 @@ def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
       run_dir: the run.
       template: a tree of arrays, `jax.ShapeDtypeStruct` or `AsStored`, structured as the state.
       part: the template is only a part of the state, by its names.
+      until: the last step that is new enough; None: whatever is newest.
 
     Raises:
       UserError: the checkpoint is of another model.
@@ -133,6 +136,8 @@ def restore(run_dir: Path, template: Any, *, part: bool = False) -> Any | None:
     folder = run_dir / "checkpoints"
     wanted = named_leaves(template)
     for step in reversed(_steps(folder)):
+        if until is not None and step > until:
+            continue
         path = folder / f"{step:08d}"
         try:
             arrays = _read(path)

@@ -70,7 +70,7 @@ class Descent:
 
     def run(self) -> None:
         """Trains until the run is over or a signal comes, and writes result.json."""
-        self.state = self._restored()
+        self.state = self.restored()
         step = int(self.state.step)
         if step > self.settings.steps:
             raise too_few(self.settings.steps, step)
@@ -98,8 +98,10 @@ class Descent:
             self.journal.close()
             self.checkpoints.close()
 
-    def _restored(self) -> TrainState:
-        state = restore(self.run_dir, jax.eval_shape(self.program.init, self.numbers))
+    def restored(self, until: int | None = None) -> TrainState:
+        """The newest state that was saved, at `until` or before it, or that before the start."""
+        template = jax.eval_shape(self.program.init, self.numbers)
+        state = restore(self.run_dir, template, until=until)
         if state is not None:
             self.vectors = None
             return jax.tree.map(jnp.asarray, state)

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax import config as settings
+from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
 
 Optimizer = (
@@ -28,12 +29,11 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
     """
     changed = jnp.zeros((), bool)
     if train.clip_norm is not None:
-        changed |= optax.tree.norm(grads) > train.clip_norm
-        grads, _ = optax.clip_by_global_norm(train.clip_norm).update(grads, optax.EmptyState())
+        grads, cut = by_norm(grads, train.clip_norm)
+        changed |= cut
     if train.clip_value is not None:
-        largest = jnp.asarray(optax.tree.max(jax.tree.map(jnp.abs, grads)))
-        changed |= largest > train.clip_value
-        grads, _ = optax.clip(train.clip_value).update(grads, optax.EmptyState())
+        grads, cut = by_value(grads, train.clip_value)
+        changed |= cut
     return grads, changed
 
 

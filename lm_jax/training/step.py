@@ -170,7 +170,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         model = models.make(config.model, vocab_size)
         noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
         grad_fn = gradients.make(train, model.noisy(noise))
-        batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
+        batch = batch_of(config, source, state.step, length)
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
                 model,
@@ -270,6 +270,13 @@ def program(shape: Config, vocab_size: int) -> Program:
         clear=jax.jit(clear, donate_argnums=0),
         length=length,
     )
+
+
+def batch_of(
+    config: Config, source: Streams | Sentences, step: Int[Array, ""] | int, length: int
+) -> Batch:
+    """What an update of a run reads of its text, T = `length` tokens of each lane."""
+    return batch_at(source, step, length, _key(config, Draw.ORDER))
 
 
 def _with_embedding_of(old: Any, new: Any) -> Params:

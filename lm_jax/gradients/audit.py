@@ -1,0 +1,281 @@
+"""An audit of clipping: how often it cuts, how much, how far it turns, and what that costs.
+
+A gradient is clipped by norm, by value (`lm_jax.gradients.clipping`) or by delta, within BPTT
+(`clip_cotangent`). The first never turns it, the other two do. The audit holds the parameters
+still, lets the carry run on over a sequence of batches, and asks of each batch's gradient g what
+clipping makes of it: how much shorter g' is, by how far it turned, and the loss of the same batch
+after the step with g' beside that after the step with g, which clipping did not take.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lm_jax.data.batches import Batch
+from lm_jax.gradients import surface
+from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
+from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
+from lm_jax.gradients.surface import batch_loss, refuse_integers
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+from lm_jax.settings import UserError
+
+Apply = Callable[[Params, Params], Params]
+"""(params, grads) -> params: the step of an optimizer."""
+
+
+class Clipped(NamedTuple):
+    """What one kind of clipping did to each update's gradient."""
+
+    cut: Float[Array, " updates"]
+    """By norm: 1 where it cut, else 0; by value: the share of entries that it cut; by delta: the
+    share of time steps and lanes at which it cut δ in some layer."""
+    ratio: Float[Array, " updates"]
+    """‖g'‖ / ‖g‖; NaN where g is zero, as the two below."""
+    cosine: Float[Array, " updates"]
+    """Of the angle between g' and g."""
+    angle: Float[Array, " updates"]
+    """That angle, in degrees."""
+    after: Float[Array, " updates"]
+    """Nats per token of the same batch after the step with g'."""
+
+
+class ClipAudit(NamedTuple):
+    """What clipping does to the gradients of a sequence of batches."""
+
+    norm: Float[Array, " updates"]
+    """‖g‖, of the gradient before clipping."""
+    before: Float[Array, " updates"]
+    """Nats per token of each batch."""
+    unclipped: Float[Array, " updates"]
+    """Nats per token of the same batch after the step with g, which was not taken."""
+    kinds: dict[str, Clipped]
+    """Under norm, value and delta, those that were asked for."""
+
+
+class ClipSummary(NamedTuple):
+    """One kind of clipping over all updates of an audit; updates without a gradient left out."""
+
+    often: Float[Array, ""]
+    """Share of updates whose gradient was changed."""
+    share: Float[Array, ""]
+    """Mean of `Clipped.cut`."""
+    ratio: Float[Array, ""]
+    """Mean of ‖g'‖ / ‖g‖."""
+    least_ratio: Float[Array, ""]
+    cosine: Float[Array, ""]
+    """Mean."""
+    least_cosine: Float[Array, ""]
+    angle: Float[Array, ""]
+    """Mean, in degrees."""
+    largest_angle: Float[Array, ""]
+    before: Float[Array, ""]
+    """Mean nats per token of the batches, as the two below."""
+    after: Float[Array, ""]
+    """After the step with the clipped gradient."""
+    unclipped: Float[Array, ""]
+    """After the step not taken."""
+
+
+class Thresholds(NamedTuple):
+    """Thresholds of the three kinds of clipping."""
+
+    norm: Float[Array, ""]
+    value: Float[Array, ""]
+    delta: Float[Array, ""] | None
+    """None where no state is recurrent."""
+
+
+def sgd(learning_rate: float | Float[Array, ""]) -> Apply:
+    """The step of plain gradient descent."""
+    return lambda params, grads: surface.moved(params, grads, -learning_rate)
+
+
+def clip_audit(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    batches: Sequence[Batch],
+    *,
+    norm: Threshold | None = None,
+    value: Threshold | None = None,
+    delta: Threshold | None = None,
+    apply: Apply,
+) -> ClipAudit:
+    """What each kind of clipping does to the gradients of some batches, each kind by itself.
+
+    Thresholds may be tracers; `jax.jit` compiles it once for all of them.
+
+    Args:
+      model, params: the model, without dropout.
+      carry: the model's own, before the first batch; it runs on from batch to batch.
+      batches: of one shape.
+      norm: threshold of the gradient's norm, nats per token per unit of the parameters; None: this
+        kind is left out.
+      value: of each entry, in the same unit; None: left out.
+      delta: of each ‖δ_t‖, see `clip_cotangent`; None: left out.
+      apply: the step, (params, grads) -> params; `sgd` is one.
+
+    Raises:
+      UserError: no kind is asked for, no batch given, the batches differ in shape, the parameters
+        are not floating-point, or delta is given and no state of the model is recurrent.
+    """
+    if norm is None and value is None and delta is None:
+        raise UserError("there is nothing to audit: give a threshold, norm, value or delta")
+    if delta is not None and model.output is None:
+        raise UserError(
+            "the model has no recurrent state whose gradient delta could clip: "
+            "this needs model.kind=rnn"
+        )
+    refuse_integers(params)
+
+    def update(carry: Carry, batch: Batch) -> tuple[Carry, ClipAudit]:
+        loss = batch_loss(model, carry, batch)
+        before, after, grads = explicit_bptt(model)(params, carry, batch)
+
+        def seen(cut: Array, clipped: Params) -> Clipped:
+            return Clipped(
+                cut=cut.astype(before.dtype),
+                ratio=surface.norm(clipped) / surface.norm(grads),
+                cosine=surface.cosine(clipped, grads),
+                angle=surface.angle(clipped, grads),
+                after=loss(apply(params, clipped)),
+            )
+
+        kinds = {}
+        if norm is not None:
+            clipped, changed = by_norm(grads, norm)
+            kinds["norm"] = seen(changed, clipped)
+        if value is not None:
+            clipped, _ = by_value(grads, value)
+            kinds["value"] = seen(_share_beyond(grads, value), clipped)
+        if delta is not None:
+            clipped, cuts = _by_delta(model, params, carry, batch, delta)
+            kinds["delta"] = seen(cuts, clipped)
+        return after, ClipAudit(surface.norm(grads), before, loss(apply(params, grads)), kinds)
+
+    return jax.lax.scan(update, carry, _stacked(batches))[1]
+
+
+def clip_summary(audit: ClipAudit) -> dict[str, ClipSummary]:
+    """An audit summed up, under the names of its kinds of clipping."""
+    there = audit.norm != 0  # NaN is there, and stays in sight
+
+    def mean(values: Array) -> Array:
+        return jnp.mean(values, where=there)
+
+    def least(values: Array) -> Array:
+        found = jnp.min(values, where=there, initial=jnp.inf)
+        return jnp.where(jnp.any(there), found, jnp.nan)
+
+    return {
+        kind: ClipSummary(
+            often=mean(clipped.cut > 0),
+            share=mean(clipped.cut),
+            ratio=mean(clipped.ratio),
+            least_ratio=least(clipped.ratio),
+            cosine=mean(clipped.cosine),
+            least_cosine=least(clipped.cosine),
+            angle=mean(clipped.angle),
+            largest_angle=-least(-clipped.angle),
+            before=mean(audit.before),
+            after=mean(clipped.after),
+            unclipped=mean(audit.unclipped),
+        )
+        for kind, clipped in audit.kinds.items()
+    }
+
+
+def quantile_thresholds(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    batches: Sequence[Batch],
+    *,
+    share: float = 0.1,
+) -> Thresholds:
+    """Thresholds that would cut a share of the updates, for a run that was trained without.
+
+    The quantile of ‖g‖, of the largest |g_i| and of the largest ‖δ_t‖ over the batches. In a model
+    of several layers the last is that of all layers' δ_t together, and cuts no more than the share.
+
+    Args:
+      model, params, carry, batches: as for `clip_audit`.
+      share: of updates to be cut, from 0 to 1.
+
+    Raises:
+      UserError: the share is not between 0 and 1; or as for `clip_audit`.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"share={share} must be from 0 to 1")
+    refuse_integers(params)
+
+    def update(carry: Carry, batch: Batch) -> tuple[Carry, tuple[Array, Array, Array]]:
+        after, grads, squares = _watched(
+            model, params, carry, batch, lambda tap: (None, tap) if recurrent else ()
+        )
+        return after, (surface.norm(grads), largest(grads), jnp.sqrt(jnp.max(squares)))
+
+    recurrent = model.output is not None
+    _, found = jax.lax.scan(update, carry, _stacked(batches))
+    norm, value, delta = (jnp.quantile(values, 1 - share) for values in found)
+    return Thresholds(norm, value, delta if recurrent else None)
+
+
+def _by_delta(
+    model: LanguageModel, params: Params, carry: Carry, batch: Batch, threshold: Threshold
+) -> tuple[Params, Array]:
+    """The gradient with each δ_t clipped, and the share of steps and lanes at which one was."""
+
+    def clipping(tally: Array) -> tuple[Between]:
+        return (Between(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
+
+    _, grads, cuts = _watched(model, params, carry, batch, clipping)
+    tokens = jnp.maximum(jnp.sum(batch.mask), 1)
+    return grads, jnp.sum((cuts > 0) & batch.mask) / tokens
+
+
+def _watched(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    batch: Batch,
+    hooks: Callable[[Array], tuple],
+) -> tuple[Carry, Params, Array]:
+    """The carry after a batch, the gradient of its mean nats, and that of an array [T, B].
+
+    Args:
+      hooks: makes of that array what `model.hidden` takes after x; its own gradient is that of the
+        sum of nats.
+    """
+
+    def nats(params: Params, watched: Array) -> tuple[Array, Carry]:
+        before = restart(model, carry, batch.start)
+        after, h = model.hidden(params, before, batch.x, *hooks(watched))
+        return model.loss(params, h, batch.y, batch.mask), after
+
+    nothing = jnp.zeros(batch.mask.shape)
+    (grads, seen), after = jax.grad(nats, argnums=(0, 1), has_aux=True)(params, nothing)
+    tokens = jnp.maximum(jnp.sum(batch.mask), 1)
+    return after, jax.tree.map(lambda g: g / tokens, grads), seen
+
+
+def _share_beyond(grads: Params, threshold: Threshold) -> Array:
+    leaves = jax.tree.leaves(grads)
+    beyond = sum(jnp.sum(jnp.abs(leaf) > threshold) for leaf in leaves)
+    return jnp.asarray(beyond / sum(leaf.size for leaf in leaves))
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+    if not batches:
+        raise UserError("there is no batch to audit")
+    first, *rest = [batch.mask.shape for batch in batches]
+    for number, shape in enumerate(rest, 1):
+        if shape != first:
+            raise UserError(
+                f"batch {number} has [T, B]={list(shape)} and batch 0 {list(first)}: "
+                "the batches must be of one shape"
+            )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
