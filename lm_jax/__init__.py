@@ -3,7 +3,7 @@
 from lm_jax import data, gradients, inference, models
 from lm_jax.config import Config
 from lm_jax.settings import UserError
-from lm_jax.training import Run, flags, load_run, sweep, sweep_configs, train
+from lm_jax.training import Run, flags, load_run, probe, sweep, sweep_configs, train
 
 __all__ = [
     "Config",
@@ -15,6 +15,7 @@ __all__ = [
     "inference",
     "load_run",
     "models",
+    "probe",
     "sweep",
     "sweep_configs",
     "train",

@@ -1,15 +1,18 @@
 """From a config to a trained model in a run directory; from many to a sweep."""
 
 from lm_jax.training.loop import train
+from lm_jax.training.probing import Probe, probe
 from lm_jax.training.replay import Spike, spike, state_at
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.sweep import flags, sweep, sweep_configs
 
 __all__ = [
+    "Probe",
     "Run",
     "Spike",
     "flags",
     "load_run",
+    "probe",
     "spike",
     "state_at",
     "sweep",

@@ -55,8 +55,8 @@ def state_at(run: Run, step: int, *, text: str | Sequence[str] | None = None) ->
     """
     if not 0 <= step <= run.step:
         raise UserError(f"step={step} must be from 0 to the {run.step} updates of {run.run_dir}")
-    work, rows = _at_work(run, text)
-    return _replayed(work, work.restored(step), rows, step)
+    work, rows = at_work(run, text)
+    return replayed(work, work.restored(step), rows, step)
 
 
 def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
@@ -78,7 +78,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     Raises:
       UserError: as for `state_at`, or the run has no record yet.
     """
-    work, rows = _at_work(run, text)
+    work, rows = at_work(run, text)
     records = [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
     if not records:
         raise UserError(f"{run.run_dir} has no record of an update yet")
@@ -91,17 +91,21 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
 
     found, state = [], None
     for step in _suspects(records):
-        state = _replayed(work, work.restored(step) if state is None else state, rows, step)
+        state = replayed(work, work.restored(step) if state is None else state, rows, step)
         # A copy, for the update takes the state's buffers over.
         carry = jax.tree.map(jnp.copy, model_carry(state.params, state.carry))
         before = float(nats(state.params, carry, work.source, step))
-        state = _replayed(work, state, rows, step + 1)
+        state = replayed(work, state, rows, step + 1)
         found.append(Spike(step, before, float(nats(state.params, carry, work.source, step))))
     before, after = np.array([[_number(spike.before), _number(spike.after)] for spike in found]).T
     return found[int(np.argmax(_difference(after, before)))]
 
 
-def _at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[Row]]:
+def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[Row]]:
+    """The process that a run was, on its text, and the rows of its metrics.jsonl.
+
+    Args and Raises: as `state_at`.
+    """
     train_of(run.config)
     if run.config.data.origin == "memory" and text is None:
         raise UserError(
@@ -113,8 +117,8 @@ def _at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[
     return work, read_rows(run.run_dir / "metrics.jsonl")
 
 
-def _replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> TrainState:
-    """The state after `step` updates; the state given is consumed."""
+def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> TrainState:
+    """The state after `step` updates, from an earlier one, which is consumed."""
     done = {"train": int(state.step), "evaluation": int(state.verdict.step)}
     for row in rows:
         kind = row["kind"]

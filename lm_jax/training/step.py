@@ -230,9 +230,8 @@ def program(shape: Config, vocab_size: int) -> Program:
         state: TrainState, source: Streams | Sentences, values: Numbers
     ) -> tuple[Carry, Batch]:
         config = bind(shape, values)
-        model = models.make(config.model, vocab_size)
-        batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
-        made = gradients.make(train_of(config), model)
+        made = gradients.make(train_of(config), models.make(config.model, vocab_size))
+        batch = batch_of(config, source, state.step, length)
         return made.model_carry(state.params, state.carry), batch
 
     def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:

@@ -1,0 +1,135 @@
+"""The gradient study of a run: how far its gradient reaches, and what its next updates would do."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import optax
+
+from lm_jax.config import RNN, Config, train_of
+from lm_jax.gradients.audit import Apply, Thresholds
+from lm_jax.gradients.lags import SLOPES
+from lm_jax.gradients.lane import one_lane
+from lm_jax.models.base import Params
+from lm_jax.settings import UserError
+from lm_jax.studies.study import Reach, chunk, reach
+from lm_jax.studies.updates import Updates, updates
+from lm_jax.training.descent import Descent
+from lm_jax.training.optimizer import learning_rate, optimizer
+from lm_jax.training.replay import Spike, at_work, replayed, spike
+from lm_jax.training.runs import Run
+from lm_jax.training.step import TrainState, batch_of
+
+BATCHES = 8  # updates that are looked at
+LANES = 4  # of the text that is looked at
+LONGEST = 64  # tokens of the chunk and of the sentence, if nothing else is asked for
+
+
+class Probe(NamedTuple):
+    """What the gradient tools say of a run."""
+
+    step: int
+    """Updates made before the ones that are looked at."""
+    parameters_step: int
+    """Of the parameters whose reach is measured."""
+    spike: Spike | None
+    """The update at which the loss rose most, where it was looked for."""
+    length: int
+    """T of the chunk."""
+    lanes: int
+    """B of the chunk."""
+    reach: Reach
+    updates: Updates
+
+
+def probe(
+    run: Run,
+    *,
+    step: int | Literal["spike"] | None = None,
+    tokens: np.ndarray | None = None,
+    sentence: str | None = None,
+    length: int | None = None,
+    lanes: int = LANES,
+    seed: int = 0,
+    text: str | Sequence[str] | None = None,
+) -> Probe:
+    """How a run's gradient travels through a text, and what its next updates would do.
+
+    Args:
+      run: a recurrent model, trained, or stopped on the way; it is only read.
+      step: the update before which all is looked at, from 0 to `run.step`, replayed; "spike": that
+        at which the loss rose most; None: the reach is that of the run's kept parameters, and the
+        updates are those after its last one.
+      tokens: [N] of the text that is looked at; None: the run's validation text.
+      sentence: for the credit map; None: the text's first line of a fair length.
+      length: T; None: that of the run's updates, 64 at most.
+      lanes: B.
+      seed: of whatever is drawn.
+      text: with `data.source=memory`, what `lm_jax.train` was given.
+
+    Raises:
+      UserError: the model has no recurrent state; a number is out of range; the text or the
+        sentence is too short; as `lm_jax.training.state_at`.
+    """
+    one_lane(run.model)
+    found = spike(run, text=text) if step == "spike" else None
+    at = found.step if found else run.step if step is None or step == "spike" else step
+    work, rows = at_work(run, text)
+    if not 0 <= at <= run.step:
+        raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.run_dir}")
+    vocabulary = run.vocabulary
+    tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
+    length = min(work.program.length, LONGEST) if length is None else length
+    line = _line(tokens, vocabulary.boundary) if sentence is None else vocabulary.encode(sentence)
+    state = replayed(work, work.restored(at), rows, at)
+    params = run.params if step is None else state.params
+    seen = chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    slope = _slope(run.config)
+    far = reach(run.model, params, vocabulary, seen, line, slope=slope, seed=seed)
+    carry, _ = work.program.about(state, work.source, work.numbers)
+    batches = [
+        batch_of(work.config, work.source, at + number, work.program.length)
+        for number in range(BATCHES)
+    ]
+    train = train_of(work.config)
+    near = updates(
+        run.model,
+        state.params,
+        carry,
+        batches,
+        thresholds=Thresholds(train.clip_norm, train.clip_value, train.clip_delta),
+        apply=_optimizer(work, state),
+        seed=seed,
+    )
+    kept = run.result["parameters_step"] if step is None and run.result else at
+    return Probe(at, kept, found, length, lanes, far, near)
+
+
+def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
+    """The first line of a text with at least half as many tokens as are shown, or its beginning."""
+    ends = np.flatnonzero(tokens == boundary) + 1
+    for line in np.split(tokens, ends):
+        if len(line) >= LONGEST // 2:
+            return line[:LONGEST]
+    return tokens[:LONGEST]
+
+
+def _slope(config: Config) -> float | None:
+    """γ of an ungated network of one layer."""
+    model = config.model
+    if isinstance(model, RNN) and model.cell == "elman" and model.layers == 1:
+        return SLOPES[model.activation or "tanh"]
+    return None
+
+
+def _optimizer(work: Descent, state: TrainState) -> Apply:
+    """The step that the run's optimizer would take from its state, clipping left out."""
+    train = train_of(work.config)
+    rate = learning_rate(train, state.step, state.step // work.epoch, state.verdict.cut)
+    rule = optimizer(train, rate)
+
+    def apply(params: Params, grads: Params) -> Params:
+        changes, _ = rule.update(grads, state.opt_state, params)
+        return optax.apply_updates(params, changes)
+
+    return apply
