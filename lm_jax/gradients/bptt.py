@@ -47,6 +47,9 @@ class Estimator:
     """What a call does."""
     model_carry: Callable[[Params, Carry], Carry]
     """(params, carry) -> the model's own carry before the batch."""
+    redraw: Callable[[Carry, int | Array], Carry] | None = None
+    """(carry, number) -> the carry whose next draw has this number; a call makes at most T of them.
+    None: nothing is drawn."""
 
     def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         return self.estimate(params, carry, batch)
@@ -84,7 +87,7 @@ def _whole(model: LanguageModel, between: Between | None) -> Estimator:
             return model.loss(params, h, batch.y, batch.mask), after
 
         (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
-        loss, grads = _mean(nats, grads, batch.mask)
+        loss, grads = per_token(nats, grads, batch.mask)
         return loss, after, grads
 
     return Estimator(model.init_carry, estimate, lambda params, carry: carry)
@@ -175,7 +178,7 @@ def truncated_bptt(
 
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), (x, y, mask, starts))
-        loss, grads = _mean(nats, grads, batch.mask)
+        loss, grads = per_token(nats, grads, batch.mask)
         return loss, history if remembered else history.carry, grads
 
     def model_carry(params: Params, carry: Carry) -> Carry:
@@ -229,7 +232,7 @@ def _clipping(threshold: float | Array | None) -> Between | None:
     return Between(lambda carry, _: clip_cotangent(carry, threshold))
 
 
-def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
+def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
     """Sums over tokens, divided once at the end by how many there are."""
     tokens = jnp.maximum(jnp.sum(mask), 1).astype(nats.dtype)
     return nats / tokens, jax.tree.map(lambda g: g / tokens, grads)

@@ -35,6 +35,7 @@ class Draw(enum.IntEnum):
     ORDER = 1
     NOISE = 2
     FEEDING = 3
+    ESTIMATOR = 4
 
 
 class Record(NamedTuple):
@@ -151,7 +152,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             step=none,
             params=params,
             opt_state=optimizer(train_of(config), 0.0).init(params),
-            carry=gradients.make(train_of(config), model).init_carry(data.batch_size),
+            carry=_estimator(config, model).init_carry(data.batch_size),
             record=empty_record(),
             verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
             best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
@@ -164,7 +165,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         train = train_of(config)
         model = models.make(config.model, vocab_size)
         noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
-        grad_fn = gradients.make(train, model.noisy(noise))
+        grad_fn = _estimator(config, model.noisy(noise))
         batch = batch_at(source, state.step, length, _key(config, Draw.ORDER))
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
@@ -312,6 +313,10 @@ def add(
         clipped=record.clipped + clipped,
         learning_rate=rate,
     )
+
+
+def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
+    return gradients.make(train_of(config), model, key=_key(config, Draw.ESTIMATOR))
 
 
 def _key(config: Config, draw: Draw) -> Array:
