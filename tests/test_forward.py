@@ -1,5 +1,7 @@
 """Gradients forward in time and cut at random, against full backpropagation."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 import tiny
 from jax.flatten_util import ravel_pytree
 
+import lm_jax
 from lm_jax import gradients as g
+from lm_jax.config import RNN, Config, RecurrentDropout, SampledSoftmax, Train
 from lm_jax.data.batches import Batch
 
 KEY = jax.random.key(3)
@@ -275,3 +279,40 @@ def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
     for estimator in (g.rtrl(model), g.snap1(model), g.uoro(model, key=KEY)):
         loss, _, grads = jax.jit(estimator)(params, broken, batch)
         assert np.all(np.isnan([loss, *grads["layers"][0]["W_hh"].ravel()]))
+
+
+@pytest.mark.parametrize("gradient", ["rtrl", "snap1", "uoro", "artbp"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
+    rate = {"cut_rate": 0.3} if gradient == "artbp" else {}
+    settings = {"gradient": gradient, "keep_best": False, **rate}
+
+    def train(steps, name):
+        config = tiny.config(train={**settings, "steps": steps, "validate_every": 100})
+        return lm_jax.train(config, tmp_path / name, text=tiny.TEXT)
+
+    whole = train(6, "whole")
+    train(3, "stopped")
+    again = train(6, "stopped")
+    tiny.assert_trees_equal(again.params, whole.params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(whole.params))
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({}, {"cut_rate": 0.1}, "train.cut_rate is read only with train.gradient=artbp"),
+        ({}, {"gradient": "artbp"}, "train.gradient=artbp needs train.cut_rate"),
+        ({}, {"gradient": "rtrl", "clip_delta": 1.0}, "train.clip_delta is read only with"),
+        (
+            {"dropout": RecurrentDropout(inputs=0.1)},
+            {"gradient": "uoro"},
+            "model.dropout.inputs=0.1 does not go with train.gradient=uoro",
+        ),
+        ({"change_penalty": 0.1}, {"gradient": "rtrl"}, "model.change_penalty=0.1 does not go"),
+        ({"readout": SampledSoftmax()}, {"gradient": "rtrl"}, "model.readout.kind=sampled"),
+        ({"cell": "mingru"}, {"gradient": "snap1"}, "train.gradient=snap1 needs a cell"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(model, train, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config(model=RNN(**model), train=Train(**train))

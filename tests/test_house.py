@@ -13,6 +13,7 @@ FLOORS = (
     "inference",
     "training",
     "report",
+    "experiment",
 )  # bottom up
 DOORS = {
     "orbax": "lm_jax/training/checkpoint.py",

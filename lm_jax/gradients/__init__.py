@@ -10,7 +10,9 @@ from lm_jax.gradients.bptt import (
     full_bptt,
     truncated_bptt,
 )
+from lm_jax.gradients.compare import Comparison, compare
 from lm_jax.gradients.lane import Lane, one_lane
+from lm_jax.gradients.proof import Check, verify
 from lm_jax.gradients.randomised import randomised_bptt
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.snap import snap1
@@ -18,9 +20,12 @@ from lm_jax.gradients.uoro import uoro
 from lm_jax.models import LanguageModel
 
 __all__ = [
+    "Check",
+    "Comparison",
     "Estimator",
     "Lane",
     "clip_cotangent",
+    "compare",
     "explicit_bptt",
     "full_bptt",
     "make",
@@ -30,6 +35,7 @@ __all__ = [
     "snap1",
     "truncated_bptt",
     "uoro",
+    "verify",
 ]
 
 
