@@ -11,8 +11,10 @@ from jax.flatten_util import ravel_pytree
 
 import lm_jax
 from lm_jax import gradients as g
-from lm_jax.config import RNN, Config, RecurrentDropout, SampledSoftmax, Train
+from lm_jax import models
+from lm_jax.config import RNN, Config, RecurrentDropout, SampledSoftmax, Softmax, Train
 from lm_jax.data.batches import Batch
+from lm_jax.models import transition
 
 KEY = jax.random.key(3)
 BATCH = tiny.batch()
@@ -58,6 +60,43 @@ def test_rtrl_is_full_bptt_of_a_chunk(case):
         loss, carry, grads = compiled["rtrl"](params, some_carry(model), batch)
         expected = compiled["full"](params, some_carry(model), batch)
         tiny.assert_trees_close((loss, carry.carry, grads), expected)
+
+
+def test_rtrl_is_full_bptt_of_a_tied_readout_with_what_training_adds_at_each_step():
+    readout = Softmax(tied=True, label_smoothing=0.2)
+    model, params = made(embedding_size=4, readout=readout, activation_penalty=0.5)
+    noisy, carry = model.noisy(KEY), some_carry(model)
+    loss, _, grads = jax.jit(g.rtrl(noisy))(params, carry, RAGGED)
+    expected_loss, _, expected = jax.jit(g.full_bptt(noisy))(params, carry, RAGGED)
+    tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+
+
+def own(carry, step):
+    """A model of a cell of one's own."""
+    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
+    layers = [transition.layer(cell, tiny.V)]
+    return models.rnn(models.Embedding(tiny.V, None), layers, models.softmax(tiny.V), hidden_size=3)
+
+
+def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
+    def step(params, carry, x):
+        h, trace = carry
+        return jnp.tanh(params["a"] * h + trace + x[:3]), 0.9 * trace + params["a"] * h[::-1]
+
+    model = own((jnp.zeros(3), jnp.zeros(3)), step)
+    params = tiny.moved(model.init(KEY))
+    loss, _, grads = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
+    expected_loss, _, expected = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
+    tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+
+
+def test_a_state_without_a_derivative_is_refused():
+    model = own((jnp.zeros(3), jnp.zeros((), jnp.int32)), lambda params, carry, x: carry)
+    for estimator in (g.rtrl, lambda model: g.uoro(model, key=KEY)):
+        with pytest.raises(ValueError, match=r"carry\[0\]\[1\] is of type int32"):
+            estimator(model)
+    with pytest.raises(ValueError, match="elementwise"):
+        g.snap1(model)
 
 
 def test_the_influence_goes_on_from_batch_to_batch(case):

@@ -31,8 +31,8 @@ from lm_jax.models import LanguageModel, count, restart
 from lm_jax.models.base import PLAIN, Params
 from lm_jax.settings import UserError
 
-EXACT = 1e-8  # relative; what differs by rounding stays well below, T steps of it included
-APPROXIMATE = 1e-4  # relative; of a difference quotient
+EXACT = 1e-10  # relative; what differs by rounding stays well below, T steps of it included
+APPROXIMATE = 1e-6  # relative; of a difference quotient
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 AUTODIFF = "autodiff"  # what all are held against
 LARGEST = 2**28  # bytes of an influence that is held
