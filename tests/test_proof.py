@@ -10,7 +10,9 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
+from lm_jax import models
 from lm_jax.gradients import proof
+from lm_jax.models import transition
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("run_verify", ROOT / "run.py")
@@ -66,6 +68,19 @@ def test_where_an_influence_would_be_too_large_forward_mode_goes_along_the_direc
     checks = verified(tiny.rnn(), largest=100)
     assert checks[1].route == "RTRL along directions"
     assert checks[1].difference < 1e-11
+
+
+def test_a_state_of_which_a_part_has_no_derivative_goes_along_the_directions():
+    def step(params, carry, x):
+        return jnp.tanh(params["a"] * carry[0] + x[:3] + carry[1]), carry[1] + 1
+
+    carry = (jnp.zeros(3), jnp.zeros((), jnp.int32))
+    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
+    layers = [transition.layer(cell, tiny.V)]
+    embedding, readout = models.Embedding(tiny.V, None), models.softmax(tiny.V)
+    checks = verified(models.rnn(embedding, layers, readout, hidden_size=3))
+    assert checks[1].route == "RTRL along directions"
+    assert all(check.agrees for check in checks)
 
 
 def wrong_by_a_little(make):

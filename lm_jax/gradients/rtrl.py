@@ -132,10 +132,9 @@ def started(model: LanguageModel, memory: Any, start: Bool[Array, " B"]) -> Any:
     """What is remembered, with nothing of the lanes whose text starts here."""
 
     def forgotten(leaf: Array) -> Array:
-        # What belongs to no lane, such as a number of draws, has no lanes to forget.
-        return (
-            jnp.where(start.reshape((-1,) + (1,) * (leaf.ndim - 1)), 0, leaf) if leaf.ndim else leaf
-        )
+        if not leaf.ndim:  # it belongs to no lane, such as a number of draws
+            return leaf
+        return jnp.where(start.reshape((-1,) + (1,) * (leaf.ndim - 1)), 0, leaf)
 
     kept = jax.tree.map(forgotten, memory._replace(carry=None))
     return kept._replace(carry=restart(model, memory.carry, start))
