@@ -1,4 +1,4 @@
-"""Train, sweep, score and sample language models from experiment files: `python run.py --help`."""
+"""Train, sweep, score, sample and verify language models: `python run.py --help`."""
 
 import contextlib
 import functools
@@ -6,22 +6,22 @@ import io
 import os
 import platform
 import re
-import runpy
 import shlex
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
 import lm_jax
 from lm_jax import inference
-from lm_jax.config import Config, resolve, with_kind
+from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
+from lm_jax.experiment import load_experiment, with_kinds
 from lm_jax.report.printed import (
     show_beam,
     show_exposure,
@@ -29,85 +29,13 @@ from lm_jax.report.printed import (
     show_score,
     show_stream,
 )
-from lm_jax.report.terminal import Display, show_result, show_sweep
-from lm_jax.settings import UserError, alternatives, digest, nearest
-from lm_jax.training import directory
+from lm_jax.report.terminal import Display, show_proof, show_result, show_sweep
+from lm_jax.settings import UserError, digest
+from lm_jax.training import directory, prove
 
-EXPERIMENTS = Path(__file__).parent / "experiments"
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-
-
-class Experiment(NamedTuple):
-    """What an experiment file says."""
-
-    config: Config
-    points: dict[str, dict[str, Any]]
-    """Of its sweep, by their names; none where it has no sweep()."""
-
-
-def load_experiment(name: str) -> Experiment:
-    """An experiment: a path to a Python file, or the name of one in experiments/."""
-    path = Path(name)
-    if path.suffix != ".py":
-        path = EXPERIMENTS / f"{name}.py"
-    if not path.is_file():
-        known = sorted(file.stem for file in EXPERIMENTS.glob("*.py"))
-        raise UserError(
-            f"there is no experiment {name!r}{nearest(name, known)} "
-            f"(experiments/ holds {', '.join(known)}; or give a path to a .py file)"
-        )
-    try:
-        names = runpy.run_path(str(path))
-        if "config" not in names:
-            raise UserError(f"{path}: it has no function config()")
-        config = names["config"]()
-        points = named(names["sweep"]()) if "sweep" in names else {}
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
-    return Experiment(config, points)
-
-
-def named(points: Any) -> dict[str, dict[str, Any]]:
-    """The points of a sweep by their names; those of a list are named by their flags."""
-    listed = list(points.values() if isinstance(points, dict) else points)
-    for point in listed:
-        if not isinstance(point, dict):
-            raise UserError(f"sweep() gives {point!r}, not a dict from dotted paths to values")
-    if not isinstance(points, dict):
-        points = {lm_jax.flags(point): point for point in listed}
-        if len(points) < len(listed):
-            raise UserError("sweep() gives the same point twice")
-    return points
-
-
-def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """The config with the alternatives that flags such as `--model.kind window` ask for.
-
-    What flags there are beside them depends on it, so it must be known before any is parsed.
-
-    Returns:
-      the config, and the arguments without the flags for kinds, which the config has seen to.
-    """
-    rest, chosen = [], {}
-    words = iter(arguments)
-    for word in words:
-        flag, equals, kind = word.partition("=")
-        path = flag.removeprefix("--").removesuffix(".kind")
-        known = alternatives(Config, path) if flag.endswith(".kind") else {}
-        if not known:
-            rest.append(word)
-            continue
-        kind = kind if equals else next(words, "")
-        if kind not in known:
-            raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
-        chosen[path] = kind
-    return with_kind(config, chosen), rest
 
 
 def train_command(default: Config) -> Callable[..., int]:
@@ -206,6 +134,30 @@ def sweep_command(
         return 0
 
     return sweep
+
+
+def verify_command(default: Config) -> Callable[..., int]:
+    """The command `verify`, its flags standing at an experiment's settings."""
+
+    def verify(
+        experiment: tyro.conf.Positional[str],
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+    ) -> int:
+        """Prove on an experiment's own settings that the gradient is right, by four routes to it.
+
+        Explicit BPTT, autodiff, RTRL and finite differences, in float64, on a few tokens of the
+        training text and the initial parameters. The exit status is 1 where they do not agree.
+
+        Args:
+          experiment: a path to a Python file, or the name of one in experiments/.
+          config: what would be trained.
+        """
+        jax.config.update("jax_enable_x64", True)
+        proof = prove(config)
+        show_proof(proof)
+        return 0 if proof.holds else 1
+
+    return verify
 
 
 def score(
@@ -402,7 +354,7 @@ def sample(
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
     default, points, given = Config(), {}, []
-    reads = arguments[:1] in (["train"], ["sweep"]) and len(arguments) > 1
+    reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
     if reads and not arguments[1].startswith("-"):
         default, points = load_experiment(arguments[1])
         default, rest = with_kinds(default, arguments[2:])
@@ -412,6 +364,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         "sweep": sweep_command(default, points, given),
         "score": score,
         "sample": sample,
+        "verify": verify_command(default),
     }
     said = io.StringIO()
     try:

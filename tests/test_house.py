@@ -14,6 +14,7 @@ FLOORS = (
     "studies",
     "training",
     "report",
+    "experiment",
 )  # bottom up
 DOORS = {
     "orbax": "lm_jax/training/checkpoint.py",

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from lm_jax.config.data import Data
 from lm_jax.config.model import (
+    GATED,
     RNN,
     AdaptiveSoftmax,
     Convolution,
@@ -29,6 +30,7 @@ from lm_jax.config.model import (
 from lm_jax.config.source import sha256_of, sha256_of_vectors
 from lm_jax.config.train import (
     ASGD,
+    ONLINE,
     SGD,
     Adam,
     AdamW,
@@ -136,6 +138,8 @@ class Config:
                         f"train.{field}={value} has no meaning with model.kind={self.model.kind}: "
                         "its gradient does not travel through time"
                     )
+        elif self.train.gradient in ONLINE:
+            _refuse_online(self.model, self.train.gradient)
         if self.data.batching == "sentences" and self.train.gradient == "truncated":
             length = self.data.length
             whole = {"k1": self.train.k1 in (None, length), "k2": (self.train.k2 or 0) <= length}
@@ -153,6 +157,30 @@ def train_of(config: Config) -> Train:
     if config.train is None:
         raise UserError(f"model.kind={config.model.kind} is not trained by gradients")
     return config.train
+
+
+def _refuse_online(model: RNN, gradient: str) -> None:
+    """Refuses what a gradient that is carried forward, step by step, cannot go with."""
+    drawn = {f"dropout.{name}": value for name, value in vars(model.dropout).items()}
+    drawn.pop("dropout.locked")
+    for field, value in {**drawn, "change_penalty": model.change_penalty}.items():
+        if value is not None:
+            raise ValueError(
+                f"model.{field}={value} does not go with train.gradient={gradient}, which takes "
+                "every step by itself"
+            )
+    if isinstance(model.readout, SampledSoftmax | NoiseContrastive):
+        raise ValueError(
+            f"model.readout.kind={model.readout.kind}, which draws once for all steps of an "
+            f"update, does not go with train.gradient={gradient}"
+        )
+    if gradient == "snap1" and (
+        model.cell not in GATED or model.layer_norm or model.reset == "before"
+    ):
+        raise ValueError(
+            "train.gradient=snap1 needs a cell whose gate is elementwise: model.cell=elman, lstm "
+            "without model.layer_norm, or gru with model.reset=after"
+        )
 
 
 def _changed(train: Train) -> list[tuple[str, Any]]:

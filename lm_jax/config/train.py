@@ -4,7 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import Adjustable, Count, Number, PositiveCount, Rate, Size, Weight, settings
+from lm_jax.settings import (
+    Adjustable,
+    Chance,
+    Count,
+    Number,
+    PositiveCount,
+    Rate,
+    Size,
+    Weight,
+    settings,
+)
+
+ONLINE = ("rtrl", "snap1", "uoro")
+"""The gradients that are carried forward in time, for which an update is one step after another."""
 
 
 @settings
@@ -202,14 +215,20 @@ class Train:
         SGD | ASGD | Momentum | Adam | AdamW | RMSprop, Field(discriminator="kind")
     ] = Adam()
     feeding: Annotated[TeacherForcing | OwnTokens, Field(discriminator="kind")] = TeacherForcing()
-    gradient: Literal["explicit", "full", "truncated"] = "explicit"
+    gradient: Literal["explicit", "full", "truncated", "artbp", "rtrl", "snap1", "uoro"] = (
+        "explicit"
+    )
     """explicit: backpropagation through all T steps of a chunk, by the backward pass written by
     hand; full: the same by autodiff; truncated: an update every k1 steps, backpropagated k2 steps,
-    beyond the chunk's edge where k2 > k1."""
+    beyond the chunk's edge where k2 > k1; artbp: cut at random, without bias; and forward in time,
+    from the text's start on: rtrl: exact, for small models; snap1: its sparse approximation; uoro:
+    its unbiased one of rank one."""
     k1: Size | None = None
     """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
     k2: Size | None = None
     """truncated: steps that the gradient goes back from each update."""
+    cut_rate: Chance | None = None
+    """artbp: chance that the gradient is cut between one step and the next."""
     clip_norm: Number | None = None
     """Threshold of the whole gradient's norm; None: no clipping."""
     clip_value: Number | None = None
@@ -244,4 +263,13 @@ class Train:
             raise ValueError(
                 "train.probe.deltas is read off the backward pass of train.gradient=explicit or "
                 f"full: with train.gradient={self.gradient} it must be False"
+            )
+        if self.gradient != "artbp":
+            if self.cut_rate is not None:
+                raise ValueError("train.cut_rate is read only with train.gradient=artbp")
+        elif self.cut_rate is None:
+            raise ValueError("train.gradient=artbp needs train.cut_rate, the chance of a cut")
+        if self.clip_delta is not None and self.gradient in ("artbp", *ONLINE):
+            raise ValueError(
+                "train.clip_delta is read only with train.gradient=explicit, full or truncated"
             )

@@ -1,5 +1,7 @@
 """Gradient estimators: functions (params, carry, batch) -> (loss, carry, grads)."""
 
+from jaxtyping import Array
+
 from lm_jax.config import Train
 from lm_jax.gradients.audit import (
     ClipAudit,
@@ -19,6 +21,7 @@ from lm_jax.gradients.bptt import (
     truncated_bptt,
 )
 from lm_jax.gradients.cliffs import Cliff, Sharpest, cliff, hessian_vector_product, sharpest, slices
+from lm_jax.gradients.compare import Comparison, compare
 from lm_jax.gradients.credit import credit_map, gradient_by_lag
 from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
 from lm_jax.gradients.horizon import credit_horizon, horizon
@@ -42,19 +45,26 @@ from lm_jax.gradients.lyapunov import (
     lyapunov_convergence,
     lyapunov_spectrum,
 )
+from lm_jax.gradients.proof import Check, verify
+from lm_jax.gradients.randomised import randomised_bptt
+from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
+from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
 from lm_jax.gradients.surface import batch_loss
 from lm_jax.gradients.truncations import Truncations, truncations, truncations_by_block
+from lm_jax.gradients.uoro import uoro
 from lm_jax.gradients.word_credit import ClassCredit, credit_by_class, frequency_bands
 from lm_jax.models import LanguageModel
 
 __all__ = [
+    "Check",
     "ClassCredit",
     "Cliff",
     "ClipAudit",
     "ClipSummary",
     "Clipped",
+    "Comparison",
     "Estimator",
     "ExposureCosines",
     "Lane",
@@ -69,6 +79,7 @@ __all__ = [
     "clip_audit",
     "clip_cotangent",
     "clip_summary",
+    "compare",
     "credit_by_class",
     "credit_horizon",
     "credit_map",
@@ -93,29 +104,41 @@ __all__ = [
     "one_lane",
     "predicted_lag_norms",
     "quantile_thresholds",
+    "randomised_bptt",
     "recurrent_spectra",
+    "rtrl",
     "sensitivity",
     "sensitivity_by_probes",
     "sgd",
     "sharpest",
     "singular_values",
     "slices",
+    "snap1",
     "spectra_by_layer",
     "step_jacobians",
     "truncated_bptt",
     "truncations",
     "truncations_by_block",
+    "uoro",
+    "verify",
 ]
 
 
-def make(train: Train, model: LanguageModel) -> Estimator:
+def make(train: Train, model: LanguageModel, *, key: Array) -> Estimator:
     """The estimator that a config names.
 
     Args:
       train: `Config.train`, resolved; its numbers may be tracers.
       model: the language model.
+      key: of what an estimator draws.
     """
     if train.gradient == "truncated" and train.k1 is not None and train.k2 is not None:
         return truncated_bptt(model, k1=train.k1, k2=train.k2, clip_delta=train.clip_delta)
+    if train.gradient == "artbp" and train.cut_rate is not None:
+        return randomised_bptt(model, rate=train.cut_rate, key=key)
+    if train.gradient == "uoro":
+        return uoro(model, key=key)
+    if train.gradient in ("rtrl", "snap1"):
+        return rtrl(model) if train.gradient == "rtrl" else snap1(model)
     whole = full_bptt if train.gradient == "full" else explicit_bptt
     return whole(model, clip_delta=train.clip_delta)

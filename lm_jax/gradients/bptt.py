@@ -51,6 +51,9 @@ class Estimator:
     """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call with the norm of ∂loss/∂
     carry_t of all lanes and layers together beside it, in nats per unit of the carry; None: δ_t is
     not at hand."""
+    redraw: Callable[[Carry, int | Array], Carry] | None = None
+    """(carry, number) -> the carry whose next draw has this number; a call makes at most T of them.
+    None: nothing is drawn."""
 
     def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         return self.estimate(params, carry, batch)
@@ -92,7 +95,7 @@ def _whole(model: LanguageModel, between: Between | None) -> Estimator:
 
         both = jax.value_and_grad(total_nats, argnums=(0, 1), has_aux=True)
         (nats, after), (grads, squares) = both(params, tap)
-        loss, grads = _mean(nats, grads, batch.mask)
+        loss, grads = per_token(nats, grads, batch.mask)
         return (loss, after, grads), squares
 
     def watched(
@@ -195,7 +198,7 @@ def truncated_bptt(
 
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), (x, y, mask, starts))
-        loss, grads = _mean(nats, grads, batch.mask)
+        loss, grads = per_token(nats, grads, batch.mask)
         return loss, history if remembered else history.carry, grads
 
     def model_carry(params: Params, carry: Carry) -> Carry:
@@ -253,7 +256,7 @@ def _clipping(threshold: float | Array | None) -> Between | None:
     return Between(lambda carry, _: clip_cotangent(carry, threshold))
 
 
-def _mean(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
+def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
     """Sums over tokens, divided once at the end by how many there are."""
     tokens = _tokens(mask)
     return nats / tokens, jax.tree.map(lambda g: g / tokens, grads)

@@ -22,6 +22,9 @@ class Between(NamedTuple):
     """(carry, at_t) -> carry: the identity going forward; its own gradient is what it is for."""
     at: Any = None
     """What `act` reads at each step: leaves [T, ...], one slice a step."""
+    returning: bool = False
+    """Whether it acts only on what comes back from the step after, and not on what the loss and the
+    layers above say of the step's own output."""
 
 
 PLAIN = Between(lambda carry, _: carry)
@@ -57,6 +60,8 @@ class LanguageModel(NamedTuple):
     the readout's way of learning. Where nothing of that is asked for, it is the same model."""
     output: Callable[[Carry], Array] | None = None
     """carry -> the h[B, H] that `hidden` gave with it; None where no state is recurrent."""
+    stack: Any = None
+    """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
 
 
 def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:

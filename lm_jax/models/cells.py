@@ -45,6 +45,10 @@ class Cell(NamedTuple):
     scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None
     """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time where a cell
     can; None: step by step."""
+    elementwise: bool = True
+    """Of a cell with a gate: whether unit i of each leaf of its carry [B, H] is made of the old
+    carry's unit i and of columns g H + i of z_h and z_x = x W_xh + b_h alone, and of params whose
+    last axis is the units."""
 
 
 class LSTMState(NamedTuple):
@@ -124,7 +128,7 @@ def lstm(
         # Two arrays, for one that stands twice cannot be donated.
         return LSTMState(*(jnp.zeros((batch_size, hidden_size)) for _ in range(2)))
 
-    return _gated(
+    cell = _gated(
         hidden_size,
         gates=4,
         init_carry=init_carry,
@@ -134,6 +138,7 @@ def lstm(
         init=init,
         prepare=prepare,
     )
+    return cell._replace(elementwise=not layer_norm)
 
 
 def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = None) -> Cell:

@@ -50,6 +50,19 @@ class Layer(NamedTuple):
     `LanguageModel.hidden`."""
     output: Callable[[Carry], Array]
     """carry -> h[B, H]."""
+    cell: Cell | None = None
+    """What it is made of; None where that is another transition."""
+
+
+class Stack(NamedTuple):
+    """The parts of a recurrent model, for what must look between them."""
+
+    vectors: Callable[[Params, Array], Array]
+    """(params of the whole model, x[T, B]) -> what the first layer reads."""
+    layers: tuple[Layer, ...]
+    """From the bottom up."""
+    residual: bool
+    """Whether each layer from the second on adds its input to its output."""
 
 
 def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
@@ -74,7 +87,7 @@ def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
         z_x = cell.prepare(params, times(x, params["W_xh"]))
         return unroll(cell, params, carry, z_x, between, tap)
 
-    return Layer(init, cell.init_carry, run, cell.output)
+    return Layer(init, cell.init_carry, run, cell.output, cell)
 
 
 def unroll(
@@ -105,22 +118,30 @@ def unroll(
 
     def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
         z_x_t, *edge = at_t
-        carry = over_the_edge(cell.step(params, carry, z_x_t), between, *edge)
-        return carry, cell.output(carry)
+        return over_the_edge(cell.step(params, carry, z_x_t), cell.output, between, *edge)
 
     return jax.lax.scan(step, carry, (z_x, between and between.at, tap))
 
 
 def over_the_edge(
-    carry: Carry, between: Between | None, at_t: Any, tap_t: Float[Array, " B"] | None
-) -> Carry:
-    """The carry after a step, through which the gradient will come back.
+    carry: Carry,
+    output: Callable[[Carry], Array],
+    between: Between | None,
+    at_t: Any,
+    tap_t: Float[Array, " B"] | None,
+) -> tuple[Carry, Array]:
+    """The carry after a step, through which the gradient will come back, and its output.
 
-    The tap sees δ_t as it comes, before `between` acts on it.
+    The tap sees δ_t as it comes, before a `between` that is for all of it acts.
     """
-    if between is not None:
+    if between is not None and not between.returning:
         carry = between.act(carry, at_t)
-    return carry if tap_t is None else _tapped(carry, tap_t)
+    if tap_t is not None:
+        carry = _tapped(carry, tap_t)
+    h = output(carry)
+    if between is not None and between.returning:
+        carry = between.act(carry, at_t)
+    return carry, h
 
 
 @jax.custom_vjp

@@ -14,7 +14,7 @@ from lm_jax.models.base import Between, Carry, LanguageModel, Params
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Output, Readout
-from lm_jax.models.recurrence import Layer
+from lm_jax.models.recurrence import Layer, Stack
 
 
 def rnn(
@@ -82,6 +82,11 @@ def rnn(
             loss=out.loss,
             noisy=lambda key: model(noise.drawn(key)),
             output=output,
+            stack=Stack(
+                lambda params, x: embedding.vectors(params["embedding"], x, noise),
+                tuple(layers),
+                residual,
+            ),
         )
 
     return model(noise)

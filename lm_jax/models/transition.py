@@ -56,8 +56,7 @@ def layer(cell: Transition, inputs: int) -> Layer:
             if jnp.issubdtype(x_t.dtype, jnp.integer):
                 x_t = jax.nn.one_hot(x_t, inputs, dtype=float)
             carry = jax.vmap(cell.step, (None, 0, 0))(params, carry, x_t)
-            carry = over_the_edge(carry, between, *edge)
-            return carry, jax.vmap(cell.output)(carry)
+            return over_the_edge(carry, jax.vmap(cell.output), between, *edge)
 
         return jax.lax.scan(step, carry, (x, between and between.at, tap))
 

@@ -13,6 +13,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lm_jax.training import Proof
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
@@ -143,6 +144,32 @@ def _reach(row: Row) -> str:
     if "lyapunov" in row:
         parts.append(f"largest Lyapunov exponent {_figure(row['lyapunov'], '.3f')} nats a step")
     return "; ".join(parts)
+
+
+def show_proof(proof: Proof) -> None:
+    """Prints by how much the routes to a gradient differ, as a table."""
+    table = Table()
+    for column in ("route", "against", "difference", "tolerance", "agrees"):
+        table.add_column(
+            column, justify="right" if column in ("difference", "tolerance") else "left"
+        )
+    for check in proof.checks:
+        table.add_row(
+            escape(check.route),
+            escape(check.against),
+            f"{check.difference:.1e}",
+            f"{check.tolerance:.0e}",
+            "yes" if check.agrees else "NO",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    failed = sum(not check.agrees for check in proof.checks)
+    verdict = f"{failed} of {len(proof.checks)} checks failed" if failed else "all routes agree"
+    console.print(
+        f"{verdict}: {proof.parameters:,} initial parameters, {proof.steps} tokens of "
+        f"{proof.lanes} lanes, float64, largest relative differences",
+        soft_wrap=True,
+    )
 
 
 def _vectors(row: Row) -> str:

@@ -23,6 +23,7 @@ from lm_jax.gradients.audit import (
 )
 from lm_jax.gradients.bptt import explicit_bptt
 from lm_jax.gradients.cliffs import Cliff, cliff
+from lm_jax.gradients.clipping import Threshold
 from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
 from lm_jax.gradients.norms import norm
 from lm_jax.gradients.surface import batch_loss
@@ -58,7 +59,7 @@ def updates(
     carry: Carry,
     batches: Sequence[Batch],
     *,
-    thresholds: Thresholds,
+    thresholds: tuple[Threshold | None, Threshold | None, Threshold | None],
     apply: Apply,
     seed: int = 0,
 ) -> Updates:
@@ -68,7 +69,8 @@ def updates(
       model, params: the model.
       carry: the model's, before the first batch.
       batches: that come next, of one shape.
-      thresholds: of the run's clipping; one that is None is taken from `quantile_thresholds`.
+      thresholds: of the run's clipping by norm, by value and within BPTT; one that is None is taken
+        from `quantile_thresholds`.
       apply: (params, grads) -> params, the run's optimizer.
       seed: of the model's own tokens and of the first direction that is tried.
 
@@ -77,12 +79,12 @@ def updates(
     """
     key = jax.random.key(seed)
     suggested = quantile_thresholds(model, params, carry, batches, share=SHARE)
-    chosen = Thresholds(
-        *(
-            given if given is not None else own
-            for given, own in zip(thresholds, suggested, strict=True)
-        )
+    by_norm, value, delta = (
+        own if given is None else jnp.asarray(given, float)
+        for given, own in zip(thresholds, suggested, strict=True)
     )
+    assert by_norm is not None and value is not None
+    chosen = Thresholds(by_norm, value, delta)
     audit = jax.jit(clip_audit, static_argnames=("model", "apply"))(
         model,
         params,

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from lm_jax.config import RNN, Config, train_of
-from lm_jax.gradients.audit import Apply, Thresholds
+from lm_jax.gradients.audit import Apply
 from lm_jax.gradients.lags import SLOPES
 from lm_jax.gradients.lane import one_lane
 from lm_jax.models.base import Params
@@ -97,7 +97,7 @@ def probe(
         state.params,
         carry,
         batches,
-        thresholds=Thresholds(train.clip_norm, train.clip_value, train.clip_delta),
+        thresholds=(train.clip_norm, train.clip_value, train.clip_delta),
         apply=_optimizer(work, state),
         seed=seed,
     )

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax import gradients
 from lm_jax.config import train_of
 from lm_jax.gradients.surface import batch_loss
 from lm_jax.settings import UserError
@@ -23,7 +22,7 @@ from lm_jax.training.descent import Descent
 from lm_jax.training.journal import Row, read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
-from lm_jax.training.step import TrainState, batch_of
+from lm_jax.training.step import TrainState
 
 NEIGHBOURS = 2  # records on each side that a record's gradient norm is compared with
 
@@ -82,21 +81,20 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     records = [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
     if not records:
         raise UserError(f"{run.run_dir} has no record of an update yet")
-    model, length = work.program.model, work.program.length
-    model_carry = gradients.make(train_of(run.config), model).model_carry
 
     @jax.jit
-    def nats(params, carry, source, step):
-        return batch_loss(model, carry, batch_of(run.config, source, step, length))(params)
+    def nats(params, carry, batch):
+        return batch_loss(work.program.model, carry, batch)(params)
 
     found, state = [], None
     for step in _suspects(records):
         state = replayed(work, work.restored(step) if state is None else state, rows, step)
         # A copy, for the update takes the state's buffers over.
-        carry = jax.tree.map(jnp.copy, model_carry(state.params, state.carry))
-        before = float(nats(state.params, carry, work.source, step))
+        seen = work.program.about(state, work.source, work.numbers)
+        carry, batch = jax.tree.map(jnp.copy, seen)
+        before = float(nats(state.params, carry, batch))
         state = replayed(work, state, rows, step + 1)
-        found.append(Spike(step, before, float(nats(state.params, carry, work.source, step))))
+        found.append(Spike(step, before, float(nats(state.params, carry, batch))))
     before, after = np.array([[_number(spike.before), _number(spike.after)] for spike in found]).T
     return found[int(np.argmax(_difference(after, before)))]
 

@@ -35,6 +35,7 @@ class Draw(enum.IntEnum):
     ORDER = 1
     NOISE = 2
     FEEDING = 3
+    ESTIMATOR = 4
 
 
 class Record(NamedTuple):
@@ -156,7 +157,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             step=none,
             params=params,
             opt_state=optimizer(train_of(config), 0.0).init(params),
-            carry=gradients.make(train_of(config), model).init_carry(data.batch_size),
+            carry=_estimator(config, model).init_carry(data.batch_size),
             record=empty_record(watched),
             verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
             best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
@@ -169,7 +170,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         train = train_of(config)
         model = models.make(config.model, vocab_size)
         noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
-        grad_fn = gradients.make(train, model.noisy(noise))
+        grad_fn = _estimator(config, model.noisy(noise))
         batch = batch_of(config, source, state.step, length)
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
@@ -230,7 +231,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         state: TrainState, source: Streams | Sentences, values: Numbers
     ) -> tuple[Carry, Batch]:
         config = bind(shape, values)
-        made = gradients.make(train_of(config), models.make(config.model, vocab_size))
+        made = _estimator(config, models.make(config.model, vocab_size))
         batch = batch_of(config, source, state.step, length)
         return made.model_carry(state.params, state.carry), batch
 
@@ -340,6 +341,10 @@ def add(
         learning_rate=rate,
         deltas=None if record.deltas is None or deltas is None else record.deltas + deltas,
     )
+
+
+def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
+    return gradients.make(train_of(config), model, key=_key(config, Draw.ESTIMATOR))
 
 
 def _key(config: Config, draw: Draw) -> Array:

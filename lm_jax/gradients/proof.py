@@ -1,0 +1,178 @@
+"""The gradient by four routes that share as little as they can, and by how much they differ.
+
+- explicit BPTT: the backward pass written by hand, which training takes;
+- autodiff of the plain scan;
+- RTRL, forward in time; where its influence would be too large to hold, or a part of the state has
+  no derivative, forward mode along the directions d below: RTRL's recursion for P_t d, not P_t;
+- central differences, (J(θ + ε d) - J(θ - ε d)) / 2ε, along random directions d of length 1, of all
+  parameters and of each block of them, against ⟨∂J/∂θ, d⟩.
+
+The first three differ by rounding alone; their difference is the largest over the blocks of
+‖a - b‖ / ‖b‖, where ‖b‖ counts as at least a millionth of the whole gradient's norm. A difference
+quotient errs by ε² where J is curved and by 1/ε where numbers are rounded, so several ε are tried
+and the one nearest to the slope counts: a slope that is wrong agrees with none. Such differences
+are relative to the root mean square of ⟨g, d⟩, ‖g‖ / √P where P numbers are moved. It counts as at
+least a hundredth of that of the whole gradient: of less, the rounding of J would leave nothing.
+
+All of it is in float64.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lm_jax.data.batches import Batch
+from lm_jax.gradients.bptt import Estimator, explicit_bptt, full_bptt
+from lm_jax.gradients.rtrl import rtrl
+from lm_jax.models import LanguageModel, count, restart
+from lm_jax.models.base import PLAIN, Params
+from lm_jax.settings import UserError
+
+EXACT = 1e-10  # relative; what differs by rounding stays well below, T steps of it included
+APPROXIMATE = 1e-5  # relative; of a difference quotient
+STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
+AUTODIFF = "autodiff"  # what all are held against
+LARGEST = 2**28  # bytes of an influence that is held
+
+
+class Check(NamedTuple):
+    """Two routes to the gradient, and by how much they differ."""
+
+    route: str
+    against: str
+    difference: float
+    """The largest relative one."""
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is within the tolerance; one that is no number is not."""
+        return self.difference <= self.tolerance
+
+
+def verify(
+    model: LanguageModel,
+    params: Params,
+    batch: Batch,
+    *,
+    directions: int = 3,
+    seed: int = 0,
+    largest: int = LARGEST,
+) -> list[Check]:
+    """Whether the routes to the gradient of a batch agree, from the model's first carry.
+
+    A model without recurrence has no RTRL.
+
+    Args:
+      model: the language model.
+      params: at which the gradient is taken; they are turned into float64.
+      batch: what is read; a small one will do.
+      directions: random directions of all parameters together; each block gets one more.
+      seed: of the directions.
+      largest: bytes that RTRL's influence may take before forward mode along the directions does
+        its work.
+
+    Raises:
+      UserError: float64 is switched off, or there is no target in the batch.
+    """
+    if not jax.config.read("jax_enable_x64"):
+        raise UserError("the proof needs float64: jax.config.update('jax_enable_x64', True)")
+    if not jnp.any(batch.mask):
+        raise UserError("the batch has no target, so its gradient is zero by any route")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+    lanes = batch.x.shape[1]
+    carry = model.init_carry(lanes)
+
+    def mean_nats(params: Params) -> Float[Array, ""]:
+        _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, PLAIN)
+        return model.loss(params, h, batch.y, batch.mask) / jnp.sum(batch.mask)
+
+    def gradient(estimator: Estimator) -> Params:
+        return jax.device_get(jax.jit(estimator)(params, carry, batch)[2])
+
+    grads = gradient(full_bptt(model))
+    found = [Check("explicit BPTT", AUTODIFF, _apart(gradient(explicit_bptt(model)), grads), EXACT)]
+    blocks = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
+    draw = jax.jit(_direction)
+    keys = jax.random.split(jax.random.key(seed), directions + len(blocks))
+    along = [draw(key, params, -1) for key in keys[:directions]]
+    if model.output is not None:
+        states = jax.tree.leaves(carry)
+        floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in states)
+        if floating and sum(leaf.size for leaf in states) * count(params) * 8 <= largest:
+            found.append(Check("RTRL", AUTODIFF, _apart(gradient(rtrl(model)), grads), EXACT))
+        else:
+            pushed = jax.jit(lambda d: jax.jvp(mean_nats, (params,), (d,))[1])
+            apart = _worst([_off([pushed(d)], grads, d) for d in along])
+            found.append(Check("RTRL along directions", AUTODIFF, apart, EXACT))
+    nats = jax.jit(lambda distance, d: mean_nats(_moved(params, distance, d)))
+
+    def quotients(d: Params) -> list[Array]:
+        return [(nats(size, d) - nats(-size, d)) / (2 * size) for size in STEPS]
+
+    apart = _worst([_off(quotients(d), grads, d) for d in along])
+    found.append(Check("finite differences", AUTODIFF, apart, APPROXIMATE))
+    for place, block in enumerate(blocks):
+        d = draw(keys[directions + place], params, place)
+        apart = _off(quotients(d), grads, d)
+        found.append(Check(f"finite differences of {block}", AUTODIFF, apart, APPROXIMATE))
+    return found
+
+
+def _direction(key: Array, params: Params, block: int | Array) -> Params:
+    """A random direction of length 1 of one block of the parameters; below 0: of all."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        jnp.where((block < 0) | (block == place), jax.random.normal(k, leaf.shape), 0)
+        for place, (k, leaf) in enumerate(zip(keys, leaves, strict=True))
+    ]
+    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in drawn))
+    return structure.unflatten([leaf / length for leaf in drawn])
+
+
+def _moved(params: Params, distance: Array | float, d: Params) -> Params:
+    return jax.tree.map(lambda leaf, step: leaf + distance * step, params, d)
+
+
+def _apart(a: Params, b: Params) -> float:
+    """The largest relative difference of a block."""
+    least = 1e-6 * _norm(b)
+    ratios = [
+        _over(_norm(x - y), max(_norm(y), least))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return _worst(ratios)
+
+
+def _off(slopes: list[Array], grads: Params, d: Params) -> float:
+    """How far the nearest of some slopes along d is from the gradient's, relatively."""
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(jax.device_get(d)), strict=True)
+    moved = [(g, step) for g, step in pairs if np.any(step)]
+    slope = sum(float(np.vdot(g, step)) for g, step in moved)
+    usual = _norm([g for g, _ in moved]) / math.sqrt(sum(g.size for g, _ in moved))
+    least = 1e-2 * _norm(grads) / math.sqrt(count(grads))
+    off = [abs(float(found) - slope) for found in slopes]
+    return _over(min(off, key=lambda value: (math.isnan(value), value)), max(usual, least))
+
+
+def _worst(ratios: list[float]) -> float:
+    """The largest of some numbers, NaN where one is."""
+    return math.nan if any(map(math.isnan, ratios)) else max(ratios)
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b else a
+
+
+def _norm(tree: Params) -> float:
+    return math.sqrt(sum(float(np.vdot(leaf, leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    """layers.0.W_hh, of a leaf's path."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,100 @@
+"""Truncated backpropagation without bias: cut at random, and what is not cut made larger.
+
+Where the gradient comes back from t + 1 to t, it is cut with a chance q and else divided by 1 - q,
+
+    δ_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ δ_{t+1},   ζ_t = 0 with chance q, else 1 / (1 - q).
+
+E[ζ_t] is 1 and each path back in time crosses an edge once, so the mean over the draws is the full
+gradient (ARTBP; Tallec & Ollivier, 2017, "Unbiasing truncated backpropagation through time"; their
+chance may change with t). A path over l edges is multiplied by (1 - q)^-l where it is kept, so the
+variance grows with the reach of the gradient; the mean length of a stretch that is not cut is 1/q.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lm_jax.data.batches import Batch
+from lm_jax.gradients.bptt import Estimator, per_token
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Between, Carry, Params, restart
+
+
+class Drawn(NamedTuple):
+    """What randomised truncation remembers."""
+
+    carry: Carry
+    """The model's own."""
+    draws: Int[Array, ""]
+    """Batches for which cuts were drawn so far: the number of the next draw."""
+
+
+def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) -> Estimator:
+    """Backpropagation over a chunk, cut at random, whose mean is full BPTT (ARTBP).
+
+    It keeps what autodiff wants kept of every step, as full BPTT does: O(T) memory, and O(T) time.
+    Every lane has cuts of its own, the same for all layers. What is drawn depends on the key and
+    the carry alone. A carry may also be the model's own.
+
+    Args:
+      model: the language model.
+      rate: q, the chance of a cut between one step and the next.
+      key: of all draws.
+
+    Raises:
+      ValueError: the rate is not from 0 to below 1.
+    """
+    if isinstance(rate, float | int) and not 0 <= rate < 1:
+        raise ValueError(f"rate={rate} must be from 0 to below 1")
+
+    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Drawn, Params]:
+        memory = carry if isinstance(carry, Drawn) else Drawn(carry, jnp.zeros((), jnp.int32))
+        kept = 1 - jnp.asarray(rate, float)
+        draw = jax.random.fold_in(key, memory.draws)
+        factors = jax.random.bernoulli(draw, kept, batch.x.shape) / kept
+        between = Between(scale_cotangent, factors, returning=True)
+
+        def total_nats(params: Params) -> tuple[Array, Carry]:
+            before = restart(model, memory.carry, batch.start)
+            after, h = model.hidden(params, before, batch.x, between)
+            return model.loss(params, h, batch.y, batch.mask), after
+
+        (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
+        loss, grads = per_token(nats, grads, batch.mask)
+        return loss, Drawn(after, memory.draws + 1), grads
+
+    def init_carry(batch_size: int) -> Drawn:
+        return Drawn(model.init_carry(batch_size), jnp.zeros((), jnp.int32))
+
+    def model_carry(params: Params, carry: Carry) -> Carry:
+        return carry.carry if isinstance(carry, Drawn) else carry
+
+    def redraw(carry: Drawn, number: int | Array) -> Drawn:
+        return carry._replace(draws=jnp.asarray(number, jnp.int32))
+
+    return Estimator(init_carry, estimate, model_carry, redraw=redraw)
+
+
+@jax.custom_vjp
+def scale_cotangent(carry: Carry, factor: Float[Array, " B"]) -> Carry:
+    """The identity, through which each lane's gradient passes multiplied by a factor.
+
+    Args:
+      carry: leaves [B, ...].
+      factor: of each lane; where it is 0, nothing passes, not even what is not finite.
+    """
+    del factor
+    return carry
+
+
+def _backward(factor: Array, delta: Carry) -> tuple[Carry, Array]:
+    def scaled(leaf: Array) -> Array:
+        by = factor.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(by == 0, 0, leaf * by)
+
+    return jax.tree.map(scaled, delta), jnp.zeros_like(factor)
+
+
+scale_cotangent.defvjp(lambda carry, factor: (carry, factor), _backward)

@@ -1,0 +1,187 @@
+"""Real-time recurrent learning: the gradient carried forward in time with the state.
+
+    s_t = F(θ, s_{t-1}, x_t),   P_t = ∂s_t/∂θ = (∂F/∂s) P_{t-1} + ∂F/∂θ
+
+P_t, the *influence* of the parameters on the state, is known when token t has been read, and with
+it the gradient of the loss at t, ∂J_t/∂θ = (∂J_t/∂s_t) P_t, with nothing kept of the steps before
+(Williams & Zipser, 1989). What only the readout reads has no influence on the state; it gets its
+gradient from the loss of each step directly.
+
+The influence goes on from batch to batch. So the gradient reaches back to where the text started,
+as no BPTT over a chunk does; the part of it from before the batch was found under the parameters
+that there were then.
+
+Letters: B lanes; n numbers in a lane's state, all layers and leaves together; P numbers in the
+parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.data.batches import Batch
+from lm_jax.gradients.bptt import Estimator, per_token
+from lm_jax.gradients.lane import Lane, one_lane
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Carry, Params, restart
+from lm_jax.models.transition import KEY
+from lm_jax.settings import UserError
+
+
+class Influenced(NamedTuple):
+    """What RTRL remembers."""
+
+    carry: Carry
+    """The model's own."""
+    influence: Params
+    """∂s/∂θ: leaves [B, n, *leaf], for all parameters but the readout's."""
+
+
+def rtrl(model: LanguageModel) -> Estimator:
+    """Exact real-time recurrent learning (Williams & Zipser, 1989).
+
+    Memory O(B n P), whatever T is, and time O(B n² P) a step: for small models. A carry may also be
+    the model's own, which is taken as one that no parameter has influenced: the gradient is that of
+    full BPTT then.
+
+    Args:
+      model: a recurrent language model, without noise.
+
+    Raises:
+      UserError: the model has no recurrent state, or one that is not floating-point.
+    """
+    lane = floating_lane(model)
+    _, unravel = ravel_pytree(lane.carry)
+
+    def init_carry(batch_size: int) -> Influenced:
+        n = sum(leaf.size for leaf in jax.tree.leaves(lane.carry))
+        shapes = recurrent(jax.eval_shape(model.init, KEY))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((batch_size, n, *leaf.shape)), shapes)
+        return Influenced(model.init_carry(batch_size), zeros)
+
+    def step(params: Params, memory: Influenced, x: Array, y: Array, mask: Array) -> Stepped:
+        def transition(theta: Params, s: Array, x: Array) -> tuple[Array, Array]:
+            after, _ = ravel_pytree(lane.step({**params, **theta}, unravel(s), x))
+            return after, after
+
+        def advance(influence: Params, s: Array, x: Array) -> tuple[Array, Params]:
+            jacobians = jax.jacrev(transition, argnums=(0, 1), has_aux=True)
+            (immediate, J), after = jacobians(recurrent(params), s, x)
+            travelled = jax.tree.map(lambda P: jnp.tensordot(J, P, 1), influence)
+            return after, jax.tree.map(jnp.add, travelled, immediate)
+
+        s, influence = jax.vmap(advance)(memory.influence, raveled(memory.carry), x)
+        carry = jax.vmap(unravel)(s)
+        nats, grads, d_carry = at_output(model, params, carry, y, mask)
+        d_s = raveled(d_carry)
+        through = jax.tree.map(lambda P: jnp.tensordot(d_s, P, 2), influence)
+        return Influenced(carry, influence), nats, added(grads, through)
+
+    return online(model, Influenced, init_carry, step)
+
+
+Stepped = tuple[Any, Array, Params]
+"""What is remembered after a step, the nats of its targets, and its part of the gradient."""
+
+
+def online(
+    model: LanguageModel,
+    kind: type,
+    init_carry: Callable[[int], Any],
+    step: Callable[[Params, Any, Array, Array, Array], Stepped],
+    **more: Any,
+) -> Estimator:
+    """An estimator that needs no step but the present one.
+
+    Args:
+      model: the language model.
+      kind: the class of what it remembers, which has a field `carry`, the model's own, and nothing
+        but zeros where nothing was read. Any other carry is taken as the model's own.
+      init_carry: batch_size -> what it remembers at first.
+      step: (params, memory, x[B], y[B], mask[B]) -> `Stepped`.
+      more: further fields of the `Estimator`.
+    """
+
+    def estimate(params: Params, carry: Any, batch: Batch) -> tuple[Array, Any, Params]:
+        lanes = batch.x.shape[1]
+        memory = carry if isinstance(carry, kind) else init_carry(lanes)._replace(carry=carry)
+        memory = started(model, memory, batch.start)
+
+        def add_step(sums: tuple, at_t: tuple) -> tuple[tuple, None]:
+            memory, nats, grads = sums
+            memory, more_nats, more_grads = step(params, memory, *at_t)
+            return (memory, nats + more_nats, jax.tree.map(jnp.add, grads, more_grads)), None
+
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        over = batch.x, batch.y, batch.mask
+        (memory, nats, grads), _ = jax.lax.scan(add_step, (memory, *zero), over)
+        loss, grads = per_token(nats, grads, batch.mask)
+        return loss, memory, grads
+
+    def model_carry(params: Params, carry: Any) -> Carry:
+        return carry.carry if isinstance(carry, kind) else carry
+
+    return Estimator(init_carry, estimate, model_carry, **more)
+
+
+def started(model: LanguageModel, memory: Any, start: Bool[Array, " B"]) -> Any:
+    """What is remembered, with nothing of the lanes whose text starts here."""
+
+    def forgotten(leaf: Array) -> Array:
+        if not leaf.ndim:  # it belongs to no lane, such as a number of draws
+            return leaf
+        return jnp.where(start.reshape((-1,) + (1,) * (leaf.ndim - 1)), 0, leaf)
+
+    kept = jax.tree.map(forgotten, memory._replace(carry=None))
+    return kept._replace(carry=restart(model, memory.carry, start))
+
+
+def at_output(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    y: Int[Array, " B"],
+    mask: Bool[Array, " B"],
+) -> tuple[Float[Array, ""], Params, Carry]:
+    """The nats of one step, and its gradient in what the loss reads: parameters and carry."""
+    output = model.output
+    assert output is not None  # `one_lane` has seen to it
+
+    def nats(params: Params, carry: Carry) -> Array:
+        return model.loss(params, output(carry)[None], y[None], mask[None])
+
+    value, (grads, d_carry) = jax.value_and_grad(nats, argnums=(0, 1))(params, carry)
+    return value, grads, d_carry
+
+
+def recurrent(params: Params) -> Params:
+    """The parameters that the transition reads: all but the readout's own."""
+    return {name: part for name, part in params.items() if name != "readout"}
+
+
+def added(grads: Params, through: Params) -> Params:
+    """The gradient with what came through the state."""
+    return {**grads, **jax.tree.map(jnp.add, recurrent(grads), through)}
+
+
+def raveled(carry: Carry) -> Float[Array, "B n"]:
+    """The state of each lane as one vector."""
+    return jax.vmap(lambda lane: ravel_pytree(lane)[0])(carry)
+
+
+def floating_lane(model: LanguageModel) -> Lane:
+    """One lane of a model whose state has derivatives.
+
+    Raises:
+      UserError: it has none.
+    """
+    lane = one_lane(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(lane.carry):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path)
+            raise UserError(f"carry{where} is of type {leaf.dtype}: it has no derivative")
+    return lane

@@ -1,0 +1,357 @@
+"""Gradients forward in time and cut at random, against full backpropagation."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.flatten_util import ravel_pytree
+
+import lm_jax
+from lm_jax import gradients as g
+from lm_jax import models
+from lm_jax.config import RNN, Config, RecurrentDropout, SampledSoftmax, Softmax, Train
+from lm_jax.data.batches import Batch
+from lm_jax.models import transition
+
+KEY = jax.random.key(3)
+BATCH = tiny.batch()
+RAGGED = BATCH._replace(mask=jnp.arange(tiny.T)[:, None] < jnp.array([6, 3, 0])[None, :])
+GOING_ON = BATCH._replace(start=jnp.array([False, True, False]))
+
+
+def part(batch, steps, lanes):
+    """The first steps of the first lanes."""
+    x, y, mask = (a[:steps, :lanes] for a in (batch.x, batch.y, batch.mask))
+    return Batch(x, y, mask, batch.start[:lanes])
+
+
+MODELS = {
+    "elman": {"cell": "elman"},
+    "lstm": {"cell": "lstm", "peepholes": True},
+    "gru": {"cell": "gru"},
+    "two layers": {"layers": 2, "residual": True},
+}
+
+
+def made(**fields):
+    model = tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, **fields})
+    return model, tiny.moved(model.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request):
+    """A model, its parameters, and its estimators by name, compiled."""
+    model, params = made(**MODELS[request.param])
+    estimators = {"rtrl": g.rtrl(model), "snap1": g.snap1(model), "full": g.full_bptt(model)}
+    compiled = {name: jax.jit(estimator) for name, estimator in estimators.items()}
+    return model, params, compiled
+
+
+def some_carry(model):
+    return jax.tree.map(lambda a: a + 0.1, model.init_carry(tiny.B))
+
+
+def test_rtrl_is_full_bptt_of_a_chunk(case):
+    model, params, compiled = case
+    for batch in (BATCH, RAGGED, GOING_ON):
+        loss, carry, grads = compiled["rtrl"](params, some_carry(model), batch)
+        expected = compiled["full"](params, some_carry(model), batch)
+        tiny.assert_trees_close((loss, carry.carry, grads), expected)
+
+
+def test_rtrl_is_full_bptt_of_a_tied_readout_with_what_training_adds_at_each_step():
+    readout = Softmax(tied=True, label_smoothing=0.2)
+    model, params = made(embedding_size=4, readout=readout, activation_penalty=0.5)
+    noisy, carry = model.noisy(KEY), some_carry(model)
+    loss, _, grads = jax.jit(g.rtrl(noisy))(params, carry, RAGGED)
+    expected_loss, _, expected = jax.jit(g.full_bptt(noisy))(params, carry, RAGGED)
+    tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+
+
+def own(carry, step):
+    """A model of a cell of one's own."""
+    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
+    layers = [transition.layer(cell, tiny.V)]
+    return models.rnn(models.Embedding(tiny.V, None), layers, models.softmax(tiny.V), hidden_size=3)
+
+
+def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
+    def step(params, carry, x):
+        h, trace = carry
+        return jnp.tanh(params["a"] * h + trace + x[:3]), 0.9 * trace + params["a"] * h[::-1]
+
+    model = own((jnp.zeros(3), jnp.zeros(3)), step)
+    params = tiny.moved(model.init(KEY))
+    loss, _, grads = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
+    expected_loss, _, expected = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
+    tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+
+
+def test_a_state_without_a_derivative_is_refused():
+    model = own((jnp.zeros(3), jnp.zeros((), jnp.int32)), lambda params, carry, x: carry)
+    for estimator in (g.rtrl, lambda model: g.uoro(model, key=KEY)):
+        with pytest.raises(ValueError, match=r"carry\[0\]\[1\] is of type int32"):
+            estimator(model)
+    with pytest.raises(ValueError, match="elementwise"):
+        g.snap1(model)
+
+
+def test_the_influence_goes_on_from_batch_to_batch(case):
+    """The second chunk's gradient is that of BPTT over both, the first one's losses left out."""
+    model, params, compiled = case
+    first, second = BATCH, tiny.batch(5, start=False)
+    _, carry, _ = compiled["rtrl"](params, g.rtrl(model).init_carry(tiny.B), first)
+    loss, _, grads = compiled["rtrl"](params, carry, second)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    both = both._replace(mask=both.mask.at[: tiny.T].set(False), start=first.start)
+    expected_loss, _, expected = compiled["full"](params, model.init_carry(tiny.B), both)
+    tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+    # Without the influence it is the gradient of the second chunk alone, which is another one.
+    _, _, short = compiled["rtrl"](params, carry.carry, second)
+    tiny.assert_trees_close(short, compiled["full"](params, carry.carry, second)[2])
+    assert not np.allclose(short["layers"][0]["W_hh"], grads["layers"][0]["W_hh"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["rtrl", "snap1", "uoro"])
+def test_a_lane_that_starts_again_is_influenced_by_nothing(name):
+    model, params = made()
+    estimator = {"rtrl": g.rtrl, "snap1": g.snap1}.get(name, lambda m: g.uoro(m, key=KEY))(model)
+    estimate = jax.jit(estimator)
+    _, carry, _ = estimate(params, estimator.init_carry(tiny.B), BATCH)
+    batch = GOING_ON._replace(mask=BATCH.mask.at[:, 0].set(False).at[:, 2].set(False))
+    fresh = estimator.init_carry(tiny.B)
+    if name == "uoro":
+        fresh = fresh._replace(draws=carry.draws)
+    _, _, grads = estimate(params, carry, batch)
+    tiny.assert_trees_equal(grads, estimate(params, fresh, batch)[2])
+    _, _, other = estimate(params, carry, batch._replace(start=batch.start & False))
+    assert not np.allclose(other["layers"][0]["W_hh"], grads["layers"][0]["W_hh"], rtol=1e-3)
+
+
+def test_the_first_step_of_snap1_is_rtrl(case):
+    model, params, compiled = case
+    first = part(BATCH, 1, tiny.B)._replace(start=BATCH.start & False)
+    loss, carry, grads = compiled["snap1"](params, some_carry(model), first)
+    expected = compiled["full"](params, some_carry(model), first)
+    tiny.assert_trees_close((loss, carry.carry, grads), expected)
+
+
+def diagonal(params):
+    """The parameters, each block of W_hh with its diagonal alone."""
+    layers = []
+    for own in params["layers"]:
+        W = own["W_hh"]
+        eye = np.tile(np.eye(len(W)), W.shape[1] // len(W))
+        layers.append({**own, "W_hh": W * eye})
+    return {**params, "layers": layers}
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+def test_snap1_is_exact_where_no_unit_hears_another(cell):
+    model, params = made(cell=cell, embedding_size=None, peepholes=cell == "lstm")
+    params = diagonal(params)
+    snap, exact = jax.jit(g.snap1(model)), jax.jit(g.rtrl(model))
+    carries = g.snap1(model).init_carry(tiny.B), g.rtrl(model).init_carry(tiny.B)
+    for batch in (RAGGED, GOING_ON):
+        loss, first, grads = snap(params, carries[0], batch)
+        expected_loss, second, expected = exact(params, carries[1], batch)
+        tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+        carries = first, second
+
+
+def test_snap1_of_the_top_layer_is_exact_where_no_unit_hears_another(case):
+    """And so it is in a stack, where what the layers below do to it is not counted."""
+    model, params, compiled = case
+    _, _, grads = compiled["snap1"](diagonal(params), model.init_carry(tiny.B), BATCH)
+    _, _, full = compiled["full"](diagonal(params), model.init_carry(tiny.B), BATCH)
+    tiny.assert_trees_close(
+        (grads["layers"][-1], grads["readout"]), (full["layers"][-1], full["readout"])
+    )
+    if len(full["layers"]) > 1:
+        assert not np.allclose(grads["layers"][0]["W_hh"], full["layers"][0]["W_hh"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_snap1_is_rtrl_that_forgets_what_takes_more_than_a_step(cell):
+    """Against a dense influence, of which all but the pattern of one step is dropped each time."""
+    model, params = made(cell=cell, embedding_size=None)
+    lane = g.one_lane(model)
+    s, unravel = ravel_pytree(lane.carry)
+
+    def transition(layers, s, x):
+        return ravel_pytree(lane.step({**params, "layers": layers}, unravel(s), x))[0]
+
+    def pattern(leaf):
+        unit = np.arange(len(s)).reshape(-1, *[1] * (leaf.ndim - 1)) % 4
+        column = np.arange(leaf.shape[-1]).reshape(*[1] * (leaf.ndim - 1), -1) % 4
+        return jnp.where(jnp.broadcast_to(unit == column, leaf.shape), leaf, 0)
+
+    @jax.jit
+    def step(influence, s, x, y):
+        now, J = jax.jacfwd(transition, argnums=(0, 1))(params["layers"], s, x)
+        kept = jax.tree.map(lambda P, new: pattern(jnp.tensordot(J, P, 1)) + new, influence, now)
+        s = transition(params["layers"], s, x)
+        slope = jax.grad(lambda s: lane.loss(params, unravel(s), y))(s)
+        return kept, s, jax.tree.map(lambda P: jnp.tensordot(slope, P, 1), kept), now
+
+    influence = jax.tree.map(lambda a: jnp.zeros((len(s), *a.shape)), params["layers"])
+    total = jax.tree.map(jnp.zeros_like, params["layers"])
+    for x, y in zip(BATCH.x[:, 0], BATCH.y[:, 0], strict=True):
+        influence, s, more, immediate = step(influence, s, x, y)
+        tiny.assert_trees_equal(immediate, jax.tree.map(pattern, immediate))
+        total = jax.tree.map(lambda a, b: a + b / tiny.T, total, more)
+    one = part(BATCH, tiny.T, 1)
+    _, _, grads = jax.jit(g.snap1(model))(params, model.init_carry(1), one)
+    tiny.assert_trees_close(grads["layers"], total)
+
+
+SMALL = {"hidden_size": 2, "embedding_size": 2, "layers": 2}
+SHORT = part(BATCH, 3, 2)
+
+
+def see_unbiased(drawn, exact):
+    """Every entry of the mean is within 4 standard errors; where nothing is drawn, it is exact."""
+
+    def see(draws, expected):
+        error = np.std(draws, axis=0) / np.sqrt(len(draws))
+        assert np.all(np.abs(np.mean(draws, axis=0) - expected) <= 4 * error + 1e-12)
+
+    jax.tree.map(see, drawn, exact)
+    spread = np.std(drawn["layers"][0]["W_hh"], axis=0)
+    assert np.all(spread > 1e-4)
+
+
+def test_the_mean_of_uoro_is_rtrl_over_two_batches():
+    model, params = made(**SMALL)
+    second = SHORT._replace(x=SHORT.y, y=SHORT.x, start=jnp.array([False, True]))
+
+    def over_both(estimator):
+        _, carry, _ = estimator(params, estimator.init_carry(2), SHORT)
+        return estimator(params, carry, second)[2]
+
+    keys = jax.random.split(KEY, 4000)
+    drawn = jax.jit(jax.vmap(lambda key: over_both(g.uoro(model, key=key))))(keys)
+    exact = jax.jit(lambda: over_both(g.rtrl(model)))()
+    see_unbiased(drawn, exact)
+    np.testing.assert_allclose(
+        drawn["readout"]["W_hy"],
+        np.broadcast_to(exact["readout"]["W_hy"], drawn["readout"]["W_hy"].shape),
+        rtol=1e-12,
+    )
+
+
+def test_uoro_is_exact_where_the_influence_is_of_rank_one():
+    """One number of state, one step: the influence is one row."""
+    model, params = made(hidden_size=1)
+    at = params, model.init_carry(tiny.B), part(BATCH, 1, tiny.B)
+    found = jax.jit(g.uoro(model, key=KEY))(*at)[2]
+    exact = jax.jit(g.full_bptt(model))(*at)[2]
+    tiny.assert_trees_close(found, exact, 1e-6)  # epsilon, which cancels in the product
+
+
+def test_the_mean_of_randomised_truncation_is_full_bptt():
+    model, params = made(**SMALL)
+    carry = model.init_carry(2)
+    keys = jax.random.split(KEY, 4000)
+
+    def estimate(key):
+        return g.randomised_bptt(model, rate=0.4, key=key)(params, carry, SHORT)[2]
+
+    drawn = jax.jit(jax.vmap(estimate))(keys)
+    see_unbiased(drawn, jax.jit(g.full_bptt(model))(params, carry, SHORT)[2])
+
+
+def test_randomised_truncation_lies_between_full_bptt_and_one_step():
+    model, params = made(**SMALL)
+    carry = model.init_carry(tiny.B)
+    full = jax.jit(g.full_bptt(model))(params, carry, BATCH)
+    cut = jax.jit(lambda rate: g.randomised_bptt(model, rate=rate, key=KEY)(params, carry, BATCH))
+    loss, after, grads = cut(0.0)
+    tiny.assert_trees_close((loss, after.carry, grads), full)
+    # Where every edge is cut, each loss teaches its own step.
+    loss, _, grads = cut(1 - 1e-15)
+    short_loss, _, short = jax.jit(g.truncated_bptt(model, k1=1, k2=1))(params, carry, BATCH)
+    tiny.assert_trees_close((loss, grads), (short_loss, short))
+
+
+@pytest.mark.parametrize("name", ["uoro", "artbp"])
+def test_draws_depend_on_the_carry_alone(name):
+    model, params = made(**SMALL)
+    if name == "uoro":
+        estimator, draws = g.uoro(model, key=KEY), 2 * tiny.T
+    else:
+        estimator, draws = g.randomised_bptt(model, rate=0.5, key=KEY), 2
+    estimate = jax.jit(estimator)
+    start = estimator.init_carry(tiny.B)
+    _, second, first_grads = estimate(params, start, BATCH)
+    tiny.assert_trees_equal(estimate(params, start, BATCH), estimate(params, start, BATCH))
+    tiny.assert_trees_equal(estimate(params, model.init_carry(tiny.B), BATCH)[2], first_grads)
+    _, third, second_grads = estimate(
+        params, second, BATCH
+    )  # the text starts again, the draws do not
+    W, V = (grads["layers"][0]["W_hh"] for grads in (first_grads, second_grads))
+    assert not np.allclose(W, V, rtol=1e-3)
+    assert (third.draws, third.draws.dtype) == (draws, jnp.int32)
+    again = estimate(params, estimator.redraw(third, 0), BATCH)[2]
+    tiny.assert_trees_equal(again, first_grads)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"model\.kind=rnn"):
+        g.rtrl(tiny.window())
+    with pytest.raises(ValueError, match=r"model\.kind=rnn"):
+        g.snap1(tiny.window())
+    for fields in ({"cell": "lstm", "layer_norm": True}, {"cell": "gru", "reset": "before"}):
+        with pytest.raises(ValueError, match="elementwise"):
+            g.snap1(tiny.rnn(**fields))
+    with pytest.raises(ValueError, match=r"rate=1\.0 must be from 0 to below 1"):
+        g.randomised_bptt(tiny.rnn(), rate=1.0, key=KEY)
+
+
+def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
+    model, params = made()
+    broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), model.init_carry(tiny.B))
+    batch = BATCH._replace(start=BATCH.start & False)
+    for estimator in (g.rtrl(model), g.snap1(model), g.uoro(model, key=KEY)):
+        loss, _, grads = jax.jit(estimator)(params, broken, batch)
+        assert np.all(np.isnan([loss, *grads["layers"][0]["W_hh"].ravel()]))
+
+
+@pytest.mark.parametrize("gradient", ["rtrl", "snap1", "uoro", "artbp"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
+    rate = {"cut_rate": 0.3} if gradient == "artbp" else {}
+    settings = {"gradient": gradient, "keep_best": False, **rate}
+
+    def train(steps, name):
+        config = tiny.config(train={**settings, "steps": steps, "validate_every": 100})
+        return lm_jax.train(config, tmp_path / name, text=tiny.TEXT)
+
+    whole = train(6, "whole")
+    train(3, "stopped")
+    again = train(6, "stopped")
+    tiny.assert_trees_equal(again.params, whole.params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(whole.params))
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({}, {"cut_rate": 0.1}, "train.cut_rate is read only with train.gradient=artbp"),
+        ({}, {"gradient": "artbp"}, "train.gradient=artbp needs train.cut_rate"),
+        ({}, {"gradient": "rtrl", "clip_delta": 1.0}, "train.clip_delta is read only with"),
+        (
+            {"dropout": RecurrentDropout(inputs=0.1)},
+            {"gradient": "uoro"},
+            "model.dropout.inputs=0.1 does not go with train.gradient=uoro",
+        ),
+        ({"change_penalty": 0.1}, {"gradient": "rtrl"}, "model.change_penalty=0.1 does not go"),
+        ({"readout": SampledSoftmax()}, {"gradient": "rtrl"}, "model.readout.kind=sampled"),
+        ({"cell": "mingru"}, {"gradient": "snap1"}, "train.gradient=snap1 needs a cell"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(model, train, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config(model=RNN(**model), train=Train(**train))

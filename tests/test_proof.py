@@ -1,0 +1,176 @@
+"""The proof: the routes agree for every cell, and one wrong number in a gradient breaks it."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax import gradients as g
+from lm_jax import models
+from lm_jax.gradients import proof
+from lm_jax.models import transition
+
+ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("run_verify", ROOT / "run.py")
+run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run)
+
+BATCH = tiny.batch(length=4, lanes=2)
+EXPERIMENT = """
+from lm_jax.config import Config, Data, RNN, Train
+
+def config():
+    return Config(
+        data=Data(source="file", train="text.txt", batch_size=4, length=8),
+        model=RNN(embedding_size=3, hidden_size=4),
+    )
+"""
+
+
+def verified(model, **settings):
+    params = jax.jit(model.init)(jax.random.key(0))
+    return g.verify(model, params, BATCH, directions=2, **settings)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cell": "elman", "activation": "relu", "layers": 2, "residual": True},
+        {"cell": "lstm", "layer_norm": True, "peepholes": True},
+        {"cell": "gru", "embedding_size": None},
+        {"cell": "gru", "reset": "before"},
+        {"cell": "minlstm"},
+        {"cell": "diagonal"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_all_routes_agree_for_every_cell(fields):
+    model = tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, **fields})
+    checks = verified(model)
+    assert [check.route for check in checks[:3]] == ["explicit BPTT", "RTRL", "finite differences"]
+    blocks = len(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+    assert len(checks) == 3 + blocks
+    assert all(check.agrees for check in checks)
+    assert max(check.difference for check in checks[:2]) < 1e-11
+
+
+def test_a_model_without_recurrence_is_proven_without_rtrl():
+    checks = verified(tiny.window())
+    assert [check.route for check in checks[:2]] == ["explicit BPTT", "finite differences"]
+    assert all(check.agrees for check in checks)
+
+
+def test_where_an_influence_would_be_too_large_forward_mode_goes_along_the_directions():
+    checks = verified(tiny.rnn(), largest=100)
+    assert checks[1].route == "RTRL along directions"
+    assert checks[1].difference < 1e-11
+
+
+def test_a_state_of_which_a_part_has_no_derivative_goes_along_the_directions():
+    def step(params, carry, x):
+        return jnp.tanh(params["a"] * carry[0] + x[:3] + carry[1]), carry[1] + 1
+
+    carry = (jnp.zeros(3), jnp.zeros((), jnp.int32))
+    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
+    layers = [transition.layer(cell, tiny.V)]
+    embedding, readout = models.Embedding(tiny.V, None), models.softmax(tiny.V)
+    checks = verified(models.rnn(embedding, layers, readout, hidden_size=3))
+    assert checks[1].route == "RTRL along directions"
+    assert all(check.agrees for check in checks)
+
+
+def wrong_by_a_little(make):
+    """An estimator one of whose numbers is wrong by 0.1 % of the gradient's norm."""
+
+    def made(model):
+        estimator = make(model)
+
+        def estimate(params, carry, batch):
+            loss, carry, grads = estimator(params, carry, batch)
+            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
+            own, *above = grads["layers"]
+            own = {**own, "W_hh": own["W_hh"].at[0, 1].add(1e-3 * norm)}
+            return loss, carry, {**grads, "layers": [own, *above]}
+
+        return g.Estimator(estimator.init_carry, estimate, estimator.model_carry)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "failing"),
+    [
+        ("explicit_bptt", {"explicit BPTT"}),
+        ("rtrl", {"RTRL"}),
+        # What all are held against is wrong itself.
+        (
+            "full_bptt",
+            {"explicit BPTT", "RTRL", "finite differences", "finite differences of layers.0.W_hh"},
+        ),
+    ],
+)
+def test_one_wrong_number_breaks_the_checks_that_see_it(name, failing, monkeypatch):
+    monkeypatch.setattr(proof, name, wrong_by_a_little(getattr(proof, name)))
+    model = tiny.rnn(hidden_size=4, embedding_size=3)
+    assert {check.route for check in verified(model) if not check.agrees} == failing
+
+
+def test_a_gradient_that_is_not_finite_is_not_proven():
+    model = tiny.rnn(hidden_size=4, embedding_size=3)
+    params = jax.jit(model.init)(jax.random.key(0))
+    params["readout"]["b_y"] = params["readout"]["b_y"].at[0].set(jnp.nan)
+    checks = g.verify(model, params, BATCH, directions=1)
+    assert np.isnan(checks[0].difference)
+    assert not any(check.agrees for check in checks)
+
+
+def test_a_batch_without_targets_proves_nothing():
+    model = tiny.rnn(hidden_size=4, embedding_size=3)
+    with pytest.raises(ValueError, match="no target"):
+        g.verify(model, model.init(jax.random.key(0)), BATCH._replace(mask=BATCH.mask & False))
+
+
+def test_without_float64_there_is_no_proof():
+    model = tiny.rnn(hidden_size=4, embedding_size=3)
+    with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
+        g.verify(model, model.init(jax.random.key(0)), BATCH)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(tiny.TEXT)
+    (tmp_path / "lab.py").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def told(capsys, *arguments):
+    status = run.main(["verify", "lab.py", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypatch):
+    status, out, err = told(capsys, "--model.cell", "lstm")
+    assert (status, err) == (0, "")
+    assert "RTRL" in out
+    assert "all routes agree: " in out
+    assert "8 tokens of 2 lanes, float64" in out
+    assert "NO" not in out
+    monkeypatch.setattr(proof, "explicit_bptt", wrong_by_a_little(proof.explicit_bptt))
+    status, out, _ = told(capsys, "--model.cell", "lstm")
+    assert status == 1
+    assert "1 of 9 checks failed" in out
+
+
+def test_the_command_tells_mistakes_in_one_line(folder, capsys):
+    status, _, err = told(capsys, "--model.kind", "ngram")
+    assert (status, err) == (2, "error: model.kind=ngram is not trained by gradients\n")
+    status, _, err = told(capsys, "--model.hiden-size", "3")
+    assert status == 2
+    assert "--model.hiden-size" in err
+    assert len(err.splitlines()) == 1
