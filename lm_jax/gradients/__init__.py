@@ -42,6 +42,7 @@ from lm_jax.gradients.lyapunov import (
     lyapunov_convergence,
     lyapunov_spectrum,
 )
+from lm_jax.gradients.remedies import omega, with_omega
 from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
 from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
 from lm_jax.gradients.surface import batch_loss
@@ -90,6 +91,7 @@ __all__ = [
     "lyapunov_spectrum",
     "make",
     "mean_lag_norms",
+    "omega",
     "one_lane",
     "predicted_lag_norms",
     "quantile_thresholds",
@@ -105,6 +107,7 @@ __all__ = [
     "truncated_bptt",
     "truncations",
     "truncations_by_block",
+    "with_omega",
 ]
 
 
