@@ -89,6 +89,8 @@ def named(points: Any) -> dict[str, dict[str, Any]]:
 def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """The config with the alternatives that flags such as `--model.kind window` ask for.
 
+    `--model window` says the same.
+
     What flags there are beside them depends on it, so it must be known before any is parsed.
 
     Returns:
@@ -98,8 +100,8 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
     words = iter(arguments)
     for word in words:
         flag, equals, kind = word.partition("=")
-        path = flag.removeprefix("--").removesuffix(".kind")
-        known = alternatives(Config, path) if flag.endswith(".kind") else {}
+        path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
+        known = alternatives(Config, path)
         if not known:
             rest.append(word)
             continue
@@ -135,8 +137,10 @@ def train_command(default: Config) -> Callable[..., int]:
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
             return 1
-        text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
-        print(f"\na sample:\n\n{text.strip()}\n\n{run_dir}")
+        if not config.data.drawn:
+            text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
+            print(f"\na sample:\n\n{text.strip()}\n")
+        print(run_dir)
         return 0
 
     return train
@@ -155,7 +159,8 @@ def without(words: list[str], valued: str, plain: str) -> list[str]:
 def display_of(name: str, config: Config) -> Display:
     """What shows a run while it trains."""
     train = config.train
-    return Display(name, train.steps, train.epochs) if train else Display(name, 0)
+    unit = "squared error" if config.data.real else "nats a token"
+    return Display(name, train.steps, train.epochs, unit) if train else Display(name, 0)
 
 
 def sweep_command(
@@ -269,7 +274,7 @@ def score(
     if exposure is not None and by is not None:
         raise UserError("--by and --exposure do not go together: the figures are by position")
     text = file_text(str(file), str(file))
-    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
+    run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     if exposure is not None:
         gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
@@ -289,6 +294,13 @@ def score(
         blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
+
+
+def reading_text(run_dir: Path) -> lm_jax.Run:
+    """A run whose model reads text."""
+    run = lm_jax.load_run(run_dir)
+    run.vocabulary.boundary  # noqa: B018 - a task's vocabulary refuses
+    return run
 
 
 def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
@@ -387,7 +399,7 @@ def sample(
     drawn = filled(wishes)
     if beam is not None and drawn:
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
-    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
+    run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     common = {"prompt": prompt, "length": length, "stop": stop}
     if beam is not None:

@@ -221,6 +221,9 @@ class Train:
     weight_decay: Weight | None = None
     """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is
     apart from the gradient); None: none."""
+    omega: Weight | None = None
+    """Weight of the regulariser that keeps the norm of the gradient on its way back (Pascanu et
+    al., 2013, equation 9; `lm_jax.gradients.remedies`), on W_hh; None: none."""
     validate_every: Size | None = None
     """Updates between looks at the validation split; None: an epoch's."""
     patience: Size | None = None
