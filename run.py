@@ -63,8 +63,10 @@ def train_command(default: Config) -> Callable[..., int]:
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
             return 1
-        text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
-        print(f"\na sample:\n\n{text.strip()}\n\n{run_dir}")
+        if not config.data.drawn:
+            text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
+            print(f"\na sample:\n\n{text.strip()}\n")
+        print(run_dir)
         return 0
 
     return train
@@ -83,7 +85,8 @@ def without(words: list[str], valued: str, plain: str) -> list[str]:
 def display_of(name: str, config: Config) -> Display:
     """What shows a run while it trains."""
     train = config.train
-    return Display(name, train.steps, train.epochs) if train else Display(name, 0)
+    unit = "squared error" if config.data.real else "nats a token"
+    return Display(name, train.steps, train.epochs, unit) if train else Display(name, 0)
 
 
 def sweep_command(
@@ -221,7 +224,7 @@ def score(
     if exposure is not None and by is not None:
         raise UserError("--by and --exposure do not go together: the figures are by position")
     text = file_text(str(file), str(file))
-    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
+    run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     if exposure is not None:
         gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
@@ -241,6 +244,13 @@ def score(
         blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
+
+
+def reading_text(run_dir: Path) -> lm_jax.Run:
+    """A run whose model reads text."""
+    run = lm_jax.load_run(run_dir)
+    run.vocabulary.boundary  # noqa: B018 - a task's vocabulary refuses
+    return run
 
 
 def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
@@ -339,7 +349,7 @@ def sample(
     drawn = filled(wishes)
     if beam is not None and drawn:
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
-    run = mixed(lm_jax.load_run(run_dir), mix, mix_weight)
+    run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
     common = {"prompt": prompt, "length": length, "stop": stop}
     if beam is not None:

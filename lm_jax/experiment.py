@@ -65,6 +65,8 @@ def named(points: Any) -> dict[str, dict[str, Any]]:
 def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """The config with the alternatives that flags such as `--model.kind window` ask for.
 
+    `--model window` says the same.
+
     What flags there are beside them depends on it, so it must be known before any is parsed.
 
     Returns:
@@ -74,8 +76,8 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
     words = iter(arguments)
     for word in words:
         flag, equals, kind = word.partition("=")
-        path = flag.removeprefix("--").removesuffix(".kind")
-        known = alternatives(Config, path) if flag.endswith(".kind") else {}
+        path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
+        known = alternatives(Config, path)
         if not known:
             rest.append(word)
             continue

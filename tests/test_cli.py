@@ -347,3 +347,24 @@ def test_a_sweep_of_no_points_is_one_line(sweep, said, folder, capsys):
     assert status == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys):
+    words = ("train", "lab.py", "--data.source", "task", "--data.train", "None")
+    task = ("--data.task", "copy", "--data.task.items", "2", "--data.length", "7")
+    status, out, err = told(capsys, *words, *task, "--run-dir", "copied")
+    assert status == 0
+    assert "right" in out
+    assert "a sample" not in out
+    assert "of the sequences right" in err
+    assert json.loads((folder / "copied" / "result.json").read_text())["splits"]["test"]["chance"]
+    for command in (("score", "copied", "text.txt"), ("sample", "copied")):
+        status, out, err = told(capsys, *command)
+        assert (status, out) == (2, "")
+        assert err == "error: a model of a task reads no text: it can neither score nor sample\n"
+    status, _, err = told(capsys, *words, "--data.task", "cpy")
+    assert (status, err.startswith("error: --data.task=cpy: choose from")) == (2, True)
+    assert err.endswith("; did you mean 'copy'?\n")
+    status, _, err = told(capsys, *words, *task[:-1], "4")
+    assert status == 2
+    assert "data.length=4 is too short for data.task=copy, which takes 5 steps or more" in err

@@ -46,7 +46,8 @@ def test_links_and_flags_are_there(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / target).exists(), target
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
-    for place in ("model", "model.readout", "train.optimizer", "train.schedule", "train.feeding"):
+    places = ("data.task", "model", "model.readout")
+    for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):
         for kind in alternatives(Config, place).values():
             names = [path for path, _, _ in fields(kind())]
             flags |= {f"--{place}.{name.replace('_', '-')}" for name in names}

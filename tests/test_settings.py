@@ -313,6 +313,11 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
         jax.eval_shape(program.advance, state, source, numbers, 1)
         jax.eval_shape(program.judge, state, jnp.zeros(()), numbers)
     corpus.load(Data(source="tfds", name="any"))
+    for task in (c.Copy(symbols=7, items=2), c.Memorisation(symbols=7, items=2)):
+        corpus.load(Data(task=task, length=9))
+    corpus.load(Data(task=c.Permutation(symbols=7), length=9))
+    markov = c.Markov(symbols=7, order=1, sharpness=0.7, characters=900, seed=7)
+    corpus.load(Data(task=markov))
     corpus.load(Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="word"))
     corpus.load(Data(source="memory", tokenizer="bpe"), tiny.TEXT)
     vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}

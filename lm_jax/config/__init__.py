@@ -28,6 +28,17 @@ from lm_jax.config.model import (
     Window,
 )
 from lm_jax.config.source import sha256_of, sha256_of_vectors
+from lm_jax.config.task import (
+    Adding,
+    Copy,
+    Markov,
+    Memorisation,
+    Multiplication,
+    Permutation,
+    Task,
+    TemporalOrder,
+    refuse_misfits,
+)
 from lm_jax.config.train import (
     ASGD,
     ONLINE,
@@ -66,27 +77,35 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdaptiveSoftmax",
+    "Adding",
     "Config",
     "Constant",
     "Convolution",
+    "Copy",
     "Cosine",
     "Data",
     "Dropout",
     "Epochs",
     "LiveProbe",
+    "Markov",
+    "Memorisation",
     "Model",
     "Momentum",
+    "Multiplication",
     "NGram",
     "Network",
     "NoProbe",
     "NoiseContrastive",
     "OwnTokens",
+    "Permutation",
     "Plateau",
     "RMSprop",
     "RecurrentDropout",
     "SampledSoftmax",
     "Softmax",
+    "Task",
     "TeacherForcing",
+    "TemporalOrder",
     "Train",
     "Window",
     "in_steps",
@@ -121,6 +140,10 @@ class Config:
                     "data.batching=sentences is not read with model.kind=ngram: whether a context "
                     "ends with its line is told by model.bounded"
                 )
+            if self.data.task is not None and self.data.drawn:
+                raise ValueError(
+                    f"model.kind=ngram counts a text, and data.task={self.data.task.kind} is none"
+                )
             # What is not read is not there, so that it cannot make two runs of one.
             object.__setattr__(self, "train", None)
             return
@@ -130,6 +153,8 @@ class Config:
             through_time = {
                 "gradient": (self.train.gradient, "explicit"),
                 "clip_delta": (self.train.clip_delta, None),
+                "omega": (self.train.omega, None),
+                "flossing": (self.train.flossing, None),
                 "probe.kind": (self.train.probe.kind, "off"),
             }
             for field, (value, idle) in through_time.items():
@@ -138,18 +163,38 @@ class Config:
                         f"train.{field}={value} has no meaning with model.kind={self.model.kind}: "
                         "its gradient does not travel through time"
                     )
-        elif self.train.gradient in ONLINE:
-            _refuse_online(self.model, self.train.gradient)
-        if self.data.batching == "sentences" and self.train.gradient == "truncated":
+        else:
+            _refuse_through_time(self.model, self.train)
+        if self.data.task is not None and self.data.drawn:
+            refuse_misfits(self.data.task, self.model, self.train)
+        whole_text = self.data.batching == "sentences"
+        if (whole_text or self.data.drawn) and self.train.gradient == "truncated":
             length = self.data.length
+            what = "data.batching=sentences" if whole_text else "data.source=task"
+            one = "sentence" if whole_text else "sequence"
             whole = {"k1": self.train.k1 in (None, length), "k2": (self.train.k2 or 0) <= length}
             for field, fits in whole.items():
                 if not fits:
                     raise ValueError(
                         f"train.{field}={getattr(self.train, field)} does not fit "
-                        f"data.batching=sentences with data.length={length}: "
-                        "a sentence is read whole, in one update"
+                        f"{what} with data.length={length}: "
+                        f"a {one} is read whole, in one update"
                     )
+
+
+def _refuse_through_time(model: RNN, train: Train) -> None:
+    """Refuses what does not fit between a recurrent model and the gradient's way through it."""
+    if train.gradient in ONLINE:
+        _refuse_online(model, train.gradient)
+    if train.omega is not None and model.cell not in GATED:
+        raise ValueError(
+            f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
+        )
+    if train.flossing is not None and train.flossing_exponents > model.hidden_size:
+        raise ValueError(
+            f"train.flossing_exponents={train.flossing_exponents} must be at most "
+            f"model.hidden_size={model.hidden_size}"
+        )
 
 
 def train_of(config: Config) -> Train:
@@ -246,11 +291,13 @@ def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
         if kind not in known:
             raise UserError(f"{path}.kind={kind!r}: choose from {', '.join(known)}")
         there: Any = config
-        for name in path.split("."):
-            there = getattr(there, name, None)
-        if there is None:
+        *parents, name = path.split(".")
+        for parent in parents:
+            there = getattr(there, parent, None)
+        if there is None or not hasattr(there, name):
             raise UserError(f"there is no field {path}.kind")
-        if there.kind != kind:
+        there = getattr(there, name)
+        if there is None or there.kind != kind:
             config = bind(config, {path: known[kind]()})
         if path == "model":
             train = None if kind == "ngram" else config.train or Train()

@@ -1,18 +1,24 @@
 """Which text is read, and how."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from lm_jax.config.task import REAL, Markov, Task
 from lm_jax.settings import Size, settings
+
+IDLE = {"tokenizer": "char", "tokenizer_file": None, "vocabulary_size": None, "min_count": 1}
 
 
 @settings
 class Data:
     """Which text, cut into which tokens, read in which order."""
 
-    source: Literal["builtin", "tfds", "file", "memory"] | None = None
+    source: Literal["builtin", "tfds", "file", "memory", "task"] | None = None
     """builtin: the documentation inside CPython; tfds: a TensorFlow data set; file: files of your
-    own; memory: text handed to `lm_jax.train`. None: tfds where data.name is given, file where
-    data.train is, else builtin."""
+    own; memory: text handed to `lm_jax.train`; task: generated, one of --data.task
+    {temporal-order, adding, multiplication, copy, memorisation, permutation, markov}. None: tfds
+    where data.name is given, file where data.train is, task where data.task is, else builtin."""
     name: str | None = None
     """tfds: the data set, as `tiny_shakespeare` or `wiki40b/en`."""
     text_key: str | None = None
@@ -24,6 +30,8 @@ class Data:
     """file: path of the validation text."""
     test: str | None = None
     """file: path of the test text."""
+    task: Annotated[Task | None, Field(discriminator="kind")] = None
+    """task: temporal-order, adding, multiplication, copy, memorisation, permutation or markov."""
     tokenizer: Literal["char", "byte", "word", "bpe"] = "char"
     """char: Unicode characters; byte: the 256 bytes of UTF-8; word: what white space separates,
     with <eos> at the end of each line; bpe: byte-pair encoding, of bytes."""
@@ -40,7 +48,8 @@ class Data:
     batch_size: Size = 32
     """B, lanes or sentences read side by side."""
     length: Size = 64
-    """T, tokens of each lane in one update; of sentences, where a longer one is cut."""
+    """T, tokens of each lane in one update; of sentences, where a longer one is cut; of a task,
+    steps of each sequence from its first input to its last target."""
 
     @property
     def origin(self) -> str:
@@ -49,10 +58,23 @@ class Data:
             return self.source
         if self.name is not None:
             return "tfds"
+        if self.task is not None:
+            return "task"
         return "file" if self.train is not None else "builtin"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether each update reads whole sequences drawn for it: of any task but a text."""
+        return self.task is not None and not isinstance(self.task, Markov)
+
+    @property
+    def real(self) -> bool:
+        """Whether the inputs and the target are real numbers, and no tokens."""
+        return isinstance(self.task, REAL)
 
     def __post_init__(self) -> None:
         belongs = {"tfds": ("name", "text_key"), "file": ("train", "validation", "test")}
+        belongs["task"] = ("task",)
         for source, fields in belongs.items():
             for field in fields:
                 if self.origin != source and getattr(self, field) is not None:
@@ -66,6 +88,8 @@ class Data:
                     "data.source=file needs data.train alone, or data.train, data.validation and "
                     f"data.test; got {', '.join(given) or 'none of them'}"
                 )
+        if self.origin == "task":
+            self._check_task()
         if self.tokenizer_file is not None and self.tokenizer != "bpe":
             raise ValueError("data.tokenizer_file is read only with data.tokenizer=bpe")
         if self.tokenizer_file is not None and self.vocabulary_size is not None:
@@ -89,3 +113,18 @@ class Data:
                 f"data.vocabulary_size={self.vocabulary_size} leaves no room for a token beside "
                 "<unk> and the line's end: give 3 or more"
             )
+
+    def _check_task(self) -> None:
+        if self.task is None:
+            raise ValueError("data.source=task needs data.task, such as temporal-order")
+        name = f"data.task={self.task.kind}"
+        if self.batching != "streams":
+            raise ValueError(f"data.batching={self.batching} is not read with {name}")
+        if self.length < self.task.shortest:
+            raise ValueError(
+                f"data.length={self.length} is too short for {name}, which takes "
+                f"{self.task.shortest} steps or more"
+            )
+        for field, idle in IDLE.items() if self.drawn else ():
+            if getattr(self, field) != idle:
+                raise ValueError(f"data.{field} is not read with {name}, which is no text")

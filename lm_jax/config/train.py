@@ -240,6 +240,14 @@ class Train:
     weight_decay: Weight | None = None
     """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is
     apart from the gradient); None: none."""
+    omega: Weight | None = None
+    """Weight of the regulariser that keeps the norm of the gradient on its way back (Pascanu et
+    al., 2013, equation 9; `lm_jax.gradients.remedies`), on W_hh; None: none."""
+    flossing: Weight | None = None
+    """Weight of gradient flossing, the mean square of the largest Lyapunov exponents along the
+    batch, in steps per nat (Engelken, 2023); None: none."""
+    flossing_exponents: Size = 8
+    """How many exponents flossing pushes towards zero."""
     validate_every: Size | None = None
     """Updates between looks at the validation split; None: an epoch's."""
     patience: Size | None = None
@@ -258,6 +266,8 @@ class Train:
                     raise ValueError(f"train.{field} is read only with train.gradient=truncated")
         elif self.k2 is None:
             raise ValueError("train.gradient=truncated needs train.k2, the steps to go back")
+        if self.flossing is None and self.flossing_exponents != 8:
+            raise ValueError("train.flossing_exponents is read only with train.flossing")
         watched = isinstance(self.probe, LiveProbe) and self.probe.deltas
         if watched and self.gradient not in ("explicit", "full"):
             raise ValueError(

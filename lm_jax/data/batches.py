@@ -7,6 +7,8 @@ Two ways to read a text of N tokens s_1 … s_N, each of them a target exactly o
 - as *sentences*: each row is one line of the text, from a fresh carry, in an order drawn anew every
   epoch.
 
+Or no text is read: sequences are *generated*, for every update anew (`lm_jax.data.tasks`).
+
 The input before s_1 is the boundary token s_0 (see `lm_jax.data.vocabulary`). Where a lane or a
 sentence has run out, the mask is False and the tokens mean nothing.
 
@@ -14,12 +16,14 @@ Letters: B lanes or sentences, T time steps, L targets of a lane, N tokens, S se
 time-major, [T, B], as `lax.scan` reads them.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.settings import UserError
 
@@ -27,10 +31,10 @@ from lm_jax.settings import UserError
 class Batch(NamedTuple):
     """What one update reads."""
 
-    x: Int[Array, "T B"]
-    """Input tokens."""
-    y: Int[Array, "T B"]
-    """Targets: each the token after its input."""
+    x: Int[Array, "T B"] | Float[Array, "T B I"]
+    """Input tokens; of some tasks, I real numbers each."""
+    y: Int[Array, "T B"] | Float[Array, "T B"]
+    """Targets: each the token after its input; of a task, whatever is asked for."""
     mask: Bool[Array, "T B"]
     """Whether there is a target."""
     start: Bool[Array, " B"]
@@ -55,6 +59,20 @@ class Sentences(NamedTuple):
     """Where each sentence's first input lies in `tokens`."""
     lengths: Int[Array, "S/B B"]
     """Targets in each sentence, its line's end among them."""
+
+
+@jax.tree_util.register_static  # it holds no arrays, and a program is compiled for it
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """Sequences that are drawn when they are read."""
+
+    batch: Callable[[Array, Array | int], Batch]
+    """(key, step) -> what update `step` reads, each sequence from a fresh carry."""
+    epoch: int
+    """Updates that count as an epoch, for what goes by epochs."""
+
+
+Source = Streams | Sentences | Generated
 
 
 def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
@@ -115,17 +133,22 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
 
 
 def batch_at(
-    source: Streams | Sentences, step: Int[Array, ""] | int, length: int, key: Array | None = None
+    source: Source, step: Int[Array, ""] | int, length: int, key: Array | None = None
 ) -> Batch:
     """What update `step`, counted from 0, reads.
 
     Args:
       source: streams, of which the next `length` tokens of every lane are read, from the front
-        again after each epoch; or sentences, of which B are read, padded to `length`.
+        again after each epoch; or sentences, of which B are read, padded to `length`; or
+        generated ones, as long as they are.
       step: the update.
       length: T.
-      key: draws the order of sentences in each epoch; None: as they stand in the text.
+      key: draws the order of sentences in each epoch; None: as they stand in the text. What is
+        generated needs one, to be drawn from.
     """
+    if isinstance(source, Generated):
+        assert key is not None
+        return source.batch(key, step)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
     if isinstance(source, Streams):
         positions = index * length + jnp.arange(length + 1)
@@ -146,8 +169,10 @@ def batch_at(
     return Batch(chunk[:-1], chunk[1:], mask, start)
 
 
-def steps_per_epoch(source: Streams | Sentences, length: int) -> int:
-    """Updates until every token has been a target once."""
+def steps_per_epoch(source: Source, length: int) -> int:
+    """Updates until every token has been a target once, or as many as count for that."""
+    if isinstance(source, Generated):
+        return source.epoch
     if isinstance(source, Streams):
         return -(-(source.lanes.shape[0] - 1) // length)
     return source.starts.shape[0]

@@ -1,4 +1,4 @@
-"""A corpus: a vocabulary and the three splits as arrays of token numbers.
+"""A corpus: a vocabulary and the three splits as arrays of token numbers; or a task in their place.
 
 Files and data sets are tokenised once, into a folder of the user's cache named by their content and
 the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The
@@ -20,8 +20,9 @@ import numpy as np
 import platformdirs
 
 from lm_jax.config import Data
-from lm_jax.data import bpe
+from lm_jax.data import bpe, tasks
 from lm_jax.data import text as texts
+from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
 from lm_jax.settings import VERSION, UserError
@@ -47,6 +48,8 @@ class Corpus(NamedTuple):
     test: Split
     digest: str
     """Hex digits that change when the text or its tokens change."""
+    task: Task | None = None
+    """What is read instead of the splits, which then are empty."""
 
 
 def cache_folder() -> Path:
@@ -64,6 +67,9 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     Raises:
       UserError: the text cannot be had, is not text, or is too short for its config.
     """
+    if (task := tasks.task_of(data)) is not None and memory is None:
+        empty = {split: Split(np.zeros(0, np.uint8), 0, 0) for split in SPLITS}
+        return Corpus(task.vocabulary, **empty, digest=tasks.digest(data), task=task)
     parts = _parts(data, memory)
     key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
     key += [parts[split].digest for split in SPLITS]
@@ -73,10 +79,10 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
         key.append(rules)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    if data.origin in ("builtin", "memory"):
+    if data.origin in ("builtin", "memory", "task"):
         vocabulary = vocabulary or _vocabulary(data, parts)
         arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
-        return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary))
+        return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary), task=None)
     folder = cache_folder() / "tokens" / digest[:32]
     try:
         if not folder.exists():

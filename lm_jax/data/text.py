@@ -1,9 +1,9 @@
-"""Where text comes from: CPython's documentation, files, memory (`lm_jax.data.tfds` has one more).
+"""Where text comes from: CPython's documentation, files, memory, a Markov chain.
 
-A `Text` is bytes of UTF-8 that can be read again from the start, in blocks, so that a corpus larger
-than memory passes through. `splits` finds the three texts that a config names. A single text is cut
-90 / 5 / 5 into training, validation and test, at the first line's end past each mark where tokens
-are words, else at the first whole character.
+(`lm_jax.data.tfds` has one more.) A `Text` is bytes of UTF-8 that can be read again from the start,
+in blocks, so that a corpus larger than memory passes through. `splits` finds the three texts that a
+config names. A single text is cut 90 / 5 / 5 into training, validation and test, at the first
+line's end past each mark where tokens are words, else at the first whole character.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from lm_jax.config import Data
+from lm_jax.config import Data, Markov
+from lm_jax.data import markov
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
@@ -58,6 +59,8 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
         if len(memory) != len(SPLITS):
             raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
         return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
+    if isinstance(data.task, Markov):
+        return _cut(in_memory("data.task=markov", markov.text(data.task)), by_line)
     paths = {split: getattr(data, split) for split in SPLITS}
     if data.train and data.validation is None and os.path.isdir(data.train):
         paths = _in_folder(data.train)

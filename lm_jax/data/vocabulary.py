@@ -29,6 +29,7 @@ from lm_jax.settings import VERSION, UserError
 
 UNKNOWN = "<unk>"
 LINE_END = {"char": "\n", "word": "<eos>", "bpe": "\n"}
+NO_TEXT = "a model of a task reads no text: it can neither score nor sample"
 _SHOWN_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,7 +38,7 @@ class Vocabulary:
     """The tokens of a model, in the order of their numbers.
 
     Attributes:
-      tokenizer: char, byte, word or bpe.
+      tokenizer: char, byte, word or bpe; or task: symbols, or names of real inputs, and no text.
       tokens: the V tokens; with `byte` and `bpe`, each byte is the character of the same number.
       rules: with `bpe`, what makes tokens of a text (`lm_jax.data.bpe`).
     """
@@ -56,13 +57,15 @@ class Vocabulary:
 
     @property
     def boundary(self) -> int:
-        """The number of the token that ends a line and stands before a text."""
+        """The number of the token that ends a line and stands before a text; a task has none."""
+        if self.tokenizer == "task":
+            raise UserError(NO_TEXT)
         return 10 if self.tokenizer == "byte" else self.numbers[LINE_END[self.tokenizer]]
 
     @property
     def unknown(self) -> int | None:
         """The number of `<unk>`, or None where nothing can be unknown."""
-        return None if self.tokenizer in ("byte", "bpe") else self.numbers[UNKNOWN]
+        return None if self.tokenizer in ("byte", "bpe", "task") else self.numbers[UNKNOWN]
 
     @cached_property
     def _encode_bpe(self) -> Callable[[str], np.ndarray]:
@@ -84,6 +87,8 @@ class Vocabulary:
           ended: with words, whether a last line without a newline gets its `<eos>` all the same.
             A prompt, which goes on, is not ended.
         """
+        if self.tokenizer == "task":
+            raise UserError(NO_TEXT)
         if self.tokenizer == "byte":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self.tokenizer == "char":
@@ -144,7 +149,8 @@ class Vocabulary:
                     raise KeyError("tokens")
                 return found
             found = Vocabulary(tokenizer, tokens)
-            needed = {UNKNOWN, LINE_END[found.tokenizer]} if found != BYTES else set()
+            bare = found == BYTES or tokenizer == "task"
+            needed = set() if bare else {UNKNOWN, LINE_END[tokenizer]}
             if len(found.numbers) < len(found) or not needed <= found.numbers.keys():
                 raise KeyError("tokens")
         except (ValueError, KeyError, TypeError) as error:

@@ -47,6 +47,7 @@ from lm_jax.gradients.lyapunov import (
 )
 from lm_jax.gradients.proof import Check, verify
 from lm_jax.gradients.randomised import randomised_bptt
+from lm_jax.gradients.remedies import omega, with_flossing, with_omega
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
 from lm_jax.gradients.snap import snap1
@@ -101,6 +102,7 @@ __all__ = [
     "lyapunov_spectrum",
     "make",
     "mean_lag_norms",
+    "omega",
     "one_lane",
     "predicted_lag_norms",
     "quantile_thresholds",
@@ -121,6 +123,7 @@ __all__ = [
     "truncations_by_block",
     "uoro",
     "verify",
+    "with_omega",
 ]
 
 

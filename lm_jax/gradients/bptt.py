@@ -101,7 +101,7 @@ def _whole(model: LanguageModel, between: Between | None) -> Estimator:
     def watched(
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Array, Carry, Params], Float[Array, " T"]]:
-        found, squares = tapped(params, carry, batch, jnp.zeros(batch.x.shape))
+        found, squares = tapped(params, carry, batch, jnp.zeros(batch.mask.shape))
         assert squares is not None
         return found, jnp.sqrt(jnp.sum(squares, axis=1)) / _tokens(batch.mask)
 
@@ -175,13 +175,14 @@ def truncated_bptt(
         return model.loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
-        steps, lanes = batch.x.shape
+        steps, lanes = batch.mask.shape
         if steps % k1:
             raise ValueError(f"k1={k1} does not divide the batch's T={steps}")
         blocks = steps // k1
-        x, y, mask = (a.reshape(blocks, k1, lanes) for a in (batch.x, batch.y, batch.mask))
+        cut = (a.reshape(blocks, k1, *a.shape[1:]) for a in (batch.x, batch.y, batch.mask))
+        x, y, mask = cut
         starts = jnp.zeros((blocks, lanes), bool).at[0].set(batch.start)
-        none_yet = jnp.zeros((0, k1, lanes), x.dtype), jnp.zeros((0, lanes), bool)
+        none_yet = jnp.zeros((0, *x.shape[1:]), x.dtype), jnp.zeros((0, lanes), bool)
         history = carry if remembered else History(carry, *none_yet)
 
         def add_block(sums: tuple, block: tuple) -> tuple[tuple, None]:

@@ -52,7 +52,7 @@ class Loss(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(mean nats per token)."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        return perplexity_of(self.nats_per_token)
 
     @property
     def bits_per_character(self) -> float:
@@ -67,6 +67,11 @@ class Loss(NamedTuple):
             "tokens": self.tokens,
             "characters": self.characters,
         }
+
+
+def perplexity_of(nats_per_token: float) -> float:
+    """exp(mean nats per token), infinite where that is no number of the machine's."""
+    return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
 
 
 def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:

@@ -3,7 +3,8 @@
 A layer reads a token through the product of the token's vector with a matrix. A learned vector is a
 row of the table C [V, E] (Bengio et al., 2003, section 2), which all places that read tokens share.
 A one-hot vector is never written out: the token's number stands for it, and its product with a
-matrix is a row of the matrix.
+matrix is a row of the matrix. Where the inputs are V real numbers at each step, they stand where
+the one-hot vector of V numbers stands, and everything else is the same.
 """
 
 from typing import NamedTuple
@@ -45,18 +46,21 @@ class Embedding(NamedTuple):
         return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
 
     def vectors(
-        self, params: Params, x: Int[Array, "T B"], noise: Noise
+        self, params: Params, x: Int[Array, "T B"] | Float[Array, "T B V"], noise: Noise
     ) -> Float[Array, "T B E"] | Int[Array, "T B"]:
         """The tokens' vectors: learned ones, or the numbers that stand for one-hot ones.
 
         Args:
           params: what `init` gave.
-          x: numbers of tokens; below 0 for no token.
+          x: numbers of tokens, below 0 for no token; or real inputs.
           noise: of this update.
         """
         if self.size is None:
             return x
-        return noise.on_inputs(noise.on_words(params["C"][x], x, self.vocab_size))
+        vectors = times(x, params["C"])
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            vectors = noise.on_words(vectors, x, self.vocab_size)
+        return noise.on_inputs(vectors)
 
 
 def times(

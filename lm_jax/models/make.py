@@ -13,22 +13,25 @@ from lm_jax.models.embedding import Embedding
 from lm_jax.models.ngram import ngram
 from lm_jax.models.readout import Readout, softmax
 from lm_jax.models.recurrence import Layer, layer
+from lm_jax.models.regression import regression
 from lm_jax.models.rnn import rnn
 from lm_jax.models.sampled import noise_contrastive, sampled_softmax
 from lm_jax.models.window import window
 from lm_jax.settings import UserError
 
 
-def make(config: settings.Model, vocab_size: int) -> LanguageModel:
+def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> LanguageModel:
     """The model that a config describes.
 
     Args:
       config: `Config.model`; its numbers may be tracers (`lm_jax.settings.bind`).
       vocab_size: V.
+      real: whether x is V real numbers at each step, [T, B, V], and y a real number, the square of
+        whose error stands where the nats stand (`lm_jax.models.regression`); for an RNN.
     """
     if isinstance(config, settings.NGram):
         return ngram(order=config.order, bounded=config.bounded)
-    readout = _readout(config, vocab_size)
+    readout = regression() if real else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied)
     if isinstance(config, settings.Window):
         model = window(

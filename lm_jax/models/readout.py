@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lm_jax.models.base import Params, affine, scaled_normal, total
 from lm_jax.models.dropout import Noise, Place
@@ -106,7 +106,7 @@ class Output(NamedTuple):
         return self.readout.logits(self._params(params), h)
 
     def nats(
-        self, params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+        self, params: Params, h: Float[Array, "*shape H"], y: Shaped[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
         """`LanguageModel.nats`."""
         return self.readout.nats(self._params(params), h, y)
@@ -115,7 +115,7 @@ class Output(NamedTuple):
         self,
         params: Params,
         h: Float[Array, "T B H"],
-        y: Int[Array, "T B"],
+        y: Shaped[Array, "T B"],
         mask: Bool[Array, "T B"],
     ) -> Float[Array, ""]:
         """`LanguageModel.loss`."""

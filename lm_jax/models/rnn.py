@@ -56,7 +56,7 @@ def rnn(
         def hidden(
             params: Params,
             carry: Carry,
-            x: Int[Array, "T B"],
+            x: Int[Array, "T B"] | Float[Array, "T B V"],
             between: Between | None = None,
             tap: Array | None = None,
         ) -> tuple[Carry, Float[Array, "T B H"]]:

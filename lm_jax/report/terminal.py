@@ -18,6 +18,19 @@ from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
 SWEEP_COLUMNS = ("trial", "parameters", "seconds", "tokens/s", "valid ppl", "test ppl", "bits/char")
+TEXT_COLUMNS = {
+    "nats a token": ("nats", ".4f"),
+    "perplexity": ("perplexity", ".3f"),
+    "bits a character": ("bits_per_character", ".4f"),
+    "tokens": ("tokens", ","),
+    "unknown": ("unknown", ","),
+}
+TASK_COLUMNS = {
+    "loss": ("nats", ".4f"),
+    "chance": ("chance", ".4f"),
+    "right": ("success", ".1%"),
+    "sequences": ("sequences", ","),
+}
 
 
 class Display:
@@ -26,9 +39,11 @@ class Display:
     Give `display.watch` to `lm_jax.train`, within `with Display(...) as display`.
     """
 
-    def __init__(self, name: str, steps: int, epochs: int | None = None):
-        """Shows `steps` updates, or as many as some epochs turn out to be."""
-        self.epochs = epochs
+    def __init__(
+        self, name: str, steps: int, epochs: int | None = None, unit: str = "nats a token"
+    ):
+        """Shows `steps` updates, or as many as some epochs turn out to be; `unit` is the loss's."""
+        self.epochs, self.unit = epochs, unit
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
             TextColumn(escape(name)),
@@ -62,7 +77,7 @@ class Display:
                 total = round(step / row["epoch"]) * self.epochs
                 self.progress.update(self.task, total=total)
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{_figure(row['nats'], '.3f')} nats a token, {speed}"
+            loss = f"{_figure(row['nats'], '.3f')} {self.unit}, {speed}"
             self.progress.update(self.task, completed=step, loss=loss)
             if not self.console.is_terminal:
                 norm = f"gradient norm {row['grad_norm']:.3g}"
@@ -72,6 +87,10 @@ class Display:
         elif row["kind"] == "probe":
             if not self.console.is_terminal:
                 self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
+        elif "success" in row:
+            figures = f"loss {_figure(row['nats'], '.4f')} (chance {row['chance']:.4f})"
+            right = f"{row['success']:.1%} of the sequences right"
+            self.console.print(f"step {step:,}: {row['split']} {figures}, {right}", soft_wrap=True)
         else:
             figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
             bits = f"{row['bits_per_character']:.3f} bits a character"
@@ -83,18 +102,12 @@ def show_result(run: Run) -> None:
     result = run.result
     if result is None:
         return
-    table = Table()
-    for column in ("split", "nats a token", "perplexity", "bits a character", "tokens", "unknown"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    columns = TASK_COLUMNS if run.config.data.drawn else TEXT_COLUMNS
+    table = Table("split")
+    for heading in columns:
+        table.add_column(heading, justify="right")
     for split, row in result["splits"].items():
-        table.add_row(
-            split,
-            _figure(row["nats"], ".4f"),
-            _figure(row["perplexity"], ".3f"),
-            _figure(row["bits_per_character"], ".4f"),
-            _figure(row["tokens"], ","),
-            _figure(row["unknown"], ","),
-        )
+        table.add_row(split, *(_figure(row[name], form) for name, form in columns.values()))
     console = Console(highlight=False)
     early = ", early" if result["stopped_early"] else ""
     kept = f"; parameters of step {result['parameters_step']:,}"
@@ -105,6 +118,8 @@ def show_result(run: Run) -> None:
         console.print(_vectors(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:
         console.print(_ngrams(result["ngrams"]))
+    if "entropy_rate" in result:
+        console.print(f"no model of this text has fewer than {result['entropy_rate']:.4f} nats")
     console.print(
         f"{result['parameters']:,} parameters, {result['seconds']:.1f} seconds of training",
         soft_wrap=True,
@@ -113,10 +128,12 @@ def show_result(run: Run) -> None:
 
 def show_sweep(rows: list[Row]) -> None:
     """Prints what the trials of a sweep have come to, as a table; bits are the test text's."""
+    right = [row["splits"].get("test", {}).get("success") for row in rows]
+    shown = [*SWEEP_COLUMNS, *(["right"] if any(share is not None for share in right) else [])]
     table = Table()
-    for column in SWEEP_COLUMNS:
+    for column in shown:
         table.add_column(column, justify="left" if column == "trial" else "right")
-    for row in rows:
+    for row, share in zip(rows, right, strict=True):
         splits = [row["splits"].get(name, {}) for name in ("validation", "test")]
         unfinished = "" if row["status"] == "finished" else f" ({row['status']})"
         table.add_row(
@@ -126,6 +143,7 @@ def show_sweep(rows: list[Row]) -> None:
             f"{row['tokens_per_second']:,.0f}",
             *(_figure(split.get("perplexity"), ".2f") for split in splits),
             _figure(splits[1].get("bits_per_character"), ".3f"),
+            *(["" if share is None else f"{share:.1%}"] if "right" in shown else []),
         )
     Console(highlight=False).print(table)
 

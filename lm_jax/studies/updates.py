@@ -83,7 +83,8 @@ def updates(
         own if given is None else jnp.asarray(given, float)
         for given, own in zip(thresholds, suggested, strict=True)
     )
-    assert by_norm is not None and value is not None
+    assert by_norm is not None
+    assert value is not None
     chosen = Thresholds(by_norm, value, delta)
     audit = jax.jit(clip_audit, static_argnames=("model", "apply"))(
         model,

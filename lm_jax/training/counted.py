@@ -17,6 +17,7 @@ import numpy as np
 from lm_jax import models
 from lm_jax.config import Config, NGram
 from lm_jax.data.corpus import Corpus, Split
+from lm_jax.data.markov import floor
 from lm_jax.inference.score import Loss, reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
@@ -118,6 +119,7 @@ class Counting:
             "sha256": digest(self.params),
             "seconds": self.seconds,
             "tokens_per_second": len(self.corpus.train.tokens) / self.seconds,
+            **floor(self.config.data),
             "ngrams": [{**row._asdict(), "unseen_share": row.unseen_share} for row in rows],
         }
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ import numpy as np
 
 from lm_jax import models
 from lm_jax.config import Config, LiveProbe, Network, train_of
-from lm_jax.data.batches import Sentences, Streams, sentences, steps_per_epoch, streams
+from lm_jax.data.batches import Source, sentences, steps_per_epoch, streams
 from lm_jax.data.corpus import Corpus, Split
+from lm_jax.data.markov import floor
 from lm_jax.data.vectors import Vectors, read_vectors
+from lm_jax.inference.answers import Answers, answers, summed
 from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, shape
@@ -31,11 +34,15 @@ from lm_jax.training.step import TrainState, arguments, program
 
 BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
 
+Block = TypeVar("Block")
+
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
 
 
-def source_of(config: Config, corpus: Corpus, length: int) -> Streams | Sentences:
-    """The training text on the device, as the config wants it read, in chunks of `length`."""
+def source_of(config: Config, corpus: Corpus, length: int) -> Source:
+    """The task, or the training text on the device, read as the config says, `length` at a time."""
+    if corpus.task is not None:
+        return corpus.task
     read = streams if config.data.batching == "streams" else partial(sentences, length=length)
     return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
 
@@ -64,7 +71,7 @@ class Descent:
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
         self.numbers = arguments(config)
-        self.validation = self._reading(corpus.validation)
+        self.validation = None if corpus.task else self._reading(corpus.validation)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.compiled, self.rate = False, 0.0  # steps a second, once known
 
@@ -203,7 +210,7 @@ class Descent:
 
     def _validate(self) -> float:
         """Judges the parameters by their mean nats on the validation split."""
-        loss = self._loss(self.state.judged, self.validation, self.corpus.validation)
+        loss = self._judged(self.state.judged, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = self.program.judge(self.state, nats, self.numbers)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
@@ -231,11 +238,17 @@ class Descent:
             split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
         )
 
-    def _loss(self, params: Params, reading: Reading, split: Split) -> Loss:
-        blocks = token_nats(self.program.model, params, reading)
+    def _judged(self, params: Params, name: str) -> Loss | Answers:
+        """The figures of the validation or the test split."""
+        model, task, split = self.program.model, self.corpus.task, getattr(self.corpus, name)
+        if task:
+            asked = answers(model, params, task, self.config.data, name)
+            return summed(self._until_stopped(asked), task)
+        known = self.validation if name == "validation" else None
+        blocks = token_nats(model, params, known or self._reading(split))
         return total(self._until_stopped(blocks), split.characters)
 
-    def _until_stopped(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def _until_stopped(self, blocks: Iterator[Block]) -> Iterator[Block]:
         for block in blocks:
             if self.received:
                 raise _Stopped
@@ -263,13 +276,13 @@ class Descent:
 
     def _splits(self) -> dict[str, journal.Row]:
         """The kept parameters' figures; those of validation are in the journal."""
-        (step, params), test = self._kept(), self.corpus.test
+        step, params = self._kept()
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = {name: value for name, value in judged[step].items() if name not in PLACE}
-        loss = self._loss(params, self._reading(test), test)
+        loss = self._judged(params, "test")
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},
-            "test": {**loss.row(), "unknown": test.unknown},
+            "test": {**loss.row(), "unknown": self.corpus.test.unknown},
         }
 
     def _result(self, status: str, splits: dict[str, journal.Row]) -> journal.Row:
@@ -290,6 +303,7 @@ class Descent:
             "seconds": self.journal.seconds,
             "tokens_per_second": self._speed(),
             **vectors,
+            **floor(self.config.data),
         }
 
     def _speed(self) -> float:

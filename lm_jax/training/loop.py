@@ -72,7 +72,8 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
     """
     config = resolve(config)
     corpus = load(config.data, text)
-    models.make(config.model, len(corpus.vocabulary))  # refuses what does not fit V
+    # Refuses what does not fit V.
+    models.make(config.model, len(corpus.vocabulary), real=config.data.real)
     if isinstance(config.model, NGram):
         check_order(
             corpus.train.tokens,
@@ -84,7 +85,7 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
         return config, corpus
     k1 = config.train.k1
     length = k1 or config.data.length
-    if config.data.batching == "streams":
+    if config.data.batching == "streams" and corpus.task is None:
         name = "data.length" if k1 is None else "train.k1"
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     if config.train.epochs is not None:

@@ -44,7 +44,8 @@ def load_run(run_dir: str | Path) -> Run:
     """
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
-    model = models.make(_as_it_is_now(config.model, run_dir), len(vocabulary))
+    settings = _as_it_is_now(config.model, run_dir)
+    model = models.make(settings, len(vocabulary), real=config.data.real)
     if isinstance(config.model, NGram):
         found = restore(run_dir, counted.template(config.model))
     else:

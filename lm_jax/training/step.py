@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
-from lm_jax.data.batches import Batch, Sentences, Streams, batch_at, steps_per_epoch
+from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
@@ -113,12 +113,12 @@ class Program(NamedTuple):
     init: Callable[..., TrainState]
     """(numbers, vectors=None) -> the state before the first step; pretrained vectors [V, E] stand
     in for drawn ones."""
-    advance: Callable[[TrainState, Streams | Sentences, Numbers, Any], TrainState]
+    advance: Callable[[TrainState, Source, Numbers, Any], TrainState]
     """(state, source, numbers, stop) -> the state after `stop` steps, or after the first step whose
     loss is not finite; the state given is consumed."""
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
-    about: Callable[[TrainState, Streams | Sentences, Numbers], tuple[Carry, Batch]]
+    about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
     """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
     clear: Callable[[TrainState], TrainState]
     """state -> the state with an empty record; the state given is consumed."""
@@ -145,10 +145,11 @@ def program(shape: Config, vocab_size: int) -> Program:
     train, data = train_of(shape), shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
     watched = length if isinstance(train.probe, LiveProbe) and train.probe.deltas else None
+    make = functools.partial(models.make, vocab_size=vocab_size, real=data.real)
 
     def init(values: Numbers, vectors: Array | None = None) -> TrainState:
         config = bind(shape, values)
-        model = models.make(config.model, vocab_size)
+        model = make(config.model)
         params = model.init(_key(config, Draw.INIT))
         if vectors is not None:
             params = {**params, "embedding": {"C": vectors.astype(float)}}
@@ -166,11 +167,16 @@ def program(shape: Config, vocab_size: int) -> Program:
             else None,
         )
 
-    def update(state: TrainState, source: Streams | Sentences, config: Config) -> TrainState:
+    def update(state: TrainState, source: Source, config: Config) -> TrainState:
         train = train_of(config)
-        model = models.make(config.model, vocab_size)
+        model = make(config.model)
         noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
         grad_fn = _estimator(config, model.noisy(noise))
+        if train.omega is not None:
+            grad_fn = gradients.with_omega(grad_fn, model, train.omega)
+        if train.flossing is not None:
+            exponents = train.flossing_exponents
+            grad_fn = gradients.with_flossing(grad_fn, model, train.flossing, exponents)
         batch = batch_of(config, source, state.step, length)
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
@@ -216,9 +222,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             average=None if state.average is None else _averaged(state, params),
         )
 
-    def advance(
-        state: TrainState, source: Streams | Sentences, values: Numbers, stop: Array
-    ) -> TrainState:
+    def advance(state: TrainState, source: Source, values: Numbers, stop: Array) -> TrainState:
         config = bind(shape, values)
 
         def goes_on(state: TrainState) -> Array:
@@ -227,11 +231,9 @@ def program(shape: Config, vocab_size: int) -> Program:
 
         return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
 
-    def about(
-        state: TrainState, source: Streams | Sentences, values: Numbers
-    ) -> tuple[Carry, Batch]:
+    def about(state: TrainState, source: Source, values: Numbers) -> tuple[Carry, Batch]:
         config = bind(shape, values)
-        made = _estimator(config, models.make(config.model, vocab_size))
+        made = _estimator(config, make(config.model))
         batch = batch_of(config, source, state.step, length)
         return made.model_carry(state.params, state.carry), batch
 
@@ -262,7 +264,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         return state._replace(record=empty_record(watched))
 
     return Program(
-        model=models.make(shape.model, vocab_size),
+        model=make(shape.model),
         init=jax.jit(init),
         advance=jax.jit(advance, donate_argnums=0),
         about=jax.jit(about),
@@ -272,9 +274,7 @@ def program(shape: Config, vocab_size: int) -> Program:
     )
 
 
-def batch_of(
-    config: Config, source: Streams | Sentences, step: Int[Array, ""] | int, length: int
-) -> Batch:
+def batch_of(config: Config, source: Source, step: Int[Array, ""] | int, length: int) -> Batch:
     """What an update of a run reads of its text, T = `length` tokens of each lane."""
     return batch_at(source, step, length, _key(config, Draw.ORDER))
 

@@ -1,0 +1,93 @@
+"""A text of known entropy: each symbol is drawn from the row of a table that the last m choose.
+
+With π the stationary distribution of the contexts c (m symbols), the chain's entropy rate
+
+    H = -Σ_c π(c) Σ_s p(s | c) ln p(s | c)   nats a symbol
+
+is the least mean loss of any predictor (Shannon, 1948), and that of one that knows the table. So
+the distance of a model's loss from H is what it has left to learn.
+
+The table is softmax(sharpness · z) with z standard normal, so every symbol has a chance after every
+context, and π is the only solution of π P = π, Σ π = 1, which is solved for as it stands.
+
+Letters: K symbols, m the order, C = K^m contexts; a context's digits in base K are its symbols, the
+newest last.
+"""
+
+import bisect
+import functools
+import string
+from typing import NamedTuple
+
+import numpy as np
+
+from lm_jax.config import Data, Markov
+
+LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
+
+
+class Chain(NamedTuple):
+    """A Markov chain of symbols."""
+
+    table: np.ndarray
+    """[C, K]: p(symbol | context)."""
+    stationary: np.ndarray
+    """[C]: how often each context occurs."""
+    entropy_rate: float
+    """H, nats a symbol."""
+
+
+@functools.lru_cache(maxsize=4)
+def chain(config: Markov) -> Chain:
+    """The chain that a config draws."""
+    K, C = config.symbols, config.symbols**config.order
+    z = config.sharpness * np.random.default_rng(config.seed).standard_normal((C, K))
+    table = np.exp(z - z.max(axis=1, keepdims=True))
+    table /= table.sum(axis=1, keepdims=True)
+    stationary = stationary_of(table)
+    rows = -np.sum(table * np.log(table), axis=1)
+    return Chain(table, stationary, float(stationary @ rows))
+
+
+def stationary_of(table: np.ndarray) -> np.ndarray:
+    """The distribution of contexts that reading one more symbol leaves as it is.
+
+    Args:
+      table: [C, K], no entry zero.
+
+    Returns:
+      [C], of sum 1.
+    """
+    C, K = table.shape
+    P = np.zeros((C, C))
+    contexts = np.arange(C)
+    for symbol in range(K):
+        P[contexts, (contexts * K + symbol) % C] += table[:, symbol]
+    # One equation follows from the others, and the sum stands in its place.
+    equations = P.T - np.eye(C)
+    equations[-1] = 1
+    return np.linalg.solve(equations, np.eye(C)[-1])
+
+
+def symbols(config: Markov) -> np.ndarray:
+    """The numbers of the symbols of the text, [N], from a stationary start."""
+    found, C = chain(config), config.symbols**config.order
+    draws = np.random.default_rng([config.seed, 1]).random(config.characters + 1).tolist()
+    rows = np.cumsum(found.table, axis=1)[:, :-1].tolist()
+    context = min(bisect.bisect(np.cumsum(found.stationary).tolist(), draws[0]), C - 1)
+    numbers = []
+    for draw in draws[1:]:
+        symbol = bisect.bisect(rows[context], draw)
+        numbers.append(symbol)
+        context = (context * config.symbols + symbol) % C
+    return np.array(numbers, np.int64)
+
+
+def text(config: Markov) -> str:
+    """The text, one letter a symbol."""
+    return "".join(map(LETTERS.__getitem__, symbols(config).tolist()))
+
+
+def floor(data: Data) -> dict[str, float]:
+    """What result.json says of a text whose entropy is known: `entropy_rate`, nats a character."""
+    return {"entropy_rate": chain(data.task).entropy_rate} if isinstance(data.task, Markov) else {}

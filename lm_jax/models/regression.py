@@ -1,0 +1,36 @@
+"""A real number out: a readout for targets that are no tokens.
+
+    ŷ_t = h_t W_hy + b_y,   loss_t = (y_t - ŷ_t)²
+
+It stands where a language model's readout stands, so what is trained, validated and differentiated
+is the same code; its "nats" are squared errors (up to a factor and a constant the nats of a normal
+distribution around ŷ), and its "logits" are ŷ, one number.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lm_jax.models.base import Params, affine, scaled_normal
+from lm_jax.models.readout import Readout
+
+
+def regression() -> Readout:
+    """The readout of one real number, W_hy [H, 1] and b_y [1]."""
+
+    def init(key: Array, inputs: int) -> Params:
+        return {"W_hy": scaled_normal(key, inputs, 1), "b_y": jnp.zeros(1)}
+
+    def predicted(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape 1"]:
+        return affine(h, params["W_hy"], params["b_y"])
+
+    def squared_error(
+        params: Params, h: Float[Array, "*shape H"], y: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return (predicted(params, h)[..., 0] - y) ** 2
+
+    return Readout(
+        init=init,
+        logits=predicted,
+        nats=squared_error,
+        loss=lambda params, h, y, key: squared_error(params, h, y),
+    )
