@@ -123,6 +123,7 @@ __all__ = [
     "truncations_by_block",
     "uoro",
     "verify",
+    "with_flossing",
     "with_omega",
 ]
 
