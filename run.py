@@ -1,4 +1,4 @@
-"""Train, sweep, score, sample and verify language models: `python run.py --help`."""
+"""Train, sweep, score, sample, probe and verify language models: `python run.py --help`."""
 
 import contextlib
 import functools
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
 import lm_jax
@@ -21,6 +22,7 @@ from lm_jax import inference
 from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
+from lm_jax.data.vocabulary import encoded
 from lm_jax.experiment import load_experiment, with_kinds
 from lm_jax.report.printed import (
     show_beam,
@@ -29,7 +31,8 @@ from lm_jax.report.printed import (
     show_score,
     show_stream,
 )
-from lm_jax.report.terminal import Display, show_proof, show_result, show_sweep
+from lm_jax.report.study import write_study
+from lm_jax.report.terminal import Display, show_probe, show_proof, show_result, show_sweep
 from lm_jax.settings import UserError, digest
 from lm_jax.training import directory, prove
 
@@ -361,6 +364,50 @@ def sample(
     return 0
 
 
+def probe(
+    run_dir: tyro.conf.Positional[Path],
+    step: str | None = None,
+    text: Path | None = None,
+    sentence: str | None = None,
+    length: int | None = None,
+    lanes: int | None = None,
+    seed: int = 0,
+) -> int:
+    """Study how the gradient of a trained recurrent model travels through time.
+
+    Numbers go to probe.json and figures to probe.html in the run's directory; with --step they are
+    called probe-STEP.
+
+    Args:
+      run_dir: the run of the model.
+      step: look at the run as it was after this many updates; or spike: before the update that
+        made the loss rise most. If not given, at the parameters that it has kept.
+      text: a file to read instead of the run's validation text.
+      sentence: whose words the credit map shows; a line of the text if not given.
+      length: T, tokens of the chunk that is looked at; as in training, 64 at most, if not given.
+      lanes: B, places of the text that are looked at; 4 if not given.
+      seed: of random directions and of the model's own tokens.
+    """
+    run = reading_text(run_dir)
+    if step not in (None, "spike") and not step.isdecimal():
+        raise UserError(f"--step={step} must be a number of updates, or spike")
+    tokens = None
+    if text is not None:
+        pieces = encoded(run.vocabulary, file_text(str(text), str(text)))
+        tokens = np.concatenate([numbers for numbers, _, _ in pieces])
+    found = lm_jax.probe(
+        run,
+        step=None if step is None else "spike" if step == "spike" else int(step),
+        tokens=tokens,
+        sentence=sentence,
+        seed=seed,
+        **filled({"length": length, "lanes": lanes}),
+    )
+    show_probe(found)
+    print(write_study(run, found, "probe" if step is None else f"probe-{found.step}"))
+    return 0
+
+
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
     default, points, given = Config(), {}, []
@@ -374,6 +421,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         "sweep": sweep_command(default, points, given),
         "score": score,
         "sample": sample,
+        "probe": probe,
         "verify": verify_command(default),
     }
     said = io.StringIO()

@@ -216,6 +216,7 @@ def test_every_field_is_explained():
     classes = [node for body in bodies for node in body if isinstance(node, ast.ClassDef)]
     assert {node.name for node in classes} == {kind.__name__ for kind in CLASSES}
     parts = {"data", "model", "train", "schedule", "optimizer", "feeding", "readout", "dropout"}
+    parts |= {"probe"}
     for node in classes:
         for field, after in itertools.pairwise([*node.body, ast.Pass()]):
             if isinstance(field, ast.AnnAssign) and field.target.id not in parts:
@@ -322,7 +323,8 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     corpus.load(Data(source="memory", tokenizer="bpe"), tiny.TEXT)
     vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}
     model = RNN(**small, **vectors)
-    loop.train(tiny.config(train={"steps": 1}, model=model), tmp_path / "run", text=tiny.TEXT)
+    probed = tiny.config(train={"steps": 1, "probe": c.LiveProbe(every=1)}, model=model)
+    loop.train(probed, tmp_path / "run", text=tiny.TEXT)
     counted = Config(data=Data(source="memory"), model=c.NGram(order=2, smoothing="add-k", k=0.1))
     loop.train(counted, tmp_path / "counted", text=tiny.TEXT)
     fields = {

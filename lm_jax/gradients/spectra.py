@@ -66,13 +66,13 @@ def spectra_by_layer(params: Params) -> dict[str, RecurrentSpectra]:
       params: any tree; the leaves whose last key is W_hh are taken.
 
     Returns:
-      a dict from where the leaf stands, such as "['layers'][0]['W_hh']", to its spectra.
+      a dict from where the leaf stands, such as "layers.0.W_hh", to its spectra.
 
     Raises:
       UserError: as `recurrent_spectra`.
     """
     return {
-        jax.tree_util.keystr(path): recurrent_spectra(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="."): recurrent_spectra(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path and getattr(path[-1], "key", getattr(path[-1], "name", None)) == "W_hh"
     }

@@ -27,6 +27,7 @@ from lm_jax.settings import UserError
 LANES = 256  # lines scored side by side, fewer where the vocabulary is large
 LINE_LENGTH = 16  # tokens of a line in one call
 LINES_AT_ONCE = 1 << 18  # tokens of the lines that are dealt out to the lanes together
+LINES_AT_FIRST = 1 << 10  # so that the first line need not wait for so many; then ever more
 
 
 class Block(NamedTuple):
@@ -151,14 +152,14 @@ def _lines(vocabulary: Vocabulary, text: Text) -> Iterator[_Piece]:
 
 
 def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
-    """Lines until they have so many tokens, or more by the last of them."""
-    group, held = [], 0
+    """Lines until they have so many tokens, or more by the last of them; the first groups fewer."""
+    group, held, enough = [], 0, min(tokens, LINES_AT_FIRST)
     for line in lines:
         group.append(line)
         held += len(line.tokens)
-        if held >= tokens:
+        if held >= enough:
             yield group
-            group, held = [], 0
+            group, held, enough = [], 0, min(tokens, 2 * enough)
     if group:
         yield group
 

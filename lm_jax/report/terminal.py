@@ -13,7 +13,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lm_jax.training import Proof
+from lm_jax.training import Probe, Proof
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
@@ -145,6 +145,30 @@ def show_sweep(rows: list[Row]) -> None:
             _figure(splits[1].get("bits_per_character"), ".3f"),
             *(["" if share is None else f"{share:.1%}"] if "right" in shown else []),
         )
+    Console(highlight=False).print(table)
+
+
+def show_probe(probe: Probe) -> None:
+    """Prints what a gradient study has found, in short."""
+    reach, updates = probe.reach, probe.updates
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for share, steps in reach.by_lag.horizon.items():
+        table.add_row(f"steps back to {float(share):.0%} of the gradient", _figure(steps, ".0f"))
+    for share, steps in reach.credit.horizon.items():
+        table.add_row(f"steps back to {float(share):.0%} of the credit", _figure(steps, ".1f"))
+    for layer, spectra in reach.dynamics.spectra.items():
+        radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
+        table.add_row(escape(f"spectral radius, {layer}"), radii)
+    largest = float(reach.dynamics.convergence[-1, 0])
+    table.add_row("largest Lyapunov exponent, nats a step", _figure(largest, ".4f"))
+    table.add_row("lag norm at half the chunk", _figure(float(reach.lags.measured[-1]), ".3g"))
+    table.add_row(
+        "largest eigenvalue of the Hessian", _figure(float(updates.cliff.eigenvalue), ".3g")
+    )
+    for kind, said in updates.clipping.items():
+        table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
     Console(highlight=False).print(table)
 
 

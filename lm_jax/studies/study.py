@@ -225,7 +225,7 @@ def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) 
     convergence, windows = map(np.asarray, jax.jit(exponents)(params, carry, xs))
     cut = xs[: len(windows) * WINDOW].reshape(-1, WINDOW)
     text = [" ".join(vocabulary.show(int(token)) for token in window) for window in np.asarray(cut)]
-    return Dynamics(spectra_by_layer(params["layers"]), convergence, windows, text)
+    return Dynamics(spectra_by_layer({"layers": params["layers"]}), convergence, windows, text)
 
 
 def _credit(

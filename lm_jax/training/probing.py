@@ -71,6 +71,11 @@ def probe(
       UserError: the model has no recurrent state; a number is out of range; the text or the
         sentence is too short; as `lm_jax.training.state_at`.
     """
+    if run.config.data.drawn:
+        raise UserError(
+            f"{run.run_dir} was trained on sequences that are drawn, and a probe reads a text: ask "
+            "lm_jax.gradients of run.model's transition (lm_jax.gradients.one_lane)"
+        )
     one_lane(run.model)
     found = spike(run, text=text) if step == "spike" else None
     at = found.step if found else run.step if step is None or step == "spike" else step

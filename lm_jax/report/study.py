@@ -1,0 +1,62 @@
+"""The gradient study of a run as files: probe.json, the numbers, and probe.html, the figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_jax.report.figures import reach_sections, update_sections
+from lm_jax.report.page import write_page
+from lm_jax.settings import VERSION
+from lm_jax.training import Probe, Run
+from lm_jax.training.journal import as_json, write_whole
+
+
+def write_study(run: Run, probe: Probe, stem: str) -> Path:
+    """Writes what a probe has found into the run's directory.
+
+    Args:
+      run: that was probed.
+      probe: what was found.
+      stem: of the files, `probe` or `probe-1234`.
+
+    Returns:
+      the path of the page.
+    """
+    numbers = {"version": VERSION, "chunk": {"length": probe.length, "lanes": probe.lanes}}
+    numbers |= as_plain(probe)
+    write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
+    model, data = run.config.model, run.config.data
+    what = getattr(model, "cell", model.kind)
+    words = (
+        f"{run.run_dir.name}: {what}, parameters of step {probe.parameters_step:,}; updates from "
+        f"step {probe.step:,} on. {probe.lanes} lanes of {probe.length} tokens "
+        f"({data.tokenizer}). A gradient is that of the mean nats per token unless it says "
+        "otherwise."
+    )
+    if probe.spike is not None:
+        words += (
+            f" Update {probe.spike.step:,} raised the loss of its own batch most, from "
+            f"{probe.spike.before:.4f} to {probe.spike.after:.4f} nats a token."
+        )
+    page = run.run_dir / f"{stem}.html"
+    sections = [*reach_sections(probe.reach), *update_sections(probe.updates)]
+    write_page(page, "How the gradient travels through time", words, sections)
+    return page
+
+
+def as_plain(value: Any) -> Any:
+    """Tuples with names as dicts, arrays as lists, complex numbers as [real, imaginary]."""
+    if hasattr(value, "_asdict"):
+        return {name: as_plain(inner) for name, inner in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): as_plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(inner) for inner in value]
+    if hasattr(value, "shape"):
+        array: Any = np.asarray(value)
+        if np.iscomplexobj(array):
+            array = np.stack([array.real, array.imag], axis=-1)
+        return array.tolist()
+    return value
