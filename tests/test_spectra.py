@@ -44,8 +44,8 @@ def test_every_recurrent_layer_of_the_params_is_found(key):
     params = {"layers": [cells.lstm(H).init(key), cells.gru(H).init(key)], "W_xh": jnp.ones(3)}
     found = g.spectra_by_layer(params)
     assert {where: len(each.blocks) for where, each in found.items()} == {
-        "['layers'][0]['W_hh']": 4,
-        "['layers'][1]['W_hh']": 3,
+        "layers.0.W_hh": 4,
+        "layers.1.W_hh": 3,
     }
     state = cells.LSTMState(jnp.ones(1), jnp.ones(1))
     assert g.spectra_by_layer((state, [])) == g.spectra_by_layer(jnp.ones(2)) == {}
