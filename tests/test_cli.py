@@ -197,6 +197,38 @@ def test_what_score_and_sample_refuse_is_one_line_and_status_2(trained, capsys):
         assert said in err
 
 
+def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_run, capsys):
+    flags = ("--lanes", 2, "--length", 6, "--step", 4, "--sentence", "the cat")
+    status, out, err = told(capsys, "probe", "run", "--text", "text.txt", *flags)
+    assert (status, err) == (0, "")
+    assert "steps back to 90% of the gradient" in out
+    assert out.endswith("run/probe-4.html\n")
+    numbers = json.loads((trained_run / "run" / "probe-4.json").read_text())
+    assert (numbers["step"], numbers["chunk"]) == (4, {"length": 6, "lanes": 2})
+    assert len(numbers["reach"]["credit"]["words"]) == len("the cat")
+    assert (trained_run / "run" / "probe-4.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--step", "last"], "--step=last must be a number of updates, or spike"),
+        (["--step", "7"], "step=7 must be from 0 to the 6 updates of run"),
+        ([], "39 tokens over lanes=4 make 9 each, and two chunks of length=8 are needed"),
+        (["--lanes", "2", "--sentence", ""], "the sentence is empty"),
+        (["--text", "empty.txt"], "empty.txt"),
+        (["--text", "none.txt"], "none.txt"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_what_a_probe_refuses_is_one_line_and_status_2(trained, capsys, flags, said):
+    status, out, err = told(capsys, "probe", "run", *flags)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):
     flags = ["--model.kind", "window", "--model.order", 3, "--train.optimizer.kind=sgd"]
     status, _, _ = told(capsys, "train", "lab.py", "--run-dir", "there", *flags)

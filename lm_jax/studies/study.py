@@ -34,7 +34,7 @@ from lm_jax.studies.live import SHARES
 
 BANDS = 4  # of frequency
 EXPONENTS = 8  # of Lyapunov's spectrum, the largest ones
-WINDOW = 8  # tokens of a finite-time exponent
+WINDOW = 8  # tokens of a finite-time exponent, where there are so many
 PROBES = 16  # random directions for a sensitivity
 ENDS = 2  # places of the chunk at which lag norms end
 
@@ -144,10 +144,11 @@ def chunk(
             f"chunks of length={length} are needed: give a longer text, fewer lanes or a shorter "
             "length"
         )
+    # A text is kept in the smallest type that its vocabulary fits; a model reads 32 bits.
+    stream = tokens[length - 1 : min(share, 16 * length)].astype(np.int32)
     source = streams(tokens[: share * lanes], vocabulary.boundary, lanes)
     first, batch = (batch_at(source, step, length) for step in range(2))
     carry, _ = jax.jit(model.hidden)(params, model.init_carry(lanes), first.x)
-    stream = tokens[length - 1 : min(share, 16 * length)]
     return Chunk(carry, batch, stream, np.bincount(tokens, minlength=len(vocabulary)))
 
 
@@ -175,6 +176,8 @@ def reach(
       UserError: the model has no recurrent state, or the sentence is empty.
     """
     lane = one_lane(model)
+    if not len(sentence):
+        raise UserError("the sentence is empty")
     return Reach(
         _lags(lane, params, chunk, slope),
         _by_lag(lane, params, chunk),
@@ -195,7 +198,7 @@ def _lags(lane: Lane, params: Params, chunk: Chunk, slope: float | None) -> Lags
         predicted = predicted_lag_norms(lane.step, params, carry, x, max_lag, **ungated)
         return measured, predicted
 
-    found = _mapped(of_lane)(params, chunk.carry, chunk.batch.x)
+    found = _over_lanes(of_lane, params, chunk.carry, chunk.batch.x)
     return Lags(*jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), found))
 
 
@@ -215,25 +218,25 @@ def _by_lag(lane: Lane, params: Params, chunk: Chunk) -> ByLag:
 
 def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) -> Dynamics:
     carry, xs = _first(chunk.carry), jnp.asarray(chunk.stream[:-1])
+    window = min(WINDOW, len(xs))
     count = min(EXPONENTS, sum(leaf.size for leaf in jax.tree.leaves(carry)))
 
     def exponents(params: Params, carry: Carry, xs: Array) -> tuple[Array, Array]:
         convergence = lyapunov_convergence(lane.step, params, carry, xs, count)
-        windows = finite_time_exponents(lane.step, params, carry, xs, 1, WINDOW)
+        windows = finite_time_exponents(lane.step, params, carry, xs, 1, window)
         return convergence, windows[:, 0]
 
     convergence, windows = map(np.asarray, jax.jit(exponents)(params, carry, xs))
-    cut = xs[: len(windows) * WINDOW].reshape(-1, WINDOW)
-    text = [" ".join(vocabulary.show(int(token)) for token in window) for window in np.asarray(cut)]
+    cut = np.asarray(xs[: len(windows) * window]).reshape(-1, window)
+    text = [" ".join(vocabulary.show(int(token)) for token in tokens) for tokens in cut]
     return Dynamics(spectra_by_layer({"layers": params["layers"]}), convergence, windows, text)
 
 
 def _credit(
     lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: np.ndarray
 ) -> Credit:
-    if not len(sentence):
-        raise UserError("the sentence is empty")
-    read = np.append(vocabulary.boundary, sentence[:-1])
+    sentence = sentence.astype(np.int32)
+    read = np.append(np.int32(vocabulary.boundary), sentence[:-1])
     of_map = jax.jit(lambda p, c, x, y: credit_map(lane.step, lane.loss, p, c, x, y))
     whole = of_map(params, lane.carry, jnp.asarray(read), jnp.asarray(sentence))
 
@@ -246,7 +249,7 @@ def _credit(
         sums = credit_by_class(credit, classes[x], classes[y], BANDS)
         return sums, {f"{share:g}": credit_horizon(credit, share) for share in SHARES}
 
-    sums, horizons = _mapped(of_lane)(params, chunk.carry, x, y)
+    sums, horizons = _over_lanes(of_lane, params, chunk.carry, x, y)
     by_word, by_target = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
     return Credit(
         [vocabulary.show(int(token)) for token in read],
@@ -267,10 +270,9 @@ def _sensitivity(lane: Lane, params: Params, chunk: Chunk, seed: int) -> dict[st
     return jax.jit(probed)(params, _first(chunk.carry), chunk.batch.x[:, 0], jax.random.key(seed))
 
 
-def _mapped(of_lane: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for all lanes: of (params, carry[B, ...], and arrays [T, B])."""
-    rest = of_lane.__code__.co_argcount - 2
-    return jax.jit(jax.vmap(of_lane, (None, 0, *[1] * rest)))
+def _over_lanes(of_lane: Callable[..., Any], params: Params, carry: Carry, *along: Array) -> Any:
+    """(params, carry, *along) -> figures, compiled, of every lane; `along` are arrays [T, B]."""
+    return jax.jit(jax.vmap(of_lane, (None, 0, *[1] * len(along))))(params, carry, *along)
 
 
 def _first(carry: Carry) -> Carry:

@@ -1,0 +1,283 @@
+"""What it costs to watch the gradient: while a model trains, and of a large state by itself.
+
+    python benchmarks/probes.py
+
+(a) ‖∂loss/∂h_t‖ at every time step in every update, on top of the quickstart's training. The two
+programs are the same run with `train.probe.kind=live`, of which only `deltas` is on, and without a
+probe; their losses and parameters agree, and the norms are those of autodiff through the plain
+scan, or the program ends with an error.
+
+(b) The default live probes at their default cadence, `LiveProbe()`: one call of the compiled
+questions over the time of the updates between two calls, and the share of (a). The spectra in the
+answers are NumPy's, and the gradients by lag those of all lags through every step by autodiff.
+
+(c) Lag norms of the cells alone, H = 1024 and T = 32, matrix-free: the seconds of one call, and the
+memory that its compiled program needs besides its arguments and its answer, as XLA says, beside
+that of the exact way and of the T Jacobians. It must be less than a single Jacobian takes. The
+first two lags are those of the exact way, and the residuals say how far the others got.
+
+(a) and (b) are timed in turn, A B C B A C; the parameters are those of the run so far.
+"""
+
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # before the imports that need it
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from lm_jax import gradients as g  # noqa: E402
+from lm_jax.config import Config, LiveProbe, resolve, train_of  # noqa: E402
+from lm_jax.data.corpus import Corpus, load  # noqa: E402
+from lm_jax.gradients.norms import norm  # noqa: E402
+from lm_jax.models import cells  # noqa: E402
+from lm_jax.models.base import Carry, Params  # noqa: E402
+from lm_jax.models.cells import Cell  # noqa: E402
+from lm_jax.settings import shape  # noqa: E402
+from lm_jax.studies.live import Answers, live  # noqa: E402
+from lm_jax.training.descent import source_of  # noqa: E402
+from lm_jax.training.step import Program, TrainState, arguments, program  # noqa: E402
+from run import load_experiment  # noqa: E402
+
+ROUNDS = 12
+UPDATES = 100  # of a round
+MOST_DELTAS, MOST_LIVE = 0.02, 0.10
+
+H, STEPS = 1024, 32
+EXACT_LAGS = 2  # that the exact way is asked for: its singular values take seconds a lag
+CALLS = 3
+
+DELTAS = LiveProbe(every=10**9, by_lag=False, spectra=False, lyapunov=False)
+
+
+class Training:
+    """A run's compiled program and where it has come to."""
+
+    def __init__(self, config: Config, corpus: Corpus):
+        self.program: Program = program(shape(config), len(corpus.vocabulary))
+        self.numbers = arguments(config)
+        self.source = source_of(config, corpus, self.program.length)
+        self.state: TrainState = self.program.init(self.numbers)
+        self.made = 0
+
+    def go_on(self) -> None:
+        """Some updates more, in one compiled loop."""
+        self.made += UPDATES
+        self.state = self.program.advance(self.state, self.source, self.numbers, self.made)
+        self.state.step.block_until_ready()
+
+    def next(self) -> tuple[Params, Carry, Any]:
+        """What the next update reads, in copies: the update takes the state's buffers over."""
+        seen = self.program.about(self.state, self.source, self.numbers)
+        return jax.tree.map(jnp.copy, (self.state.params, *seen))
+
+
+def farthest(found: Any, expected: Any) -> float:
+    """The largest difference, as a share of the largest number."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+
+
+def demand(what: str, found: Any, expected: Any, tolerance: float) -> None:
+    """Ends the program where two numbers that should be one are not."""
+    # NaN is within no bound.
+    if not (off := farthest(found, expected)) <= tolerance:
+        sys.exit(f"{what}: they differ by {off:.1e} of their largest")
+
+
+def check_deltas(plain: Training, watching: Training) -> None:
+    """Both have come as far: the same training, and the norms of autodiff."""
+    demand(
+        "the loss with and without deltas",
+        watching.state.record.nats,
+        plain.state.record.nats,
+        1e-4,
+    )
+    demand(
+        "the parameters with and without deltas", watching.state.params, plain.state.params, 1e-2
+    )
+    at, model = watching.next(), watching.program.model
+    ways: list[Any] = [way(model).watched for way in (g.explicit_bptt, g.full_bptt)]
+    explicit, full = (jax.jit(way)(*at)[1] for way in ways)
+    demand("the deltas and autodiff's", explicit, full, 1e-3)
+
+
+def check_answers(probe: LiveProbe, training: Training, answers: Answers) -> None:
+    """The spectra are NumPy's, and the lags are those of autodiff from each lag's step alone."""
+    params, carry, batch = training.next()
+    W = np.asarray(params["layers"][0]["W_hh"], float)
+    eigenvalues = np.abs(np.linalg.eigvals(W))
+    demand("the spectral radius", answers["spectral_radius"]["0"], [eigenvalues.max()], 1e-2)
+    demand("the singular value", answers["singular_value"]["0"], [np.linalg.norm(W, 2)], 1e-3)
+    expected = by_autodiff(probe, training, params, carry, batch)
+    demand("the gradient by lag", answers["gradient_by_lag"], expected, 1e-3)
+
+
+def by_autodiff(
+    probe: LiveProbe, training: Training, params: Params, carry: Carry, batch: Any
+) -> jax.Array:
+    """‖g_l‖: the losses of one lane, differentiated by the parameters of a step at a time."""
+    lane = g.one_lane(training.program.model)
+    lanes = probe.lanes
+    steps = batch.x.shape[0]
+
+    def nats(at_t: Any, carry: Carry, x: jax.Array, y: jax.Array, asked: jax.Array) -> jax.Array:
+        """[T] nats of one lane, the layers' parameters being apart for every step."""
+
+        def advance(carry: Carry, at: Any) -> tuple[Carry, jax.Array]:
+            layers, x, y, asked = at
+            whole = {**params, "layers": layers}
+            carry = lane.step(whole, carry, x)
+            return carry, jnp.where(asked, lane.loss(params, carry, y), 0)
+
+        return jax.lax.scan(advance, carry, (at_t, x, y, asked))[1]
+
+    @jax.jit
+    def by_lag(carry: Carry, batch: Any) -> jax.Array:
+        at_t = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf[None], (steps, *leaf.shape)), params["layers"]
+        )
+
+        def of_target(t: jax.Array) -> Any:
+            def total(at_t: Any) -> jax.Array:
+                first = jax.tree.map(lambda leaf: leaf[:lanes], carry)
+                cut = (batch.x[:, :lanes], batch.y[:, :lanes], batch.mask[:, :lanes])
+                each = jax.vmap(nats, (None, 0, 1, 1, 1))(at_t, first, *cut)
+                return jnp.sum(each[:, t])
+
+            return jax.grad(total)(at_t)
+
+        def add(t: jax.Array, sums: Any) -> Any:
+            # Step k's share of target t has the lag t - k.
+            lag = (t - jnp.arange(steps)) % steps
+            return jax.tree.map(lambda old, new: old + new[lag], sums, of_target(t))
+
+        none = jax.tree.map(jnp.zeros_like, at_t)
+        lags = jax.lax.fori_loop(0, steps, add, none)
+        count = jnp.sum(batch.mask[:, :lanes])
+        return norm(lags, kept=1) / count
+
+    return by_lag(carry, batch)
+
+
+def while_training() -> None:
+    config = resolve(load_experiment("quickstart").config)
+    corpus = load(config.data)
+    train = train_of(config)
+    plain = Training(config, corpus)
+    watching = Training(replace(config, train=replace(train, probe=DELTAS)), corpus)
+    probe, questions = LiveProbe(), live(LiveProbe(), plain.program.model)
+    answers: list[Answers] = []
+
+    def ask() -> None:
+        answers.append(jax.block_until_ready(questions(*at)))
+
+    plain.go_on()
+    watching.go_on()
+    check_deltas(plain, watching)
+    at = plain.next()
+    ask()
+    check_answers(probe, plain, answers[-1])
+
+    seconds: list[list[float]] = []
+    for number in range(ROUNDS):
+        at = jax.block_until_ready(plain.next())
+        # Each of the two comes first in every other round: what stands in the caches counts.
+        turn = 1 if number % 2 else -1
+        pair = timed(*(plain.go_on, watching.go_on)[::turn])[::turn]
+        seconds.append([*pair, *timed(ask)])
+
+    updates, watched, asked = (statistics.median(column) for column in zip(*seconds, strict=True))
+    print("the quickstart, milliseconds: median")
+    print(f"  an update{1e3 * updates / UPDATES:38.3f}")
+    print(f"  an update, δ watched{1e3 * watched / UPDATES:27.3f}")
+    print(f"  the live questions, one call{1e3 * asked:19.1f}")
+    deltas = [b / a - 1 for a, b, _ in seconds]
+    calls = [c / (a / UPDATES * probe.every) for a, _, c in seconds]
+    show("norms of δ in every update", deltas, MOST_DELTAS)
+    show(f"the questions every {probe.every} updates", calls)
+    both = [a + b for a, b in zip(deltas, calls, strict=True)]
+    show("the default live probes", both, MOST_LIVE)
+
+
+def timed(*ways: Callable[[], None]) -> list[float]:
+    """Seconds of each, one after another."""
+    edges = [time.perf_counter()]
+    for way in ways:
+        way()
+        edges.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(edges)]
+
+
+def show(what: str, shares: list[float], most: float | None = None) -> None:
+    """A row: what it adds to training, the median over the rounds."""
+    share = statistics.median(shares)
+    row = f"{what:38}{share:9.1%}   from {min(shares):.1%} to {max(shares):.1%}"
+    verdict = "met" if most is not None and share <= most else "missed"
+    print(row if most is None else f"{row}   target {most:.0%}: {verdict}")
+
+
+def transition(cell: Cell) -> tuple[Callable[[Params, Carry, jax.Array], Carry], Params, Carry]:
+    """A cell as a transition of one example that reads its pre-activations, and where it starts."""
+
+    def step(params: Params, carry: Carry, z_x: jax.Array) -> Carry:
+        lane = jax.tree.map(lambda leaf: leaf[None], carry)
+        return jax.tree.map(lambda leaf: leaf[0], cell.step(params, lane, z_x[None]))
+
+    carry = jax.tree.map(lambda leaf: leaf[0], cell.init_carry(1))
+    return step, cell.init(jax.random.key(0)), carry
+
+
+def of_a_large_state(name: str, cell: Cell) -> None:
+    step, params, carry = transition(cell)
+    xs = jax.random.normal(jax.random.key(1), (STEPS, cell.width))
+    n = sum(leaf.size for leaf in jax.tree.leaves(carry))
+    at = params, carry, xs
+
+    def compiled(way: Callable[..., Any], max_lag: int, **settings: Any) -> Any:
+        return jax.jit(lambda *at: way(step, *at, max_lag, **settings)).lower(*at).compile()
+
+    free = compiled(g.lanczos_lag_norms, STEPS)
+    exact = compiled(g.lag_norms, STEPS, method="exact")
+    norms, residuals = jax.block_until_ready(free(*at))
+    few = compiled(g.lag_norms, EXACT_LAGS, method="exact")(*at)
+    demand(f"{name}, the first lag norms", norms[: EXACT_LAGS + 1], few, 1e-3)
+    seconds = []
+    for _ in range(CALLS):
+        began = time.perf_counter()
+        jax.block_until_ready(free(*at))
+        seconds.append(time.perf_counter() - began)
+    jacobians = STEPS * n**2 * norms.dtype.itemsize
+    own, others = (way.memory_analysis().temp_size_in_bytes for way in (free, exact))
+    verdict = "met" if own < jacobians / STEPS else "missed"
+    print(
+        f"{name:6}{n:8,}{statistics.median(seconds):12.1f}"
+        + "".join(f"{size / 2**20:14.1f}" for size in (own, others, jacobians))
+        + f"{float(jnp.max(residuals)):12.0e}   target less than one: {verdict}"
+    )
+
+
+def main() -> None:
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+    while_training()
+    print(f"lag norms, H = {H}, T = {STEPS}; MiB that the program needs")
+    print(
+        f"{'':6}{'n':>8}{'seconds':>12}{'matrix-free':>14}{'exact':>14}{'T Jacobians':>14}"
+        f"{'residual':>12}"
+    )
+    for name, cell in (("elman", cells.elman(H)), ("lstm", cells.lstm(H))):
+        of_a_large_state(name, cell)
+
+
+if __name__ == "__main__":
+    main()

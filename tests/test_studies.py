@@ -1,0 +1,386 @@
+"""The gradient tools asked of a model: between its updates, and of a run as numbers and a page."""
+
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_training import rows_of, stopping_at
+
+import lm_jax
+from lm_jax import gradients as g
+from lm_jax.config import Config, Copy, Data, LiveProbe, NGram, Train, Window, resolve
+from lm_jax.data.batches import batch_at, streams
+from lm_jax.data.corpus import load
+from lm_jax.gradients.norms import norm
+from lm_jax.report.figures import reach_sections, update_sections
+from lm_jax.report.study import as_plain, write_study
+from lm_jax.settings import UserError, shape
+from lm_jax.studies import study
+from lm_jax.studies.live import SHARES, live
+from lm_jax.training import probing, spike, state_at, step
+from lm_jax.training.descent import source_of
+
+# --- live -----------------------------------------------------------------------------------------
+
+LANES = 2
+LIVE = LiveProbe(every=6, lanes=LANES)
+MODEL = tiny.rnn(cell="lstm")
+PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
+# The first lane begins its text, the second goes on; each lacks other targets.
+MASK = jnp.ones((tiny.T, tiny.B), bool).at[2, 0].set(False).at[4:, 1].set(False)
+BATCH = tiny.batch()._replace(start=jnp.array([True, False, False]), mask=MASK)
+CARRY = jax.tree.map(lambda leaf: leaf + 0.2, MODEL.init_carry(tiny.B))
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return live(LIVE, MODEL)(PARAMS, CARRY, BATCH)
+
+
+def test_live_answers_are_the_tools_called_one_by_one(answers):
+    lane = g.one_lane(MODEL)
+
+    def loss(params, carry, target):
+        y, asked = target
+        return jnp.where(asked, lane.loss(params, carry, y), 0)
+
+    @jax.jit
+    def tools(carry, x, y, mask):
+        at = lane.step, loss, PARAMS, carry, x, (y, mask), tiny.T - 1
+        return g.gradient_by_lag(*at), g.lyapunov_spectrum(lane.step, PARAMS, carry, x, 1)[0]
+
+    carries = lane.carry, jax.tree.map(lambda leaf: leaf[1], CARRY)
+    apart = [
+        tools(carry, BATCH.x[:, n], BATCH.y[:, n], MASK[:, n]) for n, carry in enumerate(carries)
+    ]
+    # Means over the T steps of one lane become one over the targets of all.
+    targets = jnp.sum(MASK[:, :LANES])
+    lags = jax.tree.map(lambda a, b: (a + b) * tiny.T / targets, *[split for split, _ in apart])
+    lags = lags["layers"]
+    np.testing.assert_allclose(answers["gradient_by_lag"], norm(lags, kept=1), rtol=1e-10)
+    split = g.truncations(lags)
+    assert answers["horizon"] == {f"{s:g}": g.horizon(split, s) for s in SHARES}
+    exponents = [exponent for _, exponent in apart]
+    np.testing.assert_allclose(answers["lyapunov"], np.mean(exponents), rtol=1e-10)
+    (spectra,) = g.spectra_by_layer({"layers": PARAMS["layers"]}).values()
+    for name, figure in (("spectral_radius", "radius"), ("singular_value", "norm")):
+        expected = [getattr(block, figure) for block in spectra.blocks]
+        np.testing.assert_allclose(answers[name].pop("0"), expected, rtol=1e-4)
+        assert answers[name] == {}
+
+
+def test_the_first_loss_of_a_chunk_has_no_past(answers):
+    """With no target but the first of every lane, lag 0 is all of the full gradient."""
+    first = jnp.zeros((tiny.T, tiny.B), bool).at[0].set(True)
+    found = live(LIVE, MODEL)(PARAMS, CARRY, BATCH._replace(mask=first))
+    carry, start = jax.tree.map(lambda leaf: leaf[:LANES], (CARRY, BATCH.start))
+    x, y, mask = (a[:, :LANES] for a in (BATCH.x, BATCH.y, first))
+    full = jax.jit(g.full_bptt(MODEL).estimate)
+    _, _, grads = full(PARAMS, carry, BATCH._replace(x=x, y=y, mask=mask, start=start))
+    np.testing.assert_allclose(found["gradient_by_lag"][0], norm(grads["layers"]), rtol=1e-10)
+    assert not np.any(found["gradient_by_lag"][1:])
+    assert np.all(answers["gradient_by_lag"] > 0)
+
+
+def test_only_what_is_asked_for_is_answered():
+    none = {"by_lag": False, "spectra": False, "lyapunov": False}
+    for asked, names in {
+        (): set(),
+        ("by_lag",): {"gradient_by_lag", "horizon"},
+        ("spectra",): {"spectral_radius", "singular_value"},
+        ("lyapunov",): {"lyapunov"},
+    }.items():
+        probe = LiveProbe(**{**none, **dict.fromkeys(asked, True)})
+        assert set(jax.eval_shape(live(probe, MODEL), PARAMS, CARRY, BATCH)) == names
+    two = tiny.rnn(layers=2)
+    at = two.init(jax.random.key(0)), two.init_carry(tiny.B), BATCH
+    found = jax.eval_shape(live(LiveProbe(**{**none, "spectra": True}), two), *at)
+    assert {name: a.shape for name, a in found["spectral_radius"].items()} == {"0": (1,), "1": (1,)}
+
+
+def test_nan_in_the_parameters_is_nan_in_every_answer():
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
+    found = live(LIVE, MODEL)(broken, CARRY, BATCH)
+    for answer in jax.tree.leaves(found):
+        assert np.all(np.isnan(answer))
+
+
+def test_what_cannot_be_watched_is_refused():
+    with pytest.raises(UserError, match="no recurrent state"):
+        live(LIVE, tiny.window())
+    with pytest.raises(
+        UserError, match=r"train\.probe\.kind=live has no meaning with model\.kind=window"
+    ):
+        Config(model=Window(), train=Train(probe=LIVE))
+    truncated = {"gradient": "truncated", "k1": 4, "k2": 8}
+    with pytest.raises(UserError, match=r"with train\.gradient=truncated it must be False"):
+        Train(**truncated, probe=LIVE)
+    assert not Train(**truncated, probe=LiveProbe(deltas=False)).probe.deltas
+
+
+# --- while training -------------------------------------------------------------------------------
+
+CONFIG = tiny.config(train={"probe": LIVE})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return lm_jax.train(CONFIG, tmp_path_factory.mktemp("run") / "run", text=tiny.TEXT)
+
+
+def probes_of(run_dir):
+    return [row for row in rows_of(run_dir) if row["kind"] == "probe"]
+
+
+def read_at(run, state):
+    """What the update after a state reads."""
+    config = resolve(run.config)
+    work = step.program(shape(config), len(run.vocabulary))
+    source = source_of(config, load(config.data, tiny.TEXT), work.length)
+    carry, batch = work.about(state, source, step.arguments(config))
+    return state.params, carry, batch
+
+
+def test_a_probe_is_of_the_update_that_comes_next(run):
+    rows = probes_of(run.run_dir)
+    assert [row["step"] for row in rows] == [0, 6, 12, 18, 20]
+    found = live(LIVE, run.model)(*read_at(run, state_at(run, 12, text=tiny.TEXT)))
+    place = {"step": 12, "kind": "probe", "split": "train"}
+    assert rows[2] == {**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), found)}
+
+
+def test_the_deltas_of_a_record_are_the_mean_over_its_updates(run):
+    rows = [row for row in rows_of(run.run_dir) if row["kind"] == "train"]
+    assert [row["step"] for row in rows[:2]] == [1, 5]
+    watched = jax.jit(g.full_bptt(run.model).watched)
+    norms = [watched(*read_at(run, state_at(run, at, text=tiny.TEXT)))[1] for at in (0, 1, 2, 3, 4)]
+    np.testing.assert_allclose(rows[0]["delta_norms"], norms[0], rtol=1e-9)
+    np.testing.assert_allclose(rows[1]["delta_norms"], np.mean(norms[1:], axis=0), rtol=1e-9)
+
+
+def test_stop_and_resume_probes_as_the_uninterrupted_run(run, tmp_path):
+    for at in (3, 6, 18):
+        with pytest.raises(SystemExit):
+            lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT, watch=stopping_at(at))
+    again = lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT)
+    assert rows_of(tmp_path) == rows_of(run.run_dir)
+    tiny.assert_trees_equal(again.params, run.params)
+
+
+def test_more_steps_afterwards_leave_no_trace_of_the_earlier_end(run, tmp_path):
+    """That it was asked at the end, which is no multiple of `every`, included."""
+    short = tiny.config(train={"probe": LIVE, "steps": 10})
+    lm_jax.train(short, tmp_path, text=tiny.TEXT)
+    assert [row["step"] for row in probes_of(tmp_path)] == [0, 6, 10]
+    lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT)
+    assert rows_of(tmp_path) == rows_of(run.run_dir)
+
+
+def test_probes_change_nothing_of_the_training(run, tmp_path):
+    plain = lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT)
+    tiny.assert_trees_close(plain.params, run.params, 1e-9)
+
+
+# --- the study of a run ---------------------------------------------------------------------------
+
+SENTENCE = "the cat lay"
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return lm_jax.probe(run, text=tiny.TEXT, lanes=2, sentence=SENTENCE)
+
+
+def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
+    assert (found.step, found.spike, found.length, found.lanes) == (20, None, 8, 2)
+    assert found.parameters_step == run.result["parameters_step"]
+    params, carry, batch = read_at(run, state_at(run, 20, text=tiny.TEXT))
+    loss, _, grads = jax.jit(g.full_bptt(run.model).estimate)(params, carry, batch)
+    cliff = found.updates.cliff
+    np.testing.assert_allclose(cliff.loss, loss, rtol=1e-9)
+    np.testing.assert_allclose(cliff.gradient_norm, norm(grads), rtol=1e-9)
+
+
+def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):
+    tokens = np.asarray(load(resolve(run.config).data, tiny.TEXT).validation.tokens)
+    source = streams(tokens[: len(tokens) // 2 * 2], run.vocabulary.boundary, 2)
+    first, second = (batch_at(source, number, 8) for number in range(2))
+    carry, _ = jax.jit(run.model.hidden)(run.params, run.model.init_carry(2), first.x)
+    _, _, grads = jax.jit(g.full_bptt(run.model).estimate)(run.params, carry, second)
+    by_lag = found.reach.by_lag
+    np.testing.assert_allclose(by_lag.truncations.norm[-1], norm(grads["layers"]), rtol=1e-9)
+    np.testing.assert_allclose(by_lag.truncations.cosine[-1], 1, rtol=1e-9)
+    lane = g.one_lane(run.model)
+
+    @jax.jit
+    def at_end(carry, x, y):
+        return g.lag_norms(lane.step, run.params, carry, x, 4)
+
+    # The ends are after 4, 6 and 8 steps.
+    expected = [
+        at_end(jax.tree.map(lambda leaf, n=n: leaf[n], before), second.x[end - 4 : end, n], None)
+        for end in (4, 6, 8)
+        for before in [run.model.hidden(run.params, carry, second.x[: end - 4])[0]]
+        for n in range(2)
+    ]
+    np.testing.assert_allclose(found.reach.lags.measured, np.mean(expected, axis=0), rtol=1e-9)
+
+
+def test_the_credit_map_is_of_the_sentence_from_its_start(run, found):
+    lane, y = g.one_lane(run.model), run.vocabulary.encode(SENTENCE)
+    x = np.append(run.vocabulary.boundary, y[:-1])
+    whole = jax.jit(lambda *at: g.credit_map(lane.step, lane.loss, *at))
+    expected = whole(run.params, lane.carry, jnp.asarray(x), jnp.asarray(y))
+    credit = found.reach.credit
+    np.testing.assert_allclose(credit.map, expected, rtol=1e-10)
+    assert "".join(credit.targets) == SENTENCE
+    assert "".join(credit.words) == "\\n" + SENTENCE[:-1]
+
+
+def test_predictions_from_the_weights_are_of_an_ungated_layer_s(run, found):
+    W = np.asarray(run.params["layers"][0]["W_hh"])
+    guesses = found.reach.lags.predicted
+    radius = np.max(np.abs(np.linalg.eigvals(W)))
+    np.testing.assert_allclose(guesses.radius, radius ** np.arange(5), rtol=1e-4)
+    np.testing.assert_allclose(guesses.slope_norm, np.linalg.norm(W, 2) ** np.arange(5), rtol=1e-4)
+    (spectra,) = found.reach.dynamics.spectra.values()
+    np.testing.assert_allclose(spectra.blocks[0].radius, radius, rtol=1e-9)
+
+
+def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
+    """At the spike, too; what is asked there is another test's."""
+    asked = {}
+
+    def reach(model, params, *rest, **settings):
+        asked["reach"] = params
+
+    def updates(model, params, carry, batches, *, apply, **settings):
+        asked["updates"] = params
+        asked["batches"] = batches
+        asked["moved"] = apply(
+            params, jax.jit(g.full_bptt(model).estimate)(params, carry, batches[0])[2]
+        )
+
+    monkeypatch.setattr(probing, "reach", reach)
+    monkeypatch.setattr(probing, "updates", updates)
+    worst = spike(run, text=tiny.TEXT)
+    given = {"text": tiny.TEXT, "lanes": 1}
+    for at, expected in ((7, 7), ("spike", worst.step)):
+        found = lm_jax.probe(run, step=at, **given)
+        assert (found.step, found.parameters_step) == (expected, expected)
+        assert found.spike == (worst if at == "spike" else None)
+        state, after = (state_at(run, n, text=tiny.TEXT) for n in (expected, expected + 1))
+        tiny.assert_trees_equal(asked["reach"], state.params)
+        tiny.assert_trees_equal(asked["updates"], state.params)
+        tiny.assert_trees_equal(asked["batches"][0], read_at(run, state)[2])
+        # The run does not clip, so its own update is the one that is looked at.
+        tiny.assert_trees_close(asked["moved"], after.params, 1e-9)
+    # Without a step, the reach is of the parameters that are kept, whichever the last ones were.
+    kept = run._replace(params=tiny.moved(run.params))
+    found = lm_jax.probe(kept, **given)
+    assert (found.step, found.parameters_step) == (20, run.result["parameters_step"])
+    tiny.assert_trees_equal(asked["reach"], kept.params)
+    tiny.assert_trees_equal(asked["updates"], state_at(run, 20, text=tiny.TEXT).params)
+
+
+def test_a_text_of_two_short_chunks_is_enough(run):
+    tokens = run.vocabulary.encode("cats")
+    seen = study.chunk(run.model, run.params, run.vocabulary, tokens, length=2, lanes=1)
+    lane = g.one_lane(run.model)
+    dynamics = study._dynamics(lane, run.params, run.vocabulary, seen)
+    assert dynamics.text == ["a t"]
+    carry = jax.tree.map(lambda leaf: leaf[0], seen.carry)
+    read = jnp.asarray(run.vocabulary.encode("at"))
+    expected = g.lyapunov_spectrum(lane.step, run.params, carry, read, 1)
+    np.testing.assert_allclose(dynamics.windows, expected, rtol=1e-9)
+
+
+def test_what_cannot_be_studied_is_refused(run, monkeypatch):
+    given = {"text": tiny.TEXT, "lanes": 2}
+    for fields, said in [
+        ({"step": 21}, r"step=21 must be from 0 to the 20 updates"),
+        ({"step": -1}, r"step=-1 must be from 0"),
+        (
+            {"tokens": np.zeros(31, np.int32)},
+            r"31 tokens over lanes=2 make 15 each, and two chunks",
+        ),
+        ({"sentence": ""}, "the sentence is empty"),
+        ({"length": 1}, "length=1 must be 2 or more"),
+        ({"lanes": 0}, "lanes=0 1 or more"),
+        ({"text": None}, "needed again, text="),
+    ]:
+        with pytest.raises(UserError, match=said):
+            lm_jax.probe(run, **{**given, **fields})
+    with pytest.raises(UserError, match="no recurrent state"):
+        lm_jax.probe(run._replace(model=tiny.window()), **given)
+    drawn = run._replace(config=Config(data=Data(task=Copy(symbols=3, items=2), length=9)))
+    with pytest.raises(UserError, match="sequences that are drawn"):
+        lm_jax.probe(drawn, **given)
+    counted = run._replace(config=Config(data=run.config.data, model=NGram(order=2)))
+    with pytest.raises(UserError, match="not trained by gradients"):
+        lm_jax.probe(counted, **given)
+
+
+# --- numbers and a page ---------------------------------------------------------------------------
+
+
+def test_a_study_is_written_as_strict_json_and_one_page(run, found):
+    broken = found.reach.by_lag._replace(
+        norms=np.array([1.0, math.nan, math.inf, *found.reach.by_lag.norms[3:]]),
+        horizon={"0.5": 1.0, "0.9": math.nan},
+    )
+    found = found._replace(reach=found.reach._replace(by_lag=broken))
+    page = write_study(run, found, "probe-x")
+    assert page == run.run_dir / "probe-x.html"
+    html, numbers = page.read_text(), (run.run_dir / "probe-x.json").read_text()
+
+    def literal(name):
+        raise AssertionError(name)
+
+    read = json.loads(numbers, parse_constant=literal)
+    assert read["reach"]["by_lag"]["norms"][:3] == [1.0, None, None]
+    assert read["reach"]["by_lag"]["horizon"] == {"0.5": 1.0, "0.9": None}
+    assert read["chunk"] == {"length": 8, "lanes": 2}
+    assert np.array(read["reach"]["credit"]["map"]).shape == (len(SENTENCE), len(SENTENCE))
+    value = found.reach.dynamics.spectra["layers.0.W_hh"].blocks[0].eigenvalues[0]
+    block = read["reach"]["dynamics"]["spectra"]["layers.0.W_hh"]["blocks"][0]
+    assert block["eigenvalues"][0] == [value.real, value.imag]
+
+    sections = [*reach_sections(found.reach), *update_sections(found.updates)]
+    figures = [part for section in sections for part in section.parts if isinstance(part, dict)]
+    assert len(figures) >= 12
+    assert html.count('class="plotly-graph-div"') == len(figures)
+    assert html.count("<h2>") == len(sections)
+    # Plotly's own script, once; nothing is loaded from elsewhere.
+    assert (
+        len(
+            [
+                script
+                for script in re.findall(r"<script.*?</script>", html, re.DOTALL)
+                if len(script) > 10**6
+            ]
+        )
+        == 1
+    )
+    bare = re.sub(r"(<script[^>]*>).*?</script>", r"\1", html, flags=re.DOTALL)
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", bare)
+    assert "http" not in bare
+    drawn = [s for s in re.findall(r"<script.*?</script>", html, re.DOTALL) if len(s) < 10**6]
+    assert not any(re.search(r"\b(NaN|Infinity)\b", script) for script in drawn)
+
+
+def test_a_word_cannot_break_the_page(run, found):
+    words = ["</script><b>", "&amp;", *found.reach.credit.words[2:]]
+    credit = found.reach.credit._replace(words=words)
+    page = write_study(run, found._replace(reach=found.reach._replace(credit=credit)), "probe-y")
+    assert "</script><b>" not in page.read_text()
+
+
+def test_plain_values_keep_their_shape():
+    found = as_plain({1: (np.array([1 + 2j]), jnp.ones((1, 2))), "a": [None, "b", 3]})
+    assert found == {"1": [[[1.0, 2.0]], [[1.0, 1.0]]], "a": [None, "b", 3]}
