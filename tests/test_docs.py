@@ -27,6 +27,21 @@ def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     assert names["loss"] < 2.5
 
 
+def test_every_block_of_the_gradients_page_runs_and_prints_what_is_shown(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    page = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+    found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, re.DOTALL)
+    assert len(found) >= 15
+    assert sum(bool(shown) for _, shown in found) == page.count("```text") == 4
+    for block, shown in found:
+        capsys.readouterr()
+        exec(block, names)
+        assert capsys.readouterr().out == shown, block
+
+
 def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text(tiny.TEXT * 10)
@@ -46,7 +61,7 @@ def test_links_and_flags_are_there(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / target).exists(), target
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
-    places = ("data.task", "model", "model.readout")
+    places = ("data.task", "model", "model.readout", "train.probe")
     for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):
         for kind in alternatives(Config, place).values():
             names = [path for path, _, _ in fields(kind())]
