@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.data.batches import Batch
-from lm_jax.gradients import surface
+from lm_jax.gradients import norms, surface
 from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
 from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
 from lm_jax.gradients.surface import batch_loss, refuse_integers
@@ -138,7 +138,7 @@ def clip_audit(
         def seen(cut: Array, clipped: Params) -> Clipped:
             return Clipped(
                 cut=cut.astype(before.dtype),
-                ratio=surface.norm(clipped) / surface.norm(grads),
+                ratio=norms.norm(clipped) / norms.norm(grads),
                 cosine=surface.cosine(clipped, grads),
                 angle=surface.angle(clipped, grads),
                 after=loss(apply(params, clipped)),
@@ -154,7 +154,7 @@ def clip_audit(
         if delta is not None:
             clipped, cuts = _by_delta(model, params, carry, batch, delta)
             kinds["delta"] = seen(cuts, clipped)
-        return after, ClipAudit(surface.norm(grads), before, loss(apply(params, grads)), kinds)
+        return after, ClipAudit(norms.norm(grads), before, loss(apply(params, grads)), kinds)
 
     return jax.lax.scan(update, carry, _stacked(batches))[1]
 
@@ -216,7 +216,7 @@ def quantile_thresholds(
         after, grads, squares = _watched(
             model, params, carry, batch, lambda tap: (None, tap) if recurrent else ()
         )
-        return after, (surface.norm(grads), largest(grads), jnp.sqrt(jnp.max(squares)))
+        return after, (norms.norm(grads), largest(grads), jnp.sqrt(jnp.max(squares)))
 
     recurrent = model.output is not None
     _, found = jax.lax.scan(update, carry, _stacked(batches))

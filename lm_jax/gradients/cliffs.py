@@ -30,7 +30,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lm_jax import models
-from lm_jax.gradients import surface
+from lm_jax.gradients import norms, surface
 from lm_jax.gradients.surface import LossFn, refuse_integers
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
@@ -229,7 +229,7 @@ def cliff(
     along_gradient, along_sharpest = slices(loss_fn, params, both, distances)
     return Cliff(
         loss=loss,
-        gradient_norm=surface.norm(grads),
+        gradient_norm=norms.norm(grads),
         gradient_curvature=curvature,
         eigenvalue=top.eigenvalues[0],
         residual=top.residuals[0],

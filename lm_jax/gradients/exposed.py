@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.data.batches import Batch
-from lm_jax.gradients import surface
+from lm_jax.gradients import norms, surface
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
 from lm_jax.settings import UserError
 
@@ -71,6 +71,6 @@ def exposure_cosines(
 
     def compared(one_hot: Array) -> ExposureCosines:
         g, own_g = forced(one_hot), free(one_hot)
-        return ExposureCosines(surface.cosine(g, own_g), surface.norm(g), surface.norm(own_g))
+        return ExposureCosines(surface.cosine(g, own_g), norms.norm(g), norms.norm(own_g))
 
     return jax.lax.map(compared, jnp.eye(batch.mask.shape[0]))

@@ -6,13 +6,13 @@ gradient of 1e-23 would have length 0 otherwise, and one of 1e20 an infinite one
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.data.batches import Batch
+from lm_jax.gradients.norms import norm
 from lm_jax.models.base import Carry, LanguageModel, Params, restart, total
 from lm_jax.settings import UserError
 
@@ -62,14 +62,13 @@ def dot(a: Params, b: Params) -> Float[Array, ""]:
     return sum(products[1:], products[0])
 
 
-def norm(a: Params) -> Float[Array, ""]:
-    """The Euclidean length over all leaves; NaN where a number is NaN, ∞ where one is infinite."""
-    return _unit(a)[0]
-
-
 def unit(a: Params) -> Params:
     """The direction of a, at length 1; NaN where a is zero or not finite."""
-    return _unit(a)[1]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(a)]))
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    scaled = jax.tree.map(lambda leaf: leaf / safe, a)
+    length = norm(scaled)
+    return jax.tree.map(lambda leaf: leaf / length, scaled)
 
 
 def cosine(a: Params, b: Params) -> Float[Array, ""]:
@@ -91,12 +90,3 @@ def angle(a: Params, b: Params) -> Float[Array, ""]:
 def moved(params: Params, direction: Params, distance: float | Array) -> Params:
     """The parameters, `distance` times the direction away."""
     return jax.tree.map(lambda p, d: p + distance * d, params, direction)
-
-
-def _unit(a: Params) -> tuple[Array, Any]:
-    leaves = [leaf for leaf in jax.tree.leaves(a) if leaf.size]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
-    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    scaled = jax.tree.map(lambda leaf: leaf / safe, a)
-    length = jnp.sqrt(dot(scaled, scaled))
-    return safe * length, jax.tree.map(lambda leaf: leaf / length, scaled)

@@ -51,7 +51,7 @@ def _horizon(by_lag: ByLag) -> Section:
             "y1": 1,
             "yref": "paper",
             "line": {"dash": "dot", "width": 1, "color": "#666"},
-            "label": {"text": f"{float(share):.0%}", "textposition": "end"},
+            "label": {"text": f"{100 * float(share):g} %", "textposition": "end", "textangle": 0},
         }
         for share, steps in by_lag.horizon.items()
         if np.isfinite(steps)
@@ -107,8 +107,6 @@ def _lags(lags: Lags) -> Section:
 
 
 def _credit(credit: Credit) -> Section:
-    words = [f"{place} {word}" for place, word in enumerate(credit.words)]
-    targets = [f"{place} {word}" for place, word in enumerate(credit.targets)]
     # The upper triangle is empty, not zero.
     logs = [[float(np.log10(value)) if value > 0 else None for value in row] for row in credit.map]
     found = ", ".join(
@@ -125,19 +123,38 @@ def _credit(credit: Credit) -> Section:
                     {
                         "type": "heatmap",
                         "z": logs,
-                        "x": words,
-                        "y": targets,
+                        "customdata": [
+                            [[_seen(said), _seen(read)] for read in credit.words]
+                            for said in credit.targets
+                        ],
                         "colorscale": "Viridis",
-                        "hovertemplate": "said: %{y}<br>read: %{x}<br>10^%{z:.2f}<extra></extra>",
+                        "hovertemplate": "said: %{customdata[0]} (%{y})<br>"
+                        "read: %{customdata[1]} (%{x})<br>10^%{z:.2f}<extra></extra>",
                     }
                 ],
                 "read",
                 "to be said",
-                height=720,
-                yaxis={"autorange": "reversed", "title": {"text": "to be said"}},
+                height=760,
+                xaxis={**_ticks(credit.words), "title": {"text": "read"}},
+                yaxis={
+                    **_ticks(credit.targets),
+                    "autorange": "reversed",
+                    "title": {"text": "to be said"},
+                },
             )
         ],
     )
+
+
+def _ticks(words: list[str]) -> dict[str, Any]:
+    """An axis that shows every word."""
+    shown = [_seen(word) for word in words]
+    return {"tickmode": "array", "tickvals": list(range(len(words))), "ticktext": shown}
+
+
+def _seen(word: str) -> str:
+    """A word as it can be seen: a blank has a sign of its own."""
+    return word.replace(" ", "\N{OPEN BOX}")
 
 
 def _bands(credit: Credit) -> Section:
@@ -232,7 +249,49 @@ def _sensitivity(reach: Reach) -> Section:
 
 def update_sections(updates: Updates) -> list[Section]:
     """The sections of what the next updates would do."""
-    return [_clipping(updates), _cliff(updates), _exposure(updates)]
+    return [_estimators(updates), _clipping(updates), _cliff(updates), _exposure(updates)]
+
+
+def _estimators(updates: Updates) -> Section:
+    head = (
+        "estimator",
+        "cosine of the mean",
+        "relative bias",
+        "its standard error",
+        "relative variance",
+        "norm ratio",
+        "draws",
+    )
+    rows = [
+        (
+            name,
+            found.mean_cosine,
+            found.relative_bias,
+            found.standard_error,
+            found.relative_variance,
+            float(np.mean(found.norm_ratio)),
+            found.draws,
+        )
+        for name, found in updates.estimators.items()
+    ]
+    return Section(
+        "What would another estimator make of it?",
+        "Each estimator's gradient against full backpropagation through time, update by update, "
+        "the parameters held still. The table is about the mean over updates and draws; a bias "
+        "within a few standard errors is none that can be seen. RTRL and its approximations carry "
+        "on what they know from one update to the next, so they reach back before the chunk.",
+        [
+            Table(head, rows),
+            figure(
+                [
+                    line(name, found.cosine, mode="lines+markers")
+                    for name, found in updates.estimators.items()
+                ],
+                "update",
+                "cosine to full BPTT",
+            ),
+        ],
+    )
 
 
 def _clipping(updates: Updates) -> Section:

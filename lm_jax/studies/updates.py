@@ -1,8 +1,9 @@
 """What the next updates of a run would do to its loss: clipped or not, along the gradient or not.
 
 The parameters are held still and the batches are those that the run would read next. What clipping
-cuts off, how steep and how sharply curved the loss is there, and how the gradient would differ if
-the model read its own tokens, are three looks at the same gradients.
+cuts off, what other estimators would give in the gradient's place, how steep and how sharply curved
+the loss is there, and how the gradient would differ if the model read its own tokens, are four
+looks at the same gradients.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.audit import (
@@ -21,18 +23,25 @@ from lm_jax.gradients.audit import (
     clip_summary,
     quantile_thresholds,
 )
-from lm_jax.gradients.bptt import explicit_bptt
+from lm_jax.gradients.bptt import Estimator, explicit_bptt, truncated_bptt
 from lm_jax.gradients.cliffs import Cliff, cliff
 from lm_jax.gradients.clipping import Threshold
+from lm_jax.gradients.compare import Comparison, compare
 from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
 from lm_jax.gradients.norms import norm
+from lm_jax.gradients.proof import LARGEST
+from lm_jax.gradients.randomised import randomised_bptt
+from lm_jax.gradients.rtrl import rtrl
+from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.surface import batch_loss
+from lm_jax.gradients.uoro import uoro
 from lm_jax.inference.feeding import fed
-from lm_jax.models import LanguageModel
+from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
 
 REACH = 10  # updates' lengths to each side of a slice through the loss
 PLACES = 41  # of a slice
+LANES, READ, DRAWS = 4, 4, 4  # of the batches that estimators are compared on
 SHARE = 0.1  # of updates that thresholds would cut where a run has none
 
 
@@ -45,6 +54,8 @@ class Updates(NamedTuple):
     """Those that would cut about a tenth of the updates."""
     clipping: dict[str, ClipSummary]
     """By kind: norm, value, delta."""
+    estimators: dict[str, Comparison]
+    """By name, against full backpropagation through time, on some lanes of the first batches."""
     length: float
     """Of the first update, clipped as the run clips it not at all: ‖θ' - θ‖."""
     cliff: Cliff
@@ -107,11 +118,45 @@ def updates(
         exposure = exposure_cosines(model, params, carry, batch, own)
         return length, cliff(loss_fn, params, key, distances=distances), exposure
 
+    lanes = [jax.tree.map(lambda leaf: leaf[..., :LANES], batch) for batch in batches[:READ]]
+    steps = len(batches[0].x)
+    made = estimators(model, params, steps=steps, lanes=LANES, key=key)
+    compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
     length, surroundings, exposure = first(params, carry, batches[0])
     return Updates(
         chosen,
         suggested,
         clip_summary(audit),
+        compared,
         float(length),
         *jax.tree.map(np.asarray, (surroundings, exposure)),
     )
+
+
+def estimators(
+    model: LanguageModel, params: Params, *, steps: int, lanes: int, key: Array
+) -> dict[str, Estimator]:
+    """The estimators that a model's size and cells allow, by name.
+
+    RTRL is left out where its influence, lanes × n × P numbers, would take more than 256 MiB, and
+    SnAp-1 where a cell's gate is not elementwise.
+
+    Args:
+      model, params: a recurrent model.
+      steps: T; truncation is to blocks of its three largest proper divisors, each an update of
+        its own but for the parameters, which stay as they are.
+      lanes: B.
+      key: of what is drawn.
+    """
+    lengths = [k for k in range(1, steps) if steps % k == 0][-3:]
+    made = {f"truncated, k1=k2={k}": truncated_bptt(model, k1=k, k2=k) for k in lengths}
+    rate = min(0.5, 4 / steps)
+    made[f"randomised, rate {rate:g}"] = randomised_bptt(model, rate=rate, key=key)
+    made["UORO"] = uoro(model, key=key)
+    cells = [layer.cell for layer in model.stack.layers] if model.stack else [None]
+    if all(cell is not None and cell.gate is not None and cell.elementwise for cell in cells):
+        made["SnAp-1"] = snap1(model)
+    state = sum(leaf.size for leaf in jax.tree.leaves(model.init_carry(1)))
+    if lanes * state * count(params) * 4 <= LARGEST:
+        made["RTRL"] = rtrl(model)
+    return made
