@@ -14,6 +14,12 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def anchors(page):
+    """What the headings of a page are called in links, as GitHub has it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -58,8 +64,10 @@ def test_links_and_flags_are_there(page):
     from lm_jax.settings import alternatives, fields
 
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not heading or heading in anchors(other), f"{target}#{heading}"
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
     places = ("data.task", "model", "model.readout", "train.probe")
     for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):

@@ -49,7 +49,8 @@ def main(run_dir: str) -> None:
         largest = ", ".join(f"{radius:.2f}" for radius in radii)
         print(f"step {row['step']:,}: spectral radii {largest}, exponent {row['lyapunov']:.3f}")
     ends = ", ".join(
-        f"{float(share):.0%} of it within {rows[-1]['horizon'][share]:.0f} steps" for share in COLOURS
+        f"{float(share):.0%} of it within {rows[-1]['horizon'][share]:.0f} steps"
+        for share in COLOURS
     )
     label = f"How far back the gradient lies while the quickstart trains: in the end {ends}"
     (ROOT / "docs" / "horizon.svg").write_text(page(760, 300, label, parts), encoding="utf-8")
