@@ -14,6 +14,12 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def anchors(page):
+    """What the headings of a page are called in links, as GitHub has it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -25,6 +31,21 @@ def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     # 40 steps on a text this simple take the loss well below the start's ln V.
     assert names["run"].result["splits"]["test"]["nats"] < 2.5
     assert names["loss"] < 2.5
+
+
+def test_every_block_of_the_gradients_page_runs_and_prints_what_is_shown(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    page = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+    found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, re.DOTALL)
+    assert len(found) >= 15
+    assert sum(bool(shown) for _, shown in found) == page.count("```text") == 4
+    for block, shown in found:
+        capsys.readouterr()
+        exec(block, names)
+        assert capsys.readouterr().out == shown, block
 
 
 def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):
@@ -43,10 +64,12 @@ def test_links_and_flags_are_there(page):
     from lm_jax.settings import alternatives, fields
 
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (page.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not heading or heading in anchors(other), f"{target}#{heading}"
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
-    places = ("data.task", "model", "model.readout")
+    places = ("data.task", "model", "model.readout", "train.probe")
     for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):
         for kind in alternatives(Config, place).values():
             names = [path for path, _, _ in fields(kind())]
