@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.report.figures import reach_sections, update_sections
 from lm_jax.report.page import write_page
+from lm_jax.report.reach import reach_sections
+from lm_jax.report.terminal import spike_in_words
+from lm_jax.report.updates import update_sections
 from lm_jax.settings import VERSION
 from lm_jax.training import Probe, Run
 from lm_jax.training.journal import as_json, write_whole
@@ -24,8 +26,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     Returns:
       the path of the page.
     """
-    numbers = {"version": VERSION, "chunk": {"length": probe.length, "lanes": probe.lanes}}
-    numbers |= as_plain(probe)
+    numbers = {"version": VERSION, **as_plain(probe)}
     write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
@@ -36,10 +37,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
         "otherwise."
     )
     if probe.spike is not None:
-        words += (
-            f" Update {probe.spike.step:,} raised the loss of its own batch most, from "
-            f"{probe.spike.before:.4f} to {probe.spike.after:.4f} nats a token."
-        )
+        words += f" {spike_in_words(probe.spike)}."
     page = run.run_dir / f"{stem}.html"
     sections = [*reach_sections(probe.reach), *update_sections(probe.updates)]
     write_page(page, "How the gradient travels through time", words, sections)

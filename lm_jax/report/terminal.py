@@ -13,7 +13,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lm_jax.training import Probe, Proof
+from lm_jax.training import Probe, Proof, Spike
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
@@ -169,7 +169,18 @@ def show_probe(probe: Probe) -> None:
     )
     for kind, said in updates.clipping.items():
         table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if probe.spike is not None:
+        console.print(spike_in_words(probe.spike), soft_wrap=True)
+
+
+def spike_in_words(spike: Spike) -> str:
+    """What is said of the update that was looked for."""
+    figures = f"from {spike.before:.4f} to {spike.after:.4f} nats a token"
+    if spike.after <= spike.before:
+        return f"no update raised its own batch's loss; {spike.step:,} lowered it least, {figures}"
+    return f"update {spike.step:,} raised its own batch's loss most, {figures}"
 
 
 def _reach(row: Row) -> str:
