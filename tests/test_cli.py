@@ -204,7 +204,7 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
     assert "steps back to 90% of the gradient" in out
     assert out.endswith("run/probe-4.html\n")
     numbers = json.loads((trained_run / "run" / "probe-4.json").read_text())
-    assert (numbers["step"], numbers["chunk"]) == (4, {"length": 6, "lanes": 2})
+    assert (numbers["step"], numbers["length"], numbers["lanes"]) == (4, 6, 2)
     assert len(numbers["reach"]["credit"]["words"]) == len("the cat")
     assert (trained_run / "run" / "probe-4.html").read_text().startswith("<!doctype html>")
 

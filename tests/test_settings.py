@@ -16,7 +16,7 @@ import tiny
 
 from lm_jax import config as c
 from lm_jax import settings as s
-from lm_jax.config import RNN, AdamW, Config, Cosine, Data, Plateau, Train, Window
+from lm_jax.config import RNN, AdamW, Config, Cosine, Data, LiveProbe, Plateau, Train, Window
 from lm_jax.settings import UserError
 
 CLASSES = [
@@ -113,6 +113,12 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Plateau(patience=0), "patience=0: input should be greater than 0"),
         (lambda: Config(seed=-1), "seed=-1"),
         (lambda: Config(seed=2**32), "seed=4294967296"),
+        (
+            lambda: Train(
+                probe=LiveProbe(deltas=False, by_lag=False, spectra=False, lyapunov=False)
+            ),
+            "train.probe.kind=live asks nothing: set one of deltas, by_lag",
+        ),
         (lambda: Train(k1=3), "train.k1 is read only with train.gradient=truncated"),
         (lambda: Train(gradient="truncated"), "train.gradient=truncated needs train.k2"),
         (

@@ -17,8 +17,9 @@ from lm_jax.config import Config, Copy, Data, LiveProbe, NGram, Train, Window, r
 from lm_jax.data.batches import batch_at, streams
 from lm_jax.data.corpus import load
 from lm_jax.gradients.norms import norm
-from lm_jax.report.figures import reach_sections, update_sections
+from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
+from lm_jax.report.updates import update_sections
 from lm_jax.settings import UserError, shape
 from lm_jax.studies import study
 from lm_jax.studies.live import SHARES, live

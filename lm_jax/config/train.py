@@ -176,6 +176,9 @@ class NoProbe:
     """What is watched while training: off or live. The latter brings its own flags."""
 
 
+QUESTIONS = ("deltas", "by_lag", "spectra", "lyapunov")
+
+
 @settings
 class LiveProbe:
     """How far the gradient reaches, watched while training, into metrics.jsonl."""
@@ -268,6 +271,12 @@ class Train:
             raise ValueError("train.gradient=truncated needs train.k2, the steps to go back")
         if self.flossing is None and self.flossing_exponents != 8:
             raise ValueError("train.flossing_exponents is read only with train.flossing")
+        if isinstance(self.probe, LiveProbe):
+            asked = {name: getattr(self.probe, name) for name in QUESTIONS}
+            if not any(asked.values()):
+                raise ValueError(
+                    f"train.probe.kind=live asks nothing: set one of {', '.join(asked)} to True"
+                )
         watched = isinstance(self.probe, LiveProbe) and self.probe.deltas
         if watched and self.gradient not in ("explicit", "full"):
             raise ValueError(

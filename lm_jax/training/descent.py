@@ -222,8 +222,7 @@ class Descent:
         probe = self.settings.probe
         if not isinstance(probe, LiveProbe) or (step % probe.every and not last):
             return
-        # A run that has come to its end, and is given more updates, asks there once more.
-        if any((row["kind"], row["step"]) == ("probe", step) for row in self.journal.rows):
+        if not (probe.by_lag or probe.spectra or probe.lyapunov):
             return
         carry, batch = self.program.about(self.state, self.source, self.numbers)
         answers = live(probe, self.program.model)(self.state.params, carry, batch)
