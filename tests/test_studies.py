@@ -346,7 +346,7 @@ def test_a_study_is_written_as_strict_json_and_one_page(run, found):
     read = json.loads(numbers, parse_constant=literal)
     assert read["reach"]["by_lag"]["norms"][:3] == [1.0, None, None]
     assert read["reach"]["by_lag"]["horizon"] == {"0.5": 1.0, "0.9": None}
-    assert read["chunk"] == {"length": 8, "lanes": 2}
+    assert (read["length"], read["lanes"]) == (8, 2)
     assert np.array(read["reach"]["credit"]["map"]).shape == (len(SENTENCE), len(SENTENCE))
     value = found.reach.dynamics.spectra["layers.0.W_hh"].blocks[0].eigenvalues[0]
     block = read["reach"]["dynamics"]["spectra"]["layers.0.W_hh"]["blocks"][0]

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +24,8 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
-LANES = 256  # lines scored side by side, fewer where the vocabulary is large
-LINE_LENGTH = 16  # tokens of a line in one call
+LANES = 512  # lines scored side by side, fewer where the vocabulary is large
+LINE_LENGTH = 8  # tokens of a line in one call
 LINES_AT_ONCE = 1 << 18  # tokens of the lines that are dealt out to the lanes together
 LINES_AT_FIRST = 1 << 10  # so that the first line need not wait for so many; then ever more
 
@@ -159,7 +159,7 @@ def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
         held += len(line.tokens)
         if held >= enough:
             yield group
-            group, held, enough = [], 0, min(tokens, 2 * enough)
+            group, held, enough = [], 0, min(tokens, 16 * enough)
     if group:
         yield group
 
@@ -199,7 +199,9 @@ def _rounds(
         places = np.where(mask, place[None, :] + steps, 0)
         x = flat[places - 1]
         x[0] = np.where(start, boundary, x[0])
-        yield places, mask, Batch(*map(jnp.asarray, (x, flat[places], mask, start.copy())))
+        # As NumPy's arrays: to make JAX's of them is a computation, which waits for those before.
+        batch: Any = Batch(*cast(Any, (x, flat[places], mask, start.copy())))
+        yield places, mask, batch
         place, left = place + length, left - length
 
 
