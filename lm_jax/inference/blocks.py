@@ -124,7 +124,7 @@ def line_blocks(
     at_once = max(1, LOGITS_AT_ONCE // len(vocabulary))
     length = min(LINE_LENGTH, at_once)
     count = min(LANES, at_once // length)
-    read, sent = reader(model), None
+    read, sent, first = reader(model), None, True
 
     def scored(lines: list[_Piece], found: list[tuple]) -> Iterator[Block]:
         nats = np.zeros(sum(len(line.tokens) for line in lines))
@@ -139,10 +139,14 @@ def line_blocks(
         for places, mask, batch in _rounds(lines, vocabulary.boundary, count, length):
             carry, nats = read(params, carry, batch)
             found.append((places, mask, nats))
-        # The device is at these lines while the host looks at those before.
+        # The device is at these lines while the host looks at those before; the first ones, which
+        # are few, wait for no others.
         if sent:
             yield from scored(*sent)
         sent = lines, found
+        if first:
+            yield from scored(*sent)
+            first, sent = False, None
     if sent:
         yield from scored(*sent)
 
