@@ -12,8 +12,18 @@ from jax.flatten_util import ravel_pytree
 import lm_jax
 from lm_jax import gradients as g
 from lm_jax import models
-from lm_jax.config import RNN, Config, RecurrentDropout, SampledSoftmax, Softmax, Train
+from lm_jax.config import (
+    RNN,
+    Adding,
+    Config,
+    Data,
+    RecurrentDropout,
+    SampledSoftmax,
+    Softmax,
+    Train,
+)
 from lm_jax.data.batches import Batch
+from lm_jax.data.tasks import task_of
 from lm_jax.models import transition
 
 KEY = jax.random.key(3)
@@ -355,3 +365,16 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
 def test_settings_that_do_not_go_together_are_refused(model, train, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Config(model=RNN(**model), train=Train(**train))
+
+
+def test_randomised_truncation_draws_for_each_step_and_lane_of_real_inputs_too():
+    config = Config(
+        data=Data(task=Adding(), length=6, batch_size=3),
+        model=RNN(embedding_size=None, hidden_size=3),
+        train=Train(gradient="artbp", cut_rate=0.0, steps=1),
+    )
+    made = models.make(config.model, 2, real=True)
+    batch = task_of(config.data).batch(jax.random.key(0), 0)
+    params, carry = made.init(jax.random.key(1)), made.init_carry(3)
+    found = g.randomised_bptt(made, rate=0.0, key=jax.random.key(2))(params, carry, batch)
+    tiny.assert_trees_close(found[2], g.full_bptt(made)(params, carry, batch)[2])

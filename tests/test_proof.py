@@ -11,8 +11,10 @@ import tiny
 
 from lm_jax import gradients as g
 from lm_jax import models
+from lm_jax.config import RNN, Adding, Config, Copy, Data, Train
 from lm_jax.gradients import proof
 from lm_jax.models import transition
+from lm_jax.training import prove
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("run_verify", ROOT / "run.py")
@@ -174,3 +176,13 @@ def test_the_command_tells_mistakes_in_one_line(folder, capsys):
     assert status == 2
     assert "--model.hiden-size" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", [Adding(), Copy(symbols=3, items=2)], ids=["adding", "copy"])
+def test_it_holds_on_the_sequences_of_a_task_where_they_are_asked(task):
+    """Real inputs and targets too; where nothing is asked for, nothing would agree with nothing."""
+    data = Data(task=task, length=12, batch_size=3)
+    proof = prove(Config(data=data, model=RNN(embedding_size=None, hidden_size=3), train=Train()))
+    assert proof.holds
+    assert (proof.steps, proof.lanes) == (8, 2)
+    assert any(check.difference > 0 for check in proof.checks)

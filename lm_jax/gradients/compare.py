@@ -91,7 +91,7 @@ def _reading(
     estimator: Estimator, reference: Estimator, params: Params, text: Batch
 ) -> Callable[[Int[Array, ""]], Reading]:
     """The function from the number of the first draw to a reading, compiled."""
-    updates, _, lanes = text.x.shape
+    updates, _, lanes = text.mask.shape
 
     def read(first: Array, params: Params, text: Batch) -> Reading:
         carry = estimator.init_carry(lanes)
@@ -124,7 +124,7 @@ def _compared(
     read: Callable[[Array], Reading], estimator: Estimator, text: Batch, draws: int
 ) -> Comparison:
     many = draws if estimator.redraw is not None else 1
-    updates, steps, _ = text.x.shape
+    updates, steps, _ = text.mask.shape
     cosines, ratios, mean, true = read(jnp.int32(0))
     spread = jnp.zeros(())  # Σ ‖ḡ_r - m‖² of the readings so far (Welford, 1962)
     for reading in range(1, many):

@@ -53,7 +53,7 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
         memory = carry if isinstance(carry, Drawn) else Drawn(carry, jnp.zeros((), jnp.int32))
         kept = 1 - jnp.asarray(rate, float)
         draw = jax.random.fold_in(key, memory.draws)
-        factors = jax.random.bernoulli(draw, kept, batch.x.shape) / kept
+        factors = jax.random.bernoulli(draw, kept, batch.mask.shape) / kept
         between = Between(scale_cotangent, factors, returning=True)
 
         def total_nats(params: Params) -> tuple[Array, Carry]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
@@ -144,7 +144,7 @@ def at_output(
     model: LanguageModel,
     params: Params,
     carry: Carry,
-    y: Int[Array, " B"],
+    y: Array,
     mask: Bool[Array, " B"],
 ) -> tuple[Float[Array, ""], Params, Carry]:
     """The nats of one step, and its gradient in what the loss reads: parameters and carry."""

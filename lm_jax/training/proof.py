@@ -6,13 +6,13 @@ import jax
 
 from lm_jax import gradients
 from lm_jax.config import Config, train_of
-from lm_jax.data.batches import Batch, batch_at
+from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
 from lm_jax.models import count
 from lm_jax.settings import shape
 from lm_jax.training.descent import source_of
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import arguments, batch_of, program
 
 LANES, STEPS = 2, 8
 
@@ -36,7 +36,8 @@ class Proof(NamedTuple):
 def prove(config: Config, *, text: str | None = None) -> Proof:
     """Whether the routes to the gradient agree on a config's own model and text.
 
-    On the initial parameters and the first tokens of the first lanes, at most 8 of 2 lanes; the
+    On the initial parameters and the first tokens of the first lanes, at most 8 of 2 lanes, or of a
+    task the last; the
     model as it is used, without dropout and the other noise of training.
 
     Args:
@@ -50,9 +51,11 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     config, corpus = prepared(config, text)
     made = program(shape(config), len(corpus.vocabulary))
     params = jax.jit(lambda values: made.init(values).params)(arguments(config))
-    whole = batch_at(source_of(config, corpus, made.length), 0, made.length)
-    x, y, mask = (a[:STEPS, :LANES] for a in (whole.x, whole.y, whole.mask))
+    whole = batch_of(config, source_of(config, corpus, made.length), 0, made.length)
+    # A task asks at the end of its sequences.
+    seen = slice(-STEPS, None) if config.data.drawn else slice(STEPS)
+    x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
     batch = Batch(x, y, mask, whole.start[:LANES])
     checks = gradients.verify(made.model, params, batch)
-    steps, lanes = batch.x.shape
+    steps, lanes = batch.mask.shape
     return Proof(checks, lanes, steps, count(params))
