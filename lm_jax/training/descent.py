@@ -224,7 +224,6 @@ class Descent:
                 self._log()
                 return "diverged"
             step = int(self.state.step)
-            # The first step is a record of its own: it shows ln V, and that the run is alive.
             if step % train.log_every == 0 or step in (1, train.steps):
                 self._log()
             else:
@@ -233,6 +232,8 @@ class Descent:
     def _next(self, step: int) -> int:
         """The update after `step` at which something is due."""
         train = self.settings
+        if step == 0:  # a record of its own: it shows ln V, and that the run is alive
+            return 1
         every = [train.log_every, self.validate_every, train.checkpoint_every]
         if isinstance(train.probe, LiveProbe):
             every.append(train.probe.every)

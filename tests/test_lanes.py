@@ -1,0 +1,232 @@
+"""Runs side by side: a lane is a run, whoever runs beside it."""
+
+import dataclasses
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from lm_jax.config import RNN, override
+from lm_jax.settings import shape
+from lm_jax.sweeps.group import train_group
+from lm_jax.sweeps.lanes import Lanes
+from lm_jax.sweeps.plan import Trial
+from lm_jax.training import load_run
+from lm_jax.training.checkpoint import digest, steps_saved
+from lm_jax.training.descent import Descent, source_of
+from lm_jax.training.journal import read_rows
+from lm_jax.training.loop import prepared
+from lm_jax.training.step import arguments, program
+
+BASE = tiny.config(
+    model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
+)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def points(rates=RATES):
+    """Configs that differ in numbers of every kind: of the optimizer, the model and the seed."""
+    return [
+        prepared(
+            override(
+                BASE,
+                {"train.learning_rate": rate, "model.gain": 0.5 + rate / 6, "seed": number},
+            ),
+            tiny.TEXT,
+        )
+        for number, rate in enumerate(rates)
+    ]
+
+
+def trials(count, rates=RATES):
+    return [
+        Trial(number, f"trial {number}", {}, config, f"trials/{number:03d}")
+        for number, (config, _) in enumerate(points(rates)[:count], 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The states of eight runs after 7 updates, each by its own program."""
+    configs, corpora = zip(*points(), strict=True)
+    work = program(shape(configs[0]), len(corpora[0].vocabulary))
+    source = source_of(configs[0], corpora[0], work.length)
+    numbers = [arguments(config) for config in configs]
+    return work, source, numbers
+
+
+def advanced(made, runs, width, stop=7, params=None):
+    """The states of some runs after `stop` updates as lanes."""
+    work, source, numbers = made
+    lanes = Lanes(work, source, len(runs), width=width)
+    states = [work.init(numbers[run]) for run in runs]
+    if params is not None:
+        states = [
+            state._replace(params=params(run, state))
+            for run, state in zip(runs, states, strict=True)
+        ]
+    lanes.put(states, [numbers[run] for run in runs])
+    _, finite = lanes.advance([stop] * len(runs))
+    return lanes.take(len(runs)), finite
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_lane_is_the_same_bits_beside_two_four_or_eight(made, width):
+    pair = advanced(made, [2, 5], width)[0]
+    for runs in ([0, 2, 5, 1], [5, 4, 3, 2, 1, 0, 6, 7]):
+        states, _ = advanced(made, runs, width)
+        for mine, run in zip(pair, (2, 5), strict=True):
+            assert digest(states[runs.index(run)]) == digest(mine)
+
+
+def test_a_lane_is_a_run(made):
+    work, source, numbers = made
+    for width in (1, 4):
+        states, _ = advanced(made, [0, 1, 2, 3], width)
+        for run, state in enumerate(states):
+            alone = work.advance(work.init(numbers[run]), source, numbers[run], 7)
+            tiny.assert_trees_close(state, jax.tree.map(np.asarray, alone), 1e-9)
+
+
+def test_a_lane_that_diverges_stands_still_and_harms_no_other(made):
+    def broken(run, state):
+        return jax.tree.map(lambda leaf: leaf * (np.nan if run == 4 else 1), state.params)
+
+    for width in (1, 4):
+        sound, _ = advanced(made, [0, 4, 5, 6], width)
+        states, finite = advanced(made, [0, 4, 5, 6], width, params=broken)
+        assert finite.tolist() == [True, False, True, True]
+        assert int(states[1].step) == 1
+        for lane in (0, 2, 3):
+            assert digest(states[lane]) == digest(sound[lane])
+
+
+def test_lanes_stop_where_each_is_told_to(made):
+    work, source, numbers = made
+    lanes = Lanes(work, source, 3, width=2)
+    lanes.put([work.init(n) for n in numbers[:3]], numbers[:3])
+    steps, _ = lanes.advance([2, 0, 5])
+    assert steps.tolist() == [2, 0, 5]
+    assert lanes.count == 4
+
+
+def test_lanes_that_stand_still_are_given_up_where_they_cost(made):
+    work, source, _ = made
+    assert Lanes(work, source, 8, width=8).for_fewer(4).count == 8
+    assert Lanes(work, source, 8).for_fewer(2).count == 8
+    assert Lanes(work, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
+    wide = Lanes(work, source, 8, width=2)
+    assert wide.for_fewer(5) is wide
+    assert wide.for_fewer(4).count == 4
+
+
+def read(path):
+    """What a group has come to: for each trial its parameters and the rows of its journal."""
+    clock = ("seconds", "tokens_per_second")
+    return {
+        trial.name: (
+            load_run(path / trial.directory).result["sha256"],
+            [
+                {name: value for name, value in row.items() if name not in clock}
+                for row in read_rows(path / trial.directory / "metrics.jsonl")
+            ],
+        )
+        for trial in trials(3)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    assert train_group(trials(3), path, points()[0][1], []) == {}
+    return read(path)
+
+
+def test_a_group_is_its_runs(undisturbed, tmp_path):
+    config, corpus = points()[1]
+    work = Descent(config, tmp_path / "alone", corpus, [], lambda step, row: None)
+    (tmp_path / "alone").mkdir()
+    work.run()
+    alone = [row["nats"] for row in read_rows(tmp_path / "alone" / "metrics.jsonl")]
+    beside = [row["nats"] for row in undisturbed["trial 2"][1]]
+    np.testing.assert_allclose(beside, alone, rtol=1e-9)
+
+
+def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    class Told(list):
+        """Signals, of which one comes after it has been asked for them so often."""
+
+        left = 9
+
+        def __bool__(self):
+            self.left -= 1
+            return self.left < 0
+
+    corpus = points()[0][1]
+    told = Told([signal.SIGTERM])
+    train_group(trials(3), tmp_path, corpus, told)
+    stopped = [load_run(tmp_path / trial.directory).result for trial in trials(3)]
+    assert {"stopped"} == {result["status"] for result in stopped}
+    # One is taken back to an older checkpoint, as a kill at the wrong time does.
+    first = tmp_path / trials(3)[0].directory
+    assert len(steps_saved(first)) == 2
+    newest = first / "checkpoints" / f"{max(steps_saved(first)):08d}"
+    newest.rename(newest.with_suffix(".trash"))
+    (first / "result.json").unlink()
+    train_group(trials(3), tmp_path, corpus, [])
+    assert read(tmp_path) == undisturbed
+
+
+def test_what_breaks_one_trial_does_not_stop_the_others(undisturbed, tmp_path, monkeypatch):
+    real = Descent._save
+
+    def full(self):
+        if self.run_dir.name == "002" and int(self.state.step) == 10:
+            raise OSError("no space left on device")
+        real(self)
+
+    monkeypatch.setattr(Descent, "_save", full)
+    corpus = points()[0][1]
+    failed = train_group(trials(3), tmp_path, corpus, [])
+    assert {trial.name: str(error) for trial, error in failed.items()} == {
+        "trial 2": "no space left on device"
+    }
+    monkeypatch.undo()
+    train_group(trials(3), tmp_path, corpus, [])
+    assert read(tmp_path) == undisturbed
+
+
+def test_a_diverged_trial_says_so_at_its_first_bad_step(tmp_path):
+    corpus = points()[0][1]
+    wild = dataclasses.replace(
+        trials(2)[1], config=override(trials(2)[1].config, {"train.clip_norm": 1e300})
+    )
+    wild = dataclasses.replace(
+        wild, config=override(wild.config, {"train.learning_rate": 1e308, "model.gain": 1.0})
+    )
+    train_group([trials(1)[0], wild], tmp_path, corpus, [])
+    results = [load_run(tmp_path / trial.directory).result for trial in (trials(1)[0], wild)]
+    assert [result["status"] for result in results] == ["finished", "diverged"]
+    assert results[1]["step"] < 20
+
+
+def test_the_worst_are_pruned_at_a_rung_and_stay_so(tmp_path):
+    corpus = points()[0][1]
+    asked = []
+
+    def judge(step, nats):
+        asked.append((step, {trial.name: loss for trial, loss in nats.items()}))
+        return set(sorted(nats, key=nats.__getitem__)[: len(nats) - 1])
+
+    four = trials(4)
+    train_group(four, tmp_path, corpus, [], judge=judge, rungs=(7, 14))
+    results = {t.name: load_run(tmp_path / t.directory).result for t in four}
+    assert [step for step, _ in asked] == [7, 14]
+    out = [max(nats, key=nats.__getitem__) for _, nats in asked]
+    assert [results[name]["status"] for name in out] == ["pruned", "pruned"]
+    assert [results[name]["step"] for name in out] == [7, 14]
+    assert sum(result["status"] == "finished" for result in results.values()) == 2
+    train_group(four, tmp_path, corpus, [], judge=judge, rungs=(7, 14))
+    assert len(asked) == 2
