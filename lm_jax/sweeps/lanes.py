@@ -41,7 +41,7 @@ class Lanes:
         source: Source,
         count: int,
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         width: int | None = None,
     ):
         """Makes room for runs.
