@@ -13,6 +13,7 @@ FLOORS = (
     "inference",
     "studies",
     "training",
+    "sweeps",
     "report",
     "experiment",
 )  # bottom up

@@ -41,7 +41,7 @@ class Lanes:
         source: Source,
         count: int,
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         width: int | None = None,
     ):
         """Makes room for runs.
@@ -78,11 +78,8 @@ class Lanes:
     def put(self, states: Sequence[TrainState], numbers: Sequence[Mapping[str, Any]]) -> None:
         """Takes runs in, one or more; the lanes that are left over repeat the first."""
         spare = self.count - len(states)
-        states, numbers = [*states, *states[:1] * spare], [*numbers, *numbers[:1] * spare]
-        self._states, self._numbers = (
-            self._placed(_stacked(states)),
-            self._placed(_stacked(numbers)),
-        )
+        self._states = self._placed(_stacked([*states, *[states[0]] * spare]))
+        self._numbers = self._placed(_stacked([*numbers, *[numbers[0]] * spare]))
 
     def advance(self, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Makes updates.

@@ -1,21 +1,210 @@
-"""The trials of a sweep."""
+"""What a sweep is before anything of it starts: its trials, and which of them share a program.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A point is a mapping from dotted paths to values, {"model.cell": "lstm"}; what it is a point of is a
+config, and the two together are a trial. Trials of which only numbers differ (fields marked
+`Mark.ARGUMENT`: learning rate, thresholds, rates, gain, seed) are a group: one compiled program
+trains them all, as lanes side by side. Any other difference, one in how many updates are made or
+how often a record is written among them, puts trials into different groups.
+
+All that can be refused is refused here, by the trial's number and name.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lm_jax.config import Config
+from lm_jax.config import Config, override, resolve
+from lm_jax.data.corpus import Corpus, load
+from lm_jax.settings import Mark, UserError, digest, fields, plain, shape
+from lm_jax.training.journal import write_whole
+from lm_jax.training.loop import fitted
+
+Point = Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False)  # each is itself alone, and may be a key
+@dataclasses.dataclass(frozen=True, eq=False)  # each is itself alone, and may be a key
 class Trial:
-    """A point of a sweep, and the run that it is."""
+    """A point of a sweep, ready to be run."""
 
     number: int
-    """From 1."""
+    """From 1 on, in the order of the points."""
     name: str
-    point: Mapping[str, Any]
+    point: Point
     config: Config
-    """Resolved and prepared."""
+    """Resolved, and its epochs turned into steps."""
     directory: str
-    """In the sweep's."""
+    """Its run directory within the sweep's: trials/NNN-DIGEST."""
+
+    def __str__(self) -> str:
+        return f"point {self.number} of the sweep, {self.name!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Trials that differ only in numbers that the compiled program takes as arguments."""
+
+    trials: tuple[Trial, ...]
+    shape: Config
+    """What their programs depend on: `lm_jax.settings.shape` of each trial's config."""
+    vocab_size: int
+    """V of their text."""
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether they can be lanes of one program: there are several, and they are trained."""
+        return len(self.trials) > 1 and self.shape.train is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep that nothing speaks against."""
+
+    trials: tuple[Trial, ...]
+    groups: tuple[Group, ...]
+    """In the order of their first trials."""
+
+
+def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Config]:
+    """The resolved config of every point, by the point's name.
+
+    Raises:
+      UserError: there are no points, two are the same run, or one does not fit; names the point.
+    """
+    if not points:
+        raise UserError("the sweep has no points")
+    found: dict[str, Config] = {}
+    seen: dict[Config, tuple[int, str]] = {}
+    for number, (name, point) in enumerate(points.items(), 1):
+        try:
+            changed = resolve(override(config, point))
+        except UserError as error:
+            raise UserError(f"{_called(number, name)}: {error}") from None
+        other, first = seen.setdefault(changed, (number, name))
+        if other != number:
+            raise UserError(
+                f"points {other} and {number} of the sweep, {first!r} and {name!r}, are the same "
+                "run"
+            )
+        found[name] = changed
+    return found
+
+
+def plan(
+    config: Config, points: Mapping[str, Point], text: str | Sequence[str] | None = None
+) -> Plan:
+    """The trials of a sweep and their groups; each text is read once.
+
+    Args:
+      config: what the points change.
+      points: what each trial changes, by the trial's name.
+      text: with `data.source="memory"`, see `lm_jax.train`.
+
+    Raises:
+      UserError: as `sweep_configs`, or a point does not fit its text.
+    """
+    corpora: dict[Any, Corpus] = {}
+    epochs: dict[Any, int] = {}
+    trials: list[Trial] = []
+    sizes: list[int] = []
+    for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
+        try:
+            # Which text it is depends on neither, unless it is generated sequence by sequence.
+            read = found.data
+            if not read.drawn:
+                read = dataclasses.replace(read, batch_size=1, length=1, batching="streams")
+            if read not in corpora:
+                corpora[read] = load(found.data, text)
+            corpus = corpora[read]
+            ready = fitted(found, corpus, epochs)
+        except UserError as error:
+            raise UserError(f"{_called(number, name)}: {error}") from None
+        place = f"trials/{number:03d}-{digest(found)}"
+        trials.append(Trial(number, name, points[name], ready, place))
+        sizes.append(len(corpus.vocabulary))
+    return Plan(tuple(trials), _groups(trials, sizes))
+
+
+def _called(number: int, name: str) -> str:
+    return f"point {number} of the sweep, {name!r}"
+
+
+def _groups(trials: Iterable[Trial], sizes: Iterable[int]) -> tuple[Group, ...]:
+    members: dict[Any, list[Trial]] = {}
+    for trial, size in zip(trials, sizes, strict=True):
+        members.setdefault((shape(trial.config), _cadence(trial.config), size), []).append(trial)
+    return tuple(Group(tuple(own), key[0], key[2]) for key, own in members.items())
+
+
+def _cadence(config: Config) -> tuple[tuple[str, Any], ...]:
+    """The fields that may change when a run goes on, which are the host's business."""
+    return tuple((path, value) for path, value, marks in fields(config) if Mark.ADJUSTABLE in marks)
+
+
+def distinctions(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Of each group, the fields that keep it apart from others, and their values there.
+
+    Of a number that some groups have switched off, whether it is on: a bool.
+    """
+    known = [_fields_that_part(group.trials[0].config) for group in groups]
+    values: dict[str, set[str]] = {}
+    for own in known:
+        for path, value in own.items():
+            values.setdefault(path, set()).add(repr(value))
+    # A field that only some kinds have is told by the kind.
+    parting = [path for path, seen in values.items() if len(seen) > 1]
+    return [{path: own[path] for path in parting if path in own} for own in known]
+
+
+def _fields_that_part(config: Config) -> dict[str, Any]:
+    return {
+        path: value is not None if Mark.ARGUMENT in marks else value
+        for path, value, marks in fields(config)
+    }
+
+
+def written(trials: Iterable[Trial]) -> dict[str, Any]:
+    """What sweep.json says of the trials, by their names."""
+    return {
+        trial.name: {"point": plain_point(trial.point), "digest": trial.directory.split("-")[-1]}
+        for trial in trials
+    }
+
+
+def plain_point(point: Point) -> dict[str, Any]:
+    """A point as JSON knows it."""
+    return {path: plain(value) for path, value in point.items()}
+
+
+def settle(sweep_dir: Path, trials: Iterable[Trial]) -> None:
+    """Writes down what a sweep is, or sees that it is the sweep that was written down.
+
+    Raises:
+      UserError: another sweep lives there; says in which point.
+    """
+    path = sweep_dir / "sweep.json"
+    # As JSON would give it back: tuples are lists there.
+    here = json.loads(json.dumps(written(trials)))
+    if not path.exists():
+        write_whole(path, json.dumps(here, indent=1) + "\n")
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise UserError(f"{path} is damaged: it is no list of points")
+    if there == here:
+        return
+    raise UserError(f"{sweep_dir} holds another sweep: {_difference(there, here)}")
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    if len(there) != len(here):
+        return f"its points are {len(there)}, not {len(here)}"
+    for number, (old, new) in enumerate(zip(there, here, strict=True), 1):
+        if (old, there[old]) != (new, here[new]):
+            what = f"was {old!r}" if old != new else "has other settings"
+            return f"point {number}, {new!r}, {what}"
+    return "its points are in another order"

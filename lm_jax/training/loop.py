@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lm_jax import models
 from lm_jax.config import Config, NGram, in_steps, resolve
@@ -109,6 +110,21 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
     """
     config = resolve(config)
     corpus = load(config.data, text)
+    return fitted(config, corpus), corpus
+
+
+def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None) -> Config:
+    """The resolved config with all that follows from its text filled in.
+
+    Args:
+      config: the config.
+      corpus: its text.
+      epochs: updates in an epoch, as far as they are known of ways to read the corpora; what is
+        found is added, for to count them takes the whole text to the device.
+
+    Raises:
+      UserError: the config does not fit the text.
+    """
     # Refuses what does not fit V.
     models.make(config.model, len(corpus.vocabulary), real=config.data.real)
     if isinstance(config.model, NGram):
@@ -119,15 +135,18 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
             bounded=config.model.bounded,
         )
     if config.train is None:
-        return config, corpus
+        return config
     k1 = config.train.k1
     length = k1 or config.data.length
     if config.data.batching == "streams" and corpus.task is None:
         name = "data.length" if k1 is None else "train.k1"
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
-    if config.train.epochs is not None:
-        config = in_steps(config, steps_per_epoch(source_of(config, corpus, length), length))
-    return config, corpus
+    if config.train.epochs is None:
+        return config
+    epochs, way = {} if epochs is None else epochs, (config.data, length)
+    if way not in epochs:
+        epochs[way] = steps_per_epoch(source_of(config, corpus, length), length)
+    return in_steps(config, epochs[way])
 
 
 def _goes_on(run_dir: Path, config: Config) -> bool:
