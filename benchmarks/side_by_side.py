@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from benchmarks.rows import Row, is_rate, row
 
@@ -82,7 +82,7 @@ class Side:
             "NPROC": str(threads),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.side_by_side", json.dumps(maker), str(threads)],
             cwd=ROOT,
@@ -100,11 +100,11 @@ class Side:
           Absent: it cannot do it.
           RuntimeError: it has ended.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        orders, answers = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
         try:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            orders.write(json.dumps(order) + "\n")
+            orders.flush()
+            line = answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -241,12 +241,12 @@ def fastest(builds: Mapping[str, Callable[[], Way]]) -> tuple[Way, dict[str, Any
             ways[name] = way
     if not ways:
         raise Absent("; ".join(remarks))
-    first = {name: clock(way.run, 1) for name, way in ways.items()}
-    turns = [
-        lambda way=way, calls=max(1, round(TURN / 2 / first[name])): clock(way.run, calls) / calls
-        for name, way in ways.items()
-    ]
-    figures = in_turn(turns, 3)
+
+    def turn(way: Way) -> Callable[[], float]:
+        calls = max(1, round(TURN / 2 / clock(way.run, 1)))
+        return lambda: clock(way.run, calls) / calls
+
+    figures = in_turn([turn(way) for way in ways.values()], 3)
     taken = {name: min(each) for name, each in zip(ways, figures, strict=True)}
     best = min(taken, key=lambda name: taken[name])
     about = {"name": best, "seconds": taken[best], "numbers": numbers, "remarks": remarks}

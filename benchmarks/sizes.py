@@ -67,6 +67,12 @@ def tokens(size: Size) -> np.ndarray:
     return np.random.default_rng(1).integers(0, size.vocabulary, (rows, size.batch), np.int32)
 
 
+def passage(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """The first T tokens of each lane, and those that come next: x and y, [T, B]."""
+    read = tokens(size)[: size.length + 1]
+    return read[:-1], read[1:]
+
+
 def sequence(size: Size) -> tuple[np.ndarray, np.ndarray]:
     """What a layer reads, x [T, B, H], and the gradient that comes to its outputs, [T, B, H]."""
     random = np.random.default_rng(2)

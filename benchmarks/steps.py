@@ -3,8 +3,8 @@
     python -m benchmarks.steps
 
 Ours is the compiled loop that `lm_jax.train` runs; PyTorch (eager or compiled) and Flax (linen or
-nnx) do the same from the same weights on the same tokens. Before they are timed, the losses of three
-steps must agree to 1e-5; clipping is at work in them.
+nnx) do the same from the same weights on the same tokens. Before they are timed, the losses of
+three steps must agree to 1e-5; clipping is at work in them.
 
 Word models read V = 10,000 words, B = 20 lanes of T = 35; character models V = 65, B = 32, T = 128.
 """

@@ -5,8 +5,8 @@ torch is no requirement of lm_jax; benchmarks/requirements.txt asks for it. On L
 index brings a torch with the CUDA libraries, gigabytes of them. The one for CPUs alone is on
 PyTorch's own index: pip install torch --index-url https://download.pytorch.org/whl/cpu
 
-`torch.compile` leaves `torch.nn.RNN`, `GRU` and `LSTM` themselves as they are, and fuses what stands
-around them, the loss above all. It needs a C++ compiler.
+`torch.compile` leaves `torch.nn.RNN`, `GRU` and `LSTM` as they are, and fuses what stands around
+them, the loss above all. It needs a C++ compiler.
 
 PyTorch has two biases where lm_jax has one. Both are trained, as PyTorch's users have it; only
 while the losses are compared is the gradient of the second one left out.
@@ -29,7 +29,6 @@ MODULES = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 def device(backend: str) -> str:
     """Where PyTorch computes while JAX computes on `backend`."""
     if backend == "cpu":
-        torch.set_num_threads(int(torch.get_num_threads()))
         return "cpu"
     if not torch.cuda.is_available():
         raise Absent(f"this PyTorch has no CUDA, and JAX computes on {backend}")
@@ -109,7 +108,7 @@ def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
                 loss, state = call(chunk[:-1], chunk[1:], state)
             loss.backward()
             if once:
-                second_bias_alone(model, size)
+                keep_one_bias(model, size)
             nn.utils.clip_grad_norm_(model.parameters(), sizes.CLIP)
             descent.step()
             descent.zero_grad()
@@ -141,8 +140,8 @@ def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
     return {name: lambda c=c: build(c) for name, c in ways(where).items()}
 
 
-def second_bias_alone(model: Any, size: Size) -> None:
-    """Leaves of the second bias what lm_jax has as well: the GRU's b_hn, and nothing else."""
+def keep_one_bias(model: Any, size: Size) -> None:
+    """Takes the second bias's gradient away, but for what lm_jax has as well, the GRU's b_hn."""
     for name, parameter in model.named_parameters():
         if "bias_hh" in name:
             own = 2 * size.hidden if size.cell == "gru" else len(parameter)
@@ -183,24 +182,24 @@ def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
     return {name: lambda c=c: build(c) for name, c in ways(where).items()}
 
 
-def draw(backend: str, length: int, **settings: Any) -> dict[str, Callable[[], Way]]:
+def draw(backend: str, characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
     """Characters drawn as makemore draws them: a loop in Python, a token a turn, state carried on.
 
     Args:
       backend: what JAX computes on.
-      length: characters of a call.
+      characters: drawn in a call.
       **settings: of the `Size`.
     """
     size, where = Size(**settings), device(backend)
 
-    def build(compiled: bool) -> Way:
+    def build() -> Way:
         model = Language(size).to(where).eval()
-        x, y = (torch.from_numpy(a).long().to(where) for a in reference(size))
+        x, y = (torch.from_numpy(a).long().to(where) for a in sizes.passage(size))
 
         def once() -> None:
             state, token = fresh(size, where), torch.zeros(1, 1, dtype=torch.long, device=where)
             drawn = []
-            for _ in range(length):
+            for _ in range(characters):
                 h, state = model.recurrent(model.embedding(token), state)
                 p = nn.functional.softmax(model.readout(h[-1]), dim=-1)
                 token = torch.multinomial(p, num_samples=1)
@@ -215,15 +214,9 @@ def draw(backend: str, length: int, **settings: Any) -> dict[str, Callable[[], W
             with torch.no_grad():
                 return [float(model(x, y, fresh(size, where))[0])]
 
-        return Way(run, check, calls=length)
+        return Way(run, check, calls=characters)
 
-    return {f"PyTorch {torch.__version__}, a call a token": lambda: build(False)}
-
-
-def reference(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [T, 1] and those that come next, on whose nats all agree."""
-    tokens = sizes.tokens(size)[: size.length + 1]
-    return tokens[:-1], tokens[1:]
+    return {f"PyTorch {torch.__version__}, a call a token": build}
 
 
 def ways(where: str) -> dict[str, bool]:
