@@ -2,15 +2,18 @@
 
 All that decides what comes next is in the train state, so a run that was stopped, killed or broken
 off in the middle of a validation goes on from its newest checkpoint to the very same bits.
+
+What a run does between two updates is its `course`; who makes the updates is told apart from it.
+Alone, a run makes its own; in a sweep the updates of many runs are made side by side.
 """
 
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +54,39 @@ class _Stopped(Exception):
     """A signal came while a split was being read."""
 
 
+class Rung(NamedTuple):
+    """A place where a run is asked for, to be judged among others (`Descent.rungs`)."""
+
+    step: int
+    nats: float
+    """Of the validation at this step, per token."""
+
+
+class Pace:
+    """How many updates the compiled loop makes before the host looks at it: about a second's."""
+
+    def __init__(self):
+        self.compiled, self.rate = False, 0.0  # updates a second, once known
+
+    def until(self, step: int, due: int) -> int:
+        """Where to look next on the way to `due`; one step to compile, one to learn the rate."""
+        return min(due, step + max(1, int(self.rate * BETWEEN_LOOKS)))
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learns how long some updates have taken."""
+        if self.compiled and steps:
+            self.rate = steps / seconds
+        self.compiled = True
+
+
 class Descent:
-    """One process at work on a run."""
+    """One process at work on a run.
+
+    Attributes:
+      state: where the run stands; who drives its `course` puts the next one here.
+      trained: seconds that the updates since the last record have taken; the driver adds to it.
+      rungs: updates at which the run validates and asks whether to go on.
+    """
 
     def __init__(
         self,
@@ -61,22 +95,55 @@ class Descent:
         corpus: Corpus,
         received: list[signal.Signals],
         watch: Watch,
+        like: "Descent | None" = None,
     ):
+        """Makes ready to work.
+
+        Args:
+          config: resolved.
+          run_dir: where the run lives.
+          corpus: its text.
+          received: signals to stop, as they come in.
+          watch: see `lm_jax.train`.
+          like: another run's work on the same text, whose arrays serve this one, too.
+        """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
         self.program = program(shape(config), len(corpus.vocabulary))
         length = self.program.length
-        self.source = source_of(config, corpus, length)
+        self.source = source_of(config, corpus, length) if like is None else like.source
         self.epoch = steps_per_epoch(self.source, length)
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
         self.numbers = arguments(config)
-        self.validation = None if corpus.task else self._reading(corpus.validation)
+        if like is not None:
+            self.validation = like.validation
+        else:
+            self.validation = None if corpus.task else self._reading(corpus.validation)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
-        self.compiled, self.rate = False, 0.0  # steps a second, once known
+        self.rungs: frozenset[int] = frozenset()
 
     def run(self) -> None:
         """Trains until the run is over or a signal comes, and writes result.json."""
+        pace = Pace()
+        for due in self.course():
+            assert isinstance(due, int)  # there are no rungs
+            step = int(self.state.step)
+            stop = pace.until(step, due)
+            began = time.perf_counter()
+            self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+            self.state.step.block_until_ready()
+            taken = time.perf_counter() - began
+            self.trained += taken
+            pace.took(stop - step, taken)
+
+    def course(self) -> "Generator[int | Rung, bool | None, None]":
+        """The whole run but its updates, from where it stands to its result.json.
+
+        Yields:
+          an update: the driver makes updates until that one, or less, or until the loss is not
+          finite; or a rung, in answer to which the driver sends whether the run is to go on.
+        """
         self.state = self.restored()
         step = int(self.state.step)
         if step > self.settings.steps:
@@ -93,7 +160,7 @@ class Descent:
         self._start_clock()
         try:
             try:
-                status = self._train()
+                status = yield from self._train()
                 self._save()
                 splits = self._splits() if status == "finished" else {}
             except _Stopped:
@@ -132,12 +199,12 @@ class Descent:
             counts=np.bincount(self.corpus.train.tokens, minlength=len(vocabulary)),
         )
 
-    def _train(self) -> str:
+    def _train(self) -> "Generator[int | Rung, bool | None, str]":
         train = self.settings
         while True:
             step = int(self.state.step)
             last = step >= train.steps
-            due = step % self.validate_every == 0 or last
+            due = step % self.validate_every == 0 or last or step in self.rungs
             if step and due and int(self.state.verdict.step) < step:
                 if not math.isfinite(self._validate()):
                     return "diverged"
@@ -146,11 +213,13 @@ class Descent:
                 return "finished"
             if last:
                 return "finished"
+            if step in self.rungs and not (yield Rung(step, self._validated(step))):
+                return "pruned"
             if self.received:
                 raise _Stopped
             if step and step % train.checkpoint_every == 0:
                 self._save()
-            self._advance(step)
+            yield self._next(step)
             if not math.isfinite(float(self.state.record.nats)):
                 self._log()
                 return "diverged"
@@ -161,23 +230,19 @@ class Descent:
             else:
                 self.watch(step, None)
 
-    def _advance(self, step: int) -> None:
-        """Runs the compiled loop until something is due, or for about a second."""
+    def _next(self, step: int) -> int:
+        """The update after `step` at which something is due."""
         train = self.settings
         every = [train.log_every, self.validate_every, train.checkpoint_every]
         if isinstance(train.probe, LiveProbe):
             every.append(train.probe.every)
-        stop = min(train.steps, *(step + n - step % n for n in every))
-        # One step to compile, one to learn how long a step takes.
-        stop = min(stop, step + max(1, int(self.rate * BETWEEN_LOOKS)))
-        began = time.perf_counter()
-        self.state = self.program.advance(self.state, self.source, self.numbers, stop)
-        self.state.step.block_until_ready()
-        taken = time.perf_counter() - began
-        self.trained += taken
-        if self.compiled:
-            self.rate = (stop - step) / taken
-        self.compiled = True
+        rungs = (rung for rung in self.rungs if rung > step)
+        return min(train.steps, *(step + n - step % n for n in every), *rungs)
+
+    def _validated(self, step: int) -> float:
+        """What was validated at a step, in nats per token."""
+        rows = (row for row in self.journal.rows if row["kind"] == "evaluation")
+        return next(row["nats"] for row in rows if row["step"] == step)
 
     def _log(self) -> None:
         record = jax.tree.map(np.asarray, self.state.record)

@@ -1,7 +1,8 @@
 """A run from its config to its result, made or gone on with."""
 
+import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lm_jax import models
@@ -46,22 +47,58 @@ def train(
     """
     run_dir = Path(run_dir)
     config, corpus = prepared(config, text)
+    with stop_signals() as received, opened(config, run_dir, corpus, received, watch) as work:
+        if work is not None:
+            work.run()
+    leave(received)
+    return load_run(run_dir)
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config,
+    run_dir: Path,
+    corpus: Corpus,
+    received: list[signal.Signals],
+    watch: Watch | None = None,
+    like: Descent | None = None,
+) -> "Iterator[Descent | Counting | None]":
+    """A run's directory, made if need be and kept from other processes, and the work that is left.
+
+    Args:
+      config, corpus: as `prepared` gives them.
+      run_dir: where the run lives.
+      received, watch, like: see `Descent`.
+
+    Yields:
+      what will do the work; None where the run is over.
+
+    Raises:
+      UserError: the text or the directory will not do; nothing has been changed.
+    """
     directory.refuse_changes(run_dir, config)
-    with directory.claimed(run_dir), stop_signals() as received:
+    with directory.claimed(run_dir):
         if (run_dir / "config.json").exists():
             directory.settle(run_dir, config, corpus)
-        if _goes_on(run_dir, config):
-            tell = watch or (lambda step, row: None)
-            process = Descent if config.train is not None else Counting
-            # Whatever does not fit the text is refused before anything is written.
-            work = process(config, run_dir, corpus, received, tell)
-            directory.settle(run_dir, config, corpus)
-            work.run()
+        if not _goes_on(run_dir, config):
+            yield None
+            return
+        tell = watch or (lambda step, row: None)
+        # Whatever does not fit the text is refused before anything is written.
+        if config.train is None:
+            work = Counting(config, run_dir, corpus, received, tell)
+        else:
+            work = Descent(config, run_dir, corpus, received, tell, like)
+        directory.settle(run_dir, config, corpus)
+        yield work
+
+
+def leave(received: Sequence[signal.Signals]) -> None:
+    """Ends the process as it was told to, where it was."""
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     if signal.SIGINT in received:
         raise KeyboardInterrupt
-    return load_run(run_dir)
 
 
 def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[Config, Corpus]:
@@ -110,7 +147,7 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
     if config.train is None:
         return False
     steps = config.train.steps
-    if result["status"] == "diverged" or result["step"] == steps:
+    if result["status"] in ("diverged", "pruned") or result["step"] == steps:
         return False
     if result["step"] > steps:
         raise too_few(steps, result["step"])
