@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lm_jax.models.base import Params, affine, scaled_normal, total
 from lm_jax.models.dropout import Noise, Place
+from lm_jax.models.product import Precision, product
 
 
 class Readout(NamedTuple):
@@ -39,6 +40,7 @@ def softmax(
     tied: bool = False,
     bias: bool = True,
     label_smoothing: float | Array | None = None,
+    precision: Precision = "float32",
 ) -> Readout:
     """p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V].
 
@@ -48,21 +50,28 @@ def softmax(
       bias: whether there is a b_y.
       label_smoothing: the target of training is (1 - s) of the next token and s / V of every token
         (Szegedy et al., 2016, section 7).
+      precision: of h W_hy, see `lm_jax.models.product`.
     """
+
+    def logits(params: Params, h: Array) -> Array:
+        return linear_logits(params, h, precision)
+
+    def nats(params: Params, h: Array, y: Array) -> Array:
+        return linear_nats(params, h, y, precision)
 
     def loss(params: Params, h: Array, y: Array, key: Array | None) -> Array:
         del key
         if label_smoothing is None:
-            return linear_nats(params, h, y)
-        z = linear_logits(params, h)
+            return nats(params, h, y)
+        z = logits(params, h)
         exact = cross_entropy(z, y)
         even = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
         return (1 - label_smoothing) * exact + label_smoothing * even
 
     return Readout(
         init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
-        logits=linear_logits,
-        nats=linear_nats,
+        logits=logits,
+        nats=nats,
         loss=loss,
         tied=tied,
     )
@@ -74,16 +83,23 @@ def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: b
     return {**params, "b_y": jnp.zeros(vocab_size)} if bias else params
 
 
-def linear_logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+def linear_logits(
+    params: Params, h: Float[Array, "*shape H"], precision: Precision = "float32"
+) -> Float[Array, "*shape V"]:
     """h W_hy + b_y."""
-    return affine(h, params["W_hy"], params["b_y"]) if "b_y" in params else h @ params["W_hy"]
+    if "b_y" in params:
+        return affine(h, params["W_hy"], params["b_y"], precision)
+    return product(h, params["W_hy"], precision)
 
 
 def linear_nats(
-    params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+    params: Params,
+    h: Float[Array, "*shape H"],
+    y: Int[Array, "*shape"],
+    precision: Precision = "float32",
 ) -> Float[Array, "*shape"]:
     """-ln softmax(h W_hy + b_y)_y."""
-    return cross_entropy(linear_logits(params, h), y)
+    return cross_entropy(linear_logits(params, h, precision), y)
 
 
 def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
