@@ -42,7 +42,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
-from lm_jax.models.readout import Readout, init_linear, linear_logits, linear_nats
+from lm_jax.models.readout import (
+    Readout,
+    init_linear,
+    linear_logits,
+    linear_nats,
+    linear_total_nats,
+)
 
 
 def sampled_softmax(
@@ -153,4 +159,5 @@ def _exact(vocab_size: int, loss: Callable[..., Array], *, tied: bool, bias: boo
         nats=linear_nats,
         loss=loss,
         tied=tied,
+        total_nats=linear_total_nats,
     )
