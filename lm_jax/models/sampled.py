@@ -35,6 +35,7 @@ W_hy it reads the columns of the drawn tokens and of the targets, in one gather,
 a dense gradient on the way back.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -43,7 +44,13 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
 from lm_jax.models.product import Precision, product
-from lm_jax.models.readout import Readout, init_linear, linear_logits, linear_nats
+from lm_jax.models.readout import (
+    Readout,
+    init_linear,
+    linear_logits,
+    linear_nats,
+    linear_total_nats,
+)
 
 
 def sampled_softmax(
@@ -175,4 +182,5 @@ def _exact(
         nats=lambda params, h, y: linear_nats(params, h, y, precision),
         loss=loss,
         tied=tied,
+        total_nats=functools.partial(linear_total_nats, precision=precision),
     )
