@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
-
 from lm_jax.config import RNN, Config, Data, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.settings import shape

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
-
 from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
 from lm_jax.settings import shape
