@@ -3,8 +3,9 @@
 A readout is four functions. `logits` and `nats` are exact in every one; `loss` is what training
 minimises at each target, which may be a cheaper estimate or a smoothed target, and may draw from a
 key. Where one of the two is the cross-entropy of a softmax over all V, its sum over many targets
-can be had without their logits (`lm_jax.models.fused`), and is taken so. `Output` is where a model meets its readout: it applies the noise on what the readout sees, the
-penalties on activations, and the tied table.
+can be had without their logits (`lm_jax.models.fused`), and is taken so. `Output` is where a model
+meets its readout: it applies the noise on what the readout sees, the penalties on activations, and
+the tied table.
 """
 
 import functools
