@@ -118,7 +118,8 @@ def compare(V: int, H: int) -> dict[str, tuple[float, float, float]]:
     rows: dict[str, list[list[float]]] = {name: [] for name in SIDES}
     for _ in range(ROUNDS + 1):  # the first compiles, and is no round
         for name, process in running.items():
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
                 process.stdin.write("\n")
                 process.stdin.flush()

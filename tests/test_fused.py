@@ -8,7 +8,7 @@ import tiny
 
 from lm_jax import models
 from lm_jax.config import Softmax
-from lm_jax.models import fused
+from lm_jax.models import base, fused
 
 N, H, V = 13, 4, 11
 
@@ -185,3 +185,11 @@ def test_a_model_s_loss_is_its_readout_s_and_its_penalties(key, tied):
         lambda p: [jax.value_and_grad(lambda p, i=i: by_hand(p)[i])(p) for i in (0, 1)]
     )
     tiny.assert_trees_close(both(params), wanted(params))
+
+
+def test_a_matrix_drawn_piece_by_piece_is_whole_and_no_piece_stands_twice(key, monkeypatch):
+    monkeypatch.setattr(base, "DRAWN_AT_ONCE", 64)
+    drawn = np.asarray(base.normal(key, (30, 11)))
+    assert np.unique(drawn).size == drawn.size
+    assert abs(drawn.mean()) < 0.3
+    assert 0.8 < drawn.std() < 1.2
