@@ -8,7 +8,7 @@ import tiny
 
 from lm_jax import models
 from lm_jax.config import Softmax
-from lm_jax.models import fused
+from lm_jax.models import base, fused
 
 N, H, V = 13, 4, 11
 
@@ -90,17 +90,19 @@ def test_lanes_of_a_vmap_are_each_its_own(cut):
 
 
 def test_without_smoothing_and_bias_it_is_the_nats_under_the_mask(cut):
-    (W, b, h, _), y, mask = given()
+    (W, _, h, _), y, mask = given()
     own = {"W_hy": W}
     readout = models.softmax(V, bias=False)
+    assert readout.total_nats is not None
+    total = readout.total_nats
     both = (
-        lambda own, h: readout.total_nats(own, h, y, mask),
+        lambda own, h: total(own, h, y, mask),
         lambda own, h: jnp.sum(jnp.where(mask, readout.nats(own, h, y), 0)),
     )
     found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(own, h) for f in both)
     tiny.assert_trees_close(found, wanted)
     # Where W is a constant, the gradient of h is the same.
-    alone = jax.jit(jax.grad(lambda h: readout.total_nats(own, h, y, mask)))(h)
+    alone = jax.jit(jax.grad(lambda h: total(own, h, y, mask)))(h)
     tiny.assert_trees_close(alone, wanted[1][1])
 
 
@@ -148,7 +150,9 @@ def test_no_array_of_the_compiled_gradient_is_as_large_as_the_logits(monkeypatch
     kinds = (float, float, float, jnp.int32, bool)
     args = [jax.ShapeDtypeStruct(s, k) for s, k in zip(shapes, kinds, strict=True)]
     grad = jax.jit(jax.grad(fused.total_nats, (0, 1, 2)))
-    held = grad.lower(*args).compile().memory_analysis().temp_size_in_bytes
+    analysis = grad.lower(*args).compile().memory_analysis()
+    assert analysis is not None
+    held = analysis.temp_size_in_bytes
     assert held < 500 * 2000 * 8 / 4
 
 
@@ -177,5 +181,15 @@ def test_a_model_s_loss_is_its_readout_s_and_its_penalties(key, tied):
         return of
 
     both = jax.jit(lambda p: [jax.value_and_grad(loss(m))(p) for m in (model.noisy(key), model)])
-    wanted = jax.jit(lambda p: [jax.value_and_grad(lambda p: by_hand(p)[i])(p) for i in (0, 1)])
+    wanted = jax.jit(
+        lambda p: [jax.value_and_grad(lambda p, i=i: by_hand(p)[i])(p) for i in (0, 1)]
+    )
     tiny.assert_trees_close(both(params), wanted(params))
+
+
+def test_a_matrix_drawn_piece_by_piece_is_whole_and_no_piece_stands_twice(key, monkeypatch):
+    monkeypatch.setattr(base, "DRAWN_AT_ONCE", 64)
+    drawn = np.asarray(base.normal(key, (30, 11)))
+    assert np.unique(drawn).size == drawn.size
+    assert abs(drawn.mean()) < 0.3
+    assert 0.8 < drawn.std() < 1.2

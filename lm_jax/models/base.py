@@ -16,6 +16,8 @@ from lm_jax.models.product import Precision, product
 Params = Any
 Carry = Any
 
+DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
+
 
 class Between(NamedTuple):
     """What happens to the gradient where it comes back over the edge of a time step."""
@@ -122,7 +124,24 @@ def scaled_normal(
       outputs: columns.
       rows: None: as many as inputs.
     """
-    return jax.random.normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
+    return normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
+
+
+def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
+    """Independent N(0, 1); a large matrix is drawn piece by piece, for a draw takes the room of
+    several arrays of its size."""
+    size = shape[0] * shape[1]
+    if size <= DRAWN_AT_ONCE:
+        return jax.random.normal(key, shape)
+
+    def draw(drawn: Array, number: Array) -> tuple[Array, None]:
+        piece = jax.random.normal(jax.random.fold_in(key, number), (DRAWN_AT_ONCE,))
+        start = jnp.minimum(number * DRAWN_AT_ONCE, size - DRAWN_AT_ONCE)
+        return jax.lax.dynamic_update_slice(drawn, piece, (start,)), None
+
+    pieces = -(-size // DRAWN_AT_ONCE)
+    drawn, _ = jax.lax.scan(draw, jnp.zeros(size), jnp.arange(pieces))
+    return drawn.reshape(shape)
 
 
 def count(params: Params) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Params, scaled_normal
+from lm_jax.models.base import Params, normal, scaled_normal
 from lm_jax.models.dropout import Noise
 from lm_jax.models.product import Precision, product
 
@@ -37,7 +37,7 @@ class Embedding(NamedTuple):
         """
         if self.size is None:
             return {}
-        C = jax.random.normal(key, (self.vocab_size, self.size))
+        C = normal(key, (self.vocab_size, self.size))
         return {"C": C / jnp.sqrt(self.size) if self.tied else C}
 
     def init_projection(self, key: Array, outputs: int) -> Float[Array, "inputs outputs"]:

@@ -93,13 +93,14 @@ def _summed(table: bool, precision: Precision):
         return _sweep(W, b, h, y, mask, s, table, precision, gradient=False)[0]
 
     def rule(given, directions):
-        value, grads = _sweep(*given, table, precision, gradient=True)
+        W, b, h, y, mask, s = given
+        value, grads = _sweep(W, b, h, y, mask, s, table, precision, gradient=True)
+        assert grads is not None
         pairs = zip(grads, (*directions[:3], directions[5]), strict=True)
-        parts = [
-            jnp.sum(grad * direction.astype(grad.dtype))
-            for grad, direction in pairs
-            if not (direction is None or isinstance(direction, SymbolicZero))
-        ]
+        parts = []
+        for grad, direction in pairs:
+            if direction is not None and not isinstance(direction, SymbolicZero):
+                parts.append(jnp.sum(grad * direction.astype(value.dtype)))
         return value, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(value)
 
     loss.defjvp(rule, symbolic_zeros=True)
@@ -113,8 +114,6 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     chunks, blocks = -(-N // n), -(-V // v)
     # As even as can be. The last block of tokens is shifted back to end where the vocabulary does.
     n, v = -(-N // chunks), -(-V // blocks)
-    number = jnp.arange(blocks)
-    starts = jnp.minimum(number * v, V - v)
     axis = 0 if table else 1
     even = 0.0 if s is None else s / V
     sharp = 1.0 if s is None else 1 - s
@@ -170,28 +169,29 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
 
     def chunk(carry, given):
         nats, dW, db = carry
-        h, y, mask = given
+        h, y, mask, number = given
+        at_each = number, jnp.minimum(number * v, V - v)
         sums = jnp.full(n, -jnp.inf, wide), jnp.zeros(n, wide), jnp.full(n, jnp.nan, wide)
-        if blocks == 1:
-            z = logits(h, 0, 0)
-            sums = gathered(sums, z, y, 0, 0)
+        kept = logits(h, 0, 0) if blocks == 1 else None
+        if kept is not None:
+            sums = gathered(sums, kept, y, 0, 0)
         else:
             gather = lambda sums, at: (gathered(sums, logits(h, *at), y, *at), None)  # noqa: E731
-            sums, _ = jax.lax.scan(gather, sums, (number, starts))
+            sums, _ = jax.lax.scan(gather, sums, at_each)
         m, e, z_y = sums
         log_sum = m + jnp.log(e)
         nats += jnp.sum(jnp.where(mask, log_sum - sharp * z_y, 0))
         if not gradient:
             return (nats, dW, db), None
         grads = dW, db, jnp.zeros((n, H), wide)
-        if blocks == 1:
-            grads = spread(grads, z, log_sum, h, y, mask, 0, 0)
+        if kept is not None:
+            grads = spread(grads, kept, log_sum, h, y, mask, 0, 0)
         else:
-            again = lambda grads, at: (  # noqa: E731
-                spread(grads, logits(h, *at), log_sum, h, y, mask, *at),
-                None,
-            )
-            grads, _ = jax.lax.scan(again, grads, (number, starts))
+
+            def again(grads, at):
+                return spread(grads, logits(h, *at), log_sum, h, y, mask, *at), None
+
+            grads, _ = jax.lax.scan(again, grads, at_each)
         dW, db, dh = grads
         return (nats, dW, db), (dh, jnp.where(mask, z_y, 0))
 
@@ -200,21 +200,24 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         jnp.pad(a, ((0, padding),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, n, *a.shape[1:])
         for a in (h, y, mask)
     ]
+    # Each chunk has the blocks' numbers anew: JAX takes out of a loop, and keeps, whatever follows
+    # from its constants, and with constant numbers that is every block of W.
+    rows.append(jnp.broadcast_to(jnp.arange(blocks)[None], (chunks, blocks)))
     zeros = (jnp.zeros(W.shape, wide), jnp.zeros(V, wide)) if gradient else (None, None)
     start = (jnp.zeros((), wide), *zeros)
     # Where the gradient itself is differentiated, a chunk's tiles are made again, too.
     (nats, dW, db), found = jax.lax.scan(jax.checkpoint(chunk), start, tuple(rows))
-    mean_z = None
     if s is not None:
         mean_W, mean_b = jnp.mean(W, axis=axis, dtype=wide), jnp.mean(b, dtype=wide)
         summed_h = jnp.sum(jnp.where(mask[:, None], h, 0), axis=0, dtype=wide)
         mean_z = jnp.dot(summed_h, mean_W) + mean_b * jnp.sum(mask)
         nats -= s * mean_z
+    else:
+        mean_z = jnp.zeros((), wide)
     if not gradient:
         return nats, None
     dh, z_y = found
-    ds = None if s is None else jnp.sum(z_y) - mean_z
-    return nats, (dW, db, dh.reshape(-1, H)[:N], ds)
+    return nats, (dW, db, dh.reshape(-1, H)[:N], jnp.sum(z_y) - mean_z)
 
 
 def _wide(a: Array):
