@@ -37,7 +37,7 @@ def config(model, batch_size=4, **train):
 
 def apart(one, other):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    return max(float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()) for a, b in pairs)
 
 CASES = {{
     "lstm": (dict(cell="lstm", layers=2), dict(clip_norm=0.1)),
