@@ -49,6 +49,7 @@ def train_command(default: Config) -> Callable[..., int]:
         experiment: tyro.conf.Positional[str],
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
+        devices: int | None = None,
     ) -> int:
         """Train a model, or go on where it stopped.
 
@@ -57,12 +58,16 @@ def train_command(default: Config) -> Callable[..., int]:
           config: what to train.
           run_dir: where the run lives; runs/EXPERIMENT-DIGEST if not given, so that the same
             command goes on with the same run.
+          devices: how many share the lanes of each batch; every one there is if not given. On a CPU
+            it is one, or as many as are asked for here.
         """
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
+        if devices is not None and devices > 1:
+            jax.config.update("jax_num_cpu_devices", devices)
         with display_of(name, config) as display:
-            run = lm_jax.train(config, run_dir, watch=display.watch)
+            run = lm_jax.train(config, run_dir, watch=display.watch, devices=devices)
         show_result(run)
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")

@@ -206,17 +206,36 @@ def explicit(
             _, back = jax.vjp(gate, own, before_t, z_h_t, z_x_t)
             d_own_t, returned, epsilon, d_z_x = back(delta)
             returned = jax.tree.map(jnp.add, returned, *to_carry(narrow_product(epsilon, W.T)))
+            if apart:
+                d_own_t = zero_own
             # Where a gate sees nothing but z_h + z_x, both gradients are one array, and kept once.
             twice = None if epsilon is d_z_x else d_z_x
             square = None if tap is None else squared_norm(delta)
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
-            return (returned, d_own), (epsilon, twice, square)
+            return (returned, d_own), (epsilon, twice, square, delta if apart else None)
 
-        zero = returned_last, jax.tree.map(jnp.zeros_like, own)
+        # Lanes on several devices: what is summed over lanes is summed once, after the scan.
+        spread = not jax.sharding.get_abstract_mesh().empty
+        zero_own = jax.tree.map(jnp.zeros_like, own)
+        apart = spread and bool(own)
+        zero = returned_last, zero_own
         at = before, z_h, z_x, d_h
         (returned, d_own), kept = jax.lax.scan(step, zero, at, reverse=True)
-        epsilon, d_z_x, squares = kept
+        epsilon, d_z_x, squares, deltas = kept
+        if apart:
+            all_steps = jax.vmap(gate, (None, 0, 0, 0))
+            (d_own,) = jax.vjp(lambda own: all_steps(own, before, z_h, z_x), own)[1](deltas)
         d_z_x = epsilon if d_z_x is None else d_z_x
+        if spread:
+            # To make one axis of steps and lanes, each device would fetch the others' lanes.
+            seen, narrow = cell.output(before), narrowed(epsilon, cell.precision)
+            d_W_hh = jax.lax.dot_general(
+                seen.astype(narrow.dtype),
+                narrow,
+                (((0, 1), (0, 1)), ((), ())),
+                preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
+            )
+            return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, squares
         # As matrices, for XLA contracts two axes at once several times more slowly on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
         columns = W_hh.shape[1]

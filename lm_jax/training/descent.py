@@ -96,6 +96,7 @@ class Descent:
         received: list[signal.Signals],
         watch: Watch,
         like: "Descent | None" = None,
+        devices: int = 1,
     ):
         """Makes ready to work.
 
@@ -106,10 +107,11 @@ class Descent:
           received: signals to stop, as they come in.
           watch: see `lm_jax.train`.
           like: another run's work on the same text, whose arrays serve this one, too.
+          devices: how many share the lanes of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
-        self.program = program(shape(config), len(corpus.vocabulary))
+        self.program = program(shape(config), len(corpus.vocabulary), devices)
         length = self.program.length
         self.source = source_of(config, corpus, length) if like is None else like.source
         self.epoch = steps_per_epoch(self.source, length)
@@ -178,7 +180,7 @@ class Descent:
         state = restore(self.run_dir, template, until=until)
         if state is not None:
             self.vectors = None
-            return jax.tree.map(jnp.asarray, state)
+            return self.program.place(jax.tree.map(jnp.asarray, state), self.numbers)
         # Where checkpoints are saved but none is whole, the vectors were not read yet.
         self.vectors = self.vectors or self._pretrained()
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
