@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 from lm_jax.settings import UserError, nearest
 from lm_jax.sweeps.jobs import Ended, Failure, Job, Watcher, record
 from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.ray_nodes import Ray
+from lm_jax.sweeps.slurm import Slurm
 from lm_jax.sweeps.work import do
 
 
@@ -104,22 +106,27 @@ def _with_lost(ended: Ended) -> Ended:
     return ended._replace(failed={**ended.failed, **{trial.number: failure for trial in lost}})
 
 
-def executor_called(name: str, workers: int | None = None) -> Executor:
-    """An executor by its name.
+def executor_called(name: str, *, workers: int | None = None, cores: int | None = None) -> Executor:
+    """An executor by its name; to be called before signals are collected.
 
     Args:
       name: here, processes, ray or slurm.
-      workers: how many jobs at once; None: as many as there is room for. Ray and Slurm know best.
+      workers: of processes, how many jobs at once; None: as many as there is room for.
+      cores: of ray and slurm, how many a job has; None: one.
 
     Raises:
-      UserError: there is none of that name, or what it needs is missing.
+      UserError: there is none of that name, or what it needs is missing, or is not what it takes.
     """
     known: dict[str, Callable[[], Executor]] = {
         "here": Here,
         "processes": lambda: Processes(workers),
+        "ray": lambda: Ray(cores or 1),
+        "slurm": lambda: Slurm(cores or 1),
     }
     if name not in known:
         raise UserError(f"--executor={name}: choose from {', '.join(known)}{nearest(name, known)}")
     if workers is not None and name != "processes":
         raise UserError(f"--workers={workers} is for --executor processes; this is {name}")
+    if cores is not None and name in ("here", "processes"):
+        raise UserError(f"--cores={cores} is for --executor ray or slurm; this is {name}")
     return known[name]()

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,10 @@ class Job:
 
 
 class Failure(NamedTuple):
-    """What went wrong with a trial; error.json in its directory says so, and at which attempt."""
+    """What went wrong with a trial.
+
+    error.json in its directory says so, and at which attempt, until the trial comes to its end.
+    """
 
     error: str
     """In one line."""
@@ -82,12 +86,10 @@ class Failure(NamedTuple):
 
         The exception itself holds on to every array of the frames that it went through.
         """
-        import traceback
-
         kind = type(error).__name__
         lines = str(error).strip().splitlines()
         told = "".join(traceback.format_exception(error))
-        return cls(lines[0] if lines else kind, kind, told)
+        return cls(f"{kind}: {lines[0]}" if lines else kind, kind, told)
 
 
 class Ended(NamedTuple):
@@ -116,6 +118,14 @@ def record(job: Job, trial: Trial, failure: Failure) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     told = {**failure._asdict(), "attempt": job.attempt}
     write_whole(run_dir / "error.json", json.dumps(told, indent=2) + "\n")
+
+
+def forget(job: Job, trials: Sequence[Trial]) -> None:
+    """Takes the error.json of an earlier attempt away from the trials that are over."""
+    left = job.unfinished()
+    for trial in trials:
+        if trial not in left:
+            (job.place(trial) / "error.json").unlink(missing_ok=True)
 
 
 def divided(

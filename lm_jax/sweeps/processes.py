@@ -106,7 +106,7 @@ class Processes:
 
 
 def _started(job: Job, share: Share) -> _Worker:
-    path = worker.written(job, share.cores)
+    path = worker.written(job, len(share.cores), share.cores)
     root = str(Path(lm_jax.__file__).parent.parent)
     known = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}

@@ -12,7 +12,7 @@ import jax
 from lm_jax.config import Data
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.sweeps.group import train_group
-from lm_jax.sweeps.jobs import Failure, Job, Watcher, record
+from lm_jax.sweeps.jobs import Failure, Job, Watcher, forget, record
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training.loop import opened
 
@@ -46,6 +46,7 @@ def _in_rows(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
             short = [t for t in now if t.number in wrong and _out_of_memory(wrong[t.number])]
             wrong = {n: failure for n, failure in wrong.items() if not _out_of_memory(failure)}
             left = short + left
+        forget(job, now)
         for trial in now:
             if trial.number in wrong:
                 record(job, trial, wrong[trial.number])
@@ -85,6 +86,7 @@ def _in_turn(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
             with opened(trial.config, place, known[1], received, told) as work:
                 if work is not None:
                     work.run()
+            forget(job, [trial])
         except Exception as error:  # whatever it is, it is this trial's
             failed[trial.number] = Failure.of(error)
             record(job, trial, failed[trial.number])

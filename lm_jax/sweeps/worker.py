@@ -45,11 +45,17 @@ def inherit(settings: dict[str, Any], devices: int) -> None:
         jax.config.update(name, value)
 
 
-def written(job: Job, cores: list[int]) -> Path:
-    """Writes a job for a worker that has some cores to itself; returns its file."""
+def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
+    """Writes a job for a worker; returns its file.
+
+    Args:
+      job: what to do.
+      devices: into how many the CPU is to be divided.
+      cores: those that the worker is to keep to, where nothing else sees to that.
+    """
     path = job.sweep_dir / "jobs" / f"{job.name}.json"
     _outcome(path).unlink(missing_ok=True)
-    write_job(job, path, cores=cores, jax=inherited())
+    write_job(job, path, devices=devices, cores=cores, jax=inherited())
     return path.absolute()
 
 
@@ -65,9 +71,9 @@ def ended(job: Job, path: Path, how: str) -> Ended:
 def run(path: Path) -> int:
     """Does a job; returns the exit status."""
     job, told = read_job(path)
-    if hasattr(os, "sched_setaffinity"):
+    if told["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, told["cores"])
-    inherit(told["jax"], len(told["cores"]))
+    inherit(told["jax"], told["devices"])
     with stop_signals() as received:
         failed = do(job, received)
     told = {number: failure._asdict() for number, failure in failed.items()}
