@@ -28,6 +28,7 @@ DOORS = {
     "tyro": "run.py",
     "pandas": "lm_jax/sweeps/frame.py",
     "polars": "lm_jax/sweeps/frame.py",
+    "optuna": "lm_jax/sweeps/suggest.py",
 }
 
 
