@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lm_jax.models.product import Precision, product
+
 Params = Any
 Carry = Any
 
@@ -99,11 +101,14 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
 
 
 def affine(
-    x: Float[Array, "... M"], W: Float[Array, "M N"], b: Float[Array, " N"]
+    x: Float[Array, "... M"],
+    W: Float[Array, "M N"],
+    b: Float[Array, " N"],
+    precision: Precision = "float32",
 ) -> Float[Array, "... N"]:
     """x W + b over the last axis."""
-    product = x @ W
-    return product + jnp.broadcast_to(b, product.shape)
+    z = product(x, W, precision)
+    return z + jnp.broadcast_to(b, z.shape)
 
 
 def scaled_normal(

@@ -1,0 +1,96 @@
+"""The command line that the benchmarks share: which rows, how many rounds, where they go."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import rows as table
+from benchmarks.rows import Row
+from benchmarks.side_by_side import Comparison, compare
+
+ROUNDS = 7
+TOLERANCES = {
+    # A GPU rounds what it multiplies: to 10 bits (TensorFloat-32) or 7.
+    ("cpu", "float32"): 1e-5,
+    ("gpu", "float32"): 1e-3,
+    ("gpu", "bfloat16"): 3e-2,
+}
+
+
+class Options(NamedTuple):
+    """What was asked for."""
+
+    rounds: int
+    rows: str
+    """A regular expression, found somewhere in the name of a row."""
+    threads: int
+    json: Path | None
+    """Where the rows go as well, a JSON list."""
+
+
+class Device(NamedTuple):
+    """What JAX computes on."""
+
+    backend: str
+    kind: str
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What is worth timing on it."""
+        return tuple(precision for backend, precision in TOLERANCES if backend == self.backend)
+
+
+def options(description: str) -> Options:
+    """Reads the command line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="figures in each median")
+    parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows whose name has it")
+    parser.add_argument("--threads", type=int, default=cores, help="of every side")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows there as well")
+    return Options(**vars(parser.parse_args()))
+
+
+def device() -> Device:
+    """Asked in a process of its own, for one that has a GPU in its hands keeps it."""
+    program = "import jax; first = jax.devices()[0]; print(first.platform, first.device_kind)"
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return Device(*said.stdout.strip().split(maxsplit=1))
+
+
+def compared(comparisons: Sequence[Comparison], chosen: Options) -> list[Row]:
+    """The rows of the comparisons that were chosen, each printed when it is known."""
+    wanted = [each for each in comparisons if re.search(chosen.rows, each.name)]
+    found: list[Row] = []
+    remarks: list[str] = []
+    for each in wanted:
+        # A median of fewer rounds is for trying things out, and takes less.
+        print(f"{each.name}: about {each.seconds:.0f} s", flush=True)
+        new, said = compare(each, rounds=chosen.rounds, threads=chosen.threads)
+        found += new
+        remarks += said
+    table.show(found)
+    for remark in remarks:
+        print(remark)
+    return found
+
+
+def finish(found: Sequence[Row], chosen: Options) -> None:
+    """Leaves the rows where they were asked for."""
+    if chosen.json is not None:
+        table.write(chosen.json, list(found))
+
+
+def run(description: str, comparisons: Callable[[Device], Sequence[Comparison]]) -> list[Row]:
+    """The whole life of a benchmark that is comparisons and nothing else."""
+    chosen = options(description)
+    found = compared(comparisons(device()), chosen)
+    finish(found, chosen)
+    return found
