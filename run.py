@@ -5,7 +5,6 @@ import functools
 import io
 import os
 import platform
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
 from lm_jax.data.vocabulary import encoded
-from lm_jax.experiment import in_one_line, load_experiment, with_kinds, without
+from lm_jax.experiment import command_line, in_one_line, load_experiment, with_kinds
 from lm_jax.report.printed import (
     show_beam,
     show_exposure,
@@ -118,8 +117,7 @@ def sweep_command(
         if points is None:
             raise UserError(f"{experiment} has no sweep()")
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
-        words = without(given, "--run-dir", "--dry-run")
-        command = shlex.join(["python", "run.py", "train", *words])
+        command = functools.partial(command_line, given, config)
         if dry_run:
             show_plan(plan(config, points), command)
             return 0

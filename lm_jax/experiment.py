@@ -6,12 +6,14 @@ points, or a list of points (`lm_jax.sweeps.points`), each a dict from dotted pa
 
 import re
 import runpy
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config, with_kind
-from lm_jax.settings import UserError, alternatives, nearest
-from lm_jax.sweeps import Drawn, flags
+from lm_jax.settings import UserError, alternatives, fields, nearest
+from lm_jax.sweeps import Drawn, Point, flags
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -95,6 +97,33 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
         chosen[path] = kind
     return with_kind(config, chosen), rest
+
+
+def command_line(given: Sequence[str], config: Config, point: Point) -> str:
+    """The command line that trains a point of a sweep by itself.
+
+    Args:
+      given: the words after `run.py sweep`.
+      config: what they make of the experiment's config.
+      point: what the trial changes of it. Where it brings another kind, what was said of the one
+        before does not hold, and is left out.
+    """
+    there = {path: value for path, value, _ in fields(config)}
+    gone = [
+        path.removesuffix(".kind")
+        for path, value in point.items()
+        if path.endswith(".kind") and there.get(path) != value
+    ]
+    if "model" in gone and point["model.kind"] == "ngram":
+        gone.append("train")
+    kept, keeps = [], True
+    for word in without(list(given), "--run-dir", "--dry-run"):
+        if word.startswith("--"):
+            path = word[2:].partition("=")[0].replace("-", "_") + "."
+            keeps = not any(path.startswith(place + ".") for place in gone)
+        if keeps:
+            kept.append(word)
+    return f"{shlex.join(['python', 'run.py', 'train', *kept])} {flags(point)}".rstrip()
 
 
 def without(words: list[str], valued: str, plain: str) -> list[str]:

@@ -30,6 +30,7 @@ DOORS = {
     "polars": "lm_jax/sweeps/frame.py",
     "ray": "lm_jax/sweeps/ray_nodes.py",
     "submitit": "lm_jax/sweeps/slurm.py",
+    "optuna": "lm_jax/sweeps/suggest.py",
 }
 
 

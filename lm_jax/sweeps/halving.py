@@ -123,9 +123,9 @@ def survivors(
       factor: see `Halving`.
       before: nats of those who were judged earlier, and who have the better of a tie.
     """
-    worst_last = [(_rank(loss), "") for loss in before]
-    worst_last += [(_rank(loss), name) for name, loss in here.items()]
-    best = sorted(worst_last)[: -(-len(worst_last) // factor)]
+    come = [(_rank(loss), "") for loss in before]
+    come += [(_rank(loss), name) for name, loss in here.items()]
+    best = sorted(come)[: -(-len(come) // factor)]
     return {name for loss, name in best if name and math.isfinite(loss)}
 
 
@@ -139,7 +139,7 @@ def judgements(sweep_dir: Path) -> list[Judgement]:
 
 
 def _rank(loss: float | None) -> float:
-    return math.inf if loss is None or math.isnan(loss) else loss
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def _whole(file: BinaryIO) -> list[Judgement]:

@@ -15,7 +15,6 @@ Source: Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization", N
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -237,11 +236,12 @@ def _nats(row: Row) -> float | None:
 
 def _optuna() -> Any:
     try:
-        return importlib.import_module("optuna")
+        import optuna  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             "suggest: Optuna is not installed: pip install -r requirements-sweeps.txt"
         ) from None
+    return optuna
 
 
 @contextlib.contextmanager
