@@ -1,4 +1,4 @@
-"""Our side: the program that `lm_jax.train` runs, a layer of `lm_jax.models`, and `lm_jax.sample`."""
+"""Our side: the program that `lm_jax.train` runs, a layer by itself, and `inference.sample`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
     """Whole training steps, as many in one compiled loop as are asked for."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         config = config_of(size)
         compiled, values = program(shape(config), size.vocabulary), arguments(config)
         lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
@@ -82,7 +82,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
     """One layer over a chunk, forwards and backwards: every gradient, that of its input too."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         made = recurrence.layer(
             CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
         )
@@ -120,7 +120,7 @@ def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
     """Characters drawn by `lm_jax.inference.sample`, so many a call."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         model = program(shape(config_of(size)), size.vocabulary).model
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         letters = (chr(number) for number in range(ord("!"), ord("!") + size.vocabulary - 2))

@@ -3,9 +3,10 @@
     python -m benchmarks.startup
 
 times `run.py train quickstart` up to its first row of metrics against a script that does the same
-in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median of several rounds, the smallest and the largest, and the limit
-that the project has set itself. Every start is a process of its own; "cold" means that nothing
-compiled is kept, "warm" that a run of the same config has gone before.
+in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median
+of several rounds, the smallest and the largest, and the limit that the project has set itself.
+Every start is a process of its own; "cold" means that nothing compiled is kept, "warm" that a run
+of the same config has gone before.
 """
 
 import importlib.util
