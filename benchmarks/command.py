@@ -62,12 +62,18 @@ def options(description: str, rounds: int = ROUNDS) -> Options:
 
 
 def device() -> Device:
-    """Asked in a process of its own, for one that has a GPU in its hands keeps it."""
+    """What JAX computes on; asked in a process of its own, for one that has a GPU keeps its memory.
+
+    Ends the program where no peer computes on it.
+    """
     program = "import jax; first = jax.devices()[0]; print(first.platform, first.device_kind)"
     said = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    return Device(*said.stdout.strip().split(maxsplit=1))
+    found = Device(*said.stdout.strip().split(maxsplit=1))
+    if not found.precisions:
+        sys.exit(f"JAX computes on {found.backend}, where there is no peer: JAX_PLATFORMS=cpu")
+    return found
 
 
 def compared(comparisons: Sequence[Comparison], chosen: Options) -> tuple[list[Row], list[str]]:
