@@ -185,18 +185,18 @@ def against_ourselves(rounds: int) -> list[Row]:
 def compared(name: str, seconds: Mapping[str, list[float]], tokens: int) -> Row:
     """A row of results.json: the second way against the first."""
     (peer_name, peer), (_, ours) = seconds.items()
-    rates = (tokens / statistics.median(taken) for taken in (ours, peer))
-    return row(name, "tokens/s", *rates, f"lm_jax, {peer_name}")
+    fast, slow = (tokens / statistics.median(taken) for taken in (ours, peer))
+    return row(name, "tokens/s", fast, slow, f"lm_jax, {peer_name}")
 
 
 def main() -> None:
     chosen = command.options(__doc__ or "")
-    found = command.compared(against_torch(command.device()), chosen)
+    found, failures = command.compared(against_torch(command.device()), chosen)
     if re.search(chosen.rows, "drawing, quickstart") or re.search(
         chosen.rows, "scoring, quickstart"
     ):
         found += against_ourselves(chosen.rounds)
-    command.finish(found, chosen)
+    command.finish(found, chosen, failures)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Our side: the program that `lm_jax.train` runs, a layer of `lm_jax.models`, and `lm_jax.sample`."""
+"""Our side: the program that `lm_jax.train` runs, a layer by itself, and `inference.sample`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import products, sizes
 from benchmarks.side_by_side import Way
@@ -44,7 +45,7 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
     """Whole training steps, as many in one compiled loop as are asked for."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         config = config_of(size)
         compiled, values = program(shape(config), size.vocabulary), arguments(config)
         lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
@@ -82,7 +83,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
     """One layer over a chunk, forwards and backwards: every gradient, that of its input too."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         made = recurrence.layer(
             CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
         )
@@ -100,8 +101,10 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
             return jax.value_and_grad(weighted, argnums=(0, 1))(params, x)
 
         def check() -> list[float]:
-            value, (d_params, d_x) = both(params, carry, x, d_h)
-            return [float(value), norm(d_x), norm(d_params["W_xh"]), norm(d_params["W_hh"])]
+            h = jax.jit(made.run)(params, carry, x)[1]
+            d_params, d_x = both(params, carry, x, d_h)[1]
+            compared = h, d_h, d_x, d_params["W_xh"], d_params["W_hh"]
+            return sizes.of_a_layer(*map(np.asarray, compared))
 
         def run(calls: int) -> None:
             jax.block_until_ready([both(params, carry, x, d_h) for _ in range(calls)][-1])
@@ -111,16 +114,11 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
     return {"ours": build}
 
 
-def norm(gradient: jax.Array) -> float:
-    """‖gradient‖."""
-    return float(jnp.linalg.norm(gradient.astype(jnp.float32)))
-
-
 def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
     """Characters drawn by `lm_jax.inference.sample`, so many a call."""
 
     def build() -> Way:
-        size = Size(**settings: Any)
+        size = Size(**settings)
         model = program(shape(config_of(size)), size.vocabulary).model
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         letters = (chr(number) for number in range(ord("!"), ord("!") + size.vocabulary - 2))

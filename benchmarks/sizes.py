@@ -79,3 +79,9 @@ def sequence(size: Size) -> tuple[np.ndarray, np.ndarray]:
     shape = (size.length, size.batch, size.hidden)
     x, d_h = random.standard_normal(shape), random.uniform(0, 1, shape)
     return x.astype(np.float32), d_h.astype(np.float32)
+
+
+def of_a_layer(h: np.ndarray, d_h: np.ndarray, *gradients: np.ndarray) -> list[float]:
+    """What all sides must agree on: Σ h d_h and the gradients' norms, summed in float64."""
+    value = np.sum(h.astype(np.float64) * d_h)
+    return [float(value), *(float(np.linalg.norm(g.astype(np.float64))) for g in gradients)]

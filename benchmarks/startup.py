@@ -3,9 +3,10 @@
     python -m benchmarks.startup
 
 times `run.py train quickstart` up to its first row of metrics against a script that does the same
-in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median of several rounds, the smallest and the largest, and the limit
-that the project has set itself. Every start is a process of its own; "cold" means that nothing
-compiled is kept, "warm" that a run of the same config has gone before.
+in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median
+of several rounds, the smallest and the largest, and the limit that the project has set itself.
+Every start is a process of its own; "cold" means that nothing compiled is kept, "warm" that a run
+of the same config has gone before.
 """
 
 import importlib.util
@@ -57,14 +58,17 @@ def first_step(cache: Path, run_dir: Path) -> float:
     return taken
 
 
-def first_step_of_torch() -> float:
+def first_step_of_torch(backend: str) -> float:
     """Seconds from starting Python to the first update that PyTorch has made."""
+    words = [sys.executable, "-m", "benchmarks.torch_start", backend]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "benchmarks.torch_start"], cwd=ROOT, check=True)
+    subprocess.run(words, cwd=ROOT, check=True)
     return time.perf_counter() - began
 
 
-def first_steps(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float]]:
+def first_steps(
+    folder: Path, rounds: int, backend: str
+) -> tuple[list[float], list[float], list[float]]:
     """Cold, warm and PyTorch's starts in turn, each pair of ours with a cache of its own."""
     cold, warm, torch = [], [], []
     for number in range(rounds):
@@ -72,7 +76,7 @@ def first_steps(folder: Path, rounds: int) -> tuple[list[float], list[float], li
         cold.append(first_step(cache, folder / f"cold{number}"))
         warm.append(first_step(cache, folder / f"warm{number}"))
         if importlib.util.find_spec("torch") is not None:
-            torch.append(first_step_of_torch())
+            torch.append(first_step_of_torch(backend))
     return cold, warm, torch
 
 
@@ -137,16 +141,15 @@ def repeated(measure: Callable[[], float]) -> list[float]:
 
 
 def main() -> None:
-    import jax
-
     chosen = command.options(__doc__ or "")
+    device = command.device()
     found: list[Row] = []
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+    print(f"jax {table.versions()['jax']}, {device.kind}, {os.cpu_count()} CPU cores")
     print(f"{'':42}{'median':>9}{'min':>9}{'max':>9}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if any(re.search(chosen.rows, each) for each in NAMES):
-            *ours, torch = first_steps(folder, chosen.rounds)
+            *ours, torch = first_steps(folder, chosen.rounds, device.backend)
             for what, taken, limit in zip(NAMES, ours, (5, 3), strict=True):
                 show(what, taken, "s", limit)
                 if torch:

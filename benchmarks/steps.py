@@ -13,7 +13,6 @@ import dataclasses
 
 from benchmarks import command
 from benchmarks.command import TOLERANCES, Device
-from benchmarks.rows import geometric_mean
 from benchmarks.side_by_side import Comparison, Maker
 from benchmarks.sizes import GATES, Size
 
@@ -55,11 +54,5 @@ def comparisons(device: Device) -> list[Comparison]:
     return found
 
 
-def main() -> None:
-    rows = command.run(__doc__ or "", comparisons)
-    if rows:
-        print(f"geometric mean against the best peer: {geometric_mean(rows):.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    command.run(__doc__ or "", comparisons)
