@@ -45,7 +45,7 @@ from lm_jax.models.base import Carry, Params  # noqa: E402
 from lm_jax.models.cells import Cell  # noqa: E402
 from lm_jax.settings import shape  # noqa: E402
 from lm_jax.studies.live import Answers, live  # noqa: E402
-from lm_jax.training.descent import source_of  # noqa: E402
+from lm_jax.training.feed import source_of  # noqa: E402
 from lm_jax.training.step import Program, TrainState, arguments, program  # noqa: E402
 from run import load_experiment  # noqa: E402
 
