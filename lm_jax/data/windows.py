@@ -113,9 +113,9 @@ class Windows:
             lanes[lane, max(0, -start) : here] = self._tokens[max(0, start) : start + here]
             if targets == self._lane:
                 lanes[lane, here:] = lanes[lane, here - 1]
-        if isinstance(self._tokens.base, mmap.mmap):
-            # Else all that was ever read would count as this process's memory.
-            self._tokens.base.madvise(mmap.MADV_DONTNEED)
+            if isinstance(self._tokens.base, mmap.mmap):
+                # Else what was read, and megabytes around it, would stay in this process's memory.
+                self._tokens.base.madvise(mmap.MADV_DONTNEED)
         lengths = np.clip(self._targets - low, 0, rows - 1).astype(np.int32)
         # In this thread, where it waits for nobody.
         arrays = jax.device_put((np.ascontiguousarray(lanes.T), lengths, np.int32(first)))
