@@ -44,7 +44,7 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
 from lm_jax.settings import shape
 from lm_jax.studies.live import Answers, live
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import source_of
 from lm_jax.training.step import Program, TrainState, arguments, program
 from run import load_experiment
 

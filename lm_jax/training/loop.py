@@ -8,14 +8,15 @@ from typing import Any
 
 from lm_jax import models
 from lm_jax.config import Config, NGram, in_steps, resolve
-from lm_jax.data.batches import check_length, steps_per_epoch
+from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.counted import Counting
-from lm_jax.training.descent import Descent, source_of, too_few
+from lm_jax.training.descent import Descent, too_few
 from lm_jax.training.devices import device_count
+from lm_jax.training.feed import feed_of
 from lm_jax.training.journal import Watch
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
@@ -154,7 +155,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = steps_per_epoch(source_of(config, corpus, length), length)
+        epochs[way] = feed_of(config, corpus, length).epoch
     return in_steps(config, epochs[way])
 
 

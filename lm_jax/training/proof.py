@@ -11,7 +11,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
 from lm_jax.models import count
 from lm_jax.settings import shape
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import feed_of
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import arguments, batch_of, program
 
@@ -57,7 +57,8 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     config, corpus = prepared(config, text)
     made = program(shape(config), len(corpus.vocabulary))
     params = jax.jit(lambda values: made.init(values).params)(arguments(config))
-    whole = batch_of(config, source_of(config, corpus, made.length), 0, made.length)
+    source, _ = feed_of(config, corpus, made.length).at(0)
+    whole = batch_of(config, source, 0, made.length)
     # A task asks at the end of its sequences.
     seen = slice(-STEPS, None) if config.data.drawn else slice(STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
