@@ -288,7 +288,7 @@ class Descent:
         probe = self.settings.probe
         if not isinstance(probe, LiveProbe) or (step % probe.every and not last):
             return
-        if not (probe.by_lag or probe.spectra or probe.lyapunov):
+        if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
         carry, batch = self.program.about(self.state, self.source, self.numbers)
         answers = live(probe, self.program.model)(self.state.params, carry, batch)
