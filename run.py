@@ -5,7 +5,6 @@ import functools
 import io
 import os
 import platform
-import re
 import shlex
 import sys
 import warnings
@@ -23,7 +22,7 @@ from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
 from lm_jax.data.vocabulary import encoded
-from lm_jax.experiment import load_experiment, with_kinds
+from lm_jax.experiment import in_one_line, load_experiment, with_kinds, without
 from lm_jax.report.printed import (
     show_beam,
     show_exposure,
@@ -32,8 +31,10 @@ from lm_jax.report.printed import (
     show_stream,
 )
 from lm_jax.report.study import write_study
-from lm_jax.report.terminal import Display, show_probe, show_proof, show_result, show_sweep
+from lm_jax.report.sweep import show_plan, show_sweep
+from lm_jax.report.terminal import Display, show_probe, show_proof, show_result
 from lm_jax.settings import UserError, digest
+from lm_jax.sweeps import plan
 from lm_jax.training import directory, prove
 
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
@@ -75,16 +76,6 @@ def train_command(default: Config) -> Callable[..., int]:
     return train
 
 
-def without(words: list[str], valued: str, plain: str) -> list[str]:
-    """The words of a command line without two flags, of which the first one has a value."""
-    kept, skip = [], False
-    for word in words:
-        if not skip and word.partition("=")[0] not in (valued, plain):
-            kept.append(word)
-        skip = word == valued
-    return kept
-
-
 def display_of(name: str, config: Config) -> Display:
     """What shows a run while it trains."""
     train = config.train
@@ -93,13 +84,13 @@ def display_of(name: str, config: Config) -> Display:
 
 
 def sweep_command(
-    default: Config, points: dict[str, dict[str, Any]], given: list[str]
+    default: Config, points: dict[str, dict[str, Any]] | None, given: list[str]
 ) -> Callable[..., int]:
     """The command `sweep`, its flags standing at an experiment's settings.
 
     Args:
       default: the experiment's config.
-      points: of its sweep.
+      points: of its sweep; None where it has none.
       given: the words of the command line, to be said again for each point.
     """
 
@@ -115,19 +106,19 @@ def sweep_command(
           experiment: a path to a Python file, or the name of one in experiments/.
           config: what the points change.
           run_dir: where the sweep lives; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: print the command line of every point, and do nothing.
+          dry_run: print the trials with their command lines, which of them share a program, and
+            what memory they take; and do nothing.
         """
         name = Path(experiment).stem
-        if not points:
+        if points is None:
             raise UserError(f"{experiment} has no sweep()")
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
-        chosen = lm_jax.sweep_configs(config, points)
+        words = without(given, "--run-dir", "--dry-run")
+        command = shlex.join(["python", "run.py", "train", *words])
         if dry_run:
-            words = without(given, "--run-dir", "--dry-run")
-            for label, point in points.items():
-                common = shlex.join(["python", "run.py", "train", *words])
-                print(f"{label}: {common} {lm_jax.flags(point)}")
+            show_plan(plan(config, points), command)
             return 0
+        chosen = lm_jax.sweep_configs(config, points)
         with contextlib.ExitStack() as stack:
 
             def watch(label: str) -> Callable[[int, Any], None]:
@@ -135,9 +126,9 @@ def sweep_command(
                 return stack.enter_context(display_of(f"{name}: {label}", chosen[label])).watch
 
             rows = lm_jax.sweep(config, points, run_dir, watch=watch)
-        show_sweep(rows)
+        show_sweep(rows, command)
         print(run_dir)
-        return 0
+        return 1 if any(row["status"] == "failed" for row in rows) else 0
 
     return sweep
 
@@ -410,10 +401,10 @@ def probe(
 
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
-    default, points, given = Config(), {}, []
+    default, points, given = Config(), None, []
     reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
     if reads and not arguments[1].startswith("-"):
-        default, points = load_experiment(arguments[1])
+        default, points, _ = load_experiment(arguments[1])
         default, rest = with_kinds(default, arguments[2:])
         given, arguments = arguments[1:], [*arguments[:2], *rest]
     commands = {
@@ -448,26 +439,6 @@ def deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
         return functools.partial(command, *args, **values)
 
     return bound
-
-
-def in_one_line(box: str) -> str:
-    """What a framed message of the flag parser says, up to its first suggestion, in one line."""
-    rule = re.compile(r"\W*[─-]{5,}\W*")  # the frame is drawn with ASCII where it must be
-    lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
-    parts = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
-    message = parts[0]
-    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts[1:]))
-    if suggestion:
-        message += f"; did you mean {suggestion[1]}?"
-    # A refused setting: `Error parsing (…).config.model: hidden_size=-3: …`.
-    refused = re.match(r"Error parsing \S*?config\.?(\S*): (.*)", message)
-    if refused:
-        where, message = refused.groups()
-        field = re.match(r"(\w+)=", message)
-        if field:
-            flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
-            message = flag + message[field.end() - 1 :]
-    return message
 
 
 def main(arguments: list[str]) -> int:

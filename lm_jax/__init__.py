@@ -3,7 +3,8 @@
 from lm_jax import data, gradients, inference, models
 from lm_jax.config import Config
 from lm_jax.settings import UserError
-from lm_jax.training import Run, flags, load_run, probe, sweep, sweep_configs, train
+from lm_jax.sweeps import flags, sweep, sweep_configs, sweep_frame
+from lm_jax.training import Run, load_run, probe, train
 
 __all__ = [
     "Config",
@@ -18,5 +19,6 @@ __all__ = [
     "probe",
     "sweep",
     "sweep_configs",
+    "sweep_frame",
     "train",
 ]

@@ -1,16 +1,17 @@
 """Experiment files: a config and a sweep that a Python file gives, and what flags make of them.
 
 An experiment file has a function config() -> Config and may have a sweep() -> dict from names to
-points, or a list of points, each a dict from dotted paths to values.
+points, or a list of points (`lm_jax.sweeps.points`), each a dict from dotted paths to values.
 """
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config, with_kind
 from lm_jax.settings import UserError, alternatives, nearest
-from lm_jax.training import flags
+from lm_jax.sweeps import Drawn, flags
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -19,8 +20,10 @@ class Experiment(NamedTuple):
     """What an experiment file says."""
 
     config: Config
-    points: dict[str, dict[str, Any]]
-    """Of its sweep, by their names; none where it has no sweep()."""
+    points: dict[str, dict[str, Any]] | None
+    """Of its sweep, by their names; None where it has no sweep()."""
+    drawn: Drawn | None = None
+    """The points with what they were drawn from, where sweep() says no more than `draw`."""
 
 
 def load_experiment(name: str) -> Experiment:
@@ -39,27 +42,33 @@ def load_experiment(name: str) -> Experiment:
         if "config" not in names:
             raise UserError(f"{path}: it has no function config()")
         config = names["config"]()
-        points = named(names["sweep"]()) if "sweep" in names else {}
+        said = names["sweep"]() if "sweep" in names else None
+        points = named(said) if "sweep" in names else None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
-    return Experiment(config, points)
+    return Experiment(config, points, said if isinstance(said, Drawn) else None)
 
 
 def named(points: Any) -> dict[str, dict[str, Any]]:
     """The points of a sweep by their names; those of a list are named by their flags."""
     listed = list(points.values() if isinstance(points, dict) else points)
     for point in listed:
-        if not isinstance(point, dict):
+        if not isinstance(point, dict) or not all(isinstance(path, str) for path in point):
             raise UserError(f"sweep() gives {point!r}, not a dict from dotted paths to values")
-    if not isinstance(points, dict):
-        points = {flags(point): point for point in listed}
-        if len(points) < len(listed):
-            raise UserError("sweep() gives the same point twice")
-    return points
+    if isinstance(points, dict):
+        return {str(name): point for name, point in points.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for number, point in enumerate(listed, 1):
+        name = flags(point) or "as configured"
+        if name in found:
+            first = list(found).index(name) + 1
+            raise UserError(f"sweep() gives the same point twice, as {first} and {number}: {name}")
+        found[name] = point
+    return found
 
 
 def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
@@ -86,3 +95,33 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
             raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
         chosen[path] = kind
     return with_kind(config, chosen), rest
+
+
+def without(words: list[str], valued: str, plain: str) -> list[str]:
+    """The words of a command line without two flags, of which the first one has a value."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word.partition("=")[0] not in (valued, plain):
+            kept.append(word)
+        skip = word == valued
+    return kept
+
+
+def in_one_line(box: str) -> str:
+    """What a framed message of the flag parser says, up to its first suggestion, in one line."""
+    rule = re.compile(r"\W*[─-]{5,}\W*")  # the frame is drawn with ASCII where it must be
+    lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
+    parts = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
+    message = parts[0]
+    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts[1:]))
+    if suggestion:
+        message += f"; did you mean {suggestion[1]}?"
+    # A refused setting: `Error parsing (…).config.model: hidden_size=-3: …`.
+    refused = re.match(r"Error parsing \S*?config\.?(\S*): (.*)", message)
+    if refused:
+        where, message = refused.groups()
+        field = re.match(r"(\w+)=", message)
+        if field:
+            flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
+            message = flag + message[field.end() - 1 :]
+    return message

@@ -114,6 +114,24 @@ def _marks(hint: Any) -> Iterator[Mark]:
             yield from _marks(member)
 
 
+def marks_at(kind: type, path: str) -> frozenset[Mark] | None:
+    """The marks that the field at a dotted path of some settings has, whatever kinds stand there.
+
+    None, where no alternative has such a field.
+    """
+    *parents, name = path.split(".")
+    classes = [kind]
+    for parent in parents:
+        hints = [_hints(member).get(parent) for member in classes]
+        classes = [member for hint in hints for member in _classes(hint)]
+    found = [frozenset(_marks(hints[name])) for hints in map(_hints, classes) if name in hints]
+    return frozenset.intersection(*found) if found else None
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def numbers(config: Any) -> dict[str, float | int]:
     """The values that change no shape, by dotted path: the arguments of the compiled program.
 

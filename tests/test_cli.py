@@ -370,7 +370,7 @@ def test_an_experiment_without_a_sweep_says_so(folder, capsys):
     [
         ('{"a": 5}', "sweep() gives 5, not a dict from dotted paths to values"),
         ("5", "TypeError: 'int' object is not iterable"),
-        ('[{"seed": 1}, {"seed": 1}]', "sweep() gives the same point twice"),
+        ('[{"seed": 1}, {"seed": 1}]', "sweep() gives the same point twice, as 1 and 2: --seed 1"),
     ],
 )
 def test_a_sweep_of_no_points_is_one_line(sweep, said, folder, capsys):

@@ -1,6 +1,7 @@
 """The house: a floor imports only the floors below it, and movable libraries have one door each."""
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,12 +26,21 @@ DOORS = {
     "rich": "lm_jax/report/terminal.py",
     "plotly": "lm_jax/report/page.py",
     "tyro": "run.py",
+    "pandas": "lm_jax/sweeps/frame.py",
+    "polars": "lm_jax/sweeps/frame.py",
 }
+
+
+FUNCTION = ast.FunctionDef | ast.ClassDef
 
 
 def imports(path):
     """Every module that a file imports, and from it: `lm_jax.data.corpus`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return imported_by(ast.parse(path.read_text()))
+
+
+def imported_by(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,16 +88,36 @@ def test_a_library_that_moves_has_one_door():
             assert door in (None, path.relative_to(ROOT).as_posix()), f"{path} imports {module}"
 
 
-def test_every_import_is_declared():
-    """requirements.txt is the one list: no import that is not on it, no entry without a reason."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def declared(name):
+    """The modules that a requirements file stands for."""
+    lines = (ROOT / name).read_text().splitlines()
     names = {line.split(">=")[0].strip() for line in lines if line and not line.startswith("#")}
-    top = {module.split(".")[0] for path in FILES.values() for module in imports(path)}
-    top |= {module.split(".")[0] for module in imports(ROOT / "run.py")}
-    import sys
+    return {name.replace("-", "_").replace("orbax_checkpoint", "orbax") for name in names}
 
-    outside = top - set(sys.stdlib_module_names) - {"lm_jax", "pydoc_data"}
-    known = {name.replace("-", "_").replace("orbax_checkpoint", "orbax") for name in names}
-    assert outside <= known
+
+def outside(modules):
+    """The libraries among some modules, neither Python's own nor of the house."""
+    top = {module.split(".")[0] for module in modules}
+    return top - set(sys.stdlib_module_names) - {"lm_jax", "pydoc_data"}
+
+
+def test_every_import_is_declared():
+    """Two lists: what lm_jax needs, and what it can do without; none of both, none for nothing."""
+    everywhere = [*FILES.values(), ROOT / "run.py"]
+    imported = outside(module for path in everywhere for module in imports(path))
+    needed, optional = declared("requirements.txt"), declared("requirements-sweeps.txt")
+    assert not needed & optional
+    assert imported <= needed | optional
+    assert optional <= imported
     # Not imported: TFDS needs these two and does not say so everywhere.
-    assert known - outside == {"array_record", "importlib_resources"}
+    assert needed - imported == {"array_record", "importlib_resources"}
+
+
+def test_what_is_optional_is_imported_only_when_it_is_asked_for():
+    optional = declared("requirements-sweeps.txt")
+    for path in [*FILES.values(), ROOT / "run.py"]:
+        at_once = ast.Module(
+            [node for node in ast.parse(path.read_text()).body if not isinstance(node, FUNCTION)],
+            [],
+        )
+        assert not outside(imported_by(at_once)) & optional, path

@@ -71,9 +71,15 @@ def test_a_point_is_a_command_line():
     ("points", "said"),
     [
         ({}, "the sweep has no points"),
-        ({"a": {"model.hiden_size": 3}}, "point 'a' of the sweep: there is no field model.hiden"),
-        ({"a": {}, "b": {"model.layers": 0}}, "point 'b' of the sweep: the changed config:"),
-        ({"a": {"seed": 1}, "b": {"seed": 1}}, "points 'a' and 'b' of the sweep are the same run"),
+        (
+            {"a": {"model.hiden_size": 3}},
+            "point 1 of the sweep, 'a': there is no field model.hiden",
+        ),
+        ({"a": {}, "b": {"model.layers": 0}}, "point 2 of the sweep, 'b': the changed config:"),
+        (
+            {"a": {"seed": 1}, "b": {"seed": 1}},
+            "points 1 and 2 of the sweep, 'a' and 'b', are the same run",
+        ),
     ],
 )
 def test_a_wrong_point_is_named_before_anything_starts(points, said, tmp_path):
@@ -85,7 +91,7 @@ def test_a_wrong_point_is_named_before_anything_starts(points, said, tmp_path):
 
 def test_a_point_that_does_not_fit_the_text_is_named_before_anything_starts(tmp_path):
     points = {"fits": {}, "long": {"model.kind": "ngram", "model.order": 3000}}
-    with pytest.raises(UserError, match="point 'long' of the sweep: order=3000 is longer than"):
+    with pytest.raises(UserError, match="point 2 of the sweep, 'long': order=3000 is longer than"):
         lm_jax.sweep(BASE, points, tmp_path / "sweep", text=tiny.TEXT)
     assert not (tmp_path / "sweep").exists()
 
@@ -105,6 +111,6 @@ def test_the_experiments_of_the_house_sweep_over_configs_that_are_valid():
     import run
 
     for name in ("lecture_table", "kneser_ney"):
-        config, points = run.load_experiment(name)
+        config, points, _ = run.load_experiment(name)
         configs = lm_jax.sweep_configs(config, points)
         assert len({settings.digest(resolve(c)) for c in configs.values()}) == len(points)

@@ -17,7 +17,6 @@ from lm_jax.training import Probe, Proof, Spike
 from lm_jax.training.journal import Row
 from lm_jax.training.runs import Run
 
-SWEEP_COLUMNS = ("trial", "parameters", "seconds", "tokens/s", "valid ppl", "test ppl", "bits/char")
 TEXT_COLUMNS = {
     "nats a token": ("nats", ".4f"),
     "perplexity": ("perplexity", ".3f"),
@@ -126,25 +125,15 @@ def show_result(run: Run) -> None:
     )
 
 
-def show_sweep(rows: list[Row]) -> None:
-    """Prints what the trials of a sweep have come to, as a table; bits are the test text's."""
-    right = [row["splits"].get("test", {}).get("success") for row in rows]
-    shown = [*SWEEP_COLUMNS, *(["right"] if any(share is not None for share in right) else [])]
+def show_table(columns: dict[str, list[str]]) -> None:
+    """Prints columns by their headings, the first one flush left."""
     table = Table()
-    for column in shown:
-        table.add_column(column, justify="left" if column == "trial" else "right")
-    for row, share in zip(rows, right, strict=True):
-        splits = [row["splits"].get(name, {}) for name in ("validation", "test")]
-        unfinished = "" if row["status"] == "finished" else f" ({row['status']})"
-        table.add_row(
-            escape(row["name"]) + unfinished,
-            f"{row['parameters']:,}",
-            f"{row['seconds']:,.1f}",
-            f"{row['tokens_per_second']:,.0f}",
-            *(_figure(split.get("perplexity"), ".2f") for split in splits),
-            _figure(splits[1].get("bits_per_character"), ".3f"),
-            *(["" if share is None else f"{share:.1%}"] if "right" in shown else []),
+    for number, heading in enumerate(columns):
+        table.add_column(
+            heading, justify="right" if number else "left", min_width=None if number else 16
         )
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
     Console(highlight=False).print(table)
 
 

@@ -1,5 +1,47 @@
 """Many runs of one experiment: their points, how they share programs, what they come to."""
 
-from lm_jax.sweeps.plan import Group, Plan, Point, Trial, plan, sweep_configs
+from lm_jax.sweeps.frame import sweep_frame
+from lm_jax.sweeps.plan import Group, Plan, Trial, plan, sweep_configs
+from lm_jax.sweeps.points import (
+    Drawn,
+    Point,
+    chain,
+    choice,
+    crossed,
+    draw,
+    flags,
+    grid,
+    integers,
+    lanes,
+    log_uniform,
+    uniform,
+    zipped,
+)
+from lm_jax.sweeps.results import folded, ranked, read_results
+from lm_jax.sweeps.sweep import sweep
 
-__all__ = ["Group", "Plan", "Point", "Trial", "plan", "sweep_configs"]
+__all__ = [
+    "Drawn",
+    "Group",
+    "Plan",
+    "Point",
+    "Trial",
+    "chain",
+    "choice",
+    "crossed",
+    "draw",
+    "flags",
+    "folded",
+    "grid",
+    "integers",
+    "lanes",
+    "log_uniform",
+    "plan",
+    "ranked",
+    "read_results",
+    "sweep",
+    "sweep_configs",
+    "sweep_frame",
+    "uniform",
+    "zipped",
+]

@@ -17,11 +17,10 @@ from typing import Any
 
 from lm_jax.config import Config, override, resolve
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.settings import Mark, UserError, digest, fields, plain, shape
+from lm_jax.settings import Mark, UserError, digest, fields, shape
+from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.journal import write_whole
 from lm_jax.training.loop import fitted
-
-Point = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # each is itself alone, and may be a key
@@ -79,7 +78,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
     for number, (name, point) in enumerate(points.items(), 1):
         try:
             changed = resolve(override(config, point))
-        except UserError as error:
+        except (ValueError, TypeError) as error:  # also a value that JSON does not know
             raise UserError(f"{_called(number, name)}: {error}") from None
         other, first = seen.setdefault(changed, (number, name))
         if other != number:
@@ -170,11 +169,6 @@ def written(trials: Iterable[Trial]) -> dict[str, Any]:
         trial.name: {"point": plain_point(trial.point), "digest": trial.directory.split("-")[-1]}
         for trial in trials
     }
-
-
-def plain_point(point: Point) -> dict[str, Any]:
-    """A point as JSON knows it."""
-    return {path: plain(value) for path, value in point.items()}
 
 
 def settle(sweep_dir: Path, trials: Iterable[Trial]) -> None:

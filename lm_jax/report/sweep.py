@@ -1,0 +1,129 @@
+"""A sweep in the terminal: what is about to be run, and what it has come to."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_jax.report.terminal import show_table
+from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
+from lm_jax.sweeps.plan import Group, Plan, distinctions
+from lm_jax.sweeps.points import flags
+from lm_jax.sweeps.results import Fold, folded, ranked
+from lm_jax.training.journal import Row
+
+
+def show_plan(plan: Plan, command: str) -> None:
+    """Prints the trials of a sweep, their groups, and what memory these take.
+
+    Args:
+      plan: the sweep.
+      command: that trains the experiment without any point's flags.
+    """
+    for trial in plan.trials:
+        print(f"{trial.number} {trial.name}: {alone(command, flags(trial.point))}")
+    for number, (group, fields) in enumerate(
+        zip(plan.groups, distinctions(plan.groups), strict=True), 1
+    ):
+        print(f"group {number}: {_as_lanes(group)}{_apart(fields)}")
+
+
+def alone(command: str, words: str) -> str:
+    """The command line of one trial."""
+    return f"{command} {words}".rstrip()
+
+
+def _as_lanes(group: Group) -> str:
+    count = len(group.trials)
+    trials = "1 trial" if count == 1 else f"{count} trials"
+    if group.shape.train is None:
+        return f"{trials}, counted one by one" if count > 1 else f"{trials}, counted"
+    each = lane_bytes(group)
+    memory = f"about {each / 1e6:,.1f} MB each, of which {lanes_that_fit(each):,} fit"
+    if not group.vectorised:
+        return f"{trials} by itself, {memory}"
+    return f"{trials} in one program, {memory}"
+
+
+def _apart(fields: dict[str, Any]) -> str:
+    words = [
+        f"{path} {'on' if value else 'off'}" if isinstance(value, bool) else f"{path}={value}"
+        for path, value in fields.items()
+    ]
+    return f"; {', '.join(words)}" if words else ""
+
+
+def show_sweep(rows: list[Row], command: str) -> None:
+    """Prints the trials of a sweep, best first, and below it the means over seeds.
+
+    Args:
+      rows: as `lm_jax.sweep` gives them.
+      command: that trains the experiment without any point's flags.
+    """
+    best_first = ranked(rows)
+    show_table(_columns(best_first))
+    folds = folded(rows)
+    if folds:
+        print("over the seeds, mean ± standard error:")
+        show_table(_means(folds))
+    for row in rows:
+        if row["status"] == "failed":
+            print(f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)")
+    if best_first and best_first[0]["status"] not in ("diverged", "failed"):
+        print(f"the best trial by itself: {alone(command, best_first[0]['flags'])}")
+
+
+def _split(name: str, figure: str) -> Callable[[Row], Any]:
+    return lambda row: row["splits"].get(name, {}).get(figure)
+
+
+TRIAL_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
+    "parameters": (lambda row: row.get("parameters"), ","),
+    "seconds": (lambda row: row["seconds"], ",.1f"),
+    "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f"),
+    "valid ppl": (_split("validation", "perplexity"), ".2f"),
+    "test ppl": (_split("test", "perplexity"), ".2f"),
+    "bits/char": (_split("test", "bits_per_character"), ".3f"),
+    "right": (_split("test", "success"), ".1%"),
+}
+# Of trials without perplexities: tasks, or none that came to an end.
+LOSS_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
+    "validation": (lambda row: row["best_validation"], ".4f"),
+    "test": (lambda row: row["test"], ".4f"),
+}
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What there is to show of the trials, column by column."""
+    shown = {"trial": [row["name"] + _unfinished(row) for row in rows]}
+    text = any(_split("test", "perplexity")(row) is not None for row in rows)
+    columns = TRIAL_COLUMNS if text else LOSS_COLUMNS | TRIAL_COLUMNS
+    for heading, (read, form) in columns.items():
+        values = [read(row) for row in rows]
+        if any(value is not None for value in values):
+            shown[heading] = ["" if value is None else format(value, form) for value in values]
+    return shown
+
+
+def _unfinished(row: Row) -> str:
+    if row["status"] == "diverged":
+        return f" (diverged at step {row['bad_step']:,})"
+    return "" if row["status"] == "finished" else f" ({row['status']})"
+
+
+def _means(folds: Sequence[Fold]) -> dict[str, list[str]]:
+    shown = {"trials": [fold.name for fold in folds]}
+    for heading, form in (("best_validation", ".4f"), ("test", ".4f"), ("success", ".1%")):
+        values = [getattr(fold, heading) for fold in folds]
+        if not all(math.isnan(mean) for mean, _ in values):
+            shown[NAMES[heading]] = [_with_error(mean, error, form) for mean, error in values]
+    shown["finished"] = [f"{fold.finished} of {fold.of}" for fold in folds]
+    return shown
+
+
+NAMES = {"best_validation": "validation", "test": "test", "success": "right"}
+
+
+def _with_error(mean: float, error: float, form: str) -> str:
+    if math.isnan(mean):
+        return ""
+    return format(mean, form) if math.isnan(error) else f"{mean:{form}} ± {error:{form}}"

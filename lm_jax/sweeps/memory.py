@@ -1,0 +1,51 @@
+"""How much memory a trial takes beside others, and how many of them fit.
+
+One lane takes about twice its train state, for the new one is made while the old one is read, and
+the activations of a chunk of B × T tokens. Each matrix W of m × n gives n numbers for every token
+it is applied to, and backpropagation as many again:
+
+    bytes = 2 · state + 2 · B · T · (Σ_W n_W + V if the readout has no matrix of its own) · itemsize
+
+which is an estimate: what the compiler keeps, recomputes or never holds is its business.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from lm_jax.config import Network, Softmax
+from lm_jax.sweeps.plan import Group
+from lm_jax.training.step import arguments, program
+
+SHARE = 0.5  # of the free memory that lanes may take
+
+
+def lane_bytes(group: Group) -> int:
+    """Bytes that one trial of a group takes; nothing is computed.
+
+    Args:
+      group: of models that are trained.
+    """
+    compiled = program(group.shape, group.vocab_size)
+    state = jax.eval_shape(compiled.init, arguments(group.trials[0].config))
+    columns = sum(leaf.shape[-1] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
+    model = group.shape.model
+    if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
+        columns += group.vocab_size
+    tokens = group.shape.data.batch_size * compiled.length
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)
+
+
+def free_bytes() -> int:
+    """Bytes of memory that are free: the accelerator's, where there is one, else the machine's."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def lanes_that_fit(each: int) -> int:
+    """How many lanes of so many bytes fit into half of the free memory; one at least."""
+    return max(1, int(free_bytes() * SHARE) // each)

@@ -1,0 +1,228 @@
+"""Points of a sweep: what each trial changes, a mapping from dotted paths to values.
+
+    grid({"train.learning_rate": [0.1, 0.01], "seed": [0, 1, 2]})       every combination: 6 points
+    zipped({"model.hidden_size": [64, 512], "data.batch_size": [32, 8]})     the nth with the nth: 2
+    draw({"train.learning_rate": log_uniform(1e-4, 1e-1)}, count=32)    at random, always the same
+    chain(a, b)        the points of a, then those of b
+    crossed(a, b)      each point of a with each of b
+    lanes({"seed": range(64)})      a grid that is sure to train as one compiled program
+
+All of them are lists of dicts, and a list written down by hand is as good.
+"""
+
+import dataclasses
+import itertools
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm_jax.config import Config
+from lm_jax.settings import Mark, UserError, marks_at, plain
+
+Point = Mapping[str, Any]
+Points = list[dict[str, Any]]
+Values = Mapping[str, Any]  # by path: an iterable of values
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, to be drawn from.
+
+    Real numbers uniformly or, with `log`, their logarithms uniformly; with `whole`, integers
+    uniformly, both ends included.
+    """
+
+    low: float | int
+    high: float | int
+    log: bool = False
+    whole: bool = False
+
+    def draw(self, generator: np.random.Generator) -> float | int:
+        """One number."""
+        if self.whole:
+            return int(generator.integers(int(self.low), int(self.high), endpoint=True))
+        if self.log:
+            drawn = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+            return min(max(drawn, self.low), self.high)  # exp(log(x)) may miss x by a bit
+        return float(generator.uniform(self.low, self.high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Some values, each as likely as any other."""
+
+    values: tuple[Any, ...]
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """One of them."""
+        return self.values[int(generator.integers(len(self.values)))]
+
+
+Space = Mapping[str, Range | Choice]
+
+
+class Drawn(list[dict[str, Any]]):
+    """Points that were drawn, and what they were drawn from, for a searcher to take over.
+
+    Attributes:
+      space: by path: what its values are drawn from.
+      seed: of the draws.
+    """
+
+    def __init__(self, space: Space, count: int, seed: int):
+        """Draws `count` points of a space, value by value in the order of its paths."""
+        self.space, self.seed = dict(space), seed
+        generator = np.random.default_rng(seed)
+        super().__init__(
+            {path: values.draw(generator) for path, values in self.space.items()}
+            for _ in range(count)
+        )
+
+
+def log_uniform(low: float | int, high: float | int) -> Range:
+    """Real numbers whose logarithms are uniform between those of two positive numbers."""
+    return _range("log_uniform", low, high, log=True)
+
+
+def uniform(low: float | int, high: float | int) -> Range:
+    """Real numbers, uniform between two."""
+    return _range("uniform", low, high)
+
+
+def integers(low: float | int, high: float | int) -> Range:
+    """Integers from `low` to `high`, both included."""
+    if int(low) != low or int(high) != high:
+        raise UserError(f"integers({low}, {high}): both ends must be integers")
+    return _range("integers", low, high, whole=True)
+
+
+def choice(values: Iterable[Any]) -> Choice:
+    """One of some values."""
+    return Choice(tuple(_listed("choice", "of", values)))
+
+
+def _range(
+    name: str, low: float | int, high: float | int, *, log: bool = False, whole: bool = False
+) -> Range:
+    finite = math.isfinite(low) and math.isfinite(high)
+    if not finite or low >= high or (log and low <= 0):
+        above = "0 < low < high" if log else "low < high"
+        raise UserError(f"{name}({low}, {high}): it must be {above}")
+    return Range(low, high, log, whole)
+
+
+def grid(values: Values) -> Points:
+    """Every combination of the values at some paths; the last path changes fastest.
+
+    Raises:
+      UserError: a path has no list of values; names the path.
+    """
+    columns = {path: _listed("grid", path, own) for path, own in values.items()}
+    return [dict(zip(columns, row, strict=True)) for row in itertools.product(*columns.values())]
+
+
+def zipped(values: Values) -> Points:
+    """The first values of all paths together, then the second ones, and so on.
+
+    Raises:
+      UserError: a path has no list of values, or more or fewer than another one.
+    """
+    columns = {path: _listed("zipped", path, own) for path, own in values.items()}
+    counts = {path: len(own) for path, own in columns.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {path}" for path, count in counts.items())
+        raise UserError(f"zipped: each path must have as many values as the others, not {told}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def chain(*parts: Iterable[Point]) -> Points:
+    """The points of all parts, one part after another."""
+    return [dict(point) for part in parts for point in part]
+
+
+def crossed(first: Iterable[Point], *others: Iterable[Point]) -> Points:
+    """Each point of the first part together with each of the others; the last changes fastest.
+
+    Raises:
+      UserError: two parts change the same path.
+    """
+    found = [dict(point) for point in first]
+    for other in map(list, others):
+        for a, b in itertools.product(found, other):
+            if both := a.keys() & b.keys():
+                raise UserError(f"crossed: {min(both)} is changed by two of its parts")
+        found = [{**a, **b} for a, b in itertools.product(found, other)]
+    return found
+
+
+def draw(space: Mapping[str, Any], *, count: int = 32, seed: int = 0) -> Drawn:
+    """Points drawn at random, the same ones for the same seed.
+
+    Args:
+      space: by path: `log_uniform`, `uniform`, `integers` or `choice`.
+      count: how many points.
+      seed: of the draws.
+
+    Raises:
+      UserError: a path has something else, or count is no positive number.
+    """
+    for path, values in space.items():
+        if not isinstance(values, Range | Choice):
+            raise UserError(
+                f"draw: {path}={values!r} must be log_uniform, uniform, integers or choice"
+            )
+    if count < 1:
+        raise UserError(f"draw: count={count} must be 1 or more")
+    return Drawn(space, count, seed)
+
+
+def lanes(values: Values) -> Points:
+    """A grid over numbers alone, so that its points are lanes of one compiled program.
+
+    Raises:
+      UserError: a path is no field, or its field changes shapes; names it.
+    """
+    points = grid(values)
+    for path in values:
+        marks = marks_at(Config, path)
+        if marks is None:
+            raise UserError(f"lanes: there is no field {path}")
+        if Mark.ARGUMENT not in marks:
+            raise UserError(f"lanes: {path} changes the compiled program: put it into a grid")
+        if any(point[path] is None for point in points):
+            raise UserError(
+                f"lanes: {path}=None switches it off, which changes the compiled program: put it "
+                "into a grid"
+            )
+    return points
+
+
+def _listed(what: str, path: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise UserError(f"{what}: {path}={values!r} must be a list of values")
+    found = [plain(value) for value in values]
+    if not found:
+        raise UserError(f"{what}: {path} has no values")
+    return found
+
+
+def plain_point(point: Point) -> dict[str, Any]:
+    """A point as JSON knows it."""
+    return {path: plain(value) for path, value in point.items()}
+
+
+def flags(point: Point) -> str:
+    """A point as flags of a command line."""
+    words = []
+    for path, value in plain_point(point).items():
+        flag = path.replace("_", "-")
+        if isinstance(value, bool):
+            *parents, name = flag.split(".")
+            words.append("--" + ".".join([*parents, name if value else f"no-{name}"]))
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{flag}", *(shlex.quote(str(item)) for item in values)]
+    return " ".join(words)
