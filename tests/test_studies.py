@@ -29,7 +29,7 @@ from lm_jax.training.feed import source_of
 # --- live -----------------------------------------------------------------------------------------
 
 LANES = 2
-LIVE = LiveProbe(every=6, lanes=LANES)
+LIVE = LiveProbe(every=6, lags=True, lanes=LANES)
 MODEL = tiny.rnn(cell="lstm")
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
 # The first lane begins its text, the second goes on; each lacks other targets.
@@ -53,7 +53,9 @@ def test_live_answers_are_the_tools_called_one_by_one(answers):
     @jax.jit
     def tools(carry, x, y, mask):
         at = lane.step, loss, PARAMS, carry, x, (y, mask), tiny.T - 1
-        return g.gradient_by_lag(*at), g.lyapunov_spectrum(lane.step, PARAMS, carry, x, 1)[0]
+        lags = g.lag_norms(lane.step, PARAMS, carry, x, tiny.T - 1)
+        exponent = g.lyapunov_spectrum(lane.step, PARAMS, carry, x, 1)[0]
+        return g.gradient_by_lag(*at), lags, exponent
 
     carries = lane.carry, jax.tree.map(lambda leaf: leaf[1], CARRY)
     apart = [
@@ -61,12 +63,15 @@ def test_live_answers_are_the_tools_called_one_by_one(answers):
     ]
     # Means over the T steps of one lane become one over the targets of all.
     targets = jnp.sum(MASK[:, :LANES])
-    lags = jax.tree.map(lambda a, b: (a + b) * tiny.T / targets, *[split for split, _ in apart])
+    lags = jax.tree.map(lambda a, b: (a + b) * tiny.T / targets, *[split for split, *_ in apart])
     lags = lags["layers"]
     np.testing.assert_allclose(answers["gradient_by_lag"], norm(lags, kept=1), rtol=1e-10)
     split = g.truncations(lags)
     assert answers["horizon"] == {f"{s:g}": g.horizon(split, s) for s in SHARES}
-    exponents = [exponent for _, exponent in apart]
+    assert answers["lag_norms"].shape == (tiny.T,)
+    norms = [norms for _, norms, _ in apart]
+    np.testing.assert_allclose(answers["lag_norms"], np.mean(norms, axis=0), rtol=1e-10)
+    exponents = [exponent for *_, exponent in apart]
     np.testing.assert_allclose(answers["lyapunov"], np.mean(exponents), rtol=1e-10)
     (spectra,) = g.spectra_by_layer({"layers": PARAMS["layers"]}).values()
     for name, figure in (("spectral_radius", "radius"), ("singular_value", "norm")):
@@ -93,6 +98,7 @@ def test_only_what_is_asked_for_is_answered():
     for asked, names in {
         (): set(),
         ("by_lag",): {"gradient_by_lag", "horizon"},
+        ("lags",): {"lag_norms"},
         ("spectra",): {"spectral_radius", "singular_value"},
         ("lyapunov",): {"lyapunov"},
     }.items():
@@ -107,7 +113,9 @@ def test_only_what_is_asked_for_is_answered():
 def test_nan_in_the_parameters_is_nan_in_every_answer():
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
     found = live(LIVE, MODEL)(broken, CARRY, BATCH)
-    for answer in jax.tree.leaves(found):
+    norms = found.pop("lag_norms")
+    assert norms[0] == 1  # a state is its own whatever the parameters
+    for answer in jax.tree.leaves((found, norms[1:])):
         assert np.all(np.isnan(answer))
 
 

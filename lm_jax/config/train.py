@@ -176,7 +176,7 @@ class NoProbe:
     """What is watched while training: off or live. The latter brings its own flags."""
 
 
-QUESTIONS = ("deltas", "by_lag", "spectra", "lyapunov")
+QUESTIONS = ("deltas", "by_lag", "lags", "spectra", "lyapunov")
 
 
 @settings
@@ -193,12 +193,15 @@ class LiveProbe:
     by_lag: bool = True
     """The gradient of the chunk split over the lags, and the horizon: how many steps back half, 90
     % and 99 % of it lie."""
+    lags: bool = False
+    """The norm of the derivative of the state after the chunk by the state l steps before, at each
+    lag l."""
     spectra: bool = True
     """The spectral radius and the largest singular value of each block of W_hh."""
     lyapunov: bool = True
     """The largest Lyapunov exponent along the chunk, in nats a step."""
     lanes: Size = 4
-    """Lanes of the batch that by_lag and lyapunov look at, from its first one on."""
+    """Lanes of the batch that by_lag, lags and lyapunov look at, from its first one on."""
 
 
 @settings

@@ -180,6 +180,10 @@ def _reach(row: Row) -> str:
             f"{float(share):.0%} {_figure(back, '.0f')}" for share, back in row["horizon"].items()
         )
         parts.append(f"steps back to a share of the gradient: {steps}")
+    if "lag_norms" in row:
+        norms = row["lag_norms"]
+        longest = _figure(norms[-1], ".3g")
+        parts.append(f"∂h_T/∂h_(T−{len(norms) - 1}) has norm {longest}")
     if "spectral_radius" in row:
         radii = [radius for blocks in row["spectral_radius"].values() for radius in blocks]
         parts.append(f"spectral radii {', '.join(_figure(radius, '.3f') for radius in radii)}")

@@ -6,6 +6,9 @@ the parameters as they are, without dropout:
 - by lag: the norm of the gradient of the recurrent layers' weights at each lag l = t - k, and the
   horizon: how many steps back half, 90 % and 99 % of that gradient lie, by the relative error of
   the truncated gradients;
+- lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, h being the state of all layers and T
+  the end of the chunk; the arithmetic mean over the lanes, as it is over places in the study of a
+  run;
 - spectra: the spectral radius and the largest singular value of each block of every W_hh;
 - lyapunov: the largest exponent along the chunk, its mean over the lanes.
 """
@@ -22,6 +25,7 @@ from lm_jax.config import LiveProbe
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.credit import gradient_by_lag
 from lm_jax.gradients.horizon import horizon
+from lm_jax.gradients.lags import lag_norms
 from lm_jax.gradients.lane import of_layers, one_lane
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.norms import norm
@@ -62,6 +66,14 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
             answers["gradient_by_lag"] = norm(lags, kept=1) * share
             split = truncations(lags)
             answers["horizon"] = {f"{share:g}": horizon(split, share) for share in SHARES}
+        if probe.lags:
+
+            def norms(own: tuple[Carry, Array]) -> Array:
+                return lag_norms(lane.step, params, *own, len(x) - 1)
+
+            # One lane after another, in the memory of one.
+            each = jax.lax.map(norms, (carry, jnp.moveaxis(x, 1, 0)))
+            answers["lag_norms"] = jnp.mean(each, axis=0)
         if probe.spectra:
             answers["spectral_radius"] = _of_blocks(layers, block_radii)
             answers["singular_value"] = _of_blocks(layers, block_norms)

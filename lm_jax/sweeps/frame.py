@@ -1,5 +1,6 @@
 """The table of a sweep as a frame of polars or pandas, which are optional."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +54,11 @@ def _flat(row: Row) -> Row:
     success = row["splits"].get("test", {}).get("success")
     return {
         **{name: row.get(name) for name in PLAIN},
-        **row["settings"],
+        **{path: math.inf if value == "inf" else value for path, value in row["settings"].items()},
         **({} if success is None else {"success": success}),
         **_flattened(row.get("probe", {}), "probe."),
+        **_flattened(row.get("first_probe", {}), "first_probe."),
+        **_flattened(row.get("gradient", {}), "gradient."),
         **{name: row.get(name) for name in REST},
     }
 

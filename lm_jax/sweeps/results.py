@@ -10,7 +10,7 @@ A row is read off the trial's own directory, so the table can be had again whate
     step, steps         updates made, and asked for
     seconds             of training
     best_validation, last_validation, test      mean nats per token (of real tasks, squared error)
-    probe               horizon, spectral_radius and lyapunov, where it was probed, by the last row
+    probe, first_probe, gradient                what its records come to (`lm_jax.sweeps.summaries`)
 
 and all that the trial's result.json holds. Means over seeds have the standard error s / √n, where
 s is the standard deviation of the n seeds, with n − 1 in the denominator.
@@ -28,10 +28,10 @@ from lm_jax.settings import UserError, fields, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point
+from lm_jax.sweeps.summaries import summaries
 from lm_jax.training.journal import Row, as_json, read_result, read_rows, write_whole
 
 FILE = "results.jsonl"
-PROBED = ("horizon", "spectral_radius", "lyapunov")
 
 
 class Results:
@@ -73,14 +73,14 @@ class Results:
             "number": trial.number,
             "name": trial.name,
             "trial": trial.directory,
-            "point": plain_point(trial.point),
+            "point": _written(plain_point(trial.point)),
             "flags": flags(trial.point),
-            "settings": {path: values[path] for path in self._swept if path in values},
+            "settings": _written({path: values[path] for path in self._swept if path in values}),
             "step": rows[-1]["step"] if rows else 0,
             "steps": trial.config.train.steps if trial.config.train else 0,
             "seconds": max((row.get("seconds", 0.0) for row in rows), default=0.0),
             **_validated(rows),
-            **_probed(rows),
+            **summaries(rows),
             **(_broken(failure) if failure else _ended(result or {})),
         }
 
@@ -96,11 +96,9 @@ def _validated(rows: list[Row]) -> Row:
     }
 
 
-def _probed(rows: list[Row]) -> Row:
-    for row in reversed(rows):
-        if row["kind"] == "probe":
-            return {"probe": {name: row[name] for name in PROBED if name in row}}
-    return {}
+def _written(values: Row) -> Row:
+    """Values as strict JSON has them: what is infinite is a word, which a config reads back."""
+    return {path: "inf" if value == math.inf else value for path, value in values.items()}
 
 
 def _ended(result: Row) -> Row:

@@ -264,7 +264,7 @@ class Descent:
         probe = self.settings.probe
         if not isinstance(probe, LiveProbe) or (step % probe.every and not last):
             return
-        if not (probe.by_lag or probe.spectra or probe.lyapunov):
+        if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
         carry, batch = self.about(self.state)
         answers = live(probe, self.program.model)(self.state.params, carry, batch)

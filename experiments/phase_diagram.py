@@ -1,0 +1,44 @@
+"""Where a gradient vanishes and where it explodes: initial gain against length, temporal order.
+
+Claim     What a plain RNN learns of a distant symbol is decided by the size of W_hh at the start.
+          ‖∂h_T/∂h_1‖ falls off on one side of the diagram, the faster the longer the sequence, and
+          grows on the other; between them is a band of gains at which a length can still be learnt
+          in the updates that are given, and it narrows as the sequences get longer.
+Source    The task and the size of the network are those of Pascanu, Mikolov & Bengio (2013); Adam
+          and clipping are today's habits. W_hh starts as `gain` times an orthogonal matrix, so
+          without tanh's slopes, which are at most 1, ‖∂h_T/∂h_1‖ would be gain^(T - 1).
+Command   python run.py sweep phase_diagram
+          python docs/figures/phase_diagram.py RUN_DIR      draws docs/phase_diagram.svg from it
+Expect    `success`, the share of 1,000 held-out sequences: 25 % by chance.
+Time      on two CPU cores, at 0.35 ms an update of a lane at T = 15, about 9 minutes; a program a
+          length, and 56 lanes in each.
+"""
+
+from lm_jax.config import RNN, Config, Data, LiveProbe, TemporalOrder, Train
+from lm_jax.sweeps.points import crossed, grid, lanes
+
+GAINS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+LENGTHS = (10, 13, 16, 20, 25)
+SEEDS = range(8)
+UPDATES = 5000
+
+
+def config() -> Config:
+    return Config(
+        data=Data(task=TemporalOrder(), length=LENGTHS[0], batch_size=20),
+        model=RNN(cell="elman", hidden_size=50, embedding_size=None, init="orthogonal"),
+        train=Train(
+            steps=UPDATES,
+            learning_rate=0.003,
+            clip_norm=1.0,
+            # Before the first update and after the last.
+            probe=LiveProbe(every=UPDATES, deltas=False, by_lag=False, lags=True),
+            validate_every=UPDATES,
+            log_every=1000,
+            checkpoint_every=UPDATES,
+        ),
+    )
+
+
+def sweep() -> list[dict]:
+    return crossed(grid({"data.length": LENGTHS}), lanes({"model.gain": GAINS, "seed": SEEDS}))

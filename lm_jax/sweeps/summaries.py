@@ -1,0 +1,62 @@
+"""What a trial's records come to, in a few numbers for its row of results.jsonl.
+
+    probe           horizon, spectral_radius, lyapunov and lag_norm by the last look of a live probe
+    first_probe     the same by its first look, before the first update: what the start is like
+    gradient        clipped, the share of all updates whose gradient was cut; the means over the
+                    updates of its norm before (grad_norm) and after (grad_norm_clipped), and the
+                    largest one before (grad_norm_max)
+
+lag_norm is ‖∂h_T/∂h_{T-l}‖₂ at the longest lag of the chunk, l = T - 1.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from lm_jax.training.journal import Row
+
+PROBED = ("horizon", "spectral_radius", "lyapunov")
+MEANS = ("clipped", "grad_norm", "grad_norm_clipped")
+
+
+def summaries(rows: Sequence[Row]) -> Row:
+    """The summaries of a trial, those it has.
+
+    Args:
+      rows: of its metrics.jsonl.
+
+    Returns:
+      `probe`, `first_probe` and `gradient`; None where a record was not finite.
+    """
+    found: Row = {}
+    probes = [row for row in rows if row["kind"] == "probe"]
+    if probes and (last := _of_probe(probes[-1])):
+        found |= {"probe": last, "first_probe": _of_probe(probes[0])}
+    records = [row for row in rows if row["kind"] == "train"]
+    if records:
+        found["gradient"] = _of_gradient(records)
+    return found
+
+
+def _of_probe(row: Row) -> Row:
+    found = {name: row[name] for name in PROBED if name in row}
+    if "lag_norms" in row:
+        found["lag_norm"] = row["lag_norms"][-1]
+    return found
+
+
+def _of_gradient(records: Sequence[Row]) -> Row:
+    ends = [row["step"] for row in records]
+    updates = [end - start for start, end in itertools.pairwise([0, *ends])]
+    found: Row = {}
+    for name in MEANS:
+        values = [row[name] for row in records]
+        known = None not in values
+        # A record holds a mean over its own updates, of which the first one has fewer.
+        found[name] = (
+            sum(value * made for value, made in zip(values, updates, strict=True)) / ends[-1]
+            if known
+            else None
+        )
+    largest = [row["grad_norm_max"] for row in records]
+    found["grad_norm_max"] = None if None in largest else max(largest)
+    return found
