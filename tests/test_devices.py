@@ -26,7 +26,7 @@ import numpy as np
 import lm_jax, tiny
 from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Train
 from lm_jax.settings import UserError, shape
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import source_of
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import arguments, program
 
