@@ -119,7 +119,7 @@ def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
             call, state, losses = wrapped(model), None, []
             for number in range(sizes.CHECKED):
                 loss, state = update(model, call, descent, state, number, True)
-                losses.append(float(loss))
+                losses.append(loss.item())
             return losses
 
         def wrapped(model: Any) -> Any:
