@@ -59,7 +59,7 @@ def make_optax(V: int, H: int) -> Callable[[], float]:
 
 def make_torch(V: int, H: int) -> Callable[[], float]:
     """The same by PyTorch's cross-entropy on a linear layer, its weight [V, H]."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     W, b, h, y = inputs(V, H)
     weight = torch.tensor(np.ascontiguousarray(W.T), requires_grad=True)

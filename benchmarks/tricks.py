@@ -62,7 +62,8 @@ class Loop:
 
     def scratch(self) -> float:
         """MiB that an update takes besides its state and its text."""
-        compiled = self.program.advance.lower(self.state, self.source, self.numbers, 1).compile()
+        advance: Any = self.program.advance
+        compiled = advance.lower(self.state, self.source, self.numbers, 1).compile()
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 

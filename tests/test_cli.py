@@ -408,7 +408,9 @@ def test_a_sweep_that_will_not_do_is_one_line_and_starts_nothing(sweep, said, fo
 def test_a_directory_of_another_sweep_is_one_line(folder, capsys):
     (folder / "lab.py").write_text(EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}]\n')
     (folder / "s").mkdir()
-    (folder / "s" / "sweep.json").write_text('{"--seed 1": {"point": {"seed": 1}, "digest": "1"}}')
+    (folder / "s" / "sweep.json").write_text(
+        '{"halving": null, "trials": {"--seed 1": {"point": {"seed": 1}, "digest": "1"}}}'
+    )
     status, _, err = told(capsys, "sweep", "lab.py", "--run-dir", "s")
     said = "s holds another sweep: point 1, '--seed 1', has other settings"
     assert (status, err) == (2, f"error: {said}\n")

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm_jax.config import train_of
 from lm_jax.report.terminal import show_table
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import Group, Plan, distinctions
 from lm_jax.sweeps.points import Point
@@ -12,12 +14,13 @@ from lm_jax.sweeps.results import Fold, folded, ranked
 from lm_jax.training.journal import Row
 
 
-def show_plan(plan: Plan, command: Callable[[Point], str]) -> None:
+def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | None = None) -> None:
     """Prints the trials of a sweep, their groups, and what memory these take.
 
     Args:
       plan: the sweep.
       command: what trains a point by itself, as a command line.
+      halving: when trials are judged, if they are.
     """
     for trial in plan.trials:
         print(f"{trial.number} {trial.name}: {command(trial.point)}")
@@ -25,6 +28,10 @@ def show_plan(plan: Plan, command: Callable[[Point], str]) -> None:
         zip(plan.groups, distinctions(plan.groups), strict=True), 1
     ):
         print(f"group {number}: {_as_lanes(group)}{_apart(fields)}")
+        if halving is not None and group.shape.train is not None:
+            steps = train_of(group.trials[0].config).steps
+            rungs = ", ".join(f"{rung:,}" for rung in halving.rungs(steps)) or "nowhere"
+            print(f"  judged at {rungs}: one in {halving.factor} goes on")
 
 
 def _as_lanes(group: Group) -> str:

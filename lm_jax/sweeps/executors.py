@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from lm_jax.settings import UserError, nearest
-from lm_jax.sweeps.jobs import Ended, Failure, Job, Watcher, record
+from lm_jax.sweeps.failures import Failure, record
+from lm_jax.sweeps.jobs import Ended, Job, Watcher
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.slurm import Slurm
@@ -102,7 +103,7 @@ def _with_lost(ended: Ended) -> Ended:
     lost = [trial for trial in ended.job.unfinished() if trial.number not in ended.failed]
     failure = Failure(ended.how, "Lost", "")
     for trial in lost:
-        record(ended.job, trial, failure)
+        record(ended.job.place(trial), failure, ended.job.attempt)
     return ended._replace(failed={**ended.failed, **{trial.number: failure for trial in lost}})
 
 

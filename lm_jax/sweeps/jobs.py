@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lm_jax.config import Config
 from lm_jax.settings import from_json, to_json
+from lm_jax.sweeps.failures import Failure
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training.journal import Watch, read_result, write_whole
 
@@ -49,6 +50,8 @@ class Job:
     """Most trials side by side; None: all."""
     text: str | Sequence[str] | None = None
     """With `data.source="memory"`, see `lm_jax.train`."""
+    halving: Halving | None = None
+    """When trials are judged; None: never."""
     attempt: int = 1
 
     @property
@@ -67,29 +70,6 @@ class Job:
     def alone(self, trial: Trial) -> "Job":
         """The next attempt at one of the trials."""
         return dataclasses.replace(self, trials=(trial,), attempt=self.attempt + 1)
-
-
-class Failure(NamedTuple):
-    """What went wrong with a trial.
-
-    error.json in its directory says so, and at which attempt, until the trial comes to its end.
-    """
-
-    error: str
-    """In one line."""
-    type: str
-    traceback: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> "Failure":
-        """An exception in words.
-
-        The exception itself holds on to every array of the frames that it went through.
-        """
-        kind = type(error).__name__
-        lines = str(error).strip().splitlines()
-        told = "".join(traceback.format_exception(error))
-        return cls(f"{kind}: {lines[0]}" if lines else kind, kind, told)
 
 
 class Ended(NamedTuple):
@@ -112,22 +92,6 @@ def is_over(run_dir: Path, config: Config) -> bool:
     return result["step"] >= config.train.steps
 
 
-def record(job: Job, trial: Trial, failure: Failure) -> None:
-    """Writes the error.json of a trial."""
-    run_dir = job.place(trial)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    told = {**failure._asdict(), "attempt": job.attempt}
-    write_whole(run_dir / "error.json", json.dumps(told, indent=2) + "\n")
-
-
-def forget(job: Job, trials: Sequence[Trial]) -> None:
-    """Takes the error.json of an earlier attempt away from the trials that are over."""
-    left = job.unfinished()
-    for trial in trials:
-        if trial not in left:
-            (job.place(trial) / "error.json").unlink(missing_ok=True)
-
-
 def divided(
     groups: Sequence[Group],
     sweep_dir: Path,
@@ -135,6 +99,7 @@ def divided(
     workers: int = 1,
     lanes: int | None = None,
     text: str | Sequence[str] | None = None,
+    halving: Halving | None = None,
 ) -> list[Job]:
     """A sweep as jobs, enough of them that every worker has one.
 
@@ -145,6 +110,7 @@ def divided(
         wide, so that what is done is done.
       lanes: most trials of a group side by side; None: all that a worker has of it.
       text: with `data.source="memory"`, see `lm_jax.train`.
+      halving: when trials are judged, if they are.
     """
     together = [group.trials for group in groups if group.vectorised]
     single = [trial for group in groups if not group.vectorised for trial in group.trials]
@@ -153,7 +119,10 @@ def divided(
     dealt = [single[first::workers] for first in range(min(workers, len(single)))]
     shares += [(share, False) for share in dealt]
     shares.sort(key=lambda share: share[0][0].number)
-    return [Job(sweep_dir, tuple(trials), vectorised, lanes, text) for trials, vectorised in shares]
+    return [
+        Job(sweep_dir, tuple(trials), vectorised, lanes, text, halving)
+        for trials, vectorised in shares
+    ]
 
 
 def _parts(trials: Sequence[Trial], workers: int, lanes: int | None) -> Iterator[Sequence[Trial]]:
@@ -189,6 +158,7 @@ def write_job(job: Job, path: Path, **more: Any) -> None:
         "trials": trials,
         "vectorised": job.vectorised,
         "lanes": job.lanes,
+        "halving": job.halving and dataclasses.asdict(job.halving),
         "attempt": job.attempt,
         "text": text,
     }
@@ -208,12 +178,13 @@ def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
         )
         for trial in told.pop("trials")
     ]
-    text = told.pop("text")
+    text, halving = told.pop("text"), told.pop("halving")
     job = Job(
         sweep_dir=Path(told.pop("sweep_dir")),
         trials=tuple(trials),
         vectorised=told.pop("vectorised"),
         lanes=told.pop("lanes"),
+        halving=halving and Halving(**halving),
         attempt=told.pop("attempt"),
         text=text and json.loads((path.parent / text).read_text(encoding="utf-8")),
     )

@@ -54,7 +54,7 @@ class Processes:
         Raises:
           UserError: there are not so many GPUs, or cores.
         """
-        gpus, cores = _gpus(), _cores()
+        gpus, cores = _gpus(), cores_here()
         workers = workers or len(gpus) or min(2, len(cores))
         if gpus and workers > len(gpus):
             raise UserError(f"workers={workers} is more than the {len(gpus)} GPUs of this machine")
@@ -139,7 +139,8 @@ def _how(one: _Worker) -> str:
     return f"its process was ended by {name}{hint}; see {log}"
 
 
-def _cores() -> list[int]:
+def cores_here() -> list[int]:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

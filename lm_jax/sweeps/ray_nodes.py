@@ -19,8 +19,9 @@ from typing import Any
 import lm_jax
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
+from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.follow import Follower
-from lm_jax.sweeps.jobs import Ended, Failure, Job, Watcher
+from lm_jax.sweeps.jobs import Ended, Job, Watcher
 from lm_jax.sweeps.parcel import packed, unpack
 from lm_jax.sweeps.work import do
 

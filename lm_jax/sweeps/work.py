@@ -4,15 +4,17 @@ Where the program of a group does not find the memory that it needs, half as man
 each from its newest checkpoint, down to one.
 """
 
+import dataclasses
 import signal
 from collections.abc import Sequence
 
 import jax
 
-from lm_jax.config import Data
+from lm_jax.config import Data, train_of
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.sweeps.failures import Failure, forget, record
 from lm_jax.sweeps.group import train_group
-from lm_jax.sweeps.jobs import Failure, Job, Watcher, forget, record
+from lm_jax.sweeps.jobs import Job, Watcher
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training.loop import opened
 
@@ -46,10 +48,11 @@ def _in_rows(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
             short = [t for t in now if t.number in wrong and _out_of_memory(wrong[t.number])]
             wrong = {n: failure for n, failure in wrong.items() if not _out_of_memory(failure)}
             left = short + left
-        forget(job, now)
         for trial in now:
             if trial.number in wrong:
-                record(job, trial, wrong[trial.number])
+                record(job.place(trial), wrong[trial.number], job.attempt)
+            elif trial not in job.unfinished():
+                forget(job.place(trial))
         failed |= wrong
     return failed
 
@@ -59,7 +62,13 @@ def _row(
 ) -> dict[int, Failure]:
     try:
         corpus = load(trials[0].config.data, job.text)
-        wrong = train_group(trials, job.sweep_dir, corpus, received, watch=watch)
+        judge, rungs = None, ()
+        if job.halving is not None:
+            judge = job.halving.judge(job.sweep_dir)
+            rungs = job.halving.rungs(train_of(trials[0].config).steps)
+        wrong = train_group(
+            trials, job.sweep_dir, corpus, received, watch=watch, judge=judge, rungs=rungs
+        )
         return {trial.number: Failure.of(error) for trial, error in wrong.items()}
     except Exception as error:  # it is everyone's who is not through
         failure, left = Failure.of(error), job.unfinished()
@@ -79,6 +88,10 @@ def _in_turn(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
             break
         try:
             data = trial.config.data
+            if job.halving is not None and trial.config.train is not None:
+                # It is asked at its rungs, as those are that are trained side by side.
+                failed |= _in_rows(dataclasses.replace(job, trials=(trial,)), received, watch)
+                continue
             if known is None or known[0] != data:
                 known = data, load(data, job.text)
             told = None if watch is None else watch(trial)
@@ -86,8 +99,9 @@ def _in_turn(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
             with opened(trial.config, place, known[1], received, told) as work:
                 if work is not None:
                     work.run()
-            forget(job, [trial])
+            if trial not in job.unfinished():
+                forget(job.place(trial))
         except Exception as error:  # whatever it is, it is this trial's
             failed[trial.number] = Failure.of(error)
-            record(job, trial, failed[trial.number])
+            record(job.place(trial), failed[trial.number], job.attempt)
     return failed
