@@ -117,7 +117,7 @@ def command_line(given: Sequence[str], config: Config, point: Point) -> str:
     if "model" in gone and point["model.kind"] == "ngram":
         gone.append("train")
     kept, keeps = [], True
-    for word in without(list(given), "--run-dir", "--dry-run"):
+    for word in of_a_trial(given):
         if word.startswith("--"):
             path = word[2:].partition("=")[0].replace("-", "_") + "."
             keeps = not any(path.startswith(place + ".") for place in gone)
@@ -126,13 +126,28 @@ def command_line(given: Sequence[str], config: Config, point: Point) -> str:
     return f"{shlex.join(['python', 'run.py', 'train', *kept])} {flags(point)}".rstrip()
 
 
-def without(words: list[str], valued: str, plain: str) -> list[str]:
-    """The words of a command line without two flags, of which the first one has a value."""
+SWEEPS_OWN = (
+    "--run-dir",
+    "--executor",
+    "--workers",
+    "--cores",
+    "--lanes",
+    "--retries",
+    "--halving-first",
+    "--halving-factor",
+    "--suggest",
+    "--batch",
+)
+"""The flags of `run.py sweep` that say nothing of a trial, each with a value."""
+
+
+def of_a_trial(words: Sequence[str]) -> list[str]:
+    """The words of a sweep's command line that hold for each of its trials."""
     kept, skip = [], False
     for word in words:
-        if not skip and word.partition("=")[0] not in (valued, plain):
+        if not skip and word.partition("=")[0].replace("_", "-") not in (*SWEEPS_OWN, "--dry-run"):
             kept.append(word)
-        skip = word == valued
+        skip = word.replace("_", "-") in SWEEPS_OWN
     return kept
 
 
