@@ -73,7 +73,7 @@ def train_command(default: Config) -> Callable[..., int]:
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
-            jax.config.update("jax_num_cpu_devices", devices)
+            divide_cpu(devices)
         with display_of(name, config) as display:
             run = lm_jax.train(config, run_dir, watch=display.watch, devices=devices)
         show_result(run)
@@ -87,6 +87,12 @@ def train_command(default: Config) -> Callable[..., int]:
         return 0
 
     return train
+
+
+def divide_cpu(devices: int) -> None:
+    """Makes the CPU so many devices, unless this process has begun to compute on it."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def display_of(name: str, config: Config) -> Display:
@@ -161,7 +167,7 @@ def sweep_command(
         where = executor_called(executor, workers=workers, cores=cores)
         if executor == "here":
             # Lanes are shared by the devices, and a CPU is one for each core.
-            jax.config.update("jax_num_cpu_devices", len(cores_here()))
+            divide_cpu(len(cores_here()))
         planned = plan(config, asked.points)
         if dry_run:
             show_plan(planned, command, halving)

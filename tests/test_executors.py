@@ -251,7 +251,7 @@ def test_a_gpu_is_a_workers_own(monkeypatch):
     from lm_jax.sweeps import processes
 
     monkeypatch.setattr(processes, "_gpus", lambda: ["4", "7"])
-    monkeypatch.setattr(processes, "_cores", lambda: [0, 1, 2, 5, 6])
+    monkeypatch.setattr(processes, "cores_here", lambda: [0, 1, 2, 5, 6])
     assert Processes()._shares == [([0, 1], "4"), ([2, 5, 6], "7")]
     with pytest.raises(UserError, match="workers=3 is more than the 2 GPUs"):
         Processes(3)

@@ -309,7 +309,9 @@ def _clipping(threshold: float | Array | None) -> Between | None:
 def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
     """Sums over tokens, divided once at the end by how many there are."""
     tokens = _tokens(mask)
-    return nats / tokens, jax.tree.map(lambda g: g / tokens, grads)
+    # XLA works a product out again wherever it is read, but keeps a quotient, as large as a table.
+    share = 1 / tokens
+    return nats / tokens, jax.tree.map(lambda g: g * share, grads)
 
 
 def _tokens(mask: Array) -> Array:

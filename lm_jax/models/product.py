@@ -37,7 +37,7 @@ def product(
     return x @ W if precision == "float32" else _rounded_product(x, W)
 
 
-def narrowed(W: Float[Array, "M N"], precision: Precision) -> Float[Array, "M N"]:
+def narrowed(W: Float[Array, "*shape N"], precision: Precision) -> Float[Array, "*shape N"]:
     """The weights as `narrow_product` takes them, for a loop that should not round them twice."""
     return W if precision == "float32" else W.astype(jnp.bfloat16)
 

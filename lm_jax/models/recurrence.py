@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Between, Carry, Params
@@ -215,7 +216,8 @@ def explicit(
             return (returned, d_own), (epsilon, twice, square, delta if apart else None)
 
         # Lanes on several devices: what is summed over lanes is summed once, after the scan.
-        spread = not jax.sharding.get_abstract_mesh().empty
+        # A mesh in whose shards this already is (`jax.shard_map`) is no business of XLA's.
+        spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
         zero_own = jax.tree.map(jnp.zeros_like, own)
         apart = spread and bool(own)
         zero = returned_last, zero_own

@@ -37,6 +37,22 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
     return grads, changed
 
 
+def norm_after(
+    train: settings.Train, norm: Float[Array, ""], clipped: Params
+) -> Float[Array, ""]:
+    """The norm of the gradient that `clip` gives.
+
+    Where it is cut by its norm alone, this follows from the norm before, and the gradient need not
+    stand in memory a second time, which counts with a million words.
+    """
+    if train.clip_value is not None:
+        return optax.tree.norm(clipped)
+    if train.clip_norm is None:
+        return norm
+    # An infinite gradient has no direction to keep: optax makes NaN of it.
+    return jnp.where(jnp.isinf(norm), jnp.nan, jnp.minimum(norm, train.clip_norm))
+
+
 def optimizer(
     train: settings.Train, learning_rate: float | Float[Array, ""]
 ) -> optax.GradientTransformation:

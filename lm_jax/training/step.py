@@ -24,7 +24,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
 from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
-from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
+from lm_jax.training.optimizer import clip, learning_rate, norm_after, optimizer, own_share
 
 Numbers = Mapping[str, Any]
 
@@ -215,6 +215,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             (loss, carry, grads), deltas = grad_fn(state.params, state.carry, batch), None
         else:
             (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
+        grad_norm = optax.tree.norm(grads)
         clipped, changed = clip(train, grads)
         rate = learning_rate(
             train,
@@ -230,8 +231,8 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             state.record,
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
             loss=loss,
-            grad_norm=optax.tree.norm(grads),
-            clipped_norm=optax.tree.norm(clipped),
+            grad_norm=grad_norm,
+            clipped_norm=norm_after(train, grad_norm, clipped),
             clipped=changed,
             rate=rate,
             deltas=deltas,
