@@ -5,7 +5,6 @@ import functools
 import io
 import os
 import platform
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,14 @@ from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import file_text
 from lm_jax.data.vocabulary import encoded
-from lm_jax.experiment import in_one_line, load_experiment, with_kinds, without
+from lm_jax.experiment import (
+    Experiment,
+    command_line,
+    in_one_line,
+    load_experiment,
+    with_kinds,
+)
+from lm_jax.report.map import write_sweep
 from lm_jax.report.printed import (
     show_beam,
     show_exposure,
@@ -33,8 +39,10 @@ from lm_jax.report.printed import (
 from lm_jax.report.study import write_study
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.terminal import Display, show_probe, show_proof, show_result
+from lm_jax.report.watching import SweepDisplay
 from lm_jax.settings import UserError, digest
-from lm_jax.sweeps import plan
+from lm_jax.sweeps import Halving, executor_called, plan
+from lm_jax.sweeps.processes import cores_here
 from lm_jax.training import directory, prove
 
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
@@ -49,6 +57,7 @@ def train_command(default: Config) -> Callable[..., int]:
         experiment: tyro.conf.Positional[str],
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
+        devices: int | None = None,
     ) -> int:
         """Train a model, or go on where it stopped.
 
@@ -57,12 +66,16 @@ def train_command(default: Config) -> Callable[..., int]:
           config: what to train.
           run_dir: where the run lives; runs/EXPERIMENT-DIGEST if not given, so that the same
             command goes on with the same run.
+          devices: how many share the lanes of each batch; every one there is if not given. On a CPU
+            it is one, or as many as are asked for here.
         """
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
+        if devices is not None and devices > 1:
+            jax.config.update("jax_num_cpu_devices", devices)
         with display_of(name, config) as display:
-            run = lm_jax.train(config, run_dir, watch=display.watch)
+            run = lm_jax.train(config, run_dir, watch=display.watch, devices=devices)
         show_result(run)
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
@@ -84,13 +97,13 @@ def display_of(name: str, config: Config) -> Display:
 
 
 def sweep_command(
-    default: Config, points: dict[str, dict[str, Any]] | None, given: list[str]
+    default: Config, asked: Experiment | None, given: list[str]
 ) -> Callable[..., int]:
     """The command `sweep`, its flags standing at an experiment's settings.
 
     Args:
       default: the experiment's config.
-      points: of its sweep; None where it has none.
+      asked: the experiment; None where none is named.
       given: the words of the command line, to be said again for each point.
     """
 
@@ -99,8 +112,19 @@ def sweep_command(
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         dry_run: Flag = False,
+        executor: str = "here",
+        workers: int | None = None,
+        cores: int | None = None,
+        lanes: int | None = None,
+        retries: int = 1,
+        halving_first: int | None = None,
+        halving_factor: int | None = None,
+        suggest: Literal["optuna"] | None = None,
+        batch: int | None = None,
     ) -> int:
         """Train a model at every point of an experiment's sweep(), or go on where it stopped.
+
+        Trials that differ in numbers alone are trained side by side, as lanes of one program.
 
         Args:
           experiment: a path to a Python file, or the name of one in experiments/.
@@ -108,25 +132,57 @@ def sweep_command(
           run_dir: where the sweep lives; runs/EXPERIMENT-sweep-DIGEST if not given.
           dry_run: print the trials with their command lines, which of them share a program, and
             what memory they take; and do nothing.
+          executor: where trials are trained: here, in this process, on all its cores or devices;
+            processes, several of this machine; ray, a cluster's nodes; slurm, a cluster's jobs.
+          workers: processes: how many at once; one a GPU, or two without GPUs, if not given.
+          cores: ray, slurm: how many a job has; 1 if not given.
+          lanes: most trials side by side; as many as fit into half of the memory if not given.
+          retries: how often a trial that fails is tried again, alone and in a fresh process.
+          halving_first: successive halving: the update at which trials are first judged, and all
+            but the best are ended (Li et al., 2020); no halving if not given.
+          halving_factor: one in so many goes on, and the next judgement comes after so many times
+            the updates; 3 if not given.
+          suggest: optuna: instead of the points that sweep() has drawn, as many that Optuna
+            suggests, with what came of the earlier ones in view.
+          batch: suggest: points asked for, and trained, together; 8 if not given.
         """
+        only_with("--halving-first", halving_first, **{"halving-factor": halving_factor})
+        only_with("--suggest", suggest, batch=batch)
         name = Path(experiment).stem
-        if points is None:
+        if asked is None or asked.points is None:
             raise UserError(f"{experiment} has no sweep()")
+        if suggest is not None and asked.drawn is None:
+            raise UserError(f"--suggest=optuna needs a sweep() that is draw(…): {experiment}'s not")
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
-        words = without(given, "--run-dir", "--dry-run")
-        command = shlex.join(["python", "run.py", "train", *words])
+        command = functools.partial(command_line, given, config)
+        halving = None
+        if halving_first is not None:
+            halving = Halving(halving_first, 3 if halving_factor is None else halving_factor)
+        where = executor_called(executor, workers=workers, cores=cores)
+        if executor == "here":
+            # Lanes are shared by the devices, and a CPU is one for each core.
+            jax.config.update("jax_num_cpu_devices", len(cores_here()))
+        planned = plan(config, asked.points)
         if dry_run:
-            show_plan(plan(config, points), command)
+            show_plan(planned, command, halving)
             return 0
-        chosen = lm_jax.sweep_configs(config, points)
-        with contextlib.ExitStack() as stack:
-
-            def watch(label: str) -> Callable[[int, Any], None]:
-                stack.close()  # the display of the trial before
-                return stack.enter_context(display_of(f"{name}: {label}", chosen[label])).watch
-
-            rows = lm_jax.sweep(config, points, run_dir, watch=watch)
+        steps = {t.name: t.config.train.steps if t.config.train else 0 for t in planned.trials}
+        bars = [{trial.name: steps[trial.name] for trial in g.trials} for g in planned.groups]
+        bars = [] if suggest else bars
+        with SweepDisplay(bars, max(steps.values())) as display:
+            rows = lm_jax.sweep(
+                config,
+                asked.points if suggest is None or asked.drawn is None else asked.drawn,
+                run_dir,
+                watch=display.watch,
+                executor=where,
+                lanes=lanes,
+                retries=retries,
+                halving=halving,
+                suggest=None if suggest is None else batch or 8,
+            )
         show_sweep(rows, command)
+        print(write_sweep(run_dir))
         print(run_dir)
         return 1 if any(row["status"] == "failed" for row in rows) else 0
 
@@ -401,15 +457,16 @@ def probe(
 
 def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
-    default, points, given = Config(), None, []
+    default, asked, given = Config(), None, []
     reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
     if reads and not arguments[1].startswith("-"):
-        default, points, _ = load_experiment(arguments[1])
+        asked = load_experiment(arguments[1])
+        default = asked.config
         default, rest = with_kinds(default, arguments[2:])
         given, arguments = arguments[1:], [*arguments[:2], *rest]
     commands = {
         "train": train_command(default),
-        "sweep": sweep_command(default, points, given),
+        "sweep": sweep_command(default, asked, given),
         "score": score,
         "sample": sample,
         "probe": probe,

@@ -1,6 +1,6 @@
 """How fast the gradient is split over time, against taking every part by itself.
 
-    python benchmarks/credit.py
+    python -m benchmarks.credit
 
 (a) The gradient by lag, all T = 64 lags, B = 8 lanes, against each of the T truncated gradients by
 itself, k2 = 1 … T. One truncation is one call of a compiled program, the same for every k2: it has
@@ -18,26 +18,24 @@ which the targets are, and the LSTM.
 """
 
 import os
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # before the imports that need it
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+from benchmarks import command
+from benchmarks.rows import Row, row
+from lm_jax import gradients as g
+from lm_jax.models import cells
+from lm_jax.models.base import Carry, Params
+from lm_jax.models.cells import Cell
 
-from lm_jax import gradients as g  # noqa: E402
-from lm_jax.models import cells  # noqa: E402
-from lm_jax.models.base import Carry, Params  # noqa: E402
-from lm_jax.models.cells import Cell  # noqa: E402
-
-ROUNDS = 7
 H, B = 128, 8
 LAGS, STEPS = 64, 128
 LEAST_BY_LAG, LEAST_MAP = 5, 10
@@ -199,10 +197,10 @@ def farthest(found: Any, expected: Any) -> float:
     return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
 
-def in_turn(ways: tuple[Callable[[], Any], ...]) -> list[list[float]]:
+def in_turn(ways: tuple[Callable[[], Any], ...], rounds: int) -> list[list[float]]:
     """Seconds of each way, one after another, round after round; each has run once before."""
     seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for way, taken in zip(ways, seconds, strict=True):
             began = time.perf_counter()
             jax.block_until_ready(way())
@@ -210,38 +208,44 @@ def in_turn(ways: tuple[Callable[[], Any], ...]) -> list[list[float]]:
     return seconds
 
 
-def show(what: str, apart: list[float], together: list[float], least: int | None = None) -> None:
-    """A row: the median milliseconds of both ways, and how many times faster the second is."""
+def show(what: str, apart: list[float], together: list[float], least: int | None = None) -> Row:
+    """Prints a row: the median milliseconds of both ways, how many times faster the second is."""
     ratios = [a / b for a, b in zip(apart, together, strict=True)]
     medians = [1e3 * statistics.median(taken) for taken in (apart, together)]
     ratio = statistics.median(ratios)
-    row = f"{what:32}" + "".join(f"{value:12.1f}" for value in (*medians, ratio))
-    row += f"{min(ratios):10.1f} … {max(ratios):.1f}"
+    line = f"{what:32}" + "".join(f"{value:12.1f}" for value in (*medians, ratio))
+    line += f"{min(ratios):10.1f} … {max(ratios):.1f}"
     verdict = "met" if least is not None and ratio >= least else "missed"
-    print(row if least is None else f"{row}   target {least}: {verdict}")
+    print(line if least is None else f"{line}   target {least}: {verdict}")
+    return row(what, "ms", medians[1], medians[0], "lm_jax, each part by itself")
 
 
 def main() -> None:
+    chosen = command.options(__doc__ or "")
+    found: list[Row] = []
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
     print(f"{'':32}{'ms apart':>12}{'ms at once':>12}{'ratio':>12}{'from … to':>16}")
     for name, cell, targets in (
         ("elman", cells.elman(H), (LEAST_BY_LAG, LEAST_MAP)),
         ("lstm", cells.lstm(H), (None, None)),
     ):
+        if not re.search(chosen.rows, f"{name}, by lag, credit map, leanest"):
+            continue
         ways = by_lag(cell)
         each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ways[0]())
         prefixes = jax.tree.map(lambda leaf: jnp.cumsum(leaf, axis=0), ways[1]())
         if (off := farthest(prefixes, each)) > 1e-4:
             sys.exit(f"the lags' prefix sums differ from the truncations by {off:.1e} of them")
-        apart, together = in_turn(ways)
-        show(f"{name}, by lag", apart, together, targets[0])
+        apart, together = in_turn(ways, chosen.rounds)
+        found.append(show(f"{name}, by lag", apart, together, targets[0]))
         ways = maps(cell)
         *others, whole = [jnp.asarray(way()) for way in ways]
         if (off := max(farthest(whole, other) for other in others)) > 1e-4:
             sys.exit(f"the map differs from its rows by {off:.1e} of it")
-        apart, walks, together = in_turn(ways)
-        show(f"{name}, credit map", apart, together, targets[1])
-        show(f"{name}, credit map, leanest", walks, together)
+        apart, walks, together = in_turn(ways, chosen.rounds)
+        found.append(show(f"{name}, credit map", apart, together, targets[1]))
+        found.append(show(f"{name}, credit map, leanest", walks, together))
+    command.finish(found, chosen)
 
 
 if __name__ == "__main__":

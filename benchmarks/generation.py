@@ -1,6 +1,12 @@
-"""How fast text is drawn and scored, at the size of the quickstart.
+"""How fast text is drawn and scored.
 
-    python benchmarks/generation.py
+    python -m benchmarks.generation
+
+Against PyTorch: 10,000 characters by `lm_jax.inference.sample` from an Elman model of 320 units,
+and as makemore draws them, by a loop in Python that calls `torch.nn.RNN` for each token and reads
+the token back. The two give a passage the same probability.
+
+The rest is at the size of the quickstart.
 
 Drawing: 10,000 characters by `lm_jax.inference.sample`, which is one compiled program that never
 waits for the host, against a loop in Python that calls a compiled step (one call a token: the
@@ -14,32 +20,35 @@ the quickstart's batches.
 The parameters are those of an untrained model: time does not depend on them.
 """
 
+import dataclasses
 import os
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # before the imports that need it
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+from benchmarks import command
+from benchmarks.command import TOLERANCES, Device
+from benchmarks.rows import Row, row
+from benchmarks.side_by_side import Comparison, Maker
+from benchmarks.sizes import Size
+from lm_jax import inference, models
+from lm_jax.config import Config
+from lm_jax.data import text as texts
+from lm_jax.data.batches import batch_at, steps_per_epoch, streams
+from lm_jax.data.corpus import Corpus, load
+from lm_jax.models import LanguageModel
+from lm_jax.models.base import Params
+from run import load_experiment
 
-from lm_jax import inference, models  # noqa: E402
-from lm_jax.config import Config  # noqa: E402
-from lm_jax.data import text as texts  # noqa: E402
-from lm_jax.data.batches import batch_at, steps_per_epoch, streams  # noqa: E402
-from lm_jax.data.corpus import Corpus, load  # noqa: E402
-from lm_jax.models import LanguageModel  # noqa: E402
-from lm_jax.models.base import Params  # noqa: E402
-from run import load_experiment  # noqa: E402
-
-ROUNDS = 9
 LENGTH = 10_000
 LEAST_RATIO = 20
+DRAWN = Size("elman", 320, batch=1, length=100, vocabulary=90)
 
 
 def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callable[[], str]:
@@ -84,12 +93,12 @@ def forward(
     return lambda: epoch(params, source).block_until_ready()
 
 
-def in_turn(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, one after another, round after round; each has run once before."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             began = time.perf_counter()
             way()
@@ -109,7 +118,23 @@ def ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def main() -> None:
+def against_torch(device: Device) -> list[Comparison]:
+    """Characters a second, drawn one after another."""
+    settings = dataclasses.asdict(DRAWN) | {"characters": LENGTH}
+    return [
+        Comparison(
+            f"drawing, elman {DRAWN.hidden}",
+            Maker("benchmarks.ours", "draw", settings),
+            (Maker("benchmarks.torch_peer", "draw", settings | {"backend": device.backend}),),
+            unit="characters/s",
+            seconds=30,
+            tolerance=TOLERANCES[device.backend, "float32"],
+        )
+    ]
+
+
+def against_ourselves(rounds: int) -> list[Row]:
+    """The quickstart's model, drawn and scored in several ways of lm_jax."""
     config = load_experiment("quickstart").config
     corpus = load(config.data)
     vocabulary = corpus.vocabulary
@@ -126,10 +151,11 @@ def main() -> None:
     loop, program = ways.values()
     if loop() != program():
         sys.exit("the two ways of drawing give different texts")
-    seconds = in_turn(ways)
+    seconds = in_turn(ways, rounds)
     show(seconds, LENGTH)
     faster = ratio(*seconds.values())
     verdict = "met" if faster >= LEAST_RATIO else "missed"
+    rows = [compared("drawing, quickstart", seconds, LENGTH)]
     print(f"one program is {faster:.1f} times as fast; target {LEAST_RATIO}: {verdict}")
 
     text = texts.splits(config.data)["train"]
@@ -147,11 +173,30 @@ def main() -> None:
     # Training begins each of its lanes afresh, so the two sums differ, but little.
     if abs(whole - training) > 0.01 * whole:
         sys.exit(f"scoring gives {whole:.1f} nats and training's forward half {training:.1f}")
-    seconds = in_turn(ways)
+    seconds = in_turn(ways, rounds)
     show(seconds, len(tokens))
     half, by_line, stream = seconds.values()
     print(f"line by line is {ratio(half, by_line):.2f} times as fast as training's forward half,")
     print(f"one stream {ratio(half, stream):.2f} times")
+    halves = {name: seconds[name] for name in list(seconds)[:2]}
+    return [*rows, compared("scoring, quickstart", halves, len(tokens))]
+
+
+def compared(name: str, seconds: Mapping[str, list[float]], tokens: int) -> Row:
+    """A row of results.json: the second way against the first."""
+    (peer_name, peer), (_, ours) = seconds.items()
+    fast, slow = (tokens / statistics.median(taken) for taken in (ours, peer))
+    return row(name, "tokens/s", fast, slow, f"lm_jax, {peer_name}")
+
+
+def main() -> None:
+    chosen = command.options(__doc__ or "")
+    found, failures = command.compared(against_torch(command.device()), chosen)
+    if re.search(chosen.rows, "drawing, quickstart") or re.search(
+        chosen.rows, "scoring, quickstart"
+    ):
+        found += against_ourselves(chosen.rounds)
+    command.finish(found, chosen, failures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What it costs to watch the gradient: while a model trains, and of a large state by itself.
 
-    python benchmarks/probes.py
+    python -m benchmarks.probes
 
 (a) ‖∂loss/∂h_t‖ at every time step in every update, on top of the quickstart's training. The two
 programs are the same run with `train.probe.kind=live`, of which only `deltas` is on, and without a
@@ -21,37 +21,37 @@ first two lags are those of the exact way, and the residuals say how far the oth
 
 import itertools
 import os
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # before the imports that need it
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from lm_jax import gradients as g  # noqa: E402
-from lm_jax.config import Config, LiveProbe, resolve, train_of  # noqa: E402
-from lm_jax.data.corpus import Corpus, load  # noqa: E402
-from lm_jax.gradients.norms import norm  # noqa: E402
-from lm_jax.models import cells  # noqa: E402
-from lm_jax.models.base import Carry, Params  # noqa: E402
-from lm_jax.models.cells import Cell  # noqa: E402
-from lm_jax.settings import shape  # noqa: E402
-from lm_jax.studies.live import Answers, live  # noqa: E402
-from lm_jax.training.descent import source_of  # noqa: E402
-from lm_jax.training.step import Program, TrainState, arguments, program  # noqa: E402
-from run import load_experiment  # noqa: E402
+from benchmarks import command
+from benchmarks.rows import Row, row
+from lm_jax import gradients as g
+from lm_jax.config import Config, LiveProbe, resolve, train_of
+from lm_jax.data.corpus import Corpus, load
+from lm_jax.gradients.norms import norm
+from lm_jax.models import cells
+from lm_jax.models.base import Carry, Params
+from lm_jax.models.cells import Cell
+from lm_jax.settings import shape
+from lm_jax.studies.live import Answers, live
+from lm_jax.training.feed import source_of
+from lm_jax.training.step import Program, TrainState, arguments, program
+from run import load_experiment
 
 ROUNDS = 12
 UPDATES = 100  # of a round
 MOST_DELTAS, MOST_LIVE = 0.02, 0.10
+WATCHED = "an update of the quickstart, its deltas watched"
 
 H, STEPS = 1024, 32
 EXACT_LAGS = 2  # that the exact way is asked for: its singular values take seconds a lag
@@ -170,7 +170,8 @@ def by_autodiff(
     return by_lag(carry, batch)
 
 
-def while_training() -> None:
+def while_training(rounds: int) -> Row:
+    """What watching adds to an update of the quickstart."""
     config = resolve(load_experiment("quickstart").config)
     corpus = load(config.data)
     train = train_of(config)
@@ -190,7 +191,7 @@ def while_training() -> None:
     check_answers(probe, plain, answers[-1])
 
     seconds: list[list[float]] = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         at = jax.block_until_ready(plain.next())
         # Each of the two comes first in every other round: what stands in the caches counts.
         turn = 1 if number % 2 else -1
@@ -208,6 +209,8 @@ def while_training() -> None:
     show(f"the questions every {probe.every} updates", calls)
     both = [a + b for a, b in zip(deltas, calls, strict=True)]
     show("the default live probes", both, MOST_LIVE)
+    per_update = 1e3 * watched / UPDATES, 1e3 * updates / UPDATES
+    return row(WATCHED, "ms", *per_update, "lm_jax, no probe")
 
 
 def timed(*ways: Callable[[], None]) -> list[float]:
@@ -222,9 +225,9 @@ def timed(*ways: Callable[[], None]) -> list[float]:
 def show(what: str, shares: list[float], most: float | None = None) -> None:
     """A row: what it adds to training, the median over the rounds."""
     share = statistics.median(shares)
-    row = f"{what:38}{share:9.1%}   from {min(shares):.1%} to {max(shares):.1%}"
+    line = f"{what:38}{share:9.1%}   from {min(shares):.1%} to {max(shares):.1%}"
     verdict = "met" if most is not None and share <= most else "missed"
-    print(row if most is None else f"{row}   target {most:.0%}: {verdict}")
+    print(line if most is None else f"{line}   target {most:.0%}: {verdict}")
 
 
 def transition(cell: Cell) -> tuple[Callable[[Params, Carry, jax.Array], Carry], Params, Carry]:
@@ -268,15 +271,20 @@ def of_a_large_state(name: str, cell: Cell) -> None:
 
 
 def main() -> None:
+    chosen = command.options(__doc__ or "", ROUNDS)
+    found: list[Row] = []
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
-    while_training()
-    print(f"lag norms, H = {H}, T = {STEPS}; MiB that the program needs")
-    print(
-        f"{'':6}{'n':>8}{'seconds':>12}{'matrix-free':>14}{'exact':>14}{'T Jacobians':>14}"
-        f"{'residual':>12}"
-    )
-    for name, cell in (("elman", cells.elman(H)), ("lstm", cells.lstm(H))):
-        of_a_large_state(name, cell)
+    if re.search(chosen.rows, WATCHED):
+        found.append(while_training(chosen.rounds))
+    if not chosen.rows:
+        print(f"lag norms, H = {H}, T = {STEPS}; MiB that the program needs")
+        print(
+            f"{'':6}{'n':>8}{'seconds':>12}{'matrix-free':>14}{'exact':>14}{'T Jacobians':>14}"
+            f"{'residual':>12}"
+        )
+        for name, cell in (("elman", cells.elman(H)), ("lstm", cells.lstm(H))):
+            of_a_large_state(name, cell)
+    command.finish(found, chosen)
 
 
 if __name__ == "__main__":

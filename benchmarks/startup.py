@@ -1,13 +1,17 @@
 """What a run costs beside its arithmetic: starting, looking at the loop, saving.
 
-    python benchmarks/startup.py
+    python -m benchmarks.startup
 
-prints a row a figure: the median of several rounds, the smallest and the largest, and the limit
-that the project has set itself. Every start is a process of its own; "cold" means that nothing
-compiled is kept, "warm" that a run of the same config has gone before.
+times `run.py train quickstart` up to its first row of metrics against a script that does the same
+in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median
+of several rounds, the smallest and the largest, and the limit that the project has set itself.
+Every start is a process of its own; "cold" means that nothing compiled is kept, "warm" that a run
+of the same config has gone before.
 """
 
+import importlib.util
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -16,10 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import command
+from benchmarks import rows as table
+from benchmarks.rows import Row, row
+from benchmarks.side_by_side import ROOT
 
 ROUNDS = 5
+NAMES = ("start to first step, cold", "start to first step, warm")
 
 
 def imported() -> float:
@@ -51,14 +58,26 @@ def first_step(cache: Path, run_dir: Path) -> float:
     return taken
 
 
-def first_steps(folder: Path) -> tuple[list[float], list[float]]:
-    """Cold and warm starts in turn, each pair with a cache of its own."""
-    cold, warm = [], []
-    for number in range(ROUNDS):
+def first_step_of_torch(backend: str) -> float:
+    """Seconds from starting Python to the first update that PyTorch has made."""
+    words = [sys.executable, "-m", "benchmarks.torch_start", backend]
+    began = time.perf_counter()
+    subprocess.run(words, cwd=ROOT, check=True)
+    return time.perf_counter() - began
+
+
+def first_steps(
+    folder: Path, rounds: int, backend: str
+) -> tuple[list[float], list[float], list[float]]:
+    """Cold, warm and PyTorch's starts in turn, each pair of ours with a cache of its own."""
+    cold, warm, torch = [], [], []
+    for number in range(rounds):
         cache = folder / f"cache{number}"
         cold.append(first_step(cache, folder / f"cold{number}"))
         warm.append(first_step(cache, folder / f"warm{number}"))
-    return cold, warm
+        if importlib.util.find_spec("torch") is not None:
+            torch.append(first_step_of_torch(backend))
+    return cold, warm, torch
 
 
 def host_overhead(folder: Path) -> Iterator[float]:
@@ -122,19 +141,27 @@ def repeated(measure: Callable[[], float]) -> list[float]:
 
 
 def main() -> None:
-    import jax
-
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+    chosen = command.options(__doc__ or "")
+    device = command.device()
+    found: list[Row] = []
+    print(f"jax {table.versions()['jax']}, {device.kind}, {os.cpu_count()} CPU cores")
     print(f"{'':42}{'median':>9}{'min':>9}{'max':>9}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        show("import lm_jax", repeated(imported), "s", 1.5)
-        cold, warm = first_steps(folder)
-        show("start to first step, cold", cold, "s", 5)
-        show("start to first step, warm", warm, "s", 3)
-        shares = [100 * share for share in host_overhead(folder)]
-        show("time outside the compiled loop", shares, "%", 2)
-        show("checkpoint holds up training", list(checkpoint_block(folder)), "ms", 50)
+        if any(re.search(chosen.rows, each) for each in NAMES):
+            *ours, torch = first_steps(folder, chosen.rounds, device.backend)
+            for what, taken, limit in zip(NAMES, ours, (5, 3), strict=True):
+                show(what, taken, "s", limit)
+                if torch:
+                    medians = statistics.median(taken), statistics.median(torch)
+                    found.append(row(what, "s", *medians, "PyTorch, eager"))
+        if not chosen.rows:
+            show("import lm_jax", repeated(imported), "s", 1.5)
+            shares = [100 * share for share in host_overhead(folder)]
+            show("time outside the compiled loop", shares, "%", 2)
+            show("checkpoint holds up training", list(checkpoint_block(folder)), "ms", 50)
+    table.show(found)
+    command.finish(found, chosen)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ points, or a list of points (`lm_jax.sweeps.points`), each a dict from dotted pa
 
 import re
 import runpy
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config, with_kind
-from lm_jax.settings import UserError, alternatives, nearest
-from lm_jax.sweeps import Drawn, flags
+from lm_jax.settings import UserError, alternatives, fields, nearest
+from lm_jax.sweeps import Drawn, Point, flags
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -97,13 +99,55 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
     return with_kind(config, chosen), rest
 
 
-def without(words: list[str], valued: str, plain: str) -> list[str]:
-    """The words of a command line without two flags, of which the first one has a value."""
+def command_line(given: Sequence[str], config: Config, point: Point) -> str:
+    """The command line that trains a point of a sweep by itself.
+
+    Args:
+      given: the words after `run.py sweep`.
+      config: what they make of the experiment's config.
+      point: what the trial changes of it. Where it brings another kind, what was said of the one
+        before does not hold, and is left out.
+    """
+    there = {path: value for path, value, _ in fields(config)}
+    gone = [
+        path.removesuffix(".kind")
+        for path, value in point.items()
+        if path.endswith(".kind") and there.get(path) != value
+    ]
+    if "model" in gone and point["model.kind"] == "ngram":
+        gone.append("train")
+    kept, keeps = [], True
+    for word in of_a_trial(given):
+        if word.startswith("--"):
+            path = word[2:].partition("=")[0].replace("-", "_") + "."
+            keeps = not any(path.startswith(place + ".") for place in gone)
+        if keeps:
+            kept.append(word)
+    return f"{shlex.join(['python', 'run.py', 'train', *kept])} {flags(point)}".rstrip()
+
+
+SWEEPS_OWN = (
+    "--run-dir",
+    "--executor",
+    "--workers",
+    "--cores",
+    "--lanes",
+    "--retries",
+    "--halving-first",
+    "--halving-factor",
+    "--suggest",
+    "--batch",
+)
+"""The flags of `run.py sweep` that say nothing of a trial, each with a value."""
+
+
+def of_a_trial(words: Sequence[str]) -> list[str]:
+    """The words of a sweep's command line that hold for each of its trials."""
     kept, skip = [], False
     for word in words:
-        if not skip and word.partition("=")[0] not in (valued, plain):
+        if not skip and word.partition("=")[0].replace("_", "-") not in (*SWEEPS_OWN, "--dry-run"):
             kept.append(word)
-        skip = word == valued
+        skip = word.replace("_", "-") in SWEEPS_OWN
     return kept
 
 

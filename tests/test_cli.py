@@ -1,13 +1,20 @@
 """The command line: what it prints, and that a mistake is one line and status 2."""
 
+import dataclasses
 import importlib.util
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+
+from lm_jax.config import Config
+from lm_jax.training.counted import Counting
+from lm_jax.training.loop import prepared
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
@@ -369,16 +376,112 @@ def test_an_experiment_without_a_sweep_says_so(folder, capsys):
     ("sweep", "said"),
     [
         ('{"a": 5}', "sweep() gives 5, not a dict from dotted paths to values"),
+        ("[{3: 5}]", "sweep() gives {3: 5}, not a dict from dotted paths to values"),
         ("5", "TypeError: 'int' object is not iterable"),
+        ("[]", "the sweep has no points"),
+        ("{}", "the sweep has no points"),
         ('[{"seed": 1}, {"seed": 1}]', "sweep() gives the same point twice, as 1 and 2: --seed 1"),
+        ('[{}, {"seed": 0}]', "points 1 and 2 of the sweep, 'as configured' and '--seed 0', are"),
+        (
+            '[{}, {"model.hiden_size": 3}]',
+            "point 2 of the sweep, '--model.hiden-size 3': there is no field model.hiden_size; "
+            "did you mean 'model.hidden_size'?",
+        ),
+        ('{"a": {}, "b": {"train.learning_rate": -1.0}}', "point 2 of the sweep, 'b': the changed"),
+        ('{"a": {"seed": object()}}', "point 1 of the sweep, 'a': Object of type object is not"),
+        ('{"a": {"data.train": "no.txt"}}', "point 1 of the sweep, 'a': data.train=no.txt"),
+        ('{"a": {"train.epochs": 0}}', "point 1 of the sweep, 'a': the changed config"),
+        ('lanes({"seed": [1, 2], "model.layers": [1, 2]})', "lanes: model.layers changes the"),
+        ('grid({"seed": 3})', "grid: seed=3 must be a list of values"),
     ],
 )
-def test_a_sweep_of_no_points_is_one_line(sweep, said, folder, capsys):
-    (folder / "lab.py").write_text(EXPERIMENT + f"\ndef sweep():\n    return {sweep}\n")
-    status, _, err = told(capsys, "sweep", "lab.py")
-    assert status == 2
+def test_a_sweep_that_will_not_do_is_one_line_and_starts_nothing(sweep, said, folder, capsys):
+    helpers = "\nfrom lm_jax.sweeps import grid, lanes\n"
+    (folder / "lab.py").write_text(f"{EXPERIMENT}{helpers}def sweep():\n    return {sweep}\n")
+    status, out, err = told(capsys, "sweep", "lab.py")
+    assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+    assert not list((folder / "runs").glob("*"))
+
+
+def test_a_directory_of_another_sweep_is_one_line(folder, capsys):
+    (folder / "lab.py").write_text(EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}]\n')
+    (folder / "s").mkdir()
+    (folder / "s" / "sweep.json").write_text(
+        '{"halving": null, "trials": {"--seed 1": {"point": {"seed": 1}, "digest": "1"}}}'
+    )
+    status, _, err = told(capsys, "sweep", "lab.py", "--run-dir", "s")
+    said = "s holds another sweep: point 1, '--seed 1', has other settings"
+    assert (status, err) == (2, f"error: {said}\n")
+
+
+SWEEP = """
+from lm_jax.sweeps import chain, grid
+
+def sweep():
+    return chain(
+        grid({"train.learning_rate": [0.001, 1e-05], "train.clip_norm": [None, 2.0]}),
+        [{"model.readout.kind": "adaptive", "model.readout.cutoffs": (5, 9)}],
+        [{"model.kind": "ngram", "model.bounded": True}],
+    )
+"""
+
+
+def test_a_dry_run_shows_trials_that_can_be_reproduced_their_groups_and_memory(folder, capsys):
+    (folder / "lab.py").write_text(EXPERIMENT + SWEEP)
+    words = ("sweep", "lab.py", "--train.epochs", "2", "--run-dir", "there")
+    status, out, _ = told(capsys, *words, "--dry-run")
+    assert status == 0
+    assert not (folder / "there").exists()
+    *trials, one, two, three, four = out.splitlines()
+    assert re.fullmatch(
+        r"group 1: 2 trials in one program, about \d\d kB each, of which [\d,]+ fit; "
+        r"model.readout.kind=softmax, model.kind=rnn, train.clip_norm off",
+        one,
+    )
+    assert two.endswith("train.clip_norm on")
+    assert "1 trial by itself" in three
+    assert "model.readout.kind=adaptive" in three
+    assert four.startswith("group 4: 1 trial, counted; model.kind=ngram")
+    config, points, _ = run.load_experiment("lab.py")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
+    for line, trial in zip(trials, run.plan(config, points).trials, strict=True):
+        _, command = line.split(": ", 1)
+        assert command.startswith("python run.py train lab.py --")
+        called = run.parse(shlex.split(command)[2:])
+        found = next(
+            value for value in [*called.args, *called.keywords.values()] if is_config(value)
+        )
+        assert line.startswith(f"{trial.number} {trial.name}: ")
+        assert prepared(found)[0] == trial.config
+
+
+def is_config(value):
+    return isinstance(value, Config)
+
+
+def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeypatch):
+    (folder / "lab.py").write_text(
+        EXPERIMENT + "\ndef sweep():\n    return {str(n): "
+        '{"model.kind": "ngram", "model.order": n} for n in (1, 2, 3)}\n'
+    )
+    real = Counting.run
+
+    def broken(self):
+        if self.config.model.order == 3:
+            raise MemoryError("no memory")
+        real(self)
+
+    monkeypatch.setattr(Counting, "run", broken)
+    status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s")
+    assert status == 1
+    shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert shown == ["2", "1", "3 (failed)"]
+    assert "failed: 3: MemoryError: no memory (trials/003-" in out
+    assert "itself: python run.py train lab.py --model.kind ngram --model.order 2\n" in out
+    monkeypatch.setattr(Counting, "run", real)
+    assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0
 
 
 def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys):

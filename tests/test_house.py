@@ -28,6 +28,9 @@ DOORS = {
     "tyro": "run.py",
     "pandas": "lm_jax/sweeps/frame.py",
     "polars": "lm_jax/sweeps/frame.py",
+    "ray": "lm_jax/sweeps/ray_nodes.py",
+    "submitit": "lm_jax/sweeps/slurm.py",
+    "optuna": "lm_jax/sweeps/suggest.py",
 }
 
 

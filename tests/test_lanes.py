@@ -15,7 +15,8 @@ from lm_jax.sweeps.lanes import Lanes
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import digest, steps_saved
-from lm_jax.training.descent import Descent, source_of
+from lm_jax.training.descent import Descent
+from lm_jax.training.feed import source_of
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import arguments, program

@@ -1,6 +1,8 @@
 """Points of a sweep: what is declared, in which order, and what is refused."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +170,11 @@ def test_marks_are_what_shape_blanks():
     assert settings.marks_at(Config, RATE) == {Mark.ARGUMENT}
     assert settings.marks_at(Config, "train.steps") == {Mark.ADJUSTABLE}
     assert settings.marks_at(Config, "train.step") is None
+
+
+def test_what_the_page_declares_is_a_plan():
+    page = (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    found = planned(names["sweep"]())
+    assert [len(group.trials) for group in found.groups] == [6, 6, 1]

@@ -15,7 +15,7 @@ from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import replay, spike, state_at, step
 from lm_jax.training.checkpoint import digest, restore
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import source_of
 
 # Validation decides on the learning rate, on the average and on the parameters kept.
 CONFIG = tiny.config(

@@ -24,7 +24,7 @@ from lm_jax.settings import UserError, shape
 from lm_jax.studies import study
 from lm_jax.studies.live import SHARES, live
 from lm_jax.training import probing, spike, state_at, step
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import source_of
 
 # --- live -----------------------------------------------------------------------------------------
 

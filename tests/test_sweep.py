@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import sys
 
+import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -10,7 +13,11 @@ import lm_jax
 from lm_jax import settings
 from lm_jax.config import override, resolve
 from lm_jax.settings import UserError
+from lm_jax.sweeps import folded, memory, plan, ranked, read_results
+from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
+from lm_jax.sweeps.plan import settle
 from lm_jax.training import loop
+from lm_jax.training.step import arguments, program
 
 BASE = tiny.config(train={"steps": 4, "validate_every": 4, "checkpoint_every": 2})
 POINTS = {
@@ -114,3 +121,163 @@ def test_the_experiments_of_the_house_sweep_over_configs_that_are_valid():
         config, points, _ = run.load_experiment(name)
         configs = lm_jax.sweep_configs(config, points)
         assert len({settings.digest(resolve(c)) for c in configs.values()}) == len(points)
+
+
+SEEDS = {
+    f"{rate} {seed}": {"train.learning_rate": rate, "seed": seed}
+    for rate in (0.01, 0.1)
+    for seed in (0, 1)
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep with a trial that diverges, one that breaks off, one that is counted, and seeds."""
+    folder = tmp_path_factory.mktemp("swept")
+    points = {
+        **SEEDS,
+        "wild": {"train.learning_rate": 1e300, "model.activation": "relu"},
+        "broken": {"seed": 13, "train.learning_rate": 0.01},
+        "counted": POINTS["counted"],
+    }
+    real = loop.Descent.run
+
+    def run(self):
+        if self.config.seed == 13:
+            raise MemoryError("Out of memory allocating 12 bytes\nand more of it")
+        real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Descent, "run", run)
+        rows = lm_jax.sweep(BASE, points, folder, text=tiny.TEXT)
+    return folder, points, {row["name"]: row for row in rows}
+
+
+def test_a_row_says_what_its_trial_has_come_to(swept):
+    folder, points, rows = swept
+    assert list(rows) == list(points)  # though groups were run one after another
+    assert [row["number"] for row in rows.values()] == [1, 2, 3, 4, 5, 6, 7]
+    row = rows["0.1 1"]
+    journal = [
+        json.loads(line)
+        for line in (folder / row["trial"] / "metrics.jsonl").read_text().splitlines()
+    ]
+    nats = [found["nats"] for found in journal if found["kind"] == "evaluation"]
+    assert (row["best_validation"], row["last_validation"]) == (min(nats), nats[-1])
+    assert row["test"] == row["splits"]["test"]["nats"]
+    assert (row["status"], row["step"], row["steps"]) == ("finished", 4, 4)
+    assert row["settings"]["train.learning_rate"] == 0.1
+    assert row["settings"]["model.kind"] == "rnn"  # its point does not say so
+    assert read_results(folder) == json.loads(json.dumps(list(rows.values())))
+
+
+def test_a_trial_that_diverges_is_marked_with_its_first_bad_step(swept):
+    folder, _, rows = swept
+    row = rows["wild"]
+    assert row["status"] == "diverged"
+    journal = (folder / row["trial"] / "metrics.jsonl").read_text().splitlines()
+    losses = {found["step"]: found["nats"] for found in map(json.loads, journal)}
+    assert losses.pop(row["bad_step"]) is None
+    assert losses
+    assert None not in losses.values()
+    assert row["test"] is None
+
+
+def test_a_trial_that_breaks_off_stops_no_other_and_is_tried_again(swept, tmp_path):
+    folder, points, rows = swept
+    row = rows["broken"]
+    assert row["status"] == "failed"
+    assert row["error"] == "MemoryError: Out of memory allocating 12 bytes"
+    said = json.loads((folder / row["trial"] / "error.json").read_text())
+    assert "Traceback" in said["traceback"]
+    assert "and more of it" in said["traceback"]
+    assert rows["counted"]["status"] == "finished"
+    again = {row["name"]: row for row in lm_jax.sweep(BASE, points, folder, text=tiny.TEXT)}
+    assert again["broken"]["status"] == "finished"
+    assert not (folder / row["trial"] / "error.json").exists()
+    for name in set(rows) - {"broken"}:
+        assert again[name] == rows[name]
+
+
+def test_the_best_comes_first_and_what_went_wrong_last(swept):
+    _, _, rows = swept
+    order = [row["name"] for row in ranked(rows.values())]
+    assert order[-2:] == ["wild", "broken"]
+    best = [rows[name]["best_validation"] for name in order[:-2]]
+    assert best == sorted(best)
+
+
+def test_seeds_are_folded_into_their_mean_and_standard_error(swept):
+    _, _, rows = swept
+    folds = {fold.name: fold for fold in folded(rows.values())}
+    fold = folds["--train.learning-rate 0.1"]
+    a, b = (rows[f"0.1 {seed}"]["best_validation"] for seed in (0, 1))
+    # Of two numbers the standard error of the mean is half their distance.
+    np.testing.assert_allclose(fold.best_validation, ((a + b) / 2, abs(a - b) / 2), rtol=1e-12)
+    assert (fold.finished, fold.of) == (2, 2)
+    slow = folds["--train.learning-rate 0.01"]
+    assert (slow.finished, slow.of) == (2, 3)  # one broke off, and is in no mean
+    assert folded([rows["0.1 0"], rows["0.01 1"]]) == []
+
+
+def test_a_probe_s_last_row_is_in_the_table(tmp_path):
+    probe = {"kind": "live", "by_lag": False, "lyapunov": False, "deltas": False}
+    points = {"watched": {f"train.probe.{name}": value for name, value in probe.items()}}
+    (row,) = lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT)
+    lines = (tmp_path / row["trial"] / "metrics.jsonl").read_text().splitlines()
+    last = [found for found in map(json.loads, lines) if found["kind"] == "probe"][-1]
+    assert row["probe"] == {"spectral_radius": last["spectral_radius"]}
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas"])
+def test_a_sweep_is_a_frame_in_one_call(kind, swept):
+    pytest.importorskip(kind)
+    frame = lm_jax.sweep_frame(swept[0], kind)
+    assert list(frame["number"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(frame["train.learning_rate"])[:4] == [0.01, 0.01, 0.1, 0.1]
+    assert list(frame["model.kind"])[-2:] == ["rnn", "ngram"]
+
+
+def test_a_frame_of_what_is_not_there_is_one_line(swept, tmp_path, monkeypatch):
+    for library in ("polars", "pandas"):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(UserError, match=f"{library}, which is not installed: pip install -r"):
+            lm_jax.sweep_frame(swept[0], library)
+    with pytest.raises(UserError, match="no trial of a sweep has ended there"):
+        lm_jax.sweep_frame(tmp_path)
+
+
+def test_a_frame_s_columns_are_of_one_type():
+    from lm_jax.sweeps.frame import _of_one_type
+
+    assert _of_one_type([1, 0.5, None]) == [1.0, 0.5, None]
+    assert _of_one_type(["gru", 3, None]) == ["gru", "3", None]
+
+
+def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path):
+    trials = plan(BASE, {"a": {"seed": 1}, "b": {"seed": 2}}, tiny.TEXT).trials
+    settle(tmp_path, trials)
+    settle(tmp_path, trials)
+    others = {
+        "its points are 2, not 1": {"a": {"seed": 1}},
+        "point 2, 'b', has other settings": {"a": {"seed": 1}, "b": {"seed": 3}},
+        "point 2, 'c', was 'b'": {"a": {"seed": 1}, "c": {"seed": 2}},
+    }
+    for said, points in others.items():
+        with pytest.raises(UserError, match=f"holds another sweep: {said}"):
+            settle(tmp_path, plan(BASE, points, tiny.TEXT).trials)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        settle(tmp_path, trials)
+
+
+def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkeypatch):
+    (group,) = plan(BASE, {"a": {"seed": 0}, "b": {"seed": 1}}, tiny.TEXT).groups
+    V, E, H, B, T = group.vocab_size, 4, 5, 4, 8
+    compiled = program(group.shape, V)
+    state = compiled.init(arguments(group.trials[0].config))
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    # C, W_xh, W_hh and W_hy; float64.
+    assert lane_bytes(group) == 2 * held + 2 * 8 * B * T * (E + H + H + V)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    assert [lanes_that_fit(each) for each in (100, 500, 501, 10**9)] == [5, 1, 1, 1]

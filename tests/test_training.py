@@ -82,7 +82,7 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
     """The first and the second validation, and the reading of the test split at the end."""
     config, readings = KINDS["full"], []
     lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    from lm_jax.training import descent
+    from lm_jax.training import judging
 
     def interrupted(*arguments):
         readings.append(arguments)
@@ -91,13 +91,13 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
                 os.kill(os.getpid(), signal.SIGTERM)
             yield block
 
-    token_nats = descent.token_nats
-    monkeypatch.setattr(descent, "token_nats", interrupted)
+    token_nats = judging.token_nats
+    monkeypatch.setattr(judging, "token_nats", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     rows = rows_of(tmp_path / "parts")
     assert len([row for row in rows if row["kind"] == "evaluation"]) == nth - 1
-    monkeypatch.setattr(descent, "token_nats", token_nats)
+    monkeypatch.setattr(judging, "token_nats", token_nats)
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["splits"] == lm_jax.load_run(tmp_path / "whole").result["splits"]
@@ -105,20 +105,20 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
 
 def test_a_validation_is_not_written_down_twice(tmp_path, monkeypatch):
     """Stopped within it, gone on, and killed before the next checkpoint: it is done once more."""
-    from lm_jax.training import descent
+    from lm_jax.training import judging
 
     config = tiny.config(train={"validate_every": 6, "checkpoint_every": 100})
     lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    token_nats = descent.token_nats
+    token_nats = judging.token_nats
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return token_nats(*arguments)
 
-    monkeypatch.setattr(descent, "token_nats", interrupted)
+    monkeypatch.setattr(judging, "token_nats", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    monkeypatch.setattr(descent, "token_nats", token_nats)
+    monkeypatch.setattr(judging, "token_nats", token_nats)
 
     def killed(now, row):
         if now == 10:
@@ -132,10 +132,10 @@ def test_a_validation_is_not_written_down_twice(tmp_path, monkeypatch):
 
 def test_a_stop_is_heeded_within_about_a_second_of_slow_steps(tmp_path, monkeypatch):
     """However far the next record is, the loop runs for as many steps as it has learnt to fit."""
-    from lm_jax.training import descent
+    from lm_jax.training import pace
 
     looks = []
-    monkeypatch.setattr(descent, "BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(pace, "BETWEEN_LOOKS", 0.0)
     config = tiny.config(train={"steps": 7, "log_every": 7, "validate_every": 7})
     lm_jax.train(config, tmp_path, text=tiny.TEXT, watch=lambda step, row: looks.append(step))
     assert looks[:7] == [1, 2, 3, 4, 5, 6, 7]
@@ -389,7 +389,7 @@ def test_a_record_is_what_its_steps_did(tmp_path):
     assert [row["step"] for row in rows] == [1, 5, 7]
 
     from lm_jax import data, gradients
-    from lm_jax.training.descent import source_of
+    from lm_jax.training.feed import source_of
 
     corpus = data.load(config.data, tiny.TEXT)
     source = source_of(config, corpus, 8)
@@ -440,11 +440,11 @@ def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
 
 
 def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monkeypatch):
-    from lm_jax.training import descent
+    from lm_jax.training import pace
 
     found, relu = [], RNN(embedding_size=4, hidden_size=5, activation="relu", layers=2)
     for seconds in (0.0, 100.0):
-        monkeypatch.setattr(descent, "BETWEEN_LOOKS", seconds)
+        monkeypatch.setattr(pace, "BETWEEN_LOOKS", seconds)
         config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
         run = lm_jax.train(config, tmp_path / str(seconds), text=tiny.TEXT)
         found.append((run.result["status"], run.result["step"], rows_of(run.run_dir)))

@@ -153,6 +153,7 @@ class Config:
             through_time = {
                 "gradient": (self.train.gradient, "explicit"),
                 "clip_delta": (self.train.clip_delta, None),
+                "recompute": (self.train.recompute, "none"),
                 "omega": (self.train.omega, None),
                 "flossing": (self.train.flossing, None),
                 "probe.kind": (self.train.probe.kind, "off"),
@@ -186,6 +187,8 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
     """Refuses what does not fit between a recurrent model and the gradient's way through it."""
     if train.gradient in ONLINE:
         _refuse_online(model, train.gradient)
+    if train.recompute != "none":
+        _refuse_segments(model, train.recompute)
     if train.omega is not None and model.cell not in GATED:
         raise ValueError(
             f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
@@ -195,6 +198,22 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
             f"train.flossing_exponents={train.flossing_exponents} must be at most "
             f"model.hidden_size={model.hidden_size}"
         )
+
+
+def _refuse_segments(model: RNN, recompute: str) -> None:
+    """Refuses what is not the same where a chunk is read in segments."""
+    if model.change_penalty is not None:
+        raise ValueError(
+            f"model.change_penalty={model.change_penalty}, which looks from one step to the next, "
+            f"does not go with train.recompute={recompute}"
+        )
+    for name in ("inputs", "between", "outputs"):
+        chance = getattr(model.dropout, name)
+        if chance is not None and not model.dropout.locked:
+            raise ValueError(
+                f"model.dropout.{name}={chance} goes with train.recompute={recompute} only where "
+                "one mask serves all steps: set model.dropout.locked"
+            )
 
 
 def train_of(config: Config) -> Train:

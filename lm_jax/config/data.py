@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lm_jax.config.task import REAL, Markov, Task
-from lm_jax.settings import Size, settings
+from lm_jax.settings import Adjustable, Size, settings
 
 IDLE = {"tokenizer": "char", "tokenizer_file": None, "vocabulary_size": None, "min_count": 1}
 
@@ -50,6 +50,10 @@ class Data:
     length: Size = 64
     """T, tokens of each lane in one update; of sentences, where a longer one is cut; of a task,
     steps of each sequence from its first input to its last target."""
+    window_updates: Adjustable | None = None
+    """streams: updates whose tokens are put on the device at a time, those of the next ones read
+    ahead from the disk meanwhile; None: all of an epoch, unless they would take more than a quarter
+    of the free memory. Changes no result."""
 
     @property
     def origin(self) -> str:
@@ -90,6 +94,10 @@ class Data:
                 )
         if self.origin == "task":
             self._check_task()
+        if self.window_updates is not None and (self.batching != "streams" or self.drawn):
+            raise ValueError(
+                "data.window_updates is read only with data.batching=streams, of a text"
+            )
         if self.tokenizer_file is not None and self.tokenizer != "bpe":
             raise ValueError("data.tokenizer_file is read only with data.tokenizer=bpe")
         if self.tokenizer_file is not None and self.vocabulary_size is not None:

@@ -114,6 +114,9 @@ class Network:
     activation_penalty: Weight | None = None
     """alpha: training adds alpha times the mean square of what the readout sees to the mean nats
     (Merity et al., 2017); None: none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the factors of each matrix product, whose sums, as all else, stay float32; bfloat16 is for
+    GPUs and TPUs."""
     uniform: Scale | None = None
     """s: every initial weight and bias is drawn from U(-s, s); None: each by its own rule."""
 
@@ -275,6 +278,11 @@ class RNN(Network):
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} must be even with model.cell=diagonal, "
                 "whose units are real and imaginary parts"
+            )
+        if ":" in self.cell and self.precision != "float32":
+            raise ValueError(
+                f"model.precision={self.precision} does not reach into a cell of your own, "
+                f"model.cell={self.cell}: round within the cell"
             )
         if self.cell not in GATED and self.dropout.recurrent is not None:
             raise ValueError(

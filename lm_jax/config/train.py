@@ -229,6 +229,9 @@ class Train:
     beyond the chunk's edge where k2 > k1; artbp: cut at random, without bias; and forward in time,
     from the text's start on: rtrl: exact, for small models; snap1: its sparse approximation; uoro:
     its unbiased one of rank one."""
+    recompute: Literal["none", "sqrt"] = "none"
+    """explicit, full: what the way back keeps: none: all that it reads of every step; sqrt: the
+    states between √T segments, each of which is computed a second time, for long chunks."""
     k1: Size | None = None
     """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
     k2: Size | None = None
@@ -272,6 +275,11 @@ class Train:
                     raise ValueError(f"train.{field} is read only with train.gradient=truncated")
         elif self.k2 is None:
             raise ValueError("train.gradient=truncated needs train.k2, the steps to go back")
+        if self.recompute != "none" and self.gradient not in ("explicit", "full"):
+            raise ValueError(
+                f"train.recompute={self.recompute} is read only with train.gradient=explicit or "
+                "full"
+            )
         if self.flossing is None and self.flossing_exponents != 8:
             raise ValueError("train.flossing_exponents is read only with train.flossing")
         if isinstance(self.probe, LiveProbe):

@@ -7,7 +7,9 @@ Two ways to read a text of N tokens s_1 … s_N, each of them a target exactly o
 - as *sentences*: each row is one line of the text, from a fresh carry, in an order drawn anew every
   epoch.
 
-Or no text is read: sequences are *generated*, for every update anew (`lm_jax.data.tasks`).
+Streams that are longer than memory are read in *windows*, each the tokens of some consecutive
+updates (`lm_jax.data.windows`). Or no text is read: sequences are *generated*, for every update
+anew (`lm_jax.data.tasks`).
 
 The input before s_1 is the boundary token s_0 (see `lm_jax.data.vocabulary`). Where a lane or a
 sentence has run out, the mask is False and the tokens mean nothing.
@@ -50,6 +52,24 @@ class Streams(NamedTuple):
     """Targets in each lane: L, or less where the text ends."""
 
 
+@jax.tree_util.register_static
+class Epoch(int):
+    """Updates of an epoch, as a number that a program is compiled for."""
+
+
+class Window(NamedTuple):
+    """What W consecutive updates of one epoch read of some streams."""
+
+    lanes: Int[Array, "W*T+1 B"]
+    """Those rows of the streams' lanes; after the last row of all, that row again."""
+    lengths: Int[Array, " B"]
+    """Targets in each lane of the window."""
+    first: Int[Array, ""]
+    """Number of the first update in its epoch, from 0."""
+    epoch: Epoch
+    """Updates of an epoch of the streams."""
+
+
 class Sentences(NamedTuple):
     """Lines of a text in rows of B, ready to be read; the last row is filled up with empty ones."""
 
@@ -72,7 +92,7 @@ class Generated:
     """Updates that count as an epoch, for what goes by epochs."""
 
 
-Source = Streams | Sentences | Generated
+Source = Streams | Window | Sentences | Generated
 
 
 def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
@@ -139,8 +159,8 @@ def batch_at(
 
     Args:
       source: streams, of which the next `length` tokens of every lane are read, from the front
-        again after each epoch; or sentences, of which B are read, padded to `length`; or
-        generated ones, as long as they are.
+        again after each epoch; or the window of them that holds the update; or sentences, of which
+        B are read, padded to `length`; or generated ones, as long as they are.
       step: the update.
       length: T.
       key: draws the order of sentences in each epoch; None: as they stand in the text. What is
@@ -150,11 +170,15 @@ def batch_at(
         assert key is not None
         return source.batch(key, step)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
-    if isinstance(source, Streams):
-        positions = index * length + jnp.arange(length + 1)
+    if isinstance(source, Streams | Window):
+        # Beyond a window there are no targets.
+        number = index - source.first if isinstance(source, Window) else index
+        positions = number * length + jnp.arange(length + 1)
         # Past the end a lane repeats its last token, under a False mask.
         chunk = jnp.take(source.lanes, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
+        if isinstance(source, Window):
+            mask &= positions[:-1, None] >= 0
         start = jnp.broadcast_to(index == 0, source.lengths.shape)
     else:
         lanes = source.starts.shape[1]
@@ -171,7 +195,7 @@ def batch_at(
 
 def steps_per_epoch(source: Source, length: int) -> int:
     """Updates until every token has been a target once, or as many as count for that."""
-    if isinstance(source, Generated):
+    if isinstance(source, Generated | Window):
         return source.epoch
     if isinstance(source, Streams):
         return -(-(source.lanes.shape[0] - 1) // length)

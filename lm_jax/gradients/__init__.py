@@ -145,4 +145,4 @@ def make(train: Train, model: LanguageModel, *, key: Array) -> Estimator:
     if train.gradient in ("rtrl", "snap1"):
         return rtrl(model) if train.gradient == "rtrl" else snap1(model)
     whole = full_bptt if train.gradient == "full" else explicit_bptt
-    return whole(model, clip_delta=train.clip_delta)
+    return whole(model, clip_delta=train.clip_delta, recompute=train.recompute == "sqrt")

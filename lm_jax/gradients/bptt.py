@@ -17,10 +17,15 @@ the losses of k1 steps and, for all of them together, takes the k of the last k2
 each block of k1 tokens with as many tokens before it as it needs, and the state before those is the
 constant. So k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
 
+Backpropagation keeps something of every step, O(T). With `recompute` it keeps the carry before each
+of √T segments of √T steps, and reads a segment once more on the way back (Chen et al., 2016): O(√T)
+memory for one more forward pass, and the same gradient.
+
 A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). Its carry is the
 model's own, or more where the estimator must remember more; its `init_carry` makes the first one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,7 +64,9 @@ class Estimator:
         return self.estimate(params, carry, batch)
 
 
-def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) -> Estimator:
+def full_bptt(
+    model: LanguageModel, *, clip_delta: float | Array | None = None, recompute: bool = False
+) -> Estimator:
     """Backpropagation through all T steps of a chunk, by autodiff of the plain scan.
 
     It keeps what autodiff wants kept of every step: O(T) memory, and O(T) time.
@@ -67,11 +74,15 @@ def full_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) 
     Args:
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
+      recompute: whether only the carries between √T segments are kept; for a loss that is a sum
+        over steps, and for noise that is the same at every step.
     """
-    return _whole(model, _clipping(clip_delta) or PLAIN)
+    return _whole(model, _clipping(clip_delta) or PLAIN, recompute)
 
 
-def explicit_bptt(model: LanguageModel, *, clip_delta: float | Array | None = None) -> Estimator:
+def explicit_bptt(
+    model: LanguageModel, *, clip_delta: float | Array | None = None, recompute: bool = False
+) -> Estimator:
     """The same gradient by the backward pass that is written by hand (`models.recurrence`).
 
     It is what training takes unless told otherwise. A cell that is no gated one has no such pass,
@@ -80,18 +91,27 @@ def explicit_bptt(model: LanguageModel, *, clip_delta: float | Array | None = No
     Args:
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
+      recompute: see `full_bptt`.
     """
-    return _whole(model, _clipping(clip_delta))
+    return _whole(model, _clipping(clip_delta), recompute)
 
 
-def _whole(model: LanguageModel, between: Between | None) -> Estimator:
+def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Estimator:
+    def read(
+        params: Params, carry: Carry, x: Array, y: Array, mask: Array, tap: Array | None
+    ) -> tuple[Carry, Array]:
+        after, h = model.hidden(params, carry, x, between, tap)
+        return after, model.loss(params, h, y, mask)
+
+    read_all = _in_segments(read) if recompute else read
+
     def tapped(
         params: Params, carry: Carry, batch: Batch, tap: Array | None
     ) -> tuple[tuple[Array, Carry, Params], Array | None]:
         def total_nats(params: Params, tap: Array | None) -> tuple[Array, Carry]:
             before = restart(model, carry, batch.start)
-            after, h = model.hidden(params, before, batch.x, between, tap)
-            return model.loss(params, h, batch.y, batch.mask), after
+            after, nats = read_all(params, before, batch.x, batch.y, batch.mask, tap)
+            return nats, after
 
         both = jax.value_and_grad(total_nats, argnums=(0, 1), has_aux=True)
         (nats, after), (grads, squares) = both(params, tap)
@@ -111,6 +131,35 @@ def _whole(model: LanguageModel, between: Between | None) -> Estimator:
         lambda params, carry: carry,
         watched,
     )
+
+
+def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tuple[Carry, Array]]:
+    """The same reading in ⌈√T⌉ steps at a time, of which only the carries between are kept.
+
+    Args:
+      read: (params, carry, *arrays of T steps) -> (carry, nats).
+    """
+    again = jax.checkpoint(read, prevent_cse=False)  # a scan lets nothing be merged
+
+    def in_segments(params: Params, carry: Carry, *whole: Array | None) -> tuple[Carry, Array]:
+        steps = jax.tree.leaves(whole)[0].shape[0]
+        length = math.isqrt(steps - 1) + 1
+        count = steps // length
+        cut = lambda a: a[: count * length].reshape(count, length, *a.shape[1:])  # noqa: E731
+        scanned, rest = jax.tree.map(cut, whole), jax.tree.map(lambda a: a[count * length :], whole)
+
+        def segment(sums: tuple[Carry, Array], read_now: tuple) -> tuple[tuple, None]:
+            carry, nats = sums
+            carry, more = again(params, carry, *read_now)
+            return (carry, nats + more), None
+
+        (carry, nats), _ = jax.lax.scan(segment, (carry, jnp.zeros(())), scanned)
+        if count * length == steps:
+            return carry, nats
+        carry, more = jax.checkpoint(read)(params, carry, *rest)
+        return carry, nats + more
+
+    return in_segments
 
 
 class History(NamedTuple):

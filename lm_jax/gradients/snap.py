@@ -33,6 +33,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import PLAIN, Carry, Params
 from lm_jax.models.cells import Cell
 from lm_jax.models.embedding import times
+from lm_jax.models.product import product
 from lm_jax.models.recurrence import Stack
 from lm_jax.models.transition import KEY
 from lm_jax.settings import UserError
@@ -127,8 +128,8 @@ def _after(
     h = cell.output(before)
     H = h.shape[1]
     own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
-    z_x = cell.prepare(params, times(read[None], W_xh))[0]
-    at = own, before, h @ W_hh, z_x
+    z_x = cell.prepare(params, times(read[None], W_xh, cell.precision))[0]
+    at = own, before, product(h, W_hh, cell.precision), z_x
     _, push = jax.linearize(lambda *at: jnp.stack(jax.tree.leaves(gate(*at)), 1), *at)
     nothing = jax.tree.map(jnp.zeros_like, at)
 

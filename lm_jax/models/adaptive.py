@@ -25,13 +25,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.models.base import Params, scaled_normal
+from lm_jax.models.product import Precision, product
 from lm_jax.models.readout import Readout, cross_entropy, init_linear, linear_logits
 from lm_jax.settings import UserError
 
 BLOCK = 64
 
 
-def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4) -> Readout:
+def adaptive_softmax(
+    vocab_size: int,
+    *,
+    cutoffs: Sequence[int],
+    factor: int = 4,
+    precision: Precision = "float32",
+) -> Readout:
     """The adaptive softmax; its `loss` is its `nats`.
 
     Its `logits` are log-probabilities already.
@@ -40,6 +47,7 @@ def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4
       vocab_size: V.
       cutoffs: numbers of the tokens where a cluster begins, rising.
       factor: each cluster's inputs are so many times fewer than those of the one before.
+      precision: of the products, see `lm_jax.models.product`.
 
     Raises:
       UserError: the last cutoff is not below V.
@@ -64,10 +72,11 @@ def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4
         return {**own, "P": scaled_normal(first, inputs, narrow)}
 
     def logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
-        head = jax.nn.log_softmax(linear_logits(params, h))
+        head = jax.nn.log_softmax(linear_logits(params, h, precision))
         parts = [head[..., :shortlist]]
         for i, own in enumerate(params["clusters"]):
-            within = jax.nn.log_softmax(linear_logits(own, h @ own["P"]))
+            narrow = product(h, own["P"], precision)
+            within = jax.nn.log_softmax(linear_logits(own, narrow, precision))
             parts.append(within + head[..., shortlist + i, None])
         return jnp.concatenate(parts, axis=-1)
 
@@ -77,16 +86,20 @@ def adaptive_softmax(vocab_size: int, *, cutoffs: Sequence[int], factor: int = 4
         flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
         place = jnp.searchsorted(jnp.asarray(cutoffs), targets, side="right") - 1
         column = jnp.where(place < 0, targets, shortlist + place)
-        result = cross_entropy(linear_logits(params, flat), column)
+        result = cross_entropy(linear_logits(params, flat, precision), column)
         for i, own in enumerate(params["clusters"]):
-            result += _within(own, flat, targets - cutoffs[i], place == i)
+            result += _within(own, flat, targets - cutoffs[i], place == i, precision)
         return result.reshape(y.shape)
 
     return Readout(init, logits, nats, loss=lambda params, h, y, key: nats(params, h, y))
 
 
 def _within(
-    params: Params, h: Float[Array, "N H"], y: Int[Array, " N"], member: Bool[Array, " N"]
+    params: Params,
+    h: Float[Array, "N H"],
+    y: Int[Array, " N"],
+    member: Bool[Array, " N"],
+    precision: Precision,
 ) -> Float[Array, " N"]:
     """-ln of a target's probability within a cluster; 0 for the targets outside it."""
     size = h.shape[0]
@@ -98,7 +111,7 @@ def _within(
 
     @jax.checkpoint
     def block(h: Array, y: Array, real: Array) -> Array:
-        z = linear_logits(params, h @ params["P"])
+        z = linear_logits(params, product(h, params["P"], precision), precision)
         return jnp.where(real, cross_entropy(z, y), 0)
 
     def read(_: None, xs: tuple[Array, Array, Array]) -> tuple[None, Array]:

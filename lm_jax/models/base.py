@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lm_jax.models.product import Precision, product
+
 Params = Any
 Carry = Any
+
+DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
 
 
 class Between(NamedTuple):
@@ -99,11 +103,14 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
 
 
 def affine(
-    x: Float[Array, "... M"], W: Float[Array, "M N"], b: Float[Array, " N"]
+    x: Float[Array, "... M"],
+    W: Float[Array, "M N"],
+    b: Float[Array, " N"],
+    precision: Precision = "float32",
 ) -> Float[Array, "... N"]:
     """x W + b over the last axis."""
-    product = x @ W
-    return product + jnp.broadcast_to(b, product.shape)
+    z = product(x, W, precision)
+    return z + jnp.broadcast_to(b, z.shape)
 
 
 def scaled_normal(
@@ -117,7 +124,24 @@ def scaled_normal(
       outputs: columns.
       rows: None: as many as inputs.
     """
-    return jax.random.normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
+    return normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
+
+
+def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
+    """Independent N(0, 1); a large matrix is drawn piece by piece, for a draw takes the room of
+    several arrays of its size."""
+    size = shape[0] * shape[1]
+    if size <= DRAWN_AT_ONCE:
+        return jax.random.normal(key, shape)
+
+    def draw(drawn: Array, number: Array) -> tuple[Array, None]:
+        piece = jax.random.normal(jax.random.fold_in(key, number), (DRAWN_AT_ONCE,))
+        start = jnp.minimum(number * DRAWN_AT_ONCE, size - DRAWN_AT_ONCE)
+        return jax.lax.dynamic_update_slice(drawn, piece, (start,)), None
+
+    pieces = -(-size // DRAWN_AT_ONCE)
+    drawn, _ = jax.lax.scan(draw, jnp.zeros(size), jnp.arange(pieces))
+    return drawn.reshape(shape)
 
 
 def count(params: Params) -> int:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.product import Precision, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -49,6 +50,8 @@ class Cell(NamedTuple):
     """Of a cell with a gate: whether unit i of each leaf of its carry [B, H] is made of the old
     carry's unit i and of columns g H + i of z_h and z_x = x W_xh + b_h alone, and of params whose
     last axis is the units."""
+    precision: Precision = "float32"
+    """Of the products with W_xh and W_hh."""
 
 
 class LSTMState(NamedTuple):
@@ -58,13 +61,20 @@ class LSTMState(NamedTuple):
     c: Float[Array, "B H"]
 
 
-def elman(hidden_size: int, activation: str = "tanh", *, W_hh: "InitW | None" = None) -> Cell:
+def elman(
+    hidden_size: int,
+    activation: str = "tanh",
+    *,
+    W_hh: "InitW | None" = None,
+    precision: Precision = "float32",
+) -> Cell:
     """h_t = f(z_x + z_h) (Elman, 1990).
 
     Args:
       hidden_size: H.
       activation: f, a name in `ACTIVATIONS`.
       W_hh: draws the recurrent weights, see `recurrent_weights`; None: orthogonal.
+      precision: see `lm_jax.models.product`.
     """
     f = ACTIVATIONS[activation]
     return _gated(
@@ -74,6 +84,7 @@ def elman(hidden_size: int, activation: str = "tanh", *, W_hh: "InitW | None" = 
         gate=lambda params, h, z_h, z_x: f(z_x + z_h),
         output=lambda h: h,
         W_hh=W_hh,
+        precision=precision,
     )
 
 
@@ -84,6 +95,7 @@ def lstm(
     peepholes: bool = False,
     layer_norm: bool = False,
     W_hh: "InitW | None" = None,
+    precision: Precision = "float32",
 ) -> Cell:
     """The long short-term memory with a forget gate (Gers et al., 2000).
 
@@ -97,6 +109,7 @@ def lstm(
       layer_norm: x W_xh and h W_hh are normalised, each with a gain, and the former with a bias,
         the cell's own; c_t is normalised where h_t reads it (Ba et al., 2016, equations 20 to 22).
       W_hh: draws the recurrent weights; None: orthogonal.
+      precision: see `lm_jax.models.product`.
     """
 
     def init(key: Array) -> Params:
@@ -135,13 +148,20 @@ def lstm(
         gate=gate,
         output=lambda state: state.h,
         W_hh=W_hh,
+        precision=precision,
         init=init,
         prepare=prepare,
     )
     return cell._replace(elementwise=not layer_norm)
 
 
-def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = None) -> Cell:
+def gru(
+    hidden_size: int,
+    *,
+    reset_after: bool = True,
+    W_hh: "InitW | None" = None,
+    precision: Precision = "float32",
+) -> Cell:
     """The gated recurrent unit.
 
         r, z = σ(z_x + z_h),  n = tanh(z_x + …),  h_t = (1 - z) n + z h_{t-1}
@@ -154,6 +174,7 @@ def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = No
       hidden_size: H.
       reset_after: whether r scales the product, or the state before it.
       W_hh: draws the recurrent weights; None: orthogonal.
+      precision: see `lm_jax.models.product`.
     """
     H = hidden_size
 
@@ -168,8 +189,10 @@ def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = No
 
     def step(params: Params, h: Array, z_x: Array) -> Array:
         W_hh = params["W_hh"]
-        r, z = jnp.split(z_x[:, : 2 * H] + h @ W_hh[:, : 2 * H], 2, axis=-1)
-        return mixed(h, z, z_x[:, 2 * H :] + (jax.nn.sigmoid(r) * h) @ W_hh[:, 2 * H :])
+        z_rz = z_x[:, : 2 * H] + product(h, W_hh[:, : 2 * H], precision)
+        r, z = jnp.split(z_rz, 2, axis=-1)
+        seen = jax.nn.sigmoid(r) * h
+        return mixed(h, z, z_x[:, 2 * H :] + product(seen, W_hh[:, 2 * H :], precision))
 
     def init(key: Array) -> Params:
         bias = {"b_h": jnp.zeros(3 * H)}
@@ -182,6 +205,7 @@ def gru(hidden_size: int, *, reset_after: bool = True, W_hh: "InitW | None" = No
         gate=gate,
         output=lambda h: h,
         W_hh=W_hh,
+        precision=precision,
         init=init,
     )
     return cell if reset_after else cell._replace(step=step, gate=None)
@@ -263,6 +287,7 @@ def _gated(
     gate: Callable[[Params, Carry, Array, Array], Carry],
     output: Callable[[Carry], Array],
     W_hh: InitW | None,
+    precision: Precision,
     init: Callable[[Array], Params] | None = None,
     prepare: Callable[[Params, Array], Array] = add_bias,
 ) -> Cell:
@@ -280,7 +305,10 @@ def _gated(
         init=init_params,
         init_carry=init_carry,
         prepare=prepare,
-        step=lambda params, carry, z_x: gate(params, carry, output(carry) @ params["W_hh"], z_x),
+        step=lambda params, carry, z_x: gate(
+            params, carry, product(output(carry), params["W_hh"], precision), z_x
+        ),
         output=output,
         gate=gate,
+        precision=precision,
     )

@@ -33,6 +33,7 @@ from lm_jax.models.base import Between, Carry, LanguageModel, Params, scaled_nor
 from lm_jax.models.cells import ACTIVATIONS
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.product import Precision
 from lm_jax.models.readout import Output, Readout
 
 
@@ -61,6 +62,7 @@ def convolution(
     gain: float | Array = 1.0,
     noise: Noise = SILENT,
     activation_penalty: float | Array | None = None,
+    precision: Precision = "float32",
 ) -> LanguageModel:
     """A causal convolutional language model.
 
@@ -77,6 +79,7 @@ def convolution(
       gain: standard deviation of the initial W times the square root of its inputs, k I.
       noise: of training; without a key.
       activation_penalty: see `lm_jax.models.readout.Output`.
+      precision: of the products, see `lm_jax.models.product`.
     """
     f = jax.nn.glu if activation == "glu" else ACTIVATIONS[activation]
     channels = 2 * hidden_size if activation == "glu" else hidden_size
@@ -124,13 +127,13 @@ def convolution(
             tokens = jnp.concatenate([carry.tokens.T, x])
             first, *further = params["layers"]
             seen = read(embedding, params["embedding"], tokens, noise)
-            h = f(convolve(seen, first["W"], first["b"]))
+            h = f(convolve(seen, first["W"], first["b"], precision=precision))
             inputs = []
             for number, own in enumerate(further, start=1):
                 seen = after(carry.inputs[number - 1], h)
                 inputs.append(seen[steps:].swapaxes(0, 1))
                 seen = noise.on_layer(seen, number - 1)
-                new = f(convolve(seen, own["W"], own["b"], dilation**number))
+                new = f(convolve(seen, own["W"], own["b"], dilation**number, precision))
                 h = seen[-steps:] + new if residual else new
             outputs = None
             if pooling is not None:
@@ -168,6 +171,7 @@ def convolve(
     W: Float[Array, "k I G"],
     b: Float[Array, " G"],
     dilation: int = 1,
+    precision: Precision = "float32",
 ) -> Float[Array, "T B G"]:
     """Σ_i x[t + i d] W_i + b for every t that has them all, T = S - (k - 1) d.
 
@@ -179,13 +183,14 @@ def convolve(
       W: the blocks, the oldest step's first.
       b: added everywhere.
       dilation: d.
+      precision: of the products.
     """
     steps = x.shape[0] - (W.shape[0] - 1) * dilation
     z = jnp.broadcast_to(b, (steps, x.shape[1], b.shape[0]))
     for place, block in enumerate(W):
         here = x[place * dilation : place * dilation + steps]
-        product = times(here, block)
-        z += jnp.where(here[..., None] >= 0, product, 0) if here.ndim == 2 else product
+        z_i = times(here, block, precision)
+        z += jnp.where(here[..., None] >= 0, z_i, 0) if here.ndim == 2 else z_i
     return z
 
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Params, scaled_normal
+from lm_jax.models.base import Params, normal, scaled_normal
 from lm_jax.models.dropout import Noise
+from lm_jax.models.product import Precision, product
 
 
 class Embedding(NamedTuple):
@@ -26,6 +27,8 @@ class Embedding(NamedTuple):
     """E, or None for one-hot vectors."""
     tied: bool = False
     """Whether the readout multiplies by the table, too."""
+    precision: Precision = "float32"
+    """Of the product with real inputs; a token's vector is a row of the table, as it stands."""
 
     def init(self, key: Array) -> Params:
         """The table {"C": [V, E]} with entries N(0, 1), or {} for one-hot vectors.
@@ -34,7 +37,7 @@ class Embedding(NamedTuple):
         """
         if self.size is None:
             return {}
-        C = jax.random.normal(key, (self.vocab_size, self.size))
+        C = normal(key, (self.vocab_size, self.size))
         return {"C": C / jnp.sqrt(self.size) if self.tied else C}
 
     def init_projection(self, key: Array, outputs: int) -> Float[Array, "inputs outputs"]:
@@ -57,14 +60,18 @@ class Embedding(NamedTuple):
         """
         if self.size is None:
             return x
-        vectors = times(x, params["C"])
+        vectors = times(x, params["C"], self.precision)
         if jnp.issubdtype(x.dtype, jnp.integer):
             vectors = noise.on_words(vectors, x, self.vocab_size)
         return noise.on_inputs(vectors)
 
 
 def times(
-    vectors: Float[Array, "..."] | Int[Array, "..."], W: Float[Array, "inputs outputs"]
+    vectors: Float[Array, "..."] | Int[Array, "..."],
+    W: Float[Array, "inputs outputs"],
+    precision: Precision = "float32",
 ) -> Float[Array, "..."]:
     """Each token's vector times W: [..., outputs]."""
-    return W[vectors] if jnp.issubdtype(vectors.dtype, jnp.integer) else vectors @ W
+    if jnp.issubdtype(vectors.dtype, jnp.integer):
+        return W[vectors]
+    return product(vectors, W, precision)

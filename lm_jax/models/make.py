@@ -31,8 +31,8 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
     """
     if isinstance(config, settings.NGram):
         return ngram(order=config.order, bounded=config.bounded)
-    readout = regression() if real else _readout(config, vocab_size)
-    embedding = Embedding(vocab_size, config.embedding_size, readout.tied)
+    readout = regression(config.precision) if real else _readout(config, vocab_size)
+    embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     if isinstance(config, settings.Window):
         model = window(
             embedding,
@@ -45,6 +45,7 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
             gain=config.gain,
             noise=_noise(config.dropout),
             activation_penalty=config.activation_penalty,
+            precision=config.precision,
         )
     elif isinstance(config, settings.Convolution):
         model = convolution(
@@ -60,6 +61,7 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
             gain=config.gain,
             noise=_noise(config.dropout),
             activation_penalty=config.activation_penalty,
+            precision=config.precision,
         )
     else:
         assert isinstance(config, settings.RNN)
@@ -77,19 +79,28 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
 
 
 def _readout(config: settings.Network, vocab_size: int) -> Readout:
-    kind = config.readout
+    kind, precision = config.readout, config.precision
     if isinstance(kind, settings.AdaptiveSoftmax):
-        return adaptive_softmax(vocab_size, cutoffs=kind.cutoffs, factor=kind.factor)
+        return adaptive_softmax(
+            vocab_size, cutoffs=kind.cutoffs, factor=kind.factor, precision=precision
+        )
     if isinstance(kind, settings.Softmax):
-        smoothing = kind.label_smoothing
-        return softmax(vocab_size, tied=kind.tied, bias=kind.bias, label_smoothing=smoothing)
+        return softmax(
+            vocab_size,
+            tied=kind.tied,
+            bias=kind.bias,
+            label_smoothing=kind.label_smoothing,
+            precision=precision,
+        )
     if kind.samples >= vocab_size:
         raise UserError(
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
             "take model.readout.kind=softmax, which sees every token"
         )
     drawn = sampled_softmax if isinstance(kind, settings.SampledSoftmax) else noise_contrastive
-    return drawn(vocab_size, samples=kind.samples, tied=kind.tied, bias=kind.bias)
+    return drawn(
+        vocab_size, samples=kind.samples, tied=kind.tied, bias=kind.bias, precision=precision
+    )
 
 
 def _noise(dropout: settings.Dropout) -> Noise:
@@ -126,8 +137,10 @@ def _cell(config: settings.RNN) -> cells.Cell:
         "diagonal": linear.diagonal,
     }
     if config.cell in parallel:
-        return parallel[config.cell](H)
+        # They have no W_hh: what they multiply by is W_xh, and that is the layer's business.
+        return parallel[config.cell](H)._replace(precision=config.precision)
     W_hh = cells.recurrent_weights(config.init, config.gain)
+    precision = config.precision
     if config.cell == "lstm":
         bias = 1.0 if config.forget_bias is None else config.forget_bias
         return cells.lstm(
@@ -136,10 +149,11 @@ def _cell(config: settings.RNN) -> cells.Cell:
             peepholes=config.peepholes,
             layer_norm=config.layer_norm,
             W_hh=W_hh,
+            precision=precision,
         )
     if config.cell == "gru":
-        return cells.gru(H, reset_after=config.reset != "before", W_hh=W_hh)
-    return cells.elman(H, config.activation or "tanh", W_hh=W_hh)
+        return cells.gru(H, reset_after=config.reset != "before", W_hh=W_hh, precision=precision)
+    return cells.elman(H, config.activation or "tanh", W_hh=W_hh, precision=precision)
 
 
 def _uniform(model: LanguageModel, s: float | Array) -> LanguageModel:

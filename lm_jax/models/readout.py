@@ -2,10 +2,13 @@
 
 A readout is four functions. `logits` and `nats` are exact in every one; `loss` is what training
 minimises at each target, which may be a cheaper estimate or a smoothed target, and may draw from a
-key. `Output` is where a model meets its readout: it applies the noise on what the readout sees, the
-penalties on activations, and the tied table.
+key. Where one of the two is the cross-entropy of a softmax over all V, its sum over many targets
+can be had without their logits (`lm_jax.models.fused`), and is taken so. `Output` is where a model
+meets its readout: it applies the noise on what the readout sees, the penalties on activations, and
+the tied table.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from lm_jax.models import fused
 from lm_jax.models.base import Params, affine, scaled_normal, total
 from lm_jax.models.dropout import Noise, Place
+from lm_jax.models.product import Precision, product
 
 
 class Readout(NamedTuple):
@@ -31,6 +36,11 @@ class Readout(NamedTuple):
     """(params, h[..., H], y[...], key) -> [...]: what training minimises at each target."""
     tied: bool = False
     """Whether W_hy is the table of the input vectors, transposed."""
+    total_nats: Callable[[Params, Array, Array, Array], Array] | None = None
+    """(params, h[..., H], y[...], mask[...]) -> []: the sum of `nats` under the mask, without all
+    logits at once; None: there is no such way. A tied table may stand in params as it is, "C"."""
+    total_loss: Callable[[Params, Array, Array, Array], Array] | None = None
+    """The same of `loss`, where that draws nothing."""
 
 
 def softmax(
@@ -39,6 +49,7 @@ def softmax(
     tied: bool = False,
     bias: bool = True,
     label_smoothing: float | Array | None = None,
+    precision: Precision = "float32",
 ) -> Readout:
     """p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V].
 
@@ -48,23 +59,34 @@ def softmax(
       bias: whether there is a b_y.
       label_smoothing: the target of training is (1 - s) of the next token and s / V of every token
         (Szegedy et al., 2016, section 7).
+      precision: of h W_hy, see `lm_jax.models.product`.
     """
+
+    def logits(params: Params, h: Array) -> Array:
+        return linear_logits(params, h, precision)
+
+    def nats(params: Params, h: Array, y: Array) -> Array:
+        return linear_nats(params, h, y, precision)
 
     def loss(params: Params, h: Array, y: Array, key: Array | None) -> Array:
         del key
         if label_smoothing is None:
-            return linear_nats(params, h, y)
-        z = linear_logits(params, h)
+            return nats(params, h, y)
+        z = logits(params, h)
         exact = cross_entropy(z, y)
         even = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
         return (1 - label_smoothing) * exact + label_smoothing * even
 
     return Readout(
         init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
-        logits=linear_logits,
-        nats=linear_nats,
+        logits=logits,
+        nats=nats,
         loss=loss,
         tied=tied,
+        total_nats=functools.partial(linear_total_nats, precision=precision),
+        total_loss=functools.partial(
+            linear_total_nats, smoothing=label_smoothing, precision=precision
+        ),
     )
 
 
@@ -74,16 +96,46 @@ def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: b
     return {**params, "b_y": jnp.zeros(vocab_size)} if bias else params
 
 
-def linear_logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+def linear_logits(
+    params: Params, h: Float[Array, "*shape H"], precision: Precision = "float32"
+) -> Float[Array, "*shape V"]:
     """h W_hy + b_y."""
-    return affine(h, params["W_hy"], params["b_y"]) if "b_y" in params else h @ params["W_hy"]
+    if "b_y" in params:
+        return affine(h, params["W_hy"], params["b_y"], precision)
+    return product(h, params["W_hy"], precision)
 
 
 def linear_nats(
-    params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+    params: Params,
+    h: Float[Array, "*shape H"],
+    y: Int[Array, "*shape"],
+    precision: Precision = "float32",
 ) -> Float[Array, "*shape"]:
     """-ln softmax(h W_hy + b_y)_y."""
-    return cross_entropy(linear_logits(params, h), y)
+    return cross_entropy(linear_logits(params, h, precision), y)
+
+
+def linear_total_nats(
+    params: Params,
+    h: Float[Array, "*shape H"],
+    y: Int[Array, "*shape"],
+    mask: Bool[Array, "*shape"],
+    smoothing: float | Array | None = None,
+    precision: Precision = "float32",
+) -> Float[Array, ""]:
+    """The sum of `linear_nats` under a mask, with label smoothing; the logits are never held.
+
+    Args:
+      params: {"W_hy": [H, V]} or {"C": [V, H]}, its transpose, and perhaps "b_y".
+      h: what the readout sees.
+      y: targets.
+      mask: which of them count.
+      smoothing, precision: see `softmax`.
+    """
+    table = "C" in params
+    W = params["C" if table else "W_hy"]
+    b = params.get("b_y")
+    return fused.total_nats(W, b, h, y, mask, smoothing, table=table, precision=precision)
 
 
 def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -120,16 +172,27 @@ class Output(NamedTuple):
     ) -> Float[Array, ""]:
         """`LanguageModel.loss`."""
         if self.noise.key is None:
-            return total(self.nats(params, h, y), mask)
+            if self.readout.total_nats is None:
+                return total(self.nats(params, h, y), mask)
+            return self.readout.total_nats(self._untransposed(params), h, y, mask)
         seen = self.noise.on_outputs(h)
-        loss = self.readout.loss(self._params(params), seen, y, self.noise.key_of(Place.READOUT))
+        if self.readout.total_loss is None:
+            key = self.noise.key_of(Place.READOUT)
+            loss = total(self.readout.loss(self._params(params), seen, y, key), mask)
+        else:
+            loss = self.readout.total_loss(self._untransposed(params), seen, y, mask)
         if self.activation_penalty is not None:
-            loss += self.activation_penalty * jnp.mean(seen**2, axis=-1)
+            loss += total(self.activation_penalty * jnp.mean(seen**2, axis=-1), mask)
         if self.change_penalty is not None:
             change = jnp.mean((h[1:] - h[:-1]) ** 2, axis=-1)
-            loss += self.change_penalty * jnp.pad(change, ((1, 0), (0, 0)))
-        return total(loss, mask)
+            loss += total(self.change_penalty * jnp.pad(change, ((1, 0), (0, 0))), mask)
+        return loss
 
     def _params(self, params: Params) -> Params:
+        own = self._untransposed(params)
+        return {**own, "W_hy": own["C"].T} if self.readout.tied else own
+
+    def _untransposed(self, params: Params) -> Params:
+        """The readout's parameters, with a tied table as it is."""
         own = params["readout"]
-        return {**own, "W_hy": params["embedding"]["C"].T} if self.readout.tied else own
+        return {**own, "C": params["embedding"]["C"]} if self.readout.tied else own

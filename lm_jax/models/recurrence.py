@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 from lm_jax.models.base import Between, Carry, Params
 from lm_jax.models.cells import Cell
 from lm_jax.models.embedding import times
+from lm_jax.models.product import narrow_product, narrowed
 
 
 class Layer(NamedTuple):
@@ -84,7 +85,7 @@ def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
         between: Between | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        z_x = cell.prepare(params, times(x, params["W_xh"]))
+        z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
         return unroll(cell, params, carry, z_x, between, tap)
 
     return Layer(init, cell.init_carry, run, cell.output, cell)
@@ -181,9 +182,10 @@ def explicit(
         W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
     ) -> tuple[tuple[Carry, Array], tuple]:
         del tap
+        W = narrowed(W_hh, cell.precision)
 
         def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
-            z_h = cell.output(carry) @ W_hh
+            z_h = narrow_product(cell.output(carry), W)
             after = gate(own, carry, z_h, z_x_t)
             return after, (cell.output(after), carry, z_h)
 
@@ -193,6 +195,7 @@ def explicit(
     def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
         W_hh, own, before, z_h, z_x = saved
         returned_last, d_h = cotangents
+        W = narrowed(W_hh, cell.precision)
 
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
             returned, d_own = sums
@@ -202,21 +205,41 @@ def explicit(
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
             _, back = jax.vjp(gate, own, before_t, z_h_t, z_x_t)
             d_own_t, returned, epsilon, d_z_x = back(delta)
-            returned = jax.tree.map(jnp.add, returned, *to_carry(epsilon @ W_hh.T))
+            returned = jax.tree.map(jnp.add, returned, *to_carry(narrow_product(epsilon, W.T)))
+            if apart:
+                d_own_t = zero_own
             # Where a gate sees nothing but z_h + z_x, both gradients are one array, and kept once.
             twice = None if epsilon is d_z_x else d_z_x
             square = None if tap is None else squared_norm(delta)
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
-            return (returned, d_own), (epsilon, twice, square)
+            return (returned, d_own), (epsilon, twice, square, delta if apart else None)
 
-        zero = returned_last, jax.tree.map(jnp.zeros_like, own)
+        # Lanes on several devices: what is summed over lanes is summed once, after the scan.
+        spread = not jax.sharding.get_abstract_mesh().empty
+        zero_own = jax.tree.map(jnp.zeros_like, own)
+        apart = spread and bool(own)
+        zero = returned_last, zero_own
         at = before, z_h, z_x, d_h
         (returned, d_own), kept = jax.lax.scan(step, zero, at, reverse=True)
-        epsilon, d_z_x, squares = kept
+        epsilon, d_z_x, squares, deltas = kept
+        if apart:
+            all_steps = jax.vmap(gate, (None, 0, 0, 0))
+            (d_own,) = jax.vjp(lambda own: all_steps(own, before, z_h, z_x), own)[1](deltas)
         d_z_x = epsilon if d_z_x is None else d_z_x
+        if spread:
+            # To make one axis of steps and lanes, each device would fetch the others' lanes.
+            seen, narrow = cell.output(before), narrowed(epsilon, cell.precision)
+            d_W_hh = jax.lax.dot_general(
+                seen.astype(narrow.dtype),
+                narrow,
+                (((0, 1), (0, 1)), ((), ())),
+                preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
+            )
+            return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, squares
         # As matrices, for XLA contracts two axes at once several times more slowly on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
-        d_W_hh = h_before.T @ epsilon.reshape(-1, W_hh.shape[1])
+        columns = W_hh.shape[1]
+        d_W_hh = narrow_product(h_before.T, narrowed(epsilon.reshape(-1, columns), cell.precision))
         return d_W_hh, d_own, returned, d_z_x, squares
 
     @jax.custom_vjp

@@ -11,17 +11,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Params, affine, scaled_normal
+from lm_jax.models.product import Precision
 from lm_jax.models.readout import Readout
 
 
-def regression() -> Readout:
-    """The readout of one real number, W_hy [H, 1] and b_y [1]."""
+def regression(precision: Precision = "float32") -> Readout:
+    """The readout of one real number, W_hy [H, 1] and b_y [1].
+
+    Args:
+      precision: of h W_hy, see `lm_jax.models.product`.
+    """
 
     def init(key: Array, inputs: int) -> Params:
         return {"W_hy": scaled_normal(key, inputs, 1), "b_y": jnp.zeros(1)}
 
     def predicted(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape 1"]:
-        return affine(h, params["W_hy"], params["b_y"])
+        return affine(h, params["W_hy"], params["b_y"], precision)
 
     def squared_error(
         params: Params, h: Float[Array, "*shape H"], y: Float[Array, "*shape"]

@@ -35,6 +35,7 @@ W_hy it reads the columns of the drawn tokens and of the targets, in one gather,
 a dense gradient on the way back.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -42,63 +43,80 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
-from lm_jax.models.readout import Readout, init_linear, linear_logits, linear_nats
+from lm_jax.models.product import Precision, product
+from lm_jax.models.readout import (
+    Readout,
+    init_linear,
+    linear_logits,
+    linear_nats,
+    linear_total_nats,
+)
 
 
 def sampled_softmax(
-    vocab_size: int, *, samples: int, tied: bool = False, bias: bool = True
+    vocab_size: int,
+    *,
+    samples: int,
+    tied: bool = False,
+    bias: bool = True,
+    precision: Precision = "float32",
 ) -> Readout:
     """The sampled softmax.
 
     Args:
       vocab_size: V.
       samples: K, at most V; with V it is the softmax itself.
-      tied, bias: see `lm_jax.models.readout.softmax`.
+      tied, bias, precision: see `lm_jax.models.readout.softmax`.
     """
 
     def loss(
         params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
     ) -> Float[Array, "*shape"]:
         if key is None:
-            return linear_nats(params, h, y)
+            return linear_nats(params, h, y, precision)
         flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
         drawn, log_count = draw_distinct(key, vocab_size, samples)
-        z, z_y = _columns(params, flat, drawn, targets)
+        z, z_y = _columns(params, flat, drawn, targets, precision)
         z -= log_count(drawn)[None]
         z_y -= log_count(targets)
         z = jnp.where(drawn[None] == targets[:, None], -jnp.inf, z)
         every = jax.nn.logsumexp(jnp.concatenate([z, z_y[:, None]], axis=1), axis=1)
         return (every - z_y).reshape(y.shape)
 
-    return _exact(vocab_size, loss, tied=tied, bias=bias)
+    return _exact(vocab_size, loss, tied=tied, bias=bias, precision=precision)
 
 
 def noise_contrastive(
-    vocab_size: int, *, samples: int, tied: bool = False, bias: bool = True
+    vocab_size: int,
+    *,
+    samples: int,
+    tied: bool = False,
+    bias: bool = True,
+    precision: Precision = "float32",
 ) -> Readout:
     """Noise-contrastive estimation.
 
     Args:
       vocab_size: V.
       samples: K, noise tokens, the same for all targets of an update.
-      tied, bias: see `lm_jax.models.readout.softmax`.
+      tied, bias, precision: see `lm_jax.models.readout.softmax`.
     """
 
     def loss(
         params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
     ) -> Float[Array, "*shape"]:
         if key is None:
-            return linear_nats(params, h, y)
+            return linear_nats(params, h, y, precision)
         flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
         noise = draw(key, vocab_size, samples)
-        z, z_y = _columns(params, flat, noise, targets)
+        z, z_y = _columns(params, flat, noise, targets, precision)
         constant = jnp.log(vocab_size) + jnp.log(samples)
         z -= (constant + log_zipf(noise, vocab_size))[None]
         z_y -= constant + log_zipf(targets, vocab_size)
         told = jax.nn.softplus(-z_y) + jnp.sum(jax.nn.softplus(z), axis=1)
         return told.reshape(y.shape)
 
-    return _exact(vocab_size, loss, tied=tied, bias=bias)
+    return _exact(vocab_size, loss, tied=tied, bias=bias, precision=precision)
 
 
 def log_zipf(tokens: Int[Array, "*shape"], vocab_size: int) -> Float[Array, "*shape"]:
@@ -132,25 +150,37 @@ def draw_distinct(
 
 
 def _columns(
-    params: Params, h: Float[Array, "N H"], drawn: Int[Array, " K"], y: Int[Array, " N"]
+    params: Params,
+    h: Float[Array, "N H"],
+    drawn: Int[Array, " K"],
+    y: Int[Array, " N"],
+    precision: Precision,
 ) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
     """The logits of the drawn tokens, for every position, and that of its own target."""
     tokens = jnp.concatenate([drawn, y])
     W = params["W_hy"][:, tokens]
     cut = drawn.shape[0]
-    z, z_y = h @ W[:, :cut], jnp.sum(h * W[:, cut:].T, axis=1)
+    z, z_y = product(h, W[:, :cut], precision), jnp.sum(h * W[:, cut:].T, axis=1)
     if "b_y" in params:
         b = params["b_y"][tokens]
         z, z_y = z + jnp.broadcast_to(b[:cut], z.shape), z_y + b[cut:]
     return z, z_y
 
 
-def _exact(vocab_size: int, loss: Callable[..., Array], *, tied: bool, bias: bool) -> Readout:
+def _exact(
+    vocab_size: int,
+    loss: Callable[..., Array],
+    *,
+    tied: bool,
+    bias: bool,
+    precision: Precision,
+) -> Readout:
     """The softmax, with another loss."""
     return Readout(
         init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
-        logits=linear_logits,
-        nats=linear_nats,
+        logits=lambda params, h: linear_logits(params, h, precision),
+        nats=lambda params, h, y: linear_nats(params, h, y, precision),
         loss=loss,
         tied=tied,
+        total_nats=functools.partial(linear_total_nats, precision=precision),
     )

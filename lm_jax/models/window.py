@@ -23,6 +23,7 @@ from lm_jax.models.cells import ACTIVATIONS
 from lm_jax.models.convolution import convolve, read
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.embedding import Embedding
+from lm_jax.models.product import Precision
 from lm_jax.models.readout import Output, Readout
 
 
@@ -38,6 +39,7 @@ def window(
     gain: float | Array = 1.0,
     noise: Noise = SILENT,
     activation_penalty: float | Array | None = None,
+    precision: Precision = "float32",
 ) -> LanguageModel:
     """A fixed-window language model.
 
@@ -52,6 +54,7 @@ def window(
       gain: standard deviation of the initial hidden weights times the square root of their inputs.
       noise: of training; without a key.
       activation_penalty: see `lm_jax.models.readout.Output`.
+      precision: of the products, see `lm_jax.models.product`.
     """
     places = order - 1
     f = ACTIVATIONS[activation]
@@ -87,9 +90,10 @@ def window(
             steps = x.shape[0]
             tokens = jnp.concatenate([carry.T, x])
             seen = read(embedding, params["embedding"], tokens, noise)
-            h = f(convolve(seen, params["W"], params["b"]))
+            h = f(convolve(seen, params["W"], params["b"], precision=precision))
             for number, above in enumerate(params["layers"]):
-                h = f(affine(noise.on_layer(h, number), above["W"], above["b"]))
+                seen_above = noise.on_layer(h, number)
+                h = f(affine(seen_above, above["W"], above["b"], precision))
             if direct:
                 window = [seen[place : place + steps] for place in range(places)]
                 h = jnp.concatenate([*window, h], axis=-1)

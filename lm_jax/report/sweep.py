@@ -4,32 +4,34 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm_jax.config import train_of
 from lm_jax.report.terminal import show_table
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import Group, Plan, distinctions
-from lm_jax.sweeps.points import flags
+from lm_jax.sweeps.points import Point
 from lm_jax.sweeps.results import Fold, folded, ranked
 from lm_jax.training.journal import Row
 
 
-def show_plan(plan: Plan, command: str) -> None:
+def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | None = None) -> None:
     """Prints the trials of a sweep, their groups, and what memory these take.
 
     Args:
       plan: the sweep.
-      command: that trains the experiment without any point's flags.
+      command: what trains a point by itself, as a command line.
+      halving: when trials are judged, if they are.
     """
     for trial in plan.trials:
-        print(f"{trial.number} {trial.name}: {alone(command, flags(trial.point))}")
+        print(f"{trial.number} {trial.name}: {command(trial.point)}")
     for number, (group, fields) in enumerate(
         zip(plan.groups, distinctions(plan.groups), strict=True), 1
     ):
         print(f"group {number}: {_as_lanes(group)}{_apart(fields)}")
-
-
-def alone(command: str, words: str) -> str:
-    """The command line of one trial."""
-    return f"{command} {words}".rstrip()
+        if halving is not None and group.shape.train is not None:
+            steps = train_of(group.trials[0].config).steps
+            rungs = ", ".join(f"{rung:,}" for rung in halving.rungs(steps)) or "nowhere"
+            print(f"  judged at {rungs}: one in {halving.factor} goes on")
 
 
 def _as_lanes(group: Group) -> str:
@@ -38,10 +40,14 @@ def _as_lanes(group: Group) -> str:
     if group.shape.train is None:
         return f"{trials}, counted one by one" if count > 1 else f"{trials}, counted"
     each = lane_bytes(group)
-    memory = f"about {each / 1e6:,.1f} MB each, of which {lanes_that_fit(each):,} fit"
+    memory = f"about {_bytes(each)} each, of which {lanes_that_fit(each):,} fit"
     if not group.vectorised:
         return f"{trials} by itself, {memory}"
     return f"{trials} in one program, {memory}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e3:,.0f} kB"
 
 
 def _apart(fields: dict[str, Any]) -> str:
@@ -52,12 +58,12 @@ def _apart(fields: dict[str, Any]) -> str:
     return f"; {', '.join(words)}" if words else ""
 
 
-def show_sweep(rows: list[Row], command: str) -> None:
+def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
     """Prints the trials of a sweep, best first, and below it the means over seeds.
 
     Args:
       rows: as `lm_jax.sweep` gives them.
-      command: that trains the experiment without any point's flags.
+      command: what trains a point by itself, as a command line.
     """
     best_first = ranked(rows)
     show_table(_columns(best_first))
@@ -69,7 +75,7 @@ def show_sweep(rows: list[Row], command: str) -> None:
         if row["status"] == "failed":
             print(f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)")
     if best_first and best_first[0]["status"] not in ("diverged", "failed"):
-        print(f"the best trial by itself: {alone(command, best_first[0]['flags'])}")
+        print(f"the best trial by itself: {command(best_first[0]['point'])}")
 
 
 def _split(name: str, figure: str) -> Callable[[Row], Any]:

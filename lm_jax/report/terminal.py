@@ -32,6 +32,26 @@ TASK_COLUMNS = {
 }
 
 
+def bars() -> tuple[Console, Progress]:
+    """The standard error, and bars on it where it is a terminal: a name, how far, `said`."""
+    console = Console(stderr=True, highlight=False)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    return console, progress
+
+
+def literal(text: str) -> str:
+    """A text that is to be shown as it is."""
+    return escape(text)
+
+
 class Display:
     """Shows a training run on the standard error: a bar in a terminal, else a line a row.
 
@@ -43,17 +63,8 @@ class Display:
     ):
         """Shows `steps` updates, or as many as some epochs turn out to be; `unit` is the loss's."""
         self.epochs, self.unit = epochs, unit
-        self.console = Console(stderr=True, highlight=False)
-        self.progress = Progress(
-            TextColumn(escape(name)),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=steps, loss="compiling")
+        self.console, self.progress = bars()
+        self.task = self.progress.add_task(escape(name), total=steps, said="compiling")
 
     def __enter__(self) -> "Display":
         return self
@@ -76,8 +87,8 @@ class Display:
                 total = round(step / row["epoch"]) * self.epochs
                 self.progress.update(self.task, total=total)
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{_figure(row['nats'], '.3f')} {self.unit}, {speed}"
-            self.progress.update(self.task, completed=step, loss=loss)
+            loss = f"{figure(row['nats'], '.3f')} {self.unit}, {speed}"
+            self.progress.update(self.task, completed=step, said=loss)
             if not self.console.is_terminal:
                 norm = f"gradient norm {row['grad_norm']:.3g}"
                 self.console.print(f"step {step:,}: {loss}, {norm}", soft_wrap=True)
@@ -87,7 +98,7 @@ class Display:
             if not self.console.is_terminal:
                 self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
         elif "success" in row:
-            figures = f"loss {_figure(row['nats'], '.4f')} (chance {row['chance']:.4f})"
+            figures = f"loss {figure(row['nats'], '.4f')} (chance {row['chance']:.4f})"
             right = f"{row['success']:.1%} of the sequences right"
             self.console.print(f"step {step:,}: {row['split']} {figures}, {right}", soft_wrap=True)
         else:
@@ -106,7 +117,7 @@ def show_result(run: Run) -> None:
     for heading in columns:
         table.add_column(heading, justify="right")
     for split, row in result["splits"].items():
-        table.add_row(split, *(_figure(row[name], form) for name, form in columns.values()))
+        table.add_row(split, *(figure(row[name], form) for name, form in columns.values()))
     console = Console(highlight=False)
     early = ", early" if result["stopped_early"] else ""
     kept = f"; parameters of step {result['parameters_step']:,}"
@@ -144,17 +155,17 @@ def show_probe(probe: Probe) -> None:
     table.add_column()
     table.add_column(justify="right")
     for share, steps in reach.by_lag.horizon.items():
-        table.add_row(f"steps back to {float(share):.0%} of the gradient", _figure(steps, ".0f"))
+        table.add_row(f"steps back to {float(share):.0%} of the gradient", figure(steps, ".0f"))
     for share, steps in reach.credit.horizon.items():
-        table.add_row(f"steps back to {float(share):.0%} of the credit", _figure(steps, ".1f"))
+        table.add_row(f"steps back to {float(share):.0%} of the credit", figure(steps, ".1f"))
     for layer, spectra in reach.dynamics.spectra.items():
         radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
         table.add_row(escape(f"spectral radius, {layer}"), radii)
     largest = float(reach.dynamics.convergence[-1, 0])
-    table.add_row("largest Lyapunov exponent, nats a step", _figure(largest, ".4f"))
-    table.add_row("lag norm at half the chunk", _figure(float(reach.lags.measured[-1]), ".3g"))
+    table.add_row("largest Lyapunov exponent, nats a step", figure(largest, ".4f"))
+    table.add_row("lag norm at half the chunk", figure(float(reach.lags.measured[-1]), ".3g"))
     table.add_row(
-        "largest eigenvalue of the Hessian", _figure(float(updates.cliff.eigenvalue), ".3g")
+        "largest eigenvalue of the Hessian", figure(float(updates.cliff.eigenvalue), ".3g")
     )
     for kind, said in updates.clipping.items():
         table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
@@ -177,18 +188,18 @@ def _reach(row: Row) -> str:
     parts = []
     if "horizon" in row:
         steps = ", ".join(
-            f"{float(share):.0%} {_figure(back, '.0f')}" for share, back in row["horizon"].items()
+            f"{float(share):.0%} {figure(back, '.0f')}" for share, back in row["horizon"].items()
         )
         parts.append(f"steps back to a share of the gradient: {steps}")
     if "lag_norms" in row:
         norms = row["lag_norms"]
-        longest = _figure(norms[-1], ".3g")
+        longest = figure(norms[-1], ".3g")
         parts.append(f"∂h_T/∂h_(T−{len(norms) - 1}) has norm {longest}")
     if "spectral_radius" in row:
         radii = [radius for blocks in row["spectral_radius"].values() for radius in blocks]
-        parts.append(f"spectral radii {', '.join(_figure(radius, '.3f') for radius in radii)}")
+        parts.append(f"spectral radii {', '.join(figure(radius, '.3f') for radius in radii)}")
     if "lyapunov" in row:
-        parts.append(f"largest Lyapunov exponent {_figure(row['lyapunov'], '.3f')} nats a step")
+        parts.append(f"largest Lyapunov exponent {figure(row['lyapunov'], '.3f')} nats a step")
     return "; ".join(parts)
 
 
@@ -234,12 +245,12 @@ def _ngrams(rows: list[Row]) -> Table:
             f"{row['possible']:.3g}",
             f"{row['seen']:,}",
             f"{row['once']:,}",
-            _figure(row["unseen_share"], ".1%"),
+            figure(row["unseen_share"], ".1%"),
             f"{row['bytes'] / 1e6:,.2f} MB",
         )
     return table
 
 
-def _figure(value: float | int | None, form: str) -> str:
+def figure(value: float | int | None, form: str) -> str:
     """A number of a row, where null is what is not finite."""
     return "not finite" if value is None else format(value, form)

@@ -1,6 +1,8 @@
 """Many runs of one experiment: their points, how they share programs, what they come to."""
 
+from lm_jax.sweeps.executors import executor_called
 from lm_jax.sweeps.frame import sweep_frame
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.plan import Group, Plan, Trial, plan, sweep_configs
 from lm_jax.sweeps.points import (
     Drawn,
@@ -23,6 +25,7 @@ from lm_jax.sweeps.sweep import sweep
 __all__ = [
     "Drawn",
     "Group",
+    "Halving",
     "Plan",
     "Point",
     "Trial",
@@ -30,6 +33,7 @@ __all__ = [
     "choice",
     "crossed",
     "draw",
+    "executor_called",
     "flags",
     "folded",
     "grid",

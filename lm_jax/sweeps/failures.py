@@ -1,21 +1,40 @@
-"""A trial that broke off with an error: error.json in its directory, until it is tried again."""
+"""A trial that broke off with an error: error.json in its directory, until it comes to its end."""
 
 import json
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 from lm_jax.training.journal import Row, write_whole
 
 NAME = "error.json"
 
 
-def record(run_dir: Path, error: Exception) -> None:
-    """Writes down what a trial died of, in one line (`error`) and in full (`traceback`)."""
-    message = str(error).strip().splitlines()
-    line = f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
-    full = "".join(traceback.format_exception(error))
+class Failure(NamedTuple):
+    """What went wrong with a trial."""
+
+    error: str
+    """In one line."""
+    type: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """An exception in words.
+
+        The exception itself holds on to every array of the frames that it went through.
+        """
+        kind = type(error).__name__
+        lines = str(error).strip().splitlines()
+        told = "".join(traceback.format_exception(error))
+        return cls(f"{kind}: {lines[0]}" if lines else kind, kind, told)
+
+
+def record(run_dir: Path, failure: Failure, attempt: int) -> None:
+    """Writes down what a trial died of, and at which attempt."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(run_dir / NAME, json.dumps({"error": line, "traceback": full}, indent=2) + "\n")
+    told = {**failure._asdict(), "attempt": attempt}
+    write_whole(run_dir / NAME, json.dumps(told, indent=2) + "\n")
 
 
 def read(run_dir: Path) -> Row | None:
@@ -32,5 +51,5 @@ def read(run_dir: Path) -> Row | None:
 
 
 def forget(run_dir: Path) -> None:
-    """Takes the error away before the trial is tried again."""
+    """Takes the error away from a trial that has come to its end after all."""
     (run_dir / NAME).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.data.corpus import Corpus
+from lm_jax.data.windows import Windows
 from lm_jax.sweeps.lanes import Lanes
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training.descent import Descent, Pace, Rung
@@ -65,9 +66,22 @@ def train_group(
             if isinstance(work, Descent):
                 work.rungs = frozenset(rungs)
                 works[trial] = work
-        if works:
+        if any(isinstance(work.feed, Windows) for work in works.values()):
+            _one_by_one(works, failed)
+        elif works:
             _Crew(works, failed, judge, width).run()
     return failed
+
+
+def _one_by_one(works: Mapping[Trial, Descent], failed: dict[Trial, Exception]) -> None:
+    """Trains runs whose text does not fit on the device, each from windows of its own."""
+    for trial, work in works.items():
+        try:
+            if work.rungs:
+                work.feed.whole()  # refuses: at a rung all must be there at once
+            work.run()
+        except Exception as error:
+            failed[trial] = error
 
 
 class _Crew:

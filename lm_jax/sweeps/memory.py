@@ -9,12 +9,11 @@ it is applied to, and backpropagation as many again:
 which is an estimate: what the compiler keeps, recomputes or never holds is its business.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 
 from lm_jax.config import Network, Softmax
+from lm_jax.data.windows import free_memory
 from lm_jax.sweeps.plan import Group
 from lm_jax.training.step import arguments, program
 
@@ -38,14 +37,6 @@ def lane_bytes(group: Group) -> int:
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)
 
 
-def free_bytes() -> int:
-    """Bytes of memory that are free: the accelerator's, where there is one, else the machine's."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def lanes_that_fit(each: int) -> int:
     """How many lanes of so many bytes fit into half of the free memory; one at least."""
-    return max(1, int(free_bytes() * SHARE) // each)
+    return max(1, int(free_memory() * SHARE) // each)

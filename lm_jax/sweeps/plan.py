@@ -171,27 +171,44 @@ def written(trials: Iterable[Trial]) -> dict[str, Any]:
     }
 
 
-def settle(sweep_dir: Path, trials: Iterable[Trial]) -> None:
+def settle(
+    sweep_dir: Path,
+    trials: Iterable[Trial],
+    *,
+    halving: Mapping[str, int] | None = None,
+    growing: bool = False,
+) -> None:
     """Writes down what a sweep is, or sees that it is the sweep that was written down.
 
+    Args:
+      sweep_dir: where the sweep lives.
+      trials: all of it.
+      halving: the fields of its halving, if there is one.
+      growing: whether there may be more trials than were written down.
+
     Raises:
-      UserError: another sweep lives there; says in which point.
+      UserError: another sweep lives there; says in what.
     """
     path = sweep_dir / "sweep.json"
     # As JSON would give it back: tuples are lists there.
-    here = json.loads(json.dumps(written(trials)))
-    if not path.exists():
-        write_whole(path, json.dumps(here, indent=1) + "\n")
-        return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        raise UserError(f"{path} is damaged: it is no list of points")
-    if there == here:
-        return
-    raise UserError(f"{sweep_dir} holds another sweep: {_difference(there, here)}")
+    here = json.loads(json.dumps({"halving": halving, "trials": written(trials)}))
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            there = None
+        if not isinstance(there, dict) or not isinstance(there.get("trials"), dict):
+            raise UserError(f"{path} is damaged: it is no list of points")
+        if there == here:
+            return
+        if there.get("halving") != halving:
+            what = f"its halving is {there.get('halving')}, not {halving}"
+            raise UserError(f"{sweep_dir} holds another sweep: {what}")
+        old, new = list(there["trials"].items()), list(here["trials"].items())
+        if not growing or old != new[: len(old)]:
+            difference = _difference(there["trials"], here["trials"])
+            raise UserError(f"{sweep_dir} holds another sweep: {difference}")
+    write_whole(path, json.dumps(here, indent=1) + "\n")
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

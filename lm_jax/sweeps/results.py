@@ -162,9 +162,7 @@ def folded(rows: Iterable[Row]) -> list[Fold]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         rest = {path: value for path, value in row["settings"].items() if path != "seed"}
-        # Epochs and the like that a counted model lacks are no part of its settings.
-        kind = sorted(path for path in row["point"] if path != "seed" and path not in rest)
-        groups.setdefault(json.dumps([rest, kind], sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
     if all(len(own) < 2 for own in groups.values()):
         return []
     found = [_fold(own) for own in groups.values()]

@@ -10,48 +10,31 @@ Alone, a run makes its own; in a sweep the updates of many runs are made side by
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
-from functools import partial
+from collections.abc import Generator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax import models
-from lm_jax.config import Config, LiveProbe, Network, train_of
-from lm_jax.data.batches import Source, sentences, steps_per_epoch, streams
-from lm_jax.data.corpus import Corpus, Split
-from lm_jax.data.markov import floor
-from lm_jax.data.vectors import Vectors, read_vectors
-from lm_jax.inference.answers import Answers, answers, summed
-from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
-from lm_jax.models.base import Params
+from lm_jax.config import Config, LiveProbe, train_of
+from lm_jax.data.batches import Batch, Source
+from lm_jax.data.corpus import Corpus
+from lm_jax.models.base import Carry
 from lm_jax.settings import UserError, shape
 from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import Checkpoints, digest, restore, steps_saved
+from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
+from lm_jax.training.feed import feed_of
 from lm_jax.training.journal import Watch
-from lm_jax.training.step import TrainState, arguments, program
-
-BETWEEN_LOOKS = 1.0  # seconds that the compiled loop may take before the host looks at it
-
-Block = TypeVar("Block")
+from lm_jax.training.judging import Judge, Stopped
+from lm_jax.training.outcome import kept, result, train_row
+from lm_jax.training.pace import Pace
+from lm_jax.training.pretrained import pretrained
+from lm_jax.training.step import TrainState, arguments, batch_of, program
 
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
-
-
-def source_of(config: Config, corpus: Corpus, length: int) -> Source:
-    """The task, or the training text on the device, read as the config says, `length` at a time."""
-    if corpus.task is not None:
-        return corpus.task
-    read = streams if config.data.batching == "streams" else partial(sentences, length=length)
-    return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
-
-
-class _Stopped(Exception):
-    """A signal came while a split was being read."""
 
 
 class Rung(NamedTuple):
@@ -60,23 +43,6 @@ class Rung(NamedTuple):
     step: int
     nats: float
     """Of the validation at this step, per token."""
-
-
-class Pace:
-    """How many updates the compiled loop makes before the host looks at it: about a second's."""
-
-    def __init__(self):
-        self.compiled, self.rate = False, 0.0  # updates a second, once known
-
-    def until(self, step: int, due: int) -> int:
-        """Where to look next on the way to `due`; one step to compile, one to learn the rate."""
-        return min(due, step + max(1, int(self.rate * BETWEEN_LOOKS)))
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Learns how long some updates have taken."""
-        if self.compiled and steps:
-            self.rate = steps / seconds
-        self.compiled = True
 
 
 class Descent:
@@ -96,6 +62,7 @@ class Descent:
         received: list[signal.Signals],
         watch: Watch,
         like: "Descent | None" = None,
+        devices: int = 1,
     ):
         """Makes ready to work.
 
@@ -106,21 +73,20 @@ class Descent:
           received: signals to stop, as they come in.
           watch: see `lm_jax.train`.
           like: another run's work on the same text, whose arrays serve this one, too.
+          devices: how many share the lanes of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
-        self.program = program(shape(config), len(corpus.vocabulary))
+        self.program = program(shape(config), len(corpus.vocabulary), devices)
         length = self.program.length
-        self.source = source_of(config, corpus, length) if like is None else like.source
-        self.epoch = steps_per_epoch(self.source, length)
+        self.feed = feed_of(config, corpus, length) if like is None else like.feed
+        self.epoch = self.feed.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
         self.numbers = arguments(config)
-        if like is not None:
-            self.validation = like.validation
-        else:
-            self.validation = None if corpus.task else self._reading(corpus.validation)
-        self.vectors = None if steps_saved(run_dir) else self._pretrained()
+        known = None if like is None else like.judge
+        self.judge = Judge(config.data, corpus, length, received, known)
+        self.vectors = None if steps_saved(run_dir) else pretrained(self.config, self.corpus)
         self.rungs: frozenset[int] = frozenset()
 
     def run(self) -> None:
@@ -129,13 +95,42 @@ class Descent:
         for due in self.course():
             assert isinstance(due, int)  # there are no rungs
             step = int(self.state.step)
-            stop = pace.until(step, due)
             began = time.perf_counter()
-            self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+            source, end = self.feed.at(step)
+            stop = min(pace.until(step, due), end)
+            self.state = self.program.advance(self.state, source, self.numbers, stop)
             self.state.step.block_until_ready()
             taken = time.perf_counter() - began
             self.trained += taken
             pace.took(stop - step, taken)
+
+    def advanced(self, state: TrainState, stop: int) -> TrainState:
+        """The state after `stop` updates of a run that went on, from one before, consumed."""
+        step = int(state.step)
+        while True:
+            source, end = self.feed.at(step)
+            step = min(stop, end)
+            state = self.program.advance(state, source, self.numbers, step)
+            if step == stop:
+                return state
+            state.step.block_until_ready()  # or one window after another would be put there
+
+    def batch(self, step: int) -> Batch:
+        """What an update reads."""
+        return batch_of(self.config, self.feed.at(step)[0], step, self.program.length)
+
+    def about(self, state: TrainState) -> tuple[Carry, Batch]:
+        """The model's carry and the batch of the update that comes next."""
+        return self.program.about(state, self.feed.at(int(state.step))[0], self.numbers)
+
+    @property
+    def source(self) -> Source:
+        """What is read, all of it on the device.
+
+        Raises:
+          UserError: it is read in windows.
+        """
+        return self.feed.whole()
 
     def course(self) -> "Generator[int | Rung, bool | None, None]":
         """The whole run but its updates, from where it stands to its result.json.
@@ -163,11 +158,19 @@ class Descent:
                 status = yield from self._train()
                 self._save()
                 splits = self._splits() if status == "finished" else {}
-            except _Stopped:
+            except Stopped:
                 status, splits = "stopped", {}
                 self._save()
             self.checkpoints.wait()
-            journal.write_result(self.run_dir, self._result(status, splits))
+            last = result(
+                self.config,
+                self.state,
+                self.journal.rows,
+                status=status,
+                splits=splits,
+                seconds=self.journal.seconds,
+            )
+            journal.write_result(self.run_dir, last)
         finally:
             self.journal.close()
             self.checkpoints.close()
@@ -178,26 +181,11 @@ class Descent:
         state = restore(self.run_dir, template, until=until)
         if state is not None:
             self.vectors = None
-            return jax.tree.map(jnp.asarray, state)
+            return self.program.place(jax.tree.map(jnp.asarray, state), self.numbers)
         # Where checkpoints are saved but none is whole, the vectors were not read yet.
-        self.vectors = self.vectors or self._pretrained()
+        self.vectors = self.vectors or pretrained(self.config, self.corpus)
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
         return self.program.init(self.numbers, table)
-
-    def _pretrained(self) -> Vectors | None:
-        """The vectors that a fresh run begins with, where its config names some."""
-        model = self.config.model
-        if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
-            return None
-        vocabulary = self.corpus.vocabulary
-        return read_vectors(
-            model.vectors,
-            vocabulary,
-            model.embedding_size,
-            name=f"model.vectors={model.vectors}",
-            seed=self.config.seed,
-            counts=np.bincount(self.corpus.train.tokens, minlength=len(vocabulary)),
-        )
 
     def _train(self) -> "Generator[int | Rung, bool | None, str]":
         train = self.settings
@@ -216,7 +204,7 @@ class Descent:
             if step in self.rungs and not (yield Rung(step, self._validated(step))):
                 return "pruned"
             if self.received:
-                raise _Stopped
+                raise Stopped
             if step and step % train.checkpoint_every == 0:
                 self._save()
             yield self._next(step)
@@ -246,26 +234,14 @@ class Descent:
         return next(row["nats"] for row in rows if row["step"] == step)
 
     def _log(self) -> None:
-        record = jax.tree.map(np.asarray, self.state.record)
-        steps, step = int(record.steps), int(self.state.step)
-        here = (step - self.logged) / steps  # the share of the record that this process has made
-        row = {
-            "step": step,
-            "kind": "train",
-            "split": "train",
-            "epoch": step / self.epoch,
-            "nats": float(record.nats / record.tokens),
-            "grad_norm": float(record.grad_norm / steps),
-            "grad_norm_max": float(record.grad_norm_max),
-            "grad_norm_clipped": float(record.clipped_norm / steps),
-            "clipped": float(record.clipped / steps),
-            "learning_rate": float(record.learning_rate),
-            "tokens": int(record.tokens),
-            "tokens_per_second": float(record.tokens) * here / max(self.trained, 1e-9),
-            "seconds": self.journal.seconds + self.trained,
-        }
-        if record.deltas is not None:
-            row["delta_norms"] = (record.deltas / steps).tolist()
+        here = int(self.state.step) - self.logged
+        row = train_row(
+            self.state,
+            epoch=self.epoch,
+            made=here,
+            trained=self.trained,
+            seconds=self.journal.seconds + self.trained,
+        )
         self.journal.seconds += self.trained
         self._start_clock()
         self.state = self.program.clear(self.state)
@@ -276,7 +252,7 @@ class Descent:
 
     def _validate(self) -> float:
         """Judges the parameters by their mean nats on the validation split."""
-        loss = self._judged(self.state.judged, "validation")
+        loss = self.judge.judged(self.program.model, self.state.judged, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = self.program.judge(self.state, nats, self.numbers)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
@@ -290,34 +266,10 @@ class Descent:
             return
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
-        carry, batch = self.program.about(self.state, self.source, self.numbers)
+        carry, batch = self.about(self.state)
         answers = live(probe, self.program.model)(self.state.params, carry, batch)
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
-
-    def _reading(self, split: Split) -> Reading:
-        data = self.config.data
-        if data.batching == "streams":
-            return reading(split.tokens, self.corpus.vocabulary)
-        return sentence_reading(
-            split.tokens, self.corpus.vocabulary, data.batch_size, self.program.length
-        )
-
-    def _judged(self, params: Params, name: str) -> Loss | Answers:
-        """The figures of the validation or the test split."""
-        model, task, split = self.program.model, self.corpus.task, getattr(self.corpus, name)
-        if task:
-            asked = answers(model, params, task, self.config.data, name)
-            return summed(self._until_stopped(asked), task)
-        known = self.validation if name == "validation" else None
-        blocks = token_nats(model, params, known or self._reading(split))
-        return total(self._until_stopped(blocks), split.characters)
-
-    def _until_stopped(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        for block in blocks:
-            if self.received:
-                raise _Stopped
-            yield block
 
     def _write(self, row: journal.Row) -> None:
         self.journal.write(row)
@@ -333,48 +285,16 @@ class Descent:
         """What changes with the state: its step, or the validation at that step."""
         return int(self.state.step), int(self.state.verdict.step)
 
-    def _kept(self) -> tuple[int, Params]:
-        """The parameters that the run ends with, and their step."""
-        if self.state.best_params is None or int(self.state.verdict.step) == 0:
-            return int(self.state.step), self.state.judged
-        return int(self.state.verdict.best_step), self.state.best_params
-
     def _splits(self) -> dict[str, journal.Row]:
         """The kept parameters' figures; those of validation are in the journal."""
-        step, params = self._kept()
+        step, params = kept(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = {name: value for name, value in judged[step].items() if name not in PLACE}
-        loss = self._judged(params, "test")
+        loss = self.judge.judged(self.program.model, params, "test")
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},
             "test": {**loss.row(), "unknown": self.corpus.test.unknown},
         }
-
-    def _result(self, status: str, splits: dict[str, journal.Row]) -> journal.Row:
-        (kept, params), step = self._kept(), int(self.state.step)
-        vectors = {
-            row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
-            for row in self.journal.rows
-            if row["kind"] == "vectors"
-        }
-        return {
-            "status": status,
-            "step": step,
-            "stopped_early": status == "finished" and step < self.settings.steps,
-            "parameters_step": kept,
-            "splits": splits,
-            "parameters": models.count(params),
-            "sha256": digest(params),
-            "seconds": self.journal.seconds,
-            "tokens_per_second": self._speed(),
-            **vectors,
-            **floor(self.config.data),
-        }
-
-    def _speed(self) -> float:
-        """Training tokens a second: the median over the records, one of which compiles."""
-        speeds = [row["tokens_per_second"] for row in self.journal.rows if row["kind"] == "train"]
-        return float(np.median(speeds)) if speeds else 0.0
 
 
 def too_few(steps: int, made: int) -> UserError:

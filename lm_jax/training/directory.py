@@ -5,6 +5,7 @@ vocabulary.json   the tokens, and a digest of the corpus
 metrics.jsonl     a row a record (lm_jax.training.journal)
 checkpoints/      train states (lm_jax.training.checkpoint)
 result.json       the last word
+error.json        what a trial of a sweep has failed of last, if it has
 .lock             the process that is at work here
 """
 
@@ -73,8 +74,8 @@ def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iter
 
 
 def _is_ours(name: str) -> bool:
-    # Before config.json, a run that was killed at its very start leaves these at most.
-    return name in (LOCK, "vocabulary.json") or name.endswith(".partial")
+    # Before config.json, a run that broke down at its very start leaves these at most.
+    return name in (LOCK, "vocabulary.json", "error.json") or name.endswith(".partial")
 
 
 def read_config(run_dir: Path) -> Config:

@@ -8,13 +8,15 @@ from typing import Any
 
 from lm_jax import models
 from lm_jax.config import Config, NGram, in_steps, resolve
-from lm_jax.data.batches import check_length, steps_per_epoch
+from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.counted import Counting
-from lm_jax.training.descent import Descent, source_of, too_few
+from lm_jax.training.descent import Descent, too_few
+from lm_jax.training.devices import device_count
+from lm_jax.training.feed import feed_of
 from lm_jax.training.journal import Watch
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
@@ -26,6 +28,7 @@ def train(
     *,
     text: str | Sequence[str] | None = None,
     watch: Watch | None = None,
+    devices: int | None = None,
 ) -> Run:
     """Trains a model, or goes on where an earlier call on the same directory stopped.
 
@@ -39,6 +42,8 @@ def train(
       text: with `data.source="memory"`, one text, or three (training, validation, test).
       watch: called as watch(step, row) about once a second, with a row of metrics.jsonl where one
         was written and else with None.
+      devices: how many share the lanes of a batch, whose size they divide; None: all there are. It
+        is no part of the config: a run may go on with another number, but for the last bits.
 
     Returns:
       the run, as `load_run` gives it.
@@ -48,7 +53,11 @@ def train(
     """
     run_dir = Path(run_dir)
     config, corpus = prepared(config, text)
-    with stop_signals() as received, opened(config, run_dir, corpus, received, watch) as work:
+    count = device_count(devices)
+    with (
+        stop_signals() as received,
+        opened(config, run_dir, corpus, received, watch, devices=count) as work,
+    ):
         if work is not None:
             work.run()
     leave(received)
@@ -63,13 +72,14 @@ def opened(
     received: list[signal.Signals],
     watch: Watch | None = None,
     like: Descent | None = None,
+    devices: int = 1,
 ) -> "Iterator[Descent | Counting | None]":
     """A run's directory, made if need be and kept from other processes, and the work that is left.
 
     Args:
       config, corpus: as `prepared` gives them.
       run_dir: where the run lives.
-      received, watch, like: see `Descent`.
+      received, watch, like, devices: see `Descent`.
 
     Yields:
       what will do the work; None where the run is over.
@@ -89,7 +99,7 @@ def opened(
         if config.train is None:
             work = Counting(config, run_dir, corpus, received, tell)
         else:
-            work = Descent(config, run_dir, corpus, received, tell, like)
+            work = Descent(config, run_dir, corpus, received, tell, like, devices)
         directory.settle(run_dir, config, corpus)
         yield work
 
@@ -145,7 +155,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = steps_per_epoch(source_of(config, corpus, length), length)
+        epochs[way] = feed_of(config, corpus, length).epoch
     return in_steps(config, epochs[way])
 
 

@@ -18,7 +18,7 @@ from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.runs import Run
-from lm_jax.training.step import TrainState, batch_of
+from lm_jax.training.step import TrainState
 
 BATCHES = 8  # updates that are looked at
 LANES = 4  # of the text that is looked at
@@ -91,11 +91,8 @@ def probe(
     seen = chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
     slope = _slope(run.config)
     far = reach(run.model, params, vocabulary, seen, line, slope=slope, seed=seed)
-    carry, _ = work.program.about(state, work.source, work.numbers)
-    batches = [
-        batch_of(work.config, work.source, at + number, work.program.length)
-        for number in range(BATCHES)
-    ]
+    carry, _ = work.about(state)
+    batches = [work.batch(at + number) for number in range(BATCHES)]
     train = train_of(work.config)
     near = updates(
         run.model,

@@ -1,16 +1,17 @@
 """The proof that the gradient of a config is right: a few tokens of its own text, in float64."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 
 from lm_jax import gradients
-from lm_jax.config import Config, train_of
+from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
 from lm_jax.models import count
 from lm_jax.settings import shape
-from lm_jax.training.descent import source_of
+from lm_jax.training.feed import feed_of
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import arguments, batch_of, program
 
@@ -38,7 +39,8 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
 
     On the initial parameters and the first tokens of the first lanes, at most 8 of 2 lanes, or of a
     task the last; the
-    model as it is used, without dropout and the other noise of training.
+    model as it is used, without dropout, the other noise of training and the rounding of
+    `model.precision`.
 
     Args:
       config: what would be trained.
@@ -48,10 +50,15 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
       UserError: the config or the text will not do, or float64 is switched off.
     """
     train_of(config)
+    if isinstance(config.model, Network):
+        # Rounding to eight bits is no function that has a derivative.
+        model = dataclasses.replace(config.model, precision="float32")
+        config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
     made = program(shape(config), len(corpus.vocabulary))
     params = jax.jit(lambda values: made.init(values).params)(arguments(config))
-    whole = batch_of(config, source_of(config, corpus, made.length), 0, made.length)
+    source, _ = feed_of(config, corpus, made.length).at(0)
+    whole = batch_of(config, source, 0, made.length)
     # A task asks at the end of its sequences.
     seen = slice(-STEPS, None) if config.data.drawn else slice(STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))

@@ -90,7 +90,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     for step in _suspects(records):
         state = replayed(work, work.restored(step) if state is None else state, rows, step)
         # A copy, for the update takes the state's buffers over.
-        seen = work.program.about(state, work.source, work.numbers)
+        seen = work.about(state)
         carry, batch = jax.tree.map(jnp.copy, seen)
         before = float(nats(state.params, carry, batch))
         state = replayed(work, state, rows, step + 1)
@@ -122,7 +122,7 @@ def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> Tr
         kind = row["kind"]
         if kind not in done or not done[kind] < row["step"] <= step:
             continue
-        state = work.program.advance(state, work.source, work.numbers, row["step"])
+        state = work.advanced(state, row["step"])
         if kind == "train":
             state = work.program.clear(state)
             continue
@@ -132,7 +132,7 @@ def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> Tr
                 " was not finite, and metrics.jsonl does not say whether it was infinite"
             )
         state = work.program.judge(state, jnp.asarray(row["nats"], float), work.numbers)
-    return work.program.advance(state, work.source, work.numbers, step)
+    return work.advanced(state, step)
 
 
 def _suspects(records: list[Row]) -> list[int]:

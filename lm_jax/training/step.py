@@ -23,6 +23,7 @@ from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
+from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 
 Numbers = Mapping[str, Any]
@@ -118,6 +119,8 @@ class Program(NamedTuple):
     loss is not finite; the state given is consumed."""
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
+    place: Callable[[TrainState, Numbers], TrainState]
+    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices."""
     about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
     """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
     clear: Callable[[TrainState], TrainState]
@@ -135,17 +138,30 @@ def arguments(config: Config) -> dict[str, Array]:
 
 
 @functools.lru_cache(maxsize=32)
-def program(shape: Config, vocab_size: int) -> Program:
+def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
     """The compiled program of a run.
 
     Args:
       shape: `lm_jax.settings.shape` of a resolved config.
       vocab_size: V.
+      devices: how many share the lanes of a batch; parameters are on each (`training.devices`).
+
+    Raises:
+      UserError: they are too many, or the batch cannot be divided evenly.
     """
     train, data = train_of(shape), shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
     watched = length if isinstance(train.probe, LiveProbe) and train.probe.deltas else None
+    mesh = mesh_of(devices, data.batch_size)
     make = functools.partial(models.make, vocab_size=vocab_size, real=data.real)
+
+    def spread(state: TrainState, config: Config) -> TrainState:
+        if mesh is None:
+            return state
+        carry, rest = state.carry, state._replace(carry=None)
+        axes = lanes_axes(_estimator(config, make(config.model)).init_carry, data.batch_size)
+        rest = sharded(mesh, rest, jax.tree.map(lambda _: NOWHERE, rest))
+        return rest._replace(carry=sharded(mesh, carry, axes))
 
     def init(values: Numbers, vectors: Array | None = None) -> TrainState:
         config = bind(shape, values)
@@ -154,7 +170,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         if vectors is not None:
             params = {**params, "embedding": {"C": vectors.astype(float)}}
         none = jnp.zeros((), jnp.int32)
-        return TrainState(
+        state = TrainState(
             step=none,
             params=params,
             opt_state=optimizer(train_of(config), 0.0).init(params),
@@ -166,6 +182,10 @@ def program(shape: Config, vocab_size: int) -> Program:
             if isinstance(train.optimizer, ASGD)
             else None,
         )
+        return spread(state, config)
+
+    def place(state: TrainState, values: Numbers) -> TrainState:
+        return spread(state, bind(shape, values))
 
     def update(state: TrainState, source: Source, config: Config) -> TrainState:
         train = train_of(config)
@@ -178,6 +198,9 @@ def program(shape: Config, vocab_size: int) -> Program:
             exponents = train.flossing_exponents
             grad_fn = gradients.with_flossing(grad_fn, model, train.flossing, exponents)
         batch = batch_of(config, source, state.step, length)
+        if mesh is not None:
+            axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
+            batch = sharded(mesh, batch, axes)
         if isinstance(train.feeding, OwnTokens):
             batch = fed(
                 model,
@@ -213,7 +236,7 @@ def program(shape: Config, vocab_size: int) -> Program:
             rate=rate,
             deltas=deltas,
         )
-        return state._replace(
+        state = state._replace(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
@@ -221,9 +244,13 @@ def program(shape: Config, vocab_size: int) -> Program:
             record=record,
             average=None if state.average is None else _averaged(state, params),
         )
+        return spread(state, config)
 
     def advance(state: TrainState, source: Source, values: Numbers, stop: Array) -> TrainState:
-        config = bind(shape, values)
+        with spread_over(mesh):
+            return advanced(state, source, bind(shape, values), stop)
+
+    def advanced(state: TrainState, source: Source, config: Config, stop: Array) -> TrainState:
 
         def goes_on(state: TrainState) -> Array:
             # It ends at the first loss that is not finite, wherever the host looks at it next.
@@ -267,6 +294,7 @@ def program(shape: Config, vocab_size: int) -> Program:
         model=make(shape.model),
         init=jax.jit(init),
         advance=jax.jit(advance, donate_argnums=0),
+        place=jax.jit(place),
         about=jax.jit(about),
         judge=jax.jit(judge, donate_argnums=0),
         clear=jax.jit(clear, donate_argnums=0),

@@ -1,0 +1,76 @@
+"""Every benchmark, one after the other: one table, and benchmarks/results.json.
+
+    make bench, or: python -m benchmarks.all [--rounds N] [--rows PATTERN] [--threads N]
+
+A whole run takes about 20 minutes on two cores. Options go on to each benchmark, which is a program
+of its own and leaves its rows in a file; where one fails rows are missing, and the run ends with an
+error. With --rows nothing is written over results.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import command
+from benchmarks import rows as table
+from benchmarks.rows import Row, geometric_mean
+from benchmarks.side_by_side import ROOT
+
+BENCHMARKS = {  # and the minutes that each takes, about
+    "steps": 6,
+    "recurrence": 4,
+    "loss": 3,
+    "startup": 2,
+    "generation": 2,
+    "credit": 2,
+    "probes": 2,
+}
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def rows_of(name: str, wishes: list[str], folder: Path) -> tuple[list[Row], bool]:
+    """The rows of one benchmark, and whether that is all of them."""
+    path = folder / f"{name}.json"
+    words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path), *wishes]
+    began = time.perf_counter()
+    ended = subprocess.run(words, cwd=ROOT).returncode
+    print(f"{name}: {(time.perf_counter() - began) / 60:.1f} minutes\n", flush=True)
+    return json.loads(path.read_text()) if path.exists() else [], ended == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for flag, what in (
+        ("--rounds", "figures in each median"),
+        ("--rows", "a regular expression: only rows whose name has it"),
+        ("--threads", "of every side"),
+    ):
+        parser.add_argument(flag, help=what)
+    chosen = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    wishes = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+
+    found: list[Row] = []
+    failed: list[str] = []
+    present = [name for name in BENCHMARKS if Path(__file__).with_name(f"{name}.py").exists()]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in present:
+            print(f"{name}: about {BENCHMARKS[name]} minutes", flush=True)
+            rows, whole = rows_of(name, wishes, Path(folder))
+            found += rows
+            failed += [] if whole else [name]
+    table.show(found)
+    if steps := [each for each in found if each["name"].startswith("step, ")]:
+        mean = geometric_mean(steps)
+        print(f"training steps, geometric mean against the best peer: {mean:.2f}")
+    if "rows" not in chosen:
+        table.write(RESULTS, table.results(found, command.device().kind))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The cross-entropy of a large softmax with its gradient: time, and memory at its peak.
+
+    python benchmarks/loss.py [V H]...
+
+`lm_jax.models.fused.total_nats`, against Optax's cross-entropy on all logits, and against PyTorch's
+on a linear layer where PyTorch is installed. 700 targets, W [H, V], the gradient with respect to W,
+b and h. Each side runs in a process of its own, one call of each in turn, A B A B; the table has
+the median of the rounds, and by how much the process's memory at its peak is above what it held
+before the first call, its inputs included. All sides must give the same loss to 1e-5. A side that
+cannot be run, for it would hold more than the machine has, is left out.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+TARGETS, ROUNDS = 700, 7
+SIZES = ((10_000, 200), (100_000, 64), (1_000_000, 64))
+
+
+def inputs(V: int, H: int) -> tuple[np.ndarray, ...]:
+    """W [H, V], b [V], h [N, H] and y [N], the same for all sides."""
+    draws = np.random.default_rng(0)
+    W = draws.standard_normal((H, V), np.float32) / np.float32(H**0.5)
+    b, h = np.zeros(V, np.float32), draws.standard_normal((TARGETS, H), np.float32)
+    return W, b, h, draws.integers(0, V, TARGETS).astype(np.int32)
+
+
+def make_ours(V: int, H: int) -> Callable[[], float]:
+    """A call of the fused loss with its gradient; gives the loss, in nats."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm_jax.models import fused
+
+    W, b, h, y = (jnp.asarray(a) for a in inputs(V, H))
+    mask = jnp.ones(TARGETS, bool)
+    both = jax.jit(jax.value_and_grad(fused.total_nats, (0, 1, 2)))
+    return lambda: float(jax.block_until_ready(both(W, b, h, y, mask))[0])
+
+
+def make_optax(V: int, H: int) -> Callable[[], float]:
+    """The same by `optax.softmax_cross_entropy_with_integer_labels` on all logits."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def total(W, b, h, y):
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(h @ W + b[None], y))
+
+    both = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+    given = [jnp.asarray(a) for a in inputs(V, H)]
+    return lambda: float(jax.block_until_ready(both(*given))[0])
+
+
+def make_torch(V: int, H: int) -> Callable[[], float]:
+    """The same by PyTorch's cross-entropy on a linear layer, its weight [V, H]."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    W, b, h, y = inputs(V, H)
+    weight = torch.tensor(np.ascontiguousarray(W.T), requires_grad=True)
+    leaves = weight, torch.tensor(b, requires_grad=True), torch.tensor(h, requires_grad=True)
+    targets = torch.tensor(y.astype(np.int64))
+
+    def call() -> float:
+        for leaf in leaves:
+            leaf.grad = None
+        z = torch.nn.functional.linear(leaves[2], leaves[0], leaves[1])
+        loss = torch.nn.functional.cross_entropy(z, targets, reduction="sum")
+        loss.backward()
+        return float(loss.detach())
+
+    return call
+
+
+SIDES = {"ours": make_ours, "optax": make_optax, "torch": make_torch}
+
+
+def memory(what: str) -> float:
+    """A line of the kernel's about this process, in MB: VmRSS now, VmHWM at its peak."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
+
+
+def side(name: str, V: int, H: int) -> None:
+    """The process of one side: a line in, a call made, a line out."""
+    try:
+        __import__("jax" if name != "torch" else "torch")
+    except ModuleNotFoundError:
+        return
+    if name != "torch":
+        import jax
+
+        jax.numpy.zeros(1).block_until_ready()
+    before = memory("VmRSS")
+    call = SIDES[name](V, H)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        loss = call()
+        print(loss, time.perf_counter() - began, memory("VmHWM") - before, flush=True)
+
+
+def compare(V: int, H: int) -> dict[str, tuple[float, float, float]]:
+    """Of each side that runs: loss in nats, median seconds, MB at the peak."""
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--side", name, str(V), str(H)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in SIDES
+    }
+    rows: dict[str, list[list[float]]] = {name: [] for name in SIDES}
+    for _ in range(ROUNDS + 1):  # the first compiles, and is no round
+        for name, process in running.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                continue
+            if line := process.stdout.readline():
+                rows[name].append([float(number) for number in line.split()])
+    for process in running.values():
+        process.communicate()
+    return {
+        name: (found[0][0], statistics.median(row[1] for row in found[1:]), found[-1][2])
+        for name, found in rows.items()
+        if len(found) > ROUNDS
+    }
+
+
+def main() -> None:
+    """Prints the table."""
+    asked = [int(word) for word in sys.argv[1:]]
+    sizes = list(zip(asked[::2], asked[1::2], strict=True)) if asked else SIZES
+    print(f"{'V':>9} {'H':>4}  side       ms   MB at the peak   times ours, in time and memory")
+    for V, H in sizes:
+        found = compare(V, H)
+        loss, seconds, peak = found["ours"]
+        for name, (same, taken, held) in found.items():
+            if abs(same - loss) > 1e-5 * abs(loss):
+                raise SystemExit(f"{name} has a loss of {same}, not {loss}, at V={V}")
+            times = f"{taken / seconds:.2f} {held / peak:.2f}"
+            print(f"{V:9} {H:4}  {name:5} {taken * 1e3:9.1f}   {held:14.0f}   {times}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--side"]:
+        side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()

@@ -1,0 +1,138 @@
+"""Our side: the program that `lm_jax.train` runs, a layer by itself, and `inference.sample`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import products, sizes
+from benchmarks.side_by_side import Way
+from benchmarks.sizes import Size
+from lm_jax import inference
+from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
+from lm_jax.data.batches import Streams
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.models import cells, recurrence
+from lm_jax.models.base import scaled_normal
+from lm_jax.settings import shape
+from lm_jax.training.step import TrainState, arguments, program
+
+CELLS = {"elman": cells.elman, "gru": cells.gru, "lstm": cells.lstm}
+
+
+def config_of(size: Size) -> Config:
+    """The config of a model and its batch, trained by clipped gradient descent."""
+    # float32 is the default; named only where another is asked for.
+    chosen: dict[str, Any] = {} if size.precision == "float32" else {"precision": size.precision}
+    return resolve(
+        Config(
+            data=Data(batch_size=size.batch, length=size.length),
+            model=RNN(
+                cell=size.cell,
+                embedding_size=size.hidden,
+                hidden_size=size.hidden,
+                layers=size.layers,
+                **chosen,
+            ),
+            train=Train(learning_rate=sizes.LEARNING_RATE, optimizer=SGD(), clip_norm=sizes.CLIP),
+        )
+    )
+
+
+def step(**settings: Any) -> dict[str, Callable[[], Way]]:
+    """Whole training steps, as many in one compiled loop as are asked for."""
+
+    def build() -> Way:
+        size = Size(**settings)
+        config = config_of(size)
+        compiled, values = program(shape(config), size.vocabulary), arguments(config)
+        lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
+        source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
+
+        def begin() -> TrainState:
+            state = compiled.init(values)
+            params = jax.tree.map(jnp.asarray, sizes.weights(size))
+            assert jax.tree.structure(params) == jax.tree.structure(state.params)
+            return state._replace(params=params)
+
+        def check() -> list[float]:
+            state, losses = begin(), []
+            for number in range(sizes.CHECKED):
+                state = compiled.advance(state, source, values, number + 1)
+                losses.append(float(state.record.nats / state.record.tokens))
+                state = compiled.clear(state)
+            return losses
+
+        state, done = begin(), 0
+
+        def run(calls: int) -> None:
+            nonlocal state, done
+            done += calls
+            state = jax.block_until_ready(compiled.advance(state, source, values, done))
+            if int(state.step) != done:
+                raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
+
+        return Way(run, check, lambda: products.seconds_of(size, readout=True))
+
+    return {"ours": build}
+
+
+def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
+    """One layer over a chunk, forwards and backwards: every gradient, that of its input too."""
+
+    def build() -> Way:
+        size = Size(**settings)
+        made = recurrence.layer(
+            CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
+        )
+        params, x, d_h = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, size.precision),
+            (sizes.weights(size)["layers"][0], *sizes.sequence(size)),
+        )
+        carry = jax.tree.map(lambda leaf: leaf.astype(size.precision), made.init_carry(size.batch))
+
+        @jax.jit
+        def both(params, carry, x, d_h):
+            def weighted(params, x):
+                return jnp.sum(made.run(params, carry, x)[1] * d_h, dtype=jnp.float32)
+
+            return jax.value_and_grad(weighted, argnums=(0, 1))(params, x)
+
+        def check() -> list[float]:
+            h = jax.jit(made.run)(params, carry, x)[1]
+            d_params, d_x = both(params, carry, x, d_h)[1]
+            compared = h, d_h, d_x, d_params["W_xh"], d_params["W_hh"]
+            return sizes.of_a_layer(*map(np.asarray, compared))
+
+        def run(calls: int) -> None:
+            jax.block_until_ready([both(params, carry, x, d_h) for _ in range(calls)][-1])
+
+        return Way(run, check, lambda: products.seconds_of(size, readout=False))
+
+    return {"ours": build}
+
+
+def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
+    """Characters drawn by `lm_jax.inference.sample`, so many a call."""
+
+    def build() -> Way:
+        size = Size(**settings)
+        model = program(shape(config_of(size)), size.vocabulary).model
+        params = jax.tree.map(jnp.asarray, sizes.weights(size))
+        letters = (chr(number) for number in range(ord("!"), ord("!") + size.vocabulary - 2))
+        vocabulary = Vocabulary("char", ("<unk>", "\n", *letters))
+
+        def check() -> list[float]:
+            x, y = map(jnp.asarray, sizes.passage(size))
+            h = model.hidden(params, model.init_carry(size.batch), x)[1]
+            return [float(jnp.mean(model.nats(params, h, y)))]
+
+        def run(calls: int) -> None:
+            for _ in range(calls):
+                inference.sample(model, params, vocabulary, length=characters)
+
+        return Way(run, check, calls=characters)
+
+    return {"ours": build}

@@ -1,0 +1,142 @@
+"""A sweep as lanes of one program, against the same runs one after the other.
+
+    python benchmarks/sweeps.py [--rounds N] [--short]
+
+Two questions. What does a lane's update cost beside that of a lone run, where all that comes before
+the first update is paid (`--short` leaves this one out)? And how long does a whole sweep of 32
+short trials take from its command line, beside 32 commands, all with a warm compilation cache?
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.rows import Row, row, show
+from benchmarks.side_by_side import clock, in_turn
+from lm_jax.config import RNN, Config, Data, Train, resolve
+from lm_jax.data.batches import streams
+from lm_jax.settings import shape
+from lm_jax.sweeps.lanes import Lanes
+from lm_jax.training.step import arguments, program
+
+ROOT = Path(__file__).parent.parent
+TRIALS, UPDATES = 32, 500
+SIZES = (("elman", 64, 16, 32), ("gru", 64, 16, 32), ("gru", 128, 32, 64), ("lstm", 64, 32, 64))
+V = 96
+EXPERIMENT = f'''"""Thirty-two small character models: what a sweep costs."""
+
+from lm_jax.config import RNN, Config, Data, Train
+
+
+def config():
+    return Config(
+        data=Data(batch_size=16, length=32),
+        model=RNN(cell="gru", hidden_size=64),
+        train=Train(steps={UPDATES}, clip_norm=1.0),
+    )
+
+
+def sweep():
+    return [
+        {{"train.learning_rate": 0.0005 * 1.2**n, "seed": n}} for n in range({TRIALS})
+    ]
+'''
+
+
+def lane_rows(rounds: int) -> list[Row]:
+    """What an update of a lane takes, of 32 on all devices, beside a lone run's."""
+    rows = []
+    tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint8)
+    for cell, hidden, batch, length in SIZES:
+        config = resolve(
+            Config(
+                data=Data(batch_size=batch, length=length),
+                model=RNN(cell=cell, hidden_size=hidden),
+                train=Train(steps=10**6, clip_norm=1.0),
+            )
+        )
+        made, source = program(shape(config), V), streams(tokens, 0, batch)
+        numbers = [arguments(config) | {"seed": jnp.uint32(n)} for n in range(TRIALS)]
+        lanes = Lanes(made, source, TRIALS)
+        lanes.put([made.init(each) for each in numbers], numbers)
+        reached, alone = 0, made.init(numbers[0])
+
+        def beside(updates: int, lanes: Lanes = lanes) -> None:
+            nonlocal reached
+            reached += updates
+            lanes.advance([reached] * TRIALS)
+
+        def by_itself(
+            updates: int, advance: Callable = made.advance, source=source, own=numbers[0]
+        ) -> None:
+            nonlocal alone
+            alone = advance(alone, source, own, int(alone.step) + updates)
+            alone.step.block_until_ready()
+
+        ways = []
+        for way, per in ((beside, TRIALS), (by_itself, 1)):
+            way(1)
+            calls = max(1, round(0.5 / clock(way, 2) * 2))
+            ways.append(lambda way=way, per=per, n=calls: clock(way, n) / n / per)
+        lane, run = (1e3 * statistics.median(taken) for taken in in_turn(ways, rounds))
+        name = f"a lane's update, {cell} {hidden}, B {batch} T {length}"
+        rows.append(row(name, "ms", lane, run, "a lone run"))
+    return rows
+
+
+def sweep_row(rounds: int) -> Row:
+    """A sweep's command beside as many commands as it has trials."""
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Path(folder) / "small.py"
+        experiment.write_text(EXPERIMENT)
+
+        def command(*words: str) -> None:
+            line = [sys.executable, str(ROOT / "run.py"), words[0], str(experiment), *words[1:]]
+            subprocess.run(
+                [*line, "--run-dir", f"{folder}/run"], check=True, capture_output=True, cwd=ROOT
+            )
+            shutil.rmtree(f"{folder}/run")
+
+        def each(number: int) -> None:
+            rate = ("--train.learning-rate", str(0.0005 * 1.2**number), "--seed", str(number))
+            command("train", *rate)
+
+        command("sweep")
+        each(0)
+        whole, apart = in_turn(
+            [
+                lambda: clock(lambda _: command("sweep"), 1),
+                lambda: clock(lambda _: [each(number) for number in range(TRIALS)], 1),
+            ],
+            rounds,
+        )
+    name = f"{TRIALS} trials of {UPDATES} updates, GRU 64"
+    return row(name, "s", statistics.median(whole), statistics.median(apart), "as many commands")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="figures that each median is of")
+    parser.add_argument("--short", action="store_true", help="only the whole sweep, three rounds")
+    asked = parser.parse_args()
+    if not asked.short:
+        if hasattr(os, "sched_getaffinity"):
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        show(lane_rows(asked.rounds))
+    show([sweep_row(min(asked.rounds, 3))])
+
+
+if __name__ == "__main__":
+    main()

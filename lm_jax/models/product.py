@@ -1,0 +1,65 @@
+"""The product of activations with a matrix of weights, in the precision that a config asks for.
+
+In float32, x W is what JAX makes of it (in float64 where the parameters are). In bfloat16 both
+factors are rounded to 8 significant bits and multiplied and summed in float32, which is what the
+matrix units of a GPU or TPU do fastest; the result has the type that it has without. Nothing else
+is rounded: parameters, carries, gates, softmax, sums and gradients keep their type.
+
+    x W ≈ bf16(x) bf16(W),   relative error of a term at most 2^-8
+    ∂(x W) = ∂x W + x ∂W     each product again in bfloat16 with sums in float32
+
+The second line holds in forward and in reverse mode. It asks XLA for its algorithm BF16_BF16_F32 on
+factors that stay float32, for a factor of type bfloat16 would make its gradient be summed in
+bfloat16, too. A CPU, which gains nothing from bfloat16, runs that algorithm in float32.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Precision = Literal["float32", "bfloat16"]
+
+_ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+
+
+def product(
+    x: Float[Array, "*shape M"], W: Float[Array, "M N"], precision: Precision = "float32"
+) -> Float[Array, "*shape N"]:
+    """x W over the last axis of x.
+
+    Args:
+      x: activations.
+      W: weights.
+      precision: of the factors.
+    """
+    return x @ W if precision == "float32" else _rounded_product(x, W)
+
+
+def narrowed(W: Float[Array, "M N"], precision: Precision) -> Float[Array, "M N"]:
+    """The weights as `narrow_product` takes them, for a loop that should not round them twice."""
+    return W if precision == "float32" else W.astype(jnp.bfloat16)
+
+
+def narrow_product(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float[Array, "*shape N"]:
+    """x W in the precision of W, where the gradient is written by hand; its type is x's."""
+    if x.dtype == W.dtype:
+        return x @ W
+    return jnp.matmul(x.astype(W.dtype), W, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _rounded_product(x: Array, W: Array) -> Array:
+    return narrow_product(x, narrowed(W, "bfloat16"))
+
+
+@_rounded_product.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, W), (d_x, d_W) = primals, tangents
+    return _rounded_product(x, W), _fast(d_x, W) + _fast(x, d_W)
+
+
+def _fast(x: Array, W: Array) -> Array:
+    z = jnp.matmul(x.astype(jnp.float32), W.astype(jnp.float32), precision=_ALGORITHM)
+    return z.astype(jnp.result_type(x, W))

@@ -1,0 +1,93 @@
+"""A sweep in the terminal while it goes on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from lm_jax.report.terminal import bars, figure, literal
+from lm_jax.training.journal import Row, Watch
+
+
+class SweepDisplay:
+    """Shows a sweep on the standard error: a bar a group in a terminal, else a line a validation.
+
+    Give `display.watch` to `lm_jax.sweep`, within `with SweepDisplay(...) as display`.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, int]], others: int = 0):
+        """Takes what is to come.
+
+        Args:
+          groups: of each, the updates of its trials by their names.
+          others: updates of each trial that is in none of them, but will be suggested later.
+        """
+        self.console, self.progress = bars()
+        self._others = others
+        self._groups = [_GroupBar(dict(updates)) for updates in groups]
+        for number, group in enumerate(self._groups, 1):
+            self._show(group, f"group {number}")
+
+    def _show(self, group: "_GroupBar", name: str) -> None:
+        total = sum(group.updates.values())
+        group.task = self.progress.add_task(literal(name), total=total, said=group.said())
+
+    def __enter__(self) -> "SweepDisplay":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def watch(self, name: str) -> Watch:
+        """What is told of a trial, by its name."""
+        group = next((own for own in self._groups if name in own.updates), None)
+        if group is None:
+            group = _GroupBar({name: self._others})
+            self._groups.append(group)
+            self._show(group, name)
+
+        def told(step: int, row: Row | None) -> None:
+            group.take(name, step, row)
+            self.progress.update(group.task, completed=sum(group.made.values()), said=group.said())
+            judged = row is not None and row["kind"] == "evaluation"
+            if row is not None and judged and not self.console.is_terminal:
+                nats = figure(row["nats"], ".4f")
+                self.console.print(f"{literal(name)}: step {step:,}: {nats}", soft_wrap=True)
+
+        return told
+
+
+class _GroupBar:
+    """What is known of the trials of a group while they go on."""
+
+    task: Any
+
+    def __init__(self, updates: dict[str, int]):
+        self.updates = updates
+        self.made = dict.fromkeys(updates, 0)
+        self.best = math.inf
+        self.diverged: set[str] = set()
+
+    def take(self, name: str, step: int, row: Row | None) -> None:
+        """Takes note of what a trial has come to."""
+        self.made[name] = step
+        if row is None or "nats" not in row:
+            return
+        if row["nats"] is None:
+            self.diverged.add(name)
+        elif row["kind"] == "evaluation":
+            self.best = min(self.best, row["nats"])
+
+    def said(self) -> str:
+        """Beside the bar."""
+        over = sum(self.made[name] >= steps for name, steps in self.updates.items() if steps)
+        alive = len(self.updates) - over - len(self.diverged)
+        best = "" if math.isinf(self.best) else f", best {self.best:.4f}"
+        diverged = f", {len(self.diverged)} diverged" if self.diverged else ""
+        return f"{alive} alive{best}{diverged}"

@@ -1,0 +1,159 @@
+"""Jobs in processes of this machine, each with cores, or a GPU, of its own.
+
+The workers are in sessions of their own, so that an interrupt from the keyboard reaches this
+process alone, which passes it on: they save and leave. A second one ends them where they are.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import lm_jax
+from lm_jax.settings import UserError
+from lm_jax.sweeps import worker
+from lm_jax.sweeps.follow import Follower
+from lm_jax.sweeps.jobs import Ended, Job, Watcher
+
+BETWEEN_LOOKS = 0.1  # seconds
+
+
+class Share(NamedTuple):
+    """What of the machine a worker has to itself."""
+
+    cores: list[int]
+    gpu: str | None
+
+
+class _Worker(NamedTuple):
+    process: subprocess.Popen
+    job: Job
+    path: Path
+    share: Share
+
+
+class Processes:
+    """Runs each job in a fresh process, several at once.
+
+    Attributes:
+      workers: how many at once.
+    """
+
+    def __init__(self, workers: int | None = None):
+        """Divides the machine.
+
+        Args:
+          workers: how many; None: one a GPU, or two on a machine without.
+
+        Raises:
+          UserError: there are not so many GPUs, or cores.
+        """
+        gpus, cores = _gpus(), cores_here()
+        workers = workers or len(gpus) or min(2, len(cores))
+        if gpus and workers > len(gpus):
+            raise UserError(f"workers={workers} is more than the {len(gpus)} GPUs of this machine")
+        if workers > len(cores):
+            raise UserError(f"workers={workers} is more than the {len(cores)} cores there are")
+        bounds = [worker * len(cores) // workers for worker in range(workers + 1)]
+        self.workers = workers
+        self._shares = [
+            Share(cores[bounds[i] : bounds[i + 1]], gpus[i] if gpus else None)
+            for i in range(workers)
+        ]
+
+    def fresh(self) -> "Processes":
+        """What does a job in a fresh process."""
+        return self
+
+    def run(
+        self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
+    ) -> Iterator[Ended]:
+        """See `Executor`."""
+        waiting, free, working = deque(jobs), list(self._shares), list[_Worker]()
+        follower = None if watch is None else Follower(watch)
+        passed_on = 0
+        try:
+            while working or (waiting and not received):
+                while waiting and free and not received:
+                    working.append(_started(waiting.popleft(), free.pop(0)))
+                for number in received[passed_on:]:
+                    passed_on += 1
+                    for one in working:
+                        one.process.send_signal(number)
+                if follower is not None:
+                    follower.look([one.job for one in working])
+                gone = [one for one in working if one.process.poll() is not None]
+                for one in gone:
+                    if follower is not None:
+                        follower.look([one.job], last=True)
+                    working.remove(one)
+                    free.append(one.share)
+                    _let_go(one)
+                    yield worker.ended(one.job, one.path, _how(one))
+                if not gone:
+                    time.sleep(BETWEEN_LOOKS)
+        finally:
+            for one in working:
+                one.process.kill()
+                one.process.wait()
+                _let_go(one)
+
+
+def _started(job: Job, share: Share) -> _Worker:
+    path = worker.written(job, len(share.cores), share.cores)
+    root = str(Path(lm_jax.__file__).parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
+    if share.gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = share.gpu
+    with path.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", worker.__name__, str(path)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _Worker(process, job, path, share)
+
+
+def _let_go(one: _Worker) -> None:
+    assert one.process.stdin is not None
+    one.process.stdin.close()
+
+
+def _how(one: _Worker) -> str:
+    """What is said of the trials that a worker has left behind."""
+    status, log = one.process.returncode, one.path.with_suffix(".log")
+    if status >= 0:
+        return f"its process ended with status {status}; see {log}"
+    name = signal.Signals(-status).name
+    hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}; see {log}"
+
+
+def cores_here() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _gpus() -> list[str]:
+    """The GPUs that a JAX process would see, by what CUDA_VISIBLE_DEVICES calls them.
+
+    JAX itself is not asked: it would take the memory that the workers need.
+    """
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not importlib.util.find_spec("jax_plugins"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]

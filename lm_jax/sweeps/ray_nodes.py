@@ -1,0 +1,175 @@
+"""Jobs on the nodes of a Ray cluster. This is the only module that knows Ray.
+
+Nodes need not share a disk: a job takes what there is of its trials with it, is done in a folder of
+its node, and its trials come home when it ends, or when it is told to stop. So a job whose node has
+died is begun again on another node from where it stood when it left home.
+"""
+
+import dataclasses
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_jax
+from lm_jax.settings import UserError
+from lm_jax.sweeps import worker
+from lm_jax.sweeps.failures import Failure
+from lm_jax.sweeps.follow import Follower
+from lm_jax.sweeps.jobs import Ended, Job, Watcher
+from lm_jax.sweeps.parcel import packed, unpack
+from lm_jax.sweeps.work import do
+
+BETWEEN_LOOKS = 1.0  # seconds
+MOVES = 3  # nodes that may die under a job before it counts as a failure
+
+
+class Ray:
+    """Runs each job as a task of a Ray cluster, in a fresh process of one of its nodes."""
+
+    def __init__(self, cores: int = 1):
+        """Joins the cluster that there is (RAY_ADDRESS says where), or starts one of this machine.
+
+        To be called before signals are collected: Ray has handlers of its own.
+
+        Args:
+          cores: of each job. Where the cluster has GPUs, each job has one of them, too.
+
+        Raises:
+          UserError: Ray is not installed, or cannot be reached, or no job fits.
+        """
+        try:
+            import ray  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError("--executor ray needs Ray: pip install ray") from None
+        self._ray, self._cores = ray, cores
+        if not ray.is_initialized():
+            # The nodes work with this very code, whatever they have installed.
+            code = {"py_modules": [str(Path(lm_jax.__file__).parent)]}
+            quiet = {"log_to_driver": False, "logging_level": "error"}
+            try:
+                ray.init(address="auto", runtime_env=code, **quiet)
+            except ConnectionError as error:
+                if "RAY_ADDRESS" in os.environ:
+                    raise UserError(f"there is no Ray cluster to be reached: {error}") from None
+                ray.init(address="local", include_dashboard=False, runtime_env=code, **quiet)
+        if not self.workers:
+            raise UserError(f"no job of {cores} cores fits into the Ray cluster")
+
+    @property
+    def workers(self) -> int:
+        """How many jobs the cluster has room for, as it is now."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        has_gpus = self._gpus > 0
+        room = [int(node.get("CPU", 0) // self._cores) for node in nodes]
+        gpus = [int(node.get("GPU", 0)) for node in nodes]
+        return sum(map(min, room, gpus) if has_gpus else room)
+
+    @property
+    def _gpus(self) -> int:
+        """Of each job."""
+        return int(self._ray.cluster_resources().get("GPU", 0) > 0)
+
+    def fresh(self) -> "Ray":
+        """See `Executor`."""
+        return self
+
+    def run(
+        self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
+    ) -> Iterator[Ended]:
+        """See `Executor`; `watch` is told of a job's trials when they come home."""
+        ray = self._ray
+        follower = None if watch is None else Follower(watch)
+        waiting = deque((job, MOVES) for job in jobs)
+        away: dict[Any, tuple[Job, int]] = {}
+        bell = ray.remote(num_cpus=0)(_Bell).options(scheduling_strategy=self._at_home()).remote()
+        texts = {id(job.text): ray.put(job.text) for job in jobs}
+        rung = False
+        try:
+            while away or (waiting and not received):
+                if received and not rung:
+                    rung = bell.ring.remote() is not None
+                while waiting and not received and len(away) < max(1, self.workers):
+                    job, moves = waiting.popleft()
+                    away[self._sent(job, texts[id(job.text)], bell)] = job, moves
+                home, _ = ray.wait(list(away), timeout=BETWEEN_LOOKS)
+                for task in home:
+                    job, moves = away.pop(task)
+                    try:
+                        parcel, failed = ray.get(task)
+                    except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
+                        if moves:
+                            waiting.appendleft((job, moves - 1))
+                        else:
+                            yield Ended(job, {}, _told(error))
+                    except ray.exceptions.RayError as error:
+                        yield Ended(job, {}, _told(error))
+                    else:
+                        unpack(job, parcel)
+                        if follower is not None:
+                            follower.look([job], last=True)
+                        yield Ended(job, failed)
+        finally:
+            for task in away:
+                ray.cancel(task, force=True)
+            ray.kill(bell)
+
+    def _at_home(self) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore
+
+        here = self._ray.get_runtime_context().get_node_id()
+        return NodeAffinitySchedulingStrategy(here, soft=True)
+
+    def _sent(self, job: Job, text: Any, bell: Any) -> Any:
+        # A fresh process for each task; what is to be tried again is decided elsewhere.
+        task = self._ray.remote(
+            num_cpus=self._cores, num_gpus=self._gpus, max_calls=1, max_retries=0
+        )(_worked)
+        bare = dataclasses.replace(job, text=None)
+        return task.remote(bare, text, packed(job), worker.inherited(), self._cores, bell)
+
+
+class _Bell:
+    """What tells the tasks to stop."""
+
+    def __init__(self):
+        self._rung = False
+
+    def ring(self) -> None:
+        self._rung = True
+
+    def rung(self) -> bool:
+        return self._rung
+
+
+def _worked(
+    job: Job, text: Any, parcel: bytes, settings: dict[str, Any], cores: int, bell: Any
+) -> tuple[bytes, dict[int, Failure]]:
+    """Does a job on a node; gives its trials' directories, and what went wrong."""
+    # Compiled programs suit the processor that they were compiled on.
+    worker.inherit({**settings, "jax_compilation_cache_dir": None}, cores)
+    with tempfile.TemporaryDirectory(prefix="lm_jax-") as folder:
+        job = dataclasses.replace(job, text=text, sweep_dir=Path(folder))
+        unpack(job, parcel)
+        received: list[signal.Signals] = []
+        threading.Thread(target=_listen, args=(bell, received), daemon=True).start()
+        failed = do(job, received)
+        return packed(job), failed
+
+
+def _listen(bell: Any, received: list[signal.Signals]) -> None:
+    import ray  # pyright: ignore[reportMissingImports]
+
+    while not ray.get(bell.rung.remote()):
+        time.sleep(BETWEEN_LOOKS)
+    received.append(signal.SIGTERM)
+
+
+def _told(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error  # of what the task itself has raised
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"

@@ -1,0 +1,107 @@
+"""A job done: its trials trained, side by side where they can be, and what goes wrong written down.
+
+Where the program of a group does not find the memory that it needs, half as many lanes are tried,
+each from its newest checkpoint, down to one.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Sequence
+
+import jax
+
+from lm_jax.config import Data, train_of
+from lm_jax.data.corpus import Corpus, load
+from lm_jax.sweeps.failures import Failure, forget, record
+from lm_jax.sweeps.group import train_group
+from lm_jax.sweeps.jobs import Job, Watcher
+from lm_jax.sweeps.plan import Trial
+from lm_jax.training.loop import opened
+
+
+def do(
+    job: Job, received: list[signal.Signals], watch: Watcher | None = None
+) -> dict[int, Failure]:
+    """Trains the trials of a job to their ends, or goes on where an earlier attempt stopped.
+
+    Args:
+      job: what to do.
+      received: signals to stop, as they come in; all is saved then.
+      watch: see `Watcher`.
+
+    Returns:
+      what went wrong with a trial, by its number; the others have gone on. It is in the trials'
+      directories, too.
+    """
+    return _in_rows(job, received, watch) if job.vectorised else _in_turn(job, received, watch)
+
+
+def _in_rows(job: Job, received: list[signal.Signals], watch: Watcher | None) -> dict[int, Failure]:
+    failed: dict[int, Failure] = {}
+    left = list(job.trials)
+    lanes = min(job.lanes or len(left), len(left))
+    while left and not received:
+        now, left = left[:lanes], left[lanes:]
+        wrong = _row(job, now, received, watch)
+        if lanes > 1 and any(_out_of_memory(failure) for failure in wrong.values()):
+            lanes //= 2
+            short = [t for t in now if t.number in wrong and _out_of_memory(wrong[t.number])]
+            wrong = {n: failure for n, failure in wrong.items() if not _out_of_memory(failure)}
+            left = short + left
+        for trial in now:
+            if trial.number in wrong:
+                record(job.place(trial), wrong[trial.number], job.attempt)
+            elif trial not in job.unfinished():
+                forget(job.place(trial))
+        failed |= wrong
+    return failed
+
+
+def _row(
+    job: Job, trials: Sequence[Trial], received: list[signal.Signals], watch: Watcher | None
+) -> dict[int, Failure]:
+    try:
+        corpus = load(trials[0].config.data, job.text)
+        judge, rungs = None, ()
+        if job.halving is not None:
+            judge = job.halving.judge(job.sweep_dir)
+            rungs = job.halving.rungs(train_of(trials[0].config).steps)
+        wrong = train_group(
+            trials, job.sweep_dir, corpus, received, watch=watch, judge=judge, rungs=rungs
+        )
+        return {trial.number: Failure.of(error) for trial, error in wrong.items()}
+    except Exception as error:  # it is everyone's who is not through
+        failure, left = Failure.of(error), job.unfinished()
+        return {trial.number: failure for trial in trials if trial in left}
+
+
+def _out_of_memory(failure: Failure) -> bool:
+    is_xla = failure.type in (jax.errors.JaxRuntimeError.__name__, "XlaRuntimeError")
+    return is_xla and "RESOURCE_EXHAUSTED" in failure.error
+
+
+def _in_turn(job: Job, received: list[signal.Signals], watch: Watcher | None) -> dict[int, Failure]:
+    failed: dict[int, Failure] = {}
+    known: tuple[Data, Corpus] | None = None
+    for trial in job.trials:
+        if received:
+            break
+        try:
+            data = trial.config.data
+            if job.halving is not None and trial.config.train is not None:
+                # It is asked at its rungs, as those are that are trained side by side.
+                failed |= _in_rows(dataclasses.replace(job, trials=(trial,)), received, watch)
+                continue
+            if known is None or known[0] != data:
+                known = data, load(data, job.text)
+            told = None if watch is None else watch(trial)
+            place = job.place(trial)
+            with opened(trial.config, place, known[1], received, told) as work:
+                if work is not None:
+                    work.run()
+            if trial not in job.unfinished():
+                forget(job.place(trial))
+        except Exception as error:  # whatever it is, it is this trial's
+            failed[trial.number] = Failure.of(error)
+            record(job.place(trial), failed[trial.number], job.attempt)
+    return failed

@@ -1,0 +1,97 @@
+"""A worker: a Python process that does one job and leaves.
+
+    python -m lm_jax.sweeps.worker JOBFILE
+
+It writes what became of the job beside the job's file; where that is missing, it has died. It saves
+and leaves when its standard input ends, too, so that it does not outlive the process that started
+it, however that one ends.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm_jax.sweeps.failures import Failure
+from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
+from lm_jax.sweeps.work import do
+from lm_jax.training.journal import write_whole
+from lm_jax.training.signals import stop_signals
+
+INHERITED = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_rank_promotion",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+"""Settings of JAX that bits depend on, or where compiled programs are kept."""
+
+
+def inherited() -> dict[str, Any]:
+    """Those settings, as they are here."""
+    return {name: getattr(jax.config, name) for name in INHERITED}
+
+
+def inherit(settings: dict[str, Any], devices: int) -> None:
+    """Makes them so in a process that has not used JAX yet, with so many CPU devices."""
+    for name, value in {**settings, "jax_num_cpu_devices": devices}.items():
+        jax.config.update(name, value)
+
+
+def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
+    """Writes a job for a worker; returns its file.
+
+    Args:
+      job: what to do.
+      devices: into how many the CPU is to be divided.
+      cores: those that the worker is to keep to, where nothing else sees to that.
+    """
+    path = job.sweep_dir / "jobs" / f"{job.name}.json"
+    _outcome(path).unlink(missing_ok=True)
+    write_job(job, path, devices=devices, cores=cores, jax=inherited())
+    return path.absolute()
+
+
+def ended(job: Job, path: Path, how: str) -> Ended:
+    """What became of a job whose worker is gone, with `how` it went."""
+    try:
+        told = json.loads(_outcome(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Ended(job, {}, how)
+    return Ended(job, {int(number): Failure(**failure) for number, failure in told.items()}, how)
+
+
+def run(path: Path) -> int:
+    """Does a job; returns the exit status."""
+    job, told = read_job(path)
+    if told["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, told["cores"])
+    inherit(told["jax"], told["devices"])
+    with stop_signals() as received:
+        failed = do(job, received)
+    told = {number: failure._asdict() for number, failure in failed.items()}
+    write_whole(_outcome(path), json.dumps(told))
+    return 128 + received[0] if received else 0
+
+
+def _outcome(path: Path) -> Path:
+    return path.with_suffix(".outcome.json")
+
+
+def _leave_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    sys.exit(run(Path(sys.argv[1])))

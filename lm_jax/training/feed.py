@@ -1,0 +1,27 @@
+"""What a config's updates read: the task, or the training text, whole or in windows."""
+
+from functools import partial
+
+from lm_jax.config import Config
+from lm_jax.data.batches import Source, sentences, streams
+from lm_jax.data.corpus import Corpus
+from lm_jax.data.windows import Feed, Whole, Windows, window_of
+
+
+def source_of(config: Config, corpus: Corpus, length: int) -> Source:
+    """The task, or the training text on the device, read as the config says, `length` at a time."""
+    if corpus.task is not None:
+        return corpus.task
+    read = streams if config.data.batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
+
+
+def feed_of(config: Config, corpus: Corpus, length: int) -> Feed:
+    """The same on its way to the device: in windows, where it does not fit or that is asked for."""
+    tokens = corpus.train.tokens
+    if corpus.task is None and config.data.batching == "streams":
+        updates = window_of(tokens, config.data, length)
+        if updates is not None:
+            boundary, batch_size = corpus.vocabulary.boundary, config.data.batch_size
+            return Windows(tokens, boundary, batch_size, length, updates)
+    return Whole(source_of(config, corpus, length), length)

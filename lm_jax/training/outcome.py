@@ -1,0 +1,99 @@
+"""What a run writes of itself: a row for each record of its updates, and at its end its result."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from lm_jax import models
+from lm_jax.config import Config, train_of
+from lm_jax.data.markov import floor
+from lm_jax.models.base import Params
+from lm_jax.training.checkpoint import digest
+from lm_jax.training.journal import Row
+from lm_jax.training.step import TrainState
+
+
+def train_row(state: TrainState, *, epoch: int, made: int, trained: float, seconds: float) -> Row:
+    """The row of metrics.jsonl for the updates since the last one.
+
+    Args:
+      state: whose record it is.
+      epoch: updates of an epoch.
+      made: how many of the record's updates this process has made.
+      trained: the seconds that those took.
+      seconds: of all updates.
+    """
+    record = jax.tree.map(np.asarray, state.record)
+    steps, step = int(record.steps), int(state.step)
+    row = {
+        "step": step,
+        "kind": "train",
+        "split": "train",
+        "epoch": step / epoch,
+        "nats": float(record.nats / record.tokens),
+        "grad_norm": float(record.grad_norm / steps),
+        "grad_norm_max": float(record.grad_norm_max),
+        "grad_norm_clipped": float(record.clipped_norm / steps),
+        "clipped": float(record.clipped / steps),
+        "learning_rate": float(record.learning_rate),
+        "tokens": int(record.tokens),
+        "tokens_per_second": float(record.tokens) * (made / steps) / max(trained, 1e-9),
+        "seconds": seconds,
+    }
+    if record.deltas is not None:
+        row["delta_norms"] = (record.deltas / steps).tolist()
+    return row
+
+
+def kept(state: TrainState) -> tuple[int, Params]:
+    """The parameters that a run ends with, and their step."""
+    if state.best_params is None or int(state.verdict.step) == 0:
+        return int(state.step), state.judged
+    return int(state.verdict.best_step), state.best_params
+
+
+def result(
+    config: Config,
+    state: TrainState,
+    rows: Sequence[Row],
+    *,
+    status: str,
+    splits: Mapping[str, Row],
+    seconds: float,
+) -> Row:
+    """What result.json holds.
+
+    Args:
+      config: resolved.
+      state: the last one.
+      rows: of metrics.jsonl.
+      status: how the run ended.
+      splits: the figures of the kept parameters, where they were taken.
+      seconds: of all updates.
+    """
+    (parameters_step, params), step = kept(state), int(state.step)
+    vectors = {
+        row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
+        for row in rows
+        if row["kind"] == "vectors"
+    }
+    return {
+        "status": status,
+        "step": step,
+        "stopped_early": status == "finished" and step < train_of(config).steps,
+        "parameters_step": parameters_step,
+        "splits": splits,
+        "parameters": models.count(params),
+        "sha256": digest(params),
+        "seconds": seconds,
+        "tokens_per_second": _speed(rows),
+        **vectors,
+        **floor(config.data),
+    }
+
+
+def _speed(rows: Sequence[Row]) -> float:
+    """Training tokens a second: the median over the records, one of which compiles."""
+    speeds = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
+    return float(np.median(speeds)) if speeds else 0.0

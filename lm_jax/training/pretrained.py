@@ -1,0 +1,22 @@
+"""The pretrained word vectors that a run begins with."""
+
+import numpy as np
+
+from lm_jax.config import Config, Network
+from lm_jax.data.corpus import Corpus
+from lm_jax.data.vectors import Vectors, read_vectors
+
+
+def pretrained(config: Config, corpus: Corpus) -> Vectors | None:
+    """The vectors that a fresh run begins with, where its config names some."""
+    model = config.model
+    if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
+        return None
+    return read_vectors(
+        model.vectors,
+        corpus.vocabulary,
+        model.embedding_size,
+        name=f"model.vectors={model.vectors}",
+        seed=config.seed,
+        counts=np.bincount(corpus.train.tokens, minlength=len(corpus.vocabulary)),
+    )

@@ -1,0 +1,127 @@
+"""The lanes of a batch on several devices: what one device computes, to rounding.
+
+Four devices of the CPU are made in a process of its own, where the comparisons are made; here its
+findings are judged.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm_jax.settings import UserError
+from lm_jax.training.devices import device_count, mesh_of
+
+WORK = """
+import json, os, re, sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_compilation_cache_dir", {cache!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import lm_jax, tiny
+from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Train
+from lm_jax.settings import UserError, shape
+from lm_jax.training.feed import source_of
+from lm_jax.training.loop import prepared
+from lm_jax.training.step import arguments, program
+
+def config(model, batch_size=4, **train):
+    model = dict(hidden_size=8, embedding_size=4) | model
+    data = Data(source="memory", batch_size=batch_size, length=8)
+    return Config(data=data, model=RNN(**model), train=Train(**train))
+
+def apart(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()) for a, b in pairs)
+
+CASES = {{
+    "lstm": (dict(cell="lstm", layers=2), dict(clip_norm=0.1)),
+    "gru": (dict(cell="gru", dropout=RecurrentDropout(outputs=0.3)), dict()),
+    "watched": (dict(cell="gru"), dict(probe=LiveProbe(), recompute="sqrt")),
+    "full": (dict(), dict(gradient="full")),
+    "truncated": (dict(), dict(gradient="truncated", k1=4, k2=8)),
+}}
+found = {{"apart": {{}}, "within": {{}}, "sharded": {{}}}}
+for name, (model, train) in CASES.items():
+    chosen, corpus = prepared(config(model, **train), tiny.TEXT)
+    values, ends = arguments(chosen), []
+    for devices in (1, 4):
+        made = program(shape(chosen), len(corpus.vocabulary), devices)
+        state = made.init(values)
+        source = source_of(chosen, corpus, made.length)
+        compiled = made.advance.lower(state, source, values, 3).compile()
+        ends.append(made.advance(state, source, values, 3))
+    found["apart"][name] = apart(*((s.params, s.opt_state, s.carry, s.record) for s in ends))
+    sent = [line for line in compiled.as_text().splitlines()
+            if re.search(r" (all-|collective-|reduce-scatter)[\\w-]*\\(", line)]
+    found["within"][name] = sum(line.count("while/body") > 1 for line in sent)
+    found["sharded"][name] = [
+        [len(leaf.addressable_shards), leaf.addressable_shards[0].data.size * 4 == leaf.size]
+        for leaf in jax.tree.leaves(ends[1].carry)
+    ]
+ends = []
+for folder, counts in (("a", (1, 1)), ("b", (4, 2))):
+    for steps, count in zip((2, 4), counts):
+        run = lm_jax.train(config(dict(cell="lstm"), steps=steps, validate_every=2),
+                           os.path.join({folder!r}, folder), text=tiny.TEXT, devices=count)
+    ends.append(run.params)
+found["resumed"] = [int(run.step), apart(*ends)]
+try:
+    lm_jax.train(config(dict(), batch_size=6), os.path.join({folder!r}, "c"), text=tiny.TEXT)
+except UserError as error:
+    found["refused"] = str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    import jax
+
+    work = WORK.format(
+        root=str(Path(__file__).parents[1]),
+        folder=str(tmp_path_factory.mktemp("runs")),
+        cache=str(jax.config.jax_compilation_cache_dir),
+    )
+    made = subprocess.run(
+        [sys.executable, "-W", "error", "-c", work], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def test_several_devices_train_as_one_does(found):
+    """Parameters, optimizer and carry after three updates, with dropout, and with δ_t watched."""
+    assert max(found["apart"].values()) < 1e-12
+
+
+def test_each_device_has_its_own_lanes(found):
+    assert found["sharded"]["lstm"] == [[4, True]] * 4
+
+
+def test_no_device_waits_for_another_within_the_recurrence(found):
+    for name in ("lstm", "gru"):  # "watched" recomputes, and adds up once a segment
+        assert found["within"][name] == 0
+
+
+def test_a_run_goes_on_with_another_number_of_devices(found):
+    step, apart = found["resumed"]
+    assert step == 4
+    assert apart < 1e-12
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(found):
+    assert "data.batch_size=6 cannot be shared evenly by 4 devices" in found["refused"]
+
+
+def test_more_devices_than_there_are_is_refused():
+    for devices in (0, 1000):
+        with pytest.raises(UserError, match=f"devices={devices}"):
+            device_count(devices)
+    assert device_count(1) == 1
+    assert mesh_of(1, 3) is None

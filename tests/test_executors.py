@@ -1,0 +1,257 @@
+"""Executors: the same trials come out, wherever they are trained and whatever dies on the way."""
+
+import dataclasses
+import json
+import signal
+from typing import NamedTuple
+
+import jax
+import pytest
+import tiny
+
+from lm_jax.config import RNN, NGram, override
+from lm_jax.settings import UserError
+from lm_jax.sweeps import work
+from lm_jax.sweeps.executors import Here, execute, executor_called
+from lm_jax.sweeps.group import train_group
+from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
+from lm_jax.sweeps.plan import Trial
+from lm_jax.sweeps.processes import Processes
+from lm_jax.training import load_run
+from lm_jax.training.checkpoint import steps_saved
+from lm_jax.training.descent import Descent
+from lm_jax.training.journal import read_result
+from lm_jax.training.loop import prepared
+
+BASE = tiny.config(
+    model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
+)
+
+
+class Group(NamedTuple):
+    trials: list[Trial]
+    vectorised: bool = True
+
+
+def trial(number, **changes):
+    config, _ = prepared(override(BASE, {"seed": number, **changes}), tiny.TEXT)
+    return Trial(number, f"trial {number}", {}, config, f"trials/{number:03d}")
+
+
+def group(count=3, **changes):
+    return Group([trial(number, **changes) for number in range(1, count + 1)])
+
+
+def done(groups, path, executor, **options):
+    jobs = divided(groups, path, workers=executor.workers, text=tiny.TEXT)
+    return list(execute(jobs, executor, [], **options))
+
+
+def bits(path, trials):
+    return {t.number: load_run(path / t.directory).result["sha256"] for t in trials}
+
+
+def failure(path, trial):
+    return json.loads((path / trial.directory / "error.json").read_text())
+
+
+class Again(Here):
+    """An executor whose retries are made in this process, too."""
+
+    def fresh(self):
+        return self
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    (ended,) = done([group()], path, Here())
+    assert ended.failed == {}
+    return bits(path, group().trials)
+
+
+PLANT = """
+import os, pathlib, signal
+from lm_jax.training import descent
+
+real, flag = descent.Descent._save, pathlib.Path({flag!r})
+
+def save(self):
+    step = int(self.state.step)
+    if self.run_dir.name == "002" and step == 10:
+        raise OSError("no space left on device")
+    if self.run_dir.name == "003" and step == 10 and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self)
+
+descent.Descent._save = save
+"""
+
+
+def test_two_processes_one_killed_and_one_trial_that_always_breaks(
+    undisturbed, tmp_path, monkeypatch
+):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(PLANT.format(flag=str(tmp_path / "flag")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    told = {}
+
+    def watch(trial):
+        return lambda step, row: told.setdefault(trial.number, []).append(row["step"])
+
+    path, trials = tmp_path / "sweep", group().trials
+    jobs = divided([group()], path, workers=2, text=tiny.TEXT)
+    assert [[t.number for t in job.trials] for job in jobs] == [[1, 2], [3]]
+    ends = list(execute(jobs, Processes(2), [], watch=watch))
+    first, second = ends[:2], ends[2:]
+    assert {number for ended in first for number in ended.failed} == {2, 3}
+    (killed,) = (ended.failed[3] for ended in first if 3 in ended.failed)
+    assert "was ended by SIGKILL" in killed.error
+    # Each is tried again by itself: one comes through, the other is given up.
+    assert sorted(len(ended.job.trials) for ended in second) == [1, 1]
+    assert [number for ended in second for number in ended.failed] == [2]
+    broken = failure(path, trials[1])
+    assert (broken["error"], broken["type"]) == ("OSError: no space left on device", "OSError")
+    assert broken["attempt"] == 2
+    assert "in save" in broken["traceback"]
+    assert not (path / trials[2].directory / "error.json").exists()
+    sound = [trials[0], trials[2]]
+    assert bits(path, sound) == {t.number: undisturbed[t.number] for t in sound}
+    assert told[1] == sorted(told[1])
+    assert told[1][-1] == told[3][-1] == 20
+
+
+def test_a_signal_is_passed_on_and_leaves_trials_that_go_on(tmp_path):
+    received, long = [], Group([trial(n, **{"train.steps": 10**6}) for n in (1, 2)])
+
+    def watch(trial):
+        return lambda step, row: received or received.append(signal.SIGTERM)
+
+    jobs = divided([long, group(1)], tmp_path, lanes=2, text=tiny.TEXT)
+    (ended,) = execute(jobs, Processes(1), received, watch=watch)
+    assert ended.failed == {}
+    for stopped in long.trials:
+        run_dir = tmp_path / stopped.directory
+        result = read_result(run_dir)
+        assert result["status"] == "stopped"
+        assert max(steps_saved(run_dir)) == result["step"] > 0
+        assert not (run_dir / "error.json").exists()
+
+
+def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, monkeypatch):
+    real, calls = Descent.restored, []
+
+    def broken(self):
+        if self.run_dir.name == "002" and len(calls) < 2:
+            calls.append(self)
+            raise ZeroDivisionError
+        return real(self)
+
+    monkeypatch.setattr(Descent, "restored", broken)
+    ends = []
+    for ended in execute(divided([group()], tmp_path, text=tiny.TEXT), Again(), [], retries=2):
+        ends.append(ended)
+        for number in ended.failed:
+            told = failure(tmp_path, group().trials[number - 1])
+            assert (told["error"], told["attempt"]) == ("ZeroDivisionError", len(ends))
+    assert [list(ended.failed) for ended in ends] == [[2], [2], []]
+    assert not (tmp_path / group().trials[1].directory / "error.json").exists()
+    assert bits(tmp_path, group().trials) == undisturbed
+
+
+def test_half_as_many_lanes_where_memory_is_short(undisturbed, tmp_path, monkeypatch):
+    widths = []
+
+    def short(trials, *arguments, **options):
+        widths.append(len(trials))
+        if len(trials) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return train_group(trials, *arguments, **options)
+
+    monkeypatch.setattr(work, "train_group", short)
+    (ended,) = done([group()], tmp_path, Here())
+    assert (widths, ended.failed) == ([3, 1, 1, 1], {})
+    assert bits(tmp_path, group().trials) == undisturbed
+
+
+def test_memory_that_is_short_for_one_is_a_failure_of_each(tmp_path, monkeypatch):
+    def short(trials, *arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    monkeypatch.setattr(work, "train_group", short)
+    (ended,) = done([group()], tmp_path, Here(), retries=0)
+    assert sorted(ended.failed) == [1, 2, 3]
+    assert "RESOURCE_EXHAUSTED" in failure(tmp_path, group().trials[2])["error"]
+
+
+def test_trials_that_share_no_program_are_done_in_turn(tmp_path):
+    counted = [
+        trial(n, **{"model.kind": "ngram", "model.order": n, "model.bounded": False})
+        for n in (1, 2)
+    ]
+    assert isinstance(counted[0].config.model, NGram)
+    wrong = trial(3)
+    config = override(wrong.config, {"data.source": "file", "data.train": str(tmp_path / "no.txt")})
+    wrong = dataclasses.replace(wrong, config=config)
+    ends = done([Group([t], vectorised=False) for t in (*counted, wrong)], tmp_path, Again())
+    assert [list(ended.failed) for ended in ends] == [[3], [3]]
+    assert failure(tmp_path, wrong)["type"] == "UserError"
+    assert all(is_over(tmp_path / t.directory, t.config) for t in counted)
+
+
+def test_a_run_that_is_asked_for_more_is_not_over(tmp_path):
+    done([group(1)], tmp_path, Here())
+    (one,) = group(1).trials
+    assert is_over(tmp_path / one.directory, one.config)
+    assert not is_over(tmp_path / one.directory, override(one.config, {"train.steps": 21}))
+    assert not is_over(tmp_path / "nothing", one.config)
+
+
+def test_every_worker_has_a_job_and_no_trial_two(tmp_path):
+    single = Group([trial(9)], vectorised=False)
+    for workers, lanes, sizes in (
+        (1, None, [8, 1]),
+        (2, None, [4, 4, 1]),
+        (2, 3, [3, 3, 2, 1]),
+        (5, None, [2, 2, 2, 2, 1]),
+    ):
+        jobs = divided([single, group(8)], tmp_path, workers=workers, lanes=lanes)
+        assert [len(job.trials) for job in jobs] == sizes
+        numbers = [t.number for job in jobs for t in job.trials]
+        assert numbers == list(range(1, 10))
+
+
+def test_a_job_is_told_whole(tmp_path):
+    (job,) = divided([group(2)], tmp_path, lanes=5, text=[tiny.TEXT, "a", "b"])
+    write_job(job, tmp_path / "jobs" / "1.json", cores=[3])
+    read, more = read_job(tmp_path / "jobs" / "1.json")
+    assert more == {"cores": [3]}
+    assert read.text == [tiny.TEXT, "a", "b"]
+    assert (read.sweep_dir, read.lanes, read.vectorised) == (tmp_path, 5, True)
+    assert [t.config for t in read.trials] == [t.config for t in job.trials]
+    assert read.name == job.name == "001-1"
+    assert read.alone(read.trials[1]).name == "002-2"
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "said"),
+    [
+        ("procesess", None, "--executor=procesess: choose from .*; did you mean 'processes'"),
+        ("here", 2, "--workers=2 is for --executor processes; this is here"),
+        ("processes", 10**6, "workers=1000000 is more than the"),
+    ],
+)
+def test_an_executor_that_cannot_be_had_is_refused(name, workers, said):
+    with pytest.raises(UserError, match=said):
+        executor_called(name, workers=workers)
+
+
+def test_a_gpu_is_a_workers_own(monkeypatch):
+    from lm_jax.sweeps import processes
+
+    monkeypatch.setattr(processes, "_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(processes, "_cores", lambda: [0, 1, 2, 5, 6])
+    assert Processes()._shares == [([0, 1], "4"), ([2, 5, 6], "7")]
+    with pytest.raises(UserError, match="workers=3 is more than the 2 GPUs"):
+        Processes(3)

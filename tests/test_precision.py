@@ -1,0 +1,200 @@
+"""bfloat16 products: near float32, and nothing else is rounded."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from lm_jax import gradients as g
+from lm_jax.config import Config, Data, Train
+from lm_jax.config import model as settings
+from lm_jax.data.batches import Batch
+from lm_jax.models import make
+from lm_jax.models.product import narrow_product, product
+from lm_jax.settings import UserError, shape
+from lm_jax.training import prove
+from lm_jax.training.step import arguments, program
+
+V, T, B = 12, 6, 4
+H = E = 8
+
+MODELS = {
+    "elman": settings.RNN(cell="elman", hidden_size=H, embedding_size=E, layers=2),
+    "lstm": settings.RNN(
+        cell="lstm", hidden_size=H, embedding_size=E, readout=settings.Softmax(tied=True)
+    ),
+    "gru": settings.RNN(cell="gru", hidden_size=H, embedding_size=None),
+    "reset before": settings.RNN(cell="gru", reset="before", hidden_size=H, embedding_size=E),
+    "mingru": settings.RNN(cell="mingru", hidden_size=H, embedding_size=E),
+    "window": settings.Window(order=3, hidden_size=H, embedding_size=E, layers=2),
+    "convolution": settings.Convolution(width=2, hidden_size=H, embedding_size=E, layers=2),
+    "adaptive": settings.Window(
+        order=3, hidden_size=H, embedding_size=E, readout=settings.AdaptiveSoftmax(cutoffs=(4,))
+    ),
+    "sampled": settings.Window(
+        order=3, hidden_size=H, embedding_size=E, readout=settings.SampledSoftmax(samples=4)
+    ),
+}
+
+
+def batch(key):
+    tokens = jax.random.randint(key, (T + 1, B), 0, V)
+    return Batch(tokens[:-1], tokens[1:], jnp.ones((T, B), bool), jnp.ones(B, bool))
+
+
+@pytest.fixture
+def float32():
+    """As a user has it; other tests are in float64."""
+    with jax.enable_x64(False):
+        yield
+
+
+def estimate(config, key, dtype="bfloat16", estimator=g.explicit_bptt):
+    """(function of params and the carry, params, carry)."""
+    model = make(dataclasses.replace(config, precision=dtype), V).noisy(key)
+    grad_fn = estimator(model)
+    params, carry = model.init(key), grad_fn.init_carry(B)
+    read = batch(key)
+    return (lambda params, carry: grad_fn(params, carry, read)), params, carry
+
+
+def products(jaxpr):
+    """Every dot_general of a program, those within loops and calls among them."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: isinstance(v, (list, tuple))):
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(inner, ClosedJaxpr):
+                    yield from products(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    yield from products(inner)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_near_that_of_float32_and_of_its_type(name, key, float32):
+    found, exact = (
+        jax.jit(f)(params, carry)
+        for f, params, carry in (estimate(MODELS[name], key, p) for p in ("bfloat16", "float32"))
+    )
+    # A factor is off by at most 2^-9 of itself, a product of two by 2^-8, and a handful of products
+    # follow one another here; their errors have both signs.
+    np.testing.assert_allclose(found[0], exact[0], rtol=2**-7)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == b.dtype
+    error, size = (
+        jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+        for tree in (jax.tree.map(jnp.subtract, found[2], exact[2]), exact[2])
+    )
+    assert 0 < error < 2**-5 * size
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_has_narrow_factors_and_a_float32_sum(name, key, float32):
+    f, params, carry = estimate(MODELS[name], key)
+    found = list(products(jax.make_jaxpr(f)(params, carry).jaxpr))
+    assert found
+    for eqn in found:
+        factors = {var.aval.dtype.name for var in eqn.invars}
+        asked = "BF16_BF16_F32" in str(eqn.params["precision"])
+        assert factors == {"bfloat16"} or (factors == {"float32"} and asked)
+        assert eqn.outvars[0].aval.dtype == jnp.float32
+
+
+def test_the_recurrence_rounds_its_weights_once(key, float32):
+    """Within the loops of the explicit pass no array as large as W_hh is rounded."""
+    f, params, carry = estimate(MODELS["lstm"], key)
+    found = inner_eqns(jax.make_jaxpr(f)(params, carry).jaxpr)
+    scans = [e for e in found if is_scan(e) and e.params["length"] == 6]
+    assert len(scans) == 2  # forwards and backwards
+    for scan in scans:
+        for eqn in inner_eqns(scan.params["jaxpr"].jaxpr):
+            if eqn.primitive.name == "convert_element_type":
+                assert eqn.outvars[0].aval.size < params["layers"][0]["W_hh"].size
+
+
+def is_scan(eqn):
+    return eqn.primitive.name == "scan"
+
+
+def inner_eqns(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(inner, ClosedJaxpr):
+                    yield from inner_eqns(inner.jaxpr)
+
+
+def test_float32_is_the_product_of_jax(key, float32):
+    """The program is the very one of x @ W: nothing is cast, and no algorithm asked for."""
+    x, W = jnp.ones((3, 2)), jnp.ones((2, 4))
+    ours, plain = (
+        str(jax.make_jaxpr(jax.grad(lambda x, W: f(x, W).sum(), (0, 1)))(x, W))  # noqa: B023
+        for f in (product, jnp.matmul)
+    )
+    assert narrow_product(x, W).dtype == jnp.float32
+    for line in ours, plain:
+        assert "convert_element_type" not in line
+        assert "bf16" not in line
+    f, params, carry = estimate(MODELS["lstm"], key, "float32")
+    text = str(jax.make_jaxpr(f)(params, carry))
+    assert "bf16" not in text.lower()
+
+
+def test_a_product_goes_through_every_mode(key):
+    """Forward, reverse, forward over reverse and mapped, near x W of integers: there they are it.
+
+    Numbers below 256 have eight bits, so nothing is rounded, and all of it is exact.
+    """
+    x = jax.random.randint(key, (3, 5), -9, 9).astype(float)
+    W = jax.random.randint(key, (5, 2), -9, 9).astype(float)
+    both = [lambda x, W: product(x, W, "bfloat16"), lambda x, W: x @ W]
+    squares = [lambda x, W, f=f: jnp.sum(f(f(x, W), W.T)) for f in both]
+    pairs = [[jax.jvp(f, (x, W), (x + 1, W - 1)) for f in both]]
+    pairs += [[jax.vmap(f, (0, None))(x[:, None], W) for f in both]]
+    pairs += [[jax.vmap(f, (None, 0))(x, jnp.stack([W, W + 1])) for f in both]]
+    few = jnp.clip(x, -2, 2), jnp.clip(W, -2, 2)
+    pairs += [[jax.grad(f, (0, 1))(*few) for f in squares]]
+    pairs += [[jax.jvp(jax.grad(f, (0, 1)), few, few)[1] for f in squares]]
+    for ours, plain in pairs:
+        jax.tree.map(np.testing.assert_array_equal, ours, plain)
+    assert product(x, W, "bfloat16").dtype == x.dtype
+
+
+def test_the_explicit_pass_is_differentiated_again(key, float32):
+    f, params, carry = estimate(MODELS["elman"], key)
+    exact, _, _ = estimate(MODELS["elman"], key, "float32")
+
+    def squared(f):
+        return lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(f(p, carry)[2]))
+
+    ours, plain = (jax.jit(jax.grad(squared(f)))(params) for f in (f, exact))
+    a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (ours, plain))
+    assert jnp.linalg.norm(a - b) < 2**-3 * jnp.linalg.norm(b)
+
+
+def config(**model):
+    return Config(
+        data=Data(source="memory", batch_size=4, length=8),
+        model=settings.RNN(cell="gru", hidden_size=8, embedding_size=4, **model),
+        train=Train(steps=4),
+    )
+
+
+def test_a_state_of_training_keeps_its_type():
+    chosen = config(precision="bfloat16")
+    state = jax.eval_shape(program(shape(chosen), V).init, arguments(chosen))
+    assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
+
+
+def test_the_proof_is_of_the_function_that_is_not_rounded():
+    assert prove(config(precision="bfloat16"), text="as you like it, " * 40).holds
+
+
+def test_a_cell_of_ones_own_is_not_rounded_unasked():
+    with pytest.raises(UserError, match=r"model\.precision=bfloat16"):
+        settings.RNN(cell="mine.py:cell", precision="bfloat16")

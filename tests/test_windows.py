@@ -1,0 +1,164 @@
+"""Windows: what is read ahead from the disk trains as what is on the device, to the last bit."""
+
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import lm_jax
+from lm_jax import settings
+from lm_jax.config import Copy, Data, resolve
+from lm_jax.data import windows
+from lm_jax.data.batches import batch_at, steps_per_epoch, streams
+from lm_jax.data.windows import Windows, window_of
+from lm_jax.settings import UserError
+from lm_jax.training import state_at, step
+from lm_jax.training.checkpoint import digest, restore
+from lm_jax.training.descent import Descent
+from lm_jax.training.loop import prepared
+
+BOUNDARY = 0
+# N, B, T, W: a last window that is not full; empty lanes and a short one; windows of one update;
+# one window; a lane shorter than an update.
+TEXTS = [(67, 3, 4, 4), (23, 6, 1, 2), (40, 4, 3, 1), (30, 2, 4, 9), (7, 2, 10, 3)]
+
+
+@pytest.mark.parametrize(("N", "B", "T", "W"), TEXTS)
+def test_a_window_gives_the_batches_that_the_whole_streams_give(N, B, T, W):
+    """Every number of them, those under the mask too, over two epochs and a start in the middle."""
+    tokens = np.arange(1, N + 1, dtype=np.uint8)
+    whole, feed = streams(tokens, BOUNDARY, B), Windows(tokens, BOUNDARY, B, T, W)
+    epoch = steps_per_epoch(whole, T)
+    assert feed.epoch == epoch
+    assert feed.updates <= W
+    shapes, ends = set(), []
+    read = jax.jit(batch_at, static_argnums=2)
+    for update in [*range(2 * epoch + 1), epoch // 2]:
+        source, end = feed.at(update)
+        shapes.add((jax.tree.structure(source), tuple(leaf.shape for leaf in source[:3])))
+        ends.append(end)
+        assert update < end <= update + W
+        assert steps_per_epoch(source, T) == epoch
+        tiny.assert_trees_equal(read(source, update, T), batch_at(whole, update, T))
+    assert len(shapes) == 1
+    assert {epoch, 2 * epoch} <= set(ends)
+
+
+def test_outside_of_its_window_an_update_has_no_targets():
+    feed = Windows(np.arange(1, 61, dtype=np.uint8), BOUNDARY, 2, 5, 2)
+    source, end = feed.at(2)
+    assert end == 4
+    targets = [int(batch_at(source, update, 5).mask.sum()) for update in range(6)]
+    assert targets == [0, 0, 10, 10, 0, 0]
+
+
+def test_a_mapped_text_is_read_a_window_ahead_and_no_further(tmp_path, monkeypatch):
+    np.arange(1, 121, dtype=np.uint8).tofile(tmp_path / "tokens")
+    mapped = np.memmap(tmp_path / "tokens", np.uint8, "r")
+    feed, read = Windows(mapped, BOUNDARY, 2, 5, 3), []
+    plain = feed._window
+    monkeypatch.setattr(feed, "_window", lambda number: (read.append(number), plain(number))[1])
+    whole = streams(np.asarray(mapped), BOUNDARY, 2)
+    for update, known in [(0, {0, 1}), (2, {0, 1}), (3, {1, 2}), (9, {3, 0}), (12, {0, 1})]:
+        source, _ = feed.at(update)
+        assert set(feed._read) == known
+        tiny.assert_trees_equal(batch_at(source, update, 5), batch_at(whole, update, 5))
+    for ahead in feed._read.values():
+        ahead.result()
+    # What is held already is not read again.
+    assert read == [0, 1, 2, 3, 0, 1]
+
+
+CONFIG = tiny.config(
+    data={"batch_size": 5},
+    train={"steps": 53, "log_every": 7, "validate_every": 20, "checkpoint_every": 15},
+)
+WINDOWED = settings.bind(CONFIG, {"data.window_updates": 4})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return lm_jax.train(CONFIG, tmp_path_factory.mktemp("whole"), text=tiny.TEXT)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    return lm_jax.train(WINDOWED, tmp_path_factory.mktemp("windowed"), text=tiny.TEXT)
+
+
+def state_of(run, until=None):
+    config = resolve(run.config)
+    program = step.program(settings.shape(config), len(run.vocabulary))
+    return restore(run.run_dir, jax.eval_shape(program.init, step.arguments(config)), until=until)
+
+
+def test_training_from_windows_is_training_from_the_device(whole, windowed):
+    """Every bit of the last state, over more than two epochs, and every figure of the records."""
+    work = Descent(*prepared_work(windowed))
+    assert isinstance(work.feed, Windows)
+    assert 2 * work.feed.epoch < 53
+    assert work.feed.updates < work.feed.epoch
+    assert digest(state_of(windowed)) == digest(state_of(whole))
+    for name in ("sha256", "splits", "parameters_step"):
+        assert windowed.result[name] == whole.result[name]
+    # A field that changes no result makes no other run.
+    assert settings.digest(resolve(CONFIG)) == settings.digest(resolve(WINDOWED))
+
+
+def prepared_work(run):
+    config, corpus = prepared(run.config, tiny.TEXT)
+    return config, run.run_dir, corpus, [], lambda step, row: None
+
+
+def test_a_run_goes_on_in_windows_and_out_of_them(whole, tmp_path):
+    short = settings.bind(WINDOWED, {"train.steps": 18})
+    lm_jax.train(short, tmp_path, text=tiny.TEXT)
+    middle = settings.bind(CONFIG, {"train.steps": 31})
+    lm_jax.train(middle, tmp_path, text=tiny.TEXT)
+    run = lm_jax.train(WINDOWED, tmp_path, text=tiny.TEXT)
+    # The states differ in where a record began.
+    assert run.result["sha256"] == whole.result["sha256"]
+
+
+def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
+    for at in (0, 4, 29, 53):
+        assert digest(state_at(windowed, at, text=tiny.TEXT)) == digest(
+            state_at(whole, at, text=tiny.TEXT)
+        )
+    one, other = Descent(*prepared_work(windowed)), Descent(*prepared_work(whole))
+    for update in range(1, 9):  # as many as a probe looks at
+        tiny.assert_trees_equal(one.batch(update), other.batch(update))
+    state = one.restored(30)
+    tiny.assert_trees_equal(one.about(state), other.about(state))
+
+
+def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
+    work = Descent(*prepared_work(windowed))
+    state = work.program.init(work.numbers)
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
+    after = work.advanced(state._replace(params=broken), 11)
+    assert int(after.step) == 1
+
+
+def test_a_text_that_does_not_fit_comes_in_windows(monkeypatch):
+    tokens, data = np.zeros(1000, np.uint16), Data(batch_size=4, length=5)
+    for free, updates in ((8000, None), (7999, 2**26 // 40)):
+        monkeypatch.setattr(windows, "free_memory", lambda free=free: free)
+        assert window_of(tokens, data, 5) == updates
+    assert window_of(tokens, Data(batch_size=4, length=5, window_updates=3), 5) == 3
+
+
+def test_free_memory_is_in_bytes_and_less_than_there_is():
+    total = resource.getpagesize() * windows.os.sysconf("SC_PHYS_PAGES")
+    assert total / 1000 < windows.free_memory() <= total
+
+
+def test_windows_that_would_not_be_read_are_refused(windowed):
+    for fields in ({"batching": "sentences"}, {"task": Copy(), "length": 40}):
+        with pytest.raises(UserError, match=r"data\.window_updates is read only"):
+            Data(**fields, window_updates=3)
+    with pytest.raises(UserError, match=r"data\.window_updates.* one by one"):
+        _ = Descent(*prepared_work(windowed)).source
