@@ -1,14 +1,15 @@
 """Which learning rates does clipping allow? Learning rate against threshold, with the clip audit.
 
 Claim     Without a threshold, plain SGD on a character RNN has a learning rate above which its loss
-          gets worse or is no longer finite. With one, larger rates still learn: the step that the
-          update makes is then bounded by their product, and it is near that product that a row of
-          the map turns.
+          gets worse, or is no longer finite. With one, that rate still learns. Where every update
+          is cut, only the product of rate and threshold matters: it is the length of the update.
 Source    Clipping by the global norm: Pascanu, Mikolov & Bengio (2013), algorithm 1.
 Command   python run.py sweep clip_sweep
 Expect    for each point `clipped`, the share of its updates that were cut, and `grad_norm` and
           `grad_norm_clipped`, the mean norms before and after (in results.jsonl under `gradient`,
-          and as maps in sweep.html).
+          and as maps in sweep.html). Seen after 150 updates (one seed), best validation loss
+          in nats a character: at a rate of 10, 26.3 without a threshold, 2.30 with 0.3; 3.03 at a
+          rate of 1 and 0.03 as at 0.1 and 0.3.
 Time      under 5 minutes on two CPU cores; one program for all points: a threshold of inf cuts
           nothing, and is a number as the others are.
 """

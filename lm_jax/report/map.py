@@ -37,7 +37,7 @@ def write_sweep(sweep_dir: str | Path) -> Path:
     for status in ("diverged", "failed", "pruned", "stopped"):
         if count := sum(row["status"] == status for row in rows):
             words += f", {count} {status}"
-    write_page(path, "A sweep", f"{words}.", sweep_sections(rows))
+    write_page(path, "A sweep", f"{words}. {MEANS}", sweep_sections(rows))
     return path
 
 
@@ -46,11 +46,9 @@ def sweep_sections(rows: Sequence[Row]) -> list[Section]:
     fields = varied(rows)
     found = []
     for measure in measures(rows) if len(fields) in (1, 2) else []:
-        title = f"{measure.words[0].upper()}{measure.words[1:]}"
-        if len(fields) == 2:
-            found.append(Section(title, MAP_WORDS, [heat_map(rows, measure, fields)]))
-        else:
-            found.append(Section(title, CURVE_WORDS, [curve(rows, measure, fields)]))
+        draw = heat_map if len(fields) == 2 else curve
+        words = f"{measure.words[0].upper()}{measure.words[1:]}."
+        found.append(Section(measure.name, words, [draw(rows, measure, fields)]))
     if folds := folded(rows):
         head = ["settings", "validation", "±", "test", "±", "right", "±", "finished", "of"]
         table = [
@@ -63,12 +61,9 @@ def sweep_sections(rows: Sequence[Row]) -> list[Section]:
     return [*found, Section("The trials", words, [_trials(ranked(rows), fields)])]
 
 
-MAP_WORDS = (
-    "Each cell is the mean over the seeds that finished, of norms the geometric mean. × counts the "
-    "trials that diverged or failed."
-)
-CURVE_WORDS = (
-    "The mean over the seeds that finished, of norms the geometric mean, and each seed by itself."
+MEANS = (
+    "A figure is the mean over the seeds that finished, of norms the geometric mean; × counts the "
+    "trials of a setting that diverged or failed."
 )
 
 
