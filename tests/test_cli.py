@@ -474,7 +474,7 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
         real(self)
 
     monkeypatch.setattr(Counting, "run", broken)
-    status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s")
+    status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
     assert status == 1
     shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert shown == ["2", "1", "3 (failed)"]

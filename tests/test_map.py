@@ -138,7 +138,7 @@ def test_an_infinite_threshold_can_be_read_in_the_table_and_by_a_config(tmp_path
     config = tiny.config()
     (trial,) = plan(config, {"off": {CLIP: math.inf}}, tiny.TEXT).trials
     (tmp_path / trial.directory).mkdir(parents=True)
-    failures.record(tmp_path / trial.directory, ValueError("no"))
+    failures.record(tmp_path / trial.directory, failures.Failure.of(ValueError("no")), 1)
     results = Results(tmp_path, [trial])
     results.write()
     found = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8"))

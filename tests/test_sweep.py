@@ -140,16 +140,16 @@ def swept(tmp_path_factory):
         "broken": {"seed": 13, "train.learning_rate": 0.01},
         "counted": POINTS["counted"],
     }
-    real = loop.Descent.run
+    real = loop.Descent.course
 
-    def run(self):
+    def course(self):
         if self.config.seed == 13:
             raise MemoryError("Out of memory allocating 12 bytes\nand more of it")
-        real(self)
+        yield from real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Descent, "run", run)
-        rows = lm_jax.sweep(BASE, points, folder, text=tiny.TEXT)
+        patch.setattr(loop.Descent, "course", course)
+        rows = lm_jax.sweep(BASE, points, folder, text=tiny.TEXT, retries=0)
     return folder, points, {row["name"]: row for row in rows}
 
 

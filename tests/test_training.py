@@ -419,7 +419,7 @@ def test_a_step_compiles_once_whatever_its_numbers(tmp_path):
         tiny.config(train={"clip_norm": 1.0, "learning_rate": rate}, seed=seed)
         for rate, seed in ((0.01, 0), (0.02, 7))
     ]
-    program = step.program(settings.shape(configs[0]), len(set(tiny.TEXT)) + 1)
+    program = step.program(settings.shape(configs[0]), len(set(tiny.TEXT)) + 1, 1)
     for number, config in enumerate(configs):
         lm_jax.train(config, tmp_path / str(number), text=tiny.TEXT)
         assert program.advance._cache_size() == 1

@@ -155,7 +155,7 @@ def varied(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {path: sorted(seen, key=_place) for path, seen in found.items() if len(seen) > 1}
 
 
-def _place(value: Any) -> tuple[int, float]:
+def _place(value: Any) -> tuple[int, float | int]:
     if isinstance(value, int | float):
         return 0, value
     if value == "inf":

@@ -37,9 +37,7 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
     return grads, changed
 
 
-def norm_after(
-    train: settings.Train, norm: Float[Array, ""], clipped: Params
-) -> Float[Array, ""]:
+def norm_after(train: settings.Train, norm: Float[Array, ""], clipped: Params) -> Float[Array, ""]:
     """The norm of the gradient that `clip` gives.
 
     Where it is cut by its norm alone, this follows from the norm before, and the gradient need not
