@@ -1,6 +1,6 @@
 """One JAX device for each CPU core, the batch's lanes shared, against threads within each product.
 
-    python benchmarks/devices.py [--rounds N]
+    python -m benchmarks.devices [--rounds N]
 
 Whole updates of the training program, in one process for each side (XLA's CPU devices are made when
 it starts). The two take turns, so that what else the machine does hits both; printed are medians

@@ -1,6 +1,6 @@
 """The cross-entropy of a large softmax with its gradient: time, and memory at its peak.
 
-    python benchmarks/loss.py [V H]...
+    python -m benchmarks.loss [--rounds N] [--rows PATTERN]
 
 `lm_jax.models.fused.total_nats`, against Optax's cross-entropy on all logits, and against PyTorch's
 on a linear layer where PyTorch is installed. 700 targets, W [H, V], the gradient with respect to W,
@@ -10,15 +10,21 @@ before the first call, its inputs included. All sides must give the same loss to
 cannot be run, for it would hold more than the machine has, is left out.
 """
 
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-TARGETS, ROUNDS = 700, 7
+from benchmarks import command
+from benchmarks.rows import Row, row, show
+
+ROOT = Path(__file__).parent.parent
+TARGETS = 700
 SIZES = ((10_000, 200), (100_000, 64), (1_000_000, 64))
 
 
@@ -104,19 +110,20 @@ def side(name: str, V: int, H: int) -> None:
         print(loss, time.perf_counter() - began, memory("VmHWM") - before, flush=True)
 
 
-def compare(V: int, H: int) -> dict[str, tuple[float, float, float]]:
+def compared(V: int, H: int, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Of each side that runs: loss in nats, median seconds, MB at the peak."""
     running = {
         name: subprocess.Popen(
-            [sys.executable, __file__, "--side", name, str(V), str(H)],
+            [sys.executable, "-m", "benchmarks.loss", "--side", name, str(V), str(H)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for name in SIDES
     }
-    rows: dict[str, list[list[float]]] = {name: [] for name in SIDES}
-    for _ in range(ROUNDS + 1):  # the first compiles, and is no round
+    told: dict[str, list[list[float]]] = {name: [] for name in SIDES}
+    for _ in range(rounds + 1):  # the first compiles, and is no round
         for name, process in running.items():
             assert process.stdin is not None
             assert process.stdout is not None
@@ -126,29 +133,46 @@ def compare(V: int, H: int) -> dict[str, tuple[float, float, float]]:
             except BrokenPipeError:
                 continue
             if line := process.stdout.readline():
-                rows[name].append([float(number) for number in line.split()])
+                told[name].append([float(number) for number in line.split()])
     for process in running.values():
         process.communicate()
     return {
         name: (found[0][0], statistics.median(row[1] for row in found[1:]), found[-1][2])
-        for name, found in rows.items()
-        if len(found) > ROUNDS
+        for name, found in told.items()
+        if len(found) > rounds
     }
 
 
+def rows_of(V: int, H: int, rounds: int) -> list[Row]:
+    """The rows of one size: time and memory against each peer.
+
+    Raises:
+      RuntimeError: two sides do not have the same loss.
+    """
+    found = compared(V, H, rounds)
+    loss, seconds, peak = found.pop("ours")
+    rows = []
+    for peer, (same, taken, held) in found.items():
+        if abs(same - loss) > 1e-5 * abs(loss):
+            raise RuntimeError(f"{peer} has a loss of {same}, not {loss}, at V={V}")
+        name = f"loss, V {V:,}, H {H}"
+        rows.append(row(name, "ms", 1e3 * seconds, 1e3 * taken, peer))
+        rows.append(row(name, "MB", peak, held, peer))
+    return rows
+
+
 def main() -> None:
-    """Prints the table."""
-    asked = [int(word) for word in sys.argv[1:]]
-    sizes = list(zip(asked[::2], asked[1::2], strict=True)) if asked else SIZES
-    print(f"{'V':>9} {'H':>4}  side       ms   MB at the peak   times ours, in time and memory")
-    for V, H in sizes:
-        found = compare(V, H)
-        loss, seconds, peak = found["ours"]
-        for name, (same, taken, held) in found.items():
-            if abs(same - loss) > 1e-5 * abs(loss):
-                raise SystemExit(f"{name} has a loss of {same}, not {loss}, at V={V}")
-            times = f"{taken / seconds:.2f} {held / peak:.2f}"
-            print(f"{V:9} {H:4}  {name:5} {taken * 1e3:9.1f}   {held:14.0f}   {times}", flush=True)
+    chosen = command.options(__doc__ or "")
+    found, failures = [], []
+    for V, H in SIZES:
+        if not re.search(chosen.rows, f"loss, V {V:,}, H {H}"):
+            continue
+        try:
+            found += rows_of(V, H, chosen.rounds)
+        except RuntimeError as error:
+            failures.append(str(error))
+    show(found)
+    command.finish(found, chosen, failures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A sweep as lanes of one program, against the same runs one after the other.
 
-    python benchmarks/sweeps.py [--rounds N] [--short]
+    python -m benchmarks.sweeps [--rounds N] [--short]
 
 Two questions. What does a lane's update cost beside that of a lone run, where all that comes before
 the first update is paid (`--short` leaves this one out)? And how long does a whole sweep of 32
@@ -20,8 +20,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn

@@ -1,20 +1,16 @@
 """What each trick of the fast path buys: the training step with it and without it.
 
-    python benchmarks/tricks.py [--rounds N]
+    python -m benchmarks.tricks [--rounds N]
 
 The same program is compiled from two configs, or run in two ways, and timed in turn.
 """
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
