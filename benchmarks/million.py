@@ -1,0 +1,81 @@
+"""A million words: what memory a training step takes, and how long.
+
+    python -m benchmarks.million [--run]
+
+An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim is no more than the
+parameters, their gradient, the optimizer's state and 300 MB. The first figure is what XLA plans for
+the compiled loop. With `--run` it makes two updates of each case, in a process of its own, and says
+by how much the memory at its peak was above what it was before the parameters were drawn.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.loss import memory
+from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
+from lm_jax.data.batches import streams
+from lm_jax.settings import shape
+from lm_jax.training.step import arguments, program
+
+ROOT = Path(__file__).parent.parent
+V, UNITS, LANES, LENGTH = 1_000_000, 64, 20, 35
+CASES = {
+    "SGD": (SGD(), None, False),
+    "SGD, clipped": (SGD(), 1.0, False),
+    "SGD, clipped, tied": (SGD(), 1.0, True),
+    "Adam, clipped": (Adam(), 1.0, False),
+}
+
+
+def megabytes(tree: Any) -> float:
+    """What the arrays of a tree take."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
+
+
+def case(name: str, run: bool) -> None:
+    """Prints a line on one case."""
+    optimizer, threshold, tied = CASES[name]
+    config = resolve(
+        Config(
+            data=Data(batch_size=LANES, length=LENGTH),
+            model=RNN(embedding_size=UNITS, hidden_size=UNITS, readout=Softmax(tied=tied)),
+            train=Train(optimizer=optimizer, clip_norm=threshold, keep_best=False),
+        )
+    )
+    made, values = program(shape(config), V), arguments(config)
+    tokens = np.random.default_rng(0).integers(0, V, LANES * LENGTH * 5).astype(np.int32)
+    source, state = streams(tokens, 0, LANES), jax.eval_shape(made.init, values)
+    advance: Any = made.advance
+    planned = advance.lower(state, source, values, 2).compile().memory_analysis()
+    peak = planned.argument_size_in_bytes + planned.temp_size_in_bytes
+    peak += planned.output_size_in_bytes - planned.alias_size_in_bytes
+    bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
+    line = f"{name:20} aim {bound:6,.0f} MB   planned {peak / 1e6:6,.0f} MB"
+    if run:
+        before = memory("VmRSS")
+        begun = made.advance(made.init(values), source, values, 1)
+        begun.step.block_until_ready()
+        began = time.perf_counter()
+        made.advance(begun, source, values, 2).step.block_until_ready()
+        seconds = time.perf_counter() - began
+        line += f"   seen {memory('VmHWM') - before:6,.0f} MB   {seconds:.1f} s an update"
+    print(line, flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--case"]:
+        case(sys.argv[2], "--run" in sys.argv)
+        return
+    for name in CASES:
+        words = [sys.executable, "-m", "benchmarks.million", "--case", name, *sys.argv[1:]]
+        subprocess.run(words, cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
