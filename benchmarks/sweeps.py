@@ -26,7 +26,7 @@ from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, Config, Data, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.settings import shape
-from lm_jax.sweeps.lanes import Lanes
+from lm_jax.sweeps.mapped import Lanes
 from lm_jax.training.step import arguments, program
 
 ROOT = Path(__file__).parent.parent

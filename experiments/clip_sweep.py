@@ -17,7 +17,7 @@ Time      under 5 minutes on two CPU cores; one program for all points: a thresh
 import math
 
 from lm_jax.config import RNN, SGD, Config, Data, Train
-from lm_jax.sweeps.points import lanes
+from lm_jax.sweeps import lanes
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 THRESHOLDS = (0.03, 0.1, 0.3, 1.0, 3.0, math.inf)

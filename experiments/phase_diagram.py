@@ -18,7 +18,7 @@ Time      4.5 minutes on two CPU cores: 280 trials of 5,000 updates, a program a
 """
 
 from lm_jax.config import RNN, Config, Data, LiveProbe, TemporalOrder, Train
-from lm_jax.sweeps.points import crossed, grid, lanes
+from lm_jax.sweeps import crossed, grid, lanes
 
 GAINS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 LENGTHS = (10, 13, 16, 20, 25)

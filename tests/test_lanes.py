@@ -11,7 +11,7 @@ import tiny
 from lm_jax.config import RNN, override
 from lm_jax.settings import shape
 from lm_jax.sweeps.group import train_group
-from lm_jax.sweeps.lanes import Lanes
+from lm_jax.sweeps.mapped import Lanes
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import digest, steps_saved

@@ -14,7 +14,7 @@ from typing import Any
 
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.windows import Windows
-from lm_jax.sweeps.lanes import Lanes
+from lm_jax.sweeps.mapped import Lanes
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training.descent import Descent, Pace, Rung
 from lm_jax.training.journal import Watch

@@ -10,7 +10,7 @@ is then carried along as it is; where fewer runs than lanes are left, the rest a
 a lane computes depends on the width, but on neither the number of lanes nor its place.
 
 On a CPU the width is 1: one lane keeps a core busy, and has its arrays in the core's cache
-(`benchmarks/lanes.py` measures it). On an accelerator all lanes of a device are one row.
+(`benchmarks/sweeps.py` measures it). On an accelerator all lanes of a device are one row.
 """
 
 import functools
