@@ -25,9 +25,8 @@ Two kinds of tiles, of at most `TILE` logits:
   vocabulary (Milakov & Gimelshein, 2018, algorithm 3), and the logits are computed a second time
   for p: a fourth product, but no W is read, and no gradient written, more than that once.
 
-Measured on two cores in float32, 700 targets: at V = 10,000, H = 200 the first kind with 64 to 350
-targets takes 0.75 to 0.85 of the plain loss's time, the second 0.93; at V = 100,000, H = 64 the
-second takes 0.2 to 0.3 of it, and the first with 128 targets, out of cache, 0.65 or more.
+Where one kind gives way to the other was chosen by timing both on two CPU cores; what the choice
+comes to beside the plain loss, `benchmarks/loss.py` measures.
 
 Letters: N targets, n of a tile; V tokens, v of a tile; m and e, maximum and Σ e^{z - m} so far.
 """

@@ -9,8 +9,8 @@ No lane sees another. A lane stops where it is told to, or at the first loss tha
 is then carried along as it is; where fewer runs than lanes are left, the rest are such lanes. What
 a lane computes depends on the width, but on neither the number of lanes nor its place.
 
-On a CPU the width is 1: one lane keeps a core busy, and has its arrays in the core's cache
-(`benchmarks/sweeps.py` measures it). On an accelerator all lanes of a device are one row.
+On a CPU the width is 1, for wider rows were no faster there; `benchmarks/sweeps.py` compares a
+lane's update with a lone run's. On an accelerator all lanes of a device are one row.
 """
 
 import functools
