@@ -49,19 +49,19 @@ def test_of_one_slice_the_best_in_so_many_go_on(nats, factor):
 def test_of_later_slices_those_go_on_that_are_among_the_best_of_all_so_far(slices, factor):
     before = []
     for nats in slices:
-        kept = survivors({str(place): loss for place, loss in enumerate(nats)}, factor, before)
+        kept = survivors({f"{place:02d}": loss for place, loss in enumerate(nats)}, factor, before)
         before += nats
         of = math.ceil(len(before) / factor)
         for place, loss in enumerate(nats):
             better = sum(other < loss for other in before)
-            if str(place) in kept:
+            if f"{place:02d}" in kept:
                 assert better < of
                 assert math.isfinite(loss)
             elif math.isfinite(loss):
                 assert sum(other <= loss for other in before) > of
         least = min((loss for loss in before if math.isfinite(loss)), default=None)
         if least is not None and before.index(least) >= len(before) - len(nats):
-            assert str(nats.index(least)) in kept  # the best of all is never ended
+            assert f"{nats.index(least):02d}" in kept  # the best of all is never ended
 
 
 def test_a_trial_without_a_finite_loss_never_goes_on():

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Between, Carry, Params
@@ -187,30 +188,30 @@ def explicit(
 
         def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
             z_h = narrow_product(cell.output(carry), W)
-            after = gate(own, carry, z_h, z_x_t)
-            return after, (cell.output(after), carry, z_h)
+            after, back = jax.vjp(_frugal(gate), own, carry, z_h, z_x_t)
+            h = cell.output(after)
+            return after, (h, carry, _without(back, (own, carry, h, z_x_t)))
 
-        last, (h, before, z_h) = jax.lax.scan(step, carry, z_x)
-        return (last, h), (W_hh, own, before, z_h, z_x)
+        last, (h, before, kept) = jax.lax.scan(step, carry, z_x)
+        return (last, h), (W_hh, own, before, h, z_x, kept)
 
     def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
-        W_hh, own, before, z_h, z_x = saved
+        W_hh, own, before, h, z_x, kept = saved
         returned_last, d_h = cotangents
         W = narrowed(W_hh, cell.precision)
+        alike = _alike(gate, own, returned_last, z_x[0])
 
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
             returned, d_own = sums
-            before_t, z_h_t, z_x_t, d_h_t = at_t
+            before_t, h_t, z_x_t, kept_t, d_h_t = at_t
             # The output is a part of the carry, so this is the same map at every time.
             _, to_carry = jax.vjp(cell.output, before_t)
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
-            _, back = jax.vjp(gate, own, before_t, z_h_t, z_x_t)
-            d_own_t, returned, epsilon, d_z_x = back(delta)
+            d_own_t, returned, epsilon, d_z_x = kept_t((own, before_t, h_t, z_x_t))(delta)
             returned = jax.tree.map(jnp.add, returned, *to_carry(narrow_product(epsilon, W.T)))
             if apart:
                 d_own_t = zero_own
-            # Where a gate sees nothing but z_h + z_x, both gradients are one array, and kept once.
-            twice = None if epsilon is d_z_x else d_z_x
+            twice = None if alike else d_z_x
             square = None if tap is None else squared_norm(delta)
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
             return (returned, d_own), (epsilon, twice, square, delta if apart else None)
@@ -221,12 +222,12 @@ def explicit(
         zero_own = jax.tree.map(jnp.zeros_like, own)
         apart = spread and bool(own)
         zero = returned_last, zero_own
-        at = before, z_h, z_x, d_h
-        (returned, d_own), kept = jax.lax.scan(step, zero, at, reverse=True)
-        epsilon, d_z_x, squares, deltas = kept
+        at = before, h, z_x, kept
+        (returned, d_own), found = jax.lax.scan(step, zero, (*at, d_h), reverse=True)
+        epsilon, d_z_x, squares, deltas = found
         if apart:
-            all_steps = jax.vmap(gate, (None, 0, 0, 0))
-            (d_own,) = jax.vjp(lambda own: all_steps(own, before, z_h, z_x), own)[1](deltas)
+            by_step = jax.vmap(lambda before, h, z_x, kept, d: kept((own, before, h, z_x))(d)[0])
+            d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
         d_z_x = epsilon if d_z_x is None else d_z_x
         if spread:
             # To make one axis of steps and lanes, each device would fetch the others' lanes.
@@ -253,3 +254,39 @@ def explicit(
     run.defvjp(forward, backward)
     own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
     return run(params["W_hh"], own, carry, z_x, tap)
+
+
+def _frugal(gate: Callable) -> Callable:
+    """A gate whose pullback keeps what is slow to compute; the rest it works out again."""
+    slow = "tanh", "logistic", "rsqrt"
+    return jax.checkpoint(
+        gate, policy=lambda primitive, *_, **__: primitive.name in slow, prevent_cse=False
+    )
+
+
+def _without(back: Callable, at_hand: Any) -> Partial:
+    """A pullback less the arrays that are at hand; called with such as those, it is whole again."""
+    leaves, tree = jax.tree.flatten(back)
+    known = [id(leaf) for leaf in jax.tree.leaves(at_hand)]
+    places = [known.index(id(leaf)) if id(leaf) in known else None for leaf in leaves]
+
+    def whole(kept: list[Array], at_hand: Any) -> Callable:
+        mine, others = iter(kept), jax.tree.leaves(at_hand)
+        found = [next(mine) if place is None else others[place] for place in places]
+        return jax.tree.unflatten(tree, found)
+
+    kept = [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
+    return Partial(whole, kept)
+
+
+def _alike(gate: Callable, own: Params, carry: Carry, z: Array) -> bool:
+    """Whether a gate sees nothing but z_h + z_x, so that both have one gradient."""
+    found = []
+
+    def both(own: Params, carry: Carry, z_h: Array, z_x: Array) -> None:
+        after, back = jax.vjp(gate, own, carry, z_h, z_x)
+        _, _, d_z_h, d_z_x = back(after)
+        found.append(d_z_h is d_z_x)
+
+    jax.eval_shape(both, own, carry, z, z)
+    return found[0]
