@@ -8,6 +8,9 @@ import tiny
 
 from lm_jax.models import cells, recurrence
 from lm_jax.models.base import PLAIN, Between
+from lm_jax.models.embedding import Embedding
+from lm_jax.models.readout import softmax
+from lm_jax.models.rnn import rnn
 
 H, B, T = 3, 2, 5
 CELLS = {
@@ -136,3 +139,33 @@ def test_h_is_the_cell_step_by_step():
             carry = cell.step(params, carry, z_x[t])
             np.testing.assert_allclose(h[t], cell.output(carry), rtol=1e-13)
         tiny.assert_trees_close(last, carry)
+
+
+def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
+    """C W_xh made once for each word is x W_xh of each token; so are the gradients of both."""
+    words = 4
+    embedding = Embedding(words, 2)
+    layer = recurrence.layer(CELLS["lstm"], embedding.init_projection)
+    model = rnn(embedding, [layer], softmax(words), hidden_size=H)
+    params = tiny.moved(model.init(jax.random.key(1)))
+    carry = tiny.moved(model.init_carry(1), seed=2)
+    x = jax.random.randint(jax.random.key(5), (8, 1), 0, words)
+
+    def by(read):
+        def value(params):
+            last, h = read(params)
+            return jnp.sum(jnp.sin(h)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
+
+        return jax.value_and_grad(value)(params)
+
+    def in_pieces(params):
+        # Three tokens are fewer than the words, so that each is read by its own vector.
+        before, pieces = carry, []
+        for piece in (x[:3], x[3:6], x[6:]):
+            before, h = model.hidden(params, before, piece)
+            pieces.append(h)
+        return before, jnp.concatenate(pieces)
+
+    tiny.assert_trees_close(by(lambda params: model.hidden(params, carry, x)), by(in_pieces))
+    products = str(jax.make_jaxpr(model.hidden)(params, carry, x))
+    assert f"f64[{words},{CELLS['lstm'].width}] = dot_general" in products

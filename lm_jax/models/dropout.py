@@ -51,6 +51,11 @@ class Noise:
         """The key of a place."""
         return None if self.key is None else jax.random.fold_in(self.key, place)
 
+    @property
+    def on_vectors(self) -> bool:
+        """Whether a token's vector is not its row of the table."""
+        return self.key is not None and not (self.inputs is None and self.words is None)
+
     def on_inputs(self, vectors: Float[Array, "T B E"]) -> Float[Array, "T B E"]:
         """The tokens' vectors as the first layer sees them."""
         return self._over_time(vectors, self.inputs, Place.INPUTS)

@@ -65,6 +65,28 @@ class Embedding(NamedTuple):
             vectors = noise.on_words(vectors, x, self.vocab_size)
         return noise.on_inputs(vectors)
 
+    def before(
+        self,
+        params: Params,
+        x: Int[Array, "T B"] | Float[Array, "T B V"],
+        noise: Noise,
+        W: Float[Array, "inputs outputs"],
+    ) -> tuple[Array, Array]:
+        """Vectors, and the matrix to multiply them by, such that the product is that with W.
+
+        They are those of `vectors` and W itself; or, where there are more tokens than words and
+        every token's vector is its row of C, the tokens' numbers and C W: the same product, made
+        once for each word.
+
+        Args:
+          params, x, noise: as for `vectors`.
+          W: the first matrix that a vector meets.
+        """
+        tokens = jnp.issubdtype(x.dtype, jnp.integer)
+        if self.size is None or not tokens or self.vocab_size > x.size or noise.on_vectors:
+            return self.vectors(params, x, noise), W
+        return x, product(params["C"], W, self.precision)
+
 
 def times(
     vectors: Float[Array, "..."] | Int[Array, "..."],

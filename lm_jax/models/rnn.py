@@ -53,6 +53,14 @@ def rnn(
         return sum(seen[1:], seen[0]) if residual else seen[-1]
 
     def model(noise: Noise) -> LanguageModel:
+        def read(params: Params, x: Array) -> tuple[Array, Params]:
+            """What the first layer reads, and the parameters with which it does."""
+            first = params["layers"][0]
+            if layers[0].cell is None:
+                return embedding.vectors(params["embedding"], x, noise), first
+            vectors, W_xh = embedding.before(params["embedding"], x, noise, first["W_xh"])
+            return vectors, {**first, "W_xh": W_xh}
+
         def hidden(
             params: Params,
             carry: Carry,
@@ -61,8 +69,9 @@ def rnn(
             tap: Array | None = None,
         ) -> tuple[Carry, Float[Array, "T B H"]]:
             carries = []
-            h = embedding.vectors(params["embedding"], x, noise)
-            for place, (layer, own) in enumerate(zip(layers, params["layers"], strict=True)):
+            h, first = read(params, x)
+            above = params["layers"][1:]
+            for place, (layer, own) in enumerate(zip(layers, [first, *above], strict=True)):
                 seen = noise.on_layer(h, place - 1) if place else h
                 if noise.recurrent is not None:
                     own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
