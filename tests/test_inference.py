@@ -59,7 +59,9 @@ def test_tokens_are_drawn_with_the_probabilities_that_are_left(limits):
     z = log_p(prompt)[-1]
     for temperature in (1.0, 0.5):
         chosen = cuts(tiny.V, *limits) if limits else None
-        chunks = draws(MODEL, PARAMS, CHARS.boundary, prompt, 1, count, temperature, chosen, 0, 3)
+        chunks = draws(
+            MODEL, PARAMS, len(CHARS), CHARS.boundary, prompt, 1, count, temperature, chosen, 0, 3
+        )
         (tokens, nats), *_ = chunks
         shares = np.bincount(tokens[0], minlength=tiny.V) / count
         p = np.exp(z / temperature)
@@ -107,7 +109,7 @@ def test_numbers_are_arguments_of_one_compiled_program():
             temperature=number, top_p=number, min_p=number, top_k=3, prompt="a" * int(10 * number)
         )
         drawn(temperature=number, length=int(100 * number), seed=3)
-        compiled.add(drawing(MODEL, 64)._cache_size())
+        compiled.add(drawing(MODEL)._cache_size())
     assert len(compiled) == 1
 
 

@@ -286,7 +286,7 @@ def test_maximum_likelihood_gives_nothing_to_what_was_not_seen():
 def test_samples_of_maximum_likelihood_are_made_of_seen_n_grams():
     params, model = fit(counted(order=3), smoothing="none"), model_of(3, False)
     none = np.zeros(0, np.int32)
-    chunks = draws(model, params, BOUNDARY, none, 100, 1, 1.0, None, 0, 64)
+    chunks = draws(model, params, V, BOUNDARY, none, 100, 1, 1.0, None, 0, 64)
     drawn = np.concatenate([tokens for tokens, _ in chunks])[:, 0]
     seen = grams(TEXT, 3, False)[3]
     text = [BOUNDARY, *drawn.tolist()]

@@ -169,3 +169,20 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
     tiny.assert_trees_close(by(lambda params: model.hidden(params, carry, x)), by(in_pieces))
     products = str(jax.make_jaxpr(model.hidden)(params, carry, x))
     assert f"f64[{words},{CELLS['lstm'].width}] = dot_general" in products
+
+
+def test_parameters_made_ready_read_token_by_token_without_the_product():
+    """One lookup stands for the vector and its product with W_xh; no parameter is touched."""
+    words = 4
+    embedding = Embedding(words, 2)
+    layer = recurrence.layer(CELLS["gru"], embedding.init_projection)
+    model = rnn(embedding, [layer], softmax(words), hidden_size=H)
+    params = tiny.moved(model.init(jax.random.key(1)))
+    assert model.ready(params, words - 1) is params
+    ready = model.ready(params, words)
+    carry, x = model.init_carry(1), jnp.array([[3]])
+    for _ in range(2):
+        tiny.assert_trees_close(model.hidden(ready, carry, x), model.hidden(params, carry, x))
+        carry = model.hidden(params, carry, x)[0]
+    products = [str(jax.make_jaxpr(model.hidden)(p, carry, x)) for p in (params, ready)]
+    assert products[0].count("dot_general") == products[1].count("dot_general") + 1

@@ -25,9 +25,9 @@ from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
 LANES = 512  # lines scored side by side, fewer where the vocabulary is large
-LINE_LENGTH = 8  # tokens of a line in one call
+LINE_LENGTH = 4  # tokens of a line in one call
 LINES_AT_ONCE = 1 << 18  # tokens of the lines that are dealt out to the lanes together
-LINES_AT_FIRST = 1 << 10  # so that the first line need not wait for so many; then ever more
+LINES_AT_FIRST = 1 << 10  # of the first of them, so that the first line need not wait for so many
 
 
 class Block(NamedTuple):
@@ -130,9 +130,10 @@ def line_blocks(
         nats = np.zeros(sum(len(line.tokens) for line in lines))
         for places, mask, of_round in found:
             nats[places[mask]] = np.asarray(of_round)[mask]
-        ends = np.cumsum([len(line.tokens) for line in lines])
-        for line, known in zip(lines, np.split(nats, ends[:-1]), strict=True):
-            yield Block(line.tokens, known, line.characters, line.unknown)
+        end = 0
+        for line in lines:
+            first, end = end, end + len(line.tokens)
+            yield Block(line.tokens, nats[first:end], line.characters, line.unknown)
 
     for lines in _groups(_lines(vocabulary, text), LINES_AT_ONCE):
         carry, found = model.init_carry(count), []
@@ -156,14 +157,14 @@ def _lines(vocabulary: Vocabulary, text: Text) -> Iterator[_Piece]:
 
 
 def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
-    """Lines until they have so many tokens, or more by the last of them; the first groups fewer."""
+    """Lines until they have so many tokens, or more by the last of them; at first a few."""
     group, held, enough = [], 0, min(tokens, LINES_AT_FIRST)
     for line in lines:
         group.append(line)
         held += len(line.tokens)
         if held >= enough:
             yield group
-            group, held, enough = [], 0, min(tokens, 16 * enough)
+            group, held, enough = [], 0, tokens
     if group:
         yield group
 

@@ -10,12 +10,12 @@ A token is drawn from p = softmax(z / τ), z the model's logits, cut down in thi
 
 and renormalised. A tie goes to the token of the lower number. At τ = 0 the likeliest is taken.
 
-The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954), the noise of a whole chunk of
-tokens made at once and before them; that of lane i at place t depends on the seed, i and t alone.
-So a sample is the same whichever others are drawn beside it and in whatever chunks it comes. The
-numbers are arguments of one compiled program, which draws a chunk of tokens a call, a smaller one
-where the noise of so many would be large. It reads a prompt by the same steps, so prompts and texts
-of all lengths share it.
+The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954); that of lane i at place t depends
+on the seed, i and t alone. So a sample is the same whichever others are drawn beside it and in
+whatever chunks it comes. The noise of a whole chunk of tokens is made at once, while the device is
+still at the chunk before. The numbers are arguments of one compiled program, which draws a chunk of
+tokens a call, a smaller one where the noise of so many would be large. It reads a prompt by the
+same steps, so prompts and texts of all lengths share it.
 
 Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary.
 """
@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.readout import cross_entropy
 
 CHUNK = 64  # tokens drawn between two looks of the host
 LONG_CHUNK = 256  # the same where nobody waits for the first of them
@@ -51,8 +52,6 @@ class State(NamedTuple):
     carry: Carry
     token: Int[Array, " B"]
     """The newest token, not yet read."""
-    place: Int[Array, ""]
-    """Tokens so far, the prompt's among them."""
 
 
 def cuts(size: int, top_k: int | None, top_p: float | None, min_p: float | None) -> Cuts | None:
@@ -69,6 +68,7 @@ def cuts(size: int, top_k: int | None, top_p: float | None, min_p: float | None)
 def draws(
     model: LanguageModel,
     params: Params,
+    size: int,
     boundary: int,
     prompt: np.ndarray,
     length: int,
@@ -82,6 +82,7 @@ def draws(
 
     Args:
       model, params: the model.
+      size: V.
       boundary: the token that stands before the prompt.
       prompt: [P] numbers of tokens.
       length: tokens to draw for each sample.
@@ -92,23 +93,30 @@ def draws(
       chunk: N, the most tokens of a chunk; the tokens do not depend on it.
     """
     total = len(prompt) + length
-    size = model_size(model, params)
     steps = max(1, min(chunk, NUMBERS_AT_ONCE // (count * size)))
     forced = np.full(-(-total // steps) * steps, -1, np.int32)
     forced[: len(prompt)] = prompt
-    keys, advance = _lane_keys(seed, count), drawing(model, steps)
-    token = jnp.full(count, boundary, jnp.int32)
-    state = State(model.init_carry(count), token, jnp.zeros((), jnp.int32))
+    keys, advance = _lane_keys(seed, count), drawing(model)
+    state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
     warmth = jnp.asarray(temperature, float)
+
+    def noise(first: int) -> Array:
+        if not temperature or first >= total:
+            return silence
+        return _noise(keys, first, steps, size)
 
     def trimmed(first: int, tokens: Array, nats: Array) -> tuple[np.ndarray, np.ndarray]:
         kept = slice(max(len(prompt) - first, 0), total - first)
         return np.asarray(tokens)[kept], np.asarray(nats)[kept]
 
     ahead: tuple | None = None
+    silence = jnp.zeros((steps, count, size))
+    coming = noise(0)
     for first in range(0, total, steps):
         # The device is at the next chunk while the host looks at the last one.
-        state, *found = advance(params, state, forced[first : first + steps], keys, warmth, limits)
+        now = forced[first : first + steps]
+        state, *found = advance(params, state, now, coming, warmth, limits)
+        coming = noise(first + steps)
         if ahead is not None and first > len(prompt):
             yield trimmed(*ahead)
         ahead = (first, *found)
@@ -117,48 +125,40 @@ def draws(
 
 
 @functools.lru_cache(maxsize=16)
-def drawing(model: LanguageModel, steps: int) -> Callable[..., tuple[State, Array, Array]]:
-    """The compiled program that draws `steps` tokens for each of B samples.
+def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
+    """The compiled program that draws N tokens for each of B samples.
 
-    It takes (params, state, forced[N], keys[B], temperature, cuts) and gives (state, tokens[N, B],
-    nats[N, B]). Where `forced` is not negative, it is the token, whatever the draw.
+    It takes (params, state, forced[N], noise[N, B, V], temperature, cuts) and gives (state,
+    tokens[N, B], nats[N, B]). Where `forced` is not negative, it is the token, whatever the draw.
     """
 
     def program(
         params: Params,
         state: State,
         forced: Int[Array, " N"],
-        keys: Array,
+        noise: Float[Array, "N B V"],
         temperature: Float[Array, ""],
         cuts: Cuts | None,
     ) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
-        warm = temperature > 0
-        # At temperature 0 the division has no meaning, and there is no noise.
-        divisor = jnp.where(warm, temperature, 1)
-        size = model_size(model, params)
+        # At temperature 0 the division has no meaning.
+        divisor = jnp.where(temperature > 0, temperature, 1)
+        params = model.ready(params, forced.size * state.token.size)
 
-        def noise(place: Array, key: Array) -> Array:
-            return jax.random.gumbel(jax.random.fold_in(key, place), (size,))
-
-        places = state.place + jnp.arange(steps)
-        lanes = jax.vmap(noise, (None, 0))
-        noises = jnp.where(warm, jax.vmap(lanes, (0, None))(places, keys), 0)
-
-        def step(inner: tuple[Carry, Array], given: tuple) -> tuple[tuple, tuple]:
-            (carry, token), (only, g) = inner, given
-            carry, h = model.hidden(params, carry, token[None])
-            scaled = model.logits(params, h)[0] / divisor
+        def step(state: State, given: tuple) -> tuple[State, tuple]:
+            only, g = given
+            carry, h = model.hidden(params, state.carry, state.token[None])
+            z = model.logits(params, h)[0]
+            scaled = z / divisor
             if cuts is not None:
                 scaled = jnp.where(kept(scaled, cuts), scaled, -jnp.inf)
             drawn = jnp.argmax(scaled + g, -1).astype(jnp.int32)
             token = jnp.where(only >= 0, only, drawn)
-            return (carry, token), (token, h[0])
+            return State(carry, token), (token, z)
 
-        inner = (state.carry, state.token)
-        # Four tokens in one turn of the loop: a quarter less time at the size of the quickstart.
-        inner, (tokens, h) = jax.lax.scan(step, inner, (forced, noises), unroll=min(4, steps))
-        nats = model.nats(params, h, tokens)
-        return State(*inner, state.place + steps), tokens, nats
+        # Four tokens in one turn of the loop: a twentieth less time at the size of the quickstart.
+        unroll = min(4, forced.size)
+        state, (tokens, z) = jax.lax.scan(step, state, (forced, noise), unroll=unroll)
+        return state, tokens, cross_entropy(z, tokens)
 
     return jax.jit(program, donate_argnums=1)
 
@@ -184,14 +184,15 @@ def kept(logits: Float[Array, "*shape V"], cuts: Cuts) -> Bool[Array, "*shape V"
     return rank < jnp.sum(among, axis=-1, keepdims=True)
 
 
-def model_size(model: LanguageModel, params: Params) -> int:
-    """V, as many logits as the model gives."""
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _noise(keys: Array, first: Array, steps: int, size: int) -> Float[Array, "N B V"]:
+    """Gumbel noise of N = `steps` places from `first` on."""
 
-    def logits(params: Params) -> Array:
-        token = jnp.zeros((1, 1), jnp.int32)
-        return model.logits(params, model.hidden(params, model.init_carry(1), token)[1])
+    def draw(place: Array, key: Array) -> Array:
+        return jax.random.gumbel(jax.random.fold_in(key, place), (size,))
 
-    return jax.eval_shape(logits, params).shape[-1]
+    lanes = jax.vmap(draw, (None, 0))
+    return jax.vmap(lanes, (0, None))(first + jnp.arange(steps), keys)
 
 
 @functools.partial(jax.jit, static_argnums=1)

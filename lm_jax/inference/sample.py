@@ -73,7 +73,8 @@ def samples(
     # One program for most samples, and one for long ones, which spares a quarter of their time.
     chunk = CHUNK if len(read) + length <= LONG_CHUNK else LONG_CHUNK
     chosen = (length, count, temperature, limits, seed, chunk)
-    chunks = draws(model, params, vocabulary.boundary, read, *chosen)
+    size, boundary = len(vocabulary), vocabulary.boundary
+    chunks = draws(model, params, size, boundary, read, *chosen)
     found = list(_until_all(chunks, end))
     tokens, nats = (np.concatenate(parts) for parts in zip(*found, strict=True))
     spans = [_span(lane, end) for lane in tokens.T]
@@ -120,9 +121,9 @@ def stream(
     check(vocabulary, length=length, count=1, seed=seed, **numbers)
     read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
-    chunks = draws(
-        model, params, vocabulary.boundary, read, length, 1, temperature, limits, seed, CHUNK
-    )
+    size, boundary = len(vocabulary), vocabulary.boundary
+    chosen = (length, 1, temperature, limits, seed, CHUNK)
+    chunks = draws(model, params, size, boundary, read, *chosen)
     drawn = (tokens[: _span(tokens[:, 0], end), 0] for tokens, _ in _until_all(chunks, end))
     return spelled(vocabulary, _preceded(read, drawn))
 

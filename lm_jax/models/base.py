@@ -64,6 +64,9 @@ class LanguageModel(NamedTuple):
     the readout's way of learning. Where nothing of that is asked for, it is the same model."""
     output: Callable[[Carry], Array] | None = None
     """carry -> the h[B, H] that `hidden` gave with it; None where no state is recurrent."""
+    ready: Callable[[Params, int], Params] = lambda params, tokens: params
+    """(params, tokens) -> params with which `hidden` and `logits` read so many tokens one after
+    another: what is the same for all of them is made once. They are good for nothing else."""
     stack: Any = None
     """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
 

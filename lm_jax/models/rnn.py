@@ -8,6 +8,7 @@ Layer by layer, each one over the whole chunk (Mikolov et al., 2010, for one Elm
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Between, Carry, LanguageModel, Params
@@ -15,6 +16,8 @@ from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Output, Readout
 from lm_jax.models.recurrence import Layer, Stack
+
+WORDS = "words"  # among the parameters: C W_xh, a row a word
 
 
 def rnn(
@@ -56,10 +59,19 @@ def rnn(
         def read(params: Params, x: Array) -> tuple[Array, Params]:
             """What the first layer reads, and the parameters with which it does."""
             first = params["layers"][0]
+            if WORDS in params:
+                return x, {**first, "W_xh": params[WORDS]}
             if layers[0].cell is None:
                 return embedding.vectors(params["embedding"], x, noise), first
             vectors, W_xh = embedding.before(params["embedding"], x, noise, first["W_xh"])
             return vectors, {**first, "W_xh": W_xh}
+
+        def ready(params: Params, tokens: int) -> Params:
+            if layers[0].cell is None or tokens < embedding.vocab_size:
+                return params
+            every = jnp.arange(embedding.vocab_size)[:, None]
+            x, first = read(params, every)
+            return {**params, WORDS: first["W_xh"]} if x is every else params
 
         def hidden(
             params: Params,
@@ -91,6 +103,7 @@ def rnn(
             loss=out.loss,
             noisy=lambda key: model(noise.drawn(key)),
             output=output,
+            ready=ready,
             stack=Stack(
                 lambda params, x: embedding.vectors(params["embedding"], x, noise),
                 tuple(layers),
