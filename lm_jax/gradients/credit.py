@@ -94,7 +94,8 @@ def gradient_by_lag(
     def pull(before: Carry, xs: Any) -> Callable[[Carry], tuple[Params, Carry]]:
         return jax.vjp(lambda p, c: jax.vmap(step, (None, 0, 0))(p, c, xs), params, before)[1]
 
-    grads, spoiled = _over_lags(step, loss, params, carry, xs, ys, max_lag + 1, pull)
+    parts, spoiled = _over_lags(step, loss, params, carry, xs, ys, max_lag + 1, pull)
+    grads = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     # At every lag some path from loss to weight leads through the NaN.
     scale = jnp.where(jnp.any(spoiled), jnp.nan, 1 / (steps * width))
     return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
@@ -124,12 +125,14 @@ def credit_map(
         _, back = jax.vjp(lambda c: jax.vmap(step, (None, 0, 0))(params, c, xs), before)
 
         def measured(a: Carry) -> tuple[Array, Carry]:
-            size = norm(a, kept=1)
-            return jnp.pad(size, (0, steps - size.shape[0])), back(a)[0]
+            return norm(a, kept=1), back(a)[0]
 
         return measured
 
-    by_lag, spoiled = _over_lags(step, loss, params, carry, xs, ys, steps, pull)
+    parts, spoiled = _over_lags(step, loss, params, carry, xs, ys, steps, pull)
+    by_lag = jnp.concatenate(
+        [jnp.pad(part, ((0, 0), (0, steps - part.shape[1]))) for part in parts]
+    )
     t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None, :]
     norms = by_lag[jnp.maximum(t - k, 0), jnp.broadcast_to(k, (steps, steps))]
     bad = jnp.cumsum(spoiled)
@@ -146,7 +149,7 @@ def _over_lags(
     ys: Any,
     count: int,
     pull: Callable[[Carry, Any], Callable[[Carry], tuple[Any, Carry]]],
-) -> tuple[Any, Bool[Array, " rows"]]:
+) -> tuple[list[Any], Bool[Array, " rows"]]:
     """What a pull-back reports of the rows a^l at each of the first lags.
 
     Args:
@@ -156,8 +159,9 @@ def _over_lags(
         reported of them, and ∂J/∂(carries before).
 
     Returns:
-      the reports, lags first; whether each carry after a step holds a NaN. Steps and lanes are one
-      axis, for XLA contracts two axes at once several times more slowly on a CPU.
+      the reports, lags first, in parts of fewer and fewer rows; whether each carry after a step
+      holds a NaN. Steps and lanes are one axis, for XLA contracts two axes at once several times
+      more slowly on a CPU.
     """
 
     def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, Carry]]:
@@ -195,7 +199,7 @@ def _over_lags(
         ),
         axis=0,
     )
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports), spoiled
+    return reports, spoiled
 
 
 def _one_lane(carry: Carry, xs: Any, ys: Any) -> tuple[Carry, Any, Any]:
