@@ -8,18 +8,25 @@ import pytest
 import tiny
 
 from lm_jax.config import (
+    RNN,
     SGD,
     Adam,
     AdamW,
+    Config,
     Constant,
     Cosine,
+    Data,
     Epochs,
     Momentum,
     Plateau,
     RMSprop,
     Train,
+    resolve,
 )
+from lm_jax.data.batches import streams
+from lm_jax.settings import shape
 from lm_jax.training.optimizer import clip, learning_rate, optimizer
+from lm_jax.training.step import arguments, program
 
 RATE = 0.1
 RNG = np.random.default_rng(0)
@@ -142,3 +149,28 @@ def test_clipping_by_norm_and_by_value():
         clipped, was_changed = clip(train, grads)
         tiny.assert_trees_close(clipped, expected)
         assert bool(was_changed) == changed
+
+
+@pytest.mark.parametrize("entry", [0.0, 3.0, 1e30, np.inf, np.nan])
+def test_clipping_by_norm_is_optax_s(entry):
+    """Also where the norm is 0, overflows, or is no number."""
+    grads = {"a": jnp.array([entry, 0.0]), "b": jnp.array([[-4.0 * (entry != 0)]])}
+    for threshold in (0.5, 100.0):
+        expected, _ = optax.clip_by_global_norm(threshold).update(grads, optax.EmptyState())
+        clipped, _ = clip(Train(clip_norm=threshold), grads)
+        tiny.assert_trees_close(clipped, expected)
+
+
+def test_a_clipped_gradient_is_not_held_beside_the_gradient():
+    """Of the two matrices of a large vocabulary, with Adam, which reads the gradient twice."""
+    words, size = 200_000, 64
+    model = RNN(embedding_size=size, hidden_size=size)
+    train = Train(optimizer=Adam(), clip_norm=1.0, keep_best=False)
+    config = resolve(Config(data=Data(batch_size=2, length=4), model=model, train=train))
+    made, values = program(shape(config), words), arguments(config)
+    state = jax.eval_shape(made.init, values)
+    source = streams(np.zeros(80, np.int32), 0, 2)
+    planned = made.advance.lower(state, source, values, 2).compile().memory_analysis()
+    matrix = state.params["embedding"]["C"]
+    of_one = matrix.size * matrix.dtype.itemsize
+    assert planned.temp_size_in_bytes < 3.5 * of_one

@@ -18,8 +18,10 @@ Threshold = float | Float[Array, ""]
 
 def by_norm(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:
     """The gradient with at most a norm of `threshold`, and whether it was changed."""
-    clipped, _ = optax.clip_by_global_norm(threshold).update(grads, optax.EmptyState())
-    return clipped, optax.tree.norm(grads) > threshold
+    norm = optax.tree.norm(grads)
+    # By `optax.clip_by_global_norm`, which divides, a clipped gradient stands in memory beside the
+    # gradient; a factor is taken up into what reads it.
+    return optax.tree.scale(jnp.minimum(1, threshold / norm), grads), norm > threshold
 
 
 def by_value(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:
