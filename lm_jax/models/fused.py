@@ -17,13 +17,14 @@ J in a direction (dW, db, dh) is then the inner product with that gradient. Reve
 it, which scales the gradient by one number; forward mode and second derivatives come of the same
 rule. Sums and products are accumulated in float32, or in float64 where the inputs are.
 
-Two kinds of tiles, of at most `TILE` logits:
+Two kinds of tiles:
 
-- *some targets, all tokens*, where that leaves `FEWEST` targets or more: three products, as in the
-  plain loss, and the logits stay in the processor's cache between them;
-- *all targets (`MOST` at a time), some tokens*: ln Σ e^z is gathered block by block over the
-  vocabulary (Milakov & Gimelshein, 2018, algorithm 3), and the logits are computed a second time
-  for p: a fourth product, but no W is read, and no gradient written, more than that once.
+- *some targets, all tokens*, where `TILE` logits are those of `FEWEST` targets or more: three
+  products, as in the plain loss. Each tile adds to all of ∂J/∂W, so that they are twice as large;
+- *all targets (`MOST` at a time), some tokens*, of at most `TILE` logits, which stay in the
+  processor's cache: ln Σ e^z is gathered block by block over the vocabulary (Milakov & Gimelshein,
+  2018, algorithm 3), and the logits are computed a second time for p: a fourth product, but no W is
+  read, and no gradient written, more than that once.
 
 Where one kind gives way to the other was chosen by timing both on two CPU cores; what the choice
 comes to beside the plain loss, `benchmarks/loss.py` measures.
@@ -78,7 +79,7 @@ def tiles(N: int, V: int) -> tuple[int, int]:
     """(targets, tokens) of a tile."""
     n = TILE // V
     if n >= min(N, FEWEST):
-        return min(N, n), V
+        return min(N, 2 * n), V
     n = min(N, MOST)
     return n, min(V, TILE // n)
 
