@@ -186,3 +186,13 @@ def test_what_cannot_be_audited_is_refused():
         audit(BATCHES, counted, {"counts": jnp.ones(3, jnp.int32)}, norm=1.0)
     with pytest.raises(UserError, match=r"share=1.5 must be from 0 to 1"):
         g.quantile_thresholds(MODEL, PARAMS, CARRY, BATCHES, share=1.5)
+
+
+def test_a_gradient_of_nan_is_neither_cut_nor_left():
+    """A run that diverged is not one that was never clipped."""
+    spoiled = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
+    audit = g.clip_audit(
+        MODEL, spoiled, CARRY, BATCHES[:1], norm=1.0, value=1.0, delta=1.0, apply=g.sgd(RATE)
+    )
+    for summary in g.clip_summary(audit).values():
+        assert all(np.isnan(figure) for figure in summary)

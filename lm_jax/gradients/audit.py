@@ -31,7 +31,7 @@ class Clipped(NamedTuple):
 
     cut: Float[Array, " updates"]
     """By norm: 1 where it cut, else 0; by value: the share of entries that it cut; by delta: the
-    share of time steps and lanes at which it cut δ in some layer."""
+    share of time steps and lanes at which it cut δ in some layer. NaN where g holds a NaN."""
     ratio: Float[Array, " updates"]
     """‖g'‖ / ‖g‖; NaN where g is zero, as the two below."""
     cosine: Float[Array, " updates"]
@@ -134,11 +134,12 @@ def clip_audit(
     def update(carry: Carry, batch: Batch) -> tuple[Carry, ClipAudit]:
         loss = batch_loss(model, carry, batch)
         before, after, grads = explicit_bptt(model)(params, carry, batch)
+        length = norms.norm(grads)
 
         def seen(cut: Array, clipped: Params) -> Clipped:
             return Clipped(
-                cut=cut.astype(before.dtype),
-                ratio=norms.norm(clipped) / norms.norm(grads),
+                cut=jnp.where(jnp.isnan(length), jnp.nan, cut.astype(before.dtype)),
+                ratio=norms.norm(clipped) / length,
                 cosine=surface.cosine(clipped, grads),
                 angle=surface.angle(clipped, grads),
                 after=loss(apply(params, clipped)),
@@ -154,7 +155,7 @@ def clip_audit(
         if delta is not None:
             clipped, cuts = _by_delta(model, params, carry, batch, delta)
             kinds["delta"] = seen(cuts, clipped)
-        return after, ClipAudit(norms.norm(grads), before, loss(apply(params, grads)), kinds)
+        return after, ClipAudit(length, before, loss(apply(params, grads)), kinds)
 
     return jax.lax.scan(update, carry, _stacked(batches))[1]
 
@@ -172,7 +173,7 @@ def clip_summary(audit: ClipAudit) -> dict[str, ClipSummary]:
 
     return {
         kind: ClipSummary(
-            often=mean(clipped.cut > 0),
+            often=mean(jnp.where(jnp.isnan(clipped.cut), jnp.nan, clipped.cut > 0)),
             share=mean(clipped.cut),
             ratio=mean(clipped.ratio),
             least_ratio=least(clipped.ratio),
