@@ -1,17 +1,19 @@
 """The command line that the benchmarks share: which rows, how many rounds, where they go."""
 
 import argparse
+import dataclasses
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import rows as table
 from benchmarks.rows import Row
-from benchmarks.side_by_side import Comparison, compare
+from benchmarks.side_by_side import Comparison, Maker, compare
+from benchmarks.sizes import Size
 
 ROUNDS = 7
 TOLERANCES = {
@@ -73,6 +75,38 @@ def device() -> Device:
     found = Device(*said.stdout.strip().split(maxsplit=1))
     if not found.precisions:
         sys.exit(f"JAX computes on {found.backend}, where there is no peer: JAX_PLATFORMS=cpu")
+    return found
+
+
+def beside_peers(
+    device: Device, name: str, what: str, sizes: Mapping[str, Size], seconds: float
+) -> list[Comparison]:
+    """Ours beside PyTorch's and Flax's, for each size and precision.
+
+    Args:
+      device: what JAX computes on.
+      name: what the rows' names begin with.
+      what: the maker that `benchmarks.ours` and both peers have.
+      sizes: by the rest of their names.
+      seconds: that a row takes, about.
+    """
+    found = []
+    for precision in device.precisions:
+        for size_name, size in sizes.items():
+            settings = dataclasses.asdict(size) | {"precision": precision}
+            theirs = settings | {"backend": device.backend}
+            found.append(
+                Comparison(
+                    f"{name}, {size_name}" + (f", {precision}" if precision != "float32" else ""),
+                    Maker("benchmarks.ours", what, settings),
+                    (
+                        Maker("benchmarks.torch_peer", what, theirs),
+                        Maker("benchmarks.flax_peer", what, theirs),
+                    ),
+                    seconds=seconds,
+                    tolerance=TOLERANCES[device.backend, precision],
+                )
+            )
     return found
 
 

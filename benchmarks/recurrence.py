@@ -7,11 +7,8 @@ the weights and of x. Peers: `torch.nn.RNN`, `GRU` and `LSTM`, eager or compiled
 linen or nnx; on a GPU cuDNN's LSTM from JAX. Output and gradients must agree to 1e-5.
 """
 
-import dataclasses
-
 from benchmarks import command
-from benchmarks.command import TOLERANCES, Device
-from benchmarks.side_by_side import Comparison, Maker
+from benchmarks.command import beside_peers
 from benchmarks.sizes import GATES, Size
 
 SIZES = {
@@ -26,27 +23,7 @@ SIZES = {
 }
 
 
-def comparisons(device: Device) -> list[Comparison]:
-    """A comparison for each size and precision."""
-    found = []
-    for precision in device.precisions:
-        for name, size in SIZES.items():
-            settings = dataclasses.asdict(size) | {"precision": precision}
-            theirs = settings | {"backend": device.backend}
-            found.append(
-                Comparison(
-                    f"recurrence, {name}" + (f", {precision}" if precision != "float32" else ""),
-                    Maker("benchmarks.ours", "layer", settings),
-                    (
-                        Maker("benchmarks.torch_peer", "layer", theirs),
-                        Maker("benchmarks.flax_peer", "layer", theirs),
-                    ),
-                    seconds=25,
-                    tolerance=TOLERANCES[device.backend, precision],
-                )
-            )
-    return found
-
-
 if __name__ == "__main__":
-    command.run(__doc__ or "", comparisons)
+    command.run(
+        __doc__ or "", lambda device: beside_peers(device, "recurrence", "layer", SIZES, 25)
+    )

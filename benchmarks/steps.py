@@ -9,11 +9,8 @@ three steps must agree to 1e-5; clipping is at work in them.
 Word models read V = 10,000 words, B = 20 lanes of T = 35; character models V = 65, B = 32, T = 128.
 """
 
-import dataclasses
-
 from benchmarks import command
-from benchmarks.command import TOLERANCES, Device
-from benchmarks.side_by_side import Comparison, Maker
+from benchmarks.command import beside_peers
 from benchmarks.sizes import GATES, Size
 
 SIZES = {
@@ -32,27 +29,5 @@ SIZES = {
 }
 
 
-def comparisons(device: Device) -> list[Comparison]:
-    """A comparison for each size and precision."""
-    found = []
-    for precision in device.precisions:
-        for name, size in SIZES.items():
-            settings = dataclasses.asdict(size) | {"precision": precision}
-            theirs = settings | {"backend": device.backend}
-            found.append(
-                Comparison(
-                    f"step, {name}" + (f", {precision}" if precision != "float32" else ""),
-                    Maker("benchmarks.ours", "step", settings),
-                    (
-                        Maker("benchmarks.torch_peer", "step", theirs),
-                        Maker("benchmarks.flax_peer", "step", theirs),
-                    ),
-                    seconds=30,
-                    tolerance=TOLERANCES[device.backend, precision],
-                )
-            )
-    return found
-
-
 if __name__ == "__main__":
-    command.run(__doc__ or "", comparisons)
+    command.run(__doc__ or "", lambda device: beside_peers(device, "step", "step", SIZES, 30))

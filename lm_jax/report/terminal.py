@@ -1,6 +1,6 @@
 """A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
 
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,19 +32,29 @@ TASK_COLUMNS = {
 }
 
 
-def bars() -> tuple[Console, Progress]:
-    """The standard error, and bars on it where it is a terminal: a name, how far, `said`."""
-    console = Console(stderr=True, highlight=False)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    return console, progress
+class Bars:
+    """Bars on the standard error, where it is a terminal: a name, how far, `said`.
+
+    They stay until the context is left.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.progress.stop()
 
 
 def literal(text: str) -> str:
@@ -52,7 +62,7 @@ def literal(text: str) -> str:
     return escape(text)
 
 
-class Display:
+class Display(Bars):
     """Shows a training run on the standard error: a bar in a terminal, else a line a row.
 
     Give `display.watch` to `lm_jax.train`, within `with Display(...) as display`.
@@ -63,19 +73,8 @@ class Display:
     ):
         """Shows `steps` updates, or as many as some epochs turn out to be; `unit` is the loss's."""
         self.epochs, self.unit = epochs, unit
-        self.console, self.progress = bars()
+        super().__init__()
         self.task = self.progress.add_task(escape(name), total=steps, said="compiling")
-
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
 
     def watch(self, step: int, row: Row | None) -> None:
         """Takes what `lm_jax.train` tells; the bar appears when there is something to show."""

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from lm_jax.report.terminal import bars, figure, literal
+from lm_jax.report.terminal import Bars, figure, literal
 from lm_jax.training.journal import Row, Watch
 
 
-class SweepDisplay:
+class SweepDisplay(Bars):
     """Shows a sweep on the standard error: a bar a group in a terminal, else a line a validation.
 
     Give `display.watch` to `lm_jax.sweep`, within `with SweepDisplay(...) as display`.
@@ -22,7 +21,7 @@ class SweepDisplay:
           groups: of each, the updates of its trials by their names.
           others: updates of each trial that is in none of them, but will be suggested later.
         """
-        self.console, self.progress = bars()
+        super().__init__()
         self._others = others
         self._groups = [_GroupBar(dict(updates)) for updates in groups]
         for number, group in enumerate(self._groups, 1):
@@ -32,17 +31,9 @@ class SweepDisplay:
         total = sum(group.updates.values())
         group.task = self.progress.add_task(literal(name), total=total, said=group.said())
 
-    def __enter__(self) -> "SweepDisplay":
+    def __enter__(self) -> Self:
         self.progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.progress.stop()
+        return super().__enter__()
 
     def watch(self, name: str) -> Watch:
         """What is told of a trial, by its name."""
