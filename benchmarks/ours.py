@@ -17,7 +17,8 @@ from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
 from lm_jax.models.base import scaled_normal
 from lm_jax.settings import shape
-from lm_jax.training.step import TrainState, arguments, program
+from lm_jax.training.state import TrainState
+from lm_jax.training.step import arguments, program
 
 CELLS = {"elman": cells.elman, "gru": cells.gru, "lstm": cells.lstm}
 

@@ -45,7 +45,8 @@ from lm_jax.models.cells import Cell
 from lm_jax.settings import shape
 from lm_jax.studies.live import Answers, live
 from lm_jax.training.feed import source_of
-from lm_jax.training.step import Program, TrainState, arguments, program
+from lm_jax.training.state import TrainState
+from lm_jax.training.step import Program, arguments, program
 from run import load_experiment
 
 ROUNDS = 12

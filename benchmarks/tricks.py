@@ -17,7 +17,8 @@ from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
 from lm_jax.settings import shape
-from lm_jax.training.step import Program, TrainState, arguments, program
+from lm_jax.training.state import TrainState
+from lm_jax.training.step import Program, arguments, program
 
 WORDS = Config(
     data=Data(batch_size=20, length=35),

@@ -11,19 +11,19 @@ import tiny
 
 import lm_jax
 from lm_jax.config import ASGD, SGD, OwnTokens, Train
-from lm_jax.training import step
+from lm_jax.training import state as states
 from lm_jax.training.optimizer import optimizer, own_share
 
 
 def average(patience):
-    return step._empty_average({"w": jnp.zeros(2)}, patience)
+    return states.empty_average({"w": jnp.zeros(2)}, patience)
 
 
 def begun(losses, patience):
     """The number, from 1, of the validation at which the average begins; 0 for never."""
     state = average(patience)
     for number, loss in enumerate(losses, 1):
-        state = step._looked_at(state, jnp.int32(number), jnp.asarray(loss))
+        state = states.looked_at(state, jnp.int32(number), jnp.asarray(loss))
     return int(state.begun)
 
 
@@ -49,7 +49,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
     params = [np.array([float(n), n**2]) for n in range(9)]
     state = average(1)
     for made, new in enumerate(params[1:]):  # params[n] stands after n updates
-        at = step.TrainState(
+        at = states.TrainState(
             step=jnp.int32(made),
             params=None,
             opt_state=(),
@@ -59,7 +59,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
             best_params=None,
             average=state,
         )
-        state = step._averaged(at, {"w": jnp.asarray(new)})
+        state = states.averaged(at, {"w": jnp.asarray(new)})
         np.testing.assert_allclose(
             state.params["w"],
             np.mean(params[min(4, made + 1) : made + 2], 0) if made + 1 >= 4 else new,

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import inference, models
+from lm_jax import gradients, inference, models
 from lm_jax.config import (
     RNN,
     Adding,
@@ -37,6 +37,7 @@ from lm_jax.config import (
 )
 from lm_jax.data import batch_at, load, markov, tasks
 from lm_jax.settings import UserError
+from lm_jax.sweeps import plan
 from lm_jax.training import journal
 
 SEQUENCES = 4000
@@ -101,6 +102,60 @@ def test_the_targets_follow_from_the_inputs(name, drawn):
         asked = batch.mask[:, lane]
         assert list(np.flatnonzero(asked)) == list(range(len(asked) - len(answers), len(asked)))
         np.testing.assert_allclose(batch.y[asked, lane], answers, rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_shorter_sequences_are_the_task_and_then_ask_for_nothing(name):
+    """Of every length that there is room for, by one compiled program."""
+    config, T = TASKS[name]
+    read = jax.jit(tasks.task(config, 50, 2 * T + 1).batch)
+    for length in (T, T + 1, 2 * T, 2 * T + 1):
+        batch = jax.tree.map(np.asarray, read(jax.random.key(7), 3, length))
+        assert not batch.mask[length:].any()
+        for lane in range(50):
+            answers = answer_of(name, batch.x[:length, lane])
+            asked = np.flatnonzero(batch.mask[:, lane])
+            assert list(asked) == list(range(length - len(answers), length))
+            np.testing.assert_allclose(batch.y[asked, lane], answers, rtol=1e-15)
+    assert read._cache_size() == 1
+
+
+def test_the_room_after_a_sequence_changes_no_gradient():
+    model = tiny.rnn(cell="gru", embedding_size=None)
+    params = tiny.moved(model.init(jax.random.key(0)))
+    whole = tasks.task(Permutation(symbols=tiny.V), 4, 9).batch(jax.random.key(1), 0, 6)
+    cut = jax.tree.map(lambda leaf: leaf[:6] if leaf.ndim == 2 else leaf, whole)
+    estimate = gradients.full_bptt(model)
+    carry = estimate.init_carry(4)
+    (loss, _, grads), (other, _, others) = (estimate(params, carry, b) for b in (whole, cut))
+    np.testing.assert_allclose(loss, other, rtol=1e-13)
+    tiny.assert_trees_close(grads, others)
+
+
+def test_trials_of_several_lengths_are_lanes_of_one_program(tmp_path):
+    """Each is what the run of that length is alone."""
+    base = Config(
+        data=Data(task=Copy(symbols=3, items=2), length=9, batch_size=4),
+        model=RNN(embedding_size=None, hidden_size=5),
+        train=Train(steps=20, validate_every=10, log_every=10, checkpoint_every=20),
+    )
+    points = {f"L={steps}": {"data.task.length": steps} for steps in (5, 7, 9)}
+    (group,) = plan(base, points).groups
+    assert group.vectorised
+    rows = lm_jax.sweep(base, points, tmp_path / "sweep")
+    for row in rows:
+        alone = lm_jax.train(override(base, row["point"]), tmp_path / row["name"]).result
+        np.testing.assert_allclose(row["test"], alone["splits"]["test"]["nats"], rtol=1e-9)
+    assert len({row["test"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [(4, "data.task.length=4 is too short"), (10, "data.task.length=10 is more than data.length")],
+)
+def test_a_length_that_does_not_fit_is_refused(length, why):
+    with pytest.raises(UserError, match=why):
+        Data(task=Copy(symbols=3, items=2, length=length), length=9)
 
 
 @pytest.mark.parametrize("name", TASKS)

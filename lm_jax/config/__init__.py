@@ -13,12 +13,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lm_jax.config.data import Data
+from lm_jax.config.fits import refuse_misfits
 from lm_jax.config.model import (
-    GATED,
     RNN,
     AdaptiveSoftmax,
     Convolution,
     Dropout,
+    Model,
     Network,
     NGram,
     NoiseContrastive,
@@ -37,11 +38,9 @@ from lm_jax.config.task import (
     Permutation,
     Task,
     TemporalOrder,
-    refuse_misfits,
 )
 from lm_jax.config.train import (
     ASGD,
-    ONLINE,
     SGD,
     Adam,
     AdamW,
@@ -115,8 +114,6 @@ __all__ = [
     "with_kind",
 ]
 
-Model = Window | Convolution | RNN | NGram
-
 
 @settings
 class Config:
@@ -129,91 +126,10 @@ class Config:
     """Of the initial parameters and of every other draw."""
 
     def __post_init__(self) -> None:
+        refuse_misfits(self.data, self.model, self.train)
         if isinstance(self.model, NGram):
-            changed = dict(_changed(self.train)) if self.train else {}
-            for field, value in changed.items():
-                raise ValueError(
-                    f"train.{field}={value} has no meaning with model.kind=ngram, which is counted"
-                )
-            if self.data.batching == "sentences":
-                raise ValueError(
-                    "data.batching=sentences is not read with model.kind=ngram: whether a context "
-                    "ends with its line is told by model.bounded"
-                )
-            if self.data.task is not None and self.data.drawn:
-                raise ValueError(
-                    f"model.kind=ngram counts a text, and data.task={self.data.task.kind} is none"
-                )
             # What is not read is not there, so that it cannot make two runs of one.
             object.__setattr__(self, "train", None)
-            return
-        if self.train is None:
-            raise ValueError(f"model.kind={self.model.kind} needs train, how it is to be trained")
-        if not isinstance(self.model, RNN):
-            through_time = {
-                "gradient": (self.train.gradient, "explicit"),
-                "clip_delta": (self.train.clip_delta, None),
-                "recompute": (self.train.recompute, "none"),
-                "omega": (self.train.omega, None),
-                "flossing": (self.train.flossing, None),
-                "probe.kind": (self.train.probe.kind, "off"),
-            }
-            for field, (value, idle) in through_time.items():
-                if value != idle:
-                    raise ValueError(
-                        f"train.{field}={value} has no meaning with model.kind={self.model.kind}: "
-                        "its gradient does not travel through time"
-                    )
-        else:
-            _refuse_through_time(self.model, self.train)
-        if self.data.task is not None and self.data.drawn:
-            refuse_misfits(self.data.task, self.model, self.train)
-        whole_text = self.data.batching == "sentences"
-        if (whole_text or self.data.drawn) and self.train.gradient == "truncated":
-            length = self.data.length
-            what = "data.batching=sentences" if whole_text else "data.source=task"
-            one = "sentence" if whole_text else "sequence"
-            whole = {"k1": self.train.k1 in (None, length), "k2": (self.train.k2 or 0) <= length}
-            for field, fits in whole.items():
-                if not fits:
-                    raise ValueError(
-                        f"train.{field}={getattr(self.train, field)} does not fit "
-                        f"{what} with data.length={length}: "
-                        f"a {one} is read whole, in one update"
-                    )
-
-
-def _refuse_through_time(model: RNN, train: Train) -> None:
-    """Refuses what does not fit between a recurrent model and the gradient's way through it."""
-    if train.gradient in ONLINE:
-        _refuse_online(model, train.gradient)
-    if train.recompute != "none":
-        _refuse_segments(model, train.recompute)
-    if train.omega is not None and model.cell not in GATED:
-        raise ValueError(
-            f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
-        )
-    if train.flossing is not None and train.flossing_exponents > model.hidden_size:
-        raise ValueError(
-            f"train.flossing_exponents={train.flossing_exponents} must be at most "
-            f"model.hidden_size={model.hidden_size}"
-        )
-
-
-def _refuse_segments(model: RNN, recompute: str) -> None:
-    """Refuses what is not the same where a chunk is read in segments."""
-    if model.change_penalty is not None:
-        raise ValueError(
-            f"model.change_penalty={model.change_penalty}, which looks from one step to the next, "
-            f"does not go with train.recompute={recompute}"
-        )
-    for name in ("inputs", "between", "outputs"):
-        chance = getattr(model.dropout, name)
-        if chance is not None and not model.dropout.locked:
-            raise ValueError(
-                f"model.dropout.{name}={chance} goes with train.recompute={recompute} only where "
-                "one mask serves all steps: set model.dropout.locked"
-            )
 
 
 def train_of(config: Config) -> Train:
@@ -221,39 +137,6 @@ def train_of(config: Config) -> Train:
     if config.train is None:
         raise UserError(f"model.kind={config.model.kind} is not trained by gradients")
     return config.train
-
-
-def _refuse_online(model: RNN, gradient: str) -> None:
-    """Refuses what a gradient that is carried forward, step by step, cannot go with."""
-    drawn = {f"dropout.{name}": value for name, value in vars(model.dropout).items()}
-    drawn.pop("dropout.locked")
-    for field, value in {**drawn, "change_penalty": model.change_penalty}.items():
-        if value is not None:
-            raise ValueError(
-                f"model.{field}={value} does not go with train.gradient={gradient}, which takes "
-                "every step by itself"
-            )
-    if isinstance(model.readout, SampledSoftmax | NoiseContrastive):
-        raise ValueError(
-            f"model.readout.kind={model.readout.kind}, which draws once for all steps of an "
-            f"update, does not go with train.gradient={gradient}"
-        )
-    if gradient == "snap1" and (
-        model.cell not in GATED or model.layer_norm or model.reset == "before"
-    ):
-        raise ValueError(
-            "train.gradient=snap1 needs a cell whose gate is elementwise: model.cell=elman, lstm "
-            "without model.layer_norm, or gru with model.reset=after"
-        )
-
-
-def _changed(train: Train) -> list[tuple[str, Any]]:
-    """The fields that are not as they are by default."""
-    return [
-        (field.name, getattr(train, field.name))
-        for field in dataclasses.fields(train)
-        if getattr(train, field.name) != field.default
-    ]
 
 
 def resolve(config: Config) -> Config:

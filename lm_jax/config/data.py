@@ -1,10 +1,10 @@
 """Which text is read, and how."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.config.task import REAL, Markov, Task
+from lm_jax.config.task import REAL, Sequences, Task
 from lm_jax.settings import Adjustable, Size, settings
 
 IDLE = {"tokenizer": "char", "tokenizer_file": None, "vocabulary_size": None, "min_count": 1}
@@ -49,7 +49,7 @@ class Data:
     """B, lanes or sentences read side by side."""
     length: Size = 64
     """T, tokens of each lane in one update; of sentences, where a longer one is cut; of a task,
-    steps of each sequence from its first input to its last target."""
+    steps of each sequence, or the room for them (data.task.length)."""
     window_updates: Adjustable | None = None
     """streams: updates whose tokens are put on the device at a time, those of the next ones read
     ahead from the disk meanwhile; None: all of an epoch, unless they would take more than a quarter
@@ -69,7 +69,14 @@ class Data:
     @property
     def drawn(self) -> bool:
         """Whether each update reads whole sequences drawn for it: of any task but a text."""
-        return self.task is not None and not isinstance(self.task, Markov)
+        return isinstance(self.task, Sequences)
+
+    @property
+    def steps(self) -> Any:
+        """Of a task whose sequences are drawn, the steps of each; else `length`. An int, or, of a
+        config with tracers for numbers, a tracer."""
+        own = self.task.length if isinstance(self.task, Sequences) else None
+        return self.length if own is None else own
 
     @property
     def real(self) -> bool:
@@ -128,11 +135,14 @@ class Data:
         name = f"data.task={self.task.kind}"
         if self.batching != "streams":
             raise ValueError(f"data.batching={self.batching} is not read with {name}")
-        if self.length < self.task.shortest:
+        field = "data.length" if self.steps == self.length else "data.task.length"
+        if self.steps < self.task.shortest:
             raise ValueError(
-                f"data.length={self.length} is too short for {name}, which takes "
+                f"{field}={self.steps} is too short for {name}, which takes "
                 f"{self.task.shortest} steps or more"
             )
+        if self.steps > self.length:
+            raise ValueError(f"{field}={self.steps} is more than data.length={self.length}")
         for field, idle in IDLE.items() if self.drawn else ():
             if getattr(self, field) != idle:
                 raise ValueError(f"data.{field} is not read with {name}, which is no text")

@@ -319,3 +319,6 @@ def _refuse_between(model: Any) -> None:
             raise ValueError("model.dropout.between needs model.layers of 2 or more")
         if getattr(model, "residual", False):
             raise ValueError("model.residual needs model.layers of 2 or more")
+
+
+Model = Window | Convolution | RNN | NGram

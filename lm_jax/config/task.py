@@ -4,9 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lm_jax.config.model import RNN, Network, Softmax
-from lm_jax.config.train import Train
-from lm_jax.settings import Size, settings
+from lm_jax.settings import PositiveCount, Size, settings
 
 MOST_CONTEXTS = 4096  # of a Markov source: its stationary distribution solves as many equations
 
@@ -14,7 +12,17 @@ Alphabet = Annotated[int, Field(ge=2)]
 
 
 @settings
-class TemporalOrder:
+class Sequences:
+    """A task whose every sequence is drawn for the update that reads it."""
+
+    length: PositiveCount | None = None
+    """Steps of each sequence from its first input to its last target, where they are fewer than
+    data.length, the room for them: what is read after them asks for nothing. Sequences of any
+    length share the compiled program of their room. None: data.length."""
+
+
+@settings
+class TemporalOrder(Sequences):
     """In which order two symbols came (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013)."""
 
     kind: Literal["temporal-order"] = "temporal-order"
@@ -22,12 +30,12 @@ class TemporalOrder:
 
     @property
     def shortest(self) -> int:
-        """The least data.length."""
+        """The least steps of a sequence."""
         return 10
 
 
 @settings
-class Adding:
+class Adding(Sequences):
     """The sum of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["adding"] = "adding"
@@ -39,7 +47,7 @@ class Adding:
 
 
 @settings
-class Multiplication:
+class Multiplication(Sequences):
     """The product of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["multiplication"] = "multiplication"
@@ -51,7 +59,7 @@ class Multiplication:
 
 
 @settings
-class Copy:
+class Copy(Sequences):
     """Some symbols, said again when the cue comes (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["copy"] = "copy"
@@ -67,7 +75,7 @@ class Copy:
 
 
 @settings
-class Memorisation:
+class Memorisation(Sequences):
     """Noiseless memorisation: the copy task in the size of Pascanu et al. (2013)."""
 
     kind: Literal["memorisation"] = "memorisation"
@@ -83,7 +91,7 @@ class Memorisation:
 
 
 @settings
-class Permutation:
+class Permutation(Sequences):
     """The first of many symbols, at the end (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013).
 
     They draw the symbols in between with replacement, and so does this.
@@ -136,29 +144,3 @@ class Markov:
 Task = TemporalOrder | Adding | Multiplication | Copy | Memorisation | Permutation | Markov
 
 REAL = (Adding, Multiplication)  # inputs and target
-
-
-def refuse_misfits(task: Task, model: Network, train: Train) -> None:
-    """Refuses what a task that is no text cannot be learnt by.
-
-    Raises:
-      ValueError: names the field.
-    """
-    name, kind = f"data.task={task.kind}", getattr(model, "kind", None)
-    if train.feeding.kind != "teacher":
-        raise ValueError(
-            f"train.feeding.kind={train.feeding.kind} is not read with {name}: what the model says "
-            "is no input of it"
-        )
-    if model.vectors is not None:
-        raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
-    if not isinstance(task, REAL):
-        return
-    if not isinstance(model, RNN):
-        raise ValueError(
-            f"{name} reads real numbers, which model.kind={kind} does not: take model.kind=rnn"
-        )
-    if model.readout != Softmax():
-        raise ValueError(f"model.readout is not read with {name}, whose target is a number")
-    if model.dropout.words is not None:
-        raise ValueError(f"model.dropout.words is not read with {name}, which has no words")

@@ -86,8 +86,9 @@ class Sentences(NamedTuple):
 class Generated:
     """Sequences that are drawn when they are read."""
 
-    batch: Callable[[Array, Array | int], Batch]
-    """(key, step) -> what update `step` reads, each sequence from a fresh carry."""
+    batch: Callable[..., Batch]
+    """(key, step, length) -> what update `step` reads, each sequence from a fresh carry. A sequence
+    has `length` steps, or, without it, as many as there is room for."""
     epoch: int
     """Updates that count as an epoch, for what goes by epochs."""
 
@@ -153,22 +154,25 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
 
 
 def batch_at(
-    source: Source, step: Int[Array, ""] | int, length: int, key: Array | None = None
+    source: Source,
+    step: Int[Array, ""] | int,
+    length: Int[Array, ""] | int,
+    key: Array | None = None,
 ) -> Batch:
     """What update `step`, counted from 0, reads.
 
     Args:
       source: streams, of which the next `length` tokens of every lane are read, from the front
         again after each epoch; or the window of them that holds the update; or sentences, of which
-        B are read, padded to `length`; or generated ones, as long as they are.
+        B are read, padded to `length`; or generated ones, of `length` steps each.
       step: the update.
-      length: T.
+      length: T; of generated sequences, no more than their T, and it may be a tracer.
       key: draws the order of sentences in each epoch; None: as they stand in the text. What is
         generated needs one, to be drawn from.
     """
     if isinstance(source, Generated):
         assert key is not None
-        return source.batch(key, step)
+        return source.batch(key, step, length)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
     if isinstance(source, Streams | Window):
         # Beyond a window there are no targets.

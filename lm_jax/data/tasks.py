@@ -6,10 +6,10 @@ config's `data.length`) and starts from a fresh carry; the loss counts only the 
 something is asked for, which the mask shows. Draws are uniform and independent.
 
 - *temporal order* (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013): distractors c … f, but A
-  or B at one step of [T/10, 2T/10) and at one of [5T/10, 6T/10). Asked at the last step: AA, AB, BA
+  or B at one step of [L/10, 2L/10) and at one of [5L/10, 6L/10). Asked at the last step: AA, AB, BA
   or BB.
 - *adding*, *multiplication*: each step is a number from [0, 1) and a mark, which is 1 at one step
-  of the first tenth and at one of [T/10, T/2), else 0. Asked at the last step: the sum, or the
+  of the first tenth and at one of [L/10, L/2), else 0. Asked at the last step: the sum, or the
   product, of the two marked numbers. Inputs and target are real, and the loss is the squared error.
 - *copy*, *memorisation*: some symbols, then blanks, a cue `items` steps before the end of the
   blanks, and while the last blanks are read, asked for step by step, the symbols in their order.
@@ -20,9 +20,10 @@ The *chance level* of a task is the least mean loss of a predictor that sees the
 and remembers nothing: ln 4, the variance of the target (1/6 for the sum, 7/144 for the product),
 ln of the number of symbols, ln 2.
 
-Letters: B sequences, T steps.
+Letters: B sequences, T steps that there is room for, L steps of a sequence.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -36,7 +37,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax import config as settings
 from lm_jax.config import Data
-from lm_jax.config.task import REAL
+from lm_jax.config.task import REAL, Sequences
 from lm_jax.data.batches import Batch, Generated
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, to_json
@@ -79,36 +80,39 @@ class Task(Generated):
 
 
 @functools.lru_cache(maxsize=64)
-def task(config: settings.Task, batch_size: int, length: int) -> Task:
+def task(config: Sequences, batch_size: int, length: int) -> Task:
     """The task that a config names.
 
     Args:
-      config: `Data.task`, no Markov source, which is a text.
+      config: `Data.task`, no Markov source, which is a text. Its length is not looked at: a batch
+        is asked for one.
       batch_size: B.
       length: T.
     """
+    if config.length is not None:
+        return task(dataclasses.replace(config, length=None), batch_size, length)
     chance, real = 0.0, isinstance(config, REAL)
     if isinstance(config, settings.TemporalOrder):
         symbols, chance = tuple("ABcdef") + ("AA", "AB", "BA", "BB"), math.log(4)
-        draw = functools.partial(temporal_order, length=length)
+        draw = functools.partial(temporal_order, room=length)
     elif isinstance(config, settings.Adding):
         symbols, chance = ("number", "mark"), 1 / 6
-        draw = functools.partial(two_marked, length=length, combine=jnp.add)
+        draw = functools.partial(two_marked, room=length, combine=jnp.add)
     elif isinstance(config, settings.Multiplication):
         symbols, chance = ("number", "mark"), 7 / 144
-        draw = functools.partial(two_marked, length=length, combine=jnp.multiply)
+        draw = functools.partial(two_marked, room=length, combine=jnp.multiply)
     elif isinstance(config, settings.Permutation):
         symbols, chance = tuple(map(str, range(config.symbols))), math.log(2)
-        draw = functools.partial(permutation, length=length, symbols=config.symbols)
+        draw = functools.partial(permutation, room=length, symbols=config.symbols)
     else:
         assert isinstance(config, (settings.Copy, settings.Memorisation))
         numbered = tuple(map(str, range(config.symbols)))
         symbols, chance = (*numbered, "blank", "cue"), math.log(config.symbols)
-        draw = functools.partial(recall, length=length, symbols=config.symbols, items=config.items)
+        draw = functools.partial(recall, room=length, symbols=config.symbols, items=config.items)
 
-    def batch(key: Array, step: Array | int) -> Batch:
+    def batch(key: Array, step: Array | int, length: Array | int = length) -> Batch:
         keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
-        x, y, mask = jax.vmap(draw, out_axes=1)(keys)
+        x, y, mask = jax.vmap(draw, (0, None), 1)(keys, length)
         return Batch(x, y, mask, jnp.ones(batch_size, bool))
 
     return Task(batch, EPOCH, symbols, chance, real)
@@ -116,7 +120,7 @@ def task(config: settings.Task, batch_size: int, length: int) -> Task:
 
 def task_of(data: Data) -> Task | None:
     """The task that a config reads for training; None where it reads a text."""
-    if data.task is None or not data.drawn:
+    if not isinstance(data.task, Sequences):
         return None
     return task(data.task, data.batch_size, data.length)
 
@@ -131,73 +135,79 @@ def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
     Returns:
       functions that generate them, one after another.
     """
-    assert data.task is not None
+    assert isinstance(data.task, Sequences)
     read = _compiled(task(data.task, HELD_OUT_LANES, data.length))
     key = jax.random.fold_in(jax.random.key(0), HELD_OUT[split])
-    return [functools.partial(read, key, step) for step in range(HELD_OUT_BATCHES)]
+    return [functools.partial(read, key, step, data.steps) for step in range(HELD_OUT_BATCHES)]
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(task: Task) -> Callable[[Array, int], Batch]:
+def _compiled(task: Task) -> Callable[[Array, int, int], Batch]:
     return jax.jit(task.batch)
 
 
 def digest(data: Data) -> str:
-    """Hex digits that change when the task does."""
-    key = json.dumps([to_json(data.task), data.length, VERSION])
+    """Hex digits that change when the task does, all its lengths being one task."""
+    assert isinstance(data.task, Sequences)
+    any_length = dataclasses.replace(data.task, length=None)
+    key = json.dumps([to_json(any_length), data.length, VERSION])
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def temporal_order(key: Array, *, length: int) -> tuple[Array, Array, Array]:
+def temporal_order(key: Array, length: Array | int, *, room: int) -> tuple[Array, Array, Array]:
     """A sequence of temporal order; symbols A B c d e f are 0 … 5 and the answers 6 … 9."""
     noise, first, second, which = jax.random.split(key, 4)
     tenth, half = length // 10, length // 2
     here = jax.random.randint(first, (), tenth, 2 * tenth)
     there = jax.random.randint(second, (), half, half + tenth)
     a, b = jax.random.randint(which, (2,), 0, 2)
-    x = jax.random.randint(noise, (length,), 2, 6).at[here].set(a).at[there].set(b)
+    x = jax.random.randint(noise, (room,), 2, 6).at[here].set(a).at[there].set(b)
     return _tokens(x, 6 + 2 * a + b, length)
 
 
 def two_marked(
-    key: Array, *, length: int, combine: Callable[[Array, Array], Array]
+    key: Array, length: Array | int, *, room: int, combine: Callable[[Array, Array], Array]
 ) -> tuple[Float[Array, "T 2"], Float[Array, " T"], Bool[Array, " T"]]:
     """A sequence of numbers, two of them marked, and what combining these two gives."""
     noise, first, second = jax.random.split(key, 3)
-    tenth = max(length // 10, 1)
+    tenth = jnp.maximum(length // 10, 1)
     here = jax.random.randint(first, (), 0, tenth)
     there = jax.random.randint(second, (), tenth, length // 2)
-    numbers = jax.random.uniform(noise, (length,), float)
-    marks = jnp.zeros(length).at[here].set(1).at[there].set(1)
-    y = jnp.zeros(length).at[-1].set(combine(numbers[here], numbers[there]))
-    return jnp.stack([numbers, marks], axis=-1), y, _last(length)
+    numbers = jax.random.uniform(noise, (room,), float)
+    marks = jnp.zeros(room).at[here].set(1).at[there].set(1)
+    y = jnp.zeros(room).at[length - 1].set(combine(numbers[here], numbers[there]))
+    return jnp.stack([numbers, marks], axis=-1), y, _last(room, length)
 
 
 def recall(
-    key: Array, *, length: int, symbols: int, items: int
+    key: Array, length: Array | int, *, room: int, symbols: int, items: int
 ) -> tuple[Int[Array, " T"], Int[Array, " T"], Bool[Array, " T"]]:
     """A sequence that is to be said again; blank and cue are the two numbers after the symbols."""
     blank, cue = symbols, symbols + 1
     said = jax.random.randint(key, (items,), 0, symbols, jnp.int32)
-    x = jnp.full(length, blank, jnp.int32).at[:items].set(said).at[-items - 1].set(cue)
-    y = jnp.full(length, blank, jnp.int32).at[-items:].set(said)
-    return x, y, jnp.arange(length) >= length - items
+    blanks, answers = jnp.full(room, blank, jnp.int32), length - items + jnp.arange(items)
+    x = blanks.at[:items].set(said).at[length - items - 1].set(cue)
+    places = jnp.arange(room)
+    return x, blanks.at[answers].set(said), (places >= length - items) & (places < length)
 
 
-def permutation(key: Array, *, length: int, symbols: int) -> tuple[Array, Array, Array]:
+def permutation(
+    key: Array, length: Array | int, *, room: int, symbols: int
+) -> tuple[Array, Array, Array]:
     """A sequence whose first symbol, 0 or 1, is asked for at its end."""
     noise, first = jax.random.split(key)
     a = jax.random.randint(first, (), 0, 2)
-    return _tokens(jax.random.randint(noise, (length,), 2, symbols).at[0].set(a), a, length)
+    return _tokens(jax.random.randint(noise, (room,), 2, symbols).at[0].set(a), a, length)
 
 
 def _tokens(
-    x: Int[Array, " T"], answer: Int[Array, ""], length: int
+    x: Int[Array, " T"], answer: Int[Array, ""], length: Array | int
 ) -> tuple[Int[Array, " T"], Int[Array, " T"], Bool[Array, " T"]]:
     """Inputs of 32 bits, and the answer at the last step."""
-    y = jnp.zeros(length, jnp.int32).at[-1].set(answer.astype(jnp.int32))
-    return x.astype(jnp.int32), y, _last(length)
+    room = len(x)
+    y = jnp.zeros(room, jnp.int32).at[length - 1].set(answer.astype(jnp.int32))
+    return x.astype(jnp.int32), y, _last(room, length)
 
 
-def _last(length: int) -> Bool[Array, " T"]:
-    return jnp.arange(length) == length - 1
+def _last(room: int, length: Array | int) -> Bool[Array, " T"]:
+    return jnp.arange(room) == length - 1

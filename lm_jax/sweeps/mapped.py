@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.data.batches import Source
-from lm_jax.training.step import Program, TrainState
+from lm_jax.training.state import TrainState
+from lm_jax.training.step import Program
 
 AXIS = PartitionSpec("lanes")
 EVERYWHERE = PartitionSpec()

@@ -32,7 +32,8 @@ from lm_jax.training.judging import Judge, Stopped
 from lm_jax.training.outcome import kept, result, train_row
 from lm_jax.training.pace import Pace
 from lm_jax.training.pretrained import pretrained
-from lm_jax.training.step import TrainState, arguments, batch_of, program
+from lm_jax.training.state import TrainState
+from lm_jax.training.step import arguments, batch_of, program
 
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
 

@@ -11,7 +11,7 @@ from lm_jax.data.markov import floor
 from lm_jax.models.base import Params
 from lm_jax.training.checkpoint import digest
 from lm_jax.training.journal import Row
-from lm_jax.training.step import TrainState
+from lm_jax.training.state import TrainState
 
 
 def train_row(state: TrainState, *, epoch: int, made: int, trained: float, seconds: float) -> Row:

@@ -18,7 +18,7 @@ from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.runs import Run
-from lm_jax.training.step import TrainState
+from lm_jax.training.state import TrainState
 
 BATCHES = 8  # updates that are looked at
 LANES = 4  # of the text that is looked at

@@ -22,7 +22,7 @@ from lm_jax.training.descent import Descent
 from lm_jax.training.journal import Row, read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
-from lm_jax.training.step import TrainState
+from lm_jax.training.state import TrainState
 
 NEIGHBOURS = 2  # records on each side that a record's gradient norm is compared with
 

@@ -9,12 +9,12 @@ besides the text is in the `TrainState`, which is all that a checkpoint holds.
 import enum
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
@@ -25,6 +25,15 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
 from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, norm_after, optimizer, own_share
+from lm_jax.training.state import (
+    TrainState,
+    Verdict,
+    add,
+    averaged,
+    empty_average,
+    empty_record,
+    looked_at,
+)
 
 Numbers = Mapping[str, Any]
 
@@ -37,74 +46,6 @@ class Draw(enum.IntEnum):
     NOISE = 2
     FEEDING = 3
     ESTIMATOR = 4
-
-
-class Record(NamedTuple):
-    """Sums over the steps since the last record was written."""
-
-    steps: Int[Array, ""]
-    tokens: Int[Array, ""]
-    nats: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-    grad_norm_max: Float[Array, ""]
-    clipped_norm: Float[Array, ""]
-    clipped: Int[Array, ""]
-    """Steps on which clipping changed the gradient."""
-    learning_rate: Float[Array, ""]
-    """Of the last step; no sum."""
-    deltas: Float[Array, " T"] | None
-    """‖∂loss/∂carry_t‖ at each step of the chunk; None where it is not watched."""
-
-
-class Verdict(NamedTuple):
-    """What the validations so far amount to."""
-
-    step: Int[Array, ""]
-    """The last step judged."""
-    best_nats: Float[Array, ""]
-    """Lowest mean nats per token so far."""
-    best_step: Int[Array, ""]
-    stale: Int[Array, ""]
-    """Validations since the best one."""
-    waited: Int[Array, ""]
-    """Validations since the best one or the last cut of the learning rate."""
-    cut: Float[Array, ""]
-    """Product of the cuts of the learning rate."""
-
-
-class Average(NamedTuple):
-    """The mean of the parameters since validation stopped getting better (`ASGD`)."""
-
-    params: Params
-    """The mean; until it begins, the parameters themselves."""
-    begun: Int[Array, ""]
-    """The step whose parameters are the first in the mean; 0 before it begins."""
-    recent: Float[Array, " n"]
-    """Mean nats of the last n validations, the newest last."""
-    older: Float[Array, ""]
-    """The lowest of all validations before those."""
-
-
-class TrainState(NamedTuple):
-    """All that a run is, between two steps."""
-
-    step: Int[Array, ""]
-    """Updates made."""
-    params: Params
-    opt_state: optax.OptState
-    carry: Carry
-    """The gradient estimator's carry."""
-    record: Record
-    verdict: Verdict
-    best_params: Params | None
-    """Parameters that were best on validation; None where they are not kept."""
-    average: Average | None
-    """None where there is none."""
-
-    @property
-    def judged(self) -> Params:
-        """The parameters that validation sees."""
-        return self.params if self.average is None else self.average.params
 
 
 class Program(NamedTuple):
@@ -178,7 +119,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             record=empty_record(watched),
             verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
             best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
-            average=_empty_average(params, train.optimizer.patience)
+            average=empty_average(params, train.optimizer.patience)
             if isinstance(train.optimizer, ASGD)
             else None,
         )
@@ -243,7 +184,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             opt_state=opt_state,
             carry=carry,
             record=record,
-            average=None if state.average is None else _averaged(state, params),
+            average=None if state.average is None else averaged(state, params),
         )
         return spread(state, config)
 
@@ -285,7 +226,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             waited=waited,
             cut=cut,
         )
-        average = None if state.average is None else _looked_at(state.average, state.step, nats)
+        average = None if state.average is None else looked_at(state.average, state.step, nats)
         return state._replace(verdict=verdict, best_params=best, average=average)
 
     def clear(state: TrainState) -> TrainState:
@@ -304,72 +245,13 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
 
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int, length: int) -> Batch:
-    """What an update of a run reads of its text, T = `length` tokens of each lane."""
-    return batch_at(source, step, length, _key(config, Draw.ORDER))
+    """What an update of a run reads: of its text, T = `length` tokens of each lane."""
+    steps = config.data.steps if config.data.drawn else length
+    return batch_at(source, step, steps, _key(config, Draw.ORDER))
 
 
 def _with_embedding_of(old: Any, new: Any) -> Params:
     return {**new, "embedding": old["embedding"]}
-
-
-def _empty_average(params: Params, patience: int) -> Average:
-    never = jnp.inf
-    return Average(
-        params=jax.tree.map(jnp.copy, params),
-        begun=jnp.zeros((), jnp.int32),
-        recent=jnp.full(patience, never, float),
-        older=jnp.full((), never, float),
-    )
-
-
-def _averaged(state: TrainState, params: Params) -> Average:
-    """The average with the parameters of one more step in it."""
-    average = cast(Average, state.average)
-    count = jnp.where(average.begun > 0, state.step + 2 - average.begun, 1)
-    mean = jax.tree.map(lambda mean, new: mean + (new - mean) / count, average.params, params)
-    return average._replace(params=mean)
-
-
-def _looked_at(average: Average, step: Array, nats: Array) -> Average:
-    """The average after a validation, which may begin it (Merity et al., 2018, algorithm 1)."""
-    begins = (average.begun == 0) & (nats > average.older)
-    return average._replace(
-        begun=jnp.where(begins, step, average.begun),
-        recent=jnp.append(average.recent[1:], nats),
-        older=jnp.minimum(average.older, average.recent[0]),
-    )
-
-
-def empty_record(watched: int | None = None) -> Record:
-    """A record of no steps, with δ_t of a chunk of so many steps, or without."""
-    zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    deltas = None if watched is None else jnp.zeros(watched)
-    return Record(none, none, zero, zero, zero, zero, none, zero, deltas)
-
-
-def add(
-    record: Record,
-    *,
-    tokens: Array,
-    loss: Array,
-    grad_norm: Array,
-    clipped_norm: Array,
-    clipped: Array,
-    rate: Array,
-    deltas: Array | None = None,
-) -> Record:
-    """A record with one more step in it."""
-    return Record(
-        steps=record.steps + 1,
-        tokens=record.tokens + tokens,
-        nats=record.nats + loss * tokens,
-        grad_norm=record.grad_norm + grad_norm,
-        grad_norm_max=jnp.maximum(record.grad_norm_max, grad_norm),
-        clipped_norm=record.clipped_norm + clipped_norm,
-        clipped=record.clipped + clipped,
-        learning_rate=rate,
-        deltas=None if record.deltas is None or deltas is None else record.deltas + deltas,
-    )
 
 
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:

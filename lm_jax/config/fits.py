@@ -1,0 +1,179 @@
+"""What of a config does not go together, refused with the names of the fields."""
+
+import dataclasses
+from typing import Any
+
+from lm_jax.config.data import Data
+from lm_jax.config.model import (
+    GATED,
+    RNN,
+    Convolution,
+    Model,
+    NGram,
+    NoiseContrastive,
+    SampledSoftmax,
+    Softmax,
+    Window,
+)
+from lm_jax.config.task import REAL, Sequences, Task
+from lm_jax.config.train import ONLINE, Train
+
+
+def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
+    """Refuses what is right by itself, but not with the rest.
+
+    Raises:
+      ValueError: names the fields.
+    """
+    if isinstance(model, NGram):
+        _refuse_counted(data, train)
+        return
+    if train is None:
+        raise ValueError(f"model.kind={model.kind} needs train, how it is to be trained")
+    if isinstance(model, RNN):
+        _refuse_through_time(model, train)
+    else:
+        _refuse_timeless(model, train)
+    if isinstance(data.task, Sequences):
+        _refuse_task(data.task, model, train)
+    if data.batching == "sentences" or data.drawn:
+        _refuse_cuts(data, train)
+
+
+def _refuse_counted(data: Data, train: Train | None) -> None:
+    """Refuses what a model that is counted cannot read."""
+    changed = dict(_changed(train)) if train else {}
+    for field, value in changed.items():
+        raise ValueError(
+            f"train.{field}={value} has no meaning with model.kind=ngram, which is counted"
+        )
+    if data.batching == "sentences":
+        raise ValueError(
+            "data.batching=sentences is not read with model.kind=ngram: whether a context "
+            "ends with its line is told by model.bounded"
+        )
+    if isinstance(data.task, Sequences):
+        raise ValueError(f"model.kind=ngram counts a text, and data.task={data.task.kind} is none")
+
+
+def _changed(train: Train) -> list[tuple[str, Any]]:
+    """The fields that are not as they are by default."""
+    return [
+        (field.name, getattr(train, field.name))
+        for field in dataclasses.fields(train)
+        if getattr(train, field.name) != field.default
+    ]
+
+
+def _refuse_timeless(model: Window | Convolution, train: Train) -> None:
+    """Refuses what is about a gradient's way through time, of a model that has none."""
+    through_time = {
+        "gradient": (train.gradient, "explicit"),
+        "clip_delta": (train.clip_delta, None),
+        "recompute": (train.recompute, "none"),
+        "omega": (train.omega, None),
+        "flossing": (train.flossing, None),
+        "probe.kind": (train.probe.kind, "off"),
+    }
+    for field, (value, idle) in through_time.items():
+        if value != idle:
+            raise ValueError(
+                f"train.{field}={value} has no meaning with model.kind={model.kind}: "
+                "its gradient does not travel through time"
+            )
+
+
+def _refuse_cuts(data: Data, train: Train) -> None:
+    """Refuses to cut what is read whole."""
+    if train.gradient != "truncated":
+        return
+    length = data.length
+    what, one = "data.source=task", "sequence"
+    if data.batching == "sentences":
+        what, one = "data.batching=sentences", "sentence"
+    whole = {"k1": train.k1 in (None, length), "k2": (train.k2 or 0) <= length}
+    for field, fits in whole.items():
+        if not fits:
+            raise ValueError(
+                f"train.{field}={getattr(train, field)} does not fit {what} with "
+                f"data.length={length}: a {one} is read whole, in one update"
+            )
+
+
+def _refuse_through_time(model: RNN, train: Train) -> None:
+    """Refuses what does not fit between a recurrent model and the gradient's way through it."""
+    if train.gradient in ONLINE:
+        _refuse_online(model, train.gradient)
+    if train.recompute != "none":
+        _refuse_segments(model, train.recompute)
+    if train.omega is not None and model.cell not in GATED:
+        raise ValueError(
+            f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
+        )
+    if train.flossing is not None and train.flossing_exponents > model.hidden_size:
+        raise ValueError(
+            f"train.flossing_exponents={train.flossing_exponents} must be at most "
+            f"model.hidden_size={model.hidden_size}"
+        )
+
+
+def _refuse_segments(model: RNN, recompute: str) -> None:
+    """Refuses what is not the same where a chunk is read in segments."""
+    if model.change_penalty is not None:
+        raise ValueError(
+            f"model.change_penalty={model.change_penalty}, which looks from one step to the next, "
+            f"does not go with train.recompute={recompute}"
+        )
+    for name in ("inputs", "between", "outputs"):
+        chance = getattr(model.dropout, name)
+        if chance is not None and not model.dropout.locked:
+            raise ValueError(
+                f"model.dropout.{name}={chance} goes with train.recompute={recompute} only where "
+                "one mask serves all steps: set model.dropout.locked"
+            )
+
+
+def _refuse_online(model: RNN, gradient: str) -> None:
+    """Refuses what a gradient that is carried forward, step by step, cannot go with."""
+    drawn = {f"dropout.{name}": value for name, value in vars(model.dropout).items()}
+    drawn.pop("dropout.locked")
+    for field, value in {**drawn, "change_penalty": model.change_penalty}.items():
+        if value is not None:
+            raise ValueError(
+                f"model.{field}={value} does not go with train.gradient={gradient}, which takes "
+                "every step by itself"
+            )
+    if isinstance(model.readout, SampledSoftmax | NoiseContrastive):
+        raise ValueError(
+            f"model.readout.kind={model.readout.kind}, which draws once for all steps of an "
+            f"update, does not go with train.gradient={gradient}"
+        )
+    if gradient == "snap1" and (
+        model.cell not in GATED or model.layer_norm or model.reset == "before"
+    ):
+        raise ValueError(
+            "train.gradient=snap1 needs a cell whose gate is elementwise: model.cell=elman, lstm "
+            "without model.layer_norm, or gru with model.reset=after"
+        )
+
+
+def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) -> None:
+    """Refuses what a task that is no text cannot be learnt by."""
+    name, kind = f"data.task={task.kind}", model.kind
+    if train.feeding.kind != "teacher":
+        raise ValueError(
+            f"train.feeding.kind={train.feeding.kind} is not read with {name}: what the model says "
+            "is no input of it"
+        )
+    if model.vectors is not None:
+        raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
+    if not isinstance(task, REAL):
+        return
+    if not isinstance(model, RNN):
+        raise ValueError(
+            f"{name} reads real numbers, which model.kind={kind} does not: take model.kind=rnn"
+        )
+    if model.readout != Softmax():
+        raise ValueError(f"model.readout is not read with {name}, whose target is a number")
+    if model.dropout.words is not None:
+        raise ValueError(f"model.dropout.words is not read with {name}, which has no words")
