@@ -18,6 +18,8 @@ CASES = {
     "word lstm 200": ("lstm", 200, 10_000, 20, 35),
     "word lstm 650": ("lstm", 650, 10_000, 20, 35),
     "char gru 128": ("gru", 128, 65, 32, 128),
+    "char lstm 128": ("lstm", 128, 65, 32, 128),
+    "char lstm 512": ("lstm", 512, 65, 32, 128),
 }
 SECONDS = 1.0  # of a measurement, about
 

@@ -1,5 +1,7 @@
 """Our side: the program that `lm_jax.train` runs, a layer by itself, and `inference.sample`."""
 
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -43,12 +45,16 @@ def config_of(size: Size) -> Config:
 
 
 def step(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """Whole training steps, as many in one compiled loop as are asked for."""
+    """Whole training steps, as many in one compiled loop as are asked for.
 
-    def build() -> Way:
-        size = Size(**settings)
+    On a CPU there are two ways, which `--devices` chooses between: one device with threads within
+    each product, and a device for each core with its share of the lanes.
+    """
+    size = Size(**settings)
+
+    def build(devices: int) -> Way:
         config = config_of(size)
-        compiled, values = program(shape(config), size.vocabulary), arguments(config)
+        compiled, values = program(shape(config), size.vocabulary, devices), arguments(config)
         lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
         source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
 
@@ -56,7 +62,7 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
             state = compiled.init(values)
             params = jax.tree.map(jnp.asarray, sizes.weights(size))
             assert jax.tree.structure(params) == jax.tree.structure(state.params)
-            return state._replace(params=params)
+            return compiled.place(state._replace(params=params), values)
 
         def check() -> list[float]:
             state, losses = begin(), []
@@ -77,7 +83,12 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
 
         return Way(run, check, lambda: products.seconds_of(size, readout=True))
 
-    return {"ours": build}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    jax.config.update("jax_num_cpu_devices", cores)
+    ways = {"one device": functools.partial(build, 1)}
+    if jax.default_backend() == "cpu" and cores > 1 and size.batch % cores == 0:
+        ways[f"{cores} devices"] = functools.partial(build, cores)
+    return ways
 
 
 def layer(**settings: Any) -> dict[str, Callable[[], Way]]:

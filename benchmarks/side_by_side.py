@@ -15,6 +15,7 @@ calls as take it about `TURN` seconds.
 """
 
 import importlib
+import itertools
 import json
 import os
 import statistics
@@ -145,8 +146,11 @@ def compare(comparison: Comparison, *, rounds: int, threads: int) -> tuple[list[
                     raise
                 remarks.append(f"{comparison.name}: {reason}")
         remarks += [f"{comparison.name}: {line}" for _, about in made for line in about["remarks"]]
+        of_ours = made[0][1]
+        if len(of_ours["numbers"]) > 1:
+            remarks.append(f"{comparison.name}: ours with {of_ours['name']}")
         for _, about in made[1:]:
-            agree(comparison, made[0][1], about)
+            agree(comparison, of_ours, about)
         seconds = in_turn([timed(side, about["seconds"]) for side, about in made], rounds)
         limit = made[0][0].tell(do="limit")
     finally:
@@ -182,11 +186,12 @@ def agree(comparison: Comparison, ours: Mapping[str, Any], peer: Mapping[str, An
     Raises:
       RuntimeError: their numbers differ; a peer may give fewer of them.
     """
-    for name, numbers in peer["numbers"].items():
-        for number, (a, b) in enumerate(zip(ours["numbers"]["ours"], numbers, strict=False)):
+    pairs = itertools.product(ours["numbers"].items(), peer["numbers"].items())
+    for (way, mine), (name, theirs) in pairs:
+        for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
             if not abs(a - b) <= comparison.tolerance * max(abs(a), abs(b)):
                 raise RuntimeError(
-                    f"{comparison.name}: ours gives {a!r} and {name} {b!r} (number {number})"
+                    f"{comparison.name}: {way} gives {a!r} and {name} {b!r} (number {number})"
                 )
 
 

@@ -24,7 +24,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import lm_jax, tiny
-from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Train
+from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Softmax, Train
 from lm_jax.settings import UserError, shape
 from lm_jax.training.feed import source_of
 from lm_jax.training.loop import prepared
@@ -41,12 +41,13 @@ def apart(one, other):
 
 CASES = {{
     "lstm": (dict(cell="lstm", layers=2), dict(clip_norm=0.1)),
+    "tied": (dict(embedding_size=8, readout=Softmax(tied=True, label_smoothing=0.1)), dict()),
     "gru": (dict(cell="gru", dropout=RecurrentDropout(outputs=0.3)), dict()),
     "watched": (dict(cell="gru"), dict(probe=LiveProbe(), recompute="sqrt")),
     "full": (dict(), dict(gradient="full")),
     "truncated": (dict(), dict(gradient="truncated", k1=4, k2=8)),
 }}
-found = {{"apart": {{}}, "within": {{}}, "sharded": {{}}}}
+found = {{"apart": {{}}, "within": {{}}, "fetched": {{}}, "sharded": {{}}}}
 for name, (model, train) in CASES.items():
     chosen, corpus = prepared(config(model, **train), tiny.TEXT)
     values, ends = arguments(chosen), []
@@ -60,6 +61,7 @@ for name, (model, train) in CASES.items():
     sent = [line for line in compiled.as_text().splitlines()
             if re.search(r" (all-|collective-|reduce-scatter)[\\w-]*\\(", line)]
     found["within"][name] = sum(line.count("while/body") > 1 for line in sent)
+    found["fetched"][name] = sum("all-gather" in line for line in sent)
     found["sharded"][name] = [
         [len(leaf.addressable_shards), leaf.addressable_shards[0].data.size * 4 == leaf.size]
         for leaf in jax.tree.leaves(ends[1].carry)
@@ -107,6 +109,12 @@ def test_each_device_has_its_own_lanes(found):
 def test_no_device_waits_for_another_within_the_recurrence(found):
     for name in ("lstm", "gru"):  # "watched" recomputes, and adds up once a segment
         assert found["within"][name] == 0
+
+
+def test_no_device_fetches_the_lanes_of_another(found):
+    """Or it would do the work of all of them, in the readout above all."""
+    for name in ("lstm", "gru", "tied"):
+        assert found["fetched"][name] == 0
 
 
 def test_a_run_goes_on_with_another_number_of_devices(found):

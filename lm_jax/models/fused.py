@@ -29,6 +29,10 @@ Two kinds of tiles:
 Where one kind gives way to the other was chosen by timing both on two CPU cores; what the choice
 comes to beside the plain loss, `benchmarks/loss.py` measures.
 
+Where lanes are on several devices, each sweeps over the targets of its own lanes, and the sums are
+added up once, at the end: the tokens of all lanes in one row would have to be fetched by every
+device, which would then do all of the work.
+
 Letters: N targets, n of a tile; V tokens, v of a tile; m and e, maximum and Σ e^{z - m} so far.
 """
 
@@ -37,6 +41,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.models.product import Precision, narrowed
@@ -61,18 +66,17 @@ def total_nats(
     Args:
       W: [H, V].
       b: added to the logits; None: nothing.
-      h: what the readout sees.
+      h: what the readout sees; where lanes are on several devices, [T, B, H].
       y: targets; one that is no token's number makes the sum NaN.
       mask: which of them count.
       smoothing: s; None: the target is the next token alone.
       table: W is given as its transpose [V, H], a table of tokens' vectors.
       precision: of the factors of the products, see `lm_jax.models.product`.
     """
-    V, H = W.shape if table else W.shape[::-1]
+    V = W.shape[0 if table else 1]
     offset = jnp.zeros(V, W.dtype) if b is None else b
     share = None if smoothing is None else jnp.asarray(smoothing, _wide(h))
-    loss = _summed(table, precision)
-    return loss(W, offset, h.reshape(-1, H), y.reshape(-1), mask.reshape(-1), share)
+    return _summed(table, precision)(W, offset, h, y, mask, share)
 
 
 def tiles(N: int, V: int) -> tuple[int, int]:
@@ -86,15 +90,14 @@ def tiles(N: int, V: int) -> tuple[int, int]:
 
 @functools.cache
 def _summed(table: bool, precision: Precision):
-    """The loss (W, b, h[N, H], y[N], mask[N], s) -> [] with its derivative."""
+    """The loss (W, b, h[*shape, H], y[*shape], mask[*shape], s) -> [] with its derivative."""
 
     @jax.custom_jvp
-    def loss(W, b, h, y, mask, s):
-        return _sweep(W, b, h, y, mask, s, table, precision, gradient=False)[0]
+    def loss(*given):
+        return _everywhere(*given, table, precision, gradient=False)[0]
 
     def rule(given, directions):
-        W, b, h, y, mask, s = given
-        value, grads = _sweep(W, b, h, y, mask, s, table, precision, gradient=True)
+        value, grads = _everywhere(*given, table, precision, gradient=True)
         assert grads is not None
         pairs = zip(grads, (*directions[:3], directions[5]), strict=True)
         parts = []
@@ -105,6 +108,40 @@ def _summed(table: bool, precision: Precision):
 
     loss.defjvp(rule, symbolic_zeros=True)
     return loss
+
+
+def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
+    """What `_sweep` gives, of targets in any shape, from every device that has lanes of them."""
+
+    def here(W, b, h, y, mask, s):
+        rows = h.reshape(-1, h.shape[-1]), y.reshape(-1), mask.reshape(-1)
+        value, grads = _sweep(W, b, *rows, s, table, precision, gradient=gradient)
+        if grads is None:
+            return value, None
+        dW, db, dh, ds = grads
+        return value, (dW, db, dh.reshape(h.shape), ds)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Auto not in mesh.axis_types:
+        return here(W, b, h, y, mask, s)
+
+    def part(*given):
+        value, grads = here(*given)
+        added = functools.partial(jax.lax.psum, axis_name=mesh.axis_names)
+        if grads is None:
+            return added(value), None
+        dW, db, dh, ds = grads
+        return added(value), (added(dW), added(db), dh, added(ds))
+
+    whole, lanes = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
+    of_grads = (whole, whole, lanes, whole) if gradient else None
+    # The check asks of each array in the sweep's loops whether it differs between devices.
+    return jax.shard_map(
+        part,
+        in_specs=(whole, whole, lanes, lanes, lanes, whole),
+        out_specs=(whole, of_grads),
+        check_vma=False,
+    )(W, b, h, y, mask, s)
 
 
 def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
