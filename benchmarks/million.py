@@ -1,4 +1,4 @@
-"""A million words: what memory a training step takes, and how long.
+"""A million words: what memory training, scoring and drawing take, and how long.
 
     python -m benchmarks.million [--run]
 
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.loss import memory
+from lm_jax import inference, models
 from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import shape
 from lm_jax.training.step import arguments, program
 
@@ -31,6 +34,9 @@ CASES = {
     "SGD, clipped, tied": (SGD(), 1.0, True),
     "Adam, clipped": (Adam(), 1.0, False),
 }
+
+
+USES = "scored", "drawn"
 
 
 def megabytes(tree: Any) -> float:
@@ -68,11 +74,44 @@ def case(name: str, run: bool) -> None:
     print(line, flush=True)
 
 
+def use(name: str) -> None:
+    """Prints a line on what a model does once it is trained."""
+    shaped = Config(model=RNN(embedding_size=UNITS, hidden_size=UNITS))
+    model = models.make(shaped.model, V)
+    vocabulary = Vocabulary("word", ("<unk>", "<eos>", *(f"w{n}" for n in range(V - 2))))
+    drawn = np.random.default_rng(0).integers(0, V - 2, LANES * LENGTH)
+    text = " ".join(f"w{n}" for n in drawn)
+    assert len(vocabulary.numbers) == V  # made when first asked for, which the model is not to pay
+
+    def once() -> None:
+        if name == "scored":
+            inference.score(model, params, vocabulary, text)
+        else:
+            inference.sample(model, params, vocabulary, length=LANES * LENGTH)
+
+    before = memory("VmRSS")
+    # Neither time nor memory depends on their values, and to draw them takes room of its own.
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), shapes)
+    bound = megabytes(params) + 300
+    once()
+    began = time.perf_counter()
+    once()
+    seconds = (time.perf_counter() - began) / (LANES * LENGTH)
+    seen = memory("VmHWM") - before
+    print(
+        f"{name:20} aim {bound:6,.0f} MB{'':21}seen {seen:6,.0f} MB   {1e3 * seconds:.1f} ms a word"
+    )
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--case"]:
-        case(sys.argv[2], "--run" in sys.argv)
+        if sys.argv[2] in USES:
+            use(sys.argv[2])
+        else:
+            case(sys.argv[2], "--run" in sys.argv)
         return
-    for name in CASES:
+    for name in (*CASES, *(USES if "--run" in sys.argv else ())):
         words = [sys.executable, "-m", "benchmarks.million", "--case", name, *sys.argv[1:]]
         subprocess.run(words, cwd=ROOT, check=True)
 

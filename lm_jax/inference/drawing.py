@@ -35,7 +35,7 @@ from lm_jax.models.readout import cross_entropy
 
 CHUNK = 64  # tokens drawn between two looks of the host
 LONG_CHUNK = 256  # the same where nobody waits for the first of them
-NUMBERS_AT_ONCE = 1 << 24  # of a chunk's noise, 64 MiB in float32
+NUMBERS_AT_ONCE = 1 << 22  # of a chunk's noise, and of its logits, 16 MiB each in float32
 
 
 class Cuts(NamedTuple):
@@ -100,23 +100,18 @@ def draws(
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
     warmth = jnp.asarray(temperature, float)
 
-    def noise(first: int) -> Array:
-        if not temperature or first >= total:
-            return silence
-        return _noise(keys, first, steps, size)
-
     def trimmed(first: int, tokens: Array, nats: Array) -> tuple[np.ndarray, np.ndarray]:
         kept = slice(max(len(prompt) - first, 0), total - first)
         return np.asarray(tokens)[kept], np.asarray(nats)[kept]
 
     ahead: tuple | None = None
-    silence = jnp.zeros((steps, count, size))
-    coming = noise(0)
+    noise = _noise(keys, 0, steps, size) if temperature else jnp.zeros((steps, count, size))
     for first in range(0, total, steps):
         # The device is at the next chunk while the host looks at the last one.
         now = forced[first : first + steps]
-        state, *found = advance(params, state, now, coming, warmth, limits)
-        coming = noise(first + steps)
+        state, *found = advance(params, state, now, noise, warmth, limits)
+        if temperature and first + steps < total:
+            noise = _noise(keys, first + steps, steps, size)
         if ahead is not None and first > len(prompt):
             yield trimmed(*ahead)
         ahead = (first, *found)
