@@ -16,7 +16,7 @@ N, H, V = 13, 4, 11
 # blocks of tokens overlapping; and, of all targets, one token at a time.
 CUTS = {
     (1 << 21, 64, 1024): (13, 11),
-    (22, 2, 64): (4, 11),
+    (33, 2, 64): (4, 11),
     (28, 64, 7): (7, 4),
     (20, 64, 99): (13, 1),
 }

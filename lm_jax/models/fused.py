@@ -83,7 +83,7 @@ def tiles(N: int, V: int) -> tuple[int, int]:
     """(targets, tokens) of a tile."""
     n = TILE // V
     if n >= min(N, FEWEST):
-        return min(N, 2 * n), V
+        return min(N, 3 * n // 2), V
     n = min(N, MOST)
     return n, min(V, TILE // n)
 
