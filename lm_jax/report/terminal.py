@@ -1,7 +1,5 @@
 """A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
 
-from typing import Self
-
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -50,7 +48,7 @@ class Bars:
             disable=not self.console.is_terminal,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from lm_jax.report.terminal import Bars, figure, literal
 from lm_jax.training.journal import Row, Watch
@@ -31,12 +31,9 @@ class SweepDisplay(Bars):
         total = sum(group.updates.values())
         group.task = self.progress.add_task(literal(name), total=total, said=group.said())
 
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return super().__enter__()
-
     def watch(self, name: str) -> Watch:
-        """What is told of a trial, by its name."""
+        """What is told of a trial, by its name; the bars appear with the first."""
+        self.progress.start()
         group = next((own for own in self._groups if name in own.updates), None)
         if group is None:
             group = _GroupBar({name: self._others})
