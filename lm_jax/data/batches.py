@@ -173,6 +173,7 @@ def batch_at(
     if isinstance(source, Generated):
         assert key is not None
         return source.batch(key, step, length)
+    assert isinstance(length, int)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
     if isinstance(source, Streams | Window):
         # Beyond a window there are no targets.

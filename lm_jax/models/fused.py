@@ -94,10 +94,10 @@ def _summed(table: bool, precision: Precision):
 
     @jax.custom_jvp
     def loss(*given):
-        return _everywhere(*given, table, precision, gradient=False)[0]
+        return _everywhere(*given, table=table, precision=precision, gradient=False)[0]
 
     def rule(given, directions):
-        value, grads = _everywhere(*given, table, precision, gradient=True)
+        value, grads = _everywhere(*given, table=table, precision=precision, gradient=True)
         assert grads is not None
         pairs = zip(grads, (*directions[:3], directions[5]), strict=True)
         parts = []
