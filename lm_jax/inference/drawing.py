@@ -35,7 +35,7 @@ from lm_jax.models.readout import cross_entropy
 
 CHUNK = 64  # tokens drawn between two looks of the host
 LONG_CHUNK = 256  # the same where nobody waits for the first of them
-NUMBERS_AT_ONCE = 1 << 22  # of a chunk's noise, and of its logits, 16 MiB each in float32
+NUMBERS_AT_ONCE = 1 << 20  # of a chunk's noise, and of its logits, 4 MiB each in float32
 
 
 class Cuts(NamedTuple):
