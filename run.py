@@ -435,13 +435,14 @@ def probe(
       run_dir: the run of the model.
       step: look at the run as it was after this many updates; or spike: before the update that
         made the loss rise most. If not given, at the parameters that it has kept.
-      text: a file to read instead of the run's validation text.
+      text: a file to read instead of the run's validation text. Of a run on sequences that are
+        drawn, some that it has never read are looked at, and only --lanes says how many.
       sentence: whose words the credit map shows; a line of the text if not given.
       length: T, tokens of the chunk that is looked at; as in training, 64 at most, if not given.
       lanes: B, places of the text that are looked at; 4 if not given.
       seed: of random directions and of the model's own tokens.
     """
-    run = reading_text(run_dir)
+    run = lm_jax.load_run(run_dir) if text is None else reading_text(run_dir)
     if step not in (None, "spike") and not step.isdecimal():
         raise UserError(f"--step={step} must be a number of updates, or spike")
     tokens = None

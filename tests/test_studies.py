@@ -13,9 +13,21 @@ from test_training import rows_of, stopping_at
 
 import lm_jax
 from lm_jax import gradients as g
-from lm_jax.config import Config, Copy, Data, LiveProbe, NGram, Train, Window, resolve
-from lm_jax.data.batches import batch_at, streams
+from lm_jax.config import (
+    RNN,
+    Adding,
+    Config,
+    Copy,
+    Data,
+    LiveProbe,
+    NGram,
+    Train,
+    Window,
+    resolve,
+)
+from lm_jax.data.batches import batch_at, first_lanes, streams
 from lm_jax.data.corpus import load
+from lm_jax.data.tasks import held_out
 from lm_jax.gradients.norms import norm
 from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
@@ -327,12 +339,52 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
             lm_jax.probe(run, **{**given, **fields})
     with pytest.raises(UserError, match="no recurrent state"):
         lm_jax.probe(run._replace(model=tiny.window()), **given)
-    drawn = run._replace(config=Config(data=Data(task=Copy(symbols=3, items=2), length=9)))
-    with pytest.raises(UserError, match="sequences that are drawn"):
-        lm_jax.probe(drawn, **given)
     counted = run._replace(config=Config(data=run.config.data, model=NGram(order=2)))
     with pytest.raises(UserError, match="not trained by gradients"):
         lm_jax.probe(counted, **given)
+
+
+# --- the study of a run on a task -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[Copy(symbols=3, items=2), Adding()], ids=lambda t: t.kind)
+def solver(request, tmp_path_factory):
+    data = Data(task=request.param, length=20, batch_size=4)
+    model = RNN(embedding_size=None, hidden_size=5)
+    config = Config(data=data, model=model, train=Train(steps=4, log_every=2))
+    return lm_jax.train(config, tmp_path_factory.mktemp("task") / "run")
+
+
+def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
+    found = lm_jax.probe(solver, lanes=2)
+    assert (found.step, found.length, found.lanes) == (4, 20, 2)
+    batch = first_lanes(held_out(solver.config.data, "validation")[0](), 2)
+    estimate = jax.jit(g.full_bptt(solver.model).estimate)
+    _, _, grads = estimate(solver.params, solver.model.init_carry(2), batch)
+    by_lag, credit = found.reach.by_lag, found.reach.credit
+    asked = np.asarray(batch.mask[:, 0])
+    np.testing.assert_allclose(by_lag.truncations.norm[-1], norm(grads["layers"]), rtol=1e-9)
+    np.testing.assert_allclose(by_lag.truncations.cosine[-1], 1, rtol=1e-9)
+    assert np.all((credit.map != 0).any(axis=1) == asked)
+    assert [word != "" for word in credit.targets] == asked.tolist()
+    assert (credit.bands, credit.by_word, credit.by_target) == (None, None, None)
+    assert found.updates.exposure is None
+    page = write_study(solver, found, "probe").read_text()
+    assert f"2 sequences of {solver.config.data.task.kind}, 20 steps each" in page
+    assert "rare words" not in page
+    assert "own text" not in page
+
+
+def test_what_is_of_a_text_is_refused_of_a_task(solver):
+    for fields, said in [
+        ({"length": 9}, "length is of a text, and .* of 20 steps"),
+        ({"sentence": "a"}, "sentence is of a text"),
+        ({"tokens": np.zeros(9, np.int32)}, "tokens is of a text"),
+        ({"lanes": 0}, "lanes=0 must be from 1 to 100"),
+        ({"lanes": 101}, "lanes=101 must be from 1 to 100"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            lm_jax.probe(solver, **fields)
 
 
 # --- numbers and a page ---------------------------------------------------------------------------

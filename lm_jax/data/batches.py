@@ -198,6 +198,12 @@ def batch_at(
     return Batch(chunk[:-1], chunk[1:], mask, start)
 
 
+def first_lanes(batch: Batch, count: int) -> Batch:
+    """The first `count` lanes of a batch."""
+    x, y, mask = (leaf[:, :count] for leaf in (batch.x, batch.y, batch.mask))
+    return Batch(x, y, mask, batch.start[:count])
+
+
 def steps_per_epoch(source: Source, length: int) -> int:
     """Updates until every token has been a target once, or as many as count for that."""
     if isinstance(source, Generated | Window):

@@ -65,17 +65,26 @@ def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
       params: the model's.
 
     Returns:
-      (step, loss, layers). The loss takes (y, mask) in place of y: 0 where there is no target.
+      (step, loss, layers), the loss as `where_asked` has it.
     """
 
     def step(layers: Any, carry: Carry, x: Array) -> Carry:
         return lane.step({**params, "layers": layers}, carry, x)
 
-    def loss(layers: Any, carry: Carry, target: tuple[Array, Array]) -> Array:
-        y, real = target
-        return jnp.where(real, lane.loss({**params, "layers": layers}, carry, y), 0)
+    def loss(layers: Any, carry: Carry, y: Array) -> Array:
+        return lane.loss({**params, "layers": layers}, carry, y)
 
-    return step, loss, params["layers"]
+    return step, where_asked(loss), params["layers"]
+
+
+def where_asked(loss: Loss) -> Loss:
+    """A loss that takes (y, mask) in place of y: 0 where there is no target."""
+
+    def asked(params: Params, carry: Carry, target: tuple[Array, Array]) -> Array:
+        y, real = target
+        return jnp.where(real, loss(params, carry, y), 0)
+
+    return asked
 
 
 def without_lane(carry: Carry) -> Carry:

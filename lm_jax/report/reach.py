@@ -18,7 +18,7 @@ def reach_sections(reach: Reach) -> list[Section]:
         _horizon(reach.by_lag),
         _lags(reach.lags),
         _credit(reach.credit),
-        _bands(reach.credit),
+        *_bands(reach.credit),
         _spectra(reach.dynamics),
         _exponents(reach.dynamics),
         _sensitivity(reach),
@@ -142,21 +142,24 @@ def _seen(word: str) -> str:
     return word.replace(" ", "\N{OPEN BOX}")
 
 
-def _bands(credit: Credit) -> Section:
-    return Section(
-        "Are rare words remembered longer?",
+def _bands(credit: Credit) -> list[Section]:
+    """None where words have no frequency."""
+    if credit.bands is None or credit.by_word is None or credit.by_target is None:
+        return []
+    figures = [
+        figure(
+            [line(name, row) for name, row in zip(credit.bands, rows, strict=True)],
+            "lag, steps",
+            f"mean ‖∂J_t/∂h_k‖ by the word {place}",
+            log_y=True,
+        )
+        for place, rows in (("read", credit.by_word), ("to be said", credit.by_target))
+    ]
+    words = (
         "The mean credit by lag, for words of different frequency: of the word that was read, and "
-        "of the word to be said. Each band holds about a quarter of the text.",
-        [
-            figure(
-                [line(name, row) for name, row in zip(credit.bands, rows, strict=True)],
-                "lag, steps",
-                f"mean ‖∂J_t/∂h_k‖ by the word {place}",
-                log_y=True,
-            )
-            for place, rows in (("read", credit.by_word), ("to be said", credit.by_target))
-        ],
+        "of the word to be said. Each band holds about a quarter of the text."
     )
+    return [Section("Are rare words remembered longer?", words, figures)]
 
 
 def _spectra(dynamics: Dynamics) -> Section:

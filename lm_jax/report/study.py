@@ -30,11 +30,16 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
+    read = (
+        f"{probe.lanes} sequences of {data.task.kind}, {probe.length} steps each. A gradient is "
+        "that of the mean loss of what is asked for"
+        if data.drawn
+        else f"{probe.lanes} lanes of {probe.length} tokens ({data.tokenizer}). A gradient is that "
+        "of the mean nats per token"
+    )
     words = (
         f"{run.run_dir.name}: {what}, parameters of step {probe.parameters_step:,}; updates from "
-        f"step {probe.step:,} on. {probe.lanes} lanes of {probe.length} tokens "
-        f"({data.tokenizer}). A gradient is that of the mean nats per token unless it says "
-        "otherwise."
+        f"step {probe.step:,} on. {read} unless it says otherwise."
     )
     if probe.spike is not None:
         words += f" {spike_in_words(probe.spike)}."

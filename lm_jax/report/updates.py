@@ -5,6 +5,7 @@ Each section asks one question; its words say how the figure is to be read.
 
 import numpy as np
 
+from lm_jax.gradients.exposed import ExposureCosines
 from lm_jax.report.figures import figure, line
 from lm_jax.report.page import Section, Table
 from lm_jax.studies.updates import Updates
@@ -12,7 +13,8 @@ from lm_jax.studies.updates import Updates
 
 def update_sections(updates: Updates) -> list[Section]:
     """The sections of what the next updates would do."""
-    return [_estimators(updates), _clipping(updates), _cliff(updates), _exposure(updates)]
+    read = [] if updates.exposure is None else [_exposure(updates.exposure)]
+    return [_estimators(updates), _clipping(updates), _cliff(updates), *read]
 
 
 def _estimators(updates: Updates) -> Section:
@@ -114,8 +116,7 @@ def _cliff(updates: Updates) -> Section:
     )
 
 
-def _exposure(updates: Updates) -> Section:
-    exposure = updates.exposure
+def _exposure(exposure: ExposureCosines) -> Section:
     return Section(
         "Is the gradient that of the model's own text?",
         "By position in the chunk: the cosine between the gradient of that position's loss when "

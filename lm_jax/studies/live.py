@@ -19,18 +19,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from lm_jax.config import LiveProbe
-from lm_jax.data.batches import Batch
+from lm_jax.data.batches import Batch, first_lanes
 from lm_jax.gradients.credit import gradient_by_lag
 from lm_jax.gradients.horizon import horizon
 from lm_jax.gradients.lags import lag_norms
-from lm_jax.gradients.lane import of_layers, one_lane
+from lm_jax.gradients.lane import Lane, of_layers, one_lane
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.norms import norm
 from lm_jax.gradients.spectra import block_norms, block_radii
-from lm_jax.gradients.truncations import truncations
+from lm_jax.gradients.truncations import Truncations, truncations
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 
@@ -56,16 +56,12 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
     def ask(params: Params, carry: Carry, batch: Batch) -> Answers:
         carry = restart(model, carry, batch.start)
         carry = jax.tree.map(lambda leaf: leaf[: probe.lanes], carry)
-        x, y, mask = (a[:, : probe.lanes] for a in (batch.x, batch.y, batch.mask))
-        step, loss, layers = of_layers(lane, params)
+        batch = first_lanes(batch, probe.lanes)
+        x, layers = batch.x, params["layers"]
         answers: Answers = {}
         if probe.by_lag:
-            lags = gradient_by_lag(step, loss, layers, carry, x, (y, mask), len(x) - 1, lanes=True)
-            # The mean over all places, of which the mask may leave out some.
-            share = mask.size / jnp.maximum(jnp.sum(mask), 1)
-            answers["gradient_by_lag"] = norm(lags, kept=1) * share
-            split = truncations(lags)
-            answers["horizon"] = {f"{share:g}": horizon(split, share) for share in SHARES}
+            norms_by_lag, _, horizons = split_by_lag(lane, params, carry, batch)
+            answers |= {"gradient_by_lag": norms_by_lag, "horizon": horizons}
         if probe.lags:
 
             def norms(own: tuple[Carry, Array]) -> Array:
@@ -86,6 +82,31 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
         return answers
 
     return jax.jit(ask)
+
+
+def split_by_lag(
+    lane: Lane, params: Params, carry: Carry, batch: Batch
+) -> tuple[Float[Array, " T"], Truncations, dict[str, Float[Array, ""]]]:
+    """The gradient of the recurrent layers' weights, of the mean over a batch's targets, by lag.
+
+    Args:
+      lane: of the model.
+      params: the model's.
+      carry: of all lanes, before the batch.
+      batch: T steps of B lanes.
+
+    Returns:
+      the norm at each lag, in nats per unit of the weights; the truncations; the horizon of each
+      share of `SHARES`, in steps.
+    """
+    step, loss, layers = of_layers(lane, params)
+    target, last = (batch.y, batch.mask), len(batch.x) - 1
+    lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, lanes=True)
+    # The tool's mean is over all places, of which the mask may leave out some.
+    targets = batch.mask.size / jnp.maximum(jnp.sum(batch.mask), 1)
+    lags = jax.tree.map(lambda leaf: leaf * targets.astype(leaf.dtype), lags)
+    split = truncations(lags)
+    return norm(lags, kept=1), split, {f"{share:g}": horizon(split, share) for share in SHARES}
 
 
 def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:

@@ -1,8 +1,9 @@
-"""Everything that the gradient tools say of one model on one text.
+"""Everything that the gradient tools say of one model on one text, or on sequences of one task.
 
 The text is cut into B lanes of which one chunk of T tokens is looked at, the state warmed up on the
-chunk before it. Where a tool is about one example, it is mapped over the lanes and its figures are
-their mean. The parameters whose gradients are taken apart are those of the recurrent layers.
+chunk before it. Of a task it is B whole sequences, each from a fresh carry. Where a tool is about
+one example, it is mapped over the lanes and its figures are their mean. The parameters whose
+gradients are taken apart are those of the recurrent layers.
 
 Letters: T steps of the chunk, B lanes, L lags 0 … L-1, n numbers in the carry of one lane.
 """
@@ -15,22 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lm_jax.data.batches import Batch, batch_at, streams
+from lm_jax.data.batches import Batch, batch_at, first_lanes, streams
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.gradients.credit import credit_map, gradient_by_lag
-from lm_jax.gradients.horizon import credit_horizon, horizon
+from lm_jax.gradients.credit import credit_map
+from lm_jax.gradients.horizon import credit_horizon
 from lm_jax.gradients.lags import PredictedLagNorms, mean_lag_norms, predicted_lag_norms
-from lm_jax.gradients.lane import Lane, of_layers, one_lane
+from lm_jax.gradients.lane import Lane, of_layers, one_lane, where_asked
 from lm_jax.gradients.lyapunov import finite_time_exponents, lyapunov_convergence
-from lm_jax.gradients.norms import norm
 from lm_jax.gradients.sensitivity import Probed, sensitivity_by_probes
 from lm_jax.gradients.spectra import RecurrentSpectra, spectra_by_layer
-from lm_jax.gradients.truncations import Truncations, truncations
+from lm_jax.gradients.truncations import Truncations
 from lm_jax.gradients.word_credit import credit_by_class, frequency_bands
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
-from lm_jax.studies.live import SHARES
+from lm_jax.studies.live import SHARES, split_by_lag
 
 BANDS = 4  # of frequency
 EXPONENTS = 8  # of Lyapunov's spectrum, the largest ones
@@ -76,16 +76,17 @@ class Credit(NamedTuple):
     """Which words a loss looks back to."""
 
     words: list[str]
-    """[S], the words read, of one sentence."""
+    """[S], the words read, of one sentence; of a task, the inputs of one sequence."""
     targets: list[str]
-    """[S], the words to be said."""
+    """[S], the words to be said; empty where nothing is asked for."""
     map: np.ndarray
     """[S, S], ‖∂J_t/∂carry_k‖, in nats per unit of the state."""
-    by_word: np.ndarray
-    """[bands, T], mean credit of a word by its frequency and the lag, over the chunk."""
-    by_target: np.ndarray
+    by_word: np.ndarray | None
+    """[bands, T], mean credit of a word by its frequency and the lag, over the chunk; None of a
+    task, as the next two."""
+    by_target: np.ndarray | None
     """[bands, T], the same by the target's frequency."""
-    bands: list[str]
+    bands: list[str] | None
     """What the bands are, the most frequent words first."""
     horizon: dict[str, float]
     """Share of the credit -> steps back, the mean over the chunk's lanes."""
@@ -106,13 +107,49 @@ class Chunk(NamedTuple):
     """What a study looks at."""
 
     carry: Carry
-    """Of B lanes, after the chunk before it."""
+    """Of B lanes, before the batch."""
     batch: Batch
-    """T tokens of each lane; every one has a target, and none is where a text starts."""
-    stream: np.ndarray
-    """[N] tokens of the first lane from there on, for what needs a long trajectory."""
-    counts: np.ndarray
-    """[V], how often each token occurs in the text."""
+    """T steps of each lane; of a text, every one has a target."""
+    path: np.ndarray
+    """[N], or [N, I] of real inputs: what the first lane reads from there on, for what needs a long
+    trajectory."""
+    counts: np.ndarray | None
+    """[V], how often each token occurs in the text; None of a task."""
+
+
+def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
+    """Whole sequences of a task, from a fresh carry.
+
+    Args:
+      model: the model.
+      batch: of the task.
+      lanes: B, the sequences that are looked at.
+
+    Raises:
+      UserError: the batch has not so many.
+    """
+    most = batch.mask.shape[1]
+    if not 1 <= lanes <= most:
+        raise UserError(f"lanes={lanes} must be from 1 to {most}, the sequences of a batch")
+    batch = first_lanes(batch, lanes)
+    return Chunk(model.init_carry(lanes), batch, np.asarray(batch.x[:, 0]), None)
+
+
+def sentence(boundary: int, tokens: np.ndarray) -> Batch:
+    """The words of a sentence as one lane, each the target of the one before it.
+
+    Args:
+      boundary: the token that stands before the first one.
+      tokens: [S].
+
+    Raises:
+      UserError: there are none.
+    """
+    if not len(tokens):
+        raise UserError("the sentence is empty")
+    said = jnp.asarray(tokens, jnp.int32)[:, None]
+    read = jnp.roll(said, 1, axis=0).at[0].set(boundary)
+    return Batch(read, said, jnp.ones(said.shape, bool), jnp.ones(1, bool))
 
 
 def chunk(
@@ -145,11 +182,11 @@ def chunk(
             "length"
         )
     # A text is kept in the smallest type that its vocabulary fits; a model reads 32 bits.
-    stream = tokens[length - 1 : min(share, 16 * length)].astype(np.int32)
+    path = tokens[length - 1 : min(share, 16 * length) - 1].astype(np.int32)
     source = streams(tokens[: share * lanes], vocabulary.boundary, lanes)
     first, batch = (batch_at(source, step, length) for step in range(2))
     carry, _ = jax.jit(model.hidden)(params, model.init_carry(lanes), first.x)
-    return Chunk(carry, batch, stream, np.bincount(tokens, minlength=len(vocabulary)))
+    return Chunk(carry, batch, path, np.bincount(tokens, minlength=len(vocabulary)))
 
 
 def reach(
@@ -157,27 +194,25 @@ def reach(
     params: Params,
     vocabulary: Vocabulary,
     chunk: Chunk,
-    sentence: np.ndarray,
+    sentence: Batch,
     *,
     slope: float | None = None,
     seed: int = 0,
 ) -> Reach:
-    """How a model's gradient travels through a chunk of text and through a sentence.
+    """How a model's gradient travels through a chunk of text and through a sentence, or a task's.
 
     Args:
       model, params, vocabulary: a trained recurrent model.
-      chunk: of a text.
-      sentence: [S] tokens that the credit map is about, from a fresh state.
+      chunk: of a text, or `sequences`.
+      sentence: S steps of one lane that the credit map is about, from a fresh state.
       slope: of an ungated network of one layer, the largest derivative of its activation
         (`lm_jax.gradients.lags.SLOPES`), for what is predicted from its W_hh; None: any other.
       seed: of the random directions.
 
     Raises:
-      UserError: the model has no recurrent state, or the sentence is empty.
+      UserError: the model has no recurrent state.
     """
     lane = one_lane(model)
-    if not len(sentence):
-        raise UserError("the sentence is empty")
     return Reach(
         _lags(lane, params, chunk, slope),
         _by_lag(lane, params, chunk),
@@ -203,21 +238,15 @@ def _lags(lane: Lane, params: Params, chunk: Chunk, slope: float | None) -> Lags
 
 
 def _by_lag(lane: Lane, params: Params, chunk: Chunk) -> ByLag:
-    batch = chunk.batch
-
     def split(params: Params, carry: Carry) -> tuple[Array, Truncations, dict[str, Array]]:
-        step, loss, layers = of_layers(lane, params)
-        target, last = (batch.y, batch.mask), len(batch.x) - 1
-        lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, lanes=True)
-        found = truncations(lags)
-        return norm(lags, kept=1), found, {f"{s:g}": horizon(found, s) for s in SHARES}
+        return split_by_lag(lane, params, carry, chunk.batch)
 
     norms, found, horizons = jax.jit(split)(params, chunk.carry)
     return ByLag(np.asarray(norms), found, _floats(horizons))
 
 
 def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) -> Dynamics:
-    carry, xs = _first(chunk.carry), jnp.asarray(chunk.stream[:-1])
+    carry, xs = _first(chunk.carry), jnp.asarray(chunk.path)
     window = min(WINDOW, len(xs))
     count = min(EXPONENTS, sum(leaf.size for leaf in jax.tree.leaves(carry)))
 
@@ -227,37 +256,41 @@ def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) 
         return convergence, windows[:, 0]
 
     convergence, windows = map(np.asarray, jax.jit(exponents)(params, carry, xs))
-    cut = np.asarray(xs[: len(windows) * window]).reshape(-1, window)
-    text = [" ".join(vocabulary.show(int(token)) for token in tokens) for tokens in cut]
+    shown = _shown(vocabulary, chunk.path)
+    text = [" ".join(shown[n * window : (n + 1) * window]) for n in range(len(windows))]
     return Dynamics(spectra_by_layer({"layers": params["layers"]}), convergence, windows, text)
 
 
 def _credit(
-    lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: np.ndarray
+    lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: Batch
 ) -> Credit:
-    sentence = sentence.astype(np.int32)
-    read = np.append(np.int32(vocabulary.boundary), sentence[:-1])
-    of_map = jax.jit(lambda p, c, x, y: credit_map(lane.step, lane.loss, p, c, x, y))
-    whole = of_map(params, lane.carry, jnp.asarray(read), jnp.asarray(sentence))
+    def of_lane(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> Array:
+        return credit_map(lane.step, where_asked(lane.loss), params, carry, x, (y, mask))
 
-    bands = frequency_bands(chunk.counts, BANDS)
-    x, y = chunk.batch.x, chunk.batch.y
+    bands = None if chunk.counts is None else frequency_bands(chunk.counts, BANDS)
 
-    def of_lane(params: Params, carry: Carry, x: Array, y: Array) -> tuple[Any, dict[str, Array]]:
-        credit = credit_map(lane.step, lane.loss, params, carry, x, y)
-        classes = jnp.asarray(bands)
-        sums = credit_by_class(credit, classes[x], classes[y], BANDS)
+    def over_text(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> tuple:
+        credit = of_lane(params, carry, x, y, mask)
+        classes = None if bands is None else jnp.asarray(bands)
+        sums = None if classes is None else credit_by_class(credit, classes[x], classes[y], BANDS)
         return sums, {f"{share:g}": credit_horizon(credit, share) for share in SHARES}
 
-    sums, horizons = _over_lanes(of_lane, params, chunk.carry, x, y)
-    by_word, by_target = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
+    x, y, mask = (leaf[:, 0] for leaf in sentence[:3])
+    whole = jax.jit(of_lane)(params, lane.carry, x, y, mask)
+    sums, horizons = _over_lanes(over_text, params, chunk.carry, *chunk.batch[:3])
+    by_word = by_target = names = None
+    if sums is not None and bands is not None and chunk.counts is not None:
+        means = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
+        by_word, by_target = map(np.asarray, means)
+        names = _names(bands, chunk.counts)
+    said = zip(_shown(vocabulary, np.asarray(y)), np.asarray(mask), strict=True)
     return Credit(
-        [vocabulary.show(int(token)) for token in read],
-        [vocabulary.show(int(token)) for token in sentence],
+        _shown(vocabulary, np.asarray(x)),
+        [word if asked else "" for word, asked in said],
         np.asarray(whole),
-        by_word=np.asarray(by_word),
-        by_target=np.asarray(by_target),
-        bands=_names(bands, chunk.counts),
+        by_word=by_word,
+        by_target=by_target,
+        bands=names,
         horizon=_floats(jax.tree.map(jnp.mean, horizons)),
     )
 
@@ -281,6 +314,13 @@ def _first(carry: Carry) -> Carry:
 
 def _floats(values: dict[str, Array]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
+
+
+def _shown(vocabulary: Vocabulary, values: np.ndarray) -> list[str]:
+    """Tokens [S] as words, and real numbers [S] or [S, I] as their digits."""
+    if np.issubdtype(values.dtype, np.integer):
+        return [vocabulary.show(int(token)) for token in values]
+    return [", ".join(f"{number:.3g}" for number in np.atleast_1d(row)) for row in values]
 
 
 def _names(bands: np.ndarray, counts: np.ndarray) -> list[str]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lm_jax.data.batches import Batch
+from lm_jax.data.batches import Batch, first_lanes
 from lm_jax.gradients.audit import (
     Apply,
     ClipSummary,
@@ -60,8 +60,9 @@ class Updates(NamedTuple):
     """Of the first update, clipped as the run clips it not at all: ‖θ' - θ‖."""
     cliff: Cliff
     """Of the first batch's loss."""
-    exposure: ExposureCosines
-    """Of the first batch: the text's tokens against the model's own."""
+    exposure: ExposureCosines | None
+    """Of the first batch: the text's tokens against the model's own; None of a task, whose answers
+    are not read."""
 
 
 def updates(
@@ -72,6 +73,7 @@ def updates(
     *,
     thresholds: tuple[Threshold | None, Threshold | None, Threshold | None],
     apply: Apply,
+    text: bool = True,
     seed: int = 0,
 ) -> Updates:
     """What some updates would do to the loss of a recurrent model, its dropout left out.
@@ -83,6 +85,7 @@ def updates(
       thresholds: of the run's clipping by norm, by value and within BPTT; one that is None is taken
         from `quantile_thresholds`.
       apply: (params, grads) -> params, the run's optimizer.
+      text: whether the batches are of a text, of which the model could read its own.
       seed: of the model's own tokens and of the first direction that is tried.
 
     Raises:
@@ -114,11 +117,13 @@ def updates(
         _, _, grads = explicit_bptt(model)(params, carry, batch)
         length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
         distances = length * jnp.linspace(-REACH, REACH, PLACES)
-        own = fed(model, params, carry, batch, key, jnp.ones(()))
-        exposure = exposure_cosines(model, params, carry, batch, own)
+        exposure = None
+        if text:
+            own = fed(model, params, carry, batch, key, jnp.ones(()))
+            exposure = exposure_cosines(model, params, carry, batch, own)
         return length, cliff(loss_fn, params, key, distances=distances), exposure
 
-    lanes = [jax.tree.map(lambda leaf: leaf[..., :LANES], batch) for batch in batches[:READ]]
+    lanes = [first_lanes(batch, LANES) for batch in batches[:READ]]
     steps = len(batches[0].x)
     made = estimators(model, params, steps=steps, lanes=LANES, key=key)
     compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)

@@ -7,12 +7,15 @@ import numpy as np
 import optax
 
 from lm_jax.config import RNN, Config, train_of
+from lm_jax.data.batches import Batch
+from lm_jax.data.tasks import held_out
 from lm_jax.gradients.audit import Apply
 from lm_jax.gradients.lags import SLOPES
 from lm_jax.gradients.lane import one_lane
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.studies.study import Reach, chunk, reach
+from lm_jax.studies.study import Chunk, Reach, chunk, reach, sequences
+from lm_jax.studies.study import sentence as one_sentence
 from lm_jax.studies.updates import Updates, updates
 from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
@@ -55,6 +58,9 @@ def probe(
 ) -> Probe:
     """How a run's gradient travels through a text, and what its next updates would do.
 
+    A run on sequences that are drawn is looked at on some that it has never read, whole; the credit
+    map is of the first.
+
     Args:
       run: a recurrent model, trained, or stopped on the way; it is only read.
       step: the update before which all is looked at, from 0 to `run.step`, replayed; "spike": that
@@ -63,34 +69,40 @@ def probe(
       tokens: [N] of the text that is looked at; None: the run's validation text.
       sentence: for the credit map; None: the text's first line of a fair length.
       length: T; None: that of the run's updates, 64 at most.
-      lanes: B.
+      lanes: B; 100 at most where sequences are drawn.
       seed: of whatever is drawn.
       text: with `data.source=memory`, what `lm_jax.train` was given.
 
     Raises:
       UserError: the model has no recurrent state; a number is out of range; the text or the
-        sentence is too short; as `lm_jax.training.state_at`.
+        sentence is too short; tokens, sentence or length are given for sequences that are drawn;
+        as `lm_jax.training.state_at`.
     """
-    if run.config.data.drawn:
-        raise UserError(
-            f"{run.run_dir} was trained on sequences that are drawn, and a probe reads a text: ask "
-            "lm_jax.gradients of run.model's transition (lm_jax.gradients.one_lane)"
-        )
+    drawn = run.config.data.drawn
+    asked = {"tokens": tokens, "sentence": sentence, "length": length}
+    for name in asked if drawn else ():
+        if asked[name] is not None:
+            raise UserError(
+                f"{name} is of a text, and {run.run_dir} was trained on sequences that are drawn, "
+                f"of {run.config.data.steps} steps"
+            )
     one_lane(run.model)
     found = spike(run, text=text) if step == "spike" else None
     at = found.step if found else run.step if step is None or step == "spike" else step
     work, rows = at_work(run, text)
     if not 0 <= at <= run.step:
         raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.run_dir}")
-    vocabulary = run.vocabulary
-    tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
-    length = min(work.program.length, LONGEST) if length is None else length
-    line = _line(tokens, vocabulary.boundary) if sentence is None else vocabulary.encode(sentence)
     state = replayed(work, work.restored(at), rows, at)
     params = run.params if step is None else state.params
-    seen = chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    if drawn:
+        seen = sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
+        line = sequences(run.model, seen.batch, 1).batch
+    else:
+        tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
+        length = min(work.program.length, LONGEST) if length is None else length
+        seen, line = _of_text(run, params, tokens, sentence, length=length, lanes=lanes)
     slope = _slope(run.config)
-    far = reach(run.model, params, vocabulary, seen, line, slope=slope, seed=seed)
+    far = reach(run.model, params, run.vocabulary, seen, line, slope=slope, seed=seed)
     carry, _ = work.about(state)
     batches = [work.batch(at + number) for number in range(BATCHES)]
     train = train_of(work.config)
@@ -101,10 +113,21 @@ def probe(
         batches,
         thresholds=(train.clip_norm, train.clip_value, train.clip_delta),
         apply=_optimizer(work, state),
+        text=not drawn,
         seed=seed,
     )
     kept = run.result["parameters_step"] if step is None and run.result else at
-    return Probe(at, kept, found, length, lanes, far, near)
+    return Probe(at, kept, found, len(seen.batch.x), lanes, far, near)
+
+
+def _of_text(
+    run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, lanes: int
+) -> tuple[Chunk, Batch]:
+    """The chunk and the sentence of a text that are looked at."""
+    vocabulary = run.vocabulary
+    line = _line(tokens, vocabulary.boundary) if words is None else vocabulary.encode(words)
+    seen = chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    return seen, one_sentence(vocabulary.boundary, line)
 
 
 def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
