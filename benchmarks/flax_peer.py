@@ -5,6 +5,7 @@ no b_hn, so it is another model from the second step of training on, and its fir
 compared.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from flax import linen, nnx
 from jax.experimental import rnn as cudnn
 
 from benchmarks import sizes
+from benchmarks.looped import passes
 from benchmarks.side_by_side import Way
 from benchmarks.sizes import Size
 
@@ -195,14 +197,14 @@ def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
     size = Size(**settings)
     dtype = jnp.dtype(size.precision)
 
-    def build(make: Callable[[Size], Recurrent]) -> Way:
+    def build(make: Callable[[Size], Recurrent], looped: bool) -> Way:
         recurrent, carry = make(size), fresh(size, dtype)
         x, d_h = (jnp.asarray(a, dtype) for a in sizes.sequence(size))
         own = recurrent.params(sizes.weights(size)["layers"][0])
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), own)
 
         @jax.jit
-        def both(params: Any, x: jax.Array, d_h: jax.Array) -> Any:
+        def both(params: Any, x: jax.Array, d_h: jax.Array, _: Any = ()) -> Any:
             def weighted(params: Any, x: jax.Array) -> jax.Array:
                 return jnp.sum(recurrent.run(params, carry, x)[1] * d_h, dtype=jnp.float32)
 
@@ -214,9 +216,14 @@ def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
             compared = h, d_h, d_x, *recurrent.kernels(d_params)
             return sizes.of_a_layer(*map(np.asarray, compared))
 
-        def run(calls: int) -> None:
-            jax.block_until_ready([both(params, x, d_h) for _ in range(calls)][-1])
+        def called(calls: int) -> None:
+            for _ in range(calls):
+                jax.block_until_ready(both(params, x, d_h))
 
-        return Way(run, check)
+        return Way(passes(both, params, x, d_h) if looped else called, check)
 
-    return {name: lambda make=make: build(make) for name, make in makers(size).items()}
+    return {
+        name + (", passes in one loop" if looped else ""): functools.partial(build, make, looped)
+        for name, make in makers(size).items()
+        for looped in (False, True)
+    }

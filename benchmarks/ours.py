@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import products, sizes
+from benchmarks.looped import passes
 from benchmarks.side_by_side import Way
 from benchmarks.sizes import Size
 from lm_jax import inference
@@ -83,19 +84,27 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
 
         return Way(run, check, lambda: products.seconds_of(size, readout=True))
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    jax.config.update("jax_num_cpu_devices", cores)
     ways = {"one device": functools.partial(build, 1)}
-    if jax.default_backend() == "cpu" and cores > 1 and size.batch % cores == 0:
+    if (cores := devices_of(size)) > 1:
         ways[f"{cores} devices"] = functools.partial(build, cores)
     return ways
 
 
-def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """One layer over a chunk, forwards and backwards: every gradient, that of its input too."""
+def devices_of(size: Size) -> int:
+    """As many devices as this process has cores, where it computes on them and they share B."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    jax.config.update("jax_num_cpu_devices", cores)
+    return cores if jax.default_backend() == "cpu" and size.batch % cores == 0 else 1
 
-    def build() -> Way:
-        size = Size(**settings)
+
+def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
+    """One layer over a chunk, forwards and backwards: every gradient, that of its input too.
+
+    Called from Python, or in a compiled loop, on one device or on one for each core.
+    """
+    size = Size(**settings)
+
+    def build(devices: int) -> Way:
         made = recurrence.layer(
             CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
         )
@@ -106,7 +115,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
         carry = jax.tree.map(lambda leaf: leaf.astype(size.precision), made.init_carry(size.batch))
 
         @jax.jit
-        def both(params, carry, x, d_h):
+        def both(params, x, d_h, carry):
             def weighted(params, x):
                 return jnp.sum(made.run(params, carry, x)[1] * d_h, dtype=jnp.float32)
 
@@ -114,16 +123,24 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
 
         def check() -> list[float]:
             h = jax.jit(made.run)(params, carry, x)[1]
-            d_params, d_x = both(params, carry, x, d_h)[1]
+            d_params, d_x = both(params, x, d_h, carry)[1]
             compared = h, d_h, d_x, d_params["W_xh"], d_params["W_hh"]
             return sizes.of_a_layer(*map(np.asarray, compared))
 
-        def run(calls: int) -> None:
-            jax.block_until_ready([both(params, carry, x, d_h) for _ in range(calls)][-1])
+        def called(calls: int) -> None:
+            for _ in range(calls):
+                jax.block_until_ready(both(params, x, d_h, carry))
 
+        run = passes(both, params, x, d_h, carry, devices) if devices else called
         return Way(run, check, lambda: products.seconds_of(size, readout=False))
 
-    return {"ours": build}
+    ways = {
+        "a call a pass": functools.partial(build, 0),
+        "passes in one loop": functools.partial(build, 1),
+    }
+    if (cores := devices_of(size)) > 1:
+        ways[f"passes in one loop, {cores} devices"] = functools.partial(build, cores)
+    return ways
 
 
 def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:

@@ -3,7 +3,8 @@
     python -m benchmarks.recurrence
 
 The input is x [T, B, H] and its product with W_xh is part of it; what comes back is the gradient of
-the weights and of x. Peers: `torch.nn.RNN`, `GRU` and `LSTM`, eager or compiled; `nn.RNN` of Flax,
+the weights and of x. JAX's layers are called from Python or run in one compiled loop, whichever is
+faster. Peers: `torch.nn.RNN`, `GRU` and `LSTM`, eager or compiled; `nn.RNN` of Flax,
 linen or nnx; on a GPU cuDNN's LSTM from JAX. Output and gradients must agree to 1e-5.
 """
 

@@ -92,8 +92,10 @@ def _lags(lags: Lags) -> Section:
 
 
 def _credit(credit: Credit) -> Section:
-    # The upper triangle is empty, not zero.
-    logs = [[float(np.log10(value)) if value > 0 else None for value in row] for row in credit.map]
+    # Of a task, a row for each step that asks for something. The upper triangle is empty, not zero.
+    asked = [(row, said) for row, said in zip(credit.map, credit.targets, strict=True) if said]
+    logs = [[float(np.log10(value)) if value > 0 else None for value in row] for row, _ in asked]
+    targets = [said for _, said in asked]
     found = ", ".join(
         f"{float(share):.0%} within {steps:.1f}" for share, steps in credit.horizon.items()
     )
@@ -110,7 +112,7 @@ def _credit(credit: Credit) -> Section:
                         "z": logs,
                         "customdata": [
                             [[_seen(said), _seen(read)] for read in credit.words]
-                            for said in credit.targets
+                            for said in targets
                         ],
                         "colorscale": "Viridis",
                         "hovertemplate": "said: %{customdata[0]} (%{y})<br>"
@@ -119,10 +121,10 @@ def _credit(credit: Credit) -> Section:
                 ],
                 "read",
                 "to be said",
-                height=760,
+                height=200 + 560 * len(targets) // len(credit.words),
                 xaxis={**_ticks(credit.words), "title": {"text": "read"}},
                 yaxis={
-                    **_ticks(credit.targets),
+                    **_ticks(targets),
                     "autorange": "reversed",
                     "title": {"text": "to be said"},
                 },

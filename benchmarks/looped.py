@@ -1,0 +1,58 @@
+"""Many passes through a layer in one compiled program, as training makes them.
+
+A compiled function of JAX that is called by itself takes its buffers anew at every call; in a loop
+they stay.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+HAIR = 1e-9
+"""Of the gradient, by which weights and input move from one pass to the next. Were they the same,
+XLA would make what depends on them once for all passes."""
+
+
+def passes(
+    both: Callable[..., Any],
+    params: Any,
+    x: jax.Array,
+    d_h: jax.Array,
+    carry: Any = (),
+    devices: int = 1,
+) -> Callable[[int], Any]:
+    """So many forward and backward passes, one after another.
+
+    Args:
+      both: (params, x, d_h, carry) -> (value, (d_params, d_x)).
+      params, x, d_h, carry: what it is called with first; x and d_h are [T, B, H], the carry's
+        leaves [B, ...].
+      devices: that share the lanes; B is a multiple of it.
+    """
+
+    def many(calls: Any, params: Any, x: jax.Array, d_h: jax.Array, carry: Any) -> Any:
+        def once(_: Any, at: Any) -> Any:
+            d_params, d_x = both(*at, d_h, carry)[1]
+            if devices > 1:
+                d_params = jax.lax.psum(d_params, "lanes")
+            grads = d_params, d_x
+            return jax.tree.map(lambda leaf, grad: leaf - leaf.dtype.type(HAIR) * grad, at, grads)
+
+        return jax.lax.fori_loop(0, calls, once, (params, x))
+
+    whole, rows = PartitionSpec(), PartitionSpec(None, "lanes")
+    specs = whole, rows, rows, PartitionSpec("lanes")
+    data = params, x, d_h, carry
+    if devices > 1:
+        mesh = jax.make_mesh((devices,), ("lanes",))
+        many = jax.shard_map(
+            many, mesh=mesh, in_specs=(whole, *specs), out_specs=(whole, rows), check_vma=False
+        )
+        data = tuple(
+            jax.device_put(each, NamedSharding(mesh, spec))
+            for each, spec in zip(data, specs, strict=True)
+        )
+    compiled = jax.jit(many)
+    return lambda calls: jax.block_until_ready(compiled(calls, *data))
