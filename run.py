@@ -442,7 +442,9 @@ def probe(
       lanes: B, places of the text that are looked at; 4 if not given.
       seed: of random directions and of the model's own tokens.
     """
-    run = lm_jax.load_run(run_dir) if text is None else reading_text(run_dir)
+    run = lm_jax.load_run(run_dir)
+    if text is not None and run.config.data.drawn:
+        raise UserError(f"--text={text}: {run_dir} was trained on sequences that are drawn")
     if step not in (None, "spike") and not step.isdecimal():
         raise UserError(f"--step={step} must be a number of updates, or spike")
     tokens = None

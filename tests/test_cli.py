@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.config import Config
+import lm_jax
+from lm_jax.config import RNN, Config, Copy, Data, Train
 from lm_jax.training.counted import Counting
 from lm_jax.training.loop import prepared
 
@@ -234,6 +235,18 @@ def test_what_a_probe_refuses_is_one_line_and_status_2(trained, capsys, flags, s
     assert err.startswith("error: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_probe_of_a_task_takes_no_text(folder, capsys):
+    config = Config(
+        data=Data(task=Copy(symbols=3, items=2), length=9, batch_size=2),
+        model=RNN(embedding_size=None, hidden_size=3),
+        train=Train(steps=1),
+    )
+    lm_jax.train(config, folder / "task")
+    status, out, err = told(capsys, "probe", "task", "--text", "text.txt")
+    assert (status, out) == (2, "")
+    assert err == "error: --text=text.txt: task was trained on sequences that are drawn\n"
 
 
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):
