@@ -33,7 +33,7 @@ from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
 from lm_jax.report.updates import update_sections
 from lm_jax.settings import UserError, shape
-from lm_jax.studies import study
+from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
 from lm_jax.training import probing, spike, state_at, step
 from lm_jax.training.feed import source_of
@@ -311,7 +311,7 @@ def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
 
 def test_a_text_of_two_short_chunks_is_enough(run):
     tokens = run.vocabulary.encode("cats")
-    seen = study.chunk(run.model, run.params, run.vocabulary, tokens, length=2, lanes=1)
+    seen = passage.chunk(run.model, run.params, run.vocabulary, tokens, length=2, lanes=1)
     lane = g.one_lane(run.model)
     dynamics = study._dynamics(lane, run.params, run.vocabulary, seen)
     assert dynamics.text == ["a t"]

@@ -30,10 +30,11 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
+    task = data.task if data.drawn else None
     read = (
-        f"{probe.lanes} sequences of {data.task.kind}, {probe.length} steps each. A gradient is "
+        f"{probe.lanes} sequences of {task.kind}, {probe.length} steps each. A gradient is "
         "that of the mean loss of what is asked for"
-        if data.drawn
+        if task is not None
         else f"{probe.lanes} lanes of {probe.length} tokens ({data.tokenizer}). A gradient is that "
         "of the mean nats per token"
     )

@@ -14,8 +14,8 @@ from lm_jax.gradients.lags import SLOPES
 from lm_jax.gradients.lane import one_lane
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.studies.study import Chunk, Reach, chunk, reach, sequences
-from lm_jax.studies.study import sentence as one_sentence
+from lm_jax.studies import passage
+from lm_jax.studies.study import Reach, reach
 from lm_jax.studies.updates import Updates, updates
 from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
@@ -95,8 +95,8 @@ def probe(
     state = replayed(work, work.restored(at), rows, at)
     params = run.params if step is None else state.params
     if drawn:
-        seen = sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
-        line = sequences(run.model, seen.batch, 1).batch
+        seen = passage.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
+        line = passage.sequences(run.model, seen.batch, 1).batch
     else:
         tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
         length = min(work.program.length, LONGEST) if length is None else length
@@ -122,12 +122,12 @@ def probe(
 
 def _of_text(
     run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, lanes: int
-) -> tuple[Chunk, Batch]:
+) -> tuple[passage.Chunk, Batch]:
     """The chunk and the sentence of a text that are looked at."""
     vocabulary = run.vocabulary
     line = _line(tokens, vocabulary.boundary) if words is None else vocabulary.encode(words)
-    seen = chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
-    return seen, one_sentence(vocabulary.boundary, line)
+    seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    return seen, passage.sentence(vocabulary.boundary, line)
 
 
 def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
