@@ -20,9 +20,10 @@ from lm_jax.gradients.bptt import (
     full_bptt,
     truncated_bptt,
 )
+from lm_jax.gradients.by_lag import gradient_by_lag
 from lm_jax.gradients.cliffs import Cliff, Sharpest, cliff, hessian_vector_product, sharpest, slices
 from lm_jax.gradients.compare import Comparison, compare
-from lm_jax.gradients.credit import credit_map, gradient_by_lag
+from lm_jax.gradients.credit import credit_map
 from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
 from lm_jax.gradients.horizon import credit_horizon, horizon
 from lm_jax.gradients.jacobians import (

@@ -14,6 +14,8 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Any], Carry]
+Loss = Callable[[Params, Carry, Any], jax.Array]
+"""(params, carry, y) -> nats of one step, a scalar; the carry is that after the step."""
 
 
 def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
@@ -49,6 +51,35 @@ def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
     for (path, old), new in pairs:
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UserError(f"step changes carry{_at(path)} from {_type(old)} to {_type(new)}")
+    return steps
+
+
+def check_losses(step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any) -> int:
+    """Sees, without computing anything, that there is a loss at every step of a transition.
+
+    Args:
+      step, params, carry, xs: as for `check_transition`.
+      loss: (params, carry, y) -> nats.
+      ys: a tree of arrays [T, ...].
+
+    Returns:
+      T.
+
+    Raises:
+      UserError: as `check_transition`; xs and ys differ in T, or the loss is no floating-point
+        scalar.
+    """
+    steps, targets = check_length(xs, "xs"), check_length(ys, "ys")
+    if steps != targets:
+        raise UserError(f"xs has T={steps} steps, ys has T={targets}")
+    check_transition(step, params, carry, xs)
+    nats = jax.eval_shape(lambda p, c, y: loss(p, c, jax.tree.map(_first, y)), params, carry, ys)
+    if not isinstance(nats, jax.ShapeDtypeStruct):
+        raise UserError(f"loss gives {jax.tree.structure(nats)}, not a number")
+    if nats.shape or not jnp.issubdtype(nats.dtype, jnp.floating):
+        raise UserError(
+            f"loss gives {nats.dtype}{list(nats.shape)}, not one floating-point number a step"
+        )
     return steps
 
 

@@ -1,31 +1,21 @@
-"""The gradient split over time: which step of the past each loss sends its gradient to.
+"""The gradient split over time by the pair of loss and carry: which step of the past is to blame.
 
-The lecture's double sum, for the mean J = (1/T) Σ_t J_t of the losses of T steps,
+Row t of the map follows the gradient of J_t back from carry to carry,
 
-    ∂J/∂W = (1/T) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W),
+    δ_t = ∂J_t/∂h_t,     ∂J_t/∂h_{k-1} = (∂J_t/∂h_k) (∂h_k/∂h_{k-1}),
 
-where h_k is the carry after step k and ∂h_k/∂W the immediate derivative of the step that made it,
-is taken apart by the lag l = t - k (`gradient_by_lag`) or by the pair (t, k) (`credit_map`). Both
-come from the rows
+h_k being the carry after step k. The Jacobian of step k is the same for every row, so all rows with
+t ≥ k go through it together, as one vector-Jacobian product of t - k + 1 rows: the backward pass of
+one sequence, with a row more at every step. A step is linearised once, on the way forwards; the
+rows grow a few times on the way back and are 0 before their own loss.
 
-    a^l_k = (∂J_{k+l}/∂h_{k+l}) (∂h_{k+l}/∂h_k),     a^{l+1}_k = a^l_{k+1} (∂h_{k+1}/∂h_k),
-
-one for each k. The Jacobian of step k + 1 is the same at every lag, so the transition is linearised
-once at all T steps, and one vector-Jacobian product of all of them together takes the rows one lag
-further and gives the lag's weight gradient Σ_k a^l_k (∂h_k/∂W) as one product over all steps: no
-gradient of a single step is ever held. With the lag the rows become fewer, k < T - l; they are cut
-short a few times on the way.
-
-The memory is that of the rows, T n numbers for a carry of n, and of the linearisation, T times what
-one step saves. The time is about that of max_lag + 1 backward passes without their recurrence,
-every one a product of T (or T B) rows at once.
+The memory is that of the map, of the rows, T n numbers for a carry of n, and of the linearisation,
+T times what one step saves. The time is about that of one backward pass of T / 2 lanes.
 
 Where some h_j, k ≤ j ≤ t, holds a NaN, ∂J_t/∂h_k is NaN, also where autodiff would call it 0 (as it
-does behind a relu), and so is the gradient at lag t - k.
+does behind a relu).
 
-Each function traces anew at every call; wrap it in `jax.jit` where it is called often.
-
-Letters: T steps, B lanes, n numbers in a carry, l a lag; k and t count from 0.
+Letters: T steps, n numbers in a carry; k and t count from 0.
 """
 
 from collections.abc import Callable
@@ -33,72 +23,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.extend.core import Literal
+from jaxtyping import Array, Float
 
-from lm_jax.gradients.checks import Step, check_length, check_transition
+from lm_jax.gradients.checks import Loss, Step, check_losses
 from lm_jax.gradients.norms import norm
 from lm_jax.models.base import Carry, Params
-from lm_jax.settings import UserError
 
-Loss = Callable[[Params, Carry, Any], Array]
-"""(params, carry, y) -> nats of one step, a scalar; the carry is that after the step."""
-
-# How often the rows are cut short: 4 leaves 5/8 of the work of never, and each cut is compiled.
-CUTS = 4
-
-
-def gradient_by_lag(
-    step: Step,
-    loss: Loss,
-    params: Params,
-    carry: Carry,
-    xs: Any,
-    ys: Any,
-    max_lag: int,
-    *,
-    lanes: bool = False,
-) -> Params:
-    """The gradient through the transition, split over the lag l = t - k from loss to weight.
-
-    Entry l is (1/T) Σ_t (∂J_t/∂h_t) (∂h_t/∂h_{t-l}) (∂h_{t-l}/∂W). With max_lag = T - 1 the lags
-    sum to the gradient of the mean loss through the transition: what the loss owes to params by
-    itself (a readout's weights) is not in it. The first k2 lags sum to the gradient truncated to k2
-    steps back from every loss, BPTT(1, k2) of `lm_jax.gradients.truncated_bptt`.
-
-    Args:
-      step: (params, carry, x) -> carry, for one example.
-      loss: (params, carry, y) -> nats of one step, for one example.
-      params: a tree of floating-point arrays.
-      carry: before the first step, a constant; a tree of floating-point arrays.
-      xs, ys: trees of arrays [T, ...].
-      max_lag: the largest l, at most T - 1.
-      lanes: whether carry is [B, ...] and xs and ys [T, B, ...]; the mean is then over lanes, too,
-        and their weight gradients are one product.
-
-    Returns:
-      params' tree with a first axis of max_lag + 1 lags, in nats per unit of the weight.
-
-    Raises:
-      UserError: xs and ys differ in T, T = 0, lanes differ in B, max_lag is not 0 … T - 1, params
-        or carry are not floating-point, the step changes the carry's structure, shapes or types,
-        or the loss is no scalar.
-    """
-    if not lanes:
-        carry, xs, ys = _one_lane(carry, xs, ys)
-    steps, width = _check(step, loss, params, carry, xs, ys)
-    if max_lag < 0:
-        raise UserError(f"max_lag={max_lag} must be 0 or more")
-    if max_lag >= steps:
-        raise UserError(f"max_lag={max_lag} is longer than T={steps} steps allow, {steps - 1}")
-
-    def pull(before: Carry, xs: Any) -> Callable[[Carry], tuple[Params, Carry]]:
-        return jax.vjp(lambda p, c: jax.vmap(step, (None, 0, 0))(p, c, xs), params, before)[1]
-
-    parts, spoiled = _over_lags(step, loss, params, carry, xs, ys, max_lag + 1, pull)
-    grads = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    # At every lag some path from loss to weight leads through the NaN.
-    scale = jnp.where(jnp.any(spoiled), jnp.nan, 1 / (steps * width))
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+# How often the rows grow: 8 leaves 9/16 of the work of T rows throughout, and each is compiled.
+PARTS = 8
 
 
 def credit_map(
@@ -107,10 +40,11 @@ def credit_map(
     """How much each loss changes with each earlier carry: ‖∂J_t/∂carry_k‖₂ in row t, column k.
 
     Both indices count the steps: carry_k is the carry after step k, which J_t with t = k reads, so
-    the diagonal is the gradient that the loss gives to its own carry.
+    the diagonal is the gradient that the loss gives to its own carry. Traces anew at every call;
+    wrap it in `jax.jit` where it is called often.
 
     Args:
-      step, loss, params, carry, xs, ys: as for `gradient_by_lag`; one example.
+      step, loss, params, carry, xs, ys: as for `lm_jax.gradients.gradient_by_lag`; one example.
 
     Returns:
       [T, T], in nats per unit of the carry; 0 where k > t.
@@ -118,129 +52,75 @@ def credit_map(
     Raises:
       UserError: as `gradient_by_lag`.
     """
-    carry, xs, ys = _one_lane(carry, xs, ys)
-    steps, _ = _check(step, loss, params, carry, xs, ys)
+    steps = check_losses(step, loss, params, carry, xs, ys)
+    carry, xs, ys = jax.tree.map(jnp.asarray, (carry, xs, ys))
+    after, saved, pull = _linearised(step, params, carry, xs)
+    own = jax.vmap(jax.grad(loss, 1), (None, 0, 0))(params, after, ys)
 
-    def pull(before: Carry, xs: Any) -> Callable[[Carry], tuple[Array, Carry]]:
-        _, back = jax.vjp(lambda c: jax.vmap(step, (None, 0, 0))(params, c, xs), before)
+    def back(rows: Carry, at: tuple[Array, Carry, Any]) -> tuple[Carry, Array]:
+        new, delta, saved = at
+        rows = jax.tree.map(lambda leaf, one: leaf.at[new].set(one), rows, delta)
+        return jax.vmap(lambda row: pull(saved, row))(rows), norm(rows, kept=1)
 
-        def measured(a: Carry) -> tuple[Array, Carry]:
-            return norm(a, kept=1), back(a)[0]
-
-        return measured
-
-    parts, spoiled = _over_lags(step, loss, params, carry, xs, ys, steps, pull)
-    by_lag = jnp.concatenate(
-        [jnp.pad(part, ((0, 0), (0, steps - part.shape[1]))) for part in parts]
+    rows = jax.tree.map(lambda leaf: leaf[:0], own)
+    columns = []
+    firsts = sorted({steps * part // PARTS for part in range(PARTS)})
+    for first, last in reversed(list(zip(firsts, [*firsts[1:], steps], strict=True))):
+        more = last - first
+        rows = jax.tree.map(
+            lambda leaf, more=more: jnp.pad(leaf, [(more, 0), *[(0, 0)] * (leaf.ndim - 1)]), rows
+        )
+        here = slice(first, last)
+        at = jax.tree.map(lambda leaf, here=here: leaf[here], (own, saved))
+        rows, norms = jax.lax.scan(back, rows, (jnp.arange(more), *at), reverse=True)
+        columns.insert(0, jnp.pad(norms, ((0, 0), (first, 0))))
+    bad = jnp.stack(
+        [jnp.any(jnp.isnan(leaf.reshape(steps, -1)), axis=1) for leaf in jax.tree.leaves(after)]
     )
-    t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None, :]
-    norms = by_lag[jnp.maximum(t - k, 0), jnp.broadcast_to(k, (steps, steps))]
-    bad = jnp.cumsum(spoiled)
-    through_nan = bad[:, None] > (bad - spoiled)[None, :]
-    return jnp.where(t >= k, jnp.where(through_nan, jnp.nan, norms), 0)
+    bad = jnp.any(bad, axis=0)
+    up_to = jnp.cumsum(bad)
+    through_nan = up_to[:, None] > (up_to - bad)[None, :]
+    return jnp.tril(jnp.where(through_nan, jnp.nan, jnp.concatenate(columns).T))
 
 
-def _over_lags(
-    step: Step,
-    loss: Loss,
-    params: Params,
-    carry: Carry,
-    xs: Any,
-    ys: Any,
-    count: int,
-    pull: Callable[[Carry, Any], Callable[[Carry], tuple[Any, Carry]]],
-) -> tuple[list[Any], Bool[Array, " rows"]]:
-    """What a pull-back reports of the rows a^l at each of the first lags.
-
-    Args:
-      carry, xs, ys: with lanes.
-      count: how many lags.
-      pull: (carries before the steps, their inputs) -> the function of a^l that gives what is to be
-        reported of them, and ∂J/∂(carries before).
+def _linearised(
+    step: Step, params: Params, carry: Carry, xs: Any
+) -> tuple[Carry, list[Array], Callable[[list[Array], Carry], Carry]]:
+    """The trajectory, and the transition linearised at every step of it.
 
     Returns:
-      the reports, lags first, in parts of fewer and fewer rows; whether each carry after a step
-      holds a NaN. Steps and lanes are one axis, for XLA contracts two axes at once several times
-      more slowly on a CPU.
+      the carries after the steps, leaves [T, ...]; what the linearisations keep, [T, ...]; and the
+      function of one step's share of it and of ∂J/∂carry after the step that gives ∂J/∂carry
+      before. What is the same at all steps (the weights) is kept once.
     """
 
-    def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, Carry]]:
-        after = jax.vmap(step, (None, 0, 0))(params, carry, x)
-        return after, (carry, after)
+    def linearised(carry: Carry, x: Any) -> tuple[Carry, Any]:
+        return jax.vjp(lambda before: step(params, before, x), carry)
 
-    _, trajectory = jax.lax.scan(advance, carry, xs)
-    width = jax.tree.leaves(carry)[0].shape[0]
-    (before, after), xs, ys = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (trajectory, xs, ys)
-    )
-    a = jax.vmap(jax.grad(loss, 1), (None, 0, 0))(params, after, ys)
-    rows = jax.tree.leaves(a)[0].shape[0]
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    traced, (_, shape) = jax.make_jaxpr(linearised, return_shape=True)(carry, first)
+    varies = set(traced.jaxpr.invars)
+    for equation in traced.jaxpr.eqns:
+        if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
+            varies.update(equation.outvars)
+    form = jax.tree.structure(shape)
+    kept = [
+        not isinstance(v, Literal) and v in varies for v in traced.jaxpr.outvars[-form.num_leaves :]
+    ]
 
-    def earlier(leaf: Array) -> Array:
-        """a^{l+1}_k stands with step k, where the product has left it with step k + 1."""
-        return jnp.concatenate([leaf[width:], jnp.zeros_like(leaf[:width])])
+    def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, list[Array]]]:
+        after, back = linearised(carry, x)
+        leaves = zip(jax.tree.leaves(back), kept, strict=True)
+        return after, (after, [leaf for leaf, changes in leaves if changes])
 
-    reports = []
-    firsts = sorted({count * part // CUTS for part in range(CUTS)})
-    for first, last in zip(firsts, [*firsts[1:], count], strict=True):
-        here = slice(rows - first * width)
-        a, before, xs = jax.tree.map(lambda leaf, here=here: leaf[here], (a, before, xs))
-        back = pull(before, xs)
+    _, (after, saved) = jax.lax.scan(advance, carry, xs)
+    common = jax.tree.leaves(linearised(carry, first)[1])
 
-        def lag(a: Carry, _: None, back: Callable = back) -> tuple[Carry, Any]:
-            report, a = back(a)
-            return jax.tree.map(earlier, a), report
+    def pull(saved: list[Array], delta: Carry) -> Carry:
+        own = iter(saved)
+        leaves = [
+            next(own) if changes else leaf for leaf, changes in zip(common, kept, strict=True)
+        ]
+        return jax.tree.unflatten(form, leaves)(delta)[0]
 
-        a, report = jax.lax.scan(lag, a, length=last - first)
-        reports.append(report)
-    spoiled = jnp.any(
-        jnp.stack(
-            [jnp.any(jnp.isnan(leaf.reshape(rows, -1)), axis=1) for leaf in jax.tree.leaves(after)]
-        ),
-        axis=0,
-    )
-    return reports, spoiled
-
-
-def _one_lane(carry: Carry, xs: Any, ys: Any) -> tuple[Carry, Any, Any]:
-    """One example as a batch of one lane."""
-    check_length(xs, "xs")
-    check_length(ys, "ys")
-    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], carry)
-    xs, ys = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], (xs, ys))
-    return carry, xs, ys
-
-
-def _check(
-    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any
-) -> tuple[int, int]:
-    """T and B of data with lanes, seen to be what `gradient_by_lag` says."""
-    steps, targets = check_length(xs, "xs"), check_length(ys, "ys")
-    if steps != targets:
-        raise UserError(f"xs has T={steps} steps, ys has T={targets}")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)]
-    shapes += [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves((xs, ys))]
-    widths = {shape[:1] for shape in shapes}
-    if len(widths) > 1 or () in widths:
-        found = ", ".join(sorted(str(*width) or "no such axis" for width in widths))
-        raise UserError(f"carry [B, ...], xs and ys [T, B, ...] must share B, which is {found}")
-    ((width,),) = widths
-    if not width:
-        raise UserError("there are B=0 lanes")
-    one = jax.tree.map(lambda leaf: _without(leaf, 0), carry)
-    check_transition(step, params, one, jax.tree.map(lambda leaf: _without(leaf, 1), xs))
-    y = jax.tree.map(lambda leaf: _without(_without(leaf, 1), 0), ys)
-    nats = jax.eval_shape(loss, params, one, y)
-    if not isinstance(nats, jax.ShapeDtypeStruct):
-        raise UserError(f"loss gives {jax.tree.structure(nats)}, not a number")
-    if nats.shape or not jnp.issubdtype(nats.dtype, jnp.floating):
-        raise UserError(
-            f"loss gives {nats.dtype}{list(nats.shape)}, not one floating-point number a step"
-        )
-    return steps, width
-
-
-def _without(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
-    """The shape and type of one entry along an axis."""
-    shape = jnp.shape(leaf)
-    return jax.ShapeDtypeStruct(shape[:axis] + shape[axis + 1 :], jnp.result_type(leaf))
+    return after, saved, pull

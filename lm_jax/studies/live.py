@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from lm_jax.config import LiveProbe
 from lm_jax.data.batches import Batch, first_lanes
-from lm_jax.gradients.credit import gradient_by_lag
+from lm_jax.gradients.by_lag import gradient_by_lag
 from lm_jax.gradients.horizon import horizon
 from lm_jax.gradients.lags import lag_norms
 from lm_jax.gradients.lane import Lane, of_layers, one_lane

@@ -1,0 +1,150 @@
+"""The gradient split over time by the lag from loss to weight.
+
+The lecture's double sum, for the mean J = (1/T) Σ_t J_t of the losses of T steps,
+
+    ∂J/∂W = (1/T) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W),
+
+where h_k is the carry after step k and ∂h_k/∂W the immediate derivative of the step that made it,
+is taken apart by the lag l = t - k (`lm_jax.gradients.credit` has it by the pair). It comes from
+the rows
+
+    a^l_k = (∂J_{k+l}/∂h_{k+l}) (∂h_{k+l}/∂h_k),     a^{l+1}_k = a^l_{k+1} (∂h_{k+1}/∂h_k),
+
+one for each k. The Jacobian of step k + 1 is the same at every lag, so the transition is linearised
+once at all T steps, and one vector-Jacobian product of all of them together takes the rows one lag
+further and gives the lag's weight gradient Σ_k a^l_k (∂h_k/∂W) as one product over all steps: no
+gradient of a single step is ever held. With the lag the rows become fewer, k < T - l; they are cut
+short a few times on the way.
+
+The memory is that of the rows, T n numbers for a carry of n, and of the linearisation, T times what
+one step saves. The time is about that of max_lag + 1 backward passes without their recurrence,
+every one a product of T (or T B) rows at once.
+
+Where a carry holds a NaN the gradient is NaN at every lag, also where autodiff would call it 0 (as
+it does behind a relu).
+
+Letters: T steps, B lanes, n numbers in a carry, l a lag; k and t count from 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lm_jax.gradients.checks import Loss, Step, check_length, check_losses
+from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
+
+# How often the rows are cut short: 4 leaves 5/8 of the work of never, and each cut is compiled.
+CUTS = 4
+
+
+def gradient_by_lag(
+    step: Step,
+    loss: Loss,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    ys: Any,
+    max_lag: int,
+    *,
+    lanes: bool = False,
+) -> Params:
+    """The gradient through the transition, split over the lag l = t - k from loss to weight.
+
+    Entry l is (1/T) Σ_t (∂J_t/∂h_t) (∂h_t/∂h_{t-l}) (∂h_{t-l}/∂W). With max_lag = T - 1 the lags
+    sum to the gradient of the mean loss through the transition: what the loss owes to params by
+    itself (a readout's weights) is not in it. The first k2 lags sum to the gradient truncated to k2
+    steps back from every loss, BPTT(1, k2) of `lm_jax.gradients.truncated_bptt`.
+
+    Args:
+      step: (params, carry, x) -> carry, for one example.
+      loss: (params, carry, y) -> nats of one step, for one example.
+      params: a tree of floating-point arrays.
+      carry: before the first step, a constant; a tree of floating-point arrays.
+      xs, ys: trees of arrays [T, ...].
+      max_lag: the largest l, at most T - 1.
+      lanes: whether carry is [B, ...] and xs and ys [T, B, ...]; the mean is then over lanes, too,
+        and their weight gradients are one product.
+
+    Returns:
+      params' tree with a first axis of max_lag + 1 lags, in nats per unit of the weight.
+
+    Raises:
+      UserError: xs and ys differ in T, T = 0, lanes differ in B, max_lag is not 0 … T - 1, params
+        or carry are not floating-point, the step changes the carry's structure, shapes or types,
+        or the loss is no scalar.
+    """
+    steps, width = _check(step, loss, params, carry, xs, ys, lanes)
+    if max_lag < 0:
+        raise UserError(f"max_lag={max_lag} must be 0 or more")
+    if max_lag >= steps:
+        raise UserError(f"max_lag={max_lag} is longer than T={steps} steps allow, {steps - 1}")
+    carry, xs, ys = jax.tree.map(jnp.asarray, (carry, xs, ys))
+    if not lanes:
+        carry = jax.tree.map(lambda leaf: leaf[None], carry)
+        xs, ys = jax.tree.map(lambda leaf: leaf[:, None], (xs, ys))
+
+    def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, Carry]]:
+        after = jax.vmap(step, (None, 0, 0))(params, carry, x)
+        return after, (carry, after)
+
+    _, trajectory = jax.lax.scan(advance, carry, xs)
+    # Steps and lanes as one axis: XLA contracts two axes at once several times more slowly on a CPU.
+    (before, after), xs, ys = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (trajectory, xs, ys)
+    )
+    a = jax.vmap(jax.grad(loss, 1), (None, 0, 0))(params, after, ys)
+
+    def earlier(leaf: Array) -> Array:
+        """a^{l+1}_k stands with step k, where the product has left it with step k + 1."""
+        return jnp.concatenate([leaf[width:], jnp.zeros_like(leaf[:width])])
+
+    parts = []
+    firsts = sorted({(max_lag + 1) * part // CUTS for part in range(CUTS)})
+    for first, last in zip(firsts, [*firsts[1:], max_lag + 1], strict=True):
+        here = slice((steps - first) * width)
+        a, before, xs = jax.tree.map(lambda leaf, here=here: leaf[here], (a, before, xs))
+
+        def moved(params: Params, before: Carry, xs: Any = xs) -> Carry:
+            return jax.vmap(step, (None, 0, 0))(params, before, xs)
+
+        _, back = jax.vjp(moved, params, before)
+
+        def lag(a: Carry, _: None, back: Any = back) -> tuple[Carry, Params]:
+            weights, a = back(a)
+            return jax.tree.map(earlier, a), weights
+
+        a, part = jax.lax.scan(lag, a, length=last - first)
+        parts.append(part)
+    grads = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    # At every lag some path from loss to weight leads through a NaN in a carry.
+    spoiled = jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(after)])
+    scale = jnp.where(jnp.any(spoiled), jnp.nan, 1 / (steps * width))
+    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+
+
+def _check(
+    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, lanes: bool
+) -> tuple[int, int]:
+    """T and B of data that are seen to be what `gradient_by_lag` says."""
+    if not lanes:
+        return check_losses(step, loss, params, carry, xs, ys), 1
+    check_length(xs, "xs")
+    check_length(ys, "ys")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)]
+    shapes += [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves((xs, ys))]
+    widths = {shape[:1] for shape in shapes}
+    if len(widths) > 1 or () in widths:
+        found = ", ".join(sorted(str(*width) or "no such axis" for width in widths))
+        raise UserError(f"carry [B, ...], xs and ys [T, B, ...] must share B, which is {found}")
+    ((width,),) = widths
+    if not width:
+        raise UserError("there are B=0 lanes")
+
+    def first_lane(carry: Carry, xs: Any, ys: Any) -> tuple[Carry, Any, Any]:
+        lane = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, 0], (xs, ys))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], carry), *lane
+
+    return check_losses(step, loss, params, *jax.eval_shape(first_lane, carry, xs, ys)), width
