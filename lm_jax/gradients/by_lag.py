@@ -91,7 +91,7 @@ def gradient_by_lag(
         return after, (carry, after)
 
     _, trajectory = jax.lax.scan(advance, carry, xs)
-    # Steps and lanes as one axis: XLA contracts two axes at once several times more slowly on a CPU.
+    # Steps and lanes as one axis: contracting two at once is several times slower on a CPU.
     (before, after), xs, ys = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (trajectory, xs, ys)
     )
