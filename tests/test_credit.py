@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
+from lm_jax.gradients import credit as credit_module
 from lm_jax.models import cells
 from lm_jax.settings import UserError
 
@@ -162,6 +163,13 @@ def test_of_a_linear_transition_every_lag_has_a_closed_form():
             np.testing.assert_allclose(credit[t, k], value, rtol=1e-11)
 
 
+@pytest.fixture(params=[T, 2, 1], ids=["whole", "pairs", "steps"])
+def _blocks(request, monkeypatch):
+    """T is no multiple of the blocks' number where there are several, so some steps are padding."""
+    monkeypatch.setattr(credit_module, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("name", ["elman", "lstm"])
 def test_the_credit_map_is_one_gradient_for_each_pair(name):
     step, loss, params, *data = case(name)
@@ -209,6 +217,7 @@ def test_vanished_credit_keeps_its_size():
         np.testing.assert_allclose(credit[-1], float(factor) ** np.arange(T)[::-1], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("_blocks")
 def test_a_nan_stands_where_a_path_leads_through_it():
     """Behind a relu autodiff would say 0. A carry that recovers lets later pairs be."""
 
@@ -224,7 +233,7 @@ def test_a_nan_stands_where_a_path_leads_through_it():
     t, k = np.arange(T)[:, None], np.arange(T)[None, :]
     spoiled = ((k <= 2) & (t >= 2)) | ((k <= 3) & (t >= 3) & (k >= 2))
     np.testing.assert_array_equal(np.isnan(credit), spoiled & (k <= t))
-    found = g.gradient_by_lag(step, loss, params, carry, xs, ys, 2)
+    found = jax.jit(lambda *data: g.gradient_by_lag(step, loss, *data, 2))(params, carry, xs, ys)
     for leaf in found.values():
         assert np.all(np.isnan(leaf))
 

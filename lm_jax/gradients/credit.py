@@ -4,13 +4,21 @@ Row t of the map follows the gradient of J_t back from carry to carry,
 
     δ_t = ∂J_t/∂h_t,     ∂J_t/∂h_{k-1} = (∂J_t/∂h_k) (∂h_k/∂h_{k-1}),
 
-h_k being the carry after step k. The Jacobian of step k is the same for every row, so all rows with
-t ≥ k go through it together, as one vector-Jacobian product of t - k + 1 rows: the backward pass of
-one sequence, with a row more at every step. A step is linearised once, on the way forwards; the
-rows grow a few times on the way back and are 0 before their own loss.
+h_k being the carry after step k. The Jacobian of step k is the same for every row, so rows go
+through it together, as one vector-Jacobian product. To have many of them at every step, and none
+that is 0, the sequence is halved. When each half has its own map, and its rows have come back to
+its beginning, those of the later half go on through the steps of the earlier half,
 
-The memory is that of the map, of the rows, T n numbers for a carry of n, and of the linearisation,
-T times what one step saves. The time is about that of one backward pass of T / 2 lanes.
+    map = [ earlier    0   ]
+          [ across   later ],
+
+and all halves of one size do so side by side: T / 2 rows go through T / 2 steps, in another round
+through T / 4, and so on; that is as many numbers as the map has. Blocks of a few steps, from which
+the first halves are put together, go through with all their rows at once.
+
+A step is linearised once, on the way forwards. The memory is that of the map, of the rows, T n
+numbers for a carry of n, and of the linearisation, T times what one step saves. The time is about
+that of one backward pass of T / 2 lanes.
 
 Where some h_j, k ≤ j ≤ t, holds a NaN, ∂J_t/∂h_k is NaN, also where autodiff would call it 0 (as it
 does behind a relu).
@@ -30,8 +38,8 @@ from lm_jax.gradients.checks import Loss, Step, check_losses
 from lm_jax.gradients.norms import norm
 from lm_jax.models.base import Carry, Params
 
-# How often the rows grow: 8 leaves 9/16 of the work of T rows throughout, and each is compiled.
-PARTS = 8
+# The most steps of a block that is not halved: half of its rows are 0, but each round is compiled.
+BLOCK = 8
 
 
 def credit_map(
@@ -57,30 +65,52 @@ def credit_map(
     after, saved, pull = _linearised(step, params, carry, xs)
     own = jax.vmap(jax.grad(loss, 1), (None, 0, 0))(params, after, ys)
 
-    def back(rows: Carry, at: tuple[Array, Carry, Any]) -> tuple[Carry, Array]:
-        new, delta, saved = at
-        rows = jax.tree.map(lambda leaf, one: leaf.at[new].set(one), rows, delta)
-        return jax.vmap(lambda row: pull(saved, row))(rows), norm(rows, kept=1)
+    count = 1
+    while count * BLOCK < steps:
+        count *= 2
+    size = -(-steps // count)
 
-    rows = jax.tree.map(lambda leaf: leaf[:0], own)
-    columns = []
-    firsts = sorted({steps * part // PARTS for part in range(PARTS)})
-    for first, last in reversed(list(zip(firsts, [*firsts[1:], steps], strict=True))):
-        more = last - first
-        rows = jax.tree.map(
-            lambda leaf, more=more: jnp.pad(leaf, [(more, 0), *[(0, 0)] * (leaf.ndim - 1)]), rows
+    def blocks(leaf: Array) -> Array:
+        """[T, ...] -> [blocks, size, ...]; what stands behind T is cut off at the end."""
+        behind = [(0, count * size - steps), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf, behind, mode="edge").reshape(count, size, *leaf.shape[1:])
+
+    def by_step(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf, 0, 1)
+
+    own, saved = jax.tree.map(blocks, (own, saved))
+    through = jax.vmap(jax.vmap(pull, (None, 0)))  # each block its own step, each row of the block
+
+    def within(rows: Carry, at: tuple[Array, Carry, list[Array]]) -> tuple[Carry, Array]:
+        new, delta, saved = at
+        rows = jax.tree.map(lambda leaf, one: leaf.at[:, new].set(one), rows, delta)
+        return through(saved, rows), norm(rows, kept=2)
+
+    def across(rows: Carry, saved: list[Array]) -> tuple[Carry, Array]:
+        return through(saved, rows), norm(rows, kept=2)
+
+    at = jnp.arange(size), *jax.tree.map(by_step, (own, saved))
+    rows, norms = jax.lax.scan(within, jax.tree.map(jnp.zeros_like, own), at, reverse=True)
+    maps = jnp.moveaxis(norms, 0, -1)  # [blocks, t, k]
+    while len(maps) > 1:
+        earlier, later = (jax.tree.map(lambda leaf, n=n: leaf[n::2], (rows, maps)) for n in (0, 1))
+        between = jax.tree.map(lambda leaf: by_step(leaf[::2]), saved)
+        back, norms = jax.lax.scan(across, later[0], between, reverse=True)
+        below = jnp.concatenate([jnp.moveaxis(norms, 0, -1), later[1]], axis=-1)
+        above = jnp.pad(earlier[1], [(0, 0), (0, 0), (0, earlier[1].shape[-1])])
+        maps = jnp.concatenate([above, below], axis=1)
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), earlier[0], back)
+        saved = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, 2 * leaf.shape[1], *leaf.shape[2:]), saved
         )
-        here = slice(first, last)
-        at = jax.tree.map(lambda leaf, here=here: leaf[here], (own, saved))
-        rows, norms = jax.lax.scan(back, rows, (jnp.arange(more), *at), reverse=True)
-        columns.insert(0, jnp.pad(norms, ((0, 0), (first, 0))))
+    found = maps[0, :steps, :steps]
     bad = jnp.stack(
         [jnp.any(jnp.isnan(leaf.reshape(steps, -1)), axis=1) for leaf in jax.tree.leaves(after)]
     )
     bad = jnp.any(bad, axis=0)
     up_to = jnp.cumsum(bad)
     through_nan = up_to[:, None] > (up_to - bad)[None, :]
-    return jnp.tril(jnp.where(through_nan, jnp.nan, jnp.concatenate(columns).T))
+    return jnp.tril(jnp.where(through_nan, jnp.nan, found))
 
 
 def _linearised(
