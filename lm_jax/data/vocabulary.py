@@ -79,6 +79,11 @@ class Vocabulary:
                 table[ord(token)] = number
         return table
 
+    @cached_property
+    def _codepoint_of_number(self) -> np.ndarray:
+        shown = (_SHOWN_UNKNOWN if token == UNKNOWN else token for token in self.tokens)
+        return np.array([ord(character) for character in shown], "<u4")
+
     def encode(self, text: str, *, ended: bool = True) -> np.ndarray:
         """The numbers of a text's tokens, int32 [N].
 
@@ -106,11 +111,15 @@ class Vocabulary:
         """
         if self.tokenizer == "byte":
             return bytes(int(number) for number in numbers).decode(errors="replace")
+        if self.tokenizer == "char":
+            return (
+                self._codepoint_of_number[np.asarray(numbers, int)]
+                .tobytes()
+                .decode("utf-32-le", "surrogatepass")
+            )
         tokens = [self.tokens[number] for number in numbers]
         if self.tokenizer == "bpe":
             return "".join(tokens).encode("latin-1").decode(errors="replace")
-        if self.tokenizer == "char":
-            return "".join(_SHOWN_UNKNOWN if token == UNKNOWN else token for token in tokens)
         lines = " ".join("\n" if token == LINE_END["word"] else token for token in tokens)
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 

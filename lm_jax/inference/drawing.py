@@ -12,8 +12,9 @@ and renormalised. A tie goes to the token of the lower number. At τ = 0 the lik
 
 The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954); that of lane i at place t depends
 on the seed, i and t alone. So a sample is the same whichever others are drawn beside it and in
-whatever chunks it comes. The noise of a whole chunk of tokens is made at once, while the device is
-still at the chunk before. The numbers are arguments of one compiled program, which draws a chunk of
+whatever chunks it comes. The noise of a whole chunk of tokens is made at once, beside the chunk
+before, and asked for by another thread: what one thread asks of a CPU, JAX runs one after another.
+The numbers are arguments of one compiled program, which draws a chunk of
 tokens a call, a smaller one where the noise of so many would be large. It reads a prompt by the
 same steps, so prompts and texts of all lengths share it.
 
@@ -22,6 +23,7 @@ Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -104,19 +106,23 @@ def draws(
         kept = slice(max(len(prompt) - first, 0), total - first)
         return np.asarray(tokens)[kept], np.asarray(nats)[kept]
 
+    def noise_from(first: int) -> Float[Array, "N B V"]:
+        return _noise(keys, first, steps, size) if temperature else jnp.zeros((steps, count, size))
+
     ahead: tuple | None = None
-    noise = _noise(keys, 0, steps, size) if temperature else jnp.zeros((steps, count, size))
-    for first in range(0, total, steps):
-        # The device is at the next chunk while the host looks at the last one.
-        now = forced[first : first + steps]
-        state, *found = advance(params, state, now, noise, warmth, limits)
-        if temperature and first + steps < total:
-            noise = _noise(keys, first + steps, steps, size)
-        if ahead is not None and first > len(prompt):
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        coming = beside.submit(noise_from, 0)
+        for first in range(0, total, steps):
+            noise, after = coming.result(), first + steps
+            if after < total:
+                coming = beside.submit(noise_from, after)
+            # The device is at this chunk while the host looks at the last one.
+            state, *found = advance(params, state, forced[first:after], noise, warmth, limits)
+            if ahead is not None and first > len(prompt):
+                yield trimmed(*ahead)
+            ahead = (first, *found)
+        if ahead is not None:
             yield trimmed(*ahead)
-        ahead = (first, *found)
-    if ahead is not None:
-        yield trimmed(*ahead)
 
 
 @functools.lru_cache(maxsize=16)
