@@ -99,6 +99,7 @@ def draws(
     forced = np.full(-(-total // steps) * steps, -1, np.int32)
     forced[: len(prompt)] = prompt
     keys, advance = _lane_keys(seed, count), drawing(model)
+    params = model.ready(params, steps * count)
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
     warmth = jnp.asarray(temperature, float)
 
@@ -130,7 +131,8 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
     """The compiled program that draws N tokens for each of B samples.
 
     It takes (params, state, forced[N], noise[N, B, V], temperature, cuts) and gives (state,
-    tokens[N, B], nats[N, B]). Where `forced` is not negative, it is the token, whatever the draw.
+    tokens[N, B], nats[N, B]). The params may be what `model.ready` has made of them. Where `forced`
+    is not negative, it is the token, whatever the draw.
     """
 
     def program(
@@ -143,7 +145,6 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
     ) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
         # At temperature 0 the division has no meaning.
         divisor = jnp.where(temperature > 0, temperature, 1)
-        params = model.ready(params, forced.size * state.token.size)
 
         def step(state: State, given: tuple) -> tuple[State, tuple]:
             only, g = given
