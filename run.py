@@ -296,7 +296,7 @@ def score(
             weight, flatness = filled(remembering, weight=0.1, flatness=0.1).values()
             scorer = inference.cache(run.model, size=cache, weight=weight, flatness=flatness)
         else:
-            scorer = inference.static(run.model, inference.chunk_length(len(run.vocabulary)))
+            scorer = inference.static(run.model, inference.stretch_length(len(run.vocabulary)))
         blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0

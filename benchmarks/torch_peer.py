@@ -169,7 +169,8 @@ def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
 
         def check() -> list[float]:
             h = both().detach()
-            compared = h, d_h, x.grad, module.weight_ih_l0.grad, module.weight_hh_l0.grad
+            leaves = x, module.weight_ih_l0, module.weight_hh_l0
+            compared = h, d_h, *(leaf.grad for leaf in leaves if leaf.grad is not None)
             return sizes.of_a_layer(*(each.float().cpu().numpy() for each in compared))
 
         def run(calls: int) -> None:

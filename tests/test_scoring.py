@@ -22,6 +22,7 @@ MODEL = tiny.rnn()
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)), size=1.0)
 CHARS = Vocabulary("char", ("<unk>", "\n", "a", "b", "c", "d", " "))
 WORDS = Vocabulary("word", ("<unk>", "<eos>", "the", "cat", "sat", "on", "mat"))
+STATIC = importlib.import_module("lm_jax.inference.static")
 RANDOM = np.random.default_rng(0)
 TEXT = "".join(RANDOM.choice(list("abcd \n"), 130, p=[0.2] * 4 + [0.1] * 2))
 
@@ -76,6 +77,55 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
         )
         assert sum(part.characters for part in found) == len(TEXT) + 1
         assert sum(part.unknown for part in found) == 1
+
+
+@pytest.fixture
+def _four_lanes(monkeypatch):
+    """Stretches of 512 tokens of `CHARS` in four lanes of 128, with 32 tokens before each lane."""
+    for name, value in {"LANES": 4, "WARM": 32}.items():
+        monkeypatch.setattr(STATIC, name, value)
+    scorer = importlib.import_module("lm_jax.inference.scorer")
+    monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 32 * len(CHARS.tokens))
+    STATIC._reader.cache_clear()
+    yield
+    STATIC._reader.cache_clear()
+
+
+@pytest.mark.usefixtures("_four_lanes")
+@pytest.mark.parametrize("case", ["forgets", "remembers", "one lane"])
+def test_a_text_in_lanes_is_the_text_token_after_token(case, monkeypatch):
+    """A relu RNN with W_hh = I adds up all it has read, and no lane can begin in its middle."""
+    if case == "one lane":
+        model = tiny.window()
+        params = tiny.moved(model.init(jax.random.key(0)))
+    else:
+        model = tiny.rnn(activation="tanh" if case == "forgets" else "relu")
+        params = tiny.moved(model.init(jax.random.key(0)))
+        params["layers"][0]["W_hh"] = jnp.eye(5) * (0.3 if case == "forgets" else 1)
+    text = "".join(RANDOM.choice(list("abcd \n"), 1400))
+    tokens = CHARS.encode(text)
+    x, y = (jnp.asarray(a, jnp.int32)[:, None] for a in ([1, *tokens[:-1]], tokens))
+
+    @jax.jit
+    def at_once(params):
+        return model.nats(params, model.hidden(params, model.init_carry(1), x)[1], y)[:, 0]
+
+    scorer, states = static(model, 512), []
+
+    def read(params, state, batch):
+        state, nats = scorer.read(params, state, batch)
+        states.append(bool(state.forgets))
+        return state, nats
+
+    found = score(model, params, CHARS, text, scorer._replace(read=read))
+    np.testing.assert_allclose(found.nats, at_once(params), rtol=1e-11)
+    assert states == [case != "remembers"] * 3
+    if case == "remembers":  # without a look at the seams it would have been read in lanes
+        monkeypatch.setattr(STATIC, "SEAM", np.inf)
+        STATIC._reader.cache_clear()
+        wrong = score(model, params, CHARS, text, static(model, 512)).nats
+        np.testing.assert_allclose(wrong[:128], found.nats[:128], rtol=1e-11)
+        assert not np.any(np.isclose(wrong[128:512], found.nats[128:512], rtol=1e-3))
 
 
 def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):

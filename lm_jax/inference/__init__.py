@@ -8,7 +8,8 @@ from lm_jax.inference.exposure import Exposure, exposure
 from lm_jax.inference.feeding import fed
 from lm_jax.inference.sample import Sample, sample, samples, stream
 from lm_jax.inference.score import Loss, Score, Tally, evaluate, score
-from lm_jax.inference.scorer import Scorer, chunk_length, static
+from lm_jax.inference.scorer import Scorer
+from lm_jax.inference.static import static, stretch_length
 
 __all__ = [
     "Block",
@@ -24,7 +25,6 @@ __all__ = [
     "beam",
     "blocks",
     "cache",
-    "chunk_length",
     "dynamic",
     "evaluate",
     "exposure",
@@ -39,4 +39,5 @@ __all__ = [
     "sgd",
     "static",
     "stream",
+    "stretch_length",
 ]

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -204,9 +203,7 @@ def _rounds(
         places = np.where(mask, place[None, :] + steps, 0)
         x = flat[places - 1]
         x[0] = np.where(start, boundary, x[0])
-        # As NumPy's arrays: to make JAX's of them is a computation, which waits for those before.
-        batch: Any = Batch(*cast(Any, (x, flat[places], mask, start.copy())))
-        yield places, mask, batch
+        yield places, mask, Batch(*cast(Any, (x, flat[places], mask, start.copy())))
         place, left = place + length, left - length
 
 
@@ -259,4 +256,5 @@ def _batch(
         x[1 : len(row), lane] = row[:-1]
         y[: len(row), lane] = row
         mask[: len(row), lane] = True
-    return Batch(*map(jnp.asarray, (x, y, mask, np.asarray(start))))
+    # As NumPy's arrays: to make JAX's of them is a computation, which waits for those before.
+    return Batch(*cast(Any, (x, y, mask, np.asarray(start))))

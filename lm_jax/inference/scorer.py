@@ -1,8 +1,8 @@
 """How a chunk of text is scored: by the model as it is, unless another scorer is asked for.
 
 A scorer goes over a text chunk by chunk and keeps what it must from one to the next. The model as
-it is keeps its carry; `lm_jax.inference.dynamic` learns on the way, and `lm_jax.inference.cache`
-remembers.
+it is (`lm_jax.inference.static`) keeps its carry; `lm_jax.inference.dynamic` learns on the way, and
+`lm_jax.inference.cache` remembers.
 """
 
 import functools
@@ -39,17 +39,6 @@ def chunk_length(size: int) -> int:
       size: V.
     """
     return max(1, min(2048, LOGITS_AT_ONCE // size))
-
-
-@functools.lru_cache(maxsize=16)
-def static(model: LanguageModel, length: int) -> Scorer:
-    """The model as it is.
-
-    Args:
-      model: the language model.
-      length: T.
-    """
-    return Scorer(lambda params, batch_size: model.init_carry(batch_size), reader(model), length)
 
 
 @functools.lru_cache(maxsize=16)

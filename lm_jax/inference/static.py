@@ -1,0 +1,150 @@
+"""The model as it is, on one text from first token to last: in lanes, where the model forgets.
+
+Token t is scored given all before it, so a recurrent model must come to it through every step of
+the text. But a model that forgets comes to the same state from anywhere. So a long stretch of text
+is cut into lanes that are read side by side. Each begins, from a fresh carry, some tokens before
+its own first one, and there its state is held against the one in which the lane before it ends,
+
+    |begun_{i+1} - end_i| ≤ 256 ε max(1, |end_i|)    for each number of the carry,
+
+ε being the distance from 1 to the next number. Where that holds at every seam, each lane has gone
+on from where the one before it ended, up to what rounding does to a state at every step anyhow, and
+the figures are those of one pass. Where it does not, the stretch is read again, token after token,
+and so is the rest of the text. Nothing is assumed of the model: the test is made on this very text.
+
+It is the largest Lyapunov exponent that decides (`lm_jax.gradients.lyapunov_spectrum`): a
+difference has shrunk by exp(λ₁ W) after W tokens, to rounding if λ₁ is below -0.12 nats a step.
+
+Letters: L lanes, T tokens of a stretch, N tokens that are read at once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lm_jax.data.batches import Batch
+from lm_jax.inference.scorer import Scorer, chunk_length
+from lm_jax.models import LanguageModel, restart
+from lm_jax.models.base import Carry, Params
+
+LANES = 64
+WARM = 128  # tokens that a lane reads before its own
+CHUNKS = 32  # N tokens each, of a stretch
+SEAM = 256  # ε
+
+
+class _State(NamedTuple):
+    """Between two stretches of text."""
+
+    carry: Carry
+    forgets: Bool[Array, ""]
+    """Whether every seam so far has held."""
+
+
+def stretch_length(size: int) -> int:
+    """T: tokens that are scored in one call, in as many lanes as there may be.
+
+    Args:
+      size: V.
+    """
+    at_once = chunk_length(size)
+    return CHUNKS * (at_once - at_once % LANES or at_once)
+
+
+def static(model: LanguageModel, length: int) -> Scorer:
+    """The model as it is.
+
+    Args:
+      model: the language model.
+      length: T, tokens of a call; of fewer than `LANES` times twice `WARM` none are read side by
+        side.
+    """
+    return Scorer(
+        lambda params, _: _State(model.init_carry(1), jnp.asarray(True)), _reader(model), length
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
+    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Float[Array, "T 1"]]:
+        x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
+        at_once = _at_once(model, params, state.carry, len(x))
+        lanes = LANES if model.output is not None and at_once % LANES == 0 else 1
+        params, silence = model.ready(params, len(x)), jnp.zeros(len(x))
+
+        def over(
+            carry: Carry, first: Array | int, steps: Array | int, stride: Array | int, noted: bool
+        ) -> tuple[Carry, Array]:
+            """Reads `steps` tokens in each lane, lanes a stride apart; their nats, where noted."""
+            wide = len(jax.tree.leaves(carry)[0])
+            rows = jnp.arange(at_once // lanes if wide > 1 else at_once)
+            begin = first + stride * jnp.arange(wide)
+
+            def piece(number: Array, reached: tuple[Carry, Array]) -> tuple[Carry, Array]:
+                carry, nats = reached
+                place = begin[None] + number * len(rows) + rows[:, None]
+                here = jnp.minimum(place, len(x) - 1)  # behind the text, where nothing is noted
+                carry, h = model.hidden(params, carry, x[here])
+                if noted:
+                    nats = nats.at[place].set(model.nats(params, h, y[here]), mode="drop")
+                return carry, nats
+
+            return jax.lax.fori_loop(0, -(-steps // len(rows)), piece, (carry, silence))
+
+        def side_by_side(carry: Carry) -> tuple[Carry, Array, Array]:
+            rows = at_once // lanes
+            stride, warm = -(-count // at_once) * rows, -(-WARM // rows) * rows
+            begun, _ = over(model.init_carry(lanes - 1), stride - warm, warm, stride, False)
+            first = jax.tree.map(lambda own, other: jnp.concatenate([own, other]), carry, begun)
+            ends, nats = over(first, 0, stride, stride, True)
+            within = stride * jnp.arange(1, lanes) < count
+            return (
+                jax.tree.map(lambda leaf: leaf[-1:], ends),
+                nats,
+                jnp.all(_alike(begun, jax.tree.map(lambda leaf: leaf[:-1], ends)) | ~within),
+            )
+
+        def one_by_one(carry: Carry) -> tuple[Carry, Array]:
+            return over(carry, 0, count, 0, True)
+
+        carry = restart(model, state.carry, batch.start)
+        if lanes == 1:
+            carry, nats = one_by_one(carry)
+            return _State(carry, state.forgets), nats[:, None]
+        tried = state.forgets & (count >= 2 * WARM * lanes)
+        end, nats, held = jax.lax.cond(
+            tried, side_by_side, lambda carry: (carry, silence, jnp.asarray(False)), carry
+        )
+        carry, nats = jax.lax.cond(held, lambda _: (end, nats), one_by_one, carry)
+        return _State(carry, state.forgets & (held | ~tried)), nats[:, None]
+
+    return jax.jit(read, donate_argnums=1)
+
+
+def _at_once(model: LanguageModel, params: Params, carry: Carry, length: int) -> int:
+    """N: the most tokens whose logits are small, of which T is a multiple."""
+
+    def logits(params: Params, carry: Carry, x: Int[Array, "1 1"]) -> Array:
+        return model.logits(params, model.hidden(params, carry, x)[1])
+
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    most = chunk_length(jax.eval_shape(logits, params, carry, one).shape[-1])
+    return next(n for n in range(min(most, length), 0, -1) if length % n == 0)
+
+
+def _alike(found: Carry, expected: Carry) -> Bool[Array, " B"]:
+    """Whether two carries are the same in each lane, but for rounding."""
+
+    def close(a: Array, b: Array) -> Array:
+        if jnp.issubdtype(a.dtype, jnp.inexact):
+            same = jnp.abs(a - b) <= SEAM * jnp.finfo(a.dtype).eps * jnp.maximum(1, jnp.abs(b))
+        else:
+            same = a == b
+        return jnp.all(same, axis=range(1, a.ndim))
+
+    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return jnp.all(jnp.stack([close(a, b) for a, b in leaves]), axis=0)
