@@ -74,34 +74,32 @@ def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_St
         x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
         at_once = _at_once(model, params, state.carry, len(x))
         lanes = LANES if model.output is not None and at_once % LANES == 0 else 1
-        params, silence = model.ready(params, len(x)), jnp.zeros(len(x))
+        silence = jnp.zeros(len(x))
 
         def over(
-            carry: Carry, first: Array | int, steps: Array | int, stride: Array | int, noted: bool
+            carry: Carry, begin: Array, steps: Array | int, rows: int, noted: bool
         ) -> tuple[Carry, Array]:
-            """Reads `steps` tokens in each lane, lanes a stride apart; their nats, where noted."""
-            wide = len(jax.tree.leaves(carry)[0])
-            rows = jnp.arange(at_once // lanes if wide > 1 else at_once)
-            begin = first + stride * jnp.arange(wide)
+            """Reads `steps` tokens from each place of `begin` on, a few rows of them at once."""
 
             def piece(number: Array, reached: tuple[Carry, Array]) -> tuple[Carry, Array]:
                 carry, nats = reached
-                place = begin[None] + number * len(rows) + rows[:, None]
+                place = begin[None] + (number * rows + jnp.arange(rows))[:, None]
                 here = jnp.minimum(place, len(x) - 1)  # behind the text, where nothing is noted
                 carry, h = model.hidden(params, carry, x[here])
                 if noted:
                     nats = nats.at[place].set(model.nats(params, h, y[here]), mode="drop")
                 return carry, nats
 
-            return jax.lax.fori_loop(0, -(-steps // len(rows)), piece, (carry, silence))
+            return jax.lax.fori_loop(0, -(-steps // rows), piece, (carry, silence))
 
         def side_by_side(carry: Carry) -> tuple[Carry, Array, Array]:
             rows = at_once // lanes
             stride, warm = -(-count // at_once) * rows, -(-WARM // rows) * rows
-            begun, _ = over(model.init_carry(lanes - 1), stride - warm, warm, stride, False)
+            begin = stride * jnp.arange(lanes)
+            begun, _ = over(model.init_carry(lanes - 1), begin[1:] - warm, warm, rows, False)
             first = jax.tree.map(lambda own, other: jnp.concatenate([own, other]), carry, begun)
-            ends, nats = over(first, 0, stride, stride, True)
-            within = stride * jnp.arange(1, lanes) < count
+            ends, nats = over(first, begin, stride, rows, True)
+            within = begin[1:] < count
             return (
                 jax.tree.map(lambda leaf: leaf[-1:], ends),
                 nats,
@@ -109,7 +107,7 @@ def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_St
             )
 
         def one_by_one(carry: Carry) -> tuple[Carry, Array]:
-            return over(carry, 0, count, 0, True)
+            return over(carry, jnp.zeros(1, int), count, at_once, True)
 
         carry = restart(model, state.carry, batch.start)
         if lanes == 1:
