@@ -13,11 +13,12 @@ waits for the host, against a loop in Python that calls a compiled step (one cal
 model, the draw and the key's derivation) and reads the token back. The two give the same text, or
 the program ends with an error. They are timed in turn, A B A B, and so are
 
-scoring: a text as one stream in one lane, which is one step after another by its nature; the same
-text line by line in many lanes; and the forward half of training, which reads the same tokens in
-the quickstart's batches.
+scoring: a text as one stream, in lanes side by side where the model is seen to forget; the same
+text line by line; and the forward half of training, which reads the same tokens in the quickstart's
+batches.
 
-The parameters are those of an untrained model: time does not depend on them.
+The parameters are those of an untrained model. Time does not depend on them, but for the stream:
+a model that does not forget is read token after token.
 """
 
 import dataclasses

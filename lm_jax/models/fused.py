@@ -200,8 +200,11 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         off = jnp.where(mask[:, None], off, 0)
         low = off.astype(h.dtype)
         pair = (low, h) if table else (h, low)
-        dW = put(dW, product(*pair, ((0,), (0,))), start, axis)
-        db = put(db, jnp.sum(off, axis=0), start)
+        more = product(*pair, ((0,), (0,))), jnp.sum(off, axis=0)
+        if dW is None:
+            dW, db = more
+        else:
+            dW, db = put(dW, more[0], start, axis), put(db, more[1], start)
         return dW, db, dh + product(low, cut(W, start, axis), ((1,), (axis,)))
 
     def chunk(carry, given):
@@ -240,10 +243,17 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     # Each chunk has the blocks' numbers anew: JAX takes out of a loop, and keeps, whatever follows
     # from its constants, and with constant numbers that is every block of W.
     rows.append(jnp.broadcast_to(jnp.arange(blocks)[None], (chunks, blocks)))
-    zeros = (jnp.zeros(W.shape, wide), jnp.zeros(V, wide)) if gradient else (None, None)
-    start = (jnp.zeros((), wide), *zeros)
     # Where the gradient itself is differentiated, a chunk's tiles are made again, too.
-    (nats, dW, db), found = jax.lax.scan(jax.checkpoint(chunk), start, tuple(rows))
+    swept = jax.checkpoint(chunk)
+    start, given = jnp.zeros((), wide), tuple(rows)
+    if not gradient or blocks > 1:
+        zeros = (jnp.zeros(W.shape, wide), jnp.zeros(V, wide)) if gradient else (None, None)
+        (nats, dW, db), found = jax.lax.scan(swept, (start, *zeros), given)
+    else:
+        # The first chunk's is the gradient that others add to, so W's need not be zero before.
+        sums, first = swept((start, None, None), jax.tree.map(lambda a: a[0], given))
+        (nats, dW, db), more = jax.lax.scan(swept, sums, jax.tree.map(lambda a: a[1:], given))
+        found = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, more)
     if s is not None:
         mean_W, mean_b = jnp.mean(W, axis=axis, dtype=wide), jnp.mean(b, dtype=wide)
         summed_h = jnp.sum(jnp.where(mask[:, None], h, 0), axis=0, dtype=wide)
