@@ -82,7 +82,7 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
 @pytest.fixture
 def _four_lanes(monkeypatch):
     """Stretches of 512 tokens of `CHARS` in four lanes of 128, with 32 tokens before each lane."""
-    for name, value in {"LANES": 4, "WARM": 32}.items():
+    for name, value in {"LANES": 4, "WARM": 32, "FEW": 2}.items():
         monkeypatch.setattr(STATIC, name, value)
     scorer = importlib.import_module("lm_jax.inference.scorer")
     monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 32 * len(CHARS.tokens))

@@ -34,6 +34,7 @@ from lm_jax.models.base import Carry, Params
 
 LANES = 64
 WARM = 128  # tokens that a lane reads before its own
+FEW = 8  # lanes that are tried first
 CHUNKS = 32  # N tokens each, of a stretch
 SEAM = 256  # ε
 
@@ -98,14 +99,22 @@ def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_St
             stride, warm = -(-count // at_once) * rows, -(-WARM // rows) * rows
             begin = stride * jnp.arange(lanes)
             begun, _ = over(model.init_carry(lanes - 1), begin[1:] - warm, warm, rows, False)
-            first = jax.tree.map(lambda own, other: jnp.concatenate([own, other]), carry, begun)
-            ends, nats = over(first, begin, stride, rows, True)
-            within = begin[1:] < count
-            return (
-                jax.tree.map(lambda leaf: leaf[-1:], ends),
-                nats,
-                jnp.all(_alike(begun, jax.tree.map(lambda leaf: leaf[:-1], ends)) | ~within),
-            )
+
+            def read(carry: Carry) -> tuple[Carry, Array, Array]:
+                first = jax.tree.map(lambda own, other: jnp.concatenate([own, other]), carry, begun)
+                ends, nats = over(first, begin, stride, rows, True)
+                held = _alike(begun, jax.tree.map(lambda leaf: leaf[:-1], ends))
+                last = jax.tree.map(lambda leaf: leaf[-1:], ends)
+                return last, nats, jnp.all(held | (begin[1:] >= count))
+
+            # A few lanes come to the same places from other states, before all are read in vain.
+            few = jax.tree.map(lambda leaf: leaf[:FEW], begun)
+            other = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), few)
+            again, _ = over(other, begin[1 : FEW + 1] - warm, warm, rows, False)
+            return jax.lax.cond(jnp.all(_alike(again, few)), read, unread, carry)
+
+        def unread(carry: Carry) -> tuple[Carry, Array, Array]:
+            return carry, silence, jnp.asarray(False)
 
         def one_by_one(carry: Carry) -> tuple[Carry, Array]:
             return over(carry, jnp.zeros(1, int), count, at_once, True)
@@ -115,9 +124,7 @@ def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_St
             carry, nats = one_by_one(carry)
             return _State(carry, state.forgets), nats[:, None]
         tried = state.forgets & (count >= 2 * WARM * lanes)
-        end, nats, held = jax.lax.cond(
-            tried, side_by_side, lambda carry: (carry, silence, jnp.asarray(False)), carry
-        )
+        end, nats, held = jax.lax.cond(tried, side_by_side, unread, carry)
         carry, nats = jax.lax.cond(held, lambda _: (end, nats), one_by_one, carry)
         return _State(carry, state.forgets & (held | ~tried)), nats[:, None]
 
