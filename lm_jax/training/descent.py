@@ -11,7 +11,6 @@ import math
 import signal
 import time
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ import numpy as np
 from lm_jax.config import Config, LiveProbe, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
-from lm_jax.data.windows import Whole
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError, shape
 from lm_jax.studies.live import live
@@ -79,7 +77,7 @@ class Descent:
           devices: how many share the lanes of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.received, self.watch, self.devices = received, watch, devices
+        self.received, self.watch = received, watch
         self.program = program(shape(config), len(corpus.vocabulary), devices)
         length = self.program.length
         self.feed = feed_of(config, corpus, length) if like is None else like.feed
@@ -95,26 +93,17 @@ class Descent:
     def run(self) -> None:
         """Trains until the run is over or a signal comes, and writes result.json."""
         pace = Pace()
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            compiled = beside.submit(self._compile)
-            for due in self.course():
-                assert isinstance(due, int)  # there are no rungs
-                compiled.result()
-                step = int(self.state.step)
-                began = time.perf_counter()
-                source, end = self.feed.at(step)
-                stop = min(pace.until(step, due), end)
-                self.state = self.program.advance(self.state, source, self.numbers, stop)
-                self.state.step.block_until_ready()
-                taken = time.perf_counter() - began
-                self.trained += taken
-                pace.took(stop - step, taken)
-
-    def _compile(self) -> None:
-        """Compiles the updates, while another thread makes or reads the state before the first."""
-        if isinstance(self.feed, Whole) and self.devices == 1:
-            state = jax.eval_shape(self.program.init, self.numbers)
-            self.program.advance.lower(state, self.feed.whole(), self.numbers, 1).compile()
+        for due in self.course():
+            assert isinstance(due, int)  # there are no rungs
+            step = int(self.state.step)
+            began = time.perf_counter()
+            source, end = self.feed.at(step)
+            stop = min(pace.until(step, due), end)
+            self.state = self.program.advance(self.state, source, self.numbers, stop)
+            self.state.step.block_until_ready()
+            taken = time.perf_counter() - began
+            self.trained += taken
+            pace.took(stop - step, taken)
 
     def advanced(self, state: TrainState, stop: int) -> TrainState:
         """The state after `stop` updates of a run that went on, from one before, consumed."""
