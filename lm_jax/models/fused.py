@@ -246,14 +246,19 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     # Where the gradient itself is differentiated, a chunk's tiles are made again, too.
     swept = jax.checkpoint(chunk)
     start, given = jnp.zeros((), wide), tuple(rows)
-    if not gradient or blocks > 1:
-        zeros = (jnp.zeros(W.shape, wide), jnp.zeros(V, wide)) if gradient else (None, None)
+    if not gradient:
+        (nats, dW, db), found = jax.lax.scan(swept, (start, None, None), given)
+    elif blocks > 1:
+        zeros = jnp.zeros(W.shape, wide), jnp.zeros(V, wide)
         (nats, dW, db), found = jax.lax.scan(swept, (start, *zeros), given)
     else:
         # The first chunk's is the gradient that others add to, so W's need not be zero before.
-        sums, first = swept((start, None, None), jax.tree.map(lambda a: a[0], given))
-        (nats, dW, db), more = jax.lax.scan(swept, sums, jax.tree.map(lambda a: a[1:], given))
-        found = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, more)
+        sums, found = swept((start, None, None), jax.tree.map(lambda a: a[0], given))
+        found = jax.tree.map(lambda a: a[None], found)
+        if chunks > 1:
+            sums, more = jax.lax.scan(swept, sums, jax.tree.map(lambda a: a[1:], given))
+            found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, more)
+        nats, dW, db = sums
     if s is not None:
         mean_W, mean_b = jnp.mean(W, axis=axis, dtype=wide), jnp.mean(b, dtype=wide)
         summed_h = jnp.sum(jnp.where(mask[:, None], h, 0), axis=0, dtype=wide)
