@@ -3,8 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-import jax
-
 from lm_jax import gradients
 from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
@@ -56,7 +54,7 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
         config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
     made = program(shape(config), len(corpus.vocabulary))
-    params = jax.jit(lambda values: made.init(values).params)(arguments(config))
+    params = made.init(arguments(config)).params
     source, _ = feed_of(config, corpus, made.length).at(0)
     whole = batch_of(config, source, 0, made.length)
     # A task asks at the end of its sequences.
