@@ -12,6 +12,9 @@ Command   python run.py train zaremba_small --data.train DIR
           where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
           ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
           --data.test.
+Time      32 minutes on two CPU cores for the first 929,576 tokens of WikiText-2 (as many as the
+          Penn Treebank has) with --data.vocabulary-size 10000; validation / test perplexity 89.4 /
+          93.3 there, where an eighth of the tokens is <unk>.
 """
 
 from lm_jax.config import RNN, SGD, Config, Data, Epochs, Train

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
@@ -65,17 +66,27 @@ def static(model: LanguageModel, length: int) -> Scorer:
       length: T, tokens of a call; of fewer than `LANES` times twice `WARM` none are read side by
         side.
     """
-    return Scorer(
-        lambda params, _: _State(model.init_carry(1), jnp.asarray(True)), _reader(model), length
-    )
+
+    def init(params: Params, batch_size: int) -> _State:
+        return _State(model.init_carry(batch_size), jnp.asarray(True))
+
+    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+        # A program of its own for what is short, which compiles in a fraction of the time.
+        long = np.sum(batch.mask) >= 2 * WARM * LANES
+        return _reader(model)(params, state, batch, bool(long))
+
+    return Scorer(init, read, length)
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
-    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Float[Array, "T 1"]]:
+def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
+    def read(
+        params: Params, state: _State, batch: Batch, long: bool
+    ) -> tuple[_State, Float[Array, "T 1"]]:
         x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
         at_once = _at_once(model, params, state.carry, len(x))
-        lanes = LANES if model.output is not None and at_once % LANES == 0 else 1
+        recurrent = model.output is not None
+        lanes = LANES if long and recurrent and at_once % LANES == 0 else 1
         silence = jnp.zeros(len(x))
 
         def over(
@@ -123,12 +134,11 @@ def _reader(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_St
         if lanes == 1:
             carry, nats = one_by_one(carry)
             return _State(carry, state.forgets), nats[:, None]
-        tried = state.forgets & (count >= 2 * WARM * lanes)
-        end, nats, held = jax.lax.cond(tried, side_by_side, unread, carry)
+        end, nats, held = jax.lax.cond(state.forgets, side_by_side, unread, carry)
         carry, nats = jax.lax.cond(held, lambda _: (end, nats), one_by_one, carry)
-        return _State(carry, state.forgets & (held | ~tried)), nats[:, None]
+        return _State(carry, held), nats[:, None]
 
-    return jax.jit(read, donate_argnums=1)
+    return jax.jit(read, static_argnums=3, donate_argnums=1)
 
 
 def _at_once(model: LanguageModel, params: Params, carry: Carry, length: int) -> int:
