@@ -63,8 +63,8 @@ def static(model: LanguageModel, length: int) -> Scorer:
 
     Args:
       model: the language model.
-      length: T, tokens of a call; of fewer than `LANES` times twice `WARM` none are read side by
-        side.
+      length: T, tokens of a call, best as `stretch_length` gives it: they are read in equal parts
+        of at most `chunk_length` tokens, side by side from `LANES` times twice `WARM` on.
     """
 
     def init(params: Params, batch_size: int) -> _State:

@@ -234,7 +234,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
 
     return Program(
         model=make(shape.model),
-        # It runs once: half as well compiled, it is there a quarter of a second sooner.
+        # It runs once, so that what more of the compiler's work would gain is less than it takes.
         init=jax.jit(init, compiler_options={"xla_backend_optimization_level": "1"}),
         advance=jax.jit(advance, donate_argnums=0),
         place=jax.jit(place),
