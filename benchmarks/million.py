@@ -1,24 +1,30 @@
 """A million words: what memory training, scoring and drawing take, and how long.
 
-    python -m benchmarks.million [--run]
+    python -m benchmarks.million
 
 An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim is no more than the
-parameters, their gradient, the optimizer's state and 300 MB. The first figure is what XLA plans for
-the compiled loop. With `--run` it makes two updates of each case, in a process of its own, and says
-by how much the memory at its peak was above what it was before the parameters were drawn.
+parameters, their gradient, the optimizer's state and 300 MB; once a model is trained, no more than
+the parameters and 300 MB. Each case makes two updates, or reads or draws a chunk twice, in a
+process of its own, and says by how much the memory at its peak was above what it was before the
+parameters were drawn, and what XLA had planned for the compiled loop. In the table and in
+results.json «the peer» is the aim.
 """
 
+import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from benchmarks.loss import memory
+from benchmarks.rows import Row, row, show
 from lm_jax import inference, models
 from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
@@ -34,9 +40,17 @@ CASES = {
     "SGD, clipped, tied": (SGD(), 1.0, True),
     "Adam, clipped": (Adam(), 1.0, False),
 }
-
-
 USES = "scored", "drawn"
+
+
+class Found(NamedTuple):
+    """Of one case, in MB and seconds."""
+
+    aim: float
+    seen: float
+    planned: float | None
+    seconds: float
+    """An update, or a word."""
 
 
 def megabytes(tree: Any) -> float:
@@ -44,8 +58,8 @@ def megabytes(tree: Any) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
 
 
-def case(name: str, run: bool) -> None:
-    """Prints a line on one case."""
+def trained(name: str) -> Found:
+    """Training, one of `CASES`."""
     optimizer, threshold, tied = CASES[name]
     config = resolve(
         Config(
@@ -62,20 +76,17 @@ def case(name: str, run: bool) -> None:
     peak = planned.argument_size_in_bytes + planned.temp_size_in_bytes
     peak += planned.output_size_in_bytes - planned.alias_size_in_bytes
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
-    line = f"{name:20} aim {bound:6,.0f} MB   planned {peak / 1e6:6,.0f} MB"
-    if run:
-        before = memory("VmRSS")
-        begun = made.advance(made.init(values), source, values, 1)
-        begun.step.block_until_ready()
-        began = time.perf_counter()
-        made.advance(begun, source, values, 2).step.block_until_ready()
-        seconds = time.perf_counter() - began
-        line += f"   seen {memory('VmHWM') - before:6,.0f} MB   {seconds:.1f} s an update"
-    print(line, flush=True)
+    before = memory("VmRSS")
+    begun = made.advance(made.init(values), source, values, 1)
+    begun.step.block_until_ready()
+    began = time.perf_counter()
+    made.advance(begun, source, values, 2).step.block_until_ready()
+    seconds = time.perf_counter() - began
+    return Found(bound, memory("VmHWM") - before, peak / 1e6, seconds)
 
 
-def use(name: str) -> None:
-    """Prints a line on what a model does once it is trained."""
+def used(name: str) -> Found:
+    """What a model does once it is trained, one of `USES`."""
     shaped = Config(model=RNN(embedding_size=UNITS, hidden_size=UNITS))
     model = models.make(shaped.model, V)
     vocabulary = Vocabulary("word", ("<unk>", "<eos>", *(f"w{n}" for n in range(V - 2))))
@@ -98,23 +109,32 @@ def use(name: str) -> None:
     began = time.perf_counter()
     once()
     seconds = (time.perf_counter() - began) / (LANES * LENGTH)
-    seen = memory("VmHWM") - before
-    print(
-        f"{name:20} aim {bound:6,.0f} MB{'':21}seen {seen:6,.0f} MB   {1e3 * seconds:.1f} ms a word"
-    )
+    return Found(bound, memory("VmHWM") - before, None, seconds)
+
+
+def row_of(name: str) -> Row:
+    """Measures one case in a process of its own, prints all of it, and gives its row."""
+    words = [sys.executable, "-m", "benchmarks.million", "--case", name]
+    said = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = Found(*json.loads(said))
+    took = f"{1e3 * found.seconds:.1f} ms a word"
+    if found.planned is not None:
+        took = f"{found.seconds:.1f} s an update, planned by XLA {found.planned:,.0f} MB"
+    print(f"{name:20} aim {found.aim:6,.0f} MB   seen {found.seen:6,.0f} MB   {took}", flush=True)
+    return row(f"a million words, {name}", "MB", found.seen, found.aim, "the aim")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--case"]:
-        if sys.argv[2] in USES:
-            use(sys.argv[2])
-        else:
-            case(sys.argv[2], "--run" in sys.argv)
-        return
-    for name in (*CASES, *(USES if "--run" in sys.argv else ())):
-        words = [sys.executable, "-m", "benchmarks.million", "--case", name, *sys.argv[1:]]
-        subprocess.run(words, cwd=ROOT, check=True)
+    chosen = command.options(__doc__ or "")
+    names = [name for name in (*CASES, *USES) if re.search(chosen.rows, f"a million words, {name}")]
+    rows = [row_of(name) for name in names]
+    show(rows)
+    command.finish(rows, chosen)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--case"]:
+        measure = used if sys.argv[2] in USES else trained
+        print(json.dumps(measure(sys.argv[2])))
+    else:
+        main()

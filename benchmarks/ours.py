@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import products, sizes
 from benchmarks.looped import passes
-from benchmarks.side_by_side import Way
+from benchmarks.side_by_side import Absent, Way
 from benchmarks.sizes import Size
 from lm_jax import inference
 from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
@@ -52,42 +52,60 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
     each product, and a device for each core with its share of the lanes.
     """
     size = Size(**settings)
-
-    def build(devices: int) -> Way:
-        config = config_of(size)
-        compiled, values = program(shape(config), size.vocabulary, devices), arguments(config)
-        lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
-        source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
-
-        def begin() -> TrainState:
-            state = compiled.init(values)
-            params = jax.tree.map(jnp.asarray, sizes.weights(size))
-            assert jax.tree.structure(params) == jax.tree.structure(state.params)
-            return compiled.place(state._replace(params=params), values)
-
-        def check() -> list[float]:
-            state, losses = begin(), []
-            for number in range(sizes.CHECKED):
-                state = compiled.advance(state, source, values, number + 1)
-                losses.append(float(state.record.nats / state.record.tokens))
-                state = compiled.clear(state)
-            return losses
-
-        state, done = begin(), 0
-
-        def run(calls: int) -> None:
-            nonlocal state, done
-            done += calls
-            state = jax.block_until_ready(compiled.advance(state, source, values, done))
-            if int(state.step) != done:
-                raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
-
-        return Way(run, check, lambda: products.seconds_of(size, readout=True))
-
-    ways = {"one device": functools.partial(build, 1)}
+    ways = {"one device": functools.partial(updates, size, 1)}
     if (cores := devices_of(size)) > 1:
-        ways[f"{cores} devices"] = functools.partial(build, cores)
+        ways[f"{cores} devices"] = functools.partial(updates, size, cores)
     return ways
+
+
+def step_on_one(**settings: Any) -> dict[str, Callable[[], Way]]:
+    """The first of the ways of `step`."""
+    return {"one device": functools.partial(updates, Size(**settings), 1)}
+
+
+def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
+    """The second of the ways of `step`.
+
+    Raises:
+      Absent: a device for each core cannot be had, or B is not to be shared among so many.
+    """
+    size = Size(**settings)
+    if (cores := devices_of(size)) == 1:
+        raise Absent(f"no devices that could share {size.batch} lanes")
+    return {f"{cores} devices": functools.partial(updates, size, cores)}
+
+
+def updates(size: Size, devices: int) -> Way:
+    """Whole training steps on so many devices."""
+    config = config_of(size)
+    compiled, values = program(shape(config), size.vocabulary, devices), arguments(config)
+    lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
+    source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
+
+    def begin() -> TrainState:
+        state = compiled.init(values)
+        params = jax.tree.map(jnp.asarray, sizes.weights(size))
+        assert jax.tree.structure(params) == jax.tree.structure(state.params)
+        return compiled.place(state._replace(params=params), values)
+
+    def check() -> list[float]:
+        state, losses = begin(), []
+        for number in range(sizes.CHECKED):
+            state = compiled.advance(state, source, values, number + 1)
+            losses.append(float(state.record.nats / state.record.tokens))
+            state = compiled.clear(state)
+        return losses
+
+    state, done = begin(), 0
+
+    def run(calls: int) -> None:
+        nonlocal state, done
+        done += calls
+        state = jax.block_until_ready(compiled.advance(state, source, values, done))
+        if int(state.step) != done:
+            raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
+
+    return Way(run, check, lambda: products.seconds_of(size, readout=True))
 
 
 def devices_of(size: Size) -> int:

@@ -1,14 +1,14 @@
 """A sweep as lanes of one program, against the same runs one after the other.
 
-    python -m benchmarks.sweeps [--rounds N] [--short]
+    python -m benchmarks.sweeps
 
 Two questions. What does a lane's update cost beside that of a lone run, where all that comes before
-the first update is paid (`--short` leaves this one out)? And how long does a whole sweep of 32
-short trials take from its command line, beside 32 commands, all with a warm compilation cache?
+the first update is paid? And how long does a whole sweep of 32 short trials take from its command
+line, beside 32 commands, all with a warm compilation cache (three rounds at most)?
 """
 
-import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, Config, Data, Train, resolve
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 TRIALS, UPDATES = 32, 500
 SIZES = (("elman", 64, 16, 32), ("gru", 64, 16, 32), ("gru", 128, 32, 64), ("lstm", 64, 32, 64))
 V = 96
+WHOLE = f"{TRIALS} trials of {UPDATES} updates, GRU 64"
 EXPERIMENT = f'''"""Thirty-two small character models: what a sweep costs."""
 
 from lm_jax.config import RNN, Config, Data, Train
@@ -53,11 +55,14 @@ def sweep():
 '''
 
 
-def lane_rows(rounds: int) -> list[Row]:
+def lane_rows(pattern: str, rounds: int) -> list[Row]:
     """What an update of a lane takes, of 32 on all devices, beside a lone run's."""
     rows = []
     tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint8)
     for cell, hidden, batch, length in SIZES:
+        name = f"a lane's update, {cell} {hidden}, B {batch} T {length}"
+        if not re.search(pattern, name):
+            continue
         config = resolve(
             Config(
                 data=Data(batch_size=batch, length=length),
@@ -89,7 +94,6 @@ def lane_rows(rounds: int) -> list[Row]:
             calls = max(1, round(0.5 / clock(way, 2) * 2))
             ways.append(lambda way=way, per=per, n=calls: clock(way, n) / n / per)
         lane, run = (1e3 * statistics.median(taken) for taken in in_turn(ways, rounds))
-        name = f"a lane's update, {cell} {hidden}, B {batch} T {length}"
         rows.append(row(name, "ms", lane, run, "a lone run"))
     return rows
 
@@ -100,7 +104,7 @@ def sweep_row(rounds: int) -> Row:
         experiment = Path(folder) / "small.py"
         experiment.write_text(EXPERIMENT)
 
-        def command(*words: str) -> None:
+        def do(*words: str) -> None:
             line = [sys.executable, str(ROOT / "run.py"), words[0], str(experiment), *words[1:]]
             subprocess.run(
                 [*line, "--run-dir", f"{folder}/run"], check=True, capture_output=True, cwd=ROOT
@@ -109,31 +113,29 @@ def sweep_row(rounds: int) -> Row:
 
         def each(number: int) -> None:
             rate = ("--train.learning-rate", str(0.0005 * 1.2**number), "--seed", str(number))
-            command("train", *rate)
+            do("train", *rate)
 
-        command("sweep")
+        do("sweep")
         each(0)
         whole, apart = in_turn(
             [
-                lambda: clock(lambda _: command("sweep"), 1),
+                lambda: clock(lambda _: do("sweep"), 1),
                 lambda: clock(lambda _: [each(number) for number in range(TRIALS)], 1),
             ],
             rounds,
         )
-    name = f"{TRIALS} trials of {UPDATES} updates, GRU 64"
-    return row(name, "s", statistics.median(whole), statistics.median(apart), "as many commands")
+    return row(WHOLE, "s", statistics.median(whole), statistics.median(apart), "as many commands")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="figures that each median is of")
-    parser.add_argument("--short", action="store_true", help="only the whole sweep, three rounds")
-    asked = parser.parse_args()
-    if not asked.short:
-        if hasattr(os, "sched_getaffinity"):
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-        show(lane_rows(asked.rounds))
-    show([sweep_row(min(asked.rounds, 3))])
+    chosen = command.options(__doc__ or "")
+    if hasattr(os, "sched_getaffinity"):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    rows = lane_rows(chosen.rows, chosen.rounds)
+    if re.search(chosen.rows, WHOLE):
+        rows.append(sweep_row(min(chosen.rounds, 3)))
+    show(rows)
+    command.finish(rows, chosen)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """What each trick of the fast path buys: the training step with it and without it.
 
-    python -m benchmarks.tricks [--rounds N]
+    python -m benchmarks.tricks
 
 The same program is compiled from two configs, or run in two ways, and timed in turn.
 """
 
-import argparse
+import functools
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import Row, row, show
+from benchmarks import command
+from benchmarks.rows import row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
@@ -32,6 +34,8 @@ CHARACTERS = Config(
 )
 LONG = override(CHARACTERS, {"data.length": 2048, "data.batch_size": 8})
 TEXTS = {"words, LSTM 200": (WORDS, 10_000), "characters, GRU 128": (CHARACTERS, 65)}
+Pair = tuple[float, float]
+"""A figure with a trick, and without it."""
 
 
 class Loop:
@@ -64,51 +68,51 @@ class Loop:
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def compared(
-    name: str, ours: Callable[[int], None], without: Callable[[int], None], what: str, rounds: int
-) -> Row:
+def compared(ours: Callable[[int], None], without: Callable[[int], None], rounds: int) -> Pair:
     """One trick: milliseconds an update with it and without it."""
     ways = []
     for way in (ours, without):
         way(2)
         calls = max(1, round(0.5 / (clock(way, 2) / 2)))
         ways.append(lambda way=way, calls=calls: clock(way, calls) / calls)
-    figures = [1e3 * statistics.median(taken) for taken in in_turn(ways, rounds)]
-    return row(name, "ms", figures[0], figures[1], what)
+    with_it, without_it = (1e3 * statistics.median(taken) for taken in in_turn(ways, rounds))
+    return with_it, without_it
+
+
+def by_hand(config: Config, vocabulary: int, rounds: int) -> Pair:
+    """The backward pass by hand, and by autodiff."""
+    ours = Loop(config, vocabulary, {})
+    autodiff = Loop(config, vocabulary, {"train.gradient": "full"})
+    return compared(ours.together, autodiff.together, rounds)
+
+
+def in_one_call(config: Config, vocabulary: int, rounds: int) -> Pair:
+    """Many updates in one call, and one a call whose loss is looked at."""
+    ours, looked_at = Loop(config, vocabulary, {}), Loop(config, vocabulary, {})
+    return compared(ours.together, looked_at.apart, rounds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="figures that each median is of")
-    rounds = parser.parse_args().rounds
+    chosen = command.options(__doc__ or "")
     rows = []
+
+    def add(name: str, unit: str, without: str, measure: Callable[[], Pair]) -> None:
+        if re.search(chosen.rows, name):
+            rows.append(row(name, unit, *measure(), without))
+
     for text, (config, vocabulary) in TEXTS.items():
-        ours = Loop(config, vocabulary, {})
-        autodiff = Loop(config, vocabulary, {"train.gradient": "full"})
-        rows.append(
-            compared(
-                f"backward pass by hand; {text}",
-                ours.together,
-                autodiff.together,
-                "autodiff of the scan",
-                rounds,
-            )
-        )
-        looked_at = Loop(config, vocabulary, {})
-        rows.append(
-            compared(
-                f"many updates a call; {text}",
-                ours.together,
-                looked_at.apart,
-                "one, and its loss read",
-                rounds,
-            )
-        )
+        for name, without, measure in (
+            ("backward pass by hand", "autodiff of the scan", by_hand),
+            ("many updates a call", "one, and its loss read", in_one_call),
+        ):
+            measured = functools.partial(measure, config, vocabulary, chosen.rounds)
+            add(f"{name}; {text}", "ms", without, measured)
     whole, cut = Loop(LONG, 65, {}), Loop(LONG, 65, {"train.recompute": "sqrt"})
-    name = "segments recomputed; characters, T 2048"
-    rows.append(row(name, "MiB", cut.scratch(), whole.scratch(), "all steps kept"))
-    rows.append(compared(name, cut.together, whole.together, "all steps kept", rounds))
+    name, without = "segments recomputed; characters, T 2048", "all steps kept"
+    add(name, "MiB", without, lambda: (cut.scratch(), whole.scratch()))
+    add(name, "ms", without, lambda: compared(cut.together, whole.together, chosen.rounds))
     show(rows)
+    command.finish(rows, chosen)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The benchmarks' arithmetic and bookkeeping: what needs no clock and no peer."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import rows, side_by_side, sizes
+from benchmarks import devices, rows, side_by_side, sizes
+from benchmarks.all import BENCHMARKS
+from benchmarks.command import Device
 from benchmarks.recurrence import SIZES as LAYERS
 from benchmarks.side_by_side import Comparison, Maker
 from benchmarks.sizes import Size
@@ -129,3 +133,19 @@ def test_the_sizes_are_those_that_were_promised():
     assert len(LAYERS) == 10
     assert MODELS["word lstm 650, 2 layers"] == Size("lstm", 650, 20, 35, 10_000, 2)
     assert MODELS["char gru 512"] == Size("gru", 512, 32, 128, 65)
+
+
+def test_every_program_of_the_folder_is_one_of_all_or_a_part_of_one():
+    folder = Path(devices.__file__).parent
+    programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
+    assert programs == {*BENCHMARKS, "all", "side_by_side", "torch_start"}
+
+
+def test_a_device_a_core_is_beside_one_device_in_every_step_and_nowhere_on_a_gpu():
+    found = devices.comparisons(Device("cpu", "cpu"))
+    assert [each.name.removeprefix("a device a core, ") for each in found] == [*MODELS]
+    for each in found:
+        for maker in (each.ours, *each.peers):
+            assert callable(getattr(importlib.import_module(maker.module), maker.function))
+            assert Size(**maker.settings) in MODELS.values()
+    assert not devices.comparisons(Device("gpu", "a GPU"))
