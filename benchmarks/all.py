@@ -1,13 +1,12 @@
 """Every benchmark, one after the other: one table, and benchmarks/results.json.
 
-    make bench, or: python -m benchmarks.all [--rounds N] [--rows PATTERN] [--threads N]
+    make bench, or: python -m benchmarks.all
 
 A whole run takes about 40 minutes on two cores. Options go on to each benchmark, which is a program
 of its own and leaves its rows in a file; where one fails rows are missing, and the run ends with an
 error. With --rows nothing is written over results.json.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -36,10 +35,10 @@ BENCHMARKS = {  # and the minutes that each takes, about
 RESULTS = Path(__file__).with_name("results.json")
 
 
-def rows_of(name: str, wishes: list[str], folder: Path) -> tuple[list[Row], bool]:
+def rows_of(name: str, folder: Path) -> tuple[list[Row], bool]:
     """The rows of one benchmark, and whether that is all of them."""
     path = folder / f"{name}.json"
-    words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path), *wishes]
+    words = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:], "--json", str(path)]
     began = time.perf_counter()
     ended = subprocess.run(words, cwd=ROOT).returncode
     print(f"{name}: {(time.perf_counter() - began) / 60:.1f} minutes\n", flush=True)
@@ -47,32 +46,22 @@ def rows_of(name: str, wishes: list[str], folder: Path) -> tuple[list[Row], bool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for flag, what in (
-        ("--rounds", "figures in each median"),
-        ("--rows", "a regular expression: only rows whose name has it"),
-        ("--threads", "of every side"),
-    ):
-        parser.add_argument(flag, help=what)
-    chosen = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    wishes = [word for name, value in chosen.items() for word in (f"--{name}", value)]
-
+    chosen = command.options(__doc__ or "")
     found: list[Row] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, minutes in BENCHMARKS.items():
             print(f"{name}: about {minutes} minutes", flush=True)
-            rows, whole = rows_of(name, wishes, Path(folder))
+            rows, whole = rows_of(name, Path(folder))
             found += rows
             failed += [] if whole else [name]
     table.show(found)
     if steps := [each for each in found if each["name"].startswith("step, ")]:
         mean = geometric_mean(steps)
         print(f"training steps, geometric mean against the best peer: {mean:.2f}")
-    if "rows" not in chosen:
+    if not chosen.rows:
         table.write(RESULTS, table.results(found, command.device().kind))
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+    command.finish(found, chosen, [f"failed: {', '.join(failed)}"] if failed else [])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ class Options(NamedTuple):
     rounds: int
     rows: str
     """A regular expression, found somewhere in the name of a row."""
-    threads: int
     json: Path | None
     """Where the rows go as well, a JSON list."""
 
@@ -48,19 +47,46 @@ class Device(NamedTuple):
 
 
 def options(description: str, rounds: int = ROUNDS) -> Options:
-    """Reads the command line.
+    """Reads the command line, and keeps this process and those it starts to the cores asked for.
 
     Args:
       description: of the benchmark.
       rounds: unless told otherwise.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=rounds, help="figures in each median")
-    parser.add_argument("--rows", default="", metavar="PATTERN", help="only rows whose name has it")
-    parser.add_argument("--threads", type=int, default=cores, help="of every side")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    most = len(cores) if cores else os.cpu_count() or 1
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=_count, default=rounds, help="figures in each median")
+    parser.add_argument(
+        "--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name has it"
+    )
+    parser.add_argument("--threads", type=_count, default=most, help="and cores, of every side")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows there as well")
-    return Options(**vars(parser.parse_args()))
+    found = vars(parser.parse_args())
+    threads = found.pop("threads")
+    if threads > most:
+        parser.error(f"--threads {threads}: there are {most} cores")
+    if cores:
+        os.sched_setaffinity(0, cores[:threads])
+    # OpenMP's and XLA's ways of being told.
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
+    return Options(**found)
+
+
+def _count(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of 1 or more")
+    return int(word)
+
+
+def _pattern(word: str) -> str:
+    try:
+        re.compile(word)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is no regular expression: {error}") from None
+    return word
 
 
 def device() -> Device:
@@ -120,7 +146,7 @@ def compared(comparisons: Sequence[Comparison], chosen: Options) -> tuple[list[R
             continue
         print(f"{each.name}: about {each.seconds:.0f} s", flush=True)
         try:
-            new, said = compare(each, rounds=chosen.rounds, threads=chosen.threads)
+            new, said = compare(each, rounds=chosen.rounds)
         except RuntimeError as error:
             # What the others give is worth having.
             failures.append(f"{each.name}: {error}")

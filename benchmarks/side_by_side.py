@@ -2,8 +2,9 @@
 
 A side is a process that stays alive and does what it is told over a pipe, a line of JSON at a time:
 make what is to be timed, give the numbers that all sides must agree on, time itself, do n calls and
-say how long they took. While one side works the others wait for a line. All have the same cores and
-the same number of threads. What a side is, a function says that lives beside the library it times:
+say how long they took. While one side works the others wait for a line. All have the cores and the
+number of threads that `benchmarks.command` has set. What a side is, a function says that lives
+beside the library it times:
 
     make(**settings) -> {name: build},  build() -> Way
 
@@ -76,18 +77,12 @@ class Absent(RuntimeError):
 class Side:
     """A process that does the work of one side."""
 
-    def __init__(self, maker: Maker, threads: int):
-        environment = os.environ | {
-            # OpenMP's and XLA's ways of being told.
-            "OMP_NUM_THREADS": str(threads),
-            "NPROC": str(threads),
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        }
+    def __init__(self, maker: Maker):
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.side_by_side", json.dumps(maker), str(threads)],
+            [sys.executable, "-m", "benchmarks.side_by_side", json.dumps(maker)],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -124,18 +119,17 @@ class Side:
         self._said.close()
 
 
-def compare(comparison: Comparison, *, rounds: int, threads: int) -> tuple[list[Row], list[str]]:
+def compare(comparison: Comparison, *, rounds: int) -> tuple[list[Row], list[str]]:
     """A row for each peer that can be had, and remarks on those that cannot.
 
     Args:
       comparison: what is compared.
       rounds: how many figures each median is of.
-      threads: of every side.
 
     Raises:
       RuntimeError: two sides do not agree, or ours cannot be had.
     """
-    sides = [Side(maker, threads) for maker in (comparison.ours, *comparison.peers)]
+    sides = [Side(maker) for maker in (comparison.ours, *comparison.peers)]
     try:
         made, remarks = [], []
         for side in sides:
@@ -264,12 +258,10 @@ def orders() -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def serve(maker: Maker, threads: int) -> None:
+def serve(maker: Maker) -> None:
     """The life of a side."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     way = None
     for order in orders():
         try:
@@ -287,4 +279,4 @@ def serve(maker: Maker, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(Maker(*json.loads(sys.argv[1])), int(sys.argv[2]))
+    serve(Maker(*json.loads(sys.argv[1])))

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import devices, rows, side_by_side, sizes
+from benchmarks import command, devices, rows, side_by_side, sizes
 from benchmarks.all import BENCHMARKS
 from benchmarks.command import Device
 from benchmarks.recurrence import SIZES as LAYERS
@@ -61,7 +63,7 @@ def test_sides_take_turns(monkeypatch):
 class Scripted:
     """A side that answers from a list."""
 
-    def __init__(self, maker, threads):
+    def __init__(self, maker):
         self.turns = iter(maker.settings["seconds"])
         self.about = {"name": maker.function, "seconds": 0.01, "calls": 100, "remarks": []}
         self.about["numbers"] = {maker.function: maker.settings["numbers"]}
@@ -84,11 +86,11 @@ def comparison(numbers, unit="ms"):
 def test_a_row_holds_the_medians_and_the_share_of_the_limit(monkeypatch):
     monkeypatch.setattr(side_by_side, "PAUSE", 0)
     monkeypatch.setattr(side_by_side, "Side", Scripted)
-    (row,), _ = side_by_side.compare(comparison([4.0]), rounds=3, threads=1)
+    (row,), _ = side_by_side.compare(comparison([4.0]), rounds=3)
     assert (row["ours"], row["peer"], row["ratio"]) == pytest.approx((1e3, 3e3, 3))
     assert row["peer_name"] == "theirs"
     assert row["limit_fraction"] == pytest.approx(0.25)
-    (row,), _ = side_by_side.compare(comparison([4.0], "characters/s"), rounds=3, threads=1)
+    (row,), _ = side_by_side.compare(comparison([4.0], "characters/s"), rounds=3)
     assert (row["ours"], row["peer"], row["ratio"]) == pytest.approx((100, 100 / 3, 3))
 
 
@@ -96,7 +98,7 @@ def test_a_row_holds_the_medians_and_the_share_of_the_limit(monkeypatch):
 def test_sides_that_disagree_are_not_timed(monkeypatch, numbers):
     monkeypatch.setattr(side_by_side, "Side", Scripted)
     with pytest.raises(RuntimeError, match=r"row: ours gives .* and theirs"):
-        side_by_side.compare(comparison(numbers), rounds=3, threads=1)
+        side_by_side.compare(comparison(numbers), rounds=3)
 
 
 def test_a_way_that_cannot_be_had_is_left_out_and_named(monkeypatch):
@@ -149,3 +151,29 @@ def test_a_device_a_core_is_beside_one_device_in_every_step_and_nowhere_on_a_gpu
             assert callable(getattr(importlib.import_module(maker.module), maker.function))
             assert Size(**maker.settings) in MODELS.values()
     assert not devices.comparisons(Device("gpu", "a GPU"))
+
+
+def told(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    return command.options("What it does.")
+
+
+def test_threads_are_the_cores_of_the_benchmark_and_of_what_it_starts(monkeypatch):
+    kept = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 2}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: kept.append(to), raising=False)
+    for name in ("OMP_NUM_THREADS", "NPROC"):
+        monkeypatch.setenv(name, "7")
+    chosen = told(monkeypatch, "--threads", "2", "--rounds", "3")
+    assert (chosen.rounds, chosen.rows, chosen.json) == (3, "", None)
+    assert kept == [[1, 2]]
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["NPROC"] == "2"
+
+
+@pytest.mark.parametrize("words", [("--threads", "10000"), ("--rounds", "0"), ("--rows", "(")])
+def test_what_cannot_be_asked_for_names_its_flag(monkeypatch, capsys, words):
+    with pytest.raises(SystemExit):
+        told(monkeypatch, *words)
+    said = capsys.readouterr().err
+    assert words[0] in said.splitlines()[-1]
+    assert words[1] in said.splitlines()[-1]
