@@ -1,6 +1,7 @@
 """The fused cross-entropy: the plain one in value and in every derivative, whatever the tiles."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,6 +143,26 @@ def test_bfloat16_is_accumulated_in_float32():
     for grad, wanted in zip(grads, exact_grads, strict=True):
         assert grad.dtype == jnp.bfloat16
         np.testing.assert_allclose(grad.astype(float), wanted, rtol=0.02, atol=0.02)
+
+
+def test_a_loop_over_tiles_reads_no_constant_of_a_tile_s_size(cut):
+    (W, b, h, s), y, mask = given()
+    both = jax.value_and_grad(ours, (0, 1, 2, 3))
+    # Of another width than any tile, so that W and h are not taken for one.
+    inner = scans(jax.make_jaxpr(both)(W[:3], b, h[:, :3], s, y, mask).jaxpr)
+    n, v = fused.tiles(N, V)
+    for constants in [each.invars[: each.params["num_consts"]] for each in inner]:
+        assert v == 1 or (n, v) not in [constant.aval.shape for constant in constants]
+
+
+def scans(jaxpr):
+    """Every loop of a program, those within others, too."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [equation] if equation.primitive.name == "scan" else []
+        for within in jax.extend.core.jaxprs_in_params(equation.params):
+            found += scans(within)
+    return found
 
 
 def test_no_array_of_the_compiled_gradient_is_as_large_as_the_logits(monkeypatch):

@@ -168,13 +168,16 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         return jax.lax.dynamic_update_slice_in_dim(a, cut(a, start, axis) + more, start, axis)
 
     def fresh(block, start):
-        """Tokens of a block that are in no block before it, [1, v]."""
+        """Which tokens of a block are in no block before it, [1, v]."""
         return (start + jnp.arange(v) >= block * v)[None]
 
+    # What is masked is masked in rows and in columns: for a constant that stands beside a tile JAX
+    # makes a tile of its own, which it takes out of the loop, and which is then read every time.
     def logits(h, block, start):
-        z = product(h, cut(W, start, axis), ((1,), (1 - axis,)))
-        z += cut(b, start).astype(wide)[None]
-        return z if blocks * v == V else jnp.where(fresh(block, start), z, -jnp.inf)
+        offset = cut(b, start).astype(wide)[None]
+        if blocks * v != V:
+            offset = jnp.where(fresh(block, start), offset, -jnp.inf)
+        return product(h, cut(W, start, axis), ((1,), (1 - axis,))) + offset
 
     def gathered(sums, z, y, block, start):
         """(m, e, z_y) with one block more."""
@@ -190,14 +193,14 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     def spread(grads, z, log_sum, h, y, mask, block, start):
         """(dW, db, dh) with one block more."""
         dW, db, dh = grads
-        p = jnp.exp(z - log_sum[:, None])
-        target = (start + jnp.arange(v))[None] == y[:, None]
+        p = jnp.exp(z - jnp.where(mask, log_sum, jnp.inf)[:, None])
+        number = (start + jnp.arange(v))[None]
         if blocks * v != V:
-            target &= fresh(block, start)
-        off = p - jnp.where(target, sharp + even, even)
-        if s is not None and blocks * v != V:
-            off = jnp.where(fresh(block, start), off, 0)
-        off = jnp.where(mask[:, None], off, 0)
+            number = jnp.where(fresh(block, start), number, -1)
+        target = number == jnp.where(mask, y, -2)[:, None]
+        off = p - sharp * target.astype(wide)
+        if s is not None:
+            off -= jnp.where(mask, even, 0)[:, None] * (number >= 0).astype(wide)
         low = off.astype(h.dtype)
         pair = (low, h) if table else (h, low)
         more = product(*pair, ((0,), (0,))), jnp.sum(off, axis=0)
@@ -210,6 +213,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     def chunk(carry, given):
         nats, dW, db = carry
         h, y, mask, number = given
+        h = jnp.where(mask[:, None], h, 0)
         at_each = number, jnp.minimum(number * v, V - v)
         sums = jnp.full(n, -jnp.inf, wide), jnp.zeros(n, wide), jnp.full(n, jnp.nan, wide)
         kept = logits(h, 0, 0) if blocks == 1 else None
