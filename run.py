@@ -468,6 +468,12 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     """The command that the arguments ask for, ready to be called."""
     default, asked, given = Config(), None, []
     reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
+    helped = {"-h", "--help"} & {*arguments}
+    if reads and arguments[1].startswith("-") and not helped:
+        # Its settings are what the flags change, so it must be known before any of them is read.
+        raise UserError(
+            f"{arguments[1]} comes before the experiment: run.py {arguments[0]} EXPERIMENT [flags]"
+        )
     if reads and not arguments[1].startswith("-"):
         asked = load_experiment(arguments[1])
         default = asked.config

@@ -88,7 +88,7 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
     for word in words:
         flag, equals, kind = word.partition("=")
         path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
-        known = alternatives(Config, path)
+        known = alternatives(Config, path) if flag.startswith("--") else {}
         if not known:
             rest.append(word)
             continue

@@ -284,6 +284,13 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
+    (["train", "--data.length", "4", "lab.py"], "--data.length comes before the experiment: run."),
+    (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: run.py verify EXP"),
+    (["train", "lab.py", "--data.train", "model"], "data.train=model: there is no such file"),
+    (
+        ["train", "lab.py", "--data.task", "markov", "--data.task.order", "99999"],
+        "task.order=99999",
+    ),
     (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, convo"),
     (["train", "lab.py", "--train.optimizer.kind", "adm"], "did you mean 'adam'?"),
     (["train", "lab.py", "--model.order", "3"], "--model.order"),

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,26 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert "Not a directory; the environment variable LM_JAX_CACHE names another folder" in said
 
 
+def _without_splits(path):
+    content = json.loads(path.read_text())
+    del content["splits"]
+    path.write_text(json.dumps(content))
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    data, built = files(tmp_path), corpora.build
+    path = Path(data.train)
+
+    def changed(text, *arguments):
+        path.write_text(path.read_text()[::-1])
+        return built(text, *arguments)
+
+    monkeypatch.setattr(corpora, "build", changed)
+    said = refusal(lambda: load(data))
+    assert said == f"data.train={path}: has changed while it was read; begin again"
+    assert cached() == []
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -273,6 +294,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         lambda folder: (folder / "test").unlink(),
         lambda folder: (folder / "corpus.json").unlink(),
         lambda folder: (folder / "corpus.json").write_text("{"),
+        lambda folder: _without_splits(folder / "corpus.json"),
         lambda folder: (folder / "corpus.json").write_bytes(b"\xff"),
     ],
 )

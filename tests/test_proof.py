@@ -178,7 +178,11 @@ def test_the_command_tells_mistakes_in_one_line(folder, capsys):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("task", [Adding(), Copy(symbols=3, items=2)], ids=["adding", "copy"])
+@pytest.mark.parametrize(
+    "task",
+    [Adding(), Copy(symbols=3, items=2), Adding(length=4)],
+    ids=["adding", "copy", "shorter than its room"],
+)
 def test_it_holds_on_the_sequences_of_a_task_where_they_are_asked(task):
     """Real inputs and targets too; where nothing is asked for, nothing would agree with nothing."""
     data = Data(task=task, length=12, batch_size=3)

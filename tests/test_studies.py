@@ -15,6 +15,7 @@ import lm_jax
 from lm_jax import gradients as g
 from lm_jax.config import (
     RNN,
+    SGD,
     Adding,
     Config,
     Copy,
@@ -225,6 +226,18 @@ def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
     cliff = found.updates.cliff
     np.testing.assert_allclose(cliff.loss, loss, rtol=1e-9)
     np.testing.assert_allclose(cliff.gradient_norm, norm(grads), rtol=1e-9)
+
+
+def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_lost(
+    tmp_path, monkeypatch
+):
+    config = tiny.config(train={"optimizer": SGD(), "learning_rate": 100.0, "clip_norm": None})
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    assert 0 < run.result["parameters_step"] < run.step
+    for name in ("reach", "updates"):
+        monkeypatch.setattr(probing, name, lambda *_, **__: None)
+    found = lm_jax.probe(run._replace(result=None), text=tiny.TEXT, lanes=2, sentence=SENTENCE)
+    assert found.parameters_step == run.result["parameters_step"]
 
 
 def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):

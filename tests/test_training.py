@@ -453,6 +453,65 @@ def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monk
     assert 1 < found[0][1] < 10
 
 
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_run_that_diverged_and_lost_its_result_ends_the_same(where, tmp_path, monkeypatch):
+    relu = RNN(embedding_size=4, hidden_size=5, activation="relu")
+    config = tiny.config(train={"learning_rate": 1e200} if where == "training" else {}, model=relu)
+    if where == "validation":
+        from lm_jax.training import judging
+
+        monkeypatch.setattr(judging, "token_nats", lambda *_: iter([np.full((4, 1), np.inf)]))
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    assert run.result["status"] == "diverged"
+    rows, result = rows_of(tmp_path), {**run.result, "tokens_per_second": 0}
+    (tmp_path / "result.json").unlink()
+    again = lm_jax.train(config, tmp_path, text=tiny.TEXT).result
+    assert rows_of(tmp_path) == rows
+    assert {**again, "tokens_per_second": 0} == result
+
+
+def test_a_run_that_lost_its_rows_and_its_result_is_judged_once_more(tmp_path):
+    config = tiny.config()
+    run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    assert lm_jax.train(config, tmp_path, text=tiny.TEXT).result["splits"] == run.result["splits"]
+
+
+def test_a_record_ends_before_its_tokens_are_more_than_it_can_count(tmp_path, monkeypatch):
+    from lm_jax.training import descent
+
+    config = tiny.config(train={"log_every": 100})
+    tokens = config.data.batch_size * config.data.length
+    monkeypatch.setattr(descent, "MOST_TOKENS", 3 * tokens + 1)
+    lm_jax.train(config, tmp_path, text=tiny.TEXT)
+    rows = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == sorted({1, *range(3, 21, 3), config.train.steps})
+    assert max(row["tokens"] for row in rows) == 3 * tokens
+
+
+def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_path, monkeypatch):
+    from lm_jax.training import descent
+
+    (tmp_path / "vectors.txt").write_text("a 1 2 3 4\ne 4 3 2 1\n")
+    vectors = str(tmp_path / "vectors.txt")
+    config = tiny.config(model=RNN(embedding_size=4, hidden_size=5, vectors=vectors))
+    whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
+    read = descent.pretrained
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(*arguments)
+
+    monkeypatch.setattr(descent, "pretrained", interrupted)
+    with pytest.raises(SystemExit):
+        lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    monkeypatch.setattr(descent, "pretrained", read)
+    parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+    assert parts.result["vectors"] == whole.result["vectors"]
+
+
 def test_a_torn_last_line_is_taken_away(tmp_path):
     path = tmp_path / "metrics.jsonl"
     one, two = ({"step": step, "kind": "train"} for step in (1, 2))

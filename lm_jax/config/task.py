@@ -118,7 +118,7 @@ class Markov:
     """The task; another one brings its own flags."""
     symbols: Annotated[int, Field(ge=2, le=62)] = 8
     """K, symbols of the alphabet."""
-    order: Annotated[int, Field(ge=1)] = 2
+    order: Annotated[int, Field(ge=1, le=12)] = 2
     """m, the symbols on which the next one depends."""
     sharpness: Annotated[float, Field(ge=0, le=5)] = 2.0
     """ln P(next | context) is this times a standard normal draw, but for the sum to be 1; 0: every

@@ -264,7 +264,7 @@ class Train:
     keep_best: bool = True
     """End with the parameters that were best on validation, not with the last."""
     log_every: Adjustable = 100
-    """Updates in a record of metrics.jsonl."""
+    """Updates in a record of metrics.jsonl; fewer where they would read 2^31 tokens."""
     checkpoint_every: Adjustable = 500
     """Updates between checkpoints."""
 

@@ -152,6 +152,10 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
             with _synced(partial / "corpus.json") as file:
                 file.write(vocabulary.to_json(splits=sizes).encode())
+            # The folder's name says what was in the files, so it must be what was read.
+            for split, again in _parts(data, None).items():
+                if again.digest != parts[split].digest:
+                    raise UserError(f"{again.name}: has changed while it was read; begin again")
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -187,6 +191,6 @@ def _mapped(folder: Path, digest: str) -> Corpus:
         for split, sizes in json.loads(content)["splits"].items():
             tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(sizes["tokens"],))
             splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
-    except (ValueError, FileNotFoundError):
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         raise UserError(f"{folder} is damaged: remove it, and it is built anew") from None
     return Corpus(vocabulary, **splits, digest=_digest(digest, vocabulary))

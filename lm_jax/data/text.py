@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -127,7 +128,9 @@ def file_text(path: str, name: str) -> Text:
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UserError(f"{name}: is no file that can be read twice, such as a pipe")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
@@ -135,7 +138,7 @@ def file_text(path: str, name: str) -> Text:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    if size == 0:
+    if about.st_size == 0:
         raise UserError(f"{name}: the file is empty")
 
     def blocks() -> Iterator[bytes]:

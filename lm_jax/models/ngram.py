@@ -269,8 +269,9 @@ def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:
         for k in reversed(range(len(drawn))):
             stays = np.where(asked[k], came * weights[k] * drawn[k] / below[k + 1], 0.0)
             arrived = np.sum(came[asked[k]])
-            weights[k] = np.sum(stays) / arrived if arrived > 0 else weights[k]
-            came = came - stays
+            # Rounding may leave a little less than nothing, or let all and a little more stay.
+            weights[k] = min(np.sum(stays) / arrived, 1.0) if arrived > 0 else weights[k]
+            came = np.maximum(came - stays, 0.0)
 
 
 def _interpolated(counts: Counts, order: int, weight: float) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ from lm_jax.training.pretrained import pretrained
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import arguments, batch_of, program
 
+MOST_TOKENS = 2**31 - 1  # of a record
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
 
 
@@ -84,6 +85,9 @@ class Descent:
         self.epoch = self.feed.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
+        # A record counts its tokens in 32 bits.
+        most = MOST_TOKENS // (config.data.batch_size * length)
+        self.log_every = min(self.settings.log_every, max(most, 1))
         self.numbers = arguments(config)
         known = None if like is None else like.judge
         self.judge = Judge(config.data, corpus, length, received, known)
@@ -146,7 +150,8 @@ class Descent:
             raise too_few(self.settings.steps, step)
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        self.journal = journal.Journal(self.run_dir, step, int(self.state.verdict.step))
+        judged, read = int(self.state.verdict.step), self.vectors is not None
+        self.journal = journal.Journal(self.run_dir, step, judged, vectors_again=read)
         self.checkpoints = Checkpoints(self.run_dir, step)
         self.saved = self._moment() if step else None
         if self.vectors is not None:
@@ -194,9 +199,10 @@ class Descent:
             step = int(self.state.step)
             last = step >= train.steps
             due = step % self.validate_every == 0 or last or step in self.rungs
-            if step and due and int(self.state.verdict.step) < step:
-                if not math.isfinite(self._validate()):
-                    return "diverged"
+            if step and due and int(self.state.verdict.step) < step and not self._diverged(step):
+                self._validate()
+            if self._diverged(step):
+                return "diverged"
             self._probe(step, last)
             if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
                 return "finished"
@@ -209,11 +215,9 @@ class Descent:
             if step and step % train.checkpoint_every == 0:
                 self._save()
             yield self._next(step)
-            if not math.isfinite(float(self.state.record.nats)):
-                self._log()
-                return "diverged"
             step = int(self.state.step)
-            if step % train.log_every == 0 or step in (1, train.steps):
+            finite = math.isfinite(float(self.state.record.nats))
+            if step % self.log_every == 0 or step in (1, train.steps) or not finite:
                 self._log()
             else:
                 self.watch(step, None)
@@ -223,11 +227,19 @@ class Descent:
         train = self.settings
         if step == 0:  # a record of its own: it shows ln V, and that the run is alive
             return 1
-        every = [train.log_every, self.validate_every, train.checkpoint_every]
+        every = [self.log_every, self.validate_every, train.checkpoint_every]
         if isinstance(train.probe, LiveProbe):
             every.append(train.probe.every)
         rungs = (rung for rung in self.rungs if rung > step)
         return min(train.steps, *(step + n - step % n for n in every), *rungs)
+
+    def _diverged(self, step: int) -> bool:
+        """Whether the loss of the updates up to a step, or of the validation there, is no number.
+
+        The rows tell, for the state's record is cleared when it is written down.
+        """
+        rows = [row for row in self.journal.rows if row["step"] == step and "nats" in row]
+        return any(row["nats"] is None or not math.isfinite(row["nats"]) for row in rows)
 
     def _validated(self, step: int) -> float:
         """What was validated at a step, in nats per token."""
@@ -251,14 +263,13 @@ class Descent:
     def _start_clock(self) -> None:
         self.trained, self.logged = 0.0, int(self.state.step)
 
-    def _validate(self) -> float:
+    def _validate(self) -> None:
         """Judges the parameters by their mean nats on the validation split."""
         loss = self.judge.judged(self.program.model, self.state.judged, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = self.program.judge(self.state, nats, self.numbers)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row()})
-        return loss.nats
 
     def _probe(self, step: int, last: bool) -> None:
         """Asks how far the gradient reaches, of the batch that comes next; changes nothing."""
@@ -290,7 +301,10 @@ class Descent:
         """The kept parameters' figures; those of validation are in the journal."""
         step, params = kept(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
-        known = {name: value for name, value in judged[step].items() if name not in PLACE}
+        known = judged.get(step)
+        if known is None:  # the file was lost
+            known = self.judge.judged(self.program.model, params, "validation").row()
+        known = {name: value for name, value in known.items() if name not in PLACE}
         loss = self.judge.judged(self.program.model, params, "test")
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},

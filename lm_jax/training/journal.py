@@ -70,17 +70,19 @@ class Journal:
       seconds: of training, according to them.
     """
 
-    def __init__(self, run_dir: Path, step: int, judged: int):
+    def __init__(self, run_dir: Path, step: int, judged: int, *, vectors_again: bool = False):
         """Opens the file of a run that goes on, and takes away what came after.
 
         Args:
           run_dir: the run.
           step: the step that it goes on from.
           judged: the step of the last validation that it knows of.
+          vectors_again: whether it has read its pretrained vectors, and will write so.
         """
         path = run_dir / "metrics.jsonl"
-        # A run that begins (again) reads its vectors (again), and asks before each update.
-        known = {"train": step, "evaluation": judged, "vectors": step - 1, "probe": step - 1}
+        vectors = -1 if vectors_again else step
+        # A live probe asks before each update.
+        known = {"train": step, "evaluation": judged, "vectors": vectors, "probe": step - 1}
         self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
         write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
         self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)

@@ -19,6 +19,7 @@ from lm_jax.studies.study import Reach, reach
 from lm_jax.studies.updates import Updates, updates
 from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
+from lm_jax.training.outcome import kept
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
@@ -116,8 +117,8 @@ def probe(
         text=not drawn,
         seed=seed,
     )
-    kept = run.result["parameters_step"] if step is None and run.result else at
-    return Probe(at, kept, found, len(seen.batch.x), lanes, far, near)
+    of_params = kept(state)[0] if step is None else at
+    return Probe(at, of_params, found, len(seen.batch.x), lanes, far, near)
 
 
 def _of_text(

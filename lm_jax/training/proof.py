@@ -36,9 +36,8 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     """Whether the routes to the gradient agree on a config's own model and text.
 
     On the initial parameters and the first tokens of the first lanes, at most 8 of 2 lanes, or of a
-    task the last; the
-    model as it is used, without dropout, the other noise of training and the rounding of
-    `model.precision`.
+    task the last; the model as it is used, without dropout, the other noise of training and the
+    rounding of `model.precision`.
 
     Args:
       config: what would be trained.
@@ -57,8 +56,9 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     params = made.init(arguments(config)).params
     source, _ = feed_of(config, corpus, made.length).at(0)
     whole = batch_of(config, source, 0, made.length)
-    # A task asks at the end of its sequences.
-    seen = slice(-STEPS, None) if config.data.drawn else slice(STEPS)
+    # A task asks at the end of its sequences, behind which nothing is asked.
+    first = max(config.data.steps - STEPS, 0) if config.data.drawn else 0
+    seen = slice(first, first + STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
     batch = Batch(x, y, mask, whole.start[:LANES])
     checks = gradients.verify(made.model, params, batch)
