@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.data.vocabulary import BYTES, Vocabulary
+from lm_jax.data.text import in_memory
+from lm_jax.data.vocabulary import BYTES, Vocabulary, build
 from lm_jax.inference import beam, sample, samples, stream
 from lm_jax.inference.drawing import Cuts, cuts, drawing, draws, kept
 from lm_jax.inference.sample import spelled
+from lm_jax.inference.wishes import prompt_tokens, stop_token
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -270,11 +272,22 @@ def test_a_model_without_a_recurrent_state_is_sampled_by_the_same_code():
 
 
 def test_an_unknown_word_may_be_written_in_a_prompt_of_words():
-    from lm_jax.data.text import in_memory
-    from lm_jax.data.vocabulary import build
-    from lm_jax.inference.wishes import prompt_tokens
-
     words = build(in_memory("text", "the cat sat\n"), "word")
     assert prompt_tokens(words, "the <unk>").tolist() == [words.numbers["the"], words.unknown]
     with pytest.raises(UserError, match="the prompt holds 'dog'"):
         prompt_tokens(words, "the <unk> dog")
+
+
+def test_a_stop_token_is_a_character_and_not_the_byte_of_its_number():
+    """Among bytes, 漢 and é are several tokens; `\\xe9` is one, as tables show it."""
+    known = build(in_memory("text", "é\xa0é\xa0 漢 é\n\xa0\n" * 3), "bpe", 260)
+    for character in "é\xa0":
+        assert [stop_token(known, character)] == known.encode(character).tolist()
+    assert stop_token(known, r"\xa0") == known.numbers["\xa0"]
+    for vocabulary in (known, BYTES):
+        assert stop_token(vocabulary, r"\xe9") == vocabulary.numbers["\xe9"]
+        assert stop_token(vocabulary, r"\n") == stop_token(vocabulary, "\n") == vocabulary.boundary
+        assert stop_token(vocabulary, "a") == vocabulary.numbers["a"]
+    for wrong in ("é", "漢", "\udcff"):
+        with pytest.raises(UserError, match="is not one of the 256 tokens"):
+            stop_token(BYTES, wrong)
