@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax import inference
+from lm_jax import inference, models
+from lm_jax.config import RNN
 from lm_jax.data import text as texts
 from lm_jax.data.batches import batch_at, streams
 from lm_jax.data.text import in_memory
-from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.gradients import full_bptt
 from lm_jax.inference import fed, line_blocks, lines, score, static
+from lm_jax.report.printed import show_score
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -188,6 +191,20 @@ def test_there_is_nothing_to_score_in_an_empty_text():
     nothing = texts.Text("nothing", "", lambda: iter(()))
     with pytest.raises(UserError, match="nothing: the text is empty"):
         list(line_blocks(MODEL, PARAMS, CHARS, nothing))
+
+
+def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(capsys):
+    model = models.make(RNN(embedding_size=4, hidden_size=5), len(BYTES))
+    params = model.init(jax.random.key(0))
+    text = texts.Text("bytes", "", lambda: iter([b"\x80\x81"]))
+    found = score(model, params, BYTES, text).loss
+    assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
+    for as_json in (True, False):
+        blocks = inference.blocks(static(model, 4), params, BYTES, text)
+        show_score(BYTES, blocks, by="token", as_json=as_json)
+    as_object, _, table = capsys.readouterr().out.partition("      ln P")
+    assert json.loads(as_object)["bits_per_character"] is None
+    assert table.endswith("bits a character  inf\n")
 
 
 def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
