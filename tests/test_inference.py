@@ -11,7 +11,7 @@ import tiny
 from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary, build
 from lm_jax.inference import beam, sample, samples, stream
-from lm_jax.inference.drawing import Cuts, cuts, drawing, draws, kept
+from lm_jax.inference.drawing import Cuts, cuts, divisor, drawing, draws, kept
 from lm_jax.inference.sample import spelled
 from lm_jax.inference.wishes import prompt_tokens, stop_token
 from lm_jax.settings import UserError
@@ -102,6 +102,23 @@ def test_cuts_are_the_cuts_one_after_another():
 def test_cuts_that_leave_all_change_nothing_and_top_1_is_greedy():
     assert drawn(top_k=tiny.V) == drawn(top_p=1.0) == drawn(min_p=0.0) == drawn()
     assert drawn(top_k=1, seed=5) == drawn(top_p=1e-9, seed=6) == drawn(temperature=0.0)
+
+
+def test_numbers_too_small_or_large_for_the_device_are_taken_as_their_limits():
+    greedy = drawn(temperature=0.0)
+    # At 1e-306 there is a z / τ for each small logit, but no room for one of 400.
+    shifted = {**PARAMS, "readout": {**PARAMS["readout"], "b_y": PARAMS["readout"]["b_y"] + 400}}
+    for small in (5e-324, 1e-310, 1e-306):
+        assert drawn(top_p=small, seed=5) == drawn(temperature=small, seed=5) == greedy
+        wishes = {"length": 12, "temperature": small, "top_k": 3, "seed": 5}
+        assert sample(MODEL, shifted, CHARS, **wishes) == greedy
+    assert drawn(min_p=1e-310) == drawn()
+    with jax.enable_x64(False):
+        assert [divisor(τ) for τ in (0.0, 1e-45, 1e-37)] == [0, 0, 0]
+        assert [divisor(τ) for τ in (0.01, 1.0)] == [np.float32(0.01), 1]
+        assert (
+            divisor(1e39) == np.finfo(np.float32).max
+        )  # and not infinite: -inf / inf is no number
 
 
 def test_numbers_are_arguments_of_one_compiled_program():
