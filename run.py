@@ -273,8 +273,9 @@ def score(
     remembering = {"weight": cache_weight, "flatness": cache_flatness}
     only_with("--cache", cache, **{f"cache-{name}": remembering[name] for name in remembering})
     only_with("--exposure", exposure, greedy=greedy or None, seed=seed)
-    ways = {"sentences": sentences, "dynamic": dynamic, "cache": cache, "exposure": exposure}
-    asked = [way for way, value in ways.items() if value not in (None, False)]
+    by_line = sentences or None
+    ways = {"sentences": by_line, "dynamic": dynamic, "cache": cache, "exposure": exposure}
+    asked = [way for way, value in ways.items() if value is not None]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
     if exposure is not None and by is not None:
