@@ -228,6 +228,7 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
         (["--step", "7"], "step=7 must be from 0 to the 6 updates of run"),
         ([], "39 tokens over lanes=4 make 9 each, and two chunks of length=8 are needed"),
         (["--lanes", "2", "--sentence", ""], "the sentence is empty"),
+        (["--seed", "-1"], "seed=-1 must be from 0 to 4294967295"),
         (["--text", "empty.txt"], "empty.txt"),
         (["--text", "none.txt"], "none.txt"),
     ],
