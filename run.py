@@ -528,6 +528,8 @@ def main(arguments: list[str]) -> int:
 
 def set_up() -> None:
     """Settings of the whole process, which only a program of its own may make."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may be ASCII, and a sample is not
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     # Compiled programs are kept between runs, apart for each machine: they suit its processor.
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))

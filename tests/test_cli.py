@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -329,6 +330,16 @@ def test_a_mistake_is_one_line_and_status_2_and_nothing_is_left(folder, capsys, 
     assert err.count("\n") == 1
     assert said in err
     assert sorted(folder.rglob("*")) == before
+
+
+def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(run.warnings, "showwarning", None)
+    monkeypatch.setattr(run.jax.config, "update", lambda *_: None)
+    run.set_up()
+    print("é\N{REPLACEMENT CHARACTER}\udcff")
+    assert written.getvalue() == rb"\xe9\ufffd\udcff" + b"\n"
 
 
 def test_a_diverged_run_is_status_1(folder, capsys):
