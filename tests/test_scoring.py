@@ -272,6 +272,21 @@ def test_a_cache_is_its_formula_token_by_token():
             assert found[t] == pytest.approx(-np.log(p[tokens[t]]), rel=1e-12)
 
 
+def test_a_cache_of_the_largest_flatness_looks_at_the_most_similar_state_alone():
+    tokens = CHARS.encode(TEXT)
+    nats, h, _ = read_through(tokens)
+    found = nats_of(inference.cache(MODEL, size=7, weight=0.3, flatness=1e308))
+    for t in range(1, len(tokens)):
+        before = range(max(0, t - 7), t)
+        nearest = max(before, key=lambda i: h[t] @ h[i])
+        p = 0.7 * np.exp(-nats[t]) + 0.3 * (tokens[nearest] == tokens[t])
+        assert found[t] == pytest.approx(-np.log(p), rel=1e-12)
+    with jax.enable_x64(False):  # 1e39 is finite, but not among its numbers
+        scorer = inference.cache(MODEL, size=7, weight=0.3, flatness=1e39)
+        state = scorer.init(MODEL.init(jax.random.key(0)), 1)
+        assert state.flatness == np.finfo(np.float32).max
+
+
 def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch):
     still = score(MODEL, PARAMS, CHARS, TEXT).nats
     none = inference.cache(MODEL, size=9, weight=0.0, flatness=1.0)
