@@ -377,9 +377,13 @@ def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
         (["--mix", "nowhere"], "nowhere is not a run directory"),
         (["--mix", "counted", "--dynamic", "sgd"], "learns by gradient descent"),
     ]:
-        status, _, err = told(capsys, "score", "run", "text.txt", *wrong)
-        assert status == 2
+        status, out, err = told(capsys, "score", "run", "text.txt", *wrong)
+        assert (status, out) == (2, "")
         assert said in err
+    for way in (["--dynamic", "sgd"], ["--cache", "5"], ["--cache", "5", "--by", "sentence"]):
+        status, out, err = told(capsys, "score", "counted", "text.txt", *way)
+        assert (status, out) == (2, "")
+        assert f"{way[0]} needs a model" in err
 
 
 def test_a_sweep_is_shown_before_it_is_run(folder, capsys):
