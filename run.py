@@ -273,8 +273,9 @@ def score(
     remembering = {"weight": cache_weight, "flatness": cache_flatness}
     only_with("--cache", cache, **{f"cache-{name}": remembering[name] for name in remembering})
     only_with("--exposure", exposure, greedy=greedy or None, seed=seed)
-    ways = {"sentences": sentences, "dynamic": dynamic, "cache": cache, "exposure": exposure}
-    asked = [way for way, value in ways.items() if value not in (None, False)]
+    by_line = sentences or None
+    ways = {"sentences": by_line, "dynamic": dynamic, "cache": cache, "exposure": exposure}
+    asked = [way for way, value in ways.items() if value is not None]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
     if exposure is not None and by is not None:
@@ -533,6 +534,8 @@ def main(arguments: list[str]) -> int:
 
 def set_up() -> None:
     """Settings of the whole process, which only a program of its own may make."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may be ASCII, and a sample is not
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     # Compiled programs are kept between runs, apart for each machine: they suit its processor.
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))

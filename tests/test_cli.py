@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -168,6 +169,10 @@ REFUSED = [
     (["score", "run", "none.txt"], "none.txt: there is no such file"),
     (["score", "run", "text.txt", "--cache", "9", "--dynamic", "sgd"], "--dynamic and --cache do"),
     (["score", "run", "text.txt", "--sentences", "--cache", "9"], "--sentences and --cache do"),
+    (["score", "run", "text.txt", "--sentences", "--cache", "0"], "--sentences and --cache do"),
+    (["score", "run", "text.txt", "--cache", "0", "--dynamic", "sgd"], "--dynamic and --cache do"),
+    (["score", "run", "text.txt", "--exposure", "0", "--sentences"], "--sentences and --exposure"),
+    (["score", "run", "text.txt", "--cache", "0"], "cache=0 must be from 1"),
     (["score", "run", "text.txt", "--cache-weight", "0.1"], "--cache-weight is read only with"),
     (["score", "run", "text.txt", "--dynamic-rate", "1"], "--dynamic-rate is read only with"),
     (["score", "run", "text.txt", "--dynamic=sgd", "--dynamic-epsilon=1"], "--dynamic-epsilon is"),
@@ -224,6 +229,7 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
         (["--step", "7"], "step=7 must be from 0 to the 6 updates of run"),
         ([], "39 tokens over lanes=4 make 9 each, and two chunks of length=8 are needed"),
         (["--lanes", "2", "--sentence", ""], "the sentence is empty"),
+        (["--seed", "-1"], "seed=-1 must be from 0 to 4294967295"),
         (["--text", "empty.txt"], "empty.txt"),
         (["--text", "none.txt"], "none.txt"),
     ],
@@ -333,6 +339,16 @@ def test_a_mistake_is_one_line_and_status_2_and_nothing_is_left(folder, capsys, 
     assert sorted(folder.rglob("*")) == before
 
 
+def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(run.warnings, "showwarning", None)
+    monkeypatch.setattr(run.jax.config, "update", lambda *_: None)
+    run.set_up()
+    print("é\N{REPLACEMENT CHARACTER}\udcff")
+    assert written.getvalue() == rb"\xe9\ufffd\udcff" + b"\n"
+
+
 def test_a_diverged_run_is_status_1(folder, capsys):
     flags = ["--train.learning-rate", "1e200", "--model.activation", "relu"]
     status, out, _ = told(capsys, "train", "lab.py", *flags)
@@ -368,9 +384,13 @@ def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
         (["--mix", "nowhere"], "nowhere is not a run directory"),
         (["--mix", "counted", "--dynamic", "sgd"], "learns by gradient descent"),
     ]:
-        status, _, err = told(capsys, "score", "run", "text.txt", *wrong)
-        assert status == 2
+        status, out, err = told(capsys, "score", "run", "text.txt", *wrong)
+        assert (status, out) == (2, "")
         assert said in err
+    for way in (["--dynamic", "sgd"], ["--cache", "5"], ["--cache", "5", "--by", "sentence"]):
+        status, out, err = told(capsys, "score", "counted", "text.txt", *way)
+        assert (status, out) == (2, "")
+        assert f"{way[0]} needs a model" in err
 
 
 def test_a_sweep_is_shown_before_it_is_run(folder, capsys):

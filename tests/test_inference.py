@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.data.vocabulary import BYTES, Vocabulary
+from lm_jax.data.text import in_memory
+from lm_jax.data.vocabulary import BYTES, Vocabulary, build
 from lm_jax.inference import beam, sample, samples, stream
-from lm_jax.inference.drawing import Cuts, cuts, drawing, draws, kept
+from lm_jax.inference.drawing import Cuts, cuts, divisor, drawing, draws, kept
 from lm_jax.inference.sample import spelled
+from lm_jax.inference.wishes import prompt_tokens, stop_token
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -100,6 +102,23 @@ def test_cuts_are_the_cuts_one_after_another():
 def test_cuts_that_leave_all_change_nothing_and_top_1_is_greedy():
     assert drawn(top_k=tiny.V) == drawn(top_p=1.0) == drawn(min_p=0.0) == drawn()
     assert drawn(top_k=1, seed=5) == drawn(top_p=1e-9, seed=6) == drawn(temperature=0.0)
+
+
+def test_numbers_too_small_or_large_for_the_device_are_taken_as_their_limits():
+    greedy = drawn(temperature=0.0)
+    # At 1e-306 there is a z / τ for each small logit, but no room for one of 400.
+    shifted = {**PARAMS, "readout": {**PARAMS["readout"], "b_y": PARAMS["readout"]["b_y"] + 400}}
+    for small in (5e-324, 1e-310, 1e-306):
+        assert drawn(top_p=small, seed=5) == drawn(temperature=small, seed=5) == greedy
+        wishes = {"length": 12, "temperature": small, "top_k": 3, "seed": 5}
+        assert sample(MODEL, shifted, CHARS, **wishes) == greedy
+    assert drawn(min_p=1e-310) == drawn()
+    with jax.enable_x64(False):
+        assert [divisor(τ) for τ in (0.0, 1e-45, 1e-37)] == [0, 0, 0]
+        assert [divisor(τ) for τ in (0.01, 1.0)] == [np.float32(0.01), 1]
+        assert (
+            divisor(1e39) == np.finfo(np.float32).max
+        )  # and not infinite: -inf / inf is no number
 
 
 def test_numbers_are_arguments_of_one_compiled_program():
@@ -270,11 +289,22 @@ def test_a_model_without_a_recurrent_state_is_sampled_by_the_same_code():
 
 
 def test_an_unknown_word_may_be_written_in_a_prompt_of_words():
-    from lm_jax.data.text import in_memory
-    from lm_jax.data.vocabulary import build
-    from lm_jax.inference.wishes import prompt_tokens
-
     words = build(in_memory("text", "the cat sat\n"), "word")
     assert prompt_tokens(words, "the <unk>").tolist() == [words.numbers["the"], words.unknown]
     with pytest.raises(UserError, match="the prompt holds 'dog'"):
         prompt_tokens(words, "the <unk> dog")
+
+
+def test_a_stop_token_is_a_character_and_not_the_byte_of_its_number():
+    """Among bytes, 漢 and é are several tokens; `\\xe9` is one, as tables show it."""
+    known = build(in_memory("text", "é\xa0é\xa0 漢 é\n\xa0\n" * 3), "bpe", 260)
+    for character in "é\xa0":
+        assert [stop_token(known, character)] == known.encode(character).tolist()
+    assert stop_token(known, r"\xa0") == known.numbers["\xa0"]
+    for vocabulary in (known, BYTES):
+        assert stop_token(vocabulary, r"\xe9") == vocabulary.numbers["\xe9"]
+        assert stop_token(vocabulary, r"\n") == stop_token(vocabulary, "\n") == vocabulary.boundary
+        assert stop_token(vocabulary, "a") == vocabulary.numbers["a"]
+    for wrong in ("é", "漢", "\udcff"):
+        with pytest.raises(UserError, match="is not one of the 256 tokens"):
+            stop_token(BYTES, wrong)

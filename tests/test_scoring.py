@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax import inference
+from lm_jax import inference, models
+from lm_jax.config import RNN
 from lm_jax.data import text as texts
 from lm_jax.data.batches import batch_at, streams
 from lm_jax.data.text import in_memory
-from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.gradients import full_bptt
 from lm_jax.inference import fed, line_blocks, lines, score, static
+from lm_jax.report.printed import show_score
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -190,6 +193,20 @@ def test_there_is_nothing_to_score_in_an_empty_text():
         list(line_blocks(MODEL, PARAMS, CHARS, nothing))
 
 
+def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(capsys):
+    model = models.make(RNN(embedding_size=4, hidden_size=5), len(BYTES))
+    params = model.init(jax.random.key(0))
+    text = texts.Text("bytes", "", lambda: iter([b"\x80\x81"]))
+    found = score(model, params, BYTES, text).loss
+    assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
+    for as_json in (True, False):
+        blocks = inference.blocks(static(model, 4), params, BYTES, text)
+        show_score(BYTES, blocks, by="token", as_json=as_json)
+    as_object, _, table = capsys.readouterr().out.partition("      ln P")
+    assert json.loads(as_object)["bits_per_character"] is None
+    assert table.endswith("bits a character  inf\n")
+
+
 def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
     still = score(MODEL, PARAMS, CHARS, TEXT).nats
     none = inference.sgd(PARAMS, learning_rate=0.0)
@@ -253,6 +270,21 @@ def test_a_cache_is_its_formula_token_by_token():
             p = (1 - weight) * p + weight * p_cache / p_cache.sum()
             assert p.sum() == pytest.approx(1, rel=1e-12)
             assert found[t] == pytest.approx(-np.log(p[tokens[t]]), rel=1e-12)
+
+
+def test_a_cache_of_the_largest_flatness_looks_at_the_most_similar_state_alone():
+    tokens = CHARS.encode(TEXT)
+    nats, h, _ = read_through(tokens)
+    found = nats_of(inference.cache(MODEL, size=7, weight=0.3, flatness=1e308))
+    for t in range(1, len(tokens)):
+        before = range(max(0, t - 7), t)
+        nearest = max(before, key=lambda i: h[t] @ h[i])
+        p = 0.7 * np.exp(-nats[t]) + 0.3 * (tokens[nearest] == tokens[t])
+        assert found[t] == pytest.approx(-np.log(p), rel=1e-12)
+    with jax.enable_x64(False):  # 1e39 is finite, but not among its numbers
+        scorer = inference.cache(MODEL, size=7, weight=0.3, flatness=1e39)
+        state = scorer.init(MODEL.init(jax.random.key(0)), 1)
+        assert state.flatness == np.finfo(np.float32).max
 
 
 def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch):

@@ -29,6 +29,7 @@ from lm_jax.config import (
 from lm_jax.data.batches import batch_at, first_lanes, streams
 from lm_jax.data.corpus import load
 from lm_jax.data.tasks import held_out
+from lm_jax.data.vocabulary import BYTES
 from lm_jax.gradients.norms import norm
 from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
@@ -344,12 +345,17 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
             r"31 tokens over lanes=2 make 15 each, and two chunks",
         ),
         ({"sentence": ""}, "the sentence is empty"),
+        ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
+        ({"seed": 2**33}, "seed=8589934592 must be from 0"),
         ({"length": 1}, "length=1 must be 2 or more"),
         ({"lanes": 0}, "lanes=0 1 or more"),
         ({"text": None}, "needed again, text="),
     ]:
         with pytest.raises(UserError, match=said):
             lm_jax.probe(run, **{**given, **fields})
+    of_bytes = run._replace(vocabulary=BYTES)
+    with pytest.raises(UserError, match=r"the sentence .* is not UTF-8"):
+        lm_jax.probe(of_bytes, **given, sentence="a\udcff", tokens=np.zeros(99, np.int32))
     with pytest.raises(UserError, match="no recurrent state"):
         lm_jax.probe(run._replace(model=tiny.window()), **given)
     counted = run._replace(config=Config(data=run.config.data, model=NGram(order=2)))

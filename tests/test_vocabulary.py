@@ -190,7 +190,7 @@ def test_what_cannot_be_shown_is_shown_as_the_replacement_character():
 def test_a_token_is_shown_in_one_line():
     assert [vocabulary("char").show(n) for n in range(4)] == ["<unk>", r"\n", " ", "a"]
     assert [vocabulary("word").show(n) for n in range(3)] == ["<unk>", "<eos>", "a"]
-    assert BYTES.show(10) == r"\n"
+    assert [BYTES.show(n) for n in (10, 0x61, *"é".encode())] == [r"\n", "a", r"\xc3", r"\xa9"]
 
 
 @every_tokenizer

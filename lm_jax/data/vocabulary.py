@@ -124,9 +124,12 @@ class Vocabulary:
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 
     def show(self, number: int) -> str:
-        """One token, as a table of tokens should show it: a newline as `\\n`."""
+        """One token, as a table of tokens should show it: a newline as `\\n`.
+
+        Bytes that are not UTF-8 by themselves show as `\\xe9`.
+        """
         token = self.tokens[number]
-        if self.tokenizer == "bpe":
+        if self.tokenizer in ("byte", "bpe"):
             content = token.encode("latin-1")
             try:
                 return repr(content.decode())[1:-1]

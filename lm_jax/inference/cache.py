@@ -66,13 +66,14 @@ def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) ->
         shape = getattr(h, "shape", ())
         if len(shape) != 3 or not jnp.issubdtype(h.dtype, jnp.floating):
             raise UserError("--cache needs a model with hidden states, as a recurrent one has")
+        share = jnp.asarray(weight, float)
         return _State(
             carry,
             jnp.zeros((size, batch_size, shape[-1]), h.dtype),
             jnp.zeros((size, batch_size), jnp.int32),
             jnp.zeros((size, batch_size), bool),
-            jnp.asarray(weight, float),
-            jnp.asarray(flatness, float),
+            share,
+            jnp.asarray(min(flatness, float(jnp.finfo(share.dtype).max)), float),
         )
 
     length = max(1, min(256, PRODUCTS // size))
@@ -91,10 +92,12 @@ def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple
         # State i is one of the N before state t, which stands at place N + t.
         near = (place >= time) & (place < kept + time)
         usable = near[:, None, :] & there.T[None]
-        weights = state.flatness * jnp.einsum("tbh,nbh->tbn", h, hs)
-        weights = jnp.where(usable, weights, -jnp.inf)
-        same = batch.y[:, :, None] == ys.T[None]
         some = jnp.any(usable, axis=-1)
+        products = jnp.where(usable, jnp.einsum("tbh,nbh->tbn", h, hs), -jnp.inf)
+        # A factor of all, and no product of θ then overflows but to -inf, which is P = 0.
+        most = jnp.where(some, jnp.max(products, axis=-1), 0)
+        weights = jnp.where(usable, state.flatness * (products - most[..., None]), -jnp.inf)
+        same = batch.y[:, :, None] == ys.T[None]
         whole = jnp.where(some, _log_sum(weights), 0)
         log_p = _log_sum(jnp.where(same, weights, -jnp.inf)) - whole
         mixed = jnp.logaddexp(jnp.log1p(-state.weight) - nats, jnp.log(state.weight) + log_p)

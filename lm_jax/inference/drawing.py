@@ -8,7 +8,8 @@ A token is drawn from p = softmax(z / τ), z the model's logits, cut down in thi
 3. of these, the tokens with at least min-p times the probability of the likeliest (Nguyen et al.,
    2024);
 
-and renormalised. A tie goes to the token of the lower number. At τ = 0 the likeliest is taken.
+and renormalised. A tie goes to the token of the lower number. At τ = 0 the likeliest is taken,
+and where τ is so small that no other one would be.
 
 The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954); that of lane i at place t depends
 on the seed, i and t alone. So a sample is the same whichever others are drawn beside it and in
@@ -22,6 +23,7 @@ Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -101,14 +103,14 @@ def draws(
     keys, advance = _lane_keys(seed, count), drawing(model)
     params = model.ready(params, steps * count)
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
-    warmth = jnp.asarray(temperature, float)
+    warmth = divisor(temperature)
 
     def trimmed(first: int, tokens: Array, nats: Array) -> tuple[np.ndarray, np.ndarray]:
         kept = slice(max(len(prompt) - first, 0), total - first)
         return np.asarray(tokens)[kept], np.asarray(nats)[kept]
 
     def noise_from(first: int) -> Float[Array, "N B V"]:
-        return _noise(keys, first, steps, size) if temperature else jnp.zeros((steps, count, size))
+        return _noise(keys, first, steps, size) if warmth else jnp.zeros((steps, count, size))
 
     ahead: tuple | None = None
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -182,8 +184,17 @@ def kept(logits: Float[Array, "*shape V"], cuts: Cuts) -> Bool[Array, "*shape V"
     # A sum that rounding brings up to 1 too early must not cut when nothing is to be cut.
     among &= (before < cuts.top_p) | (cuts.top_p >= 1)
     among &= p >= cuts.min_p * p[..., :1]
-    # Each cut leaves the first few of the order.
-    return rank < jnp.sum(among, axis=-1, keepdims=True)
+    # Each cut leaves the first few of the order; the first one, too, where top_p underflows to 0.
+    return rank < jnp.maximum(jnp.sum(among, axis=-1, keepdims=True), 1)
+
+
+def divisor(temperature: float) -> np.ndarray:
+    """τ as the device divides by it; 0 takes the likeliest."""
+    numbers = jnp.finfo(jnp.asarray(0.0).dtype)
+    # Where τ is as small as that, noise is nothing beside z / τ, which may be infinite.
+    if temperature < math.sqrt(numbers.tiny):
+        temperature = 0.0
+    return np.asarray(min(temperature, float(numbers.max)), numbers.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -57,7 +57,8 @@ class Loss(NamedTuple):
 
     @property
     def bits_per_character(self) -> float:
-        return self.nats / math.log(2) / self.characters
+        """Infinite where there are bytes but none that begins a character."""
+        return self.nats / math.log(2) / self.characters if self.characters else math.inf
 
     def row(self) -> dict[str, float | int]:
         """The figures under their names in metrics.jsonl and result.json."""

@@ -90,9 +90,14 @@ def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:
     """
     if stop is None:
         return None
-    if stop in vocabulary.numbers:
-        return vocabulary.numbers[stop]
-    shown = {vocabulary.show(number): number for number in range(len(vocabulary))}
+    written = stop
+    if vocabulary.tokenizer in ("byte", "bpe"):
+        # Each byte of these tokens is the character of its number; half a surrogate is no token's.
+        written = stop.encode(errors="surrogatepass").decode("latin-1")
+    if written in vocabulary.numbers:
+        return vocabulary.numbers[written]
+    # `\xa0` is the byte, not the character whose bytes are a token too: the bytes come first.
+    shown = {vocabulary.show(number): number for number in reversed(range(len(vocabulary)))}
     if stop not in shown:
         raise UserError(
             f"stop={stop!r} is not one of the {len(vocabulary):,} tokens of the vocabulary"

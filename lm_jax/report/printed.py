@@ -39,9 +39,10 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
     if as_json:
         _print_object(f"by_{by}", rows, tally)
         return
-    if by != "none":
-        print({"token": "      ln P  token", "sentence": "      ln P   tokens  line"}[by])
-    for row in rows:
+    headings = {"token": "      ln P  token", "sentence": "      ln P   tokens  line"}
+    for number, row in enumerate(rows):
+        if number == 0:  # a model or a text that is refused is refused before the first row
+            print(headings[by])
         print(row)
     loss = tally.loss
     if by != "none":

@@ -12,6 +12,7 @@ from lm_jax.data.tasks import held_out
 from lm_jax.gradients.audit import Apply
 from lm_jax.gradients.lags import SLOPES
 from lm_jax.gradients.lane import one_lane
+from lm_jax.inference.wishes import check_seed
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.studies import passage
@@ -76,9 +77,10 @@ def probe(
 
     Raises:
       UserError: the model has no recurrent state; a number is out of range; the text or the
-        sentence is too short; tokens, sentence or length are given for sequences that are drawn;
-        as `lm_jax.training.state_at`.
+        sentence is too short; the sentence is no Unicode; tokens, sentence or length are given for
+        sequences that are drawn; as `lm_jax.training.state_at`.
     """
+    check_seed(seed)
     drawn = run.config.data.drawn
     asked = {"tokens": tokens, "sentence": sentence, "length": length}
     for name in asked if drawn else ():
@@ -126,7 +128,10 @@ def _of_text(
 ) -> tuple[passage.Chunk, Batch]:
     """The chunk and the sentence of a text that are looked at."""
     vocabulary = run.vocabulary
-    line = _line(tokens, vocabulary.boundary) if words is None else vocabulary.encode(words)
+    try:
+        line = _line(tokens, vocabulary.boundary) if words is None else vocabulary.encode(words)
+    except UnicodeEncodeError:
+        raise UserError(f"the sentence {words!r} is not UTF-8") from None
     seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
     return seen, passage.sentence(vocabulary.boundary, line)
 
