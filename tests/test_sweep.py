@@ -262,6 +262,8 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
         "its points are 2, not 1": {"a": {"seed": 1}},
         "point 2, 'b', has other settings": {"a": {"seed": 1}, "b": {"seed": 3}},
         "point 2, 'c', was 'b'": {"a": {"seed": 1}, "c": {"seed": 2}},
+        # Directories are numbered in the order of the points: each trial would begin again.
+        "its points are in another order": {"b": {"seed": 2}, "a": {"seed": 1}},
     }
     for said, points in others.items():
         with pytest.raises(UserError, match=f"holds another sweep: {said}"):

@@ -199,12 +199,12 @@ def settle(
             there = None
         if not isinstance(there, dict) or not isinstance(there.get("trials"), dict):
             raise UserError(f"{path} is damaged: it is no list of points")
-        if there == here:
+        old, new = list(there["trials"].items()), list(here["trials"].items())
+        if there == here and old == new:  # dicts are equal in any order
             return
         if there.get("halving") != halving:
             what = f"its halving is {there.get('halving')}, not {halving}"
             raise UserError(f"{sweep_dir} holds another sweep: {what}")
-        old, new = list(there["trials"].items()), list(here["trials"].items())
         if not growing or old != new[: len(old)]:
             difference = _difference(there["trials"], here["trials"])
             raise UserError(f"{sweep_dir} holds another sweep: {difference}")
@@ -214,8 +214,12 @@ def settle(
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     if len(there) != len(here):
         return f"its points are {len(there)}, not {len(here)}"
-    for number, (old, new) in enumerate(zip(there, here, strict=True), 1):
-        if (old, there[old]) != (new, here[new]):
-            what = f"was {old!r}" if old != new else "has other settings"
-            return f"point {number}, {new!r}, {what}"
-    return "its points are in another order"
+    if there == here:
+        return "its points are in another order"
+    number, old, new = next(
+        (number, old, new)
+        for number, (old, new) in enumerate(zip(there, here, strict=True), 1)
+        if (old, there[old]) != (new, here[new])
+    )
+    what = f"was {old!r}" if old != new else "has other settings"
+    return f"point {number}, {new!r}, {what}"
