@@ -11,7 +11,7 @@ import tiny
 
 from lm_jax.config import RNN, NGram, override
 from lm_jax.settings import UserError
-from lm_jax.sweeps import work
+from lm_jax.sweeps import follow, work
 from lm_jax.sweeps.executors import Here, execute, executor_called
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
@@ -20,7 +20,7 @@ from lm_jax.sweeps.processes import Processes
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.descent import Descent
-from lm_jax.training.journal import read_result
+from lm_jax.training.journal import read_result, write_whole
 from lm_jax.training.loop import prepared
 
 BASE = tiny.config(
@@ -137,6 +137,30 @@ def test_a_signal_is_passed_on_and_leaves_trials_that_go_on(tmp_path):
         assert result["status"] == "stopped"
         assert max(steps_saved(run_dir)) == result["step"] > 0
         assert not (run_dir / "error.json").exists()
+
+
+def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(follow, "BETWEEN_LOOKS", 0)
+    (job,) = divided([group(1)], tmp_path)
+    path = job.place(job.trials[0]) / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+
+    def write(steps, rate):
+        lines = [{"step": n, "kind": "train", "tokens_per_second": rate} for n in steps]
+        lines.append({"step": steps[-1], "kind": "evaluation", "split": "validation"})
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    told = []
+    follower = follow.Follower(lambda trial: lambda step, row: told.append((step, row["kind"])))
+    write((1, 100, 200), 1234.5678)
+    follower.look([job])
+    assert told == [(1, "train"), (100, "train"), (200, "train"), (200, "evaluation")]
+    # It goes on from its checkpoint at 1, and is longer than it was before the next look.
+    write((1, 100, 200, 300, 400), 99.123456789)
+    follower.look([job])
+    assert told[4:] == [(300, "train"), (400, "train"), (400, "evaluation")]
 
 
 def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, monkeypatch):
