@@ -17,6 +17,7 @@ from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.descent import Descent
@@ -264,11 +265,26 @@ def test_a_job_is_told_whole(tmp_path):
         ("procesess", None, "--executor=procesess: choose from .*; did you mean 'processes'"),
         ("here", 2, "--workers=2 is for --executor processes; this is here"),
         ("processes", 10**6, "workers=1000000 is more than the"),
+        ("processes", 0, "workers=0 must be 1 or more"),
+        ("processes", -1, "workers=-1 must be 1 or more"),
     ],
 )
 def test_an_executor_that_cannot_be_had_is_refused(name, workers, said):
     with pytest.raises(UserError, match=said):
         executor_called(name, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: executor_called("ray", cores=0), "cores=0 must be 1 or more"),
+        (lambda: executor_called("slurm", cores=-2), "cores=-2 must be 1 or more"),
+        (lambda: Slurm(workers=0), "workers=0 must be 1 or more"),
+    ],
+)
+def test_a_job_without_cores_or_workers_is_refused(made, said):
+    with pytest.raises(UserError, match=said):
+        made()
 
 
 def test_a_gpu_is_a_workers_own(monkeypatch):

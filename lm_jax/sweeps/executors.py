@@ -121,8 +121,8 @@ def executor_called(name: str, *, workers: int | None = None, cores: int | None 
     known: dict[str, Callable[[], Executor]] = {
         "here": Here,
         "processes": lambda: Processes(workers),
-        "ray": lambda: Ray(cores or 1),
-        "slurm": lambda: Slurm(cores or 1),
+        "ray": lambda: Ray(1 if cores is None else cores),
+        "slurm": lambda: Slurm(1 if cores is None else cores),
     }
     if name not in known:
         raise UserError(f"--executor={name}: choose from {', '.join(known)}{nearest(name, known)}")
