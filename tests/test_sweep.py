@@ -11,7 +11,7 @@ import tiny
 
 import lm_jax
 from lm_jax import settings
-from lm_jax.config import override, resolve
+from lm_jax.config import Copy, override, resolve
 from lm_jax.settings import UserError
 from lm_jax.sweeps import folded, memory, plan, ranked, read_results
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
@@ -82,6 +82,12 @@ def test_a_point_is_a_command_line():
             {"a": {"model.hiden_size": 3}},
             "point 1 of the sweep, 'a': there is no field model.hiden",
         ),
+        (
+            {"a": {"train.optimizer": {"kind": "sgd"}, "seed": 0}},
+            "point 1 of the sweep, 'a': train.optimizer={'kind': 'sgd'} holds settings: name its "
+            "fields, such as train.optimizer.kind",
+        ),
+        ({"a": {"data.task": Copy()}}, "fields, such as data.task.kind"),
         ({"a": {}, "b": {"model.layers": 0}}, "point 2 of the sweep, 'b': the changed config:"),
         (
             {"a": {"seed": 1}, "b": {"seed": 1}},

@@ -77,6 +77,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
     seen: dict[Config, tuple[int, str]] = {}
     for number, (name, point) in enumerate(points.items(), 1):
         try:
+            _check_values(point)
             changed = resolve(override(config, point))
         except (ValueError, TypeError) as error:  # also a value that JSON does not know
             raise UserError(f"{_called(number, name)}: {error}") from None
@@ -88,6 +89,19 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
             )
         found[name] = changed
     return found
+
+
+def _check_values(point: Point) -> None:
+    """Refuses a value that is no value of a field, but holds several of them."""
+    for path, value in point.items():
+        if isinstance(value, Mapping):
+            held = [str(name) for name in value]
+        elif dataclasses.is_dataclass(value):
+            held = [field.name for field in dataclasses.fields(value)]
+        else:
+            continue
+        name = held[0] if held and "kind" not in held else "kind"
+        raise UserError(f"{path}={value!r} holds settings: name its fields, such as {path}.{name}")
 
 
 def plan(
