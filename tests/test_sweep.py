@@ -13,7 +13,7 @@ import lm_jax
 from lm_jax import settings
 from lm_jax.config import Copy, override, resolve
 from lm_jax.settings import UserError
-from lm_jax.sweeps import folded, memory, plan, ranked, read_results
+from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import settle
 from lm_jax.training import loop
@@ -99,6 +99,13 @@ def test_a_wrong_point_is_named_before_anything_starts(points, said, tmp_path):
     with pytest.raises(UserError) as refusal:
         lm_jax.sweep(BASE, points, tmp_path / "sweep", text=tiny.TEXT)
     assert said in str(refusal.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_point_that_was_drawn_twice_is_refused(tmp_path):
+    drawn = draw({"seed": choice([3])}, count=2)
+    with pytest.raises(UserError, match="draw: the same point comes twice, as 1 and 2: --seed 3"):
+        lm_jax.sweep(BASE, drawn, tmp_path / "sweep", text=tiny.TEXT)
     assert not (tmp_path / "sweep").exists()
 
 

@@ -127,13 +127,24 @@ def sweep(
 
 
 def _by_name(points: Mapping[str, Point] | Mapping[int, Point] | Drawn) -> dict[str, Point]:
-    """Points by their names; those without are called by their flags."""
+    """Points by their names; those without are called by their flags.
+
+    Raises:
+      UserError: a point was drawn twice.
+    """
     if isinstance(points, Mapping):
         return {
             name if isinstance(name, str) else f"{name}: {flags(point)}": point
             for name, point in points.items()
         }
-    return {flags(point): point for point in points}
+    found: dict[str, Point] = {}
+    for number, point in enumerate(points, 1):
+        name = flags(point)
+        if name in found:
+            first = list(found).index(name) + 1
+            raise UserError(f"draw: the same point comes twice, as {first} and {number}: {name}")
+        found[name] = point
+    return found
 
 
 def _lanes(group: Group, most: int | None) -> int | None:
