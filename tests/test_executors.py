@@ -220,7 +220,8 @@ def test_trials_that_share_no_program_are_done_in_turn(tmp_path):
     config = override(wrong.config, {"data.source": "file", "data.train": str(tmp_path / "no.txt")})
     wrong = dataclasses.replace(wrong, config=config)
     ends = done([Group([t], vectorised=False) for t in (*counted, wrong)], tmp_path, Again())
-    assert [list(ended.failed) for ended in ends] == [[3], [3]]
+    # Each is told of as it ends.
+    assert [list(ended.failed) for ended in ends] == [[], [], [3], [3]]
     assert failure(tmp_path, wrong)["type"] == "UserError"
     assert all(is_over(tmp_path / t.directory, t.config) for t in counted)
 

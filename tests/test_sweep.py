@@ -12,8 +12,10 @@ import tiny
 import lm_jax
 from lm_jax import settings
 from lm_jax.config import Copy, override, resolve
+from lm_jax.data import corpus
 from lm_jax.settings import UserError
 from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
+from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import settle
 from lm_jax.training import loop
@@ -41,6 +43,43 @@ def test_a_sweep_is_its_runs_and_a_table_over_them(tmp_path):
     assert [json.loads(line)["splits"] for line in lines] == [row["splits"] for row in rows]
     trained = lm_jax.load_run(tmp_path / "sweep" / rows[0]["trial"])
     assert trained.config.train.learning_rate == 0.001
+
+
+COUNTED = {
+    str(order): {"model.kind": "ngram", "model.order": order, "data.batch_size": 2 + order}
+    for order in (1, 2, 3, 4)
+}
+
+
+class Dealing(Here):
+    """In this process, as if there were two workers."""
+
+    workers = 2
+
+    def __init__(self):
+        self.jobs = []
+
+    def run(self, jobs, received, watch=None):
+        self.jobs += [[trial.number for trial in job.trials] for job in jobs]
+        return super().run(jobs, received, watch)
+
+
+def test_trials_that_share_no_program_are_dealt_out_to_the_workers(tmp_path):
+    points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}, "c": {"model.hidden_size": 6}}
+    dealing = Dealing()
+    rows = lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, executor=dealing)
+    assert dealing.jobs == [[1, 3, 7], [2, 4], [5], [6]]
+    assert [row["status"] for row in rows] == ["finished"] * 7
+
+
+def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
+    tmp_path, monkeypatch
+):
+    real, reads = corpus._parts, []
+    monkeypatch.setattr(corpus, "_parts", lambda *args: reads.append(args) or real(*args))
+    points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}}
+    lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, lanes=1)
+    assert len(reads) == 2  # to see that it fits, and to train
 
 
 def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_jax.config import Config, override, resolve
+from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.settings import Mark, UserError, digest, fields, shape
 from lm_jax.sweeps.points import Point, plain_point
@@ -63,6 +63,33 @@ class Plan:
     trials: tuple[Trial, ...]
     groups: tuple[Group, ...]
     """In the order of their first trials."""
+
+
+class Texts:
+    """The texts of a sweep, each of which is read once."""
+
+    def __init__(self, memory: str | Sequence[str] | None = None):
+        """Reads nothing yet.
+
+        Args:
+          memory: with `data.source="memory"`, see `lm_jax.train`.
+        """
+        self._memory = memory
+        self._known: dict[Data, Corpus] = {}
+
+    def of(self, data: Data) -> Corpus:
+        """The text that a config names.
+
+        Raises:
+          UserError: as `lm_jax.data.corpus.load`.
+        """
+        # Which text it is depends on none of these, unless it is generated sequence by sequence.
+        read = data
+        if not data.drawn:
+            read = dataclasses.replace(data, batch_size=1, length=1, batching="streams")
+        if read not in self._known:
+            self._known[read] = load(data, self._memory)
+        return self._known[read]
 
 
 def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Config]:
@@ -117,19 +144,13 @@ def plan(
     Raises:
       UserError: as `sweep_configs`, or a point does not fit its text.
     """
-    corpora: dict[Any, Corpus] = {}
+    texts = Texts(text)
     epochs: dict[Any, int] = {}
     trials: list[Trial] = []
     sizes: list[int] = []
     for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
         try:
-            # Which text it is depends on neither, unless it is generated sequence by sequence.
-            read = found.data
-            if not read.drawn:
-                read = dataclasses.replace(read, batch_size=1, length=1, batching="streams")
-            if read not in corpora:
-                corpora[read] = load(found.data, text)
-            corpus = corpora[read]
+            corpus = texts.of(found.data)
             ready = fitted(found, corpus, epochs)
         except UserError as error:
             raise UserError(f"{_called(number, name)}: {error}") from None

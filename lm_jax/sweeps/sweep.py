@@ -92,18 +92,22 @@ def sweep(
         return Results(sweep_dir, trials)
 
     def go(planned: Plan, results: Results, received: list[signal.Signals]) -> None:
+        # Those that share no program are dealt out together, whatever groups they are.
+        apart = [group for group in planned.groups if not group.vectorised]
+        shares = [[group] for group in planned.groups if group.vectorised]
         jobs = [
             job
-            for group in planned.groups
+            for groups in ([apart, *shares] if apart else shares)
             for job in divided(
-                [group],
+                groups,
                 sweep_dir,
                 workers=executor.workers,
-                lanes=_lanes(group, lanes),
+                lanes=_lanes(groups[0], lanes),
                 text=text,
                 halving=halving,
             )
         ]
+        jobs.sort(key=lambda job: job.trials[0].number)
         names = {trial.number: trial for trial in planned.trials}
         told = watch and (lambda trial, watch=watch: watch(trial.name))
         for ended in execute(jobs, executor, received, retries=retries, watch=told):
