@@ -120,7 +120,10 @@ def sweep(
             assert planned is not None
             go(planned, results, received)
         else:
-            while not received and searching.ask():
+            # What broke off earlier is tried once more, also where nothing is left to be asked for.
+            again = any(row["status"] == "failed" for row in results.rows)
+            while not received and (searching.ask() or again):
+                again = False
                 planned = plan(config, _by_name(searching.asked), text)
                 results = settled(planned)
                 go(planned, results, received)
