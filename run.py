@@ -152,6 +152,10 @@ def sweep_command(
             suggests, with what came of the earlier ones in view.
           batch: suggest: points asked for, and trained, together; 8 if not given.
         """
+        at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
+        at_least(0, retries=retries)
+        at_least(1, **{"halving-first": halving_first})
+        at_least(2, **{"halving-factor": halving_factor})
         only_with("--halving-first", halving_first, **{"halving-factor": halving_factor})
         only_with("--suggest", suggest, batch=batch)
         name = Path(experiment).stem
@@ -185,7 +189,7 @@ def sweep_command(
                 lanes=lanes,
                 retries=retries,
                 halving=halving,
-                suggest=None if suggest is None else batch or 8,
+                suggest=None if suggest is None else 8 if batch is None else batch,
             )
         show_sweep(rows, command)
         print(write_sweep(run_dir))
@@ -350,6 +354,13 @@ def only_with(flag: str, value: Any, **given: Any) -> None:
     for name, asked in given.items():
         if value is None and asked is not None:
             raise UserError(f"--{name} is read only with {flag}")
+
+
+def at_least(least: int, **given: int | None) -> None:
+    """Refuses flags whose numbers are too small."""
+    for name, number in given.items():
+        if number is not None and number < least:
+            raise UserError(f"--{name}={number} must be {least} or more")
 
 
 def filled(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -445,6 +445,28 @@ def test_a_sweep_that_will_not_do_is_one_line_and_starts_nothing(sweep, said, fo
     assert not list((folder / "runs").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--executor processes --workers 0", "--workers=0 must be 1 or more"),
+        ("--executor processes --workers -1", "--workers=-1 must be 1 or more"),
+        ("--executor ray --cores 0", "--cores=0 must be 1 or more"),
+        ("--lanes 0 --dry-run", "--lanes=0 must be 1 or more"),
+        ("--retries -1 --dry-run", "--retries=-1 must be 0 or more"),
+        ("--halving-first 0", "--halving-first=0 must be 1 or more"),
+        ("--halving-first 2 --halving-factor 1", "--halving-factor=1 must be 2 or more"),
+        ("--suggest optuna --batch 0", "--batch=0 must be 1 or more"),
+    ],
+)
+def test_a_number_of_a_sweep_that_is_too_small_is_named(flags, said, folder, capsys):
+    (folder / "lab.py").write_text(
+        f"{EXPERIMENT}\nfrom lm_jax.sweeps import draw, integers\n"
+        'def sweep():\n    return draw({"model.layers": integers(1, 2)}, count=1)\n'
+    )
+    status, out, err = told(capsys, "sweep", "lab.py", *flags.split())
+    assert (status, out, err) == (2, "", f"error: {said}\n")
+
+
 def test_a_directory_of_another_sweep_is_one_line(folder, capsys):
     (folder / "lab.py").write_text(EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}]\n')
     (folder / "s").mkdir()

@@ -11,16 +11,17 @@ import tiny
 
 from lm_jax.config import RNN, NGram, override
 from lm_jax.settings import UserError
-from lm_jax.sweeps import work
+from lm_jax.sweeps import follow, work
 from lm_jax.sweeps.executors import Here, execute, executor_called
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.descent import Descent
-from lm_jax.training.journal import read_result
+from lm_jax.training.journal import read_result, write_whole
 from lm_jax.training.loop import prepared
 
 BASE = tiny.config(
@@ -139,6 +140,30 @@ def test_a_signal_is_passed_on_and_leaves_trials_that_go_on(tmp_path):
         assert not (run_dir / "error.json").exists()
 
 
+def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(follow, "BETWEEN_LOOKS", 0)
+    (job,) = divided([group(1)], tmp_path)
+    path = job.place(job.trials[0]) / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+
+    def write(steps, rate):
+        lines = [{"step": n, "kind": "train", "tokens_per_second": rate} for n in steps]
+        lines.append({"step": steps[-1], "kind": "evaluation", "split": "validation"})
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    told = []
+    follower = follow.Follower(lambda trial: lambda step, row: told.append((step, row["kind"])))
+    write((1, 100, 200), 1234.5678)
+    follower.look([job])
+    assert told == [(1, "train"), (100, "train"), (200, "train"), (200, "evaluation")]
+    # It goes on from its checkpoint at 1, and is longer than it was before the next look.
+    write((1, 100, 200, 300, 400), 99.123456789)
+    follower.look([job])
+    assert told[4:] == [(300, "train"), (400, "train"), (400, "evaluation")]
+
+
 def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, monkeypatch):
     real, calls = Descent.restored, []
 
@@ -195,7 +220,8 @@ def test_trials_that_share_no_program_are_done_in_turn(tmp_path):
     config = override(wrong.config, {"data.source": "file", "data.train": str(tmp_path / "no.txt")})
     wrong = dataclasses.replace(wrong, config=config)
     ends = done([Group([t], vectorised=False) for t in (*counted, wrong)], tmp_path, Again())
-    assert [list(ended.failed) for ended in ends] == [[3], [3]]
+    # Each is told of as it ends.
+    assert [list(ended.failed) for ended in ends] == [[], [], [3], [3]]
     assert failure(tmp_path, wrong)["type"] == "UserError"
     assert all(is_over(tmp_path / t.directory, t.config) for t in counted)
 
@@ -240,11 +266,26 @@ def test_a_job_is_told_whole(tmp_path):
         ("procesess", None, "--executor=procesess: choose from .*; did you mean 'processes'"),
         ("here", 2, "--workers=2 is for --executor processes; this is here"),
         ("processes", 10**6, "workers=1000000 is more than the"),
+        ("processes", 0, "workers=0 must be 1 or more"),
+        ("processes", -1, "workers=-1 must be 1 or more"),
     ],
 )
 def test_an_executor_that_cannot_be_had_is_refused(name, workers, said):
     with pytest.raises(UserError, match=said):
         executor_called(name, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: executor_called("ray", cores=0), "cores=0 must be 1 or more"),
+        (lambda: executor_called("slurm", cores=-2), "cores=-2 must be 1 or more"),
+        (lambda: Slurm(workers=0), "workers=0 must be 1 or more"),
+    ],
+)
+def test_a_job_without_cores_or_workers_is_refused(made, said):
+    with pytest.raises(UserError, match=said):
+        made()
 
 
 def test_a_gpu_is_a_workers_own(monkeypatch):

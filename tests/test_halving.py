@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 import threading
 
 import numpy as np
@@ -11,6 +13,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lm_jax
 from lm_jax.config import NGram, override
 from lm_jax.settings import UserError
 from lm_jax.sweeps.group import train_group
@@ -255,3 +258,29 @@ def test_groups_share_the_rungs_and_may_be_killed_at_any(groups, tmp_path):
     assert results(groups, broken) == undisturbed
     assert judgements(broken) == rows
     assert json.loads((broken / "trials/001/result.json").read_text())["status"] == "pruned"
+
+
+def test_a_signal_while_trials_are_validated_at_a_rung_changes_nobody_s_fate(tmp_path):
+    points = {str(n): {"train.learning_rate": rate} for n, rate in enumerate((1e-5, 1e-3, 0.03))}
+    halving = Halving(5, 3)
+
+    def stopping(name):
+        def told(step, row):
+            if name == "0" and step == 5 and row is not None and row["kind"] == "evaluation":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return told
+
+    def run(place, watch=None):
+        options = {"text": tiny.TEXT, "halving": halving, "watch": watch}
+        return lm_jax.sweep(CONFIG, points, tmp_path / place, **options)
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("stopped", stopping)
+    assert judgements(tmp_path / "stopped") == []  # not of the first alone
+    on = run("stopped")
+    assert judgements(tmp_path / "stopped") == judgements(tmp_path / "whole")
+    ends = [[(r["name"], r["status"], r["sha256"]) for r in rows] for rows in (on, whole)]
+    assert ends[0] == ends[1]
+    assert [row["status"] for row in on] == ["pruned", "pruned", "finished"]

@@ -81,6 +81,14 @@ def test_one_field_makes_a_curve():
     assert (means["x"], means["y"]) == ([0.5, 2.0], [5.0, 2.0])
 
 
+def test_a_switch_is_drawn_as_a_category():
+    """On an axis of numbers, Plotly leaves truth values out."""
+    rows = [row(n, {"model.residual": bool(n)}, 1.0 + n) for n in (0, 1)]
+    shown = curve(rows, KNOWN["validation"], varied(rows))
+    assert shown["layout"]["xaxis"]["type"] == "category"
+    assert [trace["x"] for trace in shown["data"]] == [["False", "True"]] * 2
+
+
 def test_the_page_has_its_trials_best_first_and_opens_by_itself(tmp_path):
     sections = {section.title: section for section in sweep_sections(ROWS)}
     assert list(sections) == ["validation", "first_probe.lag_norm", "Over the seeds", "The trials"]

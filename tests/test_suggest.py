@@ -4,12 +4,17 @@ import json
 import math
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
+import tiny
 
+import lm_jax
 from lm_jax.settings import UserError
+from lm_jax.sweeps import suggest
 from lm_jax.sweeps.points import choice, draw, integers, log_uniform, uniform
 from lm_jax.sweeps.suggest import ASKED, STUDY, Search
+from lm_jax.training.descent import Descent
 
 SPACE = draw(
     {
@@ -207,3 +212,29 @@ def test_without_optuna_the_user_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"Optuna is not installed: pip install"):
         Search(SPACE, 5, tmp_path)
+
+
+def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypatch):
+    """Without Optuna, which has no say once all points are asked for."""
+    quiet = SimpleNamespace(get_verbosity=lambda: 0, set_verbosity=lambda level: None, WARNING=0)
+    points, real = [{"seed": 1}, {"seed": 2}], Descent.course
+
+    def course(self):
+        if self.config.seed == 2:
+            raise OSError("no space left on device")
+        yield from real(self)
+
+    def run():
+        drawn = draw({"seed": integers(1, 9)}, count=2)
+        rows = lm_jax.sweep(tiny.config(), drawn, tmp_path, text=tiny.TEXT, suggest=2, retries=0)
+        return [row["status"] for row in rows]
+
+    monkeypatch.setattr(suggest, "_optuna", lambda: SimpleNamespace(logging=quiet))
+    monkeypatch.setattr(Search, "_publish", lambda self, optuna: None)
+    monkeypatch.setattr(Search, "_drawn", lambda self, optuna, count: points)
+    with monkeypatch.context() as broken:
+        broken.setattr(Descent, "course", course)
+        assert run() == ["finished", "failed"]
+    asked = (tmp_path / ASKED).read_bytes()
+    assert run() == ["finished", "finished"]
+    assert (tmp_path / ASKED).read_bytes() == asked  # or other points would have followed

@@ -11,9 +11,11 @@ import tiny
 
 import lm_jax
 from lm_jax import settings
-from lm_jax.config import override, resolve
+from lm_jax.config import Copy, override, resolve
+from lm_jax.data import corpus
 from lm_jax.settings import UserError
-from lm_jax.sweeps import folded, memory, plan, ranked, read_results
+from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
+from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import settle
 from lm_jax.training import loop
@@ -41,6 +43,43 @@ def test_a_sweep_is_its_runs_and_a_table_over_them(tmp_path):
     assert [json.loads(line)["splits"] for line in lines] == [row["splits"] for row in rows]
     trained = lm_jax.load_run(tmp_path / "sweep" / rows[0]["trial"])
     assert trained.config.train.learning_rate == 0.001
+
+
+COUNTED = {
+    str(order): {"model.kind": "ngram", "model.order": order, "data.batch_size": 2 + order}
+    for order in (1, 2, 3, 4)
+}
+
+
+class Dealing(Here):
+    """In this process, as if there were two workers."""
+
+    workers = 2
+
+    def __init__(self):
+        self.jobs = []
+
+    def run(self, jobs, received, watch=None):
+        self.jobs += [[trial.number for trial in job.trials] for job in jobs]
+        return super().run(jobs, received, watch)
+
+
+def test_trials_that_share_no_program_are_dealt_out_to_the_workers(tmp_path):
+    points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}, "c": {"model.hidden_size": 6}}
+    dealing = Dealing()
+    rows = lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, executor=dealing)
+    assert dealing.jobs == [[1, 3, 7], [2, 4], [5], [6]]
+    assert [row["status"] for row in rows] == ["finished"] * 7
+
+
+def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
+    tmp_path, monkeypatch
+):
+    real, reads = corpus._parts, []
+    monkeypatch.setattr(corpus, "_parts", lambda *args: reads.append(args) or real(*args))
+    points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}}
+    lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, lanes=1)
+    assert len(reads) == 2  # to see that it fits, and to train
 
 
 def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_path, monkeypatch):
@@ -82,6 +121,12 @@ def test_a_point_is_a_command_line():
             {"a": {"model.hiden_size": 3}},
             "point 1 of the sweep, 'a': there is no field model.hiden",
         ),
+        (
+            {"a": {"train.optimizer": {"kind": "sgd"}, "seed": 0}},
+            "point 1 of the sweep, 'a': train.optimizer={'kind': 'sgd'} holds settings: name its "
+            "fields, such as train.optimizer.kind",
+        ),
+        ({"a": {"data.task": Copy()}}, "fields, such as data.task.kind"),
         ({"a": {}, "b": {"model.layers": 0}}, "point 2 of the sweep, 'b': the changed config:"),
         (
             {"a": {"seed": 1}, "b": {"seed": 1}},
@@ -93,6 +138,13 @@ def test_a_wrong_point_is_named_before_anything_starts(points, said, tmp_path):
     with pytest.raises(UserError) as refusal:
         lm_jax.sweep(BASE, points, tmp_path / "sweep", text=tiny.TEXT)
     assert said in str(refusal.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_point_that_was_drawn_twice_is_refused(tmp_path):
+    drawn = draw({"seed": choice([3])}, count=2)
+    with pytest.raises(UserError, match="draw: the same point comes twice, as 1 and 2: --seed 3"):
+        lm_jax.sweep(BASE, drawn, tmp_path / "sweep", text=tiny.TEXT)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -262,6 +314,8 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
         "its points are 2, not 1": {"a": {"seed": 1}},
         "point 2, 'b', has other settings": {"a": {"seed": 1}, "b": {"seed": 3}},
         "point 2, 'c', was 'b'": {"a": {"seed": 1}, "c": {"seed": 2}},
+        # Directories are numbered in the order of the points: each trial would begin again.
+        "its points are in another order": {"b": {"seed": 2}, "a": {"seed": 1}},
     }
     for said, points in others.items():
         with pytest.raises(UserError, match=f"holds another sweep: {said}"):

@@ -121,7 +121,8 @@ def curve(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -
         for row in at(rows, {path: value})
         if row["status"] == "finished" and (figure_ := measure.read(row)) is not None
     ]
-    numeric = all(isinstance(value, int | float) for value in values)
+    # Plotly leaves truth values, which are numbers to Python, out of an axis of numbers.
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     axis: dict[str, Any] = {"type": "linear" if numeric else "category"}
     if numeric and values[0] > 0 and values[-1] >= 10 * values[0]:
         axis = {"type": "log"}

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from lm_jax.settings import UserError, nearest
 from lm_jax.sweeps.failures import Failure, record
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
+from lm_jax.sweeps.plan import Texts
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.slurm import Slurm
@@ -57,10 +58,13 @@ class Here:
         self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
     ) -> Iterator[Ended]:
         """See `Executor`."""
-        for job in jobs:
+        parts = [part for job in jobs for part in job.parts()]  # each is told of as it ends
+        parts.sort(key=lambda part: part.trials[0].number)
+        texts = Texts(jobs[0].text) if jobs else None
+        for part in parts:
             if received:
                 return
-            yield Ended(job, do(job, received, watch))
+            yield Ended(part, do(part, received, watch, texts))
 
     def fresh(self) -> Processes:
         """See `Executor`."""
@@ -121,8 +125,8 @@ def executor_called(name: str, *, workers: int | None = None, cores: int | None 
     known: dict[str, Callable[[], Executor]] = {
         "here": Here,
         "processes": lambda: Processes(workers),
-        "ray": lambda: Ray(cores or 1),
-        "slurm": lambda: Slurm(cores or 1),
+        "ray": lambda: Ray(1 if cores is None else cores),
+        "slurm": lambda: Slurm(1 if cores is None else cores),
     }
     if name not in known:
         raise UserError(f"--executor={name}: choose from {', '.join(known)}{nearest(name, known)}")

@@ -132,6 +132,11 @@ class _Crew:
         waiting = {t: rung for t, rung in self.asked.items() if isinstance(rung, Rung)}
         if not waiting or self.judge is None:
             return
+        if any(self.works[trial].received for trial in waiting):
+            # Others have stopped on their way here: these would be judged without them.
+            for trial in waiting:
+                self._resume(trial, None)
+            return
         lowest = min(rung.step for rung in waiting.values())
         moving = (trial for trial in self.asked if trial not in waiting)
         if any(int(self.works[trial].state.step) < lowest for trial in moving):

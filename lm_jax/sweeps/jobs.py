@@ -67,6 +67,12 @@ class Job:
         """The trials that have not come to their ends."""
         return [trial for trial in self.trials if not is_over(self.place(trial), trial.config)]
 
+    def parts(self) -> "list[Job]":
+        """The job as several, of which each trial is one, where they are not lanes of a program."""
+        if self.vectorised:
+            return [self]
+        return [dataclasses.replace(self, trials=(trial,)) for trial in self.trials]
+
     def alone(self, trial: Trial) -> "Job":
         """The next attempt at one of the trials."""
         return dataclasses.replace(self, trials=(trial,), attempt=self.attempt + 1)

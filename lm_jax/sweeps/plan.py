@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_jax.config import Config, override, resolve
+from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.settings import Mark, UserError, digest, fields, shape
 from lm_jax.sweeps.points import Point, plain_point
@@ -65,6 +65,33 @@ class Plan:
     """In the order of their first trials."""
 
 
+class Texts:
+    """The texts of a sweep, each of which is read once."""
+
+    def __init__(self, memory: str | Sequence[str] | None = None):
+        """Reads nothing yet.
+
+        Args:
+          memory: with `data.source="memory"`, see `lm_jax.train`.
+        """
+        self._memory = memory
+        self._known: dict[Data, Corpus] = {}
+
+    def of(self, data: Data) -> Corpus:
+        """The text that a config names.
+
+        Raises:
+          UserError: as `lm_jax.data.corpus.load`.
+        """
+        # Which text it is depends on none of these, unless it is generated sequence by sequence.
+        read = data
+        if not data.drawn:
+            read = dataclasses.replace(data, batch_size=1, length=1, batching="streams")
+        if read not in self._known:
+            self._known[read] = load(data, self._memory)
+        return self._known[read]
+
+
 def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Config]:
     """The resolved config of every point, by the point's name.
 
@@ -77,6 +104,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
     seen: dict[Config, tuple[int, str]] = {}
     for number, (name, point) in enumerate(points.items(), 1):
         try:
+            _check_values(point)
             changed = resolve(override(config, point))
         except (ValueError, TypeError) as error:  # also a value that JSON does not know
             raise UserError(f"{_called(number, name)}: {error}") from None
@@ -88,6 +116,19 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
             )
         found[name] = changed
     return found
+
+
+def _check_values(point: Point) -> None:
+    """Refuses a value that is no value of a field, but holds several of them."""
+    for path, value in point.items():
+        if isinstance(value, Mapping):
+            held = [str(name) for name in value]
+        elif dataclasses.is_dataclass(value):
+            held = [field.name for field in dataclasses.fields(value)]
+        else:
+            continue
+        name = held[0] if held and "kind" not in held else "kind"
+        raise UserError(f"{path}={value!r} holds settings: name its fields, such as {path}.{name}")
 
 
 def plan(
@@ -103,19 +144,13 @@ def plan(
     Raises:
       UserError: as `sweep_configs`, or a point does not fit its text.
     """
-    corpora: dict[Any, Corpus] = {}
+    texts = Texts(text)
     epochs: dict[Any, int] = {}
     trials: list[Trial] = []
     sizes: list[int] = []
     for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
         try:
-            # Which text it is depends on neither, unless it is generated sequence by sequence.
-            read = found.data
-            if not read.drawn:
-                read = dataclasses.replace(read, batch_size=1, length=1, batching="streams")
-            if read not in corpora:
-                corpora[read] = load(found.data, text)
-            corpus = corpora[read]
+            corpus = texts.of(found.data)
             ready = fitted(found, corpus, epochs)
         except UserError as error:
             raise UserError(f"{_called(number, name)}: {error}") from None
@@ -199,12 +234,12 @@ def settle(
             there = None
         if not isinstance(there, dict) or not isinstance(there.get("trials"), dict):
             raise UserError(f"{path} is damaged: it is no list of points")
-        if there == here:
+        old, new = list(there["trials"].items()), list(here["trials"].items())
+        if there == here and old == new:  # dicts are equal in any order
             return
         if there.get("halving") != halving:
             what = f"its halving is {there.get('halving')}, not {halving}"
             raise UserError(f"{sweep_dir} holds another sweep: {what}")
-        old, new = list(there["trials"].items()), list(here["trials"].items())
         if not growing or old != new[: len(old)]:
             difference = _difference(there["trials"], here["trials"])
             raise UserError(f"{sweep_dir} holds another sweep: {difference}")
@@ -214,8 +249,12 @@ def settle(
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     if len(there) != len(here):
         return f"its points are {len(there)}, not {len(here)}"
-    for number, (old, new) in enumerate(zip(there, here, strict=True), 1):
-        if (old, there[old]) != (new, here[new]):
-            what = f"was {old!r}" if old != new else "has other settings"
-            return f"point {number}, {new!r}, {what}"
-    return "its points are in another order"
+    if there == here:
+        return "its points are in another order"
+    number, old, new = next(
+        (number, old, new)
+        for number, (old, new) in enumerate(zip(there, here, strict=True), 1)
+        if (old, there[old]) != (new, here[new])
+    )
+    what = f"was {old!r}" if old != new else "has other settings"
+    return f"point {number}, {new!r}, {what}"

@@ -52,8 +52,10 @@ class Processes:
           workers: how many; None: one a GPU, or two on a machine without.
 
         Raises:
-          UserError: there are not so many GPUs, or cores.
+          UserError: there are not so many GPUs, or cores, or it is less than one worker.
         """
+        if workers is not None and workers < 1:
+            raise UserError(f"workers={workers} must be 1 or more")
         gpus, cores = _gpus(), cores_here()
         workers = workers or len(gpus) or min(2, len(cores))
         if gpus and workers > len(gpus):

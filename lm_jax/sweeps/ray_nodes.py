@@ -41,8 +41,10 @@ class Ray:
           cores: of each job. Where the cluster has GPUs, each job has one of them, too.
 
         Raises:
-          UserError: Ray is not installed, or cannot be reached, or no job fits.
+          UserError: Ray is not installed, or cannot be reached, or no job fits, or it has no core.
         """
+        if cores < 1:
+            raise UserError(f"cores={cores} must be 1 or more")
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:

@@ -42,8 +42,11 @@ class Slurm:
           cluster: "local" makes the jobs processes of this machine.
 
         Raises:
-          UserError: submitit is not installed, or there is no Slurm here.
+          UserError: submitit is not installed, or there is no Slurm here, or a number is below 1.
         """
+        for name, value in (("cores", cores), ("workers", workers)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be 1 or more")
         try:
             import submitit  # pyright: ignore[reportMissingImports]
         except ImportError:

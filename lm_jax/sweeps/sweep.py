@@ -92,18 +92,22 @@ def sweep(
         return Results(sweep_dir, trials)
 
     def go(planned: Plan, results: Results, received: list[signal.Signals]) -> None:
+        # Those that share no program are dealt out together, whatever groups they are.
+        apart = [group for group in planned.groups if not group.vectorised]
+        shares = [[group] for group in planned.groups if group.vectorised]
         jobs = [
             job
-            for group in planned.groups
+            for groups in ([apart, *shares] if apart else shares)
             for job in divided(
-                [group],
+                groups,
                 sweep_dir,
                 workers=executor.workers,
-                lanes=_lanes(group, lanes),
+                lanes=_lanes(groups[0], lanes),
                 text=text,
                 halving=halving,
             )
         ]
+        jobs.sort(key=lambda job: job.trials[0].number)
         names = {trial.number: trial for trial in planned.trials}
         told = watch and (lambda trial, watch=watch: watch(trial.name))
         for ended in execute(jobs, executor, received, retries=retries, watch=told):
@@ -116,7 +120,10 @@ def sweep(
             assert planned is not None
             go(planned, results, received)
         else:
-            while not received and searching.ask():
+            # What broke off earlier is tried once more, also where nothing is left to be asked for.
+            again = any(row["status"] == "failed" for row in results.rows)
+            while not received and (searching.ask() or again):
+                again = False
                 planned = plan(config, _by_name(searching.asked), text)
                 results = settled(planned)
                 go(planned, results, received)
@@ -127,13 +134,24 @@ def sweep(
 
 
 def _by_name(points: Mapping[str, Point] | Mapping[int, Point] | Drawn) -> dict[str, Point]:
-    """Points by their names; those without are called by their flags."""
+    """Points by their names; those without are called by their flags.
+
+    Raises:
+      UserError: a point was drawn twice.
+    """
     if isinstance(points, Mapping):
         return {
             name if isinstance(name, str) else f"{name}: {flags(point)}": point
             for name, point in points.items()
         }
-    return {flags(point): point for point in points}
+    found: dict[str, Point] = {}
+    for number, point in enumerate(points, 1):
+        name = flags(point)
+        if name in found:
+            first = list(found).index(name) + 1
+            raise UserError(f"draw: the same point comes twice, as {first} and {number}: {name}")
+        found[name] = point
+    return found
 
 
 def _lanes(group: Group, most: int | None) -> int | None:

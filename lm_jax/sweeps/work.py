@@ -10,17 +10,19 @@ from collections.abc import Sequence
 
 import jax
 
-from lm_jax.config import Data, train_of
-from lm_jax.data.corpus import Corpus, load
+from lm_jax.config import train_of
 from lm_jax.sweeps.failures import Failure, forget, record
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import Job, Watcher
-from lm_jax.sweeps.plan import Trial
+from lm_jax.sweeps.plan import Texts, Trial
 from lm_jax.training.loop import opened
 
 
 def do(
-    job: Job, received: list[signal.Signals], watch: Watcher | None = None
+    job: Job,
+    received: list[signal.Signals],
+    watch: Watcher | None = None,
+    texts: Texts | None = None,
 ) -> dict[int, Failure]:
     """Trains the trials of a job to their ends, or goes on where an earlier attempt stopped.
 
@@ -28,21 +30,26 @@ def do(
       job: what to do.
       received: signals to stop, as they come in; all is saved then.
       watch: see `Watcher`.
+      texts: of the job's sweep, as far as this process has read them.
 
     Returns:
       what went wrong with a trial, by its number; the others have gone on. It is in the trials'
       directories, too.
     """
-    return _in_rows(job, received, watch) if job.vectorised else _in_turn(job, received, watch)
+    texts = Texts(job.text) if texts is None else texts
+    done = _in_rows if job.vectorised else _in_turn
+    return done(job, received, watch, texts)
 
 
-def _in_rows(job: Job, received: list[signal.Signals], watch: Watcher | None) -> dict[int, Failure]:
+def _in_rows(
+    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: Texts
+) -> dict[int, Failure]:
     failed: dict[int, Failure] = {}
     left = list(job.trials)
     lanes = min(job.lanes or len(left), len(left))
     while left and not received:
         now, left = left[:lanes], left[lanes:]
-        wrong = _row(job, now, received, watch)
+        wrong = _row(job, now, received, watch, texts)
         if lanes > 1 and any(_out_of_memory(failure) for failure in wrong.values()):
             lanes //= 2
             short = [t for t in now if t.number in wrong and _out_of_memory(wrong[t.number])]
@@ -58,10 +65,14 @@ def _in_rows(job: Job, received: list[signal.Signals], watch: Watcher | None) ->
 
 
 def _row(
-    job: Job, trials: Sequence[Trial], received: list[signal.Signals], watch: Watcher | None
+    job: Job,
+    trials: Sequence[Trial],
+    received: list[signal.Signals],
+    watch: Watcher | None,
+    texts: Texts,
 ) -> dict[int, Failure]:
     try:
-        corpus = load(trials[0].config.data, job.text)
+        corpus = texts.of(trials[0].config.data)
         judge, rungs = None, ()
         if job.halving is not None:
             judge = job.halving.judge(job.sweep_dir)
@@ -80,23 +91,23 @@ def _out_of_memory(failure: Failure) -> bool:
     return is_xla and "RESOURCE_EXHAUSTED" in failure.error
 
 
-def _in_turn(job: Job, received: list[signal.Signals], watch: Watcher | None) -> dict[int, Failure]:
+def _in_turn(
+    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: Texts
+) -> dict[int, Failure]:
     failed: dict[int, Failure] = {}
-    known: tuple[Data, Corpus] | None = None
     for trial in job.trials:
         if received:
             break
         try:
-            data = trial.config.data
             if job.halving is not None and trial.config.train is not None:
                 # It is asked at its rungs, as those are that are trained side by side.
-                failed |= _in_rows(dataclasses.replace(job, trials=(trial,)), received, watch)
+                alone = dataclasses.replace(job, trials=(trial,))
+                failed |= _in_rows(alone, received, watch, texts)
                 continue
-            if known is None or known[0] != data:
-                known = data, load(data, job.text)
+            corpus = texts.of(trial.config.data)
             told = None if watch is None else watch(trial)
             place = job.place(trial)
-            with opened(trial.config, place, known[1], received, told) as work:
+            with opened(trial.config, place, corpus, received, told) as work:
                 if work is not None:
                     work.run()
             if trial not in job.unfinished():

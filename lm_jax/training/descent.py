@@ -142,7 +142,8 @@ class Descent:
 
         Yields:
           an update: the driver makes updates until that one, or less, or until the loss is not
-          finite; or a rung, in answer to which the driver sends whether the run is to go on.
+          finite; or a rung, in answer to which the driver sends whether the run is to go on, or
+          None where nobody is judged: the run is saved there, and asks again when it goes on.
         """
         self.state = self.restored()
         step = int(self.state.step)
@@ -208,9 +209,12 @@ class Descent:
                 return "finished"
             if last:
                 return "finished"
-            if step in self.rungs and not (yield Rung(step, self._validated(step))):
+            goes_on = True
+            if step in self.rungs:
+                goes_on = yield Rung(step, self._validated(step))
+            if goes_on is False:
                 return "pruned"
-            if self.received:
+            if goes_on is None or self.received:
                 raise Stopped
             if step and step % train.checkpoint_every == 0:
                 self._save()
