@@ -175,6 +175,24 @@ def test_an_output_that_is_no_part_of_the_carry_is_read_too(file):
     tiny.assert_trees_close((last, jnp.concatenate([first, second])), (carry, h))
 
 
+def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
+    """Clipped, cut at random and watched, the gradient is that of the cell without the number."""
+    two = [tiny.rnn(cell=f"mine.py:{name}") for name in ("elman", "counting")]
+    params = tiny.moved(two[0].init(jax.random.key(0)))
+
+    def asked(call, model):
+        return jax.jit(call)(params, model.init_carry(tiny.B), tiny.batch())
+
+    for make in (
+        lambda model: gradients.full_bptt(model, clip_delta=0.1),
+        lambda model: gradients.randomised_bptt(model, rate=0.3, key=jax.random.key(1)),
+    ):
+        (loss, _, grads), (same_loss, _, same) = (asked(make(m).estimate, m) for m in two)
+        tiny.assert_trees_close((loss, grads), (same_loss, same))
+    (_, norms), (_, same) = (asked(gradients.explicit_bptt(m).watched, m) for m in two)
+    tiny.assert_trees_close(norms, same)
+
+
 MISTAKES = {
     "none.py:elman": "there is no file none.py",
     "no_such_package.module:elman": "there is no module no_such_package.module",

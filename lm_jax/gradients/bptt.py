@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, restart
-from lm_jax.models.recurrence import squared_norm
+from lm_jax.models.recurrence import has_gradient, squared_norm
 
 
 @dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
@@ -278,7 +278,7 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
     estimators differentiate the *sum* of nats, so the threshold does not depend on B or T.
 
     Args:
-      carry: leaves [B, ...].
+      carry: leaves [B, ...]; integers have no gradient.
       threshold: largest norm, in nats per unit of the carry; infinity changes nothing.
       tally: [B], read by nothing; its gradient is 1 in the lanes whose δ was scaled down, else 0.
     """
@@ -292,7 +292,10 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
         norm = jnp.sqrt(squared_norm(delta))
         cut = norm > threshold
         scale = jnp.where(cut, threshold / norm, 1.0)
-        scaled = jax.tree.map(lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)), delta)
+        scaled = jax.tree.map(
+            lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)) if has_gradient(d) else d,
+            delta,
+        )
         told = None if tally is None else cut.astype(tally.dtype)
         return scaled, jnp.zeros_like(threshold), told
 
