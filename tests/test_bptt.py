@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
+from lm_jax.config import RecurrentDropout
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import Between
 
@@ -136,6 +137,49 @@ def test_truncated_bptt_is_its_definition_across_the_chunk_s_edge(k1, k2):
         _, carry, grads = estimate(PARAMS, carry, batch)
         expected = by_definition(k1, k2, tokens[: first + k1 + 1], MODEL.init_carry(tiny.B))
         tiny.assert_trees_close(grads, expected)
+
+
+NOISY = tiny.rnn(
+    layers=2, dropout=RecurrentDropout(inputs=0.5, between=0.3, outputs=0.3, recurrent=0.3)
+).noisy(jax.random.key(7))
+
+
+def test_the_blocks_of_a_batch_draw_masks_of_their_own():
+    """Without a past and of one token, blocks differ by their masks alone."""
+    layers = [{**layer, "W_hh": 0 * layer["W_hh"]} for layer in PARAMS["layers"]]
+    ones = jnp.ones_like(BATCH.x)
+    estimate = jax.jit(g.truncated_bptt(NOISY, k1=3, k2=3).estimate)
+    early, late = (
+        estimate({**PARAMS, "layers": layers}, CARRY, Batch(ones, ones, mask, BATCH.start))[0]
+        for mask in (BATCH.mask.at[3:].set(False), BATCH.mask.at[:3].set(False))
+    )
+    assert abs(early - late) > 1e-3
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(2, 6), (3, 7), (6, 4), (4, 6)])
+def test_the_masks_of_a_step_do_not_depend_on_where_a_text_is_cut(k1, k2):
+    """Losses are those of one reading, and so are the gradients where they reach the start."""
+    batch = tiny.batch(length=12) if k1 == 4 else BATCH
+    estimator = g.truncated_bptt(NOISY, k1=k1, k2=k2)
+    found = jax.jit(estimator.estimate)(PARAMS, estimator.init_carry(tiny.B), batch)
+    whole = NOISY.placed((-(-k2 // k1) - 1) * k1)
+    full = jax.jit(g.full_bptt(whole).estimate)(PARAMS, NOISY.init_carry(tiny.B), batch)
+    np.testing.assert_allclose(found[0], full[0], rtol=1e-12)
+    if k2 >= tiny.T and k1 < 4:
+        tiny.assert_trees_close(found[2], full[2])
+
+
+def test_the_state_before_a_batch_has_been_read_with_the_masks_of_its_update():
+    estimator = g.truncated_bptt(NOISY, k1=2, k2=6)
+    carry = estimator.init_carry(tiny.B)
+    for seed in range(3):
+        before = carry
+        _, carry, _ = estimator(PARAMS, carry, tiny.batch(seed, length=2, start=not seed))
+    # Its last two blocks are the two that stand before the batch.
+    state, _ = NOISY.placed(0).hidden(PARAMS, before.carry, before.x.reshape(4, tiny.B))
+    fresh = jnp.zeros(tiny.B, bool)
+    before = before._replace(start=jnp.stack([fresh, fresh]))
+    tiny.assert_trees_close(estimator.model_carry(PARAMS, before), state)
 
 
 def test_the_gradient_does_not_reach_over_the_start_of_a_text():

@@ -271,6 +271,26 @@ def test_gamma_keeps_the_variance_of_white_inputs(key):
     assert float(jnp.std(carry)) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("drawn", ["minval", "maxval"])
+@pytest.mark.parametrize("ring", [(0.0, 1.0), (0.0, 0.5), (0.99, 1.0)])
+def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
+    key, monkeypatch, ring, drawn
+):
+    """In float32 an edge is met once in some millions of units; subnormal numbers count as 0."""
+
+    def at_the_edge(key, shape, dtype=float, minval=0.0, maxval=1.0):
+        edge = {"minval": minval, "maxval": np.nextafter(np.float32(maxval), np.float32(0))}
+        return jnp.full(shape, edge[drawn], dtype)
+
+    monkeypatch.setattr(jax.random, "uniform", at_the_edge)
+    with jax.enable_x64(False):
+        cell = linear.diagonal(4, r_min=ring[0], r_max=ring[1], max_phase=0.1)
+        params = cell.init(key)
+    for name, leaf in params.items():
+        assert leaf.dtype == jnp.float32
+        assert np.all(np.isfinite(leaf)), name
+
+
 def test_a_diagonal_recurrence_of_odd_size_is_refused():
     for make in (lambda: linear.diagonal(5), lambda: tiny.rnn(cell="diagonal", hidden_size=5)):
         with pytest.raises(

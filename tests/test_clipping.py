@@ -123,6 +123,22 @@ def test_the_share_of_deltas_is_one_of_all_below_the_largest_and_all_above_zero(
     np.testing.assert_array_equal(audited(1.0, 1.0, 0.0).kinds["delta"].cut, [1, 1, 1, 0])
 
 
+def test_a_delta_is_counted_at_every_step_that_a_target_s_gradient_reaches():
+    """With one target at the end of some lanes, most of δ is at steps without one."""
+    last = jnp.zeros((tiny.T, tiny.B), bool).at[-1, 0].set(True).at[2, 1].set(True)
+    asked = [batch._replace(mask=last) for batch in BATCHES]
+    audited = jax.jit(
+        lambda delta: g.clip_audit(MODEL, PARAMS, CARRY, asked, delta=delta, apply=g.sgd(RATE))
+    )
+    highest, half = (
+        g.quantile_thresholds(MODEL, PARAMS, CARRY, asked, share=share).delta
+        for share in (0.0, 0.5)
+    )
+    assert g.clip_summary(audited(half))["delta"].often == 0.5
+    one = audited((1 - 1e-9) * highest).kinds["delta"].cut
+    np.testing.assert_allclose(jnp.sum(one), 1 / (tiny.T + 3), rtol=1e-12)
+
+
 def test_an_update_without_a_gradient_has_no_direction_and_is_left_out_of_the_summary():
     audit = audited(0.5, 0.01, 0.1)
     for kind, total in g.clip_summary(audit).items():

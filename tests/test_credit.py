@@ -163,6 +163,18 @@ def test_of_a_linear_transition_every_lag_has_a_closed_form():
             np.testing.assert_allclose(credit[t, k], value, rtol=1e-11)
 
 
+def test_a_step_whose_linearisation_keeps_nothing_has_a_map():
+    """h_t = h_{t-1} + W x_t has the identity for its Jacobian, and a reset has 0."""
+    params, carry, xs, ys = linear_case()
+    lengths = np.linalg.norm(ys, axis=1)[:, None]
+    for step, past in (
+        (lambda p, h, x: h + p["W"] @ x, np.tril(np.ones((T, T)))),
+        (lambda p, h, x: jnp.tanh(p["W"] @ x), np.eye(T)),
+    ):
+        found = g.credit_map(step, dot, params, carry, xs, ys)
+        np.testing.assert_allclose(found, lengths * past, rtol=1e-12)
+
+
 @pytest.fixture(params=[T, 2, 1], ids=["whole", "pairs", "steps"])
 def _blocks(request, monkeypatch):
     """T is no multiple of the blocks' number where there are several, so some steps are padding."""

@@ -58,6 +58,17 @@ def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
             assert np.any(drawn[name][:, 0] != drawn[name][:, 1])
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_steps_that_are_read_apart_have_the_masks_of_their_places(key, locked):
+    noise, ones = Noise(key, locked, inputs=0.5), jnp.ones((6, 3, 8))
+    whole = noise.placed(2).on_inputs(ones)
+    parts = [noise.placed(2).on_inputs(ones[:4]), noise.placed(6).on_inputs(ones[4:])]
+    np.testing.assert_array_equal(jnp.concatenate(parts), whole)
+    assert len({step.tobytes() for step in np.asarray(whole)}) == (1 if locked else 6)
+    if locked:
+        np.testing.assert_array_equal(whole, noise.on_inputs(ones))
+
+
 def test_places_and_layers_draw_masks_of_their_own(key):
     same = Noise(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
     drawn = jax.jit(lambda key: places(same.drawn(key)))(key)

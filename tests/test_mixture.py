@@ -91,9 +91,10 @@ def test_a_mixture_of_a_model_with_itself_is_the_model_for_scoring_and_sampling(
     assert drawn == sample(A, params, vocabulary, length=20, prompt="b", temperature=0.0)
 
 
-def test_a_weight_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"weight=1\.5 must be from 0 to 1"):
-        mixture(A, B, 1.5)
+@pytest.mark.parametrize("weight", [1.5, 2, -1, float("nan")])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match=rf"weight={weight} must be from 0 to 1"):
+        mixture(A, B, weight)
 
 
 def mean_nats(weight, nats_a, nats_b):

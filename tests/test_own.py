@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from test_training import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
-from lm_jax.config import RNN, Config, resolve
+from lm_jax.config import RNN, Config, LiveProbe, resolve
 from lm_jax.config.source import sha256_of
 from lm_jax.settings import UserError, digest
 
@@ -59,6 +60,16 @@ class Doubled(linen.RNNCellBase):
 
     def initialize_carry(self, rng, input_shape):
         return jnp.zeros(self.features)
+
+def transposed(inputs, hidden_size):
+    """Its W_hh is [G H, H], which is no row of square blocks."""
+    plain = elman(inputs, hidden_size)
+    def init(key):
+        return {**plain.init(key), "W_hh": jax.random.normal(key, (2 * hidden_size, hidden_size))}
+    def step(params, h, x):
+        z = params["W_hh"] @ h
+        return plain.step(params, jnp.tanh(z[:hidden_size] * z[hidden_size:]), x)
+    return Transition(init, jnp.zeros(hidden_size), step)
 
 three = 3
 def nothing(inputs, hidden_size): return None
@@ -164,6 +175,24 @@ def test_an_output_that_is_no_part_of_the_carry_is_read_too(file):
     tiny.assert_trees_close((last, jnp.concatenate([first, second])), (carry, h))
 
 
+def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
+    """Clipped, cut at random and watched, the gradient is that of the cell without the number."""
+    two = [tiny.rnn(cell=f"mine.py:{name}") for name in ("elman", "counting")]
+    params = tiny.moved(two[0].init(jax.random.key(0)))
+
+    def asked(call, model):
+        return jax.jit(call)(params, model.init_carry(tiny.B), tiny.batch())
+
+    for make in (
+        lambda model: gradients.full_bptt(model, clip_delta=0.1),
+        lambda model: gradients.randomised_bptt(model, rate=0.3, key=jax.random.key(1)),
+    ):
+        (loss, _, grads), (same_loss, _, same) = (asked(make(m).estimate, m) for m in two)
+        tiny.assert_trees_close((loss, grads), (same_loss, same))
+    (_, norms), (_, same) = (asked(gradients.explicit_bptt(m).watched, m) for m in two)
+    tiny.assert_trees_close(norms, same)
+
+
 MISTAKES = {
     "none.py:elman": "there is no file none.py",
     "no_such_package.module:elman": "there is no module no_such_package.module",
@@ -185,7 +214,7 @@ MISTAKES = {
     "mine.py:longer": "output gives float64[6], not the 5 floating-point numbers",
     "mine.py:two": "output gives PyTreeDef((*, *)), not an array of 5 numbers",
     "mine.py:whole": "init gives params['n'] of type int64, not floating-point",
-    "mine.py:wrong": "mine.py, line 57: TypeError",
+    "mine.py:wrong": "mine.py, line 67: TypeError",
 }
 
 
@@ -250,6 +279,19 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no file mine.py"):
         lm_jax.load_run("run")
+
+
+def test_a_recurrent_matrix_of_another_shape_is_left_out_of_the_spectra(file):
+    config = tiny.config(
+        train={"steps": 2, "probe": LiveProbe(every=1, by_lag=False, lyapunov=False)},
+        model=RNN(cell="mine.py:transposed", embedding_size=4, hidden_size=H),
+    )
+    run = lm_jax.train(config, "run", text=tiny.TEXT)
+    assert gradients.spectra_by_layer(run.params) == {}
+    rows = [row for row in rows_of(Path("run")) if row["kind"] == "probe"]
+    assert rows
+    for row in rows:
+        assert row["spectral_radius"] == row["singular_value"] == {}
 
 
 def test_a_cell_that_will_not_do_leaves_no_run_behind(file, tmp_path):

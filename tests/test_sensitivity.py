@@ -80,6 +80,31 @@ def test_of_a_sum_over_time_the_sensitivity_grows_with_it():
     np.testing.assert_allclose(found["w"], 2 * (1 - 0.5 ** np.arange(1, T + 1)), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("of_params", "of_carry"),
+    [(jnp.float32, jnp.bfloat16), (jnp.float64, jnp.float32), (jnp.bfloat16, jnp.float32)],
+)
+def test_parameters_may_be_of_another_type_than_the_carry(of_params, of_carry):
+    params = {"a": jnp.array(0.5, of_params), "w": jnp.array(2.0, of_params)}
+    step = lambda p, h, x: (p["a"] * h + p["w"] + x).astype(h.dtype)  # noqa: E731
+    data = params, jnp.array(0, of_carry), jnp.zeros(T, of_carry)
+    exact = 2 * (1 - 0.5 ** np.arange(1, T + 1))
+    found = g.sensitivity(step, *data)["w"]
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=0.02)
+    probed = g.sensitivity_by_probes(step, *data, key=jax.random.key(0), probes=2)["w"]
+    assert np.all(np.isfinite(np.asarray(probed.norm, np.float64)))
+
+
+def test_a_parameter_may_be_a_bare_number():
+    step = lambda p, h, x: p * h + x  # noqa: E731
+    found = g.sensitivity(step, 0.5, jnp.array(1.0), jnp.zeros(T))[""]
+    np.testing.assert_allclose(found, np.arange(1, T + 1) * 0.5 ** np.arange(T), rtol=1e-12)
+    probed = g.sensitivity_by_probes(
+        step, 0.5, jnp.array(1.0), jnp.zeros(T), key=jax.random.key(0), probes=2
+    )[""]
+    np.testing.assert_allclose(probed.norm / probed.norm[0], found / found[0], rtol=1e-12)
+
+
 def test_a_nan_spoils_what_follows_and_a_dead_block_is_zero():
     def step(params, h, x):
         return jax.nn.relu(params["w"] * h + x) + 0 * params["dead"]

@@ -49,6 +49,8 @@ def test_every_recurrent_layer_of_the_params_is_found(key):
     }
     state = cells.LSTMState(jnp.ones(1), jnp.ones(1))
     assert g.spectra_by_layer((state, [])) == g.spectra_by_layer(jnp.ones(2)) == {}
+    others = {"W_hh": jnp.ones((4, 2))}, {"W_hh": {"kernel": jnp.ones((2, 2))}}, {"W_hh": 0.5}
+    assert g.spectra_by_layer(others) == {}
 
 
 def test_what_is_not_finite_is_nan_and_only_there():

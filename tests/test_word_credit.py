@@ -60,6 +60,12 @@ def test_bands_share_out_the_text():
     np.testing.assert_array_equal(shares, np.full(5, 20))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int8, np.float32])
+def test_bands_are_of_counts_of_any_type(dtype):
+    found = g.frequency_bands(np.array([10, 0, 5, 5], dtype), 2)
+    np.testing.assert_array_equal(found, [0, 1, 1, 1])
+
+
 @pytest.mark.parametrize(
     ("counts", "bands", "match"),
     [([1, 2], 0, "bands=0"), ([1, -2], 2, "counts holds -2"), ([0, 0], 2, "none of the 2 words")],

@@ -31,7 +31,8 @@ class Clipped(NamedTuple):
 
     cut: Float[Array, " updates"]
     """By norm: 1 where it cut, else 0; by value: the share of entries that it cut; by delta: the
-    share of time steps and lanes at which it cut δ in some layer. NaN where g holds a NaN."""
+    share of time steps and lanes at which it cut δ in some layer, of those that the gradient of a
+    target reaches: with it or before it. NaN where g holds a NaN."""
     ratio: Float[Array, " updates"]
     """‖g'‖ / ‖g‖; NaN where g is zero, as the two below."""
     cosine: Float[Array, " updates"]
@@ -228,14 +229,17 @@ def quantile_thresholds(
 def _by_delta(
     model: LanguageModel, params: Params, carry: Carry, batch: Batch, threshold: Threshold
 ) -> tuple[Params, Array]:
-    """The gradient with each δ_t clipped, and the share of steps and lanes at which one was."""
+    """The gradient with each δ_t clipped, and the share of steps and lanes at which one was.
+
+    Of those with a target at them or later, for behind the last target there is no δ_t to cut.
+    """
 
     def clipping(tally: Array) -> tuple[Between]:
         return (Between(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
 
     _, grads, cuts = _watched(model, params, carry, batch, clipping)
-    tokens = jnp.maximum(jnp.sum(batch.mask), 1)
-    return grads, jnp.sum((cuts > 0) & batch.mask) / tokens
+    reached = jax.lax.cummax(batch.mask.astype(jnp.int32), axis=0, reverse=True) > 0
+    return grads, jnp.sum((cuts > 0) & reached) / jnp.maximum(jnp.sum(reached), 1)
 
 
 def _watched(

@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, restart
-from lm_jax.models.recurrence import squared_norm
+from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, placed, restart
+from lm_jax.models.recurrence import has_gradient, squared_norm
 
 
 @dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
@@ -184,6 +184,9 @@ def truncated_bptt(
 
     A batch may hold several blocks; their gradients are added up. In training it holds one.
 
+    Where a `noisy` model has masks of each step's own, they are drawn for the step's place, counted
+    from the oldest block that a call reads, so that no two blocks share them.
+
     Args:
       model: the language model.
       k1: steps of a block.
@@ -200,28 +203,39 @@ def truncated_bptt(
     # The first steps of a window, which are out of the gradient's reach.
     constant = (remembered + 1) * k1 - k2
 
-    def hidden(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        return model.hidden(params, carry, x, between)
+    def hidden(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
+        return placed(model, first).hidden(params, carry, x, between)
 
-    def reached(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+    def reached(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
         """The hidden states of a window's first block, constants where they must be."""
         if not constant:
-            return hidden(params, carry, x)
-        carry, head = jax.lax.stop_gradient(hidden(params, carry, x[:constant]))
-        carry, tail = hidden(params, carry, x[constant:])
+            return hidden(params, carry, x, first)
+        carry, head = jax.lax.stop_gradient(hidden(params, carry, x[:constant], first))
+        carry, tail = hidden(params, carry, x[constant:], first + constant)
         return carry, jnp.concatenate([head, tail])
 
     def block_nats(
-        params: Params, history: History, x: Array, y: Array, mask: Array, start: Array
+        params: Params,
+        history: History,
+        x: Array,
+        y: Array,
+        mask: Array,
+        start: Array,
+        first: Array,
     ) -> tuple[Array, Carry]:
-        """The summed nats of the newest block, and the carry after the oldest."""
+        """The summed nats of the newest block, and the carry after the oldest.
+
+        Args:
+          first: the place of the oldest block's first step.
+        """
         xs = jnp.concatenate([history.x, x[None]])
         starts = jnp.concatenate([history.start, start[None]])
-        oldest, h = reached(params, restart(model, history.carry, starts[0]), xs[0])
+        oldest, h = reached(params, restart(model, history.carry, starts[0]), xs[0], first)
         carry = oldest
         for block in range(1, remembered + 1):
-            carry, h = hidden(params, restart(model, carry, starts[block]), xs[block])
-        return model.loss(params, h, y, mask), oldest
+            first = first + k1
+            carry, h = hidden(params, restart(model, carry, starts[block]), xs[block], first)
+        return placed(model, first).loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         steps, lanes = batch.mask.shape
@@ -236,9 +250,9 @@ def truncated_bptt(
 
         def add_block(sums: tuple, block: tuple) -> tuple[tuple, None]:
             history, nats, grads = sums
-            x, y, mask, start = block
+            x, _, _, start, _ = block
             value_and_grad = jax.value_and_grad(block_nats, has_aux=True)
-            (more, oldest), more_grads = value_and_grad(params, history, x, y, mask, start)
+            (more, oldest), more_grads = value_and_grad(params, history, *block)
             history = History(
                 oldest,
                 jnp.concatenate([history.x, x[None]])[1:] if remembered else history.x,
@@ -247,7 +261,8 @@ def truncated_bptt(
             return (history, nats + more, jax.tree.map(jnp.add, grads, more_grads)), None
 
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), (x, y, mask, starts))
+        each = x, y, mask, starts, k1 * jnp.arange(blocks)
+        (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), each)
         loss, grads = per_token(nats, grads, batch.mask)
         return loss, history if remembered else history.carry, grads
 
@@ -255,8 +270,8 @@ def truncated_bptt(
         if not remembered:
             return carry
         now = carry.carry
-        for x, start in zip(carry.x, carry.start, strict=True):
-            now, _ = model.hidden(params, restart(model, now, start), x)
+        for block, (x, start) in enumerate(zip(carry.x, carry.start, strict=True)):
+            now, _ = placed(model, block * k1).hidden(params, restart(model, now, start), x)
         return now
 
     def init_carry(batch_size: int) -> Carry:
@@ -278,7 +293,7 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
     estimators differentiate the *sum* of nats, so the threshold does not depend on B or T.
 
     Args:
-      carry: leaves [B, ...].
+      carry: leaves [B, ...]; integers have no gradient.
       threshold: largest norm, in nats per unit of the carry; infinity changes nothing.
       tally: [B], read by nothing; its gradient is 1 in the lanes whose δ was scaled down, else 0.
     """
@@ -292,7 +307,10 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
         norm = jnp.sqrt(squared_norm(delta))
         cut = norm > threshold
         scale = jnp.where(cut, threshold / norm, 1.0)
-        scaled = jax.tree.map(lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)), delta)
+        scaled = jax.tree.map(
+            lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)) if has_gradient(d) else d,
+            delta,
+        )
         told = None if tally is None else cut.astype(tally.dtype)
         return scaled, jnp.zeros_like(threshold), told
 

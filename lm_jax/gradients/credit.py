@@ -134,9 +134,9 @@ def _linearised(
         if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
             varies.update(equation.outvars)
     form = jax.tree.structure(shape)
-    kept = [
-        not isinstance(v, Literal) and v in varies for v in traced.jaxpr.outvars[-form.num_leaves :]
-    ]
+    # Counted from the front, for a linearisation may keep nothing, and then none is the last.
+    leaves = traced.jaxpr.outvars[len(traced.jaxpr.outvars) - form.num_leaves :]
+    kept = [not isinstance(v, Literal) and v in varies for v in leaves]
 
     def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, list[Array]]]:
         after, back = linearised(carry, x)

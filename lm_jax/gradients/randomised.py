@@ -20,6 +20,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Between, Carry, Params, restart
+from lm_jax.models.recurrence import has_gradient
 
 
 class Drawn(NamedTuple):
@@ -82,7 +83,7 @@ def scale_cotangent(carry: Carry, factor: Float[Array, " B"]) -> Carry:
     """The identity, through which each lane's gradient passes multiplied by a factor.
 
     Args:
-      carry: leaves [B, ...].
+      carry: leaves [B, ...]; integers have no gradient.
       factor: of each lane; where it is 0, nothing passes, not even what is not finite.
     """
     del factor
@@ -91,6 +92,8 @@ def scale_cotangent(carry: Carry, factor: Float[Array, " B"]) -> Carry:
 
 def _backward(factor: Array, delta: Carry) -> tuple[Carry, Array]:
     def scaled(leaf: Array) -> Array:
+        if not has_gradient(leaf):
+            return leaf
         by = factor.reshape((-1,) + (1,) * (leaf.ndim - 1))
         return jnp.where(by == 0, 0, leaf * by)
 

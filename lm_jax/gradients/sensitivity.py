@@ -64,7 +64,7 @@ def sensitivity(
     """
     check_transition(step, params, carry, xs)
     h, unravel = ravel_pytree(carry)
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = _arrays(params)
     members = blocks(params, depth)
 
     def flat(leaves: list[Array], h: Array, x: Any) -> Array:
@@ -81,7 +81,8 @@ def sensitivity(
         sizes = {name: norm([S[i] for i in members[name]]) for name in members}
         return (h, S), sizes
 
-    zero = [jnp.zeros((h.size, *jnp.shape(leaf)), h.dtype) for leaf in leaves]
+    types = [jnp.promote_types(h.dtype, leaf.dtype) for leaf in leaves]
+    zero = [jnp.zeros((h.size, *leaf.shape), t) for leaf, t in zip(leaves, types, strict=True)]
     return jax.lax.scan(advance, (h, zero), xs)[1]
 
 
@@ -114,7 +115,7 @@ def sensitivity_by_probes(
     check_transition(step, params, carry, xs)
     if probes < 2:
         raise UserError(f"probes={probes} must be 2 or more, to tell a standard error")
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = _arrays(params)
 
     def carries(leaves: list[Array]) -> Carry:
         def advance(carry: Carry, x: Any) -> tuple[Carry, Carry]:
@@ -127,7 +128,7 @@ def sensitivity_by_probes(
         def size(key: Array) -> Array:
             keys = jax.random.split(key, len(leaves))
             direction = [
-                jax.random.normal(k, jnp.shape(leaf), leaf.dtype)
+                jax.random.normal(k, leaf.shape, leaf.dtype)
                 if number in numbers
                 else jnp.zeros_like(leaf)
                 for number, (k, leaf) in enumerate(zip(keys, leaves, strict=True))
@@ -140,6 +141,12 @@ def sensitivity_by_probes(
     members = blocks(params, depth)
     keys = jax.random.split(key, len(members))
     return {name: probed(members[name], k) for name, k in zip(members, keys, strict=True)}
+
+
+def _arrays(params: Params) -> tuple[list[Array], Any]:
+    """The leaves, of which a bare number is an array too, and the tree's structure."""
+    leaves, structure = jax.tree.flatten(params)
+    return [jnp.asarray(leaf) for leaf in leaves], structure
 
 
 def _mean_square(sizes: Float[Array, "K T"]) -> Probed:

@@ -63,19 +63,25 @@ def spectra_by_layer(params: Params) -> dict[str, RecurrentSpectra]:
     """`recurrent_spectra` of every W_hh in a tree of params.
 
     Args:
-      params: any tree; the leaves whose last key is W_hh are taken.
+      params: any tree; the leaves whose last key is W_hh are taken, but for those of a cell of
+        one's own that are not [H, G H].
 
     Returns:
       a dict from where the leaf stands, such as "layers.0.W_hh", to its spectra.
-
-    Raises:
-      UserError: as `recurrent_spectra`.
     """
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): recurrent_spectra(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if path and getattr(path[-1], "key", getattr(path[-1], "name", None)) == "W_hh"
+        if path
+        and getattr(path[-1], "key", getattr(path[-1], "name", None)) == "W_hh"
+        and made_of_blocks(leaf)
     }
+
+
+def made_of_blocks(W_hh: Any) -> bool:
+    """Whether it is an array [H, G H], with H and G above 0."""
+    shape = getattr(W_hh, "shape", ())
+    return len(shape) == 2 and min(shape) > 0 and shape[1] % shape[0] == 0
 
 
 def block_radii(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
@@ -116,10 +122,10 @@ def largest_singular_value(W: Float[Array, "M N"]) -> Float[Array, ""]:
 
 
 def _blocks(W_hh: Any) -> list[Any]:
-    shape = W_hh.shape
-    if len(shape) != 2 or not shape[0] or not shape[1] or shape[1] % shape[0]:
-        raise UserError(f"W_hh of shape {list(shape)} is not made of square blocks, [H, G H]")
-    return [W_hh[:, at : at + shape[0]] for at in range(0, shape[1], shape[0])]
+    if not made_of_blocks(W_hh):
+        raise UserError(f"W_hh of shape {list(W_hh.shape)} is not made of square blocks, [H, G H]")
+    H, columns = W_hh.shape
+    return [W_hh[:, at : at + H] for at in range(0, columns, H)]
 
 
 def _spectrum(block: np.ndarray) -> Spectrum:

@@ -102,7 +102,8 @@ def frequency_bands(counts: np.ndarray, bands: int) -> np.ndarray:
     total = int(counts.sum())
     if not total:
         raise UserError(f"none of the {counts.size} words occurs")
-    order = np.argsort(-counts, kind="stable")
+    # Not by -counts, which of an unsigned type is no negative number.
+    order = np.argsort(counts.max() - counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
     classes = np.empty(counts.size, np.int32)
     classes[order] = np.minimum(before * bands // total, bands - 1)

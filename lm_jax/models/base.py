@@ -67,6 +67,10 @@ class LanguageModel(NamedTuple):
     ready: Callable[[Params, int], Params] = lambda params, tokens: params
     """(params, tokens) -> params with which `hidden` and `logits` read so many tokens one after
     another: what is the same for all of them is made once. They are good for nothing else."""
+    placed: Callable[[int | Array], "LanguageModel"] | None = None
+    """first -> the model where reading begins at step `first` of an update, for who reads the
+    update's steps in parts: if it is `noisy`, each step's masks are drawn for its place. None where
+    no state is recurrent."""
     stack: Any = None
     """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
 
@@ -103,6 +107,11 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
         return jnp.where(start.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
 
     return jax.tree.map(choose, fresh, carry)
+
+
+def placed(model: LanguageModel, first: int | Array) -> LanguageModel:
+    """`LanguageModel.placed`; the model as it is where it has none."""
+    return model if model.placed is None else model.placed(first)
 
 
 def affine(

@@ -42,10 +42,17 @@ class Noise:
     outputs: Chance = None
     words: Chance = None
     recurrent: Chance = None
+    first: int | Array | None = None
+    """The place in the update of the first step that is read, where not all are read at once."""
 
     def drawn(self, key: Array) -> "Noise":
         """The same noise, drawn from a key."""
         return dataclasses.replace(self, key=key)
+
+    def placed(self, first: int | Array) -> "Noise":
+        """The same noise where reading begins at step `first` of an update: each step's masks are
+        drawn for its place, so they are its own, wherever the update's steps are cut."""
+        return dataclasses.replace(self, first=first)
 
     def key_of(self, place: int) -> Array | None:
         """The key of a place."""
@@ -87,8 +94,14 @@ class Noise:
     def _over_time(self, a: Array, chance: Chance, place: int) -> Array:
         if self.key is None or chance is None:
             return a
-        shape = (1, *a.shape[1:]) if self.locked else a.shape
-        return a * mask(jax.random.fold_in(self.key, place), chance, shape)
+        key = jax.random.fold_in(self.key, place)
+        if self.locked or self.first is None:
+            return a * mask(key, chance, (1, *a.shape[1:]) if self.locked else a.shape)
+
+        def at_step(step: Array) -> Array:
+            return mask(jax.random.fold_in(key, step), chance, a.shape[1:])
+
+        return a * jax.vmap(at_step)(self.first + jnp.arange(len(a)))
 
 
 SILENT = Noise()

@@ -84,14 +84,14 @@ def diagonal(
     N = hidden_size // 2
 
     def init(key: Array) -> Params:
-        # Above 0, whose logarithm is no number to learn from.
-        draw = {"minval": jnp.finfo(float).tiny, "maxval": 1.0}
-        size, phase = (jax.random.uniform(k, (N,), float, **draw) for k in jax.random.split(key))
-        # -ln |λ|, where |λ|² is uniform.
-        decay = -jnp.log(size * (r_max**2 - r_min**2) + r_min**2) / 2
+        size, phase = (jax.random.uniform(k, (N,), float) for k in jax.random.split(key))
+        # Off 0 and, for |λ|, off 1, whose logarithms here are no numbers to learn from.
+        near = jnp.finfo(size.dtype)
+        square = jnp.clip(size * (r_max**2 - r_min**2) + r_min**2, near.tiny, 1 - near.epsneg)
+        decay = -jnp.log(square) / 2  # -ln |λ|, where |λ|² is uniform
         return {
             "nu": jnp.log(decay),
-            "theta": jnp.log(max_phase * phase),
+            "theta": jnp.log(jnp.maximum(max_phase * phase, near.tiny)),
             "gamma": jnp.log(-jnp.expm1(-2 * decay)) / 2,
         }
 

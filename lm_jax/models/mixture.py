@@ -41,7 +41,7 @@ class Both:
         return jax.tree.map(lambda leaf: leaf[place], self)
 
 
-def mixture(a: LanguageModel, b: LanguageModel, weight: float | Array) -> LanguageModel:
+def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> LanguageModel:
     """A language model of params (a's, b's), carry (a's, b's) and an h that is `Both`.
 
     Its loss is its nats, and it has no noise: the models are trained each by itself.
@@ -53,7 +53,7 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | Array) -> Langua
     Raises:
       ValueError: the weight is not from 0 to 1.
     """
-    if isinstance(weight, float) and not 0 <= weight <= 1:
+    if isinstance(weight, float | int) and not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must be from 0 to 1")
 
     def mixed(log_a: Array, log_b: Array) -> Array:

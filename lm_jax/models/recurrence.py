@@ -157,9 +157,18 @@ _tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, square
 
 
 def squared_norm(delta: Carry) -> Float[Array, " B"]:
-    """‖δ‖² of each lane, over all leaves [B, ...]."""
-    squares = [jnp.sum(d**2, axis=range(1, d.ndim)) for d in jax.tree.leaves(delta)]
+    """‖δ‖² of each lane, over all leaves [B, ...] that have a gradient."""
+    squares = [
+        jnp.sum(d**2, axis=range(1, d.ndim)) if has_gradient(d) else jnp.zeros(len(d))
+        for d in jax.tree.leaves(delta)
+    ]
     return sum(squares[1:], squares[0])
+
+
+def has_gradient(d: Any) -> bool:
+    """Whether a leaf of δ holds numbers: that of a carry's integers holds none, which JAX lets
+    nothing be done with."""
+    return d.dtype != jax.dtypes.float0
 
 
 def explicit(

@@ -104,6 +104,7 @@ def rnn(
             noisy=lambda key: model(noise.drawn(key)),
             output=output,
             ready=ready,
+            placed=lambda first: model(noise.placed(first)),
             stack=Stack(
                 lambda params, x: embedding.vectors(params["embedding"], x, noise),
                 tuple(layers),

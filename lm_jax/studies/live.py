@@ -9,7 +9,8 @@ the parameters as they are, without dropout:
 - lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, h being the state of all layers and T
   the end of the chunk; the arithmetic mean over the lanes, as it is over places in the study of a
   run;
-- spectra: the spectral radius and the largest singular value of each block of every W_hh;
+- spectra: the spectral radius and the largest singular value of each block of every W_hh, of
+  those that are made of square blocks;
 - lyapunov: the largest exponent along the chunk, its mean over the lanes.
 """
 
@@ -29,7 +30,7 @@ from lm_jax.gradients.lags import lag_norms
 from lm_jax.gradients.lane import Lane, of_layers, one_lane
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.norms import norm
-from lm_jax.gradients.spectra import block_norms, block_radii
+from lm_jax.gradients.spectra import block_norms, block_radii, made_of_blocks
 from lm_jax.gradients.truncations import Truncations, truncations
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
@@ -110,9 +111,9 @@ def split_by_lag(
 
 
 def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:
-    """A figure for each gate's block of W_hh, by layer; none for a layer without that matrix."""
+    """A figure for each gate's block of W_hh, by layer; none for a layer without such a matrix."""
     return {
         str(place): measure(own["W_hh"])
         for place, own in enumerate(layers)
-        if isinstance(own, dict) and "W_hh" in own
+        if isinstance(own, dict) and made_of_blocks(own.get("W_hh"))
     }
