@@ -121,44 +121,47 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
     Called from Python, or in a compiled loop, on one device or on one for each core.
     """
     size = Size(**settings)
-
-    def build(devices: int) -> Way:
-        made = recurrence.layer(
-            CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
-        )
-        params, x, d_h = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, size.precision),
-            (sizes.weights(size)["layers"][0], *sizes.sequence(size)),
-        )
-        carry = jax.tree.map(lambda leaf: leaf.astype(size.precision), made.init_carry(size.batch))
-
-        @jax.jit
-        def both(params, x, d_h, carry):
-            def weighted(params, x):
-                return jnp.sum(made.run(params, carry, x)[1] * d_h, dtype=jnp.float32)
-
-            return jax.value_and_grad(weighted, argnums=(0, 1))(params, x)
-
-        def check() -> list[float]:
-            h = jax.jit(made.run)(params, carry, x)[1]
-            d_params, d_x = both(params, x, d_h, carry)[1]
-            compared = h, d_h, d_x, d_params["W_xh"], d_params["W_hh"]
-            return sizes.of_a_layer(*map(np.asarray, compared))
-
-        def called(calls: int) -> None:
-            for _ in range(calls):
-                jax.block_until_ready(both(params, x, d_h, carry))
-
-        run = passes(both, params, x, d_h, carry, devices) if devices else called
-        return Way(run, check, lambda: products.seconds_of(size, readout=False))
-
     ways = {
-        "a call a pass": functools.partial(build, 0),
-        "passes in one loop": functools.partial(build, 1),
+        "a call a pass": functools.partial(passes_of_a_layer, size, 0),
+        "passes in one loop": functools.partial(passes_of_a_layer, size, 1),
     }
     if (cores := devices_of(size)) > 1:
-        ways[f"passes in one loop, {cores} devices"] = functools.partial(build, cores)
+        ways[f"passes in one loop, {cores} devices"] = functools.partial(
+            passes_of_a_layer, size, cores
+        )
     return ways
+
+
+def passes_of_a_layer(size: Size, devices: int) -> Way:
+    """A layer's passes on so many devices; on 0, a call of its own for each."""
+    made = recurrence.layer(
+        CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
+    )
+    params, x, d_h = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, size.precision),
+        (sizes.weights(size)["layers"][0], *sizes.sequence(size)),
+    )
+    carry = jax.tree.map(lambda leaf: leaf.astype(size.precision), made.init_carry(size.batch))
+
+    @jax.jit
+    def both(params, x, d_h, carry):
+        def weighted(params, x):
+            return jnp.sum(made.run(params, carry, x)[1] * d_h, dtype=jnp.float32)
+
+        return jax.value_and_grad(weighted, argnums=(0, 1))(params, x)
+
+    def check() -> list[float]:
+        h = jax.jit(made.run)(params, carry, x)[1]
+        d_params, d_x = both(params, x, d_h, carry)[1]
+        compared = h, d_h, d_x, d_params["W_xh"], d_params["W_hh"]
+        return sizes.of_a_layer(*map(np.asarray, compared))
+
+    def called(calls: int) -> None:
+        for _ in range(calls):
+            jax.block_until_ready(both(params, x, d_h, carry))
+
+    run = passes(both, params, x, d_h, carry, devices) if devices else called
+    return Way(run, check, lambda: products.seconds_of(size, readout=False))
 
 
 def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:

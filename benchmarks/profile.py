@@ -1,0 +1,77 @@
+"""Where the time of a layer's pass goes, operation by operation, as `jax.profiler` sees it.
+
+    python -m benchmarks.profile [--rows PATTERN] [--rounds PASSES]
+
+The layers of `benchmarks.recurrence`, forwards and backwards in one compiled loop, on one device.
+Of each operation of the compiled program: milliseconds a pass, on the thread that started it, and
+how often it ran. Of a product that other threads help with, this is the time until it was done, or
+until it was handed over; `of the pass` is against the whole pass by the clock.
+"""
+
+import gzip
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import command
+from benchmarks.ours import passes_of_a_layer
+from benchmarks.recurrence import SIZES
+from benchmarks.side_by_side import clock
+from benchmarks.sizes import Size
+
+LEAST = 0.005
+"""Of a pass; operations that take less are added up in one line."""
+
+
+def operations(size: Size, passes: int) -> tuple[float, dict[str, tuple[float, int]]]:
+    """Seconds of a pass, and of each operation: seconds and runs a pass."""
+    way = passes_of_a_layer(size, 1)
+    way.run(2)
+    whole = clock(way.run, passes) / passes
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            way.run(passes)
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    taken, runs = Counter(), Counter()
+    for event in events:
+        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
+            taken[event["name"]] += event["dur"]
+            runs[event["name"]] += 1
+    return whole, {
+        name: (micro / 1e6 / passes, runs[name] // passes) for name, micro in taken.most_common()
+    }
+
+
+def show(name: str, whole: float, found: dict[str, tuple[float, int]]) -> None:
+    """Prints a table of one layer."""
+    table = Table(box=None, pad_edge=False, title=f"{name}: {1e3 * whole:.1f} ms a pass")
+    for heading in ("ms a pass", "of the pass", "runs a pass"):
+        table.add_column(heading, justify="right")
+    table.add_column("operation")
+    small = 0.0
+    for operation, (seconds, runs) in found.items():
+        if seconds < LEAST * whole:
+            small += seconds
+            continue
+        share = f"{seconds / whole:.1%}"
+        table.add_row(f"{1e3 * seconds:.2f}", share, f"{runs:,}", operation)
+    table.add_row(f"{1e3 * small:.2f}", f"{small / whole:.1%}", "", "all others")
+    Console().print(table)
+
+
+def main() -> None:
+    chosen = command.options(__doc__ or "", 5)
+    for name, size in SIZES.items():
+        if re.search(chosen.rows, name):
+            show(name, *operations(size, chosen.rounds))
+
+
+if __name__ == "__main__":
+    main()
