@@ -1,6 +1,6 @@
 """Where the time of a layer's pass goes, operation by operation, as `jax.profiler` sees it.
 
-    python -m benchmarks.profile [--rows PATTERN] [--rounds PASSES]
+    python -m benchmarks.profile [--rows PATTERN] [--rounds PASSES] [--json PATH]
 
 The layers of `benchmarks.recurrence`, forwards and backwards in one compiled loop, on one device.
 Of each operation of the compiled program: milliseconds a pass, on the thread that started it, and
@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks import command
 from benchmarks.ours import passes_of_a_layer
 from benchmarks.recurrence import SIZES
+from benchmarks.rows import write
 from benchmarks.side_by_side import clock
 from benchmarks.sizes import Size
 
@@ -68,9 +69,14 @@ def show(name: str, whole: float, found: dict[str, tuple[float, int]]) -> None:
 
 def main() -> None:
     chosen = command.options(__doc__ or "", 5)
+    seen = {}
     for name, size in SIZES.items():
         if re.search(chosen.rows, name):
-            show(name, *operations(size, chosen.rounds))
+            whole, found = operations(size, chosen.rounds)
+            show(name, whole, found)
+            seen[name] = {"seconds": whole, "operations": found}
+    if chosen.json is not None:
+        write(chosen.json, seen)
 
 
 if __name__ == "__main__":
