@@ -38,7 +38,6 @@ from benchmarks.rows import Row, row
 from lm_jax import gradients as g
 from lm_jax.config import Config, LiveProbe, resolve, train_of
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.gradients.norms import norm
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
@@ -47,6 +46,7 @@ from lm_jax.studies.live import Answers, live
 from lm_jax.training.feed import source_of
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import Program, arguments, program
+from lm_jax.trees import norm
 from run import load_experiment
 
 ROUNDS = 12

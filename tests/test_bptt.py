@@ -263,3 +263,71 @@ def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each
     zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), carry[0])
     deltas = jax.tree.leaves(jax.jit(jax.grad(loss))(zeros))
     tiny.assert_trees_close(norms, jnp.sqrt(sum(jnp.sum(d**2, axis=(1, 2)) for d in deltas)))
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_watched_norms_and_clipped_deltas_hold_where_their_squares_do_not(scale):
+    """A loss so many times as large has δ_t and thresholds so many times as large."""
+    large = MODEL._replace(loss=lambda *at: scale * MODEL.loss(*at))
+    for threshold in (None, 0.01):
+        plain = jax.jit(g.explicit_bptt(MODEL, clip_delta=threshold).watched)
+        bounds = None if threshold is None else scale * threshold
+        found = jax.jit(g.explicit_bptt(large, clip_delta=bounds).watched)
+        (_, _, grads), norms = found(PARAMS, CARRY, BATCH)
+        (_, _, expected), lengths = plain(PARAMS, CARRY, BATCH)
+        np.testing.assert_allclose(norms / scale, lengths, rtol=1e-10)
+        scaled = jax.tree.map(lambda leaf: leaf / scale, grads)
+        tiny.assert_trees_close(scaled, expected, 1e-10)
+
+
+def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
+    """Two quantities: δ_t of a layer, and ∂J/∂carry_t, in the state that step t hands on.
+
+    What layer 2 reads of layer 1 within step t is in the first, and a part of the step in the
+    second. The top layer's two are one, and so are those of a model of one layer.
+    """
+    model = tiny.rnn(layers=2)
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch(lanes=1)
+    lane = g.one_lane(model)
+    x, y = batch.x[:, 0], batch.y[:, 0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), lane.carry)
+
+    def by_state(shifts):
+        """The loss, with a shift added to the state after each step is over."""
+        carry, nats = lane.carry, 0.0
+        for t in range(tiny.T):
+            carry = lane.step(params, carry, x[t])
+            carry = jax.tree.map(lambda a, b, t=t: a + b[t], carry, shifts)
+            nats += lane.loss(params, carry, y[t])
+        return nats / tiny.T
+
+    in_state = jax.grad(by_state)(zeros)
+    (_, _, _), norms = g.explicit_bptt(model).watched(params, model.init_carry(1), batch)
+
+    def by_layer(taps):
+        _, h = model.hidden(params, model.init_carry(1), batch.x, None, taps)
+        return model.loss(params, h, batch.y, batch.mask) / tiny.T
+
+    deltas = jax.grad(by_layer)(jnp.zeros((tiny.T, 1, 2)))[:, 0]
+    np.testing.assert_allclose(norms, jnp.linalg.norm(deltas, axis=1), rtol=1e-12)
+    below, above = (jnp.linalg.norm(leaf, axis=1) for leaf in in_state)
+    np.testing.assert_allclose(deltas[:, 1], above, rtol=1e-12)
+    assert np.all(np.abs(deltas[:, 0] / below - 1)[:-1] > 0.01)
+    assert below[-1] == 0  # nothing comes after, and layer 2 has read it within the step
+
+    # The credit map is about the state: its row of the last loss is that loss's gradient.
+    def last_loss(params, carry, target):
+        return jnp.where(target[1], lane.loss(params, carry, target[0]), 0) / tiny.T
+
+    at = y, jnp.arange(tiny.T) == tiny.T - 1
+    row = g.credit_map(lane.step, last_loss, params, lane.carry, x, at)[-1]
+
+    def of_last(shifts):
+        carry = lane.carry
+        for t in range(tiny.T):
+            carry = lane.step(params, carry, x[t])
+            carry = jax.tree.map(lambda a, b, t=t: a + b[t], carry, shifts)
+        return lane.loss(params, carry, y[-1]) / tiny.T
+
+    blamed = jnp.concatenate(jax.tree.leaves(jax.grad(of_last)(zeros)), axis=1)
+    np.testing.assert_allclose(row, jnp.linalg.norm(blamed, axis=1), rtol=1e-12)

@@ -8,7 +8,6 @@ import tiny
 from jax.flatten_util import ravel_pytree
 
 from lm_jax import gradients as g
-from lm_jax.gradients import norms, surface
 from lm_jax.models.base import PLAIN
 from lm_jax.settings import UserError
 
@@ -148,18 +147,22 @@ def test_a_slice_of_a_parabola_is_the_parabola_whatever_the_length_of_the_direct
     assert np.all(np.isnan(lines[2]))
 
 
-def test_lengths_and_angles_hold_at_any_scale():
-    a = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
-    for scale in (1e-200, 1.0, 1e200):
-        there = jax.tree.map(lambda leaf, scale=scale: scale * leaf, a)
-        np.testing.assert_allclose(norms.norm(there), 5 * scale, rtol=1e-14)
-        np.testing.assert_allclose(surface.cosine(there, a), 1, rtol=1e-14)
-        assert surface.angle(there, a) < 1e-12
-    turned = {"a": jnp.array([3.0, 5e-9]), "b": jnp.array([[4.0]])}
-    np.testing.assert_allclose(surface.angle(a, turned), np.degrees(1e-9), rtol=1e-6)
-    np.testing.assert_allclose(surface.angle(a, jax.tree.map(jnp.negative, a)), 180, rtol=1e-12)
-    assert norms.norm(jax.tree.map(jnp.zeros_like, a)) == 0
-    assert norms.norm(jax.tree.map(lambda leaf: leaf * jnp.inf, turned)) == jnp.inf
+def test_a_cliff_of_any_height_has_the_same_shape(dense, key):
+    """The curvatures' squares pass the largest float, and those of a flat one are 0."""
+    distances = jnp.array([-0.1, 0.0, 0.2])
+    plain, *others = (
+        jax.jit(
+            lambda params, s=s: g.cliff(lambda p: s * LOSS(p), params, key, distances=distances)
+        )(PARAMS)
+        for s in (1.0, 1e200, 1e-200)
+    )
+    for scale, found in zip((1e200, 1e-200), others, strict=True):
+        heights = ("loss", "gradient_norm", "gradient_curvature", "eigenvalue", "along_sharpest")
+        for name in heights:
+            here, there = getattr(found, name), getattr(plain, name)
+            np.testing.assert_allclose(here / scale, there, rtol=1e-8, err_msg=name)
+        np.testing.assert_allclose(found.alignment, plain.alignment, rtol=1e-8)
+        assert found.residual / scale < 1e-8
 
 
 def test_what_has_no_surface_is_refused(key):

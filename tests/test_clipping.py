@@ -212,3 +212,43 @@ def test_a_gradient_of_nan_is_neither_cut_nor_left():
     )
     for summary in g.clip_summary(audit).values():
         assert all(np.isnan(figure) for figure in summary)
+
+
+def as_large(model, scale):
+    """The model whose losses, and so gradients, are `scale` times as large."""
+    return model._replace(
+        nats=lambda *at: scale * model.nats(*at), loss=lambda *at: scale * model.loss(*at)
+    )
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_an_audit_is_the_same_at_every_size_of_the_gradient(highest, scale):
+    """The squares of these gradients pass the largest float, or the smallest."""
+    thresholds = [float(threshold) / 3 for threshold in highest]
+    plain = audited(*thresholds)
+    model = as_large(MODEL, scale)
+    there = [scale * threshold for threshold in thresholds]
+    found = jax.jit(
+        lambda norm, value, delta: g.clip_audit(
+            model, PARAMS, CARRY, BATCHES,
+            norm=norm, value=value, delta=delta, apply=g.sgd(RATE / scale),
+        )
+    )(*there)  # fmt: skip
+    np.testing.assert_allclose(found.norm / scale, plain.norm, rtol=1e-10)
+    for kind, clipped in found.kinds.items():
+        for name in ("cut", "ratio", "cosine", "angle"):
+            here, expected = getattr(clipped, name), getattr(plain.kinds[kind], name)
+            np.testing.assert_allclose(here, expected, rtol=1e-8, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(clipped.after / scale, plain.kinds[kind].after, rtol=1e-8)
+    drawn = g.quantile_thresholds(model, PARAMS, CARRY, BATCHES, share=0.0)
+    np.testing.assert_allclose(np.array(drawn) / scale, np.array(highest), rtol=1e-10)
+
+
+def test_the_threshold_of_a_stack_is_that_of_its_largest_delta_in_any_layer():
+    """Each layer's δ_t is clipped by itself, so with it no update is cut, and just below it one."""
+    stack = tiny.rnn(layers=2)
+    params, carry = tiny.moved(stack.init(jax.random.key(0))), stack.init_carry(tiny.B)
+    delta = g.quantile_thresholds(stack, params, carry, BATCHES, share=0.0).delta
+    for factor, updates in ((1 - 1e-9, 1), (1 + 1e-9, 0)):
+        audit = g.clip_audit(stack, params, carry, BATCHES, delta=factor * delta, apply=g.sgd(RATE))
+        assert np.sum(np.asarray(audit.kinds["delta"].cut) > 0) == updates

@@ -93,3 +93,25 @@ def test_what_cannot_be_compared_is_refused():
         g.compare({}, FULL, PARAMS, [])
     with pytest.raises(ValueError, match="draws=0"):
         g.compare({}, FULL, PARAMS, BATCHES, draws=0)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_sizes_that_no_square_has_change_no_figure(found, scale):
+    """A gradient against itself has cosine 1, however large or small it is."""
+
+    def as_large(estimator):
+        def estimate(params, carry, batch):
+            loss, carry, grads = estimator(params, carry, batch)
+            return loss, carry, jax.tree.map(lambda leaf: scale * leaf, grads)
+
+        return dataclasses.replace(estimator, estimate=estimate)
+
+    drawn = g.randomised_bptt(MODEL, rate=0.3, key=jax.random.key(1))
+    estimators = {"itself": as_large(FULL), "drawn": as_large(drawn)}
+    there = g.compare(estimators, as_large(FULL), PARAMS, BATCHES, draws=100)
+    itself = there["itself"]
+    np.testing.assert_allclose([itself.cosine, itself.norm_ratio], 1, rtol=1e-12)
+    assert itself.mean_cosine == 1
+    assert itself.relative_bias == itself.relative_variance == 0
+    for here, expected in zip(there["drawn"], found["drawn"], strict=True):
+        np.testing.assert_allclose(here, expected, rtol=1e-10)

@@ -58,7 +58,7 @@ def test_the_gradient_by_hand_is_that_of_autodiff(name):
 
 @pytest.mark.parametrize("between", [None, PLAIN], ids=["by hand", "plain"])
 @pytest.mark.parametrize("name", CELLS)
-def test_the_tap_has_the_squared_norm_of_delta_for_its_gradient(name, between):
+def test_the_tap_has_the_norm_of_delta_for_its_gradient(name, between):
     """δ_t is what autodiff gives for a shift added to the carry after step t."""
     cell, params, carry, z_x = case(name)
     d_carry = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape)), carry)
@@ -77,7 +77,7 @@ def test_the_tap_has_the_squared_norm_of_delta_for_its_gradient(name, between):
     delta = jax.grad(lambda shifts: run(shifts, None))(d_carry)
     expected = sum(jnp.sum(leaf**2, axis=-1) for leaf in jax.tree.leaves(delta))
     found = jax.jit(jax.grad(lambda tap: run(None, tap)))(jnp.zeros((T, B)))
-    tiny.assert_trees_close(found, expected)
+    tiny.assert_trees_close(found, jnp.sqrt(expected))
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm"])

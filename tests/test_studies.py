@@ -30,7 +30,6 @@ from lm_jax.data.batches import batch_at, first_lanes, streams
 from lm_jax.data.corpus import load
 from lm_jax.data.tasks import held_out
 from lm_jax.data.vocabulary import BYTES
-from lm_jax.gradients.norms import norm
 from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
 from lm_jax.report.updates import update_sections
@@ -39,6 +38,7 @@ from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
 from lm_jax.training import probing, spike, state_at, step
 from lm_jax.training.feed import source_of
+from lm_jax.trees import norm
 
 # --- live -----------------------------------------------------------------------------------------
 

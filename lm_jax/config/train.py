@@ -188,8 +188,9 @@ class LiveProbe:
     every: Adjustable = 500
     """Updates between two rows of kind probe."""
     deltas: bool = True
-    """In every update the norm of the loss's gradient with respect to the recurrent state at each
-    step of the chunk; its mean stands in the rows of kind train."""
+    """In every update the norm of δ_t at each step t of the chunk: of the loss's gradient that
+    arrives at the layers' states, from step t + 1 and from the layer above at t; its mean stands in
+    the rows of kind train."""
     by_lag: bool = True
     """The gradient of the chunk split over the lags, and the horizon: how many steps back half, 90
     % and 99 % of it lie."""
@@ -243,8 +244,9 @@ class Train:
     clip_value: Number | None = None
     """Threshold of each entry of the gradient, after clip_norm; None: no clipping."""
     clip_delta: Number | None = None
-    """Threshold inside backpropagation, at every time step: of the norm of the gradient of one
-    sequence's summed nats with respect to one layer's state; None: no clipping."""
+    """Threshold inside backpropagation, at every time step t: of the norm of δ_t, the gradient of
+    one sequence's summed nats that arrives at one layer's state, from step t + 1 and from the layer
+    above at t; None: no clipping."""
     probe: Annotated[NoProbe | LiveProbe, Field(discriminator="kind")] = NoProbe()
     weight_decay: Weight | None = None
     """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is

@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
+from lm_jax import trees
 from lm_jax.data.batches import Batch
-from lm_jax.gradients import norms, surface
 from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
 from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
 from lm_jax.gradients.surface import batch_loss, refuse_integers
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, empty_tap, restart
 from lm_jax.settings import UserError
 
 Apply = Callable[[Params, Params], Params]
@@ -91,7 +92,7 @@ class Thresholds(NamedTuple):
 
 def sgd(learning_rate: float | Float[Array, ""]) -> Apply:
     """The step of plain gradient descent."""
-    return lambda params, grads: surface.moved(params, grads, -learning_rate)
+    return lambda params, grads: optax.tree.add_scale(params, -learning_rate, grads)
 
 
 def clip_audit(
@@ -135,14 +136,14 @@ def clip_audit(
     def update(carry: Carry, batch: Batch) -> tuple[Carry, ClipAudit]:
         loss = batch_loss(model, carry, batch)
         before, after, grads = explicit_bptt(model)(params, carry, batch)
-        length = norms.norm(grads)
+        length = trees.norm(grads)
 
         def seen(cut: Array, clipped: Params) -> Clipped:
             return Clipped(
                 cut=jnp.where(jnp.isnan(length), jnp.nan, cut.astype(before.dtype)),
-                ratio=norms.norm(clipped) / length,
-                cosine=surface.cosine(clipped, grads),
-                angle=surface.angle(clipped, grads),
+                ratio=trees.norm(clipped) / length,
+                cosine=trees.cosine(clipped, grads),
+                angle=trees.angle(clipped, grads),
                 after=loss(apply(params, clipped)),
             )
 
@@ -200,8 +201,8 @@ def quantile_thresholds(
 ) -> Thresholds:
     """Thresholds that would cut a share of the updates, for a run that was trained without.
 
-    The quantile of ‖g‖, of the largest |g_i| and of the largest ‖δ_t‖ over the batches. In a model
-    of several layers the last is that of all layers' δ_t together, and cuts no more than the share.
+    The quantile of ‖g‖, of the largest |g_i| and of the largest ‖δ_t‖ of any layer over the
+    batches.
 
     Args:
       model, params, carry, batches: as for `clip_audit`.
@@ -215,10 +216,9 @@ def quantile_thresholds(
     refuse_integers(params)
 
     def update(carry: Carry, batch: Batch) -> tuple[Carry, tuple[Array, Array, Array]]:
-        after, grads, squares = _watched(
-            model, params, carry, batch, lambda tap: (None, tap) if recurrent else ()
-        )
-        return after, (norms.norm(grads), largest(grads), jnp.sqrt(jnp.max(squares)))
+        tap = empty_tap(model, batch.mask)
+        after, grads, deltas = _watched(model, params, carry, batch, tap, lambda tap: (None, tap))
+        return after, (trees.norm(grads), largest(grads), jnp.max(deltas, initial=0))
 
     recurrent = model.output is not None
     _, found = jax.lax.scan(update, carry, _stacked(batches))
@@ -237,7 +237,8 @@ def _by_delta(
     def clipping(tally: Array) -> tuple[Between]:
         return (Between(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
 
-    _, grads, cuts = _watched(model, params, carry, batch, clipping)
+    nowhere = jnp.zeros(batch.mask.shape)
+    _, grads, cuts = _watched(model, params, carry, batch, nowhere, clipping)
     reached = jax.lax.cummax(batch.mask.astype(jnp.int32), axis=0, reverse=True) > 0
     return grads, jnp.sum((cuts > 0) & reached) / jnp.maximum(jnp.sum(reached), 1)
 
@@ -247,13 +248,14 @@ def _watched(
     params: Params,
     carry: Carry,
     batch: Batch,
+    watched: Array,
     hooks: Callable[[Array], tuple],
 ) -> tuple[Carry, Params, Array]:
-    """The carry after a batch, the gradient of its mean nats, and that of an array [T, B].
+    """The carry after a batch, the gradient of its mean nats, and that of `watched`.
 
     Args:
-      hooks: makes of that array what `model.hidden` takes after x; its own gradient is that of the
-        sum of nats.
+      watched: zeros, whose own gradient is that of the sum of nats.
+      hooks: makes of them what `model.hidden` takes after x.
     """
 
     def nats(params: Params, watched: Array) -> tuple[Array, Carry]:
@@ -261,8 +263,7 @@ def _watched(
         after, h = model.hidden(params, before, batch.x, *hooks(watched))
         return model.loss(params, h, batch.y, batch.mask), after
 
-    nothing = jnp.zeros(batch.mask.shape)
-    (grads, seen), after = jax.grad(nats, argnums=(0, 1), has_aux=True)(params, nothing)
+    (grads, seen), after = jax.grad(nats, argnums=(0, 1), has_aux=True)(params, watched)
     tokens = jnp.maximum(jnp.sum(batch.mask), 1)
     return after, jax.tree.map(lambda g: g / tokens, grads), seen
 

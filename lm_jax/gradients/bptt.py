@@ -35,8 +35,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.models.base import PLAIN, Between, Carry, LanguageModel, Params, placed, restart
-from lm_jax.models.recurrence import has_gradient, squared_norm
+from lm_jax.models.base import (
+    PLAIN,
+    Between,
+    Carry,
+    LanguageModel,
+    Params,
+    empty_tap,
+    placed,
+    restart,
+)
+from lm_jax.trees import limit_norm, norm
 
 
 @dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
@@ -53,8 +62,9 @@ class Estimator:
     model_carry: Callable[[Params, Carry], Carry]
     """(params, carry) -> the model's own carry before the batch."""
     watched: Callable[[Params, Carry, Batch], tuple[tuple, Array]] | None = None
-    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call with the norm of ∂loss/∂
-    carry_t of all lanes and layers together beside it, in nats per unit of the carry; None: δ_t is
+    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call with ‖δ_t‖ beside it, over
+    all lanes and layers together, in nats per unit of the carry. δ_t of a layer is all of
+    ∂loss/∂carry_t that arrives there: from step t + 1, and from the layer above at t. None: δ_t is
     not at hand."""
     redraw: Callable[[Carry, int | Array], Carry] | None = None
     """(carry, number) -> the carry whose next draw has this number; a call makes at most T of them.
@@ -114,16 +124,15 @@ def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Es
             return nats, after
 
         both = jax.value_and_grad(total_nats, argnums=(0, 1), has_aux=True)
-        (nats, after), (grads, squares) = both(params, tap)
+        (nats, after), (grads, deltas) = both(params, tap)
         loss, grads = per_token(nats, grads, batch.mask)
-        return (loss, after, grads), squares
+        return (loss, after, grads), deltas
 
     def watched(
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Array, Carry, Params], Float[Array, " T"]]:
-        found, squares = tapped(params, carry, batch, jnp.zeros(batch.mask.shape))
-        assert squares is not None
-        return found, jnp.sqrt(jnp.sum(squares, axis=1)) / _tokens(batch.mask)
+        found, deltas = tapped(params, carry, batch, empty_tap(model, batch.mask))
+        return found, norm(deltas, kept=1) / _tokens(batch.mask)
 
     return Estimator(
         model.init_carry,
@@ -289,8 +298,9 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
     """The identity, through which each lane's gradient passes with at most a norm of `threshold`.
 
     δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry
-    of one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step). The
-    estimators differentiate the *sum* of nats, so the threshold does not depend on B or T.
+    of one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step); an
+    estimator clips each layer's carry by itself. The estimators differentiate the *sum* of nats, so
+    the threshold does not depend on B or T.
 
     Args:
       carry: leaves [B, ...]; integers have no gradient.
@@ -304,15 +314,9 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
 
     def backward(saved, delta):
         threshold, tally = saved
-        norm = jnp.sqrt(squared_norm(delta))
-        cut = norm > threshold
-        scale = jnp.where(cut, threshold / norm, 1.0)
-        scaled = jax.tree.map(
-            lambda d: d * scale.reshape((-1,) + (1,) * (d.ndim - 1)) if has_gradient(d) else d,
-            delta,
-        )
+        clipped, cut = limit_norm(delta, threshold, kept=1)
         told = None if tally is None else cut.astype(tally.dtype)
-        return scaled, jnp.zeros_like(threshold), told
+        return clipped, jnp.zeros_like(threshold), told
 
     identity.defvjp(lambda carry, threshold, tally: (carry, (threshold, tally)), backward)
     return identity(carry, jnp.asarray(threshold, float), tally)

@@ -29,8 +29,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from lm_jax import models
-from lm_jax.gradients import norms, surface
+from lm_jax import models, trees
 from lm_jax.gradients.surface import LossFn, refuse_integers
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
@@ -116,11 +115,11 @@ def sharpest(
     values, vectors = jnp.linalg.eigh(T)
     found = values[::-1][:count]
     directions = jnp.matmul(vectors[:, ::-1][:, :count].T, basis, precision="highest")
-    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions / trees.norm(directions, kept=1)[:, None]
 
     def residual(value_and_direction: tuple[Array, Array]) -> Array:
         value, direction = value_and_direction
-        return jnp.linalg.norm(product(direction) - value * direction)
+        return trees.norm(product(direction) - value * direction)
 
     residuals = jax.lax.map(residual, (found, directions))
     return Sharpest(found, jax.vmap(unravel)(directions), residuals)
@@ -148,18 +147,18 @@ def _lanczos(
         image = product(q)
         alpha = q @ image
         rest = orthogonal(basis, image)
-        beta = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+        beta = trees.norm(rest)
+        scale = jnp.maximum(scale, trees.norm(image))
         # The space that q_1 spans is then exhausted, and what is left of it is rounding error: the
         # method goes on from a vector drawn anew, in the space that is left.
         spent = beta <= 10 * eps * scale
         fresh = orthogonal(basis, drawn(number + 1))
         rest = orthogonal(basis, jnp.where(spent, fresh, rest) / jnp.where(spent, 1, beta))
         beta = jnp.where(spent, 0, beta)
-        return (basis, rest / jnp.linalg.norm(rest), scale), (alpha, beta)
+        return (basis, trees.normalise(rest), scale), (alpha, beta)
 
     first = drawn(0)
-    start = jnp.zeros((steps, like.size), like.dtype), first / jnp.linalg.norm(first)
+    start = jnp.zeros((steps, like.size), like.dtype), trees.normalise(first)
     scale = jnp.zeros((), like.dtype)
     (basis, _, _), (alpha, beta) = jax.lax.scan(step, (*start, scale), jnp.arange(steps))
     return alpha, beta, basis
@@ -191,8 +190,8 @@ def slices(
         raise UserError("directions must be shaped as the parameters, with one more axis in front")
 
     def along(direction: Params) -> Array:
-        u = surface.unit(direction)
-        return jax.lax.map(lambda d: loss_fn(surface.moved(params, u, d)), distances)
+        u = trees.normalise(direction)
+        return jax.lax.map(lambda d: loss_fn(optax.tree.add_scale(params, d, u)), distances)
 
     return jax.lax.map(along, directions)
 
@@ -219,17 +218,17 @@ def cliff(
     """
     refuse_integers(params)
     loss, grads = jax.value_and_grad(loss_fn)(params)
-    uphill = surface.unit(grads)
-    curvature = surface.dot(uphill, hessian_vector_product(loss_fn, params, uphill))
+    uphill = trees.normalise(grads)
+    curvature = trees.dot(uphill, hessian_vector_product(loss_fn, params, uphill))
     top = sharpest(loss_fn, params, key, steps=min(steps, models.count(params)))
     v = jax.tree.map(lambda leaf: leaf[0], top.directions)
-    alignment = surface.cosine(grads, v)
+    alignment = trees.cosine(grads, v)
     v = jax.tree.map(lambda leaf: jnp.where(alignment < 0, -leaf, leaf), v)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), uphill, v)
     along_gradient, along_sharpest = slices(loss_fn, params, both, distances)
     return Cliff(
         loss=loss,
-        gradient_norm=norms.norm(grads),
+        gradient_norm=trees.norm(grads),
         gradient_curvature=curvature,
         eigenvalue=top.eigenvalues[0],
         residual=top.residuals[0],

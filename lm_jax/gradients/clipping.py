@@ -12,16 +12,20 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from lm_jax.models.base import Params
+from lm_jax.trees import limit_norm
 
 Threshold = float | Float[Array, ""]
 
 
 def by_norm(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:
-    """The gradient with at most a norm of `threshold`, and whether it was changed."""
-    norm = optax.tree.norm(grads)
-    # By `optax.clip_by_global_norm`, which divides, a clipped gradient stands in memory beside the
+    """The gradient with at most a norm of `threshold`, and whether it was changed.
+
+    It is right up to the largest float; a norm beyond has no length to cut, and the gradient
+    becomes NaN.
+    """
+    # `optax.clip_by_global_norm` divides, so that a clipped gradient stands in memory beside the
     # gradient; a factor is taken up into what reads it.
-    return optax.tree.scale(jnp.minimum(1, threshold / norm), grads), norm > threshold
+    return limit_norm(grads, threshold)
 
 
 def by_value(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
+from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator
 from lm_jax.models.base import Params
@@ -102,10 +102,9 @@ def _reading(
             carry, true_carry, mean, true_mean = sums
             _, carry, grads = estimator(params, carry, batch)
             _, true_carry, true = reference(params, true_carry, batch)
-            norm, true_norm = optax.tree.norm(grads), optax.tree.norm(true)
-            cosine = _dot(grads, true) / (norm * true_norm)
+            seen = trees.cosine(grads, true), trees.norm(grads) / trees.norm(true)
             mean, true_mean = _plus(mean, grads, updates), _plus(true_mean, true, updates)
-            return (carry, true_carry, mean, true_mean), (cosine, norm / true_norm)
+            return (carry, true_carry, mean, true_mean), seen
 
         none = jax.tree.map(jnp.zeros_like, params)
         start = carry, reference.init_carry(lanes), none, none
@@ -126,13 +125,11 @@ def _compared(
     many = draws if estimator.redraw is not None else 1
     updates, steps, _ = text.mask.shape
     cosines, ratios, mean, true = read(jnp.int32(0))
-    spread = jnp.zeros(())  # Σ ‖ḡ_r - m‖² of the readings so far (Welford, 1962)
+    size = jnp.where(trees.norm(true) > 0, trees.norm(true), jnp.nan)
+    spread = jnp.zeros(())  # Σ ‖ḡ_r - m‖² / ‖g‖² of the readings so far (Welford, 1962)
     for reading in range(1, many):
         _, _, new, _ = read(jnp.int32(reading * updates * steps))
-        mean, spread = _with_one_more(mean, spread, new, reading + 1)
-    size = float(optax.tree.norm(true))
-    away = float(optax.tree.norm(jax.tree.map(jnp.subtract, mean, true)))
-    norm = float(optax.tree.norm(mean))
+        mean, spread = _with_one_more(mean, spread, new, reading + 1, size)
     if estimator.redraw is None:
         variance = 0.0
     else:
@@ -140,27 +137,20 @@ def _compared(
     return Comparison(
         cosine=[float(value) for value in cosines],
         norm_ratio=[float(value) for value in ratios],
-        mean_cosine=_over(float(_dot(mean, true)), norm * size),
-        relative_bias=_over(away, size),
-        standard_error=_over(math.sqrt(variance / many), size),
-        relative_variance=_over(variance, size**2),
+        mean_cosine=float(trees.cosine(mean, true)),
+        relative_bias=float(trees.norm(jax.tree.map(jnp.subtract, mean, true)) / size),
+        standard_error=math.sqrt(variance / many),
+        relative_variance=variance,
         draws=many,
     )
 
 
 @jax.jit
 def _with_one_more(
-    mean: Params, spread: Array, new: Params, count: Int[Array, ""]
+    mean: Params, spread: Array, new: Params, count: Int[Array, ""], size: Float[Array, ""]
 ) -> tuple[Params, Array]:
     off = jax.tree.map(jnp.subtract, new, mean)
     mean = jax.tree.map(lambda m, d: m + d / count, mean, off)
-    return mean, spread + _dot(off, jax.tree.map(jnp.subtract, new, mean))
-
-
-def _dot(a: Params, b: Params) -> Float[Array, ""]:
-    products = jax.tree.map(jnp.vdot, a, b)
-    return sum(jax.tree.leaves(products), jnp.zeros(()))
-
-
-def _over(a: float, b: float) -> float:
-    return a / b if b else math.nan
+    left = jax.tree.map(jnp.subtract, new, mean)
+    relative = (jax.tree.map(lambda leaf: leaf / size, tree) for tree in (off, left))
+    return mean, spread + trees.dot(*relative)

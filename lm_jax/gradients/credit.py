@@ -2,12 +2,14 @@
 
 Row t of the map follows the gradient of J_t back from carry to carry,
 
-    δ_t = ∂J_t/∂h_t,     ∂J_t/∂h_{k-1} = (∂J_t/∂h_k) (∂h_k/∂h_{k-1}),
+    ∂J_t/∂h_{k-1} = (∂J_t/∂h_k) (∂h_k/∂h_{k-1}),     k = t, t - 1, …,
 
-h_k being the carry after step k. The Jacobian of step k is the same for every row, so rows go
-through it together, as one vector-Jacobian product. To have many of them at every step, and none
-that is 0, the sequence is halved. When each half has its own map, and its rows have come back to
-its beginning, those of the later half go on through the steps of the earlier half,
+h_k being the carry that step k hands to step k + 1, of all layers together: what a layer above
+reads within step k is a part of the step, and not in ∂J_t/∂h_k as it is in a layer's δ_k
+(`lm_jax.gradients.bptt.Estimator.watched`). The Jacobian of step k is the same for every row, so
+rows go through it together, as one vector-Jacobian product. To have many of them at every step, and
+none that is 0, the sequence is halved. When each half has its own map, and its rows have come back
+to its beginning, those of the later half go on through the steps of the earlier half,
 
     map = [ earlier    0   ]
           [ across   later ],
@@ -35,8 +37,8 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from lm_jax.gradients.checks import Loss, Step, check_losses
-from lm_jax.gradients.norms import norm
 from lm_jax.models.base import Carry, Params
+from lm_jax.trees import norm
 
 # The most steps of a block that is not halved: half of its rows are 0, but each round is compiled.
 BLOCK = 8

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lm_jax import trees
 from lm_jax.data.batches import Batch
-from lm_jax.gradients import norms, surface
+from lm_jax.gradients.surface import refuse_integers
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
 from lm_jax.settings import UserError
 
@@ -50,7 +51,7 @@ def exposure_cosines(
     Raises:
       UserError: the inputs differ in shape, or the parameters are not floating-point.
     """
-    surface.refuse_integers(params)
+    refuse_integers(params)
     if own.x.shape != batch.x.shape:
         raise UserError(
             f"own inputs are {list(own.x.shape)}, those of the batch {list(batch.x.shape)}"
@@ -71,6 +72,6 @@ def exposure_cosines(
 
     def compared(one_hot: Array) -> ExposureCosines:
         g, own_g = forced(one_hot), free(one_hot)
-        return ExposureCosines(surface.cosine(g, own_g), norms.norm(g), norms.norm(own_g))
+        return ExposureCosines(trees.cosine(g, own_g), trees.norm(g), trees.norm(own_g))
 
     return jax.lax.map(compared, jnp.eye(batch.mask.shape[0]))

@@ -2,7 +2,9 @@
 
 Where the gradient comes back from t + 1 to t, it is cut with a chance q and else divided by 1 - q,
 
-    δ_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ δ_{t+1},   ζ_t = 0 with chance q, else 1 / (1 - q).
+    d_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ d_{t+1},   ζ_t = 0 with chance q, else 1 / (1 - q),
+
+where d_t is the gradient in the state s_t of all layers.
 
 E[ζ_t] is 1 and each path back in time crosses an edge once, so the mean over the draws is the full
 gradient (ARTBP; Tallec & Ollivier, 2017, "Unbiasing truncated backpropagation through time"; their
@@ -20,7 +22,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Between, Carry, Params, restart
-from lm_jax.models.recurrence import has_gradient
+from lm_jax.trees import has_gradient
 
 
 class Drawn(NamedTuple):

@@ -4,16 +4,16 @@
 
     Ω = Σ_k Ω_k,   Ω_k = (‖(∂E/∂x_{k+1}) (∂x_{k+1}/∂x_k)‖ / ‖∂E/∂x_{k+1}‖ - 1)²
 
-(Pascanu, Mikolov & Bengio, 2013, equation 9). x_k is the carry, and δ_k = ∂E/∂x_k all that reaches
-it, from its own loss and from later ones. Ω asks each step to hand back as much as it gets, in the
-direction that counts.
+(Pascanu, Mikolov & Bengio, 2013, equation 9). x_k is the carry that step k hands to step k + 1, of
+all layers together, and ∂E/∂x_k, below d_k, all that reaches it, from its own loss and from later
+ones. Ω asks each step to hand back as much as it gets, in the direction that counts.
 
 Only the immediate derivative of Ω is taken (equation 10): the parameters move in ∂x_{k+1}/∂x_k, the
-step's own Jacobian, while x_k and δ_{k+1} stay as they are. In the paper the carry is the
+step's own Jacobian, while x_k and d_{k+1} stay as they are. In the paper the carry is the
 pre-activation, whose Jacobian depends on W_hh alone; that of another carry, such as h = tanh(z),
 may depend on the parameters through f'(z), too, and here that counts.
 
-A step to which no gradient comes back, δ_{k+1} = 0, has no Ω_k: it counts as 0.
+A step to which no gradient comes back, d_{k+1} = 0, has no Ω_k: it counts as 0.
 
 Gradient flossing (Engelken, 2023) pushes the largest Lyapunov exponents along the batch towards
 zero (`lm_jax.gradients.lyapunov.flossing`).
@@ -41,9 +41,9 @@ class Way(NamedTuple):
     """Before the step."""
     x: Array
     direction: Carry
-    """δ / ‖δ‖ after the step; zero where δ is."""
+    """d / ‖d‖ after the step; zero where d is."""
     counts: Bool[Array, " T"]
-    """Whether δ is not zero."""
+    """Whether d is not zero."""
 
 
 def omega(
@@ -174,7 +174,7 @@ def _with(
 def _way(
     step: Step, loss: Loss, params: Params, carry: Carry, xs: Array, ys: Array, mask: Array
 ) -> Way:
-    """Runs an example forwards, and δ back along it."""
+    """Runs an example forwards, and d back along it."""
 
     def forward(carry: Carry, x: Array) -> tuple[Carry, Carry]:
         return step(params, carry, x), carry

@@ -28,9 +28,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lm_jax.gradients.checks import Step, check_transition
-from lm_jax.gradients.norms import blocks, norm
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
+from lm_jax.trees import blocks, norm
 
 
 class Probed(NamedTuple):
@@ -52,7 +52,7 @@ def sensitivity(
       params: a tree of floating-point arrays.
       carry: before the first step, a constant; a tree of floating-point arrays.
       xs: a tree of arrays [T, ...].
-      depth: what a block is, see `lm_jax.gradients.norms.blocks`: 1, the tree's top level; None,
+      depth: what a block is, see `lm_jax.trees.blocks`: 1, the tree's top level; None,
         every leaf.
 
     Returns:

@@ -93,7 +93,9 @@ def block_radii(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
     Raises:
       UserError: the columns are not a multiple of the rows.
     """
-    return jnp.stack([spectral_radius(block) for block in _blocks(W_hh)])
+    scales = [_largest(block) for block in _blocks(W_hh)]
+    pairs = zip(_blocks(W_hh), scales, strict=True)
+    return jnp.stack([scale * spectral_radius(block / scale) for block, scale in pairs])
 
 
 def block_norms(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
@@ -113,12 +115,17 @@ def largest_singular_value(W: Float[Array, "M N"]) -> Float[Array, ""]:
 
     W Wᵀ is normal, so m = 2^squarings leaves a relative error of ln(M) / 4m, which is rounding's.
     """
-    largest = jnp.max(jnp.abs(W))
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    scale = _largest(W)
     W = W / scale  # or the product would overflow
     squarings = 52 if W.dtype == jnp.float64 else 24
     square = jnp.matmul(W, W.T, precision="highest")
     return scale * jnp.sqrt(spectral_radius(square, squarings))
+
+
+def _largest(W: Float[Array, "M N"]) -> Float[Array, ""]:
+    """The largest magnitude of an entry, or 1 where it is no number to divide by."""
+    largest = jnp.max(jnp.abs(W))
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
 def _blocks(W_hh: Any) -> list[Any]:

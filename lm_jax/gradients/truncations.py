@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.norms import blocks, norm
 from lm_jax.models.base import Params
+from lm_jax.trees import blocks, norm
 
 
 class Truncations(NamedTuple):
@@ -64,7 +64,7 @@ def truncations_by_block(by_lag: Params, *, depth: int | None = 1) -> dict[str, 
 
     Args:
       by_lag: as for `truncations`.
-      depth: what a block is, see `lm_jax.gradients.norms.blocks`: 1, the tree's top level; None,
+      depth: what a block is, see `lm_jax.trees.blocks`: 1, the tree's top level; None,
         every leaf.
 
     Returns:

@@ -35,8 +35,8 @@ from lm_jax.gradients.rtrl import (
 )
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
-from lm_jax.models.recurrence import squared_norm
 from lm_jax.models.transition import KEY
+from lm_jax.trees import norm
 
 EPSILON = 1e-7
 
@@ -90,8 +90,8 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
         s = raveled(memory.carry)
         signs = jax.random.rademacher(jax.random.fold_in(key, memory.draws), s.shape, s.dtype)
         after, pushed, pulled = jax.vmap(derivatives)(s, memory.s, signs, x)
-        rho_0 = jnp.sqrt((_norm(memory.theta) + EPSILON) / (_norm(pushed) + EPSILON))
-        rho_1 = jnp.sqrt((_norm(pulled) + EPSILON) / (_norm(signs) + EPSILON))
+        rho_0 = _ratio(memory.theta, pushed)
+        rho_1 = _ratio(pulled, signs)
         s_tilde = _scaled(pushed, rho_0) + _scaled(signs, rho_1)
         theta = jax.tree.map(
             lambda old, new: _scaled(old, 1 / rho_0) + _scaled(new, 1 / rho_1),
@@ -110,8 +110,9 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
     return online(model, RankOne, init_carry, step, redraw=redraw)
 
 
-def _norm(tree: Params) -> Float[Array, " B"]:
-    return jnp.sqrt(squared_norm(tree))
+def _ratio(a: Params, b: Params) -> Float[Array, " B"]:
+    """√(‖a‖ / ‖b‖) of each lane."""
+    return jnp.sqrt((norm(a, kept=1) + EPSILON) / (norm(b, kept=1) + EPSILON))
 
 
 def _scaled(leaf: Array, factor: Float[Array, " B"]) -> Array:

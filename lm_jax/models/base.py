@@ -49,8 +49,10 @@ class LanguageModel(NamedTuple):
     hidden: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B], between=None, tap=None) -> (carry, h[T, B, H]).
 
-    `between` is applied to each recurrent layer's carry after every time step. `tap`, [T, B], is
-    read by nothing; its gradient is ‖∂L/∂carry_t‖² of each lane, summed over the layers.
+    `between` is applied to each recurrent layer's carry after every time step. `tap`, [T, B,
+    layers] as `empty_tap` makes it, is read by nothing; its gradient is ‖δ_t‖ of each lane and
+    layer, δ_t being all of ∂L/∂carry_t that arrives at the layer: from step t + 1, and from the
+    layer above or the readout at t.
     """
     logits: Callable[[Params, Array], Array]
     """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities of the next token."""
@@ -107,6 +109,13 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
         return jnp.where(start.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
 
     return jax.tree.map(choose, fresh, carry)
+
+
+def empty_tap(model: LanguageModel, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
+    """The array that `LanguageModel.hidden` takes as its tap; a model without recurrent layers has
+    none of them to look at."""
+    layers = 0 if model.stack is None else len(model.stack.layers)
+    return jnp.zeros((*mask.shape, layers))
 
 
 def placed(model: LanguageModel, first: int | Array) -> LanguageModel:

@@ -38,6 +38,7 @@ from lm_jax.models.base import Between, Carry, Params
 from lm_jax.models.cells import Cell
 from lm_jax.models.embedding import times
 from lm_jax.models.product import narrow_product, narrowed
+from lm_jax.trees import norm
 
 
 class Layer(NamedTuple):
@@ -49,8 +50,8 @@ class Layer(NamedTuple):
     """batch_size -> carry; leaves [B, ...]."""
     run: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B, E], between=None, tap=None) -> (carry, h[T, B, H]); x may be numbers
-    of tokens [T, B], which stand for one-hot vectors. `between` and `tap` as in
-    `LanguageModel.hidden`."""
+    of tokens [T, B], which stand for one-hot vectors. `between` as in `LanguageModel.hidden`; `tap`
+    [T, B], its part for this layer."""
     output: Callable[[Carry], Array]
     """carry -> h[B, H]."""
     cell: Cell | None = None
@@ -109,7 +110,7 @@ def unroll(
       carry: the cell's carry before the first step.
       z_x: the input's part of the pre-activations, bias included.
       between: applied to the carry after each step (see `LanguageModel.hidden`).
-      tap: has the squared norm of δ_t for its gradient (see there).
+      tap: has ‖δ_t‖ of each lane for its gradient (see there).
 
     Returns:
       the carry after the last step, and h_1 … h_T.
@@ -153,22 +154,7 @@ def _tapped(carry: Carry, tap: Float[Array, " B"]) -> Carry:
     return carry
 
 
-_tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, squared_norm(delta)))
-
-
-def squared_norm(delta: Carry) -> Float[Array, " B"]:
-    """‖δ‖² of each lane, over all leaves [B, ...] that have a gradient."""
-    squares = [
-        jnp.sum(d**2, axis=range(1, d.ndim)) if has_gradient(d) else jnp.zeros(len(d))
-        for d in jax.tree.leaves(delta)
-    ]
-    return sum(squares[1:], squares[0])
-
-
-def has_gradient(d: Any) -> bool:
-    """Whether a leaf of δ holds numbers: that of a carry's integers holds none, which JAX lets
-    nothing be done with."""
-    return d.dtype != jax.dtypes.float0
+_tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, norm(delta, kept=1)))
 
 
 def explicit(
@@ -221,9 +207,9 @@ def explicit(
             if apart:
                 d_own_t = zero_own
             twice = None if alike else d_z_x
-            square = None if tap is None else squared_norm(delta)
+            length = None if tap is None else norm(delta, kept=1)
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
-            return (returned, d_own), (epsilon, twice, square, delta if apart else None)
+            return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
         # Lanes on several devices: what is summed over lanes is summed once, after the scan.
         # A mesh in whose shards this already is (`jax.shard_map`) is no business of XLA's.
@@ -233,7 +219,7 @@ def explicit(
         zero = returned_last, zero_own
         at = before, h, z_x, kept
         (returned, d_own), found = jax.lax.scan(step, zero, (*at, d_h), reverse=True)
-        epsilon, d_z_x, squares, deltas = found
+        epsilon, d_z_x, lengths, deltas = found
         if apart:
             by_step = jax.vmap(lambda before, h, z_x, kept, d: kept((own, before, h, z_x))(d)[0])
             d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
@@ -247,12 +233,12 @@ def explicit(
                 (((0, 1), (0, 1)), ((), ())),
                 preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
             )
-            return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, squares
+            return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, lengths
         # As matrices, for XLA contracts two axes at once several times more slowly on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
         columns = W_hh.shape[1]
         d_W_hh = narrow_product(h_before.T, narrowed(epsilon.reshape(-1, columns), cell.precision))
-        return d_W_hh, d_own, returned, d_z_x, squares
+        return d_W_hh, d_own, returned, d_z_x, lengths
 
     @jax.custom_vjp
     def run(

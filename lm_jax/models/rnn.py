@@ -87,7 +87,8 @@ def rnn(
                 seen = noise.on_layer(h, place - 1) if place else h
                 if noise.recurrent is not None:
                     own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
-                layer_carry, new = layer.run(own, carry[place], seen, between, tap)
+                tap_here = None if tap is None else tap[..., place]
+                layer_carry, new = layer.run(own, carry[place], seen, between, tap_here)
                 h = seen + new if residual and place else new
                 carries.append(layer_carry)
             return tuple(carries), h

@@ -29,11 +29,11 @@ from lm_jax.gradients.horizon import horizon
 from lm_jax.gradients.lags import lag_norms
 from lm_jax.gradients.lane import Lane, of_layers, one_lane
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
-from lm_jax.gradients.norms import norm
 from lm_jax.gradients.spectra import block_norms, block_radii, made_of_blocks
 from lm_jax.gradients.truncations import Truncations, truncations
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.trees import norm
 
 SHARES = (0.5, 0.9, 0.99)
 

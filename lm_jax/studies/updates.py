@@ -28,7 +28,6 @@ from lm_jax.gradients.cliffs import Cliff, cliff
 from lm_jax.gradients.clipping import Threshold
 from lm_jax.gradients.compare import Comparison, compare
 from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
-from lm_jax.gradients.norms import norm
 from lm_jax.gradients.proof import LARGEST
 from lm_jax.gradients.randomised import randomised_bptt
 from lm_jax.gradients.rtrl import rtrl
@@ -38,6 +37,7 @@ from lm_jax.gradients.uoro import uoro
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
+from lm_jax.trees import norm
 
 REACH = 10  # updates' lengths to each side of a slice through the loss
 PLACES = 41  # of a slice

@@ -35,7 +35,6 @@ from lm_jax.training.pretrained import pretrained
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import arguments, batch_of, program
 
-MOST_TOKENS = 2**31 - 1  # of a record
 PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
 
 
@@ -85,9 +84,6 @@ class Descent:
         self.epoch = self.feed.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
-        # A record counts its tokens in 32 bits.
-        most = MOST_TOKENS // (config.data.batch_size * length)
-        self.log_every = min(self.settings.log_every, max(most, 1))
         self.numbers = arguments(config)
         known = None if like is None else like.judge
         self.judge = Judge(config.data, corpus, length, received, known)
@@ -221,7 +217,7 @@ class Descent:
             yield self._next(step)
             step = int(self.state.step)
             finite = math.isfinite(float(self.state.record.nats))
-            if step % self.log_every == 0 or step in (1, train.steps) or not finite:
+            if step % train.log_every == 0 or step in (1, train.steps) or not finite:
                 self._log()
             else:
                 self.watch(step, None)
@@ -231,7 +227,7 @@ class Descent:
         train = self.settings
         if step == 0:  # a record of its own: it shows ln V, and that the run is alive
             return 1
-        every = [self.log_every, self.validate_every, train.checkpoint_every]
+        every = [train.log_every, self.validate_every, train.checkpoint_every]
         if isinstance(train.probe, LiveProbe):
             every.append(train.probe.every)
         rungs = (rung for rung in self.rungs if rung > step)

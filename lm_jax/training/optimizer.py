@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lm_jax import config as settings
 from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
+from lm_jax.trees import norm
 
 Optimizer = (
     settings.SGD
@@ -37,18 +38,19 @@ def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]
     return grads, changed
 
 
-def norm_after(train: settings.Train, norm: Float[Array, ""], clipped: Params) -> Float[Array, ""]:
+def norm_after(
+    train: settings.Train, before: Float[Array, ""], clipped: Params
+) -> Float[Array, ""]:
     """The norm of the gradient that `clip` gives.
 
     Where it is cut by its norm alone, this follows from the norm before, and the gradient need not
     stand in memory a second time, which counts with a million words.
     """
     if train.clip_value is not None:
-        return optax.tree.norm(clipped)
+        return norm(clipped)
     if train.clip_norm is None:
-        return norm
-    # An infinite gradient has no direction to keep: optax makes NaN of it.
-    return jnp.where(jnp.isinf(norm), jnp.nan, jnp.minimum(norm, train.clip_norm))
+        return before
+    return jnp.where(jnp.isinf(before), jnp.nan, jnp.minimum(before, train.clip_norm))
 
 
 def optimizer(

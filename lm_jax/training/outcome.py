@@ -25,24 +25,24 @@ def train_row(state: TrainState, *, epoch: int, made: int, trained: float, secon
       seconds: of all updates.
     """
     record = jax.tree.map(np.asarray, state.record)
-    steps, step = int(record.steps), int(state.step)
+    steps, step, tokens = int(record.steps), int(state.step), record.tokens
     row = {
         "step": step,
         "kind": "train",
         "split": "train",
         "epoch": step / epoch,
-        "nats": float(record.nats / record.tokens),
-        "grad_norm": float(record.grad_norm / steps),
+        "nats": float(record.nats) / tokens,
+        "grad_norm": float(record.grad_norm),
         "grad_norm_max": float(record.grad_norm_max),
-        "grad_norm_clipped": float(record.clipped_norm / steps),
+        "grad_norm_clipped": float(record.clipped_norm),
         "clipped": float(record.clipped / steps),
         "learning_rate": float(record.learning_rate),
-        "tokens": int(record.tokens),
-        "tokens_per_second": float(record.tokens) * (made / steps) / max(trained, 1e-9),
+        "tokens": tokens,
+        "tokens_per_second": tokens * (made / steps) / max(trained, 1e-9),
         "seconds": seconds,
     }
     if record.deltas is not None:
-        row["delta_norms"] = (record.deltas / steps).tolist()
+        row["delta_norms"] = record.deltas.tolist()
     return row
 
 

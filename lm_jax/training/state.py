@@ -5,26 +5,39 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from lm_jax.models.base import Carry, Params
 
 
 class Record(NamedTuple):
-    """Sums over the steps since the last record was written."""
+    """Statistics of the steps since the last record was written.
+
+    Norms are kept as means, for the sum of some may be beyond the largest float.
+    """
 
     steps: Int[Array, ""]
-    tokens: Int[Array, ""]
+    words: UInt32[Array, "2"]
+    """Number of tokens in two words of 32 bits, the low one first; see `tokens`."""
     nats: Float[Array, ""]
+    """Sum over the tokens."""
     grad_norm: Float[Array, ""]
+    """Mean."""
     grad_norm_max: Float[Array, ""]
     clipped_norm: Float[Array, ""]
+    """Mean of the norm after clipping."""
     clipped: Int[Array, ""]
     """Steps on which clipping changed the gradient."""
     learning_rate: Float[Array, ""]
-    """Of the last step; no sum."""
+    """Learning rate of the last step."""
     deltas: Float[Array, " T"] | None
-    """‖∂loss/∂carry_t‖ at each step of the chunk; None where it is not watched."""
+    """Mean ‖δ_t‖ at each step of the chunk (`Estimator.watched`); None where it is not watched."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, read on the host."""
+        low, high = (int(word) for word in self.words)
+        return low + (high << 32)
 
 
 class Verdict(NamedTuple):
@@ -110,7 +123,7 @@ def empty_record(watched: int | None = None) -> Record:
     """A record of no steps, with δ_t of a chunk of so many steps, or without."""
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
     deltas = None if watched is None else jnp.zeros(watched)
-    return Record(none, none, zero, zero, zero, zero, none, zero, deltas)
+    return Record(none, jnp.zeros(2, jnp.uint32), zero, zero, zero, zero, none, zero, deltas)
 
 
 def add(
@@ -125,14 +138,22 @@ def add(
     deltas: Array | None = None,
 ) -> Record:
     """A record with one more step in it."""
+    steps = record.steps + 1
+    more = tokens.astype(jnp.uint32)
+    low = record.words[0] + more
+    high = record.words[1] + (low < more)
+
+    def mean(so_far: Array, new: Array) -> Array:
+        return so_far + (new - so_far) / steps
+
     return Record(
-        steps=record.steps + 1,
-        tokens=record.tokens + tokens,
+        steps=steps,
+        words=jnp.stack([low, high]),
         nats=record.nats + loss * tokens,
-        grad_norm=record.grad_norm + grad_norm,
+        grad_norm=mean(record.grad_norm, grad_norm),
         grad_norm_max=jnp.maximum(record.grad_norm_max, grad_norm),
-        clipped_norm=record.clipped_norm + clipped_norm,
+        clipped_norm=mean(record.clipped_norm, clipped_norm),
         clipped=record.clipped + clipped,
         learning_rate=rate,
-        deltas=None if record.deltas is None or deltas is None else record.deltas + deltas,
+        deltas=None if record.deltas is None or deltas is None else mean(record.deltas, deltas),
     )

@@ -34,6 +34,7 @@ from lm_jax.training.state import (
     empty_record,
     looked_at,
 )
+from lm_jax.trees import norm
 
 Numbers = Mapping[str, Any]
 
@@ -156,7 +157,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             (loss, carry, grads), deltas = grad_fn(state.params, state.carry, batch), None
         else:
             (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = norm(grads)
         clipped, changed = clip(train, grads)
         rate = learning_rate(
             train,

@@ -1,0 +1,143 @@
+"""Norms, angles and blocks of trees of arrays, a tree being one long vector.
+
+A gradient that vanishes or explodes is what lm_jax is about, and a plain Euclidean norm squares it:
+in float32 a gradient of 1e-23 would have norm 0, and one of 1e20 norm ∞. So the numbers are first
+divided by a power of two near the largest of them,
+
+    ‖a‖ = 2^e ‖a / 2^e‖,    2^(e-1) ≤ max |a_i| < 2^e,
+
+which costs no digit.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+Tree = Any
+
+
+def norm(tree: Tree, kept: int = 0) -> Float[Array, "*kept"]:
+    """Euclidean norm over all leaves of a tree together, whatever their scale.
+
+    Args:
+      tree: arrays that share their first axes. Leaves of dtype float0, which JAX gives for the
+        gradient of integers, count nothing.
+      kept: number of leading axes whose entries each have a norm of their own.
+
+    Returns:
+      [*kept]; NaN where a number is NaN, infinite where the norm is beyond the largest float.
+    """
+    size, scale = _size_and_scale(tree, kept)
+    return scale * size
+
+
+def limit_norm(
+    tree: Tree, threshold: ArrayLike, kept: int = 0
+) -> tuple[Tree, Bool[Array, "*kept"]]:
+    """Scale a tree down to at most a norm: a min(1, c / ‖a‖).
+
+    Args:
+      tree, kept: as for `norm`; each entry of the kept axes is scaled by itself.
+      threshold: c; infinity changes nothing.
+
+    Returns:
+      the tree, and whether its norm was above the threshold, [*kept]. A tree whose norm is NaN or
+      beyond the largest float has no length to go by, and becomes NaN.
+    """
+    size, scale = _size_and_scale(tree, kept)
+    length = scale * size
+    fits = length <= threshold
+    # Two factors, for c / ‖a‖ may be too small for a float where its product with a is not.
+    first = jnp.where(fits, 1, 1 / scale)
+    second = jnp.where(fits, 1, jnp.where(jnp.isfinite(length), threshold / size, jnp.nan))
+
+    def scaled(leaf: Array) -> Array:
+        if not has_gradient(leaf):
+            return leaf
+        axes = tuple(range(kept, leaf.ndim))
+        return leaf * jnp.expand_dims(first, axes) * jnp.expand_dims(second, axes)
+
+    return jax.tree.map(scaled, tree), length > threshold
+
+
+def dot(a: Tree, b: Tree) -> Float[Array, ""]:
+    """Inner product over all leaves."""
+    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+    return sum(products[1:], products[0])
+
+
+def normalise(a: Tree) -> Tree:
+    """Scale a tree to length 1; NaN where it is zero or not finite."""
+    size, scale = _size_and_scale(a, 0)
+    return jax.tree.map(lambda leaf: leaf / scale / size, a)
+
+
+def cosine(a: Tree, b: Tree) -> Float[Array, ""]:
+    """Cosine of the angle between two trees; NaN where one is zero or not finite."""
+    return jnp.clip(dot(normalise(a), normalise(b)), -1, 1)
+
+
+def angle(a: Tree, b: Tree) -> Float[Array, ""]:
+    """Angle between two trees in degrees, 0 to 180; NaN where one is zero or not finite.
+
+    2 atan2(‖a/‖a‖ - b/‖b‖‖, ‖a/‖a‖ + b/‖b‖‖), which keeps its digits at small angles, where the
+    cosine is flat.
+    """
+    a, b = normalise(a), normalise(b)
+    apart, along = (norm(jax.tree.map(f, a, b)) for f in (jnp.subtract, jnp.add))
+    return jnp.degrees(2 * jnp.arctan2(apart, along))
+
+
+def has_gradient(leaf: Any) -> bool:
+    """Whether a leaf of a gradient holds numbers; that of integers (float0) holds none, and JAX
+    lets nothing be done with it."""
+    return leaf.dtype != jax.dtypes.float0
+
+
+def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
+    """Leaves of a tree that belong together, by name.
+
+    Args:
+      tree: any tree.
+      depth: number of steps of a leaf's path that name its block: 1, the tree's top level; None,
+        every leaf is a block, with a name such as `layers.0.W_hh`. A tree that is one array has one
+        block, with no name.
+
+    Returns:
+      name -> numbers of the leaves, in the order of `jax.tree.leaves`.
+    """
+    found: dict[str, list[int]] = {}
+    for number, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        name = jax.tree_util.keystr(path[:depth], simple=True, separator=".")
+        found.setdefault(name, []).append(number)
+    return found
+
+
+def _size_and_scale(tree: Tree, kept: int) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
+    """The norm as a product: of the norm of the scaled numbers, and of the power of two."""
+    leaves = jax.tree.leaves(tree)
+    parts = [_squares_and_scale(leaf, kept) for leaf in leaves if has_gradient(leaf)]
+    if not parts:
+        zero = jnp.zeros(leaves[0].shape[:kept])
+        return zero, zero + 1
+    # Leaf by leaf, so that none of them must stand in memory until the last has been seen.
+    scale = functools.reduce(jnp.maximum, [of_leaf for _, of_leaf in parts])
+    squares = [squares * jnp.square(of_leaf / scale) for squares, of_leaf in parts]
+    return jnp.sqrt(sum(squares[1:], squares[0])), scale
+
+
+def _squares_and_scale(leaf: Array, kept: int) -> tuple[Array, Array]:
+    """The sum of the squares of a leaf's scaled numbers, and the power of two."""
+    axes = tuple(range(kept, leaf.ndim))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(leaf), axis=axes, initial=0))
+    # Neither the power nor its inverse may be too small for a float.
+    limits = jnp.finfo(leaf.dtype)
+    low, high = limits.minexp + 2, limits.maxexp - 2
+    exponent = jnp.where(largest > 0, jnp.clip(jnp.frexp(largest)[1], low, high), low)
+    scale = jnp.ldexp(jnp.ones_like(largest), jnp.where(jnp.isinf(largest), high, exponent))
+    inverse = 1 / jnp.expand_dims(scale, axes)  # XLA would keep a quotient, as large as the leaf
+    return jnp.sum(jnp.square(leaf * inverse), axis=axes), scale
