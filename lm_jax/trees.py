@@ -55,7 +55,7 @@ def limit_norm(
     first = jnp.where(fits, 1, 1 / scale)
     second = jnp.where(fits, 1, jnp.where(jnp.isfinite(length), threshold / size, jnp.nan))
 
-    def scaled(leaf: Array) -> Array:
+    def scaled(leaf: Any) -> Any:
         if not has_gradient(leaf):
             return leaf
         axes = tuple(range(kept, leaf.ndim))

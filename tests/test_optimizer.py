@@ -151,9 +151,9 @@ def test_clipping_by_norm_and_by_value():
         assert bool(was_changed) == changed
 
 
-@pytest.mark.parametrize("entry", [0.0, 3.0, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("entry", [0.0, 3.0, 1e30, np.nan])
 def test_clipping_by_norm_is_optax_s(entry):
-    """Also where the norm is 0, overflows, or is no number."""
+    """Also where the norm is 0 or no number; where it overflows, see the tests of trees."""
     grads = {"a": jnp.array([entry, 0.0]), "b": jnp.array([[-4.0 * (entry != 0)]])}
     for threshold in (0.5, 100.0):
         expected, _ = optax.clip_by_global_norm(threshold).update(grads, optax.EmptyState())
