@@ -1,4 +1,4 @@
-"""The format of a file that is not the UTF-8 text it was given for, told from its first bytes."""
+"""What a file is that was given for UTF-8 text in lines and is none, told from its first bytes."""
 
 import codecs
 
@@ -24,6 +24,10 @@ _BINARY = {
     b"\x80\x05": "is a pickle of Python",
     b"\xba\x16\x4f\x2f": "is a model of fastText",
 }
+_RETURNS = (
+    "ends its lines in carriage returns alone, which are no newlines: convert it first, "
+    "tr '\\r' '\\n'"
+)
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16's mark, with which it begins
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -40,17 +44,18 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 
 
 def other_format(head: bytes) -> str | None:
-    """The format of a file that is no UTF-8 text, and a remedy, to be said after the file's name.
+    """The format of a file that is no UTF-8 text in lines, to be said after the file's name.
 
     Args:
       head: the file's first bytes, `HEAD` of them or all.
 
     Returns:
-      for example "is compressed by gzip: unpack it first"; None: the head is UTF-8 without a NUL,
-      whatever it begins with, or no format that is known here.
+      the format and a remedy, such as "is compressed by gzip: unpack it first"; None: the head is
+      UTF-8 without a NUL, whatever it begins with, or no format that is known here.
     """
     if b"\0" not in head and _is("UTF-8", head):
-        return None
+        # The last byte may be the carriage return of two bytes that end a line.
+        return _RETURNS if b"\r" in head[:-1] and b"\n" not in head else None
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
     for start, said in _PACKED.items():

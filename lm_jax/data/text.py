@@ -149,8 +149,8 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
             if not stat.S_ISREG(about.st_mode):
                 raise UserError(f"{name}: is no file that can be read twice, such as a pipe")
             head = file.read(HEAD)
-            if not any_bytes:
-                _refuse_other_formats(head, name)
+            if not any_bytes and (said := other_format(head)):
+                raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
             start = _mark_length(head)
             file.seek(start)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -176,17 +176,6 @@ def _mark_length(head: bytes) -> int:
     """How many bytes of a text's head are its byte-order mark."""
     mark = BOM.encode()
     return len(mark) if head.startswith(mark) else 0
-
-
-def _refuse_other_formats(head: bytes, name: str) -> None:
-    said = other_format(head)
-    if said is None and b"\r" in head and b"\n" not in head:
-        said = (
-            "ends its lines in carriage returns alone, which are no newlines: convert it first, "
-            "tr '\\r' '\\n'"
-        )
-    if said is not None:
-        raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
 
 
 def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
