@@ -19,7 +19,7 @@ import lm_jax
 from lm_jax import inference
 from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
-from lm_jax.data.text import file_text
+from lm_jax.data.text import Text, file_text
 from lm_jax.data.vocabulary import encoded
 from lm_jax.experiment import (
     Experiment,
@@ -284,8 +284,8 @@ def score(
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
     if exposure is not None and by is not None:
         raise UserError("--by and --exposure do not go together: the figures are by position")
-    text = file_text(str(file), str(file))
     run = mixed(reading_text(run_dir), mix, mix_weight)
+    text = text_of(run, file)
     trained = (run.model, run.params, run.vocabulary)
     if exposure is not None:
         gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
@@ -312,6 +312,11 @@ def reading_text(run_dir: Path) -> lm_jax.Run:
     run = lm_jax.load_run(run_dir)
     run.vocabulary.boundary  # noqa: B018 - a task's vocabulary refuses
     return run
+
+
+def text_of(run: lm_jax.Run, file: Path) -> Text:
+    """A file as a text for a run's model to read."""
+    return file_text(str(file), str(file), any_bytes=run.vocabulary.tokenizer == "byte")
 
 
 def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
@@ -461,7 +466,7 @@ def probe(
         raise UserError(f"--step={step} must be a number of updates, or spike")
     tokens = None
     if text is not None:
-        pieces = encoded(run.vocabulary, file_text(str(text), str(text)))
+        pieces = encoded(run.vocabulary, text_of(run, text))
         tokens = np.concatenate([numbers for numbers, _, _ in pieces])
     found = lm_jax.probe(
         run,

@@ -1,5 +1,6 @@
 """Byte-pair encoding: the textbook's algorithm, every text given back, cut anywhere or nowhere."""
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -53,6 +54,7 @@ def foreign(*cuts, text=TEXT, added=(), normalizer=None, **model):
     return json.loads(made.to_str())
 
 
+IDLE = normalizers.Sequence([])
 byte_level = partial(pre_tokenizers.ByteLevel, add_prefix_space=False)
 GPT2 = foreign(byte_level())
 LLAMA = foreign(
@@ -278,7 +280,14 @@ WRONG = {
     ),
     "dropout": (foreign(byte_level(), dropout=0.5), "merges at random, with a dropout of 0.5"),
     "no newline": (without(GPT2, "Ċ"), "is not byte-level: it has no token for the newline"),
-    "no bytes": (without(GPT2, "!", "ÿ"), "is not byte-level: it lacks 2 of the 256 bytes"),
+    "no bytes": (
+        without(GPT2, "!", "ª"),
+        "is not byte-level: it lacks 2 of the 243 bytes of UTF-8",
+    ),
+    "lower case in a sequence": (
+        foreign(byte_level(), normalizer=normalizers.Sequence([IDLE, normalizers.Lowercase()])),
+        "changes the text by its normalizer Lowercase: with null in its place, it is read as it",
+    ),
     "added": (
         foreign(byte_level(), added=["\n\n"]),
         r"adds the token '\n\n', which reaches over a newline or from one word to another",
@@ -310,6 +319,63 @@ def test_a_tokeniser_for_something_else_is_refused_in_one_line(content, said, tm
     assert refused.startswith("FILE")
 
 
+def never_in_utf_8():
+    """As bytes written by `tokenizers`: those with which no character of UTF-8 can be made."""
+    possible = {
+        byte
+        for point in range(0x110000)
+        if not 0xD800 <= point < 0xE000
+        for byte in chr(point).encode()
+    }
+    return {character for character, byte in bpe._BYTE.items() if byte not in possible}
+
+
+def test_what_changes_nothing_in_a_file_is_no_reason_to_refuse_it(tmp_path):
+    """As both published files of DeepSeek have an empty sequence of normalizers."""
+    known = read(tmp_path, GPT2)
+    empty = {"type": "Sequence", "normalizers": []}
+    idle = {"type": "Sequence", "pretokenizers": []}
+    byte = {"type": "Sequence", "pretokenizers": [idle, GPT2["pre_tokenizer"], idle]}
+    for changed in (
+        {"normalizer": empty},
+        {"normalizer": empty | {"normalizers": [empty, empty]}},
+        {"normalizer": {}},
+        {"pre_tokenizer": byte},
+        {
+            "added_tokens": [
+                *GPT2["added_tokens"],
+                GPT2["added_tokens"][0] | {"content": "", "id": 9},
+            ]
+        },
+    ):
+        assert read(tmp_path, GPT2 | changed) == known, changed
+
+
+def test_bytes_that_utf_8_never_holds_need_no_token(tmp_path):
+    """A file may leave them out, and add tokens of the characters by which they are written."""
+    never = sorted(never_in_utf_8())
+    assert len(never) == 13
+    content = without(GPT2, *never)
+    numbers = {token: n for n, token in enumerate(content["model"]["vocab"])}
+    content["model"]["vocab"] = numbers
+    added = [
+        content["added_tokens"][0] | {"content": character, "id": len(numbers) + nth}
+        for nth, character in enumerate(never)
+    ]
+    content["added_tokens"] = [content["added_tokens"][0] | {"id": numbers["<|end|>"]}, *added]
+    known = read(tmp_path, content)
+    text = "the cat's café, õ and ÿ 漢 😀 <|end|>"
+    assert known.decode(known.encode(text)) == text
+    assert len(numbers) + never.index("õ") in known.encode(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_file_s_json(encoding, tmp_path):
+    (tmp_path / "marked.json").write_bytes(json.dumps(GPT2, ensure_ascii=False).encode(encoding))
+    rules = bpe.read(str(tmp_path / "marked.json"), "FILE")
+    assert rules == read(tmp_path, GPT2).rules
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert refusal(partial(bpe.read, str(tmp_path / "no"), "FILE")) == (
         "FILE: there is no such file"
@@ -318,6 +384,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin").write_bytes(b'{"a": "\xff"}')
     assert refusal(partial(bpe.read, str(tmp_path / "latin"), "FILE")).startswith(
         "FILE is not JSON: 'utf-8' codec can't decode byte 0xff"
+    )
+    (tmp_path / "packed").write_bytes(gzip.compress(json.dumps(GPT2).encode()))
+    assert refusal(partial(bpe.read, str(tmp_path / "packed"), "FILE")) == (
+        "FILE is compressed by gzip: unpack it first"
     )
 
 

@@ -255,6 +255,25 @@ def test_a_probe_of_a_task_takes_no_text(folder, capsys):
     assert err == "error: --text=text.txt: task was trained on sequences that are drawn\n"
 
 
+def test_a_text_to_score_is_a_text_as_any(trained_run, capsys, monkeypatch, tmp_path):
+    """A byte-order mark is no part of it; another format is called what it is, before a table."""
+    monkeypatch.chdir(trained_run)
+    (tmp_path / "marked.txt").write_text(tiny.TEXT, encoding="utf-8-sig")
+    found = [
+        told(capsys, "score", "run", path, "--by", "none", "--json")
+        for path in ("text.txt", tmp_path / "marked.txt")
+    ]
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+    path = tmp_path / "wide.txt"
+    path.write_text(tiny.TEXT, encoding="utf-16")
+    said = f"error: {path}: is UTF-16, not UTF-8: convert it first, iconv -f UTF-16 -t UTF-8"
+    for command in (["score", "run", path], ["probe", "run", "--text", path]):
+        status, out, err = told(capsys, *command)
+        assert (status, out) == (2, "")
+        assert err == f"{said}; data.tokenizer=byte reads any bytes\n"
+
+
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):
     flags = ["--model.kind", "window", "--model.order", 3, "--train.optimizer.kind=sgd"]
     status, _, _ = told(capsys, "train", "lab.py", "--run-dir", "there", *flags)

@@ -80,6 +80,32 @@ def test_a_corpus_is_the_same_from_files_and_from_memory(tokenizer, block, tmp_p
     assert_equal(load(files(tmp_path, tokenizer=tokenizer)), in_memory)
 
 
+@every_tokenizer
+@pytest.mark.parametrize("block", [1, 2, 1 << 22])
+def test_a_corpus_is_the_same_with_byte_order_marks(tokenizer, block, tmp_path, monkeypatch):
+    """At the head of each file or text; a mark elsewhere is U+FEFF, a character."""
+    three = [text + "a\ufeffb\n" for text in THREE]
+    plain = load(Data(source="memory", tokenizer=tokenizer), three)
+    monkeypatch.setattr(texts, "BLOCK", block)
+    marked = [text.encode("utf-8-sig") for text in three]
+    assert_equal(load(files(tmp_path, marked, tokenizer=tokenizer)), plain)
+    assert_equal(
+        load(Data(source="memory", tokenizer=tokenizer), ["\ufeff" + t for t in three]), plain
+    )
+    if tokenizer == "char":
+        assert "\ufeff" in plain.vocabulary.tokens
+
+
+def test_words_of_one_long_line_are_read_as_words(tmp_path):
+    """Each part ends in an end of line; counted by hand: of 100 words 90, 5 and 5."""
+    words = [f"w{number:02d}" for number in range(100)]
+    (tmp_path / "text8").write_text(" " + " ".join(words))
+    corpus = load(Data(source="file", train=str(tmp_path / "text8"), tokenizer="word"))
+    assert [len(getattr(corpus, split).tokens) for split in SPLITS] == [91, 6, 6]
+    assert corpus.vocabulary.decode(corpus.train.tokens) == " ".join(words[:90]) + "\n"
+    assert (corpus.validation.unknown, corpus.test.unknown) == (5, 5)
+
+
 def test_a_corpus_of_words_by_hand():
     corpus = load(Data(source="memory", tokenizer="word", vocabulary_size=5), THREE)
     # "the" occurs twice; of the others, once each, two more fit, the first in their order.
@@ -222,16 +248,18 @@ def test_a_build_that_dies_in_the_middle_leaves_nothing(
     assert_equal(load(files(tmp_path)), load(Data(source="memory"), THREE))
 
 
-@pytest.mark.parametrize("wrong", [b"ab\xff\n", b"ab\0\n"])
+@pytest.mark.parametrize(
+    ("wrong", "byte"), [(b"ab\xff\n", 2), (b"ab\0\n", 2), (b"\xef\xbb\xbfab\0\n", 5)]
+)
 @pytest.mark.parametrize("place", range(3))
-def test_a_text_that_is_refused_leaves_nothing(place, wrong, tmp_path):
+def test_a_text_that_is_refused_leaves_nothing(place, wrong, byte, tmp_path):
     three = list(THREE)
     three[place] = wrong
     data = files(tmp_path, three)
     said = refusal(lambda: load(data))
     path = getattr(data, SPLITS[place])
     assert said.startswith(f"data.{SPLITS[place]}={path}: ")
-    assert "at byte 2" in said
+    assert f"at byte {byte}" in said
     assert cached() == []
 
 

@@ -229,6 +229,14 @@ def test_a_prompt_that_is_not_utf_8_is_refused():
         drawn(prompt="a\udcff")
 
 
+def test_a_byte_order_mark_at_the_head_of_a_prompt_is_none_of_its_tokens():
+    for known in (WORDS, BYTES):
+        bare = prompt_tokens(known, "the cat").tolist()
+        assert prompt_tokens(known, "\ufeffthe cat").tolist() == bare
+    with pytest.raises(UserError, match="never seen"):
+        prompt_tokens(WORDS, "the \ufeffcat")
+
+
 def test_a_prompt_of_words_does_not_end_its_line():
     with pytest.raises(UserError, match="'dog': the model has never seen it"):
         sample(MODEL, PARAMS, WORDS, length=2, prompt="the dog")

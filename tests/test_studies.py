@@ -345,6 +345,7 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
             r"31 tokens over lanes=2 make 15 each, and two chunks",
         ),
         ({"sentence": ""}, "the sentence is empty"),
+        ({"sentence": "\ufeff"}, "the sentence is empty"),
         ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
         ({"seed": 2**33}, "seed=8589934592 must be from 0"),
         ({"length": 1}, "length=1 must be 2 or more"),

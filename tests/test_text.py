@@ -1,7 +1,13 @@
-"""Texts: cut without losing a byte, at whole characters and lines, whatever the size of a block."""
+"""Texts: cut without losing a byte, at whole characters, lines or words, in blocks of any size."""
 
+import bz2
+import gzip
+import io
 import itertools
+import lzma
 import os
+import tarfile
+import zipfile
 from unittest import mock
 
 import pytest
@@ -41,9 +47,17 @@ def starts_of_lines(text):
     return [0] + [n + 1 for n, byte in enumerate(whole) if byte == 10] + [len(whole)]
 
 
+def starts_of_words(text):
+    whole = text.encode()
+    behind = [n for n in range(1, len(whole)) if whole[n - 1] in b" \t\r\n" and whole[n] > 32]
+    return [0] + behind + [len(whole)]
+
+
+CHARACTERS, WORDS = [starts_of_characters], [starts_of_lines, starts_of_words]
+
+
 @pytest.mark.parametrize(
-    ("tokenizer", "starts"),
-    [("char", starts_of_characters), ("byte", starts_of_characters), ("word", starts_of_lines)],
+    ("tokenizer", "ways"), [("char", CHARACTERS), ("byte", CHARACTERS), ("word", WORDS)]
 )
 @few
 @given(text=any_text, block=any_block)
@@ -51,18 +65,25 @@ def starts_of_lines(text):
 @example(text="a\n" * 20, block=3)
 @example(text="😀" * 20, block=3)
 @example(text="ab\r\n" * 9 + "no final newline", block=5)
-def test_a_text_is_cut_at_the_first_whole_character_or_line_past_each_mark(
-    tokenizer, starts, text, block
+@example(text="one line of words, and no other line " * 3, block=5)
+@example(text="words  parted by\ttwo  blanks  each\r\n" * 2, block=1)
+def test_a_text_is_cut_at_the_first_whole_character_or_line_or_word_past_each_mark(
+    tokenizer, ways, text, block
 ):
-    whole, places = text.encode(), starts(text)
+    """By words where the lines leave nothing for a part."""
+    whole = text.encode()
     marks = [int(len(whole) * share) for share in (0.9, 0.95)]
-    cuts = [0, *(min(place for place in places if place >= mark) for mark in marks), len(whole)]
-    expected = [whole[start:stop] for start, stop in itertools.pairwise(cuts)]
+    for starts in ways:
+        places = starts(text)
+        cuts = [0, *(min(place for place in places if place >= mark) for mark in marks), len(whole)]
+        expected = [whole[start:stop] for start, stop in itertools.pairwise(cuts)]
+        if b"" not in expected:
+            break
 
     data = Data(source="memory", tokenizer=tokenizer)
     with mock.patch.object(texts, "BLOCK", block):
         if b"" in expected:
-            unit = "lines" if tokenizer == "word" else "characters"
+            unit = "words" if tokenizer == "word" else "characters"
             said = refusal(lambda: splits(data, text))
             left = ("train", "validation", "test")[expected.index(b"")]
             assert said == (
@@ -93,7 +114,7 @@ def test_a_text_that_is_cut_is_read_only_as_far_as_needed():
             read.append(number)
             yield b"line %02d\n" % number
 
-    parts = texts._cut(texts.Text("text", "", blocks), by_line=True)
+    parts = texts._cut(texts.Text("text", "", blocks), "lines")
     read.clear()
     next(parts["train"].blocks())
     assert read == [0]
@@ -193,3 +214,133 @@ def test_a_folder_names_its_three_files(tmp_path):
     (tmp_path / "a-test.txt").write_text("another\n")
     with pytest.raises(UserError, match=r"2 files, a-test.txt and wiki.test.tokens, named after"):
         splits(Data(train=str(tmp_path)))
+
+
+def test_hidden_files_of_a_folder_are_no_texts(tmp_path):
+    """What macOS puts beside a file, what an editor keeps while a file is open."""
+    names = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "test.txt"}
+    for name in names.values():
+        for path in (name, f"._{name}", f".{name}.swp"):
+            (tmp_path / path).write_text(f"{path}\n")
+    parts = splits(Data(train=str(tmp_path)))
+    assert {split: content(part).decode().strip() for split, part in parts.items()} == names
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 1 << 22])
+def test_a_byte_order_mark_is_no_part_of_a_text_and_elsewhere_is_a_character(tmp_path, block):
+    text = "aäb\ufeff c\n" * 20
+    (tmp_path / "bare").write_text(text, encoding="utf-8")
+    (tmp_path / "marked").write_text(text, encoding="utf-8-sig")
+    with mock.patch.object(texts, "BLOCK", block):
+        bare = file_text(str(tmp_path / "bare"), "bare")
+        for any_bytes in (False, True):
+            marked = file_text(str(tmp_path / "marked"), "marked", any_bytes=any_bytes)
+            assert (content(marked), marked.digest) == (text.encode(), bare.digest)
+            assert (bare.start, marked.start) == (0, 3)
+        handed = in_memory("text", "\ufeff" + text)
+        assert (content(handed), handed.digest) == (text.encode(), in_memory("", text).digest)
+        for tokenizer in ("char", "byte", "word", "bpe"):
+            one, other = (
+                splits(Data(source="file", train=str(tmp_path / name), tokenizer=tokenizer))
+                for name in ("bare", "marked")
+            )
+            for split in one:
+                assert content(one[split]) == content(other[split])
+                assert one[split].digest == other[split].digest
+                assert one[split].start == other[split].start - 3
+
+
+def test_a_text_of_nothing_but_a_byte_order_mark_is_empty(tmp_path):
+    (tmp_path / "a").write_text("\ufeff")
+    assert refusal(lambda: file_text(str(tmp_path / "a"), "a")) == "a: the file is empty"
+    assert refusal(lambda: in_memory("a", "\ufeff")) == "a: the text is empty"
+
+
+PROSE = "The quick brown fox.\nDer schnelle braune Fuchs.\n" * 9
+
+
+def packed_by(module, mode):
+    """What an archive with one file in it holds."""
+    archive = io.BytesIO()
+    if module is zipfile:
+        with zipfile.ZipFile(archive, mode) as file:
+            file.writestr("a.txt", PROSE)
+    else:
+        with tarfile.open(fileobj=archive, mode=mode) as file:
+            about = tarfile.TarInfo("a.txt")
+            about.size = len(PROSE)
+            file.addfile(about, io.BytesIO(PROSE.encode()))
+    return archive.getvalue()
+
+
+def converted(name):
+    return f"is {name}, not UTF-8: convert it first, iconv -f {name} -t UTF-8"
+
+
+OTHERS = {
+    "gzip": (gzip.compress(PROSE.encode()), "is compressed by gzip: unpack it first"),
+    "bzip2": (bz2.compress(PROSE.encode()), "is compressed by bzip2: unpack it first"),
+    "xz": (lzma.compress(PROSE.encode()), "is compressed by xz: unpack it first"),
+    # The first bytes by RFC 8878, section 3.1.1.
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00" + b"\xff" * 99, "is compressed by zstd: unpack it first"),
+    "zip": (packed_by(zipfile, "w"), "is a zip archive: unpack it first"),
+    "tar": (packed_by(tarfile, "w"), "is a tar archive: unpack it first"),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "is a PDF document: write it as text first"),
+    "parquet": (
+        b"PAR1\x15\x04\x15\x90" + b"\xff" * 99,
+        "is a Parquet table: write it as text first",
+    ),
+    "utf-16": (PROSE.encode("utf-16"), converted("UTF-16")),
+    "utf-16, big": (b"\xfe\xff" + PROSE.encode("utf-16-be"), converted("UTF-16")),
+    "utf-32": (PROSE.encode("utf-32"), converted("UTF-32")),
+    "utf-32, big": (b"\0\0\xfe\xff" + PROSE.encode("utf-32-be"), converted("UTF-32")),
+    "utf-16 of Chinese": ("漢字😀\n".encode("utf-16"), converted("UTF-16")),
+    "utf-16-le": (PROSE.encode("utf-16-le"), converted("UTF-16LE")),
+    "utf-16-be": (PROSE.encode("utf-16-be"), converted("UTF-16BE")),
+    "utf-32-le": (PROSE.encode("utf-32-le"), converted("UTF-32LE")),
+    "utf-32-be": (PROSE.encode("utf-32-be"), converted("UTF-32BE")),
+    "old macs": (
+        PROSE.replace("\n", "\r").encode(),
+        "ends its lines in carriage returns alone, which are no newlines: convert it first, "
+        r"tr '\r' '\n'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("whole", "said"), OTHERS.values(), ids=OTHERS)
+def test_a_file_of_another_format_is_called_what_it_is(whole, said, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(whole)
+    for tokenizer in ("char", "word", "bpe"):
+        data = Data(source="file", train=str(path), tokenizer=tokenizer)
+        refused = refusal(lambda data=data: splits(data))
+        assert refused == f"data.train={path}: {said}; data.tokenizer=byte reads any bytes"
+    parts = splits(Data(source="file", train=str(path), tokenizer="byte"))
+    assert b"".join(content(part) for part in parts.values()) == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["PAR1 is a prefix", "%PDF- begins a PDF", "BZh91AY&SY", "PK\x03\x04", "7z" * 9, "é" * 99_999]
+    + ["a\r\nb\r\n", "a\rb\n", "\ufffe", "\x80\x04"],
+)
+def test_a_text_is_a_text_whatever_it_begins_with(text, tmp_path):
+    (tmp_path / "a").write_bytes(text.encode())
+    assert content(file_text(str(tmp_path / "a"), "a")) == text.encode()
+
+
+def test_a_file_s_format_is_told_from_its_head(tmp_path):
+    """A file of a hundred gigabytes is not read for it; it is a hole, so the disk has the room."""
+    path = tmp_path / "large"
+    path.write_bytes(gzip.compress(b"text"))
+    os.truncate(path, 10**11)
+    assert "is compressed by gzip" in refusal(lambda: file_text(str(path), "large"))
+
+
+def test_words_of_one_long_line_are_cut_as_the_line_is_long(tmp_path):
+    """As text8: no newline at all; 90, 5 and 5 of 100 of its words, in their order, each whole."""
+    words = [f"w{number:02d}" for number in range(100)]
+    (tmp_path / "text8").write_text(" " + " ".join(words))
+    parts = splits(Data(source="file", train=str(tmp_path / "text8"), tokenizer="word"))
+    found = [content(part).decode().split() for part in parts.values()]
+    assert found == [words[:90], words[90:95], words[95:]]

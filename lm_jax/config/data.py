@@ -24,8 +24,9 @@ class Data:
     text_key: str | None = None
     """tfds: the feature that holds the text; None finds it."""
     train: str | None = None
-    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits. Or a
-    folder with three files, their names holding train, valid (validation, dev) and test."""
+    """file: path of the training text; alone, it is cut 90 / 5 / 5 into the three splits, words at
+    the end of a line, or, in a text that is one long line, between two words. Or a folder with
+    three files, their names holding train, valid (validation, dev) and test."""
     validation: str | None = None
     """file: path of the validation text."""
     test: str | None = None

@@ -102,7 +102,8 @@ class Network:
     embedding_size: Size | None = 64
     """E, the length of a token's learned vector; None: one-hot vectors."""
     vectors: str | None = None
-    """Path of pretrained vectors of words, word2vec or GloVe, plain or gzipped; None: none."""
+    """Path of pretrained vectors of words, word2vec, GloVe or fastText's .vec, plain or gzipped;
+    None: none."""
     vectors_sha256: str | None = None
     """The file of the vectors as it was when the run began; filled in."""
     freeze_vectors: bool = False

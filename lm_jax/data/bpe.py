@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.data.formats import HEAD, other_format
 from lm_jax.settings import UserError
 
 DEFAULT_SIZE = 4096  # tokens, where data.vocabulary_size says none
@@ -41,6 +42,7 @@ _BYTES_OF_WORDS = {
     "trim_offsets": True,
     "use_regex": True,
 }
+_NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 never holds (RFC 3629)
 # What cuts a text and takes nothing away from it, unless its behaviour is to remove.
 _HARMLESS = ("Split", "Digits", "Punctuation")
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -85,16 +87,19 @@ def read(path: str, name: str) -> str:
         text, the newline a token of its own.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        with open(path, "rb") as file:
+            written = file.read()
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, among others
-        raise UserError(f"{name} is not JSON: {error}") from None
+    try:
+        content = json.loads(written)  # in UTF-8, UTF-16 or UTF-32, with a byte-order mark or none
+    except (ValueError, RecursionError) as error:
+        said = other_format(written[:HEAD]) or f"is not JSON: {error}"
+        raise UserError(f"{name} {said}") from None
     try:
         rules = _rules(*_checked(content))
     except (KeyError, TypeError, AttributeError):
@@ -138,7 +143,7 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
         raise ValueError("gives several tokens one number")
     if model.get("dropout"):
         raise ValueError(f"merges at random, with a dropout of {model['dropout']}")
-    *cuts, last = [{"type": "none"}, *_leaves(content.get("pre_tokenizer"))]
+    *cuts, last = [{"type": "none"}, *_leaves(content.get("pre_tokenizer"), "pretokenizers")]
     if last["type"] != "ByteLevel":
         raise ValueError("is not byte-level: its pre_tokenizer does not end in ByteLevel")
     for cut in cuts[1:]:
@@ -147,16 +152,18 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(affix):
             raise ValueError(f"is not byte-level: it marks words by {affix}={model[affix]!r}")
-    if content.get("normalizer"):
+    for normalizer in _leaves(content.get("normalizer"), "normalizers"):
         raise ValueError(
-            f"changes the text by its normalizer {content['normalizer']['type']}: with null in its "
-            "place, it is read as it stands"
+            f"changes the text by its normalizer {normalizer['type']}: with null in its place, it "
+            "is read as it stands"
         )
-    missing = [byte for character, byte in _BYTE.items() if character not in vocab]
+    missing = {byte for character, byte in _BYTE.items() if character not in vocab} - _NEVER
     if 10 in missing:
         raise ValueError("is not byte-level: it has no token for the newline")
     if missing:
-        raise ValueError(f"is not byte-level: it lacks {len(missing)} of the 256 bytes")
+        raise ValueError(
+            f"is not byte-level: it lacks {len(missing)} of the {256 - len(_NEVER)} bytes of UTF-8"
+        )
     added = [
         {**token, "single_word": False, "lstrip": False, "rstrip": False}
         for token in content.get("added_tokens") or []
@@ -171,14 +178,13 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
     return model, [*cuts, {**last, "add_prefix_space": False}], added
 
 
-def _leaves(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if pre_tokenizer is None:
-        return
-    if pre_tokenizer["type"] == "Sequence":
-        for part in pre_tokenizer["pretokenizers"]:
-            yield from _leaves(part)
-    else:
-        yield pre_tokenizer
+def _leaves(part: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, out of the sequences that hold none or some."""
+    if part and part["type"] == "Sequence":
+        for step in part[parts]:
+            yield from _leaves(step, parts)
+    elif part:
+        yield part
 
 
 def tokens(rules: str) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """Where text comes from: CPython's documentation, files, memory, a Markov chain.
 
 (`lm_jax.data.tfds` has one more.) A `Text` is bytes of UTF-8 that can be read again from the start,
-in blocks, so that a corpus larger than memory passes through. `splits` finds the three texts that a
-config names. A single text is cut 90 / 5 / 5 into training, validation and test, at the first
-line's end past each mark where tokens are words, else at the first whole character.
+in blocks, so that a corpus larger than memory passes through. A byte-order mark at its head is no
+part of it. `splits` finds the three texts that a config names. A single text is cut 90 / 5 / 5 into
+training, validation and test, at the first whole character past each mark. Where tokens are words,
+it is cut at the first line past each mark, or, where that leaves a part empty, as in a text that is
+one long line, at the first word.
 """
 
 import hashlib
@@ -11,16 +13,21 @@ import itertools
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from lm_jax.config import Data, Markov
 from lm_jax.data import markov
+from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
 SPLITS = ("train", "validation", "test")
 CUTS = (0.9, 0.95)  # where a single text is cut, as shares of its bytes
+# What stands before each place where a text may be cut. A word is cut off with the white space
+# behind it, for a newline at the head of a part would be a blank line more.
+_BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
 
 
 class Text(NamedTuple):
@@ -49,26 +56,29 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
     """
     if memory is not None and data.origin != "memory":
         raise UserError(f"text is read only with data.source=memory, not {data.origin}")
-    by_line = data.tokenizer == "word"
+    units = ("lines", "words") if data.tokenizer == "word" else ("characters",)
     if data.origin == "builtin":
-        return _cut(in_memory("builtin", _documentation()), by_line)
+        return _cut(in_memory("builtin", _documentation()), *units)
     if data.origin == "memory":
         if memory is None:
             raise UserError("data.source=memory takes its text from lm_jax.train(..., text=...)")
         if isinstance(memory, str):
-            return _cut(in_memory("text", memory), by_line)
+            return _cut(in_memory("text", memory), *units)
         if len(memory) != len(SPLITS):
             raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
         return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
     if isinstance(data.task, Markov):
-        return _cut(in_memory("data.task=markov", markov.text(data.task)), by_line)
+        return _cut(in_memory("data.task=markov", markov.text(data.task)), *units)
     paths = {split: getattr(data, split) for split in SPLITS}
     if data.train and data.validation is None and os.path.isdir(data.train):
         paths = _in_folder(data.train)
+    any_bytes = data.tokenizer == "byte"
     files = {
-        split: file_text(path, f"data.{split}={path}") for split, path in paths.items() if path
+        split: file_text(path, f"data.{split}={path}", any_bytes=any_bytes)
+        for split, path in paths.items()
+        if path
     }
-    return files if len(files) > 1 else _cut(files["train"], by_line)
+    return files if len(files) > 1 else _cut(files["train"], *units)
 
 
 NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}, "test": {"test"}}
@@ -77,7 +87,7 @@ NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}
 def _in_folder(folder: str) -> dict[str, str]:
     """The three files of a folder whose names say which they are: `wiki.train.tokens`."""
     try:
-        files = sorted(os.listdir(folder))
+        files = sorted(file for file in os.listdir(folder) if not file.startswith("."))
     except OSError as error:
         raise UserError(f"data.train={folder}: {error.strerror}") from None
     paths = {}
@@ -106,31 +116,43 @@ def in_memory(name: str, text: str) -> Text:
     Raises:
       UserError: it is empty, or no Unicode.
     """
-    if not text:
-        raise UserError(f"{name}: the text is empty")
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{name}: a lone surrogate at character {error.start}") from None
+    start = _mark_length(content)
+    if len(content) == start:
+        raise UserError(f"{name}: the text is empty")
 
     def blocks() -> Iterator[bytes]:
-        for start in range(0, len(content), BLOCK):
-            yield content[start : start + BLOCK]
+        for first in range(start, len(content), BLOCK):
+            yield content[first : first + BLOCK]
 
-    return Text(name, hashlib.sha256(content).hexdigest(), blocks)
+    return Text(name, hashlib.sha256(content[start:]).hexdigest(), blocks, start)
 
 
-def file_text(path: str, name: str) -> Text:
+def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
     """A file as a text; `name` is what an error calls it.
 
+    Args:
+      path: the file.
+      name: for errors.
+      any_bytes: take a file of any format, for the tokeniser `byte`.
+
     Raises:
-      UserError: it is missing, empty, a directory, or cannot be read.
+      UserError: it is missing, empty, a directory, or cannot be read; or its first bytes show that
+        it is no UTF-8 text with lines that end in a newline.
     """
     try:
         with open(path, "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise UserError(f"{name}: is no file that can be read twice, such as a pipe")
+            head = file.read(HEAD)
+            if not any_bytes and (said := other_format(head)):
+                raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
+            start = _mark_length(head)
+            file.seek(start)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
@@ -138,29 +160,42 @@ def file_text(path: str, name: str) -> Text:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    if about.st_size == 0:
+    if len(head) == start:
         raise UserError(f"{name}: the file is empty")
 
     def blocks() -> Iterator[bytes]:
         with open(path, "rb") as file:
+            file.seek(start)
             while block := file.read(BLOCK):
                 yield block
 
-    return Text(name, digest, blocks)
+    return Text(name, digest, blocks, start)
 
 
-def _cut(text: Text, by_line: bool) -> dict[str, Text]:
+def _mark_length(head: bytes) -> int:
+    """How many bytes of a text's head are its byte-order mark."""
+    mark = BOM.encode()
+    return len(mark) if head.startswith(mark) else 0
+
+
+def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
+    """The three parts of a text, cut by the first of the units that leaves none of them empty."""
     size = sum(len(block) for block in text.blocks())
-    marks = [0, *(_boundary(text, int(size * cut), by_line) for cut in CUTS), size]
+    places = [0, *(_beginning(text, int(size * cut), unit) for cut in CUTS), size]
+    ranges = dict(zip(SPLITS, itertools.pairwise(places), strict=True))
+    empty = [split for split, (start, stop) in ranges.items() if start == stop]
+    if empty and others:
+        return _cut(text, *others)
+    if empty:
+        raise UserError(
+            f"{text.name}: {size:,} bytes hold too few {unit} to cut into {', '.join(SPLITS)}: "
+            f"nothing is left for {empty[0]}"
+        )
     parts = {}
-    for split, (start, stop) in zip(SPLITS, itertools.pairwise(marks), strict=True):
-        if start == stop:
-            raise UserError(
-                f"{text.name}: {size:,} bytes hold too few {'lines' if by_line else 'characters'} "
-                f"to cut into {', '.join(SPLITS)}: nothing is left for {split}"
-            )
+    for split, (start, stop) in ranges.items():
         digest = hashlib.sha256(f"{text.digest} {start} {stop}".encode()).hexdigest()
-        parts[split] = Text(f"{text.name} [{split}]", digest, _range(text, start, stop), start)
+        blocks = _range(text, start, stop)
+        parts[split] = Text(f"{text.name} [{split}]", digest, blocks, text.start + start)
     return parts
 
 
@@ -178,20 +213,15 @@ def _range(text: Text, start: int, stop: int) -> Callable[[], Iterator[bytes]]:
     return blocks
 
 
-def _boundary(text: Text, mark: int, by_line: bool) -> int:
-    """The first place at or after `mark` where a line, or a character, begins."""
+def _beginning(text: Text, mark: int, unit: str) -> int:
+    """The first place at or after `mark` where a line, a word or a character begins."""
     if mark == 0:
         return 0
-    position = mark - 1
-    for block in _range(text, position, 1 << 62)():
-        if by_line:
-            end = block.find(b"\n")
-            if end >= 0:
-                return position + end + 1
-        else:
-            for offset, byte in enumerate(block):
-                # 10xxxxxx continues a character of UTF-8.
-                if position + offset >= mark and byte & 0xC0 != 0x80:
-                    return position + offset
-        position += len(block)
-    return position
+    before, position = b"", mark - 1
+    for block in _range(text, position, sys.maxsize)():
+        window = before + block
+        if found := re.search(_BEFORE[unit], window):
+            return position + found.end()
+        before = window[-1:]
+        position += len(window) - 1
+    return position + 1

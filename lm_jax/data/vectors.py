@@ -17,23 +17,32 @@ the entries of all the vectors taken have together.
 Files may be larger than memory: only vectors that a token may take are kept. Of the others only
 the count of numbers is checked, not the numbers, and not whether their word comes twice. In text, a
 word may hold blanks, as some of GloVe's do: the last E numbers of a line are the vector.
+
+What is odd and yet certain is read, as published files have some of it. A byte-order mark at the
+head is no part of the first word. Whatever the header says, all vectors are read; of several
+vectors of one word the first is taken; blank lines are passed over; tabs and several blanks
+separate fields as one blank does. One warning counts how often.
 """
 
 import gzip
 import io
 import itertools
+import re
+import warnings
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
 
+from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.data.vocabulary import LINE_END, Vocabulary
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
 _LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
 _ALIASES = {LINE_END["word"]: "</s>"}  # what word2vec calls the end of a line
+_HEADER = re.compile(rb"\s*(\d{1,18})\s+(\d{1,9})\s*")
 # Bytes that no text holds, and that some number of a binary file does.
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
 
@@ -73,10 +82,13 @@ def read_vectors(
       seed: of the vectors that are drawn for tokens that the file lacks.
       counts: [V], how often each token occurs in the training text.
 
+    Warns:
+      UserWarning: once of all that is odd and read all the same: a header that does not fit the
+        rest, words that come again, blank lines, tabs or several blanks between fields.
+
     Raises:
-      UserError: it cannot be read; holds no vectors, or vectors of another length; has a header
-        that does not fit the rest, a line with more or fewer numbers, NaN or infinity, a word
-        twice; is cut short; or knows none of the tokens.
+      UserError: it cannot be read; holds no vectors, or vectors of another length; has a line with
+        more or fewer numbers, NaN or infinity; is cut short; or knows none of the tokens.
     """
     if vocabulary.tokenizer not in ("word", "char"):
         raise UserError(f"{name}: data.tokenizer={vocabulary.tokenizer} has no words to look up")
@@ -135,64 +147,84 @@ def _taken(
     file: io.BufferedReader, wanted: set[bytes], size: int, name: str
 ) -> dict[bytes, np.ndarray]:
     """The vectors of the wanted words that a file holds."""
-    first = file.readline(_LONGEST)
+    head = file.peek(HEAD)[:HEAD]
+    first = file.readline(_LONGEST).removeprefix(BOM.encode())
     if not first:
         raise UserError(f"{name}: the file is empty")
-    word, *numbers = _stripped(first).split(b" ")
-    header = len(numbers) == 1 and word.isdigit() and numbers[0].isdigit()
-    if not numbers or _floats(numbers) is None:
-        raise UserError(
-            f"{name}: no file of word vectors: its first line is neither a count and a length nor "
-            "a word and its numbers"
+    header = _HEADER.fullmatch(first)
+    length = int(header[2]) if header else _numbers_at_end(first)
+    said = other_format(head) if not length or re.search(rb"[\0\r]", first.rstrip()) else None
+    if said or not length:
+        said = said or (
+            "no file of word vectors: its first line is neither a count and a length nor a word "
+            "and its numbers"
         )
-    length = int(numbers[0]) if header else len(numbers)
+        raise UserError(f"{name}: {said}")
     if length != size:
         raise UserError(f"model.embedding_size={size}, but {name} holds vectors of {length}")
     kept = _Kept(wanted, name)
-    if not header:
+    if header is None:
         _read_lines(itertools.chain([first], file), 1, size, kept)
+        kept.warn()
         return kept.vectors
-    count = int(word)
-    if _is_binary(file, size):
-        _read_records(file, count, size, kept)
-        return kept.vectors
-    found = _read_lines(file, 2, size, kept)
-    if found != count:
-        raise UserError(f"{name}: its first line says {count:,} vectors, and it holds {found:,}")
+    count = int(header[1])
+    binary = _is_binary(file, size)
+    found = _read_records(file, count, size, kept) if binary else _read_lines(file, 2, size, kept)
+    said = f"its first line says {count:,} vectors, and it holds {found:,}"
+    if not found:
+        raise UserError(f"{name}: {said}")
+    kept.warn(None if found == count else said)
     return kept.vectors
 
 
 class _Kept:
-    """What has been taken from a file so far."""
+    """What has been taken from a file so far, and how often something was odd."""
 
     def __init__(self, wanted: set[bytes], name: str) -> None:
         self.wanted, self.name = wanted, name
         self.vectors: dict[bytes, np.ndarray] = {}
         self.places: dict[bytes, str] = {}
+        self.again: list[str] = []
+        self.blank = self.apart = self.rest = 0
 
     def refusal(self, place: str, mistake: str) -> UserError:
         return UserError(f"{self.name}: {place}: {mistake}")
 
     def add(self, word: bytes, vector: np.ndarray, place: str) -> None:
         if word in self.vectors:
-            raise self.refusal(place, f"{word.decode()!r} again, after {self.places[word]}")
+            self.again.append(f"{word.decode()!r} in {place} after {self.places[word]}")
+            return
         if not np.isfinite(vector).all():
             raise self.refusal(place, f"the vector of {word.decode()!r} holds NaN or infinity")
         self.vectors[word], self.places[word] = vector, place
+
+    def warn(self, said: str | None = None) -> None:
+        odd = {
+            "vectors of words that have one already": len(self.again),
+            "blank lines": self.blank,
+            "lines with tabs or several blanks between fields": self.apart,
+            "bytes after the last vector": self.rest,
+        }
+        listed = [f"{what}: {count:,}" for what, count in odd.items() if count]
+        if self.again:
+            listed[0] += f", the first {self.again[0]}"
+        if said or listed:
+            listed = [said, *listed] if said else listed
+            warnings.warn(f"{self.name} is read all the same: {'; '.join(listed)}", stacklevel=4)
 
 
 def _is_binary(file: io.BufferedReader, size: int) -> bool:
     start = file.tell()
     sample = file.read(_LONGEST)
     file.seek(start)
-    fields = _stripped(sample.partition(b"\n")[0]).split(b" ")
-    if len(fields) > size and _floats(fields[-size:]) is not None:
+    line = _stripped(sample.lstrip(b"\r\n").partition(b"\n")[0])
+    if _word(line, size) is not None and _vector(line, size) is not None:
         return False
     return len(sample.translate(None, _CONTROLS)) < len(sample)
 
 
 def _stripped(line: bytes) -> bytes:
-    return line.rstrip(b" \r\n")  # word2vec writes a blank after the last number, too
+    return line.rstrip(b" \t\r\n")  # word2vec writes a blank after the last number, too
 
 
 def _floats(fields: list[bytes]) -> np.ndarray | None:
@@ -203,44 +235,81 @@ def _floats(fields: list[bytes]) -> np.ndarray | None:
         return None
 
 
+def _vector(line: bytes, size: int) -> np.ndarray | None:
+    """The last numbers of a line, if they are numbers."""
+    return _floats(line.rsplit(None, size)[-size:])
+
+
+def _word(line: bytes, size: int) -> bytes | None:
+    """The word before the last fields of a line; None: too few or too many numbers."""
+    fields = line.rsplit(None, size)
+    if len(fields) > size:
+        # Before the vector's numbers there may be blanks of the word, but no more numbers.
+        *more, last = fields[0].split()
+        return None if more and _is_number(last) else fields[0].strip()
+    # The word may be empty, or, of characters, a blank.
+    before = line[: len(line) - len(line.lstrip())]
+    all_numbers = len(fields) == size and _vector(line, size) is not None
+    return before[:-1] if before and all_numbers else None
+
+
+def _numbers_at_end(line: bytes) -> int:
+    """How many numbers stand behind the word of a line, which may be a number itself, or empty."""
+    fields = line.split()
+    numbers = sum(1 for _ in itertools.takewhile(_is_number, reversed(fields)))
+    return numbers - (numbers == len(fields) and not line[:1].isspace())
+
+
+def _is_number(field: bytes) -> bool:
+    return _floats([field]) is not None
+
+
 def _read_lines(lines: Iterable[bytes], start: int, size: int, kept: _Kept) -> int:
-    """Takes what is wanted from text, whose first line has the number `start`; counts the lines."""
-    wanted, number = kept.wanted, start - 1
+    """Takes what is wanted from text, whose first line has the number `start`; counts vectors."""
+    wanted, found = kept.wanted, 0
     for number, line in enumerate(lines, start):
         line = _stripped(line)
-        blanks = line.count(b" ")
+        if not line:
+            kept.blank += 1
+            continue
+        found += 1
         word = line[: line.find(b" ")]
-        if blanks != size:
-            word = line.rsplit(b" ", size)[0]
-            # Beyond the vector's numbers there may be blanks of the word, but no more numbers.
-            if blanks < size or _floats([word.rpartition(b" ")[2]]) is not None:
-                raise kept.refusal(f"line {number:,}", f"{blanks} numbers after a word, not {size}")
+        if line.count(b" ") != size or b"\t" in line or not word:
+            word = _word(line, size)
+            if word is None:
+                mistake = f"{len(line.split()[1:])} numbers after a word, not {size}"
+                raise kept.refusal(f"line {number:,}", mistake)
+            rest = line[line.find(word) + len(word) :]
+            kept.apart += b"\t" in rest or b"  " in rest
         if word in wanted:
-            vector = _floats(line.rsplit(b" ", size)[1:])
+            vector = _vector(line, size)
             if vector is None:
                 mistake = f"the vector of {word.decode()!r} holds what is no number"
                 raise kept.refusal(f"line {number:,}", mistake)
             kept.add(word, vector, f"line {number:,}")
-    return number - start + 1
+    return found
 
 
-def _read_records(file: io.BufferedReader, count: int, size: int, kept: _Kept) -> None:
-    """Takes what is wanted from the records of a binary file."""
-    block, start = b"", 0
-    for number in range(1, count + 1):
+def _read_records(file: io.BufferedReader, count: int, size: int, kept: _Kept) -> int:
+    """Takes what is wanted from the records of a binary file, whatever their count; counts them."""
+    block, start, number = b"", 0, 0
+    while True:
         blank = block.find(b" ", start)
-        while blank < 0 or len(block) < blank + 1 + 4 * size:
+        if blank < 0 or len(block) < blank + 1 + 4 * size:
             if blank < 0 and len(block) - start > _LONGEST:
-                raise kept.refusal(f"record {number:,}", "a word without an end")
+                raise kept.refusal(f"record {number + 1:,}", "a word without an end")
             more = file.read(BLOCK)
             if not more:
-                raise kept.refusal(f"record {number:,}", f"cut short, of {count:,} records")
+                break
             block, start = block[start:] + more, 0
-            blank = block.find(b" ")
+            continue
+        number += 1
         word = block[start:blank].lstrip(b"\n")
         if word in kept.wanted:
             vector = np.frombuffer(block, "<f4", size, blank + 1).astype(np.float32)
             kept.add(word, vector, f"record {number:,}")
         start = blank + 1 + 4 * size
-    if (block[start:] + file.read(2)).strip(b"\n"):
-        raise UserError(f"{kept.name}: goes on after the {count:,} vectors that its header says")
+    kept.rest = len(block[start:].strip(b"\n"))
+    if kept.rest and number < count:
+        raise kept.refusal(f"record {number + 1:,}", f"cut short, of {count:,} records")
+    return number

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from lm_jax.data.formats import BOM
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, nearest
 
@@ -64,11 +65,12 @@ def check_seed(seed: int) -> None:
 
 
 def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
-    """The numbers of a prompt's tokens, int32 [P].
+    """The numbers of a prompt's tokens, int32 [P]; a byte-order mark at its head is none.
 
     Raises:
       UserError: the model has never seen one of them; or the prompt is no Unicode.
     """
+    prompt = prompt.removeprefix(BOM)
     try:
         read = vocabulary.encode(prompt, ended=False)
     except UnicodeEncodeError:

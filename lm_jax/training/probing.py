@@ -8,6 +8,7 @@ import optax
 
 from lm_jax.config import RNN, Config, train_of
 from lm_jax.data.batches import Batch
+from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
 from lm_jax.gradients.audit import Apply
 from lm_jax.gradients.lags import SLOPES
@@ -129,7 +130,11 @@ def _of_text(
     """The chunk and the sentence of a text that are looked at."""
     vocabulary = run.vocabulary
     try:
-        line = _line(tokens, vocabulary.boundary) if words is None else vocabulary.encode(words)
+        line = (
+            _line(tokens, vocabulary.boundary)
+            if words is None
+            else vocabulary.encode(words.removeprefix(BOM))
+        )
     except UnicodeEncodeError:
         raise UserError(f"the sentence {words!r} is not UTF-8") from None
     seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
