@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, parsed
 
 DEFAULT_SIZE = 4096  # tokens, where data.vocabulary_size says none
 _CUTS = [
@@ -85,18 +85,17 @@ def read(path: str, name: str) -> str:
         text, the newline a token of its own.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        with open(path, "rb") as file:
+            content = file.read()
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, among others
-        raise UserError(f"{name} is not JSON: {error}") from None
+    found = parsed(content, name, Any)
     try:
-        rules = _rules(*_checked(content))
+        rules = _rules(*_checked(found))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{name} is no tokenizer.json of byte-pair encoding") from None
     except ValueError as error:
@@ -188,7 +187,7 @@ def tokens(rules: str) -> tuple[str, ...]:
       ValueError: these are no rules, or a number has no token.
     """
     try:
-        content = json.loads(rules)
+        content = parsed(rules, "the rules")
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
         found = {
             number: "".join(chr(_BYTE[character]) for character in token)
@@ -205,10 +204,17 @@ def tokens(rules: str) -> tuple[str, ...]:
 
 
 def encoder(rules: str) -> Callable[[str], np.ndarray]:
-    """The function from a text to the numbers of its tokens, int32 [N]."""
+    """The function from a text to the numbers of its tokens, int32 [N].
+
+    Raises:
+      UserError: the library cannot read the rules.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(rules)
+    try:
+        tokenizer = Tokenizer.from_str(rules)
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"the rules of the vocabulary: {' '.join(str(error).split())}") from None
 
     def encode(text: str) -> np.ndarray:
         found = tokenizer.encode_batch_fast(_lines(text), add_special_tokens=False)
