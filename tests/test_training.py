@@ -541,7 +541,7 @@ def test_evaluation_is_its_definition_one_token_after_another(tmp_path):
     for token in tokens:
         carry, nats = one(carry, np.int32(before), np.int32(token))
         total, before = total + float(nats), token
-    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300)
+    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300, 0)
     assert loss.tokens == len(tokens)
     assert loss.nats == pytest.approx(total, rel=1e-12)
     assert loss.perplexity == pytest.approx(math.exp(total / len(tokens)), rel=1e-12)
@@ -555,7 +555,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
         run = lm_jax.train(config, tmp_path / str(lanes), text=tiny.TEXT)
         tokens = run.vocabulary.encode(tiny.TEXT)
         params = run.model.init(jax.random.key(0))
-        losses.append(evaluate(run.model, params, reading(tokens, run.vocabulary), len(tokens)))
+        read = reading(tokens, run.vocabulary)
+        losses.append(evaluate(run.model, params, read, len(tokens), 0))
     assert losses[0] == losses[1]
 
 
@@ -585,7 +586,8 @@ def validation_nats(run):
     from lm_jax import data
 
     split = data.load(run.config.data, tiny.TEXT).validation
-    loss = evaluate(run.model, run.params, reading(split.tokens, run.vocabulary), split.characters)
+    read = reading(split.tokens, run.vocabulary)
+    loss = evaluate(run.model, run.params, read, split.characters, split.unknown)
     return loss.nats_per_token
 
 

@@ -35,7 +35,8 @@ RESULT = {
     "parameters": int,
     "seconds": int | float,
 }
-FIGURES = ("nats", "perplexity", "bits_per_character", "tokens", "characters")  # of a split
+FIGURES = ("nats", "perplexity", "bits_per_character", "tokens", "characters", "unknown")
+"""Of a split, in a result."""
 
 
 def write_whole(path: Path, content: str) -> None:
