@@ -49,7 +49,8 @@ def load_experiment(name: str) -> Experiment:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: {type(error).__name__}: {said}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
     return Experiment(config, points, said if isinstance(said, Drawn) else None)

@@ -24,6 +24,7 @@ import pydantic
 from pydantic import Field
 
 VERSION = 1
+MOST_SHOWN = 100  # characters of a refused value
 
 Settings = TypeVar("Settings")
 
@@ -221,16 +222,41 @@ def from_json(kind: type[Settings], text: str, name: str) -> Settings:
     Raises:
       UserError: the text holds no such settings, or of another version; names the key.
     """
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not JSON: {error}") from None
+    values = parsed(text, name, Any)
     if not isinstance(values, dict) or values.pop("version", None) != VERSION:
         raise UserError(f"{name} does not hold settings of version {VERSION}")
     try:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(values))
     except pydantic.ValidationError as error:
         raise UserError(f"{name}: {explain(error, kind)}") from None
+
+
+def parsed(text: str | bytes, name: str, kind: Any = dict[str, Any]) -> Any:
+    """The value of a JSON text.
+
+    Args:
+      text: JSON, bytes in UTF-8.
+      name: what to call the text in an error, such as a file's path.
+      kind: the type that the value must have, as pydantic checks it.
+
+    Raises:
+      UserError: the text is not JSON, is nested more than 200 deep, holds an integer of thousands
+        of digits, or is of another type.
+    """
+    try:
+        return _adapter(kind).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"]
+        if first["type"] == "json_invalid":
+            raise UserError(
+                f"{name} is not JSON: {message.removeprefix('Invalid JSON: ')}"
+            ) from None
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(f"{name}: {where}{message[0].lower()}{message[1:]}") from None
+
+
+_adapter = functools.lru_cache(pydantic.TypeAdapter)
 
 
 def plain(value: Any) -> Any:
@@ -253,9 +279,18 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"there is no field {where}{nearest(path[-1], known)}"
     if first["type"] == "union_tag_invalid":
-        value = first["input"].get("kind")
-        return f"{where}.kind={value!r}: choose from {first.get('ctx', {}).get('expected_tags')}"
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+        value = _shown(first["input"].get("kind"))
+        return f"{where}.kind={value}: choose from {first.get('ctx', {}).get('expected_tags')}"
+    return f"{where}={_shown(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A refused value in an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a deep list
+        text = f"({type(value).__name__})"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _names(hint: Any) -> set[str]:

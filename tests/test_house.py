@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "trees",
     "settings",
+    "files",
     "config",
     "data",
     "models",

@@ -23,11 +23,13 @@ def row(number, settings, loss, status="finished", **more):
     return {
         "number": number,
         "name": f"trial {number}",
+        "trial": f"trials/{number:03d}",
         "point": settings,
         "flags": "",
         "settings": settings,
         "status": status,
         "best_validation": loss,
+        "last_validation": loss,
         "test": loss,
         "step": 10,
         "seconds": 1.5,

@@ -514,7 +514,8 @@ def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_
 
 def test_a_torn_last_line_is_taken_away(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    one, two = ({"step": step, "kind": "train"} for step in (1, 2))
+    figures = {"split": "train", **dict.fromkeys(journal.NUMBERS["train"], 1.0)}
+    one, two = ({"step": step, "kind": "train", **figures} for step in (1, 2))
     path.write_text(f'{json.dumps(one)}\n{json.dumps(two)}\n{{"step": 3, "na')
     assert journal.read_rows(path) == [one, two]
     opened = journal.Journal(tmp_path, step=1, judged=0)
@@ -540,7 +541,7 @@ def test_evaluation_is_its_definition_one_token_after_another(tmp_path):
     for token in tokens:
         carry, nats = one(carry, np.int32(before), np.int32(token))
         total, before = total + float(nats), token
-    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300)
+    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300, 0)
     assert loss.tokens == len(tokens)
     assert loss.nats == pytest.approx(total, rel=1e-12)
     assert loss.perplexity == pytest.approx(math.exp(total / len(tokens)), rel=1e-12)
@@ -554,7 +555,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
         run = lm_jax.train(config, tmp_path / str(lanes), text=tiny.TEXT)
         tokens = run.vocabulary.encode(tiny.TEXT)
         params = run.model.init(jax.random.key(0))
-        losses.append(evaluate(run.model, params, reading(tokens, run.vocabulary), len(tokens)))
+        read = reading(tokens, run.vocabulary)
+        losses.append(evaluate(run.model, params, read, len(tokens), 0))
     assert losses[0] == losses[1]
 
 
@@ -584,7 +586,8 @@ def validation_nats(run):
     from lm_jax import data
 
     split = data.load(run.config.data, tiny.TEXT).validation
-    loss = evaluate(run.model, run.params, reading(split.tokens, run.vocabulary), split.characters)
+    read = reading(split.tokens, run.vocabulary)
+    loss = evaluate(run.model, run.params, read, split.characters, split.unknown)
     return loss.nats_per_token
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.data.formats import HEAD, other_format
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, parsed
 
 DEFAULT_SIZE = 4096  # tokens, where data.vocabulary_size says none
 _CUTS = [
@@ -95,13 +95,15 @@ def read(path: str, name: str) -> str:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
+    # In UTF-8, UTF-16 or UTF-32, with a byte-order mark or none.
+    text = written.decode(json.detect_encoding(written), errors="replace")
     try:
-        content = json.loads(written)  # in UTF-8, UTF-16 or UTF-32, with a byte-order mark or none
-    except (ValueError, RecursionError) as error:
-        said = other_format(written[:HEAD]) or f"is not JSON: {error}"
-        raise UserError(f"{name} {said}") from None
+        found = parsed(text, name, Any)
+    except UserError as error:
+        said = other_format(written[:HEAD])
+        raise UserError(f"{name} {said}" if said else str(error)) from None
     try:
-        rules = _rules(*_checked(content))
+        rules = _rules(*_checked(found))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{name} is no tokenizer.json of byte-pair encoding") from None
     except ValueError as error:
@@ -194,7 +196,7 @@ def tokens(rules: str) -> tuple[str, ...]:
       ValueError: these are no rules, or a number has no token.
     """
     try:
-        content = json.loads(rules)
+        content = parsed(rules, "the rules")
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
         found = {
             number: "".join(chr(_BYTE[character]) for character in token)
@@ -211,10 +213,17 @@ def tokens(rules: str) -> tuple[str, ...]:
 
 
 def encoder(rules: str) -> Callable[[str], np.ndarray]:
-    """The function from a text to the numbers of its tokens, int32 [N]."""
+    """The function from a text to the numbers of its tokens, int32 [N].
+
+    Raises:
+      UserError: the library cannot read the rules.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(rules)
+    try:
+        tokenizer = Tokenizer.from_str(rules)
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"the rules of the vocabulary: {' '.join(str(error).split())}") from None
 
     def encode(text: str) -> np.ndarray:
         found = tokenizer.encode_batch_fast(_lines(text), add_special_tokens=False)

@@ -11,21 +11,24 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
+from operator import index
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import platformdirs
 
+from lm_jax import files
 from lm_jax.config import Data
 from lm_jax.data import bpe, tasks
 from lm_jax.data import text as texts
 from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
-from lm_jax.settings import VERSION, UserError
+from lm_jax.settings import VERSION, UserError, parsed
+
+SIZES = ("tokens", "characters", "unknown")  # of a split, in corpus.json
 
 
 class Split(NamedTuple):
@@ -140,12 +143,12 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
 def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabulary | None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_suffix(".partial")
-    with folder.with_suffix(".lock").open("a") as lock:
+    with files.opened(folder.with_suffix(".lock"), "a") as lock:
         # The operating system lets go of the lock when a process dies, however it dies.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        files.remove(partial)  # of a process that was killed
         try:
             partial.mkdir()
             vocabulary = vocabulary or _vocabulary(data, parts)
@@ -158,11 +161,11 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
                     raise UserError(f"{again.name}: has changed while it was read; begin again")
             partial.rename(folder)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            files.remove(partial)
 
 
 def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
-    totals = {"tokens": 0, "characters": 0, "unknown": 0}
+    totals: dict[str, int] = dict.fromkeys(SIZES, 0)
     with _synced(path) as file:
         for numbers, characters, unknown in encoded(vocabulary, text):
             file.write(numbers.astype(_dtype(vocabulary)).tobytes())
@@ -188,9 +191,11 @@ def _mapped(folder: Path, digest: str) -> Corpus:
         content = (folder / "corpus.json").read_text(encoding="utf-8")
         vocabulary = Vocabulary.from_json(content)
         splits = {}
-        for split, sizes in json.loads(content)["splits"].items():
-            tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(sizes["tokens"],))
-            splits[split] = Split(tokens, sizes["characters"], sizes["unknown"])
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        sizes = parsed(content, "corpus.json")["splits"]
+        for split in SPLITS:
+            count, *rest = (index(sizes[split][name]) for name in SIZES)
+            tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(count,))
+            splits[split] = Split(tokens, *rest)
+    except (ValueError, KeyError, TypeError, OverflowError, FileNotFoundError):
         raise UserError(f"{folder} is damaged: remove it, and it is built anew") from None
     return Corpus(vocabulary, **splits, digest=_digest(digest, vocabulary))

@@ -25,7 +25,7 @@ import numpy as np
 
 from lm_jax.data import bpe
 from lm_jax.data.text import Text
-from lm_jax.settings import VERSION, UserError
+from lm_jax.settings import VERSION, UserError, parsed
 
 UNKNOWN = "<unk>"
 LINE_END = {"char": "\n", "word": "<eos>", "bpe": "\n"}
@@ -151,10 +151,12 @@ class Vocabulary:
           UserError: the text holds none of this version.
         """
         try:
-            content = json.loads(text)
+            content = parsed(text, "it")
             if content["version"] != VERSION:
                 raise KeyError("version")
-            tokenizer, tokens = str(content["tokenizer"]), tuple(map(str, content["tokens"]))
+            tokenizer, tokens = str(content["tokenizer"]), tuple(content["tokens"])
+            if not all(isinstance(token, str) for token in tokens):
+                raise KeyError("tokens")
             if tokenizer == "bpe":
                 found = Vocabulary(tokenizer, tokens, str(content["rules"]))
                 if bpe.tokens(found.rules) != tokens:
@@ -164,6 +166,8 @@ class Vocabulary:
             bare = found == BYTES or tokenizer == "task"
             needed = set() if bare else {UNKNOWN, LINE_END[tokenizer]}
             if len(found.numbers) < len(found) or not needed <= found.numbers.keys():
+                raise KeyError("tokens")
+            if tokenizer == "char" and any(len(token) != 1 for token in {*tokens} - {UNKNOWN}):
                 raise KeyError("tokens")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{name} holds no vocabulary of version {VERSION}: {error}") from None

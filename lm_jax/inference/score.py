@@ -45,6 +45,8 @@ class Loss(NamedTuple):
     tokens: int
     characters: int
     """Length of the text in Unicode characters."""
+    unknown: int
+    """Tokens that the vocabulary lacks: `<unk>` is scored, which of the words it was is not."""
 
     @property
     def nats_per_token(self) -> float:
@@ -56,11 +58,16 @@ class Loss(NamedTuple):
         return perplexity_of(self.nats_per_token)
 
     @property
-    def bits_per_character(self) -> float:
-        """Infinite where there are bytes but none that begins a character."""
+    def bits_per_character(self) -> float | None:
+        """-log2 P(text) / characters; None where tokens are unknown, whose characters P leaves out.
+
+        Infinite where there are bytes but none that begins a character.
+        """
+        if self.unknown:
+            return None
         return self.nats / math.log(2) / self.characters if self.characters else math.inf
 
-    def row(self) -> dict[str, float | int]:
+    def row(self) -> dict[str, float | int | None]:
         """The figures under their names in metrics.jsonl and result.json."""
         return {
             "nats": self.nats_per_token,
@@ -68,6 +75,7 @@ class Loss(NamedTuple):
             "bits_per_character": self.bits_per_character,
             "tokens": self.tokens,
             "characters": self.characters,
+            "unknown": self.unknown,
         }
 
 
@@ -99,18 +107,27 @@ def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterat
         yield np.asarray(nats)[np.asarray(batch.mask)]
 
 
-def total(blocks: Iterable[np.ndarray], characters: int) -> Loss:
-    """The sum of what `token_nats` gives, in float64."""
+def total(blocks: Iterable[np.ndarray], characters: int, unknown: int) -> Loss:
+    """The sum of what `token_nats` gives, in float64; `characters`, `unknown`: of the text."""
     nats, tokens = 0.0, 0
     for block in blocks:
         nats += float(np.sum(block, dtype=np.float64))
         tokens += block.size
-    return Loss(nats, tokens, characters)
+    return Loss(nats, tokens, characters, unknown)
 
 
-def evaluate(model: LanguageModel, params: Params, reading: Reading, characters: int) -> Loss:
-    """The cross-entropy of a whole text."""
-    return total(token_nats(model, params, reading), characters)
+def evaluate(
+    model: LanguageModel, params: Params, reading: Reading, characters: int, unknown: int
+) -> Loss:
+    """The cross-entropy of a whole text.
+
+    Args:
+      model, params: the model.
+      reading: the text's tokens.
+      characters: of the text.
+      unknown: its tokens that the vocabulary lacks.
+    """
+    return total(token_nats(model, params, reading), characters, unknown)
 
 
 # Apart from the model's program, which then is the same for texts of every length.
@@ -124,9 +141,12 @@ class Score(NamedTuple):
     """[N] numbers of the text's tokens."""
     nats: np.ndarray
     """[N] -ln P of each token, given all before it."""
-    unknown: int
-    """Tokens that the vocabulary lacks."""
     loss: Loss
+
+    @property
+    def unknown(self) -> int:
+        """Tokens that the vocabulary lacks."""
+        return self.loss.unknown
 
 
 def score(
@@ -152,7 +172,7 @@ def score(
     tally = Tally()
     found = list(tally.over(blocks(scorer, params, vocabulary, text)))
     tokens, nats = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[:2])
-    return Score(tokens, nats, tally.unknown, tally.loss)
+    return Score(tokens, nats, tally.loss)
 
 
 class Tally:
@@ -160,20 +180,19 @@ class Tally:
 
     Attributes:
       loss: the cross-entropy of what has gone by.
-      unknown: tokens in it that the vocabulary lacks.
     """
 
     def __init__(self) -> None:
-        self.loss, self.unknown = Loss(0.0, 0, 0), 0
+        self.loss = Loss(0.0, 0, 0, 0)
 
     def over(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """The same blocks, each counted when it is asked for."""
         for block in blocks:
-            nats, tokens, characters = self.loss
+            nats, tokens, characters, unknown = self.loss
             self.loss = Loss(
                 nats + float(np.sum(block.nats, dtype=np.float64)),
                 tokens + len(block.tokens),
                 characters + block.characters,
+                unknown + block.unknown,
             )
-            self.unknown += block.unknown
             yield block

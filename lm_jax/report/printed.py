@@ -12,6 +12,7 @@ import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference import Block, Exposure, Found, Line, Sample, Tally, lines
+from lm_jax.report.terminal import NONE, UNPAID
 from lm_jax.training.journal import as_json as object_as_json
 
 
@@ -48,10 +49,11 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
     if by != "none":
         print()
     print(f"ln P of the text  {-loss.nats:.4f}")
-    print(f"tokens            {loss.tokens:,}, of them unknown {tally.unknown:,}")
+    print(f"tokens            {loss.tokens:,}, of them unknown {loss.unknown:,}")
     print(f"nats a token      {loss.nats_per_token:.4f}")
     print(f"perplexity        {loss.perplexity:.4f}")
-    print(f"bits a character  {loss.bits_per_character:.4f}")
+    bits = loss.bits_per_character
+    print(f"bits a character  {f'{NONE}   {UNPAID}' if bits is None else f'{bits:.4f}'}")
 
 
 def _print_object(name: str, rows: Iterator[str], tally: Tally) -> None:
@@ -60,7 +62,7 @@ def _print_object(name: str, rows: Iterator[str], tally: Tally) -> None:
     for row in rows:
         print(",\n" if opened else f'{{"{name}": [', row, sep="", end="")
         opened = True
-    sums = {"log_p": -tally.loss.nats, **tally.loss.row(), "unknown": tally.unknown}
+    sums = {"log_p": -tally.loss.nats, **tally.loss.row()}
     print("], " if opened else "{", object_as_json(sums)[1:], sep="")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_jax.config import train_of
-from lm_jax.report.terminal import show_table
+from lm_jax.report.terminal import NONE, UNPAID, show_table
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import Group, Plan, distinctions
@@ -66,7 +66,10 @@ def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
       command: what trains a point by itself, as a command line.
     """
     best_first = ranked(rows)
-    show_table(_columns(best_first))
+    columns = _columns(best_first)
+    show_table(columns)
+    if NONE in columns.get("bits/char", ()):
+        print(f"{NONE}: {UNPAID}")
     folds = folded(rows)
     if folds:
         print("over the seeds, mean ± standard error:")
@@ -82,13 +85,21 @@ def _split(name: str, figure: str) -> Callable[[Row], Any]:
     return lambda row: row["splits"].get(name, {}).get(figure)
 
 
+def _unknown(row: Row) -> bool:
+    return bool(_split("test", "unknown")(row))
+
+
+def _bits(row: Row) -> float | None:
+    return None if _unknown(row) else _split("test", "bits_per_character")(row)
+
+
 TRIAL_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
     "parameters": (lambda row: row.get("parameters"), ","),
     "seconds": (lambda row: row["seconds"], ",.1f"),
     "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f"),
     "valid ppl": (_split("validation", "perplexity"), ".2f"),
     "test ppl": (_split("test", "perplexity"), ".2f"),
-    "bits/char": (_split("test", "bits_per_character"), ".3f"),
+    "bits/char": (_bits, ".3f"),
     "right": (_split("test", "success"), ".1%"),
 }
 # Of trials without perplexities: tasks, or none that came to an end.
@@ -107,6 +118,9 @@ def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         values = [read(row) for row in rows]
         if any(value is not None for value in values):
             shown[heading] = ["" if value is None else format(value, form) for value in values]
+    if "bits/char" in shown:
+        cells = zip(shown["bits/char"], rows, strict=True)
+        shown["bits/char"] = [NONE if _unknown(row) else cell for cell, row in cells]
     return shown
 
 

@@ -22,6 +22,8 @@ TEXT_COLUMNS = {
     "tokens": ("tokens", ","),
     "unknown": ("unknown", ","),
 }
+NONE = "–"
+UNPAID = "bits a character need every character to be paid for, and those of unknown tokens are not"
 TASK_COLUMNS = {
     "loss": ("nats", ".4f"),
     "chance": ("chance", ".4f"),
@@ -100,7 +102,8 @@ class Display(Bars):
             self.console.print(f"step {step:,}: {row['split']} {figures}, {right}", soft_wrap=True)
         else:
             figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
-            bits = f"{row['bits_per_character']:.3f} bits a character"
+            bits = row["bits_per_character"]
+            bits = f"{row['unknown']:,} unknown" if bits is None else f"{bits:.3f} bits a character"
             self.console.print(f"step {step:,}: {row['split']} {figures}, {bits}", soft_wrap=True)
 
 
@@ -114,6 +117,8 @@ def show_result(run: Run) -> None:
     for heading in columns:
         table.add_column(heading, justify="right")
     for split, row in result["splits"].items():
+        if row["unknown"]:
+            row = {**row, "bits_per_character": NONE}
         table.add_row(split, *(figure(row[name], form) for name, form in columns.values()))
     console = Console(highlight=False)
     early = ", early" if result["stopped_early"] else ""
@@ -121,6 +126,8 @@ def show_result(run: Run) -> None:
     console.print(f"{result['status']} at step {result['step']:,}{early}{kept}", soft_wrap=True)
     if result["splits"]:
         console.print(table)
+    if any(row["unknown"] for row in result["splits"].values()):
+        console.print(f"{NONE}: {UNPAID}", soft_wrap=True)
     if "vectors" in result:
         console.print(_vectors(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:
@@ -248,6 +255,8 @@ def _ngrams(rows: list[Row]) -> Table:
     return table
 
 
-def figure(value: float | int | None, form: str) -> str:
-    """A number of a row, where null is what is not finite."""
+def figure(value: float | int | str | None, form: str) -> str:
+    """A number of a row, where null is what is not finite, or words in its place."""
+    if isinstance(value, str):
+        return value
     return "not finite" if value is None else format(value, form)

@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from lm_jax.settings import UserError, parsed
 from lm_jax.training.journal import Row, write_whole
 
 NAME = "error.json"
@@ -40,12 +41,12 @@ def record(run_dir: Path, failure: Failure, attempt: int) -> None:
 def read(run_dir: Path) -> Row | None:
     """What was written down, or None where nothing was."""
     try:
-        found = json.loads((run_dir / NAME).read_text(encoding="utf-8"))
+        found = parsed((run_dir / NAME).read_bytes(), NAME)
     except FileNotFoundError:
         return None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("error"), str):
+    except UserError:
+        found = {}
+    if not isinstance(found.get("error"), str):
         return {"error": f"{NAME} is damaged", "traceback": ""}
     return found
 

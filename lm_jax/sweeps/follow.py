@@ -1,14 +1,13 @@
 """What trials in other processes do, read from their directories as it is written."""
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Sequence
 
 from lm_jax.sweeps.jobs import Job, Watcher
 from lm_jax.sweeps.plan import Trial
-from lm_jax.training.journal import Row, Watch
+from lm_jax.training.journal import Row, Watch, is_row, whole_rows
 
 BETWEEN_LOOKS = 1.0  # seconds
 
@@ -76,5 +75,5 @@ class Follower:
             place.seen = file.tell()
         if lines and not lines[-1].endswith(b"\n"):  # it is just being written
             place.seen -= len(lines.pop())
-        for line in lines:
-            place.tell(json.loads(line))
+        for row, _ in whole_rows(lines, is_row):
+            place.tell(row)

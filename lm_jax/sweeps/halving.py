@@ -15,14 +15,14 @@ algorithm takes up a trial again where there are more and worse later.
 """
 
 import fcntl
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
+from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.settings import UserError
 from lm_jax.sweeps.group import Judge
@@ -97,7 +97,7 @@ class Halving:
 
     def _decided(self, path: Path, step: int, here: Mapping[str, float]) -> set[str]:
         """Those that go on: as it is written down, or as it is found now and written down."""
-        with path.open("a+b") as file:
+        with files.opened(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
             before = [row for row in _whole(file) if row["step"] == step]
             come = {name: loss for row in before for name, loss in row["nats"].items()}
@@ -135,31 +135,24 @@ def judgements(sweep_dir: Path) -> list[Judgement]:
     if not path.exists():
         return []
     with path.open("rb") as file:
-        return [row for row, _ in _lines(file)]
+        return [row for row, _ in journal.whole_rows(file, _is_judgement)]
 
 
 def _rank(loss: float | None) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def _whole(file: BinaryIO) -> list[Judgement]:
-    """The rows of a file that is locked; what a kill has torn is cut off."""
-    rows, end = [], 0
+def _whole(file: IO[bytes]) -> list[Judgement]:
+    """The rows of a file that is locked; what is torn or damaged is cut off."""
     file.seek(0)
-    for row, length in _lines(file):
-        rows.append(row)
-        end += length
-    file.truncate(end)
-    return rows
+    found = list(journal.whole_rows(file, _is_judgement))
+    file.truncate(sum(length for _, length in found))
+    return [row for row, _ in found]
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[Judgement, int]]:
-    """Each row, and the bytes of its line, up to one that is torn."""
-    for line in file:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return
-        if not line.endswith(b"\n") or not isinstance(row, dict):
-            return
-        yield row, len(line)
+def _is_judgement(row: Judgement) -> bool:
+    nats, kept = row.get("nats"), row.get("kept")
+    if not (isinstance(row.get("step"), int) and isinstance(nats, dict) and isinstance(kept, list)):
+        return False
+    named = all(isinstance(name, str) and name in nats for name in kept)
+    return named and journal.has_numbers(nats, nats)

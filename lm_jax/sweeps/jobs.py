@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lm_jax.config import Config
-from lm_jax.settings import from_json, to_json
+from lm_jax.settings import from_json, parsed, to_json
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.plan import Trial
@@ -173,7 +173,7 @@ def write_job(job: Job, path: Path, **more: Any) -> None:
 
 def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
     """A job that was written, and what else was; the trials' points stay at home."""
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = parsed(path.read_bytes(), str(path))
     trials = [
         Trial(
             number=trial["number"],
@@ -192,6 +192,6 @@ def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
         lanes=told.pop("lanes"),
         halving=halving and Halving(**halving),
         attempt=told.pop("attempt"),
-        text=text and json.loads((path.parent / text).read_text(encoding="utf-8")),
+        text=text and parsed((path.parent / text).read_bytes(), text, str | list[str]),
     )
     return job, told

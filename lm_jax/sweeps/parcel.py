@@ -5,6 +5,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from lm_jax import files
 from lm_jax.sweeps.jobs import Job
 
 
@@ -21,7 +22,7 @@ def packed(job: Job) -> bytes:
 def unpack(job: Job, parcel: bytes) -> None:
     """Puts directories that were packed elsewhere in the place of those that are here."""
     arrived = job.sweep_dir / "jobs" / f"{job.name}.parcel"
-    shutil.rmtree(arrived, ignore_errors=True)
+    files.remove(arrived)
     arrived.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(parcel)) as tar:
         tar.extractall(arrived, filter="data")
@@ -33,7 +34,7 @@ def unpack(job: Job, parcel: bytes) -> None:
 
 def _replace(old: Path, new: Path) -> None:
     trash = old.with_name(f"{old.name}.trash")
-    shutil.rmtree(trash, ignore_errors=True)
+    files.remove(trash)
     old.parent.mkdir(parents=True, exist_ok=True)
     if old.exists():  # moved away at once: half a run must not be taken for a run
         old.rename(trash)

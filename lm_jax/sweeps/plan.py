@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.settings import Mark, UserError, digest, fields, shape
+from lm_jax.settings import Mark, UserError, digest, fields, parsed, shape
 from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.journal import write_whole
 from lm_jax.training.loop import fitted
@@ -222,17 +223,19 @@ def settle(
       growing: whether there may be more trials than were written down.
 
     Raises:
-      UserError: another sweep lives there; says in what.
+      UserError: another sweep lives there; says in what. Or a link stands where it would write.
     """
-    path = sweep_dir / "sweep.json"
+    path, trials = sweep_dir / "sweep.json", list(trials)
+    places = (sweep_dir / trial.directory for trial in trials)
+    files.refuse_links(sweep_dir / "trials", sweep_dir / "jobs", *places)
     # As JSON would give it back: tuples are lists there.
     here = json.loads(json.dumps({"halving": halving, "trials": written(trials)}))
     if path.exists():
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            there = None
-        if not isinstance(there, dict) or not isinstance(there.get("trials"), dict):
+            there = parsed(path.read_bytes(), str(path))
+        except UserError:
+            there = {}
+        if not isinstance(there.get("trials"), dict):
             raise UserError(f"{path} is damaged: it is no list of points")
         old, new = list(there["trials"].items()), list(here["trials"].items())
         if there == here and old == new:  # dicts are equal in any order

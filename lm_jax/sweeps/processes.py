@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lm_jax
+from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
 from lm_jax.sweeps.follow import Follower
@@ -114,7 +115,7 @@ def _started(job: Job, share: Share) -> _Worker:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
     if share.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = share.gpu
-    with path.with_suffix(".log").open("wb") as log:
+    with files.created(path.with_suffix(".log"), "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", worker.__name__, str(path)],
             env=environment,

@@ -24,14 +24,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm_jax.settings import UserError, fields, plain
+from lm_jax.settings import UserError, fields, parsed, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point
 from lm_jax.sweeps.summaries import summaries
-from lm_jax.training.journal import Row, as_json, read_result, read_rows, write_whole
+from lm_jax.training.journal import (
+    FIGURES,
+    Row,
+    as_json,
+    has_numbers,
+    read_result,
+    read_rows,
+    write_whole,
+)
 
 FILE = "results.jsonl"
+READ = {
+    "number": int,
+    "name": str,
+    "trial": str,
+    "point": dict,
+    "settings": dict,
+    "status": str,
+    "step": int,
+    "splits": dict,
+}
+"""What every row has, and its type."""
+NUMBERS = ("best_validation", "last_validation", "test", "seconds")
 
 
 class Results:
@@ -118,14 +138,25 @@ def read_results(sweep_dir: str | Path) -> list[Row]:
     """
     path = Path(sweep_dir) / FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{sweep_dir} has no {FILE}: no trial of a sweep has ended there") from None
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): `run.py sweep` writes it anew") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parsed(line, f"line {number}")
+            if not all(isinstance(row.get(name), kind) for name, kind in READ.items()):
+                raise UserError(f"line {number} is no row of a trial")
+            if not has_numbers(row, NUMBERS) or not all(map(_is_split, row["splits"].values())):
+                raise UserError(f"line {number} lacks a number")
+        except UserError as error:
+            raise UserError(f"{path} is damaged ({error}): `run.py sweep` writes it anew") from None
+        rows.append(row)
     return rows
+
+
+def _is_split(row: Any) -> bool:
+    return isinstance(row, dict) and has_numbers(row, FIGURES)
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:

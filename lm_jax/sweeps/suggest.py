@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm_jax.settings import UserError
+from lm_jax import files
+from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.points import Choice, Point, Range, Space
 from lm_jax.training.journal import Row, as_json, write_whole
 
@@ -86,7 +87,8 @@ class Search:
     def _read(self) -> None:
         """Takes over the search that is there, if it is this one."""
         try:
-            first, *rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+            lines = self._path.read_bytes().splitlines()
+            first, *rows = [parsed(line, str(self._path)) for line in lines]
             for row in rows:
                 self._take(row)
         except (ValueError, TypeError, AttributeError):
@@ -97,7 +99,7 @@ class Search:
         self._rows += rows
 
     def _take(self, row: Row) -> None:
-        self.asked |= {int(number): point for number, point in row.get("asked", {}).items()}
+        self.asked |= {int(number): dict(point) for number, point in row.get("asked", {}).items()}
         self.told |= {int(number): Outcome(*came) for number, came in row.get("told", {}).items()}
 
     def _write(self, row: Row) -> None:
@@ -192,6 +194,7 @@ class Search:
         if self.told.keys() <= self._published:
             return
         place = self._path.with_name(STUDY).absolute()
+        files.refuse_links(place)
         storage = optuna.storages.RDBStorage(f"sqlite:///{place}")
         try:
             study = optuna.create_study(study_name=NAME, storage=storage, load_if_exists=True)

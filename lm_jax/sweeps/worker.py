@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
 from lm_jax.sweeps.work import do
@@ -63,10 +64,10 @@ def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
 def ended(job: Job, path: Path, how: str) -> Ended:
     """What became of a job whose worker is gone, with `how` it went."""
     try:
-        told = json.loads(_outcome(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        told = parsed(_outcome(path).read_bytes(), "the outcome", dict[int, Failure])
+    except (FileNotFoundError, UserError):
         return Ended(job, {}, how)
-    return Ended(job, {int(number): Failure(**failure) for number, failure in told.items()}, how)
+    return Ended(job, told, how)
 
 
 def run(path: Path) -> int:

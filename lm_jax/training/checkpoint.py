@@ -13,6 +13,7 @@ restored into a template with the real structure. This is the only module that k
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 import warnings
@@ -24,7 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm_jax.settings import UserError
+from lm_jax import files
+from lm_jax.settings import UserError, parsed
 from lm_jax.training import journal
 
 KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
@@ -67,13 +69,14 @@ class Checkpoints:
         self._folder = run_dir / "checkpoints"
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
+        newer = [found for found in _steps(self._folder) if found > step]
         for path in list(self._folder.iterdir()) if self._folder.exists() else ():
-            if path.suffix in (".partial", ".trash"):  # what a crash has left half done
-                shutil.rmtree(path)
-        for damaged in (newer for newer in _steps(self._folder) if newer > step):
+            if re.fullmatch(r"[0-9]{8,}\.(partial|trash)", path.name):  # left by a crash
+                files.remove(path)
+        for damaged in newer:
             # Out of the way, or they would count among the newest that are kept.
             path = self._folder / f"{damaged:08d}"
-            shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
+            files.remove(path.with_suffix(".damaged"))
             path.rename(path.with_suffix(".damaged"))
 
     def save(self, state: Any) -> None:
@@ -159,16 +162,37 @@ def steps_saved(run_dir: Path) -> list[int]:
 
 
 def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder; entries of other names are not looked at.
+
+    Raises:
+      UserError: the folder, or an entry that has a checkpoint's name, is something else.
+    """
+    files.refuse_links(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: the checkpoints of a run are in a folder")
     names: Iterable[Path] = folder.iterdir() if folder.exists() else ()
-    return sorted(int(path.name) for path in names if path.name.isdigit())
+    found = [path for path in names if re.fullmatch(r"[0-9]{8}|[1-9][0-9]{8,}", path.name)]
+    return sorted(int(path.name) for path in found if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a checkpoint has not been removed meanwhile, by the process that trains."""
+    files.refuse_links(path)
+    try:
+        inside = {inner.name for inner in path.iterdir()}
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        inside = {path.name}
+    if inside and not inside & {"arrays", "sha256.json"}:
+        raise UserError(f"{path} has the name of a checkpoint and is none: move it elsewhere")
+    return True
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    known = json.loads((path / "sha256.json").read_text(encoding="utf-8"))
-    if not isinstance(known, dict):
-        raise ValueError("sha256.json holds no digests")
+    known = parsed((path / "sha256.json").read_bytes(), "sha256.json", dict[str, str])
     found = _file_digests(path / "arrays")
     for name in sorted(known.keys() | found.keys()):
         if known.get(name) != found.get(name):

@@ -101,13 +101,10 @@ class Counting:
         """The cross-entropy of a split, or of its beginning where a signal has come."""
         blocks = token_nats(self.model, self.params, reading(split.tokens, self.corpus.vocabulary))
         unstopped = itertools.takewhile(lambda _: not self.received, blocks)
-        return total(unstopped, split.characters)
+        return total(unstopped, split.characters, split.unknown)
 
     def _result(self, losses: dict[str, Loss]) -> journal.Row:
-        splits = {
-            name: {**loss.row(), "unknown": getattr(self.corpus, name).unknown}
-            for name, loss in losses.items()
-        }
+        splits = {name: loss.row() for name, loss in losses.items()}
         rows = statistics(self.counts, self.corpus.test.tokens, self.params)
         return {
             "status": "finished",

@@ -11,15 +11,15 @@ error.json        what a trial of a sweep has failed of last, if it has
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.settings import UserError, differences, from_json, to_json
+from lm_jax.settings import UserError, differences, from_json, parsed, to_json
 from lm_jax.training.journal import write_whole
 
 LOCK = ".lock"
@@ -47,7 +47,7 @@ def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iter
         foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
         if foreign and not (run_dir / sign).exists():
             raise UserError(f"{run_dir} holds files but no {what}: {sorted(foreign)[0]}, for one")
-        lock = (run_dir / LOCK).open("a+")
+        lock = files.opened(run_dir / LOCK, "a+")
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             f"{run_dir} cannot be a {what} directory: there is a file of that name"
@@ -145,7 +145,8 @@ def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
     Raises:
       UserError: it is another one.
     """
-    known = json.loads(_read(run_dir, "vocabulary.json")).get("corpus")
+    path = run_dir / "vocabulary.json"
+    known = parsed(_read(run_dir, "vocabulary.json"), str(path)).get("corpus")
     if known != corpus.digest:
         raise UserError(
             f"{run_dir} was begun on another text: its content or its tokens have changed "

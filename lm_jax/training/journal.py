@@ -9,23 +9,40 @@ happened.
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_jax.settings import VERSION
+from lm_jax import files
+from lm_jax.settings import VERSION, UserError, parsed
 
 Row = dict[str, Any]
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
-KINDS = ("train", "evaluation", "vectors", "probe")  # of rows
-RESULT = {"status", "step", "stopped_early", "parameters_step", "splits", "parameters", "seconds"}
+NUMBERS = {
+    "train": ("nats", "grad_norm", "grad_norm_max", "grad_norm_clipped", "clipped"),
+    "evaluation": ("nats",),
+    "vectors": ("found", "of", "covered"),
+    "probe": (),
+}
+"""The kinds of rows, and the fields of each that are read again: numbers, or null."""
+RESULT = {
+    "status": str,
+    "step": int,
+    "stopped_early": bool,
+    "parameters_step": int,
+    "splits": dict,
+    "parameters": int,
+    "seconds": int | float,
+}
+FIGURES = ("nats", "perplexity", "bits_per_character", "tokens", "characters", "unknown")
+"""Of a split, in a result."""
 
 
 def write_whole(path: Path, content: str) -> None:
     """Writes a file so that it is there whole, or is as it was before."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with files.created(partial, "w", encoding="utf-8") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -46,20 +63,41 @@ def _finite(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a line that a crash has torn ends the reading."""
-    rows: list[Row] = []
+    """The rows of a metrics.jsonl; a line that is torn or damaged ends the reading."""
     if not path.exists():
-        return rows
-    for line in path.read_bytes().splitlines(keepends=True):
+        return []
+    return [row for row, _ in whole_rows(path.read_bytes().splitlines(keepends=True), is_row)]
+
+
+def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[tuple[Row, int]]:
+    """Each row of some lines of JSON and the bytes of its line, up to one that is torn or damaged.
+
+    Args:
+      lines: with their ends.
+      good: whether a row has what it is to have.
+    """
+    for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        whole = line.endswith(b"\n") and isinstance(row, dict)
-        if not whole or row.get("kind") not in KINDS or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
-    return rows
+            row = parsed(line, "the line")
+        except UserError:
+            return
+        if not line.endswith(b"\n") or not good(row):
+            return
+        yield row, len(line)
+
+
+def is_row(row: Row) -> bool:
+    """Whether a row is one of a metrics.jsonl: its kind, its place and its numbers."""
+    place = (row.get("step"), row.get("kind"), row.get("split"), row.get("seconds", 0.0))
+    kinds = (int, str, str, int | float)
+    if not all(map(isinstance, place, kinds)) or row["kind"] not in NUMBERS:
+        return False
+    return has_numbers(row, NUMBERS[row["kind"]])
+
+
+def has_numbers(row: Row, names: Iterable[str]) -> bool:
+    """Whether a row has a number, or null, under each of some names."""
+    return all(isinstance(row.get(name, ""), int | float | None) for name in names)
 
 
 class Journal:
@@ -113,7 +151,11 @@ def write_result(run_dir: Path, result: Row) -> None:
 def read_result(run_dir: Path) -> Row | None:
     """What `write_result` wrote, or None where a run has not come to an end, or its end is lost."""
     try:
-        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        result = parsed((run_dir / "result.json").read_bytes(), "result.json")
+    except (FileNotFoundError, UserError):
         return None
-    return result if isinstance(result, dict) and RESULT <= result.keys() else None
+    if not all(isinstance(result.get(name), kind) for name, kind in RESULT.items()):
+        return None
+    splits = result["splits"].values()
+    sound = all(isinstance(row, dict) and has_numbers(row, FIGURES) for row in splits)
+    return result if sound else None

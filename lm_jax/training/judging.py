@@ -60,7 +60,7 @@ class Judge:
             return summed(self._until_stopped(asked), task)
         known = self.validation if name == "validation" else None
         blocks = token_nats(model, params, known or self._reading(split))
-        return total(self._until_stopped(blocks), split.characters)
+        return total(self._until_stopped(blocks), split.characters, split.unknown)
 
     def _reading(self, split: Split) -> Reading:
         vocabulary = self._corpus.vocabulary

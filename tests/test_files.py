@@ -1,0 +1,445 @@
+"""Files that a user or a disk has damaged, and links where a run writes: one line, no harm."""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+import lm_jax
+from lm_jax import files
+from lm_jax.config import Config, Data, NGram
+from lm_jax.data import bpe
+from lm_jax.data.corpus import cache_folder, load
+from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.settings import UserError, from_json, parsed
+from lm_jax.sweeps import failures, integers, read_results, suggest, worker
+from lm_jax.sweeps.halving import Halving, judgements
+from lm_jax.sweeps.jobs import Job, read_job
+from lm_jax.sweeps.parcel import packed, unpack
+from lm_jax.sweeps.plan import plan, settle
+from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.suggest import ASKED, Search
+from lm_jax.training import directory, journal
+from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
+from lm_jax.training.counted import CountedState
+
+DAMAGE = {
+    "nested 100,000 deep": b"[" * 100_000,
+    "nested 100,000 deep, within": b'{"version": 1, "a": ' + b'{"b": ' * 100_000,
+    "5,000 digits": b"1" * 5000,
+    "5,000 digits, within": b'{"version": 1, "step": ' + b"1" * 5000 + b"}",
+    "not UTF-8": b'{"version": "\xff"}',
+    "empty": b"",
+    "zeros": bytes(64),
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "not finite": b"NaN",
+    "half of it": b'{"version": 1, "tok',
+}
+damaged = pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+
+COUNTED = Config(data=Data(source="memory"), model=NGram(order=2))
+
+
+@pytest.fixture(scope="module")
+def counted_once(tmp_path_factory):
+    path = tmp_path_factory.mktemp("counted") / "run"
+    return lm_jax.train(COUNTED, path, text=tiny.TEXT)
+
+
+@pytest.fixture
+def counted(counted_once, tmp_path):
+    """A copy of a run whose files may be damaged."""
+    run_dir = shutil.copytree(counted_once.run_dir, tmp_path / "run")
+    return counted_once._replace(run_dir=run_dir)
+
+
+STATE = CountedState(np.array(7, np.int32), {"a": np.arange(3.0)})
+STRANGE = ("²", "٣", "0", "5", "-1", "000000000", "notes.partial", "mine.trash", "7.damaged")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run directory with a checkpoint of step 7, and something outside it."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept").write_text("kept")
+    run_dir = tmp_path / "run"
+    _save(run_dir, -1)
+    return run_dir
+
+
+def _save(run_dir, step, state=STATE):
+    checkpoints = Checkpoints(run_dir, step)
+    checkpoints.save(state)
+    checkpoints.close()
+
+
+def refusal(action):
+    with pytest.raises(UserError) as refused:
+        action()
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+    return str(refused.value)
+
+
+@damaged
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
+def test_what_a_run_is_cannot_be_read_from_a_damaged_file(name, content, counted):
+    path = counted.run_dir / name
+    path.write_bytes(content)
+    for action in (
+        lambda: lm_jax.load_run(counted.run_dir),
+        lambda: lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT),
+    ):
+        assert str(path) in refusal(action)
+    assert path.read_bytes() == content
+
+
+def test_what_a_run_came_to_is_had_again_where_its_file_is_damaged(counted):
+    for content in DAMAGE.values():
+        for name in ("result.json", "metrics.jsonl"):
+            (counted.run_dir / name).write_bytes(content)
+        assert journal.read_result(counted.run_dir) is None
+        assert journal.read_rows(counted.run_dir / "metrics.jsonl") == []
+    again = lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT)
+    assert again.result["splits"] == counted.result["splits"]
+    assert len(journal.read_rows(counted.run_dir / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": 3},
+        {"step": "0"},
+        {"splits": []},
+        {"splits": {"test": 3}},
+        {"splits": {"test": {"nats": 1.0}}},
+        {"seconds": None},
+    ],
+    ids=str,
+)
+def test_a_result_of_other_types_is_as_good_as_lost(change, counted):
+    path = counted.run_dir / "result.json"
+    path.write_text(json.dumps({**counted.result, **change}))
+    assert journal.read_result(counted.run_dir) is None
+
+
+def test_a_row_without_its_numbers_ends_the_reading(tmp_path):
+    good = {"step": 1, "kind": "evaluation", "split": "validation", "nats": None}
+    bad = ({"nats": "1"}, {"kind": "other"}, {"kind": []}, {"split": 3}, {"step": 1.5})
+    path = tmp_path / "metrics.jsonl"
+    for change in ({}, *bad):
+        path.write_text("".join(json.dumps(row) + "\n" for row in (good, good | change, good)))
+        assert len(journal.read_rows(path)) == (1 if change else 3), change
+
+
+def test_digests_that_are_damaged_are_a_damaged_checkpoint(saved):
+    for content in DAMAGE.values():
+        (saved / "checkpoints/00000007/sha256.json").write_bytes(content)
+        with pytest.warns(UserWarning, match="passing over the damaged checkpoint"):
+            assert restore(saved, STATE) is None
+
+
+@damaged
+def test_what_a_sweep_has_written_is_named_where_it_is_damaged(content, tmp_path):
+    trials = plan(tiny.config(), {"a": {"seed": 1}}, tiny.TEXT).trials
+    (tmp_path / "sweep.json").write_bytes(content)
+    assert refusal(lambda: settle(tmp_path, trials)).startswith(f"{tmp_path}/sweep.json is damaged")
+    (tmp_path / "results.jsonl").write_bytes(content + b"\n")
+    said = refusal(lambda: read_results(tmp_path))
+    assert said.startswith(f"{tmp_path}/results.jsonl is damaged (line 1")
+    (tmp_path / "error.json").write_bytes(content)
+    assert failures.read(tmp_path) == {"error": "error.json is damaged", "traceback": ""}
+    (tmp_path / "rungs.jsonl").write_bytes(content + b"\n")
+    assert judgements(tmp_path) == []
+    job = Job(tmp_path, trials, vectorised=False)
+    path = worker.written(job, 1)
+    path.with_suffix(".outcome.json").write_bytes(content)
+    assert worker.ended(job, path, "it ended") == (job, {}, "it ended")
+    path.write_bytes(content)
+    if content != DAMAGE["not finite"] and b"version" not in content[:12]:
+        assert str(path) in refusal(lambda: read_job(path))
+
+
+ROW = {
+    "number": 1,
+    "name": "a",
+    "trial": "trials/001",
+    "point": {},
+    "settings": {},
+    "status": "failed",
+    "step": 0,
+    "splits": {},
+    "best_validation": None,
+    "last_validation": None,
+    "test": None,
+    "seconds": 1.5,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"number": "1"}, {"status": None}, {"test": "1"}, {"splits": {"test": 1}}, {"settings": []}],
+    ids=str,
+)
+def test_a_row_of_a_sweep_that_lacks_something_is_named(change, tmp_path):
+    (tmp_path / "results.jsonl").write_text(f"{json.dumps(ROW)}\n")
+    assert read_results(tmp_path) == [ROW]
+    (tmp_path / "results.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n")
+    assert "results.jsonl is damaged (line 2" in refusal(lambda: read_results(tmp_path))
+
+
+@damaged
+def test_a_damaged_search_is_named(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(suggest, "_optuna", lambda: None)  # which has no say in reading
+    space, path = {"seed": integers(1, 9)}, tmp_path / ASKED
+    path.write_bytes(content)
+    said = refusal(lambda: Search(space, 2, tmp_path))
+    assert said in (f"{path} is damaged", f"{path} is of another search: its space is another")
+
+
+@damaged
+def test_text_that_is_no_settings_no_vocabulary_and_no_tokeniser_is_refused(content, tmp_path):
+    text = content.decode(errors="replace")
+    assert refusal(lambda: from_json(Config, text, "FILE")).startswith("FILE")
+    assert refusal(lambda: Vocabulary.from_json(text, "FILE")).startswith("FILE holds no voc")
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    said = refusal(lambda: bpe.read(str(tmp_path / "tokenizer.json"), "FILE"))
+    assert said.startswith("FILE")
+
+
+@damaged
+def test_a_damaged_entry_of_the_cache_is_named(content, tmp_path):
+    (tmp_path / "a.txt").write_text(tiny.TEXT)
+    data = Data(source="file", train=str(tmp_path / "a.txt"))
+    load(data)
+    (path,) = cache_folder().glob("tokens/*/corpus.json")
+    whole = json.loads(path.read_text())
+    path.write_bytes(content)
+    said = f"{path.parent} is damaged: remove it, and it is built anew"
+    assert refusal(lambda: load(data)) == said
+    train = whole["splits"]["train"]
+    others = [{}, {"train": train}, {"train": 3}, 3]
+    others += [{**whole["splits"], "test": train | {"tokens": n}} for n in (-1, 10**30, 1.5, "1")]
+    for splits in others:
+        path.write_text(json.dumps(whole | {"splits": splits}))
+        assert refusal(lambda: load(data)) == said
+
+
+def test_a_vocabulary_of_characters_has_no_longer_ones():
+    text = json.dumps({"version": 1, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
+    assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
+    text = json.dumps({"version": 1, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
+    assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
+
+
+def test_rules_that_the_library_cannot_read_are_refused():
+    assert refusal(lambda: bpe.encoder('{"version": "1.0"}')).startswith("the rules of the vocab")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"version": 1, "seed": ' + "1" * 4000 + "}", "seed=11111"),
+        ('{"version": 1, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
+        ('{"version": 1, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
+        ('{"version": 1, "model": {"kind": 3}}', "model"),
+    ],
+    ids=["digits", "deep", "not a number", "kind"],
+)
+def test_a_value_that_is_refused_is_shown_in_short(text, said):
+    assert said in refusal(lambda: from_json(Config, text, "there"))
+
+
+def test_an_integer_that_cannot_be_written_is_refused_in_a_line():
+    assert refusal(lambda: Config(seed=10**5000)).startswith("seed=(int): input should be less")
+
+
+def test_json_says_where_it_is_not_what_it_should_be():
+    said = refusal(lambda: parsed('{"a": 3}', "FILE", dict[str, str]))
+    assert said == "FILE: a: input should be a valid string"
+    assert parsed(b"[1]", "FILE", list[int]) == [1]
+
+
+# --- what stands in checkpoints/ ---
+
+
+def test_entries_of_checkpoints_that_are_no_checkpoints_are_let_be(saved):
+    for name in STRANGE:
+        (saved / "checkpoints" / name).mkdir()
+        (saved / "checkpoints" / name / "mine").write_text("mine")
+    (saved / "checkpoints" / "dangling").symlink_to("nowhere")
+    (saved / "checkpoints" / "loop").symlink_to("loop")
+    (saved / "checkpoints" / "readme.txt").write_text("mine")
+    assert steps_saved(saved) == [7]
+    assert restore(saved, STATE).step == 7
+    for step in (8, 9, 10):
+        _save(saved, step - 1, STATE._replace(step=np.array(step, np.int32)))
+    assert steps_saved(saved) == [9, 10]
+    for name in STRANGE:
+        assert (saved / "checkpoints" / name / "mine").read_text() == "mine"
+
+
+def test_a_folder_or_a_file_under_a_checkpoint_s_name_is_named_and_let_be(saved):
+    for name in ("00000000", "00000009"):
+        path = saved / "checkpoints" / name
+        path.mkdir()
+        (path / "mine").write_text("mine")
+        for action in (
+            lambda: restore(saved, STATE),
+            lambda: steps_saved(saved),
+            lambda: Checkpoints(saved, 7),
+            lambda: Checkpoints(saved, -1),
+        ):
+            assert refusal(action).startswith(f"{path} has the name of a checkpoint and is none")
+        assert (path / "mine").read_text() == "mine"
+        (path / "mine").unlink()
+        path.rmdir()
+        path.write_text("mine")
+        assert str(path) in refusal(lambda: Checkpoints(saved, 7))
+        path.unlink()
+    (saved / "checkpoints" / "00000007" / ".DS_Store").write_text("of the file manager")
+    assert restore(saved, STATE).step == 7
+
+
+@pytest.mark.parametrize("target", ["outside", "outside/kept", "nowhere", "00000009"])
+def test_a_link_under_a_checkpoint_s_name_is_named_and_not_followed(target, saved):
+    link = saved / "checkpoints" / "00000009"
+    link.symlink_to(saved.parent / target if target != link.name else target)
+    for action in (lambda: restore(saved, STATE), lambda: Checkpoints(saved, 7)):
+        assert refusal(action).startswith(f"{link} is a link to ")
+    assert (saved.parent / "outside" / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["00000009.partial", "00000009.trash", "00000009.damaged"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file", "folder"])
+def test_what_a_crash_has_left_is_removed_whatever_it_is(kind, name, saved):
+    outside, path = saved.parent / "outside", saved / "checkpoints" / name
+    if kind == "folder":
+        (path / "inside").mkdir(parents=True)
+        (path / "inside" / "link").symlink_to(outside)
+    elif kind == "file":
+        path.write_text("")
+    else:
+        path.symlink_to(outside if kind == "link" else "nowhere")
+    _save(saved, 7, STATE._replace(step=np.array(9, np.int32)))
+    Checkpoints(saved, 8).close()  # which sets the checkpoint of step 9 aside
+    assert steps_saved(saved) == [7]
+    assert (saved / "checkpoints" / "00000009.damaged" / "sha256.json").is_file()
+    assert (outside / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["link", "loop", "file"])
+def test_checkpoints_that_are_no_folder_are_named(kind, tmp_path):
+    place, outside = tmp_path / "run" / "checkpoints", tmp_path / "outside"
+    place.parent.mkdir()
+    outside.mkdir()
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(outside if kind == "link" else place)
+    for action in (lambda: Checkpoints(place.parent, 0), lambda: restore(place.parent, STATE)):
+        assert str(place) in refusal(action)
+    assert not list(outside.iterdir())
+
+
+# --- links where a run, a sweep or the cache writes ---
+
+
+def test_a_run_writes_through_no_link(counted):
+    run_dir, outside = counted.run_dir, counted.run_dir.parent / "outside"
+    outside.write_text("kept")
+    names = ["config.json", "metrics.jsonl", "result.json"]
+    for name in (*names, *(f"{name}.partial" for name in names)):
+        (run_dir / name).unlink(missing_ok=True)
+        (run_dir / name).symlink_to(outside)
+    # The config is a link to what is no config: that of a copy is.
+    (run_dir / "config.json").unlink()
+    directory.write_config(run_dir, counted.config)
+    again = lm_jax.train(COUNTED, run_dir, text=tiny.TEXT)
+    assert again.result["splits"] == counted.result["splits"]
+    assert outside.read_text() == "kept"
+    assert not any((run_dir / name).is_symlink() for name in names)
+
+
+@pytest.mark.parametrize("target", ["outside", "nowhere"])
+def test_a_lock_that_is_a_link_is_refused_and_not_followed(target, counted):
+    outside = counted.run_dir.parent / "outside"
+    outside.write_text("kept")
+    (counted.run_dir / ".lock").unlink()
+    (counted.run_dir / ".lock").symlink_to(outside.with_name(target))
+    said = refusal(lambda: lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT))
+    assert said.startswith(f"{counted.run_dir}/.lock is a link to ")
+    assert outside.read_text() == "kept"
+    assert not outside.with_name("nowhere").exists()
+
+
+def test_a_sweep_writes_through_no_link(tmp_path, monkeypatch):
+    trials = plan(COUNTED, {"a": {"model.order": 1}}, tiny.TEXT).trials
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    for name in ("trials", "jobs", trials[0].directory):
+        sweep_dir = tmp_path / name.replace("/", "-")
+        (sweep_dir / name).parent.mkdir(parents=True)
+        (sweep_dir / name).symlink_to(outside)
+        assert f"{name} is a link to" in refusal(lambda at=sweep_dir: settle(at, trials))
+        assert not (sweep_dir / "sweep.json").exists()
+    (tmp_path / "rungs.jsonl").symlink_to(outside / "kept")
+    judge = Halving(1).judge(tmp_path)
+    assert "rungs.jsonl is a link to" in refusal(lambda: judge(1, {trials[0]: 1.0}))
+    job = Job(tmp_path, trials, vectorised=False)
+    path = worker.written(job, 1)
+    path.with_suffix(".log").symlink_to(outside / "kept")
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # a worker that does nothing
+    list(Processes(1).run([job], []))
+    assert not path.with_suffix(".log").is_symlink()
+    assert [file.name for file in outside.iterdir()] == ["kept"]
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_a_parcel_is_unpacked_beside_links_and_not_through_them(tmp_path):
+    trials = plan(COUNTED, {"a": {"model.order": 1}}, tiny.TEXT).trials
+    job = Job(tmp_path / "sweep", trials, vectorised=False)
+    place, outside = job.place(trials[0]), tmp_path / "outside"
+    outside.mkdir()
+    place.mkdir(parents=True)
+    (place / "error.json").write_text("{}")
+    parcel = packed(job)
+    (tmp_path / "sweep" / "jobs").mkdir()
+    (tmp_path / "sweep" / "jobs" / f"{job.name}.parcel").symlink_to(outside)
+    place.with_name(f"{place.name}.trash").symlink_to(outside)
+    unpack(job, parcel)
+    assert (place / "error.json").read_text() == "{}"
+    assert not list(outside.iterdir())
+
+
+def test_the_cache_is_built_beside_links_and_not_through_them(tmp_path):
+    (tmp_path / "a.txt").write_text(tiny.TEXT)
+    (tmp_path / "outside").mkdir()
+    data = Data(source="file", train=str(tmp_path / "a.txt"))
+    load(data)
+    (folder,) = (path for path in cache_folder().glob("tokens/*") if path.is_dir())
+    files.remove(folder)
+    folder.with_suffix(".partial").symlink_to(tmp_path / "outside")
+    load(data)
+    assert not list((tmp_path / "outside").iterdir())
+    files.remove(folder)
+    folder.with_suffix(".lock").unlink()
+    folder.with_suffix(".lock").symlink_to(tmp_path / "none")
+    assert ".lock is a link to" in refusal(lambda: load(data))
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_made_is_as_private_as_other_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.created(tmp_path / "a", "w").close()
+        files.opened(tmp_path / "b", "a").close()
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
