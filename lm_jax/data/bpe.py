@@ -15,6 +15,7 @@ needs. It writes the byte b as one printable character (`_BYTE`); everywhere els
 token's bytes are the characters of the same numbers, as in the vocabulary `byte`.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -95,8 +96,10 @@ def read(path: str, name: str) -> str:
         raise UserError(f"{name}: is a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    # In UTF-8, UTF-16 or UTF-32, with a byte-order mark or none.
-    text = written.decode(json.detect_encoding(written), errors="replace")
+    text: str | bytes = written
+    with contextlib.suppress(UnicodeDecodeError):  # as bytes it is refused below
+        # UTF-8, UTF-16 or UTF-32, with a byte-order mark or none.
+        text = written.decode(json.detect_encoding(written))
     try:
         found = parsed(text, name, Any)
     except UserError as error:
