@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
+    "synonyms",
     "settings",
     "files",
     "config",
@@ -17,6 +18,7 @@ FLOORS = (
     "training",
     "sweeps",
     "report",
+    "flags",
     "experiment",
 )  # bottom up
 DOORS = {
