@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import os
 import platform
@@ -28,6 +29,7 @@ from lm_jax.experiment import (
     load_experiment,
     with_kinds,
 )
+from lm_jax.flags import Flags
 from lm_jax.report.map import write_sweep
 from lm_jax.report.printed import (
     show_beam,
@@ -40,9 +42,10 @@ from lm_jax.report.study import write_study
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.terminal import Display, show_probe, show_proof, show_result
 from lm_jax.report.watching import SweepDisplay
-from lm_jax.settings import UserError, digest
+from lm_jax.settings import UserError, digest, nearest
 from lm_jax.sweeps import Halving, executor_called, plan
 from lm_jax.sweeps.processes import cores_here
+from lm_jax.synonyms import COMMANDS, name_meant
 from lm_jax.training import directory, prove
 
 SAMPLE_LENGTH = 300  # tokens shown at the end of training
@@ -505,6 +508,10 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         "probe": probe,
         "verify": verify_command(default),
     }
+    if arguments and arguments[0] not in commands and not arguments[0].startswith("-"):
+        near = name_meant(COMMANDS, arguments[0])
+        said = f"; did you mean {near!r}?" if near else nearest(arguments[0], commands)
+        raise UserError(f"there is no command {arguments[0]}{said}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -516,9 +523,23 @@ def parse(arguments: list[str]) -> Callable[[], int]:
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
-        if stop.code:
-            raise UserError(in_one_line(said.getvalue())) from None
-        raise
+        if stop.code == 0:
+            raise
+        mistake = None
+        if arguments and (command := commands.get(arguments[0])):
+            flags = Flags(arguments[0], own_flags(command), default if reads else None)
+            mistake = flags.mistake(arguments[1:])
+        raise UserError(mistake or in_one_line(said.getvalue())) from None
+
+
+def own_flags(command: Callable[..., int]) -> dict[str, Any]:
+    """The types of the flags that a command has beside those of its settings, by their names."""
+    found = inspect.signature(command).parameters.values()
+    return {
+        one.name: one.annotation
+        for one in found
+        if one.name != "config" and one.default is not one.empty
+    }
 
 
 def deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config, with_kind
+from lm_jax.flags import Flags
 from lm_jax.settings import UserError, alternatives, fields, nearest
 from lm_jax.sweeps import Drawn, Point, flags
 
@@ -94,8 +95,8 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
             rest.append(word)
             continue
         kind = kind if equals else next(words, "")
-        if kind not in known:
-            raise UserError(f"{flag}={kind}: choose from {', '.join(known)}{nearest(kind, known)}")
+        if said := Flags("train", {}, config).refused(flag, f"{path}.kind", kind):
+            raise UserError(said)
         chosen[path] = kind
     return with_kind(config, chosen), rest
 
@@ -153,14 +154,10 @@ def of_a_trial(words: Sequence[str]) -> list[str]:
 
 
 def in_one_line(box: str) -> str:
-    """What a framed message of the flag parser says, up to its first suggestion, in one line."""
+    """The first sentence of a framed message of the flag parser, in one line."""
     rule = re.compile(r"\W*[─-]{5,}\W*")  # the frame is drawn with ASCII where it must be
     lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
-    parts = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
-    message = parts[0]
-    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts[1:]))
-    if suggestion:
-        message += f"; did you mean {suggestion[1]}?"
+    message = " ".join("\n".join(lines).split("\n\n")[0].split())
     # A refused setting: `Error parsing (…).config.model: hidden_size=-3: …`.
     refused = re.match(r"Error parsing \S*?config\.?(\S*): (.*)", message)
     if refused:

@@ -15,13 +15,16 @@ import enum
 import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
 from pydantic import Field
+
+from lm_jax.synonyms import plainly, setting_meant, value_meant
 
 VERSION = 1
 MOST_SHOWN = 100  # characters of a refused value
@@ -120,13 +123,37 @@ def marks_at(kind: type, path: str) -> frozenset[Mark] | None:
 
     None, where no alternative has such a field.
     """
+    found = [frozenset(_marks(hint)) for hint in _hints_at(kind, path)]
+    return frozenset.intersection(*found) if found else None
+
+
+def words_at(kind: type, path: str) -> list[str]:
+    """The words that the field at a dotted path takes; those of a truth value are True and False.
+
+    Nothing, where it takes others, too.
+    """
+    return list(dict.fromkeys(word for hint in _hints_at(kind, path) for word in words_of(hint)))
+
+
+def words_of(hint: Any) -> Iterator[str]:
+    """The words that a type consists of, None left out."""
+    if hint is bool:
+        yield from ("True", "False")
+    elif typing.get_origin(hint) is Literal:
+        yield from map(str, typing.get_args(hint))
+    else:
+        for member in typing.get_args(hint):
+            yield from words_of(member)
+
+
+def _hints_at(kind: type, path: str) -> list[Any]:
+    """The types of the field at a dotted path, whatever kinds stand there."""
     *parents, name = path.split(".")
     classes = [kind]
     for parent in parents:
         hints = [_hints(member).get(parent) for member in classes]
         classes = [member for hint in hints for member in _classes(hint)]
-    found = [frozenset(_marks(hints[name])) for hints in map(_hints, classes) if name in hints]
-    return frozenset.intersection(*found) if found else None
+    return [hints[name] for hints in map(_hints, classes) if name in hints]
 
 
 def _hints(kind: type) -> dict[str, Any]:
@@ -269,7 +296,7 @@ def plain(value: Any) -> Any:
 def explain(error: pydantic.ValidationError, kind: type) -> str:
     """One line for refused settings: the first field that does not fit, and why."""
     first = error.errors(include_url=False)[0]
-    known = _names(kind)
+    known = {part for path in paths(kind) for part in path.split(".")}
     path = [str(part) for part in first["loc"]]
     # A union adds the name of the member that was tried to the path; no field is called that.
     where = ".".join([part for part in path[:-1] if part in known] + path[-1:])
@@ -277,11 +304,16 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     if not where or first["type"] == "value_error":
         return message
     if first["type"] == "unexpected_keyword_argument":
-        return f"there is no field {where}{nearest(path[-1], known)}"
+        return f"there is no field {where}{nearest_field(where, kind)}"
+    value = first["input"]
     if first["type"] == "union_tag_invalid":
-        value = _shown(first["input"].get("kind"))
-        return f"{where}.kind={value}: choose from {first.get('ctx', {}).get('expected_tags')}"
-    return f"{where}={_shown(first['input'])}: {message[0].lower()}{message[1:]}"
+        where, value = f"{where}.kind", value.get("kind")
+        message = f"choose from {first.get('ctx', {}).get('expected_tags')}"
+    near = nearest_value(where, value, re.findall(r"'([^']+)'", message))
+    if isinstance(value, str) and (kinds := alternatives(kind, where)):
+        meant = value_meant(f"{where}.kind", value, kinds)
+        near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
+    return f"{where}={_shown(value)}: {message[0].lower()}{message[1:]}{near}"
 
 
 def _shown(value: Any) -> str:
@@ -293,14 +325,71 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
-def _names(hint: Any) -> set[str]:
-    """The names of all fields of a class of settings, those of its parts included."""
-    names: set[str] = set()
-    for kind in _classes(hint):
-        for name, inner in typing.get_type_hints(kind, include_extras=True).items():
-            if not name.startswith("__"):
-                names |= {name} | _names(inner)
-    return names
+Needs = tuple[tuple[str, str], ...]
+"""Which alternatives must be chosen at which paths, from the top down."""
+
+
+def paths(kind: type) -> dict[str, list[Needs]]:
+    """Every dotted path that settings may have, and the choices that each can be had by."""
+    found: dict[str, list[Needs]] = {}
+    _collect(kind, "", (), found)
+    return found
+
+
+def _collect(kind: type, prefix: str, needs: Needs, found: dict[str, list[Needs]]) -> None:
+    for field in dataclasses.fields(kind):
+        path = prefix + field.name
+        classes = list(_classes(_hints(kind)[field.name]))
+        if not classes:
+            found.setdefault(path, []).append(needs)
+        for member in classes:
+            choice = ((path, cast(Any, member).kind),) if hasattr(member, "kind") else ()
+            _collect(member, f"{path}.", needs + choice, found)
+
+
+def last_of(path: str) -> str:
+    """The name by which a field is known: its last part, or that before `.kind`."""
+    return path.removesuffix(".kind").rpartition(".")[2]
+
+
+def named_so(name: str, known: Iterable[str]) -> str | None:
+    """The path whose last part is a name, the shortest where there are several."""
+    same = [path for path in known if last_of(path) == name]
+    return min(same, key=lambda path: path.count("."), default=None)
+
+
+def nearest_field(typed: str, kind: type) -> str:
+    """`"; did you mean 'x'?"` for the field that a name means, by its last part or by letters."""
+    known, last = list(paths(kind)), plainly(last_of(typed))
+    found = named_so(last, known)
+    if found is None and (meant := setting_meant(last)):
+        own = {path for path in known if f".{meant[-1][0]}".endswith(f".{path}")}
+        return f"; did you mean {as_fields([(min(own), None)] if own else meant)}?"
+    if found is None or found == typed:
+        lasts = {last_of(path): path for path in reversed(known)}
+        close = difflib.get_close_matches(typed, known, n=1) or [
+            lasts[name] for name in difflib.get_close_matches(last, list(lasts), n=1)
+        ]
+        found = close[0] if close else None
+    return "" if found is None else f"; did you mean {found!r}?"
+
+
+def nearest_value(path: str, value: Any, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the value that one means, of the field or of another one."""
+    meant = value_meant(path, value, known) if isinstance(value, str) else None
+    if meant is None:
+        return ""
+    said = repr(meant[0][1]) if meant[0][0] == path and len(meant) == 1 else as_fields(meant)
+    return f"; did you mean {said}?"
+
+
+def as_fields(meant: Iterable[tuple[str, str | None]]) -> str:
+    """What was meant as a program would have it: `model.cell='lstm'`."""
+    said = [
+        repr(path) if value is None else f"{path}={value if value.isdigit() else repr(value)}"
+        for path, value in meant
+    ]
+    return ", ".join(said)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

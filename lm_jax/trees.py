@@ -24,8 +24,8 @@ def norm(tree: Tree, kept: int = 0) -> Float[Array, "*kept"]:
     """Euclidean norm over all leaves of a tree together, whatever their scale.
 
     Args:
-      tree: arrays that share their first axes. Leaves of dtype float0, which JAX gives for the
-        gradient of integers, count nothing.
+      tree: arrays that share their first axes; a tree without any has norm 0. Leaves of dtype
+        float0, which JAX gives for the gradient of integers, count nothing.
       kept: number of leading axes whose entries each have a norm of their own.
 
     Returns:
@@ -122,7 +122,7 @@ def _size_and_scale(tree: Tree, kept: int) -> tuple[Float[Array, "*kept"], Float
     leaves = jax.tree.leaves(tree)
     parts = [_squares_and_scale(leaf, kept) for leaf in leaves if has_gradient(leaf)]
     if not parts:
-        zero = jnp.zeros(leaves[0].shape[:kept])
+        zero = jnp.zeros(leaves[0].shape[:kept] if leaves else ())
         return zero, zero + 1
     # Leaf by leaf, so that none of them must stand in memory until the last has been seen.
     scale = functools.reduce(jnp.maximum, [of_leaf for _, of_leaf in parts])

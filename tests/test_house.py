@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     "trees",
+    "synonyms",
     "settings",
     "files",
     "config",
@@ -18,6 +19,7 @@ FLOORS = (
     "training",
     "sweeps",
     "report",
+    "flags",
     "experiment",
 )  # bottom up
 DOORS = {

@@ -7,7 +7,7 @@ field types mean to the machinery is told in `lm_jax.settings`.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -62,8 +62,11 @@ from lm_jax.settings import (
     UserError,
     alternatives,
     bind,
+    fields,
     from_json,
-    nearest,
+    nearest_field,
+    nearest_value,
+    paths,
     plain,
     settings,
     to_json,
@@ -191,7 +194,8 @@ def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
     for path, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
         known = alternatives(Config, path)
         if kind not in known:
-            raise UserError(f"{path}.kind={kind!r}: choose from {', '.join(known)}")
+            near = nearest_value(f"{path}.kind", kind, known)
+            raise UserError(f"{path}.kind={kind!r}: choose from {', '.join(known)}{near}")
         there: Any = config
         *parents, name = path.split(".")
         for parent in parents:
@@ -225,7 +229,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise UserError(f"there is no field {path}{nearest(path, _paths(values))}")
+            near = read_with(config, path) or nearest_field(path, Config)
+            raise UserError(f"there is no field {path}{near}")
         place[name] = plain(value)
     return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
 
@@ -234,9 +239,21 @@ def _is_kind(path: str) -> bool:
     return path.endswith(".kind")
 
 
-def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+def read_with(config: Config, path: str) -> str:
+    """With which alternatives there is a field that a config has not; nothing if with none.
+
+    Returns:
+      " with model.kind=rnn: it is read with model.kind=window or ngram".
+    """
+    found = paths(Config).get(path, ())
+    there = {place: value for place, value, _ in fields(config) if _is_kind(place)}
+    for place in dict.fromkeys(f"{place}.kind" for needs in found for place, _ in needs):
+        kinds = dict.fromkeys(
+            kind for needs in found for at, kind in needs if f"{at}.kind" == place
+        )
+        if there.get(place) not in kinds:
+            here = f" with {place}={there[place]}" if place in there else ""
+            return f"{here}: it is read with {place}={' or '.join(kinds)}"
+    if found and config.train is None:
+        return f" with model.kind={config.model.kind}, which is not trained by gradients"
+    return ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import Chance, Scale, Size, Weight, nearest, settings
+from lm_jax.settings import Chance, Scale, Size, Weight, nearest_value, settings
 
 Activation = Literal["tanh", "sigmoid", "relu"]
 
@@ -268,8 +268,8 @@ class RNN(Network):
         super().__post_init__()
         if self.cell not in CELLS and ":" not in self.cell:
             raise ValueError(
-                f"model.cell={self.cell!r}: choose from {', '.join(CELLS)}"
-                f"{nearest(self.cell, CELLS)}, or name one of your own as FILE.py:NAME"
+                f"model.cell={self.cell!r}: choose from {', '.join(CELLS)}, or name one of your "
+                f"own as FILE.py:NAME{nearest_value('model.cell', self.cell, CELLS)}"
             )
         defaults = {field.name: field.default for field in dataclasses.fields(type(self))}
         for field, cells in READ_BY.items():

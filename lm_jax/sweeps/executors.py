@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError, nearest_value
 from lm_jax.sweeps.failures import Failure, record
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
 from lm_jax.sweeps.plan import Texts
@@ -129,7 +129,8 @@ def executor_called(name: str, *, workers: int | None = None, cores: int | None 
         "slurm": lambda: Slurm(1 if cores is None else cores),
     }
     if name not in known:
-        raise UserError(f"--executor={name}: choose from {', '.join(known)}{nearest(name, known)}")
+        near = nearest_value("executor", name, known)
+        raise UserError(f"--executor={name}: choose from {', '.join(known)}{near}")
     if workers is not None and name != "processes":
         raise UserError(f"--workers={workers} is for --executor processes; this is {name}")
     if cores is not None and name in ("here", "processes"):

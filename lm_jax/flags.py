@@ -1,0 +1,177 @@
+"""Wrong words of a command line, and the right ones that were meant (`lm_jax.synonyms`)."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lm_jax.config import Config, read_with
+from lm_jax.config.model import CELLS
+from lm_jax.settings import alternatives, fields, last_of, named_so, paths, words_at, words_of
+from lm_jax.synonyms import (
+    FLAGS,
+    NOTES,
+    SETTINGS,
+    Meant,
+    assigned,
+    name_meant,
+    plainly,
+    setting_meant,
+    value_meant,
+)
+
+FLAG = re.compile(r"--?[A-Za-z]")
+OF_THE_PARSER = ("help", "h", "tyro_print_completion", "tyro_write_completion")
+ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class Flags:
+    """The flags of a command, and what is answered to others."""
+
+    def __init__(self, command: str, own: Mapping[str, Any], config: Config | None = None):
+        """Takes note of the flags.
+
+        Args:
+          command: its name.
+          own: the types of the command's own flags, by their names with _.
+          config: whose settings are flags, too; None where none are.
+        """
+        self._command, self._own, self._config = command, own, config
+        self._settings = [] if config is None else [path for path, _, _ in fields(config)]
+
+    def mistake(self, words: Sequence[str]) -> str | None:
+        """The answer to the first word that is no flag, or has a value that its flag does not take.
+
+        None, where there is no such word.
+        """
+        for word, following in zip(words, [*words[1:], "--end"], strict=False):
+            flag, equals, value = word.partition("=")
+            if not FLAG.match(flag):
+                continue
+            given = value if equals else None if FLAG.match(following) else following
+            path = flag.removeprefix("--").replace("-", "_")
+            if not self._has(path):
+                return f"there is no flag {flag}{self._instead(plainly(flag.lstrip('-')), given)}"
+            if given is not None and (said := self.refused(flag, path, given)):
+                return said
+        return None
+
+    def refused(self, flag: str, path: str, value: str) -> str | None:
+        """The answer to a value that a flag does not take; None if it takes the value.
+
+        Args:
+          flag: as it was typed.
+          path: of its setting, or its name with _.
+          value: as it was typed.
+        """
+        if self._stands_alone(path) and value.lower() in ON + OFF:
+            return f"{flag} takes no value{self._near(((path, None),), value)}"
+        known = self._words(path)
+        off = value == "None" and not path.endswith(".kind")
+        own = ", or name one of your own as FILE.py:NAME" if path == "model.cell" else ""
+        if not known or value in known or off or (own and ":" in value):
+            return None
+        near = self._near(value_meant(path, value, known))
+        return f"{flag}={value}: choose from {', '.join(known)}{own}{near}"
+
+    def _has(self, path: str) -> bool:
+        group, dot, last = path.rpartition(".")
+        switch = f"{group}{dot}{last.removeprefix('no_')}"
+        return path in (*OF_THE_PARSER, *self._own) or switch in self._settings
+
+    def _words(self, path: str) -> list[str]:
+        """The words that a flag takes; none where it takes any, or stands alone."""
+        if path == "model.cell":
+            return list(CELLS)
+        return [] if self._stands_alone(path) else self._all_words(path)
+
+    def _stands_alone(self, path: str) -> bool:
+        return "True" in self._all_words(path)
+
+    def _all_words(self, path: str) -> list[str]:
+        if path in self._own:
+            return list(words_of(self._own[path]))
+        return words_at(Config, path) or list(alternatives(Config, path))
+
+    def _instead(self, name: str, value: str | None) -> str:
+        """What is said after "there is no flag …"."""
+        last = last_of(name)
+        own = last if last in self._own else name_meant(FLAGS[self._command], last)
+        if own is not None:
+            return self._near(assigned(own), value)
+        if note := name_meant(NOTES[self._command], last):
+            return f": {note}"
+        if self._config is not None:
+            if said := read_with(self._config, name):
+                return said
+            if meant := self._setting(last):
+                return self._near(meant, value)
+            if last.startswith("no_") and (meant := self._setting(last.removeprefix("no_"))):
+                return self._near(meant, OFF[0])
+        return self._near(self._by_letters(name), value)
+
+    def _setting(self, last: str) -> Meant | None:
+        path = named_so(last, self._settings) or named_so(last, paths(Config))
+        return setting_meant(last) if path is None else assigned(path)
+
+    def _by_letters(self, name: str) -> Meant | None:
+        """The flag, or the name in a table, that is written nearest."""
+        known = {path: path for path in (*self._settings, *self._own)}
+        for table in (FLAGS[self._command], SETTINGS if self._config is not None else {}):
+            known |= {other: meant for meant, names in table.items() for other in names.split()}
+        lasts = {last_of(other): meant for other, meant in known.items()}
+        for typed, among in ((name, known), (last_of(name), lasts)):
+            if close := difflib.get_close_matches(typed, list(among), n=1, cutoff=0.7):
+                return assigned(among[close[0]])
+        return None
+
+    def _near(self, meant: Meant | None, value: str | None = None) -> str:
+        if meant is None:
+            return ""
+        path = meant[0][0]
+        if self._config is not None and self._config.train is None and path.startswith("train."):
+            return read_with(self._config, path)
+        return f"; did you mean {self._typed(meant, value)}?"
+
+    def _typed(self, meant: Meant, value: str | None) -> str:
+        """Flags as they are to be typed, with the value that was typed for a path without one."""
+        path, own = meant[-1]
+        known = self._words(path)
+        if own is None and value is not None and known and value not in known:
+            meant = (*meant[:-1], *(value_meant(path, value, known) or ((path, value),)))
+        chosen = {path: own for path, own in meant if own is not None}
+        return shlex.join(
+            word for path, own in meant for word in self._flag(path, own or value, chosen)
+        )
+
+    def _flag(self, path: str, value: str | None, chosen: Mapping[str, str]) -> Iterator[str]:
+        for place, kind in self._missing(path, chosen):
+            yield from (_dashed(place), kind)
+        if not self._stands_alone(path):
+            yield from (_dashed(path), *(() if value is None else (value,)))
+        elif value is not None and value.lower() in OFF and path not in self._own:
+            group, _, last = path.rpartition(".")
+            yield _dashed(f"{group}.no_{last}")
+        else:
+            yield _dashed(path)
+
+    def _missing(self, path: str, chosen: Mapping[str, str]) -> Sequence[tuple[str, str]]:
+        """The alternatives that must be chosen for a setting to be there, beside what is chosen."""
+        if self._config is None or path in self._own:
+            return ()
+        there = {**{place: value for place, value, _ in fields(self._config)}, **chosen}
+        group = path.removesuffix(".kind")
+        options = [
+            [
+                (place, kind)
+                for place, kind in needs
+                if place != group and there.get(f"{place}.kind") != kind
+            ]
+            for needs in paths(Config).get(path, [()])
+        ]
+        return min(options, key=len)
+
+
+def _dashed(path: str) -> str:
+    return f"--{path.removesuffix('.kind').replace('_', '-')}"

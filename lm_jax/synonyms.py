@@ -1,0 +1,313 @@
+"""Names that users of other libraries type, and what of lm_jax they mean.
+
+The tables read `what is meant: names that are typed`. What is meant is a dotted path of a setting,
+`path=value`, or several of them; or a flag of a command. Names are written in small letters and
+with _ for -. They are looked up without the group that was typed before them, so `--lr`,
+`--train.lr` and `--model.lr` are one name. Nothing here decides whether a setting exists: a test
+sees that each does.
+
+The names are those of PyTorch's word_language_model and nn modules, of Zaremba's and the AWD-LSTM's
+code, Keras, Flax, Optax, nanoGPT and the Hugging Face trainer.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+Meant = tuple[tuple[str, str | None], ...]
+"""Paths, each with a value, or None where the value that was typed belongs there."""
+
+SETTINGS = {
+    "seed": "random_seed manual_seed rng_seed rng prng_seed",
+    "data.train": "data corpus text file path input data_path data_dir train_file train_data",
+    "data.name": "dataset dataset_name tfds",
+    "data.validation": "valid val dev valid_data val_data validation_data val_file dev_data",
+    "data.test": "test_data test_file eval_data",
+    "data.tokenizer": "level token_level tokenization",
+    "data.tokenizer_file": "tokenizer_path tokenizer_json",
+    "data.vocabulary_size": "vocab vocab_size vocabulary num_words max_vocab max_tokens n_vocab "
+    "ntoken ntokens input_dim num_embeddings",
+    "data.min_count": "min_freq min_frequency",
+    "data.batch_size": "bs bsz batch batchsize minibatch minibatch_size train_batch_size "
+    "per_device_train_batch_size",
+    "data.length": "bptt seq_len seqlen seq_length sequence_length block_size context_length n_ctx "
+    "maxlen max_len max_length max_seq_len max_seq_length timesteps time_steps chunk chunk_size "
+    "chunk_length unroll unroll_length",
+    "data.batching=sentences": "sentences by_sentence line_by_line",
+    "data.batching=streams": "stateful streams",
+    "model.hidden_size": "hidden nhid hidden_dim hidden_units hidden_features n_hidden num_hidden "
+    "units num_units n_units rnn_size lstm_size state_size cell_size features filters channels "
+    "d_model dim",
+    "model.embedding_size": "emsize emb embed embedding embeddings embedding_dim emb_dim emb_size "
+    "embed_dim embed_size n_embd nemb d_embed output_dim input_size",
+    "model.layers": "nlayers n_layer n_layers num_layers layer depth nb_layers num_rnn_layers",
+    "model.cell": "rnn rnn_type rnn_cell cell_type core",
+    "model.activation": "nonlinearity nonlin act activation_fn activation_function",
+    "model.order": "n ngram n_gram ngram_order window_size context_size",
+    "model.width": "kernel_size kernel filter_size",
+    "model.dilation": "dilation_rate",
+    "model.pooling": "pool pool_size max_pool",
+    "model.readout.kind": "softmax decoder",
+    "model.readout.tied": "tie tie_weights tied_weights weight_tying tie_embeddings "
+    "tied_embeddings tie_word_embeddings share_embeddings",
+    "model.readout.bias": "use_bias",
+    "model.readout.samples": "num_sampled nsampled",
+    "model.dropout.outputs": "dropout drop dropout_rate drop_rate dropout_prob p_drop",
+    "model.dropout.inputs": "dropouti input_dropout embedding_dropout emb_dropout embd_pdrop",
+    "model.dropout.between": "dropouth hidden_dropout layer_dropout",
+    "model.dropout.words": "dropoute word_dropout",
+    "model.dropout.recurrent": "recurrent_dropout wdrop weight_drop weight_dropout",
+    "model.dropout.locked": "locked_dropout variational variational_dropout",
+    "model.activation_penalty": "alpha ar activity_regularizer activation_regularization",
+    "model.change_penalty": "beta tar temporal_activation_regularization",
+    "model.uniform": "init_scale initrange init_range",
+    "model.init": "initializer initialization recurrent_initializer recurrent_init",
+    "model.forget_bias": "unit_forget_bias forget_gate_bias",
+    "model.vectors": "glove word2vec pretrained pretrained_embeddings embeddings_file",
+    "model.freeze_vectors": "freeze freeze_embeddings",
+    "model.precision": "dtype param_dtype mixed_precision",
+    "model.precision=bfloat16": "bf16 fp16 half amp",
+    "train.learning_rate": "lr eta step_size base_lr init_lr initial_lr max_lr peak_lr rate",
+    "train.optimizer.kind": "opt optim optimiser solver",
+    "train.optimizer.b1": "beta1 beta_1 adam_beta1",
+    "train.optimizer.b2": "beta2 beta_2 adam_beta2",
+    "train.optimizer.eps": "epsilon adam_epsilon",
+    "train.optimizer.decay": "rho",
+    "train.optimizer.kind=asgd train.optimizer.patience": "nonmono",
+    "train.weight_decay": "wdecay wd l2 l2_reg",
+    "train.schedule.kind": "scheduler lr_schedule lr_scheduler lr_scheduler_type",
+    "train.schedule.warmup_steps": "warmup warmup_iters num_warmup_steps warmup_updates",
+    "train.schedule.steps": "lr_decay_iters decay_steps",
+    "train.schedule.factor": "lr_decay gamma",
+    "train.clip_norm": "clip clipping clipnorm global_clipnorm clip_grad clip_grad_norm "
+    "gradient_clip gradient_clipping gradient_clip_val grad_clip gradclip max_grad_norm max_norm",
+    "train.clip_value": "clipvalue clip_grad_value",
+    "train.steps": "max_iters iters iterations num_iterations n_iter num_steps n_steps max_steps "
+    "total_steps train_steps num_train_steps updates num_updates",
+    "train.epochs": "epoch n_epochs num_epochs nb_epoch nepochs max_epochs num_train_epochs passes",
+    "train.patience": "early_stopping early_stop early_stopping_patience",
+    "train.keep_best": "save_best save_best_only restore_best_weights load_best_model_at_end",
+    "train.log_every": "log_interval log_freq log_steps logging_steps print_every",
+    "train.validate_every": "eval_interval eval_every eval_steps eval_freq val_interval val_every "
+    "valid_every valid_interval validation_interval",
+    "train.checkpoint_every": "save_every save_interval save_steps save_freq checkpoint_interval "
+    "ckpt_every",
+    "train.gradient": "backprop backward gradient_estimator",
+    "train.gradient=truncated train.k2": "tbptt truncate truncation truncated_bptt bptt_steps",
+    "train.recompute=sqrt": "remat gradient_checkpointing grad_checkpoint",
+    "train.feeding.kind=own": "scheduled_sampling free_running",
+    "train.feeding.kind=teacher": "teacher_forcing",
+    "train.probe.kind=live": "watch watch_gradients log_gradients",
+}
+
+VALUES = {
+    "model.cell=elman": "rnn simple simple_rnn simplernn simplecell rnn_tanh vanilla vanilla_rnn "
+    "srn",
+    "model.cell=elman model.activation=relu": "rnn_relu",
+    "model.cell=lstm": "lstmcell optimizedlstmcell",
+    "model.cell=gru": "grucell",
+    "model.cell=mingru": "",
+    "model.cell=minlstm": "",
+    "model.cell=diagonal": "lru ssm s4 s5",
+    "model.kind=rnn": "recurrent rnnlm",
+    "model.kind=window": "mlp ffnn feedforward nnlm bengio fixed_window",
+    "model.kind=convolution": "cnn conv conv1d tcn",
+    "model.kind=ngram": "n_gram ngrams kneser_ney",
+    "model.kind=ngram model.order=1": "unigram",
+    "model.kind=ngram model.order=2": "bigram",
+    "model.kind=ngram model.order=3": "trigram",
+    "model.smoothing=kneser-ney": "kn modified_kneser_ney",
+    "model.smoothing=interpolated": "jm jelinek_mercer",
+    "model.smoothing=add-k": "laplace lidstone add_one",
+    "model.smoothing=none": "mle off",
+    "model.readout.kind=adaptive": "adaptive_softmax adaptivelogsoftmaxwithloss",
+    "model.readout.kind=sampled": "sampled_softmax",
+    "model.readout.kind=nce": "noise_contrastive nce_loss",
+    "model.readout.kind=softmax": "full log_softmax",
+    "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16",
+    "model.precision=float32": "fp32 float single 32",
+    "model.init=identity": "eye irnn",
+    "data.tokenizer=char": "chars character characters",
+    "data.tokenizer=byte": "bytes utf8",
+    "data.tokenizer=word": "words",
+    "data.tokenizer=bpe": "subword subwords sentencepiece byte_pair gpt2",
+    "data.source=tfds": "tensorflow_datasets",
+    "data.batching=streams": "stateful stream contiguous",
+    "data.batching=sentences": "sentence lines line",
+    "train.optimizer.kind=momentum": "sgd_momentum nesterov",
+    "train.optimizer.kind=rmsprop": "rms rms_prop",
+    "train.optimizer.kind=asgd": "nt_asgd averaged_sgd",
+    "train.schedule.kind=constant": "none fixed",
+    "train.schedule.kind=cosine": "cosine_decay cosineannealinglr cosine_annealing warmup",
+    "train.schedule.kind=epochs": "step steplr exponential exponentiallr exponential_decay",
+    "train.schedule.kind=plateau": "reducelronplateau reduce_on_plateau reduce_lr_on_plateau",
+    "train.gradient=explicit": "bptt manual",
+    "train.gradient=full": "autodiff autograd backprop",
+    "train.gradient=truncated": "tbptt truncated_bptt",
+    "train.feeding.kind=own": "scheduled_sampling free_running",
+    "train.feeding.kind=teacher": "teacher_forcing",
+    "train.probe.kind=live": "on true",
+    "train.probe.kind=off": "none false",
+}
+
+ELSEWHERE = (
+    "model.cell",
+    "model.kind",
+    "data.tokenizer",
+    "train.optimizer.kind",
+    "train.schedule.kind",
+)
+"""The settings whose values are recognised wherever they are typed."""
+
+FLAG_VALUES = {
+    "by=token": "word tokens char",
+    "by=sentence": "line lines sentences",
+    "by=none": "sum total text",
+    "dynamic=rms": "rmsprop",
+    "executor=here": "local none serial",
+    "executor=processes": "multiprocessing process parallel",
+    "executor=slurm": "submitit",
+    "suggest=optuna": "tpe bayes",
+}
+"""Of the commands' own flags."""
+
+_OUT = (
+    "out out_dir output output_dir outdir save save_dir save_path dir log_dir logdir workdir "
+    "work_dir model_dir checkpoint_dir"
+)
+
+FLAGS = {
+    "train": {
+        "run_dir": _OUT,
+        "devices": "gpus n_gpu num_gpus n_devices num_devices",
+    },
+    "sweep": {
+        "run_dir": _OUT,
+        "dry_run": "dry plan preview",
+        "workers": "jobs n_jobs njobs num_workers processes parallel",
+        "cores": "cpus n_cores num_cpus",
+        "executor": "backend launcher cluster",
+        "retries": "retry max_failures",
+        "suggest=optuna": "search sampler tpe",
+        "halving_first": "halving asha hyperband pruner min_resource",
+        "halving_factor": "reduction_factor",
+    },
+    "score": {
+        "by": "level per",
+        "dynamic": "dynamic_evaluation",
+        "dynamic_rate": "lr learning_rate",
+        "dynamic_length": "bptt",
+        "dynamic_decay": "decay",
+        "cache": "window pointer cache_size",
+        "cache_weight": "lambdasm",
+        "cache_flatness": "theta",
+        "mix": "interpolate ensemble",
+        "mix_weight": "lambda",
+        "sentences": "independent per_sentence by_line",
+    },
+    "sample": {
+        "prompt": "start prime start_text prime_text text input prefix context",
+        "length": "max_tokens max_new_tokens max_length max_len words tokens n_tokens num_tokens",
+        "count": "n num_samples n_samples samples num_return_sequences batch_size",
+        "temperature": "temp tau",
+        "temperature=0": "greedy argmax",
+        "top_k": "k",
+        "top_p": "p nucleus",
+        "beam": "beams beam_size num_beams beam_width",
+        "stop": "eos stop_token until",
+        "mix": "interpolate ensemble",
+        "mix_weight": "lambda",
+        "seed": "random_seed",
+    },
+    "probe": {
+        "step": "steps at",
+        "text": "file input data",
+        "sentence": "prompt line",
+        "length": "bptt seq_len chunk",
+        "lanes": "batch_size batch",
+    },
+    "verify": {},
+}
+"""Of each command, its own flags."""
+
+_DEVICES = {
+    "JAX takes the accelerator that it finds, or the CPU where JAX_PLATFORMS=cpu is set": "cuda "
+    "gpu gpu_id device tpu cpu no_cuda use_cuda use_gpu accelerator",
+}
+_TRAINED = {
+    **_DEVICES,
+    "the same command goes on where it stopped": "resume restore load continue checkpoint ckpt "
+    "resume_from init_from load_model",
+    "every step of a chunk is predicted": "return_sequences",
+    "every update is compiled": "compile jit",
+}
+_LOADED = {
+    **_DEVICES,
+    "the run comes right after the command": "model model_path checkpoint ckpt checkpoint_path "
+    "load run run_dir out_dir init_from",
+}
+
+NOTES = {
+    **dict.fromkeys(("train", "sweep", "verify"), _TRAINED),
+    **dict.fromkeys(("score", "sample", "probe"), _LOADED),
+}
+"""Of each command, what is said of names that no flag answers to."""
+
+COMMANDS = {
+    "train": "fit learn run",
+    "sweep": "tune search grid hyperopt",
+    "score": "eval evaluate test perplexity",
+    "sample": "generate gen predict complete",
+    "probe": "analyse analyze inspect",
+    "verify": "check gradcheck grad_check",
+}
+
+
+def plainly(name: str) -> str:
+    """A name as the tables have it."""
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+def assigned(meant: str) -> Meant:
+    """The paths and values of an entry: "model.cell=lstm data.length"."""
+    parts = (part.partition("=") for part in meant.split())
+    return tuple((path, value if equals else None) for path, equals, value in parts)
+
+
+def name_meant(table: Mapping[str, str], name: str) -> str | None:
+    """The entry of a table that has a name."""
+    typed = plainly(name)
+    return next((meant for meant, names in table.items() if typed in names.split()), None)
+
+
+def setting_meant(name: str) -> Meant | None:
+    """The settings that a name means, its group left out."""
+    meant = name_meant(SETTINGS, name.rpartition(".")[2])
+    return None if meant is None else assigned(meant)
+
+
+def value_meant(path: str, value: str, known: Iterable[str]) -> Meant | None:
+    """The value that is meant by one that a setting or a flag does not take.
+
+    Args:
+      path: of the setting, or the last parts of it; or the name of a command's own flag.
+      value: as it was typed.
+      known: the values that it takes.
+
+    Returns:
+      one of these, or a value of another setting; None where nothing is near.
+    """
+    known, typed = list(known), plainly(value)
+    for other in known:
+        if plainly(other) == typed:
+            return ((path, other),)
+    entries = [(assigned(meant), names.split()) for meant, names in (VALUES | FLAG_VALUES).items()]
+    for meant, names in entries:
+        where, own = meant[0]
+        if f".{where}".endswith(f".{path}") and own in known and typed in names:
+            return ((path, own), *meant[1:])
+    for meant, names in entries:
+        where, own = meant[0]
+        if where in ELSEWHERE and typed in (plainly(own or ""), *names) and typed != "none":
+            return meant
+    close = difflib.get_close_matches(typed, known, n=1, cutoff=0.5)
+    return ((path, close[0]),) if close else None

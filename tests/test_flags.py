@@ -1,0 +1,281 @@
+"""What those type who know other libraries, and the flag, field or value that is answered."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lm_jax.config import RNN, Config, Data, Train, override
+from lm_jax.config.model import CELLS
+from lm_jax.flags import Flags
+from lm_jax.settings import UserError, from_json, paths, words_at
+from lm_jax.sweeps import lanes, plan
+from lm_jax.sweeps.executors import executor_called
+from lm_jax.synonyms import (
+    COMMANDS,
+    ELSEWHERE,
+    FLAG_VALUES,
+    FLAGS,
+    NOTES,
+    SETTINGS,
+    VALUES,
+    assigned,
+    plainly,
+)
+
+ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+run = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run)
+
+
+def refusal(action):
+    with pytest.raises(UserError) as refused:
+        action()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def answered(words):
+    return refusal(lambda: run.parse(words.split()))
+
+
+TYPED = {
+    # With another group, or none.
+    "train quickstart --train.lr 0.1": "--train.learning-rate 0.1",
+    "train quickstart --train.lr=0.1": "--train.learning-rate 0.1",
+    "train quickstart --lr 0.1": "--train.learning-rate 0.1",
+    "train quickstart --model.lr 0.1": "--train.learning-rate 0.1",
+    "train quickstart -lr 0.1": "--train.learning-rate 0.1",
+    "train quickstart --batch-size 20": "--data.batch-size 20",
+    "train quickstart --batch_size 20": "--data.batch-size 20",
+    "train quickstart --epochs 3": "--train.epochs 3",
+    "train quickstart --model.epochs 3": "--train.epochs 3",
+    "train quickstart --Seed 3": "--seed 3",
+    "train quickstart --train.run-dir a": "--run-dir a",
+    # PyTorch's word_language_model and nn modules.
+    "train quickstart --model LSTM": "--model.cell lstm",
+    "train quickstart --emsize 200": "--model.embedding-size 200",
+    "train quickstart --nhid 200": "--model.hidden-size 200",
+    "train quickstart --hidden 200": "--model.hidden-size 200",
+    "train quickstart --model.num-layers 2": "--model.layers 2",
+    "train quickstart --nlayers 2": "--model.layers 2",
+    "train quickstart --clip 0.25": "--train.clip-norm 0.25",
+    "train quickstart --bptt 35": "--data.length 35",
+    "train quickstart --dropout 0.2": "--model.dropout.outputs 0.2",
+    "train quickstart --tied": "--model.readout.tied",
+    "train quickstart --log-interval 200": "--train.log-every 200",
+    "train quickstart --save out": "--run-dir out",
+    "train quickstart --data penn": "--data.train penn",
+    "train quickstart --nonlinearity relu": "--model.activation relu",
+    # The AWD-LSTM.
+    "train quickstart --dropouth 0.2": "--model.dropout.between 0.2",
+    "train quickstart --dropouti 0.2": "--model.dropout.inputs 0.2",
+    "train quickstart --wdrop 0.5": "--model.dropout.recurrent 0.5",
+    "train quickstart --wdecay 1e-6": "--train.weight-decay 1e-6",
+    "train quickstart --alpha 2": "--model.activation-penalty 2",
+    "train quickstart --nonmono 5": "--train.optimizer asgd --train.optimizer.patience 5",
+    # Keras.
+    "train quickstart --units 64": "--model.hidden-size 64",
+    "train quickstart --recurrent-dropout 0.1": "--model.dropout.recurrent 0.1",
+    "train quickstart --optimizer Adam": "--train.optimizer adam",
+    "train quickstart --optimizer adam": "--train.optimizer adam",
+    "train quickstart --clipnorm 1": "--train.clip-norm 1",
+    "train quickstart --use-bias False": "--model.readout.no-bias",
+    "train quickstart --num-words 100": "--data.vocabulary-size 100",
+    # nanoGPT, Flax, Optax.
+    "train quickstart --n_embd 64": "--model.embedding-size 64",
+    "train quickstart --n_layer 2": "--model.layers 2",
+    "train quickstart --block_size 64": "--data.length 64",
+    "train quickstart --max_iters 100": "--train.steps 100",
+    "train quickstart --train.optimizer.beta1 0.8": "--train.optimizer.b1 0.8",
+    "train quickstart --beta2 0.99": "--train.optimizer.b2 0.99",
+    "train quickstart --grad_clip 1": "--train.clip-norm 1",
+    "train quickstart --out runs/a": "--run-dir runs/a",
+    "train quickstart --eval_interval 10": "--train.validate-every 10",
+    "train quickstart --dtype bfloat16": "--model.precision bfloat16",
+    "train quickstart --remat": "--train.recompute sqrt",
+    # What another alternative brings.
+    "train quickstart --momentum 0.9": "--train.optimizer momentum --train.optimizer.momentum 0.9",
+    "train quickstart --nesterov": "--train.optimizer momentum --train.optimizer.nesterov",
+    "train quickstart --warmup-iters 9": "--train.schedule.warmup-steps 9",
+    "train quickstart --kernel-size 5": "--model convolution --model.width 5",
+    "train quickstart --tbptt 70": "--train.gradient truncated --train.k2 70",
+    "train quickstart --model window --cell lstm": "--model rnn --model.cell lstm",
+    # Values.
+    "train quickstart --model.kind lstm": "--model.cell lstm",
+    "train quickstart --model lstm": "--model.cell lstm",
+    "train quickstart --model.kind cnn": "--model convolution",
+    "train quickstart --model bigram": "--model ngram --model.order 2",
+    "train quickstart --cell lstm": "--model.cell lstm",
+    "train quickstart --model.cell rnn": "--model.cell elman",
+    "train quickstart --model.cell LSTM": "--model.cell lstm",
+    "train quickstart --model.cell cnn": "--model convolution",
+    "train quickstart --train.optimizer Adam": "--train.optimizer adam",
+    "train quickstart --train.optimizer.kind adm": "--train.optimizer adam",
+    "train quickstart --train.optimizer cosine": "--train.schedule cosine",
+    "train quickstart --train.schedule StepLR": "--train.schedule epochs",
+    "train quickstart --data.tokenizer words": "--data.tokenizer word",
+    "train quickstart --data.tokenizer chars": "--data.tokenizer char",
+    "train quickstart --data.tokenizer characters": "--data.tokenizer char",
+    "train quickstart --tokenizer words": "--data.tokenizer word",
+    "train quickstart --task Copy": "--data.task copy",
+    "train quickstart --train.gradient bptt": "--train.gradient explicit",
+    "train quickstart --model.readout.tied true": "--model.readout.tied",
+    "train quickstart --model.readout.tied=False": "--model.readout.no-tied",
+    # Letters, too.
+    "train quickstart --model.hiden-size 3": "--model.hidden-size 3",
+    "train quickstart --train.learning-rte 3": "--train.learning-rate 3",
+    "train quickstart --embeding-dim 3": "--model.embedding-size 3",
+    "train quickstart --no-model.readout.tied": "--model.readout.tied",
+    # The flags of other commands.
+    "sweep clip_sweep --n-jobs 4": "--workers 4",
+    "sweep clip_sweep --search": "--suggest optuna",
+    "sweep clip_sweep --train.lr 4": "--train.learning-rate 4",
+    "verify quickstart --hidden 4": "--model.hidden-size 4",
+    "sample a --temp 0.5": "--temperature 0.5",
+    "sample a --num-samples 3": "--count 3",
+    "sample a --max-tokens 50": "--length 50",
+    "sample a --max_new_tokens=50": "--length 50",
+    "sample a --greedy": "--temperature 0",
+    "sample a --temprature 2": "--temperature 2",
+    "score a b --by line": "--by sentence",
+    "score a b --theta 0.3": "--cache-flatness 0.3",
+    "score a b --json true": "--json",
+    "probe a --bptt 7": "--length 7",
+}
+
+
+def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
+    for typed, meant in TYPED.items():
+        said = answered(typed)
+        assert said.endswith(f"; did you mean {meant}?"), (typed, said)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("train quickstart --model.order 3", "--model.order with model.kind=rnn: it is read with "),
+        ("train quickstart --model.order 3", "it is read with model.kind=window or ngram"),
+        ("train quickstart --data.task.items 3", "read with data.task.kind=copy or memorisation"),
+        (
+            "train quickstart --model ngram --lr 3",
+            "--lr with model.kind=ngram, which is not trained",
+        ),
+        ("train quickstart --model ngram --train.k2 3", "model.kind=ngram, which is not trained"),
+        ("train quickstart --gpu", "--gpu: JAX takes the accelerator"),
+        ("train quickstart --resume", "--resume: the same command goes on"),
+        ("train quickstart --return-sequences", ": every step of a chunk is predicted"),
+        ("sample a --checkpoint b", ": the run comes right after the command"),
+        ("fit quickstart", "there is no command fit; did you mean 'train'?"),
+        ("generate a", "there is no command generate; did you mean 'sample'?"),
+        ("smaple a", "there is no command smaple; did you mean 'sample'?"),
+    ],
+)
+def test_what_has_no_flag_of_its_own_is_explained(typed, said):
+    assert said in answered(typed)
+
+
+def test_what_means_nothing_is_named_and_nothing_is_guessed():
+    assert answered("train quickstart --xyzzy 3") == "there is no flag --xyzzy"
+    assert answered("sample a --train.lr 3") == "there is no flag --train.lr"
+    assert answered("verify quickstart --devices 2") == "there is no flag --devices"
+    said = answered("train quickstart --model.cell transformer")
+    assert said.endswith(f"choose from {', '.join(CELLS)}, or name one of your own as FILE.py:NAME")
+
+
+def test_what_is_typed_right_is_left_alone():
+    flags = Flags("train", {"run_dir": Path, "dry_run": bool}, Config())
+    right = "--run-dir a --model.hidden_size=3 --model.cell a.py:b --model.readout.no-bias --seed 3"
+    assert (
+        flags.mistake([*right.split(), "--model.gain", "-1", "--train.clip-norm", "None"]) is None
+    )
+    assert flags.mistake([]) is None
+
+
+FIELDS = {
+    "Train(lr=0.1)": (lambda: Train(lr=0.1), "'learning_rate'"),
+    "Config(lr=0.1)": (lambda: Config(lr=0.1), "'train.learning_rate'"),
+    "Config(epochs=1)": (lambda: Config(epochs=1), "'train.epochs'"),
+    "RNN(units=5)": (lambda: RNN(units=5), "'hidden_size'"),
+    "RNN(hiden_size=5)": (lambda: RNN(hiden_size=5), "'hidden_size'"),
+    "RNN(kind=lstm)": (lambda: RNN(kind="lstm"), "model.cell='lstm'"),
+    "RNN(cell=LSTM)": (lambda: RNN(cell="LSTM"), "'lstm'"),
+    "Data(tokenizer=words)": (lambda: Data(tokenizer="words"), "'word'"),
+    "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "optimizer.kind='adam'"),
+    "JSON": (lambda: from_json(Config, '{"version": 1, "lr": 1}', "a"), "'train.learning_rate'"),
+    "lanes": (lambda: lanes({"train.lr": [1]}), "'train.learning_rate'"),
+    "executor": (lambda: executor_called("local"), "'here'"),
+}
+POINTS = {
+    ("train.lr", 0.1): "'train.learning_rate'",
+    ("lr", 0.1): "'train.learning_rate'",
+    ("model.kind", "lstm"): "model.cell='lstm'",
+    ("model.kind", "trigram"): "model.kind='ngram', model.order=3",
+    ("model", "lstm"): "model.cell='lstm'",
+    ("model.cell", "rnn"): "'elman'",
+    ("model.tied", True): "'model.readout.tied'",
+    ("model.hiden_size", 3): "'model.hidden_size'",
+    ("train.optimizer.kind", "Adam"): "'adam'",
+    ("train.optimizer", "adam"): "train.optimizer.kind='adam'",
+    ("data.tokenizer", "characters"): "'char'",
+}
+
+
+@pytest.mark.parametrize(("action", "meant"), FIELDS.values(), ids=FIELDS)
+def test_a_program_is_answered_with_fields(action, meant):
+    assert refusal(action).endswith(f"; did you mean {meant}?")
+
+
+def test_a_point_of_a_sweep_is_answered_with_fields():
+    for (path, value), meant in POINTS.items():
+        said = refusal(lambda point={path: value}: plan(tiny.config(), {"a": point}, tiny.TEXT))
+        assert said.endswith(f"; did you mean {meant}?"), said
+    said = refusal(lambda: override(Config(), {"model.order": 3}))
+    assert said.endswith(
+        "model.order with model.kind=rnn: it is read with model.kind=window or ngram"
+    )
+
+
+# --- the tables ---
+
+
+def own_flags(command):
+    functions = {
+        "train": run.train_command(Config()),
+        "sweep": run.sweep_command(Config(), None, []),
+        "verify": run.verify_command(Config()),
+    }
+    return run.own_flags(functions.get(command) or getattr(run, command))
+
+
+def test_every_setting_and_value_that_is_answered_exists():
+    known = paths(Config)
+    for meant in (*SETTINGS, *VALUES):
+        for path, value in assigned(meant):
+            assert path in known, meant
+            words = list(CELLS) if path == "model.cell" else words_at(Config, path)
+            assert value is None or value in words or (value.isdigit() and not words), meant
+    assert {*ELSEWHERE} <= {*known}
+    assert {f"model.cell={cell}" for cell in CELLS} <= {*VALUES}
+
+
+def test_every_flag_of_a_command_that_is_answered_exists():
+    assert {*FLAGS} == {*NOTES} == {*COMMANDS}
+    for command, table in FLAGS.items():
+        assert {assigned(meant)[0][0] for meant in table} <= {*own_flags(command)}
+    everywhere = {name for command in COMMANDS for name in own_flags(command)}
+    assert {assigned(meant)[0][0] for meant in FLAG_VALUES} <= everywhere
+
+
+def test_no_name_stands_twice_nor_is_that_of_a_setting():
+    real = {path.removesuffix(".kind").rpartition(".")[2] for path in paths(Config)}
+    for table in (SETTINGS, *FLAGS.values(), *NOTES.values(), COMMANDS):
+        names = [name for listed in table.values() for name in listed.split()]
+        assert len(names) == len({*names})
+        assert all(name == plainly(name) for name in names)
+    assert not real & {name for listed in SETTINGS.values() for name in listed.split()}
+    for command, table in FLAGS.items():
+        typed = {name for listed in table.values() for name in listed.split()}
+        assert not typed & {*own_flags(command)}, command
