@@ -25,6 +25,7 @@ from lm_jax.config import (
 from lm_jax.data.batches import Batch
 from lm_jax.data.tasks import task_of
 from lm_jax.models import transition
+from lm_jax.models.base import PLAIN
 
 KEY = jax.random.key(3)
 BATCH = tiny.batch()
@@ -105,7 +106,7 @@ def test_a_state_without_a_derivative_is_refused():
     for estimator in (g.rtrl, lambda model: g.uoro(model, key=KEY)):
         with pytest.raises(ValueError, match=r"carry\[0\]\[1\] is of type int32"):
             estimator(model)
-    with pytest.raises(ValueError, match="elementwise"):
+    with pytest.raises(ValueError, match="needs built-in cells"):
         g.snap1(model)
 
 
@@ -159,6 +160,17 @@ def diagonal(params):
     return {**params, "layers": layers}
 
 
+def in_one_step(layer):
+    """The parts of an LSTM layer's gradient that SnAp-1 keeps whole; of another, all of it.
+
+    Its output gate reaches c in two steps, by way of h, also where no unit hears another.
+    """
+    if layer["W_hh"].shape != (4, 16):
+        return layer
+    kept = {name: leaf[..., :12] for name, leaf in layer.items() if name != "p"}
+    return {**kept, "p": layer["p"][:2]} if "p" in layer else kept
+
+
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 def test_snap1_is_exact_where_no_unit_hears_another(cell):
     model, params = made(cell=cell, embedding_size=None, peepholes=cell == "lstm")
@@ -168,7 +180,11 @@ def test_snap1_is_exact_where_no_unit_hears_another(cell):
     for batch in (RAGGED, GOING_ON):
         loss, first, grads = snap(params, carries[0], batch)
         expected_loss, second, expected = exact(params, carries[1], batch)
+        [layer], [expected_layer] = grads.pop("layers"), expected.pop("layers")
         tiny.assert_trees_close((loss, grads), (expected_loss, expected))
+        tiny.assert_trees_close(in_one_step(layer), in_one_step(expected_layer))
+        if cell == "lstm":
+            assert not np.allclose(layer["W_hh"], expected_layer["W_hh"], rtol=1e-3)
         carries = first, second
 
 
@@ -178,44 +194,125 @@ def test_snap1_of_the_top_layer_is_exact_where_no_unit_hears_another(case):
     _, _, grads = compiled["snap1"](diagonal(params), model.init_carry(tiny.B), BATCH)
     _, _, full = compiled["full"](diagonal(params), model.init_carry(tiny.B), BATCH)
     tiny.assert_trees_close(
-        (grads["layers"][-1], grads["readout"]), (full["layers"][-1], full["readout"])
+        (in_one_step(grads["layers"][-1]), grads["readout"]),
+        (in_one_step(full["layers"][-1]), full["readout"]),
     )
     if len(full["layers"]) > 1:
         assert not np.allclose(grads["layers"][0]["W_hh"], full["layers"][0]["W_hh"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_snap1_is_rtrl_that_forgets_what_takes_more_than_a_step(cell):
-    """Against a dense influence, of which all but the pattern of one step is dropped each time."""
-    model, params = made(cell=cell, embedding_size=None)
-    lane = g.one_lane(model)
-    s, unravel = ravel_pytree(lane.carry)
+SEPARATE = {
+    "elman": {"cell": "elman", "activation": "relu"},
+    "gru": {"cell": "gru"},
+    "lstm": {"cell": "lstm"},
+    "peepholes": {"cell": "lstm", "peepholes": True},
+    "mingru": {"cell": "mingru"},
+    "minlstm": {"cell": "minlstm"},
+    "diagonal": {"cell": "diagonal"},
+}
 
-    def transition(layers, s, x):
-        return ravel_pytree(lane.step({**params, "layers": layers}, unravel(s), x))[0]
 
-    def pattern(leaf):
-        unit = np.arange(len(s)).reshape(-1, *[1] * (leaf.ndim - 1)) % 4
-        column = np.arange(leaf.shape[-1]).reshape(*[1] * (leaf.ndim - 1), -1) % 4
-        return jnp.where(jnp.broadcast_to(unit == column, leaf.shape), leaf, 0)
+def in_numbers(layer):
+    """A layer's step on a vector of one lane, (params, s, read) -> s; s -> h; and the first s."""
+    first, unravel = ravel_pytree(layer.init_carry(1))
+
+    def step(own, s, read):
+        after, _ = layer.run(own, unravel(s), read[None, None], PLAIN)
+        return ravel_pytree(after)[0]
+
+    return step, lambda s: layer.output(unravel(s))[0], first
+
+
+def one_step_pattern(step, own, s, halves):
+    """The entries of ∂s_t/∂θ that are not zero everywhere, from a few points; a complex number,
+    which is kept in two halves, is one."""
+    draw = np.random.default_rng(0)
+    immediate = jax.jit(jax.jacfwd(step))
+    found = jax.tree.map(lambda leaf: np.zeros((len(s), *leaf.shape), bool), own)
+    for _ in range(16):
+        drawn = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), (own, s, own["W_xh"][:, 0]))
+        found = jax.tree.map(lambda some, now: some | (now != 0), found, immediate(*drawn))
+    if halves:
+        found = jax.tree.map(lambda some: some | jnp.roll(some, len(s) // 2, axis=0), found)
+    return found
+
+
+@pytest.mark.parametrize(("name", "layers"), [*((name, 2) for name in SEPARATE), ("lstm", 1)])
+def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
+    """Against a dense influence of each layer on itself, of which all but the pattern of one step
+    is dropped after every step (Menick et al., 2021)."""
+    model, params = made(**SEPARATE[name], layers=layers, residual=layers > 1)
+    owns = params["layers"]
+    steps, outputs, states = zip(*map(in_numbers, model.stack.layers), strict=True)
+    patterns = [
+        one_step_pattern(*at, name == "diagonal") for at in zip(steps, owns, states, strict=True)
+    ]
+
+    def nats(shifts, states, x, y):
+        """Those of a step, each layer's state being shifted once it is made."""
+        h, after, read = model.stack.vectors(params, x[None, None])[0, 0], [], []
+        for place, at in enumerate(zip(steps, outputs, owns, states, shifts, strict=True)):
+            step, output, own, s, shift = at
+            read.append(h)
+            after.append(step(own, s, h) + shift)
+            h = h + output(after[-1]) if place else output(after[-1])
+        return model.nats(params, h[None], y[None])[0], (after, read)
+
+    def influenced(step, own, s, read, influence, pattern):
+        now, J = jax.jacfwd(step, argnums=(0, 1))(own, s, read)
+        dense = jax.tree.map(lambda P, now: jnp.tensordot(J, P, 1) + now, influence, now)
+        return jax.tree.map(jnp.multiply, pattern, dense)
 
     @jax.jit
-    def step(influence, s, x, y):
-        now, J = jax.jacfwd(transition, argnums=(0, 1))(params["layers"], s, x)
-        kept = jax.tree.map(lambda P, new: pattern(jnp.tensordot(J, P, 1)) + new, influence, now)
-        s = transition(params["layers"], s, x)
-        slope = jax.grad(lambda s: lane.loss(params, unravel(s), y))(s)
-        return kept, s, jax.tree.map(lambda P: jnp.tensordot(slope, P, 1), kept), now
+    def read_token(influences, states, x, y):
+        still = jax.tree.map(jnp.zeros_like, states)
+        deltas, (after, read) = jax.grad(nats, has_aux=True)(still, states, x, y)
+        at = zip(steps, owns, states, read, influences, patterns, strict=True)
+        influences = [influenced(*of_layer) for of_layer in at]
+        grads = [
+            jax.tree.map(lambda P, delta=delta: jnp.tensordot(delta, P, 1), influence)
+            for delta, influence in zip(deltas, influences, strict=True)
+        ]
+        return influences, tuple(after), grads
 
-    influence = jax.tree.map(lambda a: jnp.zeros((len(s), *a.shape)), params["layers"])
-    total = jax.tree.map(jnp.zeros_like, params["layers"])
+    influences = jax.tree.map(lambda some: jnp.zeros(some.shape), patterns)
+    total = jax.tree.map(jnp.zeros_like, owns)
     for x, y in zip(BATCH.x[:, 0], BATCH.y[:, 0], strict=True):
-        influence, s, more, immediate = step(influence, s, x, y)
-        tiny.assert_trees_equal(immediate, jax.tree.map(pattern, immediate))
+        influences, states, more = read_token(influences, states, x, y)
         total = jax.tree.map(lambda a, b: a + b / tiny.T, total, more)
     one = part(BATCH, tiny.T, 1)
     _, _, grads = jax.jit(g.snap1(model))(params, model.init_carry(1), one)
     tiny.assert_trees_close(grads["layers"], total)
+
+
+@pytest.mark.parametrize("cell", ["mingru", "minlstm", "diagonal"])
+@pytest.mark.parametrize("embedding_size", [None, 3])
+def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_size):
+    """It is RTRL: BPTT over all the text so far, though it holds no n × n."""
+    model, params = made(cell=cell, embedding_size=embedding_size)
+    estimator = g.snap1(model)
+    snap, full = jax.jit(estimator), jax.jit(g.full_bptt(model))
+
+    def see(found, expected):
+        (loss, _, grads), (expected_loss, _, expected_grads) = found, expected
+        if embedding_size is not None:  # below the layers each step teaches for itself alone
+            del grads["embedding"], expected_grads["embedding"]
+        tiny.assert_trees_close((loss, grads), (expected_loss, expected_grads))
+
+    first, second = BATCH, tiny.batch(5, start=False)
+    found = snap(params, estimator.init_carry(tiny.B), first)
+    fresh = model.init_carry(tiny.B)
+    see(found, full(params, fresh, first))
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    both = both._replace(mask=both.mask.at[: tiny.T].set(False), start=first.start)
+    see(snap(params, found[1], second), full(params, fresh, both))
+
+
+@pytest.mark.parametrize(("name", "m"), [("elman", 1), ("lstm", 2), ("mingru", 1), ("diagonal", 2)])
+def test_what_snap1_remembers_is_m_numbers_of_each_parameter(name, m):
+    model, params = made(**SEPARATE[name], layers=2)
+    influence = g.snap1(model).init_carry(tiny.B).influence
+    assert models.count(influence) == tiny.B * m * models.count(params["layers"])
 
 
 SMALL = {"hidden_size": 2, "embedding_size": 2, "layers": 2}
@@ -315,7 +412,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"model\.kind=rnn"):
         g.snap1(tiny.window())
     for fields in ({"cell": "lstm", "layer_norm": True}, {"cell": "gru", "reset": "before"}):
-        with pytest.raises(ValueError, match="elementwise"):
+        with pytest.raises(ValueError, match="needs built-in cells"):
             g.snap1(tiny.rnn(**fields))
     with pytest.raises(ValueError, match=r"rate=1\.0 must be from 0 to below 1"):
         g.randomised_bptt(tiny.rnn(), rate=1.0, key=KEY)
@@ -359,7 +456,21 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
         ),
         ({"change_penalty": 0.1}, {"gradient": "rtrl"}, "model.change_penalty=0.1 does not go"),
         ({"readout": SampledSoftmax()}, {"gradient": "rtrl"}, "model.readout.kind=sampled"),
-        ({"cell": "mingru"}, {"gradient": "snap1"}, "train.gradient=snap1 needs a cell"),
+        (
+            {"cell": "gru", "reset": "before"},
+            {"gradient": "snap1"},
+            "model.reset=before does not go with train.gradient=snap1",
+        ),
+        (
+            {"cell": "lstm", "layer_norm": True},
+            {"gradient": "snap1"},
+            "model.layer_norm=True does not go with train.gradient=snap1",
+        ),
+        (
+            {"cell": "mine.py:cell"},
+            {"gradient": "snap1"},
+            "model.cell=mine.py:cell does not go with train.gradient=snap1",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(model, train, message):

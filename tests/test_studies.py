@@ -36,6 +36,7 @@ from lm_jax.report.updates import update_sections
 from lm_jax.settings import UserError, shape
 from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
+from lm_jax.studies.updates import estimators
 from lm_jax.training import probing, spike, state_at, step
 from lm_jax.training.feed import source_of
 from lm_jax.trees import norm
@@ -239,6 +240,22 @@ def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_los
         monkeypatch.setattr(probing, name, lambda *_, **__: None)
     found = lm_jax.probe(run._replace(result=None), text=tiny.TEXT, lanes=2, sentence=SENTENCE)
     assert found.parameters_step == run.result["parameters_step"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "separate"),
+    [
+        ({"cell": "lstm"}, True),
+        ({"cell": "mingru"}, True),
+        ({"cell": "gru", "reset": "before"}, False),
+    ],
+)
+def test_snap1_is_compared_where_the_units_of_a_cell_are_separate(fields, separate):
+    model = tiny.rnn(**fields)
+    params = model.init(jax.random.key(0))
+    made = estimators(model, params, steps=4, lanes=LANES, key=jax.random.key(1))
+    assert ("SnAp-1" in made) == separate
+    assert {"truncated, k1=k2=1", "truncated, k1=k2=2", "UORO", "RTRL"} <= set(made)
 
 
 def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):

@@ -148,13 +148,18 @@ def _refuse_online(model: RNN, gradient: str) -> None:
             f"model.readout.kind={model.readout.kind}, which draws once for all steps of an "
             f"update, does not go with train.gradient={gradient}"
         )
-    if gradient == "snap1" and (
-        model.cell not in GATED or model.layer_norm or model.reset == "before"
-    ):
-        raise ValueError(
-            "train.gradient=snap1 needs a cell whose gate is elementwise: model.cell=elman, lstm "
-            "without model.layer_norm, or gru with model.reset=after"
-        )
+    if gradient == "snap1":
+        mixed = {
+            "layer_norm=True": model.layer_norm,
+            "reset=before": model.reset == "before",
+            f"cell={model.cell}": ":" in model.cell,
+        }
+        for setting, is_so in mixed.items():
+            if is_so:
+                raise ValueError(
+                    f"model.{setting} does not go with train.gradient=snap1: it takes a built-in "
+                    "cell, without model.layer_norm and with model.reset=after"
+                )
 
 
 def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) -> None:

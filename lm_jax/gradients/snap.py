@@ -2,30 +2,41 @@
 
 The influence P = ∂s/∂θ is dense after a few steps, since every unit reaches every other. SnAp-1
 (Menick et al., 2021) keeps of it the entries that are not zero after one step alone, and drops all
-others at each step. In a gated cell the columns g H + i of W_xh and W_hh, of b_h and of z feed
-unit i and no other, so of each parameter the influence on one unit is kept,
+others at each step. Let unit i have the numbers s_i of the carry (h and c of an LSTM, h of the
+others) and be fed by θ_i, the columns g N + i of W_xh and W_hh and the numbers g N + i of the
+cell's other parameters. In one step θ_i reaches no other unit, so
 
-    P_t[i, θ_i] = D_i P_{t-1}[i, θ_i] + ∂s_i/∂θ_i,
+    P_t[s_i, θ_i] = K ∘ (D_i P_{t-1}[s_i, θ_i] + ∂s_i/∂θ_i),
 
-    D_i = ∂s_i/∂s_{i,t-1} + Σ_g (∂s_i/∂z_h[g H + i]) W_hh[i, g H + i] (∂h_i/∂s_{i,t-1}),
+    D_i = ∂s_i/∂s_{i,t-1} + Σ_g (∂s_i/∂z_h[g N + i]) W_hh[i, g N + i] (∂h_i/∂s_{i,t-1}),
 
-where s_i holds the m numbers of unit i in the carry (h and c of an LSTM, h of the others) and D is
-the diagonal of the Jacobian, m × m for each unit. A gate is elementwise, so one jvp with ones for a
-tangent gives a derivative of all units at once.
+where D is the diagonal of the Jacobian, m × m for each unit, and K is 1 where ∂s_i/∂θ_i is not zero
+everywhere. K matters for the LSTM alone: its output gate reaches h within a step, and c only in
+the next one, so nothing is kept of what W_xo, W_ho, b_o and p_o do to c. All that a unit reads is
+its own, so one jvp with ones for a tangent gives a derivative of all units at once.
+
+A cell that is linear in its state (`lm_jax.models.linear`) has no W_hh: D is all of the Jacobian,
+nothing is dropped, and SnAp-1 of one layer is exact RTRL. A complex number counts as one, although
+the carry holds its two halves.
 
 In a stack each layer is taken by itself: what a layer's parameters do to the states of the layers
 above is not kept. The gradient of the loss at t in a layer's state at t comes down through the
 layers above within the time step. What lies below the layers, the embedding, gets the part of its
 gradient with k = t alone.
 
-Letters: B lanes; H units; m numbers of a unit; G columns of W_hh, H for each gate.
+Letters: B lanes; N units; m numbers of a unit; R numbers of a parameter that feed a unit (of a
+matrix: in each row).
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.gradients.bptt import Estimator
 from lm_jax.gradients.rtrl import Stepped, online
@@ -55,32 +66,31 @@ def snap1(model: LanguageModel) -> Estimator:
     the model's own, which is taken as one that no parameter has influenced.
 
     Args:
-      model: a recurrent language model of elementwise gated cells, without noise.
+      model: a recurrent language model of cells with separate `units`, without noise.
 
     Raises:
-      UserError: the cells are no such cells.
+      UserError: the model is not recurrent, or a cell has no such units.
     """
     stack: Stack | None = model.stack
     if stack is None:
         raise UserError("SnAp-1 needs the layers of a recurrent model: model.kind=rnn")
-    cells = [layer.cell for layer in stack.layers]
-    if any(cell is None or cell.gate is None or not cell.elementwise for cell in cells):
+    cells = [layer.cell for layer in stack.layers if layer.cell and layer.cell.units]
+    if len(cells) < len(stack.layers):
         raise UserError(
-            "SnAp-1 needs cells whose gate is elementwise: elman, lstm without model.layer_norm, "
-            "or gru with the reset after the product"
+            "SnAp-1 needs built-in cells: not an LSTM with model.layer_norm, not a GRU with "
+            "model.reset=before, and no cell of your own"
         )
+    shapes = jax.eval_shape(model.init, KEY)["layers"]
+    kept = [_kept(cell, params) for cell, params in zip(cells, shapes, strict=True)]
 
     def init_carry(batch_size: int) -> Diagonal:
-        layers = jax.eval_shape(model.init, KEY)["layers"]
         carry = model.init_carry(batch_size)
-
-        def none(own: Carry, leaf: Any) -> Array:
-            return jnp.zeros((batch_size, len(jax.tree.leaves(own)), *leaf.shape))
-
-        influence = [
-            {name: none(own, leaf) for name, leaf in params.items()}
-            for own, params in zip(carry, layers, strict=True)
-        ]
+        influence = []
+        for cell, own, params in zip(cells, carry, shapes, strict=True):
+            m = _numbers(cell, own).shape[1]
+            influence.append(
+                {name: jnp.zeros((batch_size, m, *leaf.shape)) for name, leaf in params.items()}
+            )
         return Diagonal(carry, influence)
 
     def step(params: Params, memory: Diagonal, x: Array, y: Array, mask: Array) -> Stepped:
@@ -103,84 +113,140 @@ def snap1(model: LanguageModel) -> Estimator:
         (value, (carry, read)), (grads, deltas) = slopes(outside, still)
         influence, layers = [], []
         for place, cell in enumerate(cells):
-            assert cell is not None
             own, before = params["layers"][place], memory.carry[place]
-            new = _after(cell, own, before, read[place], memory.influence[place])
+            new = _after(cell, kept[place], own, before, read[place], memory.influence[place])
             influence.append(new)
-            delta = jnp.stack(jax.tree.leaves(deltas[place]), axis=1)
+            delta = _numbers(cell, deltas[place])
             layers.append({name: _through(delta, leaf) for name, leaf in new.items()})
         return Diagonal(carry, influence), value, {**grads, "layers": layers}
 
     return online(model, Diagonal, init_carry, step)
 
 
+def _numbers(cell: Cell, carry: Carry) -> Float[Array, "B m N"]:
+    """The numbers of each unit."""
+    leaves = jax.tree.leaves(carry)
+    return jnp.concatenate([leaf.reshape(len(leaf), -1, cell.units) for leaf in leaves], axis=1)
+
+
+def _one_step(cell: Cell) -> Callable[..., Float[Array, "B m N"]]:
+    """(own, carry, z_h, x W_xh) -> the numbers of each unit after a step; z_h may be None."""
+
+    def numbers(own: Params, carry: Carry, z_h: Any, z: Array) -> Array:
+        z_x = cell.prepare(own, z[None])[0]
+        if cell.gate is None:
+            return _numbers(cell, cell.step(own, carry, z_x))
+        return _numbers(cell, cell.gate(own, carry, z_h, z_x))
+
+    return numbers
+
+
+def _own(params: Params) -> Params:
+    """All but the matrices."""
+    return {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh")}
+
+
+def _slopes(f: Callable[..., Float[Array, "B m N"]], own: Params, *at: Any) -> tuple:
+    """The derivatives of the numbers of each unit in all that this unit reads.
+
+    Args:
+      f: (own, *at) -> numbers; of each leaf unit i reads number r N + i alone, r from 0 to R - 1.
+      own: leaves of R N numbers, for all lanes.
+      at: leaves [B, R N].
+
+    Returns:
+      the arguments, with leaves [B, m, R, N].
+    """
+    value, push = jax.linearize(f, own, *at)
+    leaves, structure = jax.tree.flatten((own, *at))
+    shared = len(jax.tree.leaves(own))
+    still = [jnp.zeros_like(leaf) for leaf in leaves]
+
+    def along(place: int) -> Float[Array, "B m R N"]:
+        leaf = leaves[place]
+        shape = leaf.shape if place < shared else leaf.shape[1:]
+        row = np.arange(math.prod(shape)).reshape(shape) // value.shape[-1]
+        found = []
+        for r in range(row.max() + 1):
+            one = jnp.broadcast_to(jnp.asarray(row == r, leaf.dtype), leaf.shape)
+            found.append(push(*structure.unflatten([*still[:place], one, *still[place + 1 :]])))
+        return jnp.stack(found, axis=2)
+
+    return structure.unflatten([along(place) for place in range(len(leaves))])
+
+
+def _kept(cell: Cell, shapes: Params) -> dict[str, Bool[np.ndarray, "m R"]]:
+    """K: whether a number of a parameter reaches a number of its unit within one step.
+
+    A derivative that is not zero everywhere is not zero at a point drawn at random, or, of relu,
+    at one of many.
+
+    Args:
+      cell: with separate units.
+      shapes: of the layer's parameters.
+    """
+    draw = np.random.default_rng(0)
+    carry = jax.eval_shape(lambda: cell.init_carry(64))
+    z = jax.eval_shape(lambda: jnp.zeros((64, cell.width)))
+    at = _own(shapes), carry, None if cell.gate is None else z, z
+    with jax.ensure_compile_time_eval():  # also while a training step is being traced
+        point = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape), a.dtype), at)
+        own, _, by_z_h, by_z = jax.jit(functools.partial(_slopes, _one_step(cell)))(*point)
+    found = {**own, "W_xh": by_z} | ({} if by_z_h is None else {"W_hh": by_z_h})
+    ends = np.cumsum([leaf.shape[1] // by_z.shape[-1] for leaf in jax.tree.leaves(carry)])
+
+    def reached(slopes: Float[Array, "B m R N"]) -> Bool[np.ndarray, "m R"]:
+        """What reaches one half of a complex number reaches the number."""
+        parts = np.split(np.any(np.asarray(slopes) != 0, axis=(0, 3)), ends[:-1])
+        return np.concatenate([np.broadcast_to(part.any(axis=0), part.shape) for part in parts])
+
+    return {name: reached(slopes) for name, slopes in found.items()}
+
+
 def _after(
     cell: Cell,
+    kept: dict[str, Bool[np.ndarray, "m R"]],
     params: Params,
     before: Carry,
     read: Float[Array, "B E"] | Int[Array, " B"],
     influence: Params,
 ) -> Params:
     """The influence after one step of a layer, given that before it."""
-    gate = cell.gate
-    assert gate is not None
-    W_hh, W_xh = params["W_hh"], params["W_xh"]
-    h = cell.output(before)
-    H = h.shape[1]
-    own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
-    z_x = cell.prepare(params, times(read[None], W_xh, cell.precision))[0]
-    at = own, before, product(h, W_hh, cell.precision), z_x
-    _, push = jax.linearize(lambda *at: jnp.stack(jax.tree.leaves(gate(*at)), 1), *at)
-    nothing = jax.tree.map(jnp.zeros_like, at)
-
-    def slope(place: int, tangent: Any) -> Float[Array, "B m H"]:
-        """The derivative of each unit along its own part of one argument of the gate."""
-        return push(*nothing[:place], tangent, *nothing[place + 1 :])
-
-    def by_columns(place: int) -> Float[Array, "B m G"]:
-        columns = jnp.eye(W_hh.shape[1] // H)  # a gate's columns, and none of the others'
-        ones = [jnp.broadcast_to(jnp.repeat(gate, H)[None], z_x.shape) for gate in columns]
-        return jnp.concatenate([slope(place, one) for one in ones], axis=-1)
-
-    def by_own(name: str) -> Array:
-        rows = own[name].reshape(-1, H)
-        ones = [
-            jnp.zeros_like(rows).at[row].set(1).reshape(own[name].shape) for row in range(len(rows))
-        ]
-        found = [slope(0, {**nothing[0], name: one}) for one in ones]
-        return jnp.stack(found, axis=2).reshape(*found[0].shape[:2], *own[name].shape)
-
-    by_z_h, by_z_x = by_columns(2), by_columns(3)
-    # W_hh[i, g H + i], what unit i says to itself.
-    itself = jnp.diagonal(W_hh.reshape(H, -1, H), axis1=0, axis2=2)
-    back = jnp.einsum("bogi,gi->boi", by_z_h.reshape(*by_z_h.shape[:2], -1, H), itself)
-    leaves, structure = jax.tree.flatten(before)
-    D = []
-    for place in range(len(leaves)):
-        one = [jnp.ones_like(a) if n == place else jnp.zeros_like(a) for n, a in enumerate(leaves)]
-        alone = structure.unflatten(one)
-        _, said = jax.jvp(cell.output, (before,), (alone,))
-        D.append(slope(1, alone) + back * jnp.broadcast_to(said[:, None], back.shape))
+    W_xh, h = params["W_xh"], cell.output(before)
+    z_h = None if cell.gate is None else product(h, params["W_hh"], cell.precision)
+    z = times(read[None], W_xh, cell.precision)[0]
+    own, by_carry, by_z_h, by_z = _slopes(_one_step(cell), _own(params), before, z_h, z)
+    D = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)
     if jnp.issubdtype(read.dtype, jnp.integer):
         read = jax.nn.one_hot(read, len(W_xh), dtype=W_xh.dtype)
-    now = {
-        "W_hh": jnp.einsum("bk,boc->bokc", h, by_z_h),
-        "W_xh": jnp.einsum("bk,boc->bokc", read, by_z_x),
-        "b_h": by_z_x,
-        **{name: by_own(name) for name in own},
-    }
+    now = {**own, "W_xh": jnp.einsum("bk,bori->bokri", read, by_z)}
+    if by_z_h is not None:
+        # W_hh[i, g N + i], what unit i says to itself.
+        itself = jnp.diagonal(params["W_hh"].reshape(cell.units, -1, cell.units), axis1=0, axis2=2)
+        back = jnp.einsum("bogi,gi->boi", by_z_h, itself)
+        _, by_carry = _slopes(lambda _, carry: cell.output(carry)[:, None], {}, before)
+        said = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)[:, 0]
+        D = D + jnp.einsum("boi,bai->boai", back, said)
+        now["W_hh"] = jnp.einsum("bk,bogi->bokgi", h, by_z_h)
     return {
-        name: _travelled(jnp.stack(D, axis=1), leaf) + now[name] for name, leaf in influence.items()
+        name: _travelled(D, leaf, kept[name]) + now[name].reshape(leaf.shape)
+        for name, leaf in influence.items()
     }
 
 
-def _travelled(D: Float[Array, "B m m H"], influence: Float[Array, "B m *leaf"]) -> Array:
-    """D P of each unit; D[:, a, o] is what the unit's old number a does to its new number o."""
-    units = influence.reshape(*influence.shape[:2], -1, D.shape[-1])
-    return jnp.einsum("baoi,bari->bori", D, units).reshape(influence.shape)
+def _travelled(
+    D: Float[Array, "B m m N"], influence: Float[Array, "B m *leaf"], kept: Bool[np.ndarray, "m R"]
+) -> Array:
+    """K ∘ D P of each unit; D[:, o, a] is what its old number a does to its new number o."""
+    B, m, _, N = D.shape
+    units = jnp.einsum("boai,bari->bori", D, influence.reshape(B, m, -1, N))
+    if not kept.all():  # XLA does not drop a mask that keeps all
+        rows = units.reshape(B, m, -1, kept.shape[1], N)
+        units = jnp.where(kept[None, :, None, :, None], rows, 0)
+    return units.reshape(influence.shape)
 
 
-def _through(delta: Float[Array, "B m H"], influence: Float[Array, "B m *leaf"]) -> Array:
+def _through(delta: Float[Array, "B m N"], influence: Float[Array, "B m *leaf"]) -> Array:
     """The gradient that comes through the units, summed over lanes."""
     units = influence.reshape(*influence.shape[:2], -1, delta.shape[-1])
     return jnp.einsum("boi,bori->ri", delta, units).reshape(influence.shape[2:])

@@ -46,10 +46,11 @@ class Cell(NamedTuple):
     scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None
     """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time where a cell
     can; None: step by step."""
-    elementwise: bool = True
-    """Of a cell with a gate: whether unit i of each leaf of its carry [B, H] is made of the old
-    carry's unit i and of columns g H + i of z_h and z_x = x W_xh + b_h alone, and of params whose
-    last axis is the units."""
+    units: int | None = None
+    """N units that hear of one another through z_h = h W_hh alone, or not at all: unit i of the new
+    carry is made of the old carry's unit i and of numbers g N + i of z_h, of x W_xh and of each of
+    the cell's other params. A leaf of the carry is a number of each unit: [B, N], or [B, 2 N] where
+    that is complex, all real parts before all imaginary ones. None: there are no such units."""
     precision: Precision = "float32"
     """Of the products with W_xh and W_hh."""
 
@@ -152,7 +153,7 @@ def lstm(
         init=init,
         prepare=prepare,
     )
-    return cell._replace(elementwise=not layer_norm)
+    return cell._replace(units=None) if layer_norm else cell
 
 
 def gru(
@@ -208,7 +209,7 @@ def gru(
         precision=precision,
         init=init,
     )
-    return cell if reset_after else cell._replace(step=step, gate=None)
+    return cell if reset_after else cell._replace(step=step, gate=None, units=None)
 
 
 InitW = Callable[[Array, int], Array]
@@ -310,5 +311,6 @@ def _gated(
         ),
         output=output,
         gate=gate,
+        units=hidden_size,
         precision=precision,
     )

@@ -103,7 +103,8 @@ def diagonal(
         gamma = jnp.exp(params["gamma"])
         return z * jnp.broadcast_to(jnp.concatenate([gamma, gamma]), z.shape)
 
-    return _linear(hidden_size, hidden_size, init, prepare, terms, as_complex, as_real)
+    cell = _linear(hidden_size, hidden_size, init, prepare, terms, as_complex, as_real)
+    return cell._replace(units=N)
 
 
 def as_complex(halves: Float[Array, "*shape H"]) -> Complex[Array, "*shape N"]:
@@ -157,6 +158,7 @@ def _linear(
         step=step,
         output=lambda carry: carry,
         scan=scan,
+        units=hidden_size,
     )
 
 

@@ -144,7 +144,7 @@ def estimators(
     """The estimators that a model's size and cells allow, by name.
 
     RTRL is left out where its influence, lanes × n × P numbers, would take more than 256 MiB, and
-    SnAp-1 where a cell's gate is not elementwise.
+    SnAp-1 where a cell has no separate units.
 
     Args:
       model, params: a recurrent model.
@@ -159,7 +159,7 @@ def estimators(
     made[f"randomised, rate {rate:g}"] = randomised_bptt(model, rate=rate, key=key)
     made["UORO"] = uoro(model, key=key)
     cells = [layer.cell for layer in model.stack.layers] if model.stack else [None]
-    if all(cell is not None and cell.gate is not None and cell.elementwise for cell in cells):
+    if all(cell is not None and cell.units is not None for cell in cells):
         made["SnAp-1"] = snap1(model)
     state = sum(leaf.size for leaf in jax.tree.leaves(model.init_carry(1)))
     if lanes * state * count(params) * 4 <= LARGEST:
