@@ -211,8 +211,11 @@ def verify_command(default: Config) -> Callable[..., int]:
     ) -> int:
         """Prove on an experiment's own settings that the gradient is right, by four routes to it.
 
-        Explicit BPTT, autodiff, RTRL and finite differences, in float64, on a few tokens of the
-        training text and the initial parameters. The exit status is 1 where they do not agree.
+        BPTT as training takes it, autodiff, RTRL and finite differences, in float64, on a few
+        tokens of the training text and the initial parameters; a route that the model does not
+        have, or that is autodiff itself, is left out. It is the gradient of a whole chunk, of the
+        model without its noise of training and at model.precision=float32. The exit status is 1
+        where the routes do not agree.
 
         Args:
           experiment: a path to a Python file, or the name of one in experiments/.

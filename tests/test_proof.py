@@ -11,7 +11,7 @@ import tiny
 
 from lm_jax import gradients as g
 from lm_jax import models
-from lm_jax.config import RNN, Adding, Config, Copy, Data, Train
+from lm_jax.config import RNN, Adding, Config, Convolution, Copy, Data, Train
 from lm_jax.gradients import proof
 from lm_jax.models import transition
 from lm_jax.training import prove
@@ -38,31 +38,75 @@ def verified(model, **settings):
     return g.verify(model, params, BATCH, directions=2, **settings)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"cell": "elman", "activation": "relu", "layers": 2, "residual": True},
-        {"cell": "lstm", "layer_norm": True, "peepholes": True},
-        {"cell": "gru", "embedding_size": None},
-        {"cell": "gru", "reset": "before"},
-        {"cell": "minlstm"},
-        {"cell": "diagonal"},
-    ],
-    ids=lambda fields: "-".join(map(str, fields.values())),
-)
-def test_all_routes_agree_for_every_cell(fields):
-    model = tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, **fields})
+def own():
+    """A model of a cell of one's own, of whose state a part has no derivative."""
+
+    def step(params, carry, x):
+        return jnp.tanh(params["a"] * carry[0] + x[:3] + carry[1]), carry[1] + 1
+
+    return of_a_step(step, (jnp.zeros(3), jnp.zeros((), jnp.int32)), lambda carry: carry[0])
+
+
+def of_a_step(step, carry, output):
+    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, output)
+    layers = [transition.layer(cell, tiny.V)]
+    embedding, readout = models.Embedding(tiny.V, None), models.softmax(tiny.V)
+    return models.rnn(embedding, layers, readout, hidden_size=3)
+
+
+def cell(kind, **fields):
+    return tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, "cell": kind, **fields})
+
+
+def convolution():
+    return models.make(Convolution(width=2, hidden_size=4, embedding_size=3), tiny.V)
+
+
+RECURRENT = {
+    "elman": (lambda: cell("elman", activation="relu", layers=2, residual=True), "explicit BPTT"),
+    "lstm": (lambda: cell("lstm", layer_norm=True, peepholes=True), "explicit BPTT"),
+    "gru": (lambda: cell("gru", embedding_size=None), "explicit BPTT"),
+    "reset before": (lambda: cell("gru", reset="before"), None),
+    "minlstm": (lambda: cell("minlstm"), "parallel scan"),
+    "diagonal": (lambda: cell("diagonal"), "parallel scan"),
+}
+TRAINED = {
+    **RECURRENT,
+    "own": (own, None),
+    "window": (tiny.window, None),
+    "convolution": (convolution, None),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_all_routes_agree_for_every_cell(name):
+    make, trained = RECURRENT[name]
+    model = make()
     checks = verified(model)
-    assert [check.route for check in checks[:3]] == ["explicit BPTT", "RTRL", "finite differences"]
+    first = [trained] if trained else []
+    exact = len(first) + 1
+    assert [check.route for check in checks[:exact]] == [*first, "RTRL"]
     blocks = len(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
-    assert len(checks) == 3 + blocks
+    assert len(checks) == exact + 1 + blocks
     assert all(check.agrees for check in checks)
-    assert max(check.difference for check in checks[:2]) < 1e-11
+    assert max(check.difference for check in checks[:exact]) < 1e-11
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_route_is_shown_where_it_is_a_program_of_its_own(name):
+    """Autodiff against itself would prove nothing."""
+    make, trained = TRAINED[name]
+    model = make()
+    at = jax.jit(model.init)(jax.random.key(0)), model.init_carry(2), BATCH
+    found = [jax.jit(way(model)).lower(*at).as_text() for way in (g.explicit_bptt, g.full_bptt)]
+    assert (found[0] != found[1]) == (trained is not None)
+    assert proof.trained_by(model) == trained
 
 
 def test_a_model_without_recurrence_is_proven_without_rtrl():
     checks = verified(tiny.window())
-    assert [check.route for check in checks[:2]] == ["explicit BPTT", "finite differences"]
+    assert checks[0].route == "finite differences"
+    assert all(check.route.startswith("finite differences") for check in checks)
     assert all(check.agrees for check in checks)
 
 
@@ -73,15 +117,8 @@ def test_where_an_influence_would_be_too_large_forward_mode_goes_along_the_direc
 
 
 def test_a_state_of_which_a_part_has_no_derivative_goes_along_the_directions():
-    def step(params, carry, x):
-        return jnp.tanh(params["a"] * carry[0] + x[:3] + carry[1]), carry[1] + 1
-
-    carry = (jnp.zeros(3), jnp.zeros((), jnp.int32))
-    cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
-    layers = [transition.layer(cell, tiny.V)]
-    embedding, readout = models.Embedding(tiny.V, None), models.softmax(tiny.V)
-    checks = verified(models.rnn(embedding, layers, readout, hidden_size=3))
-    assert checks[1].route == "RTRL along directions"
+    checks = verified(own())
+    assert checks[0].route == "RTRL along directions"
     assert all(check.agrees for check in checks)
 
 
@@ -136,6 +173,25 @@ def test_a_batch_without_targets_proves_nothing():
         g.verify(model, model.init(jax.random.key(0)), BATCH._replace(mask=BATCH.mask & False))
 
 
+def narrow_step(params, h, x):
+    return (params["a"] * h).astype(jnp.float16).astype(h.dtype) + x[:3]
+
+
+@pytest.mark.parametrize(
+    ("make", "narrow"),
+    [
+        (lambda: cell("lstm", precision="bfloat16"), "bfloat16"),
+        (lambda: tiny.window(precision="bfloat16"), "bfloat16"),
+        (lambda: of_a_step(narrow_step, jnp.zeros(3), lambda h: h), "float16"),
+    ],
+    ids=["lstm", "window", "own"],
+)
+def test_a_model_that_rounds_is_refused(make, narrow):
+    """Its routes would differ by the rounding, and right gradients would seem wrong."""
+    with pytest.raises(ValueError, match=f"float64 to {narrow}, .*precision=float32"):
+        verified(make())
+
+
 def test_without_float64_there_is_no_proof():
     model = tiny.rnn(hidden_size=4, embedding_size=3)
     with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
@@ -163,10 +219,17 @@ def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypat
     assert "all routes agree: " in out
     assert "8 tokens of 2 lanes, float64" in out
     assert "NO" not in out
+    assert "precision" not in out
     monkeypatch.setattr(proof, "explicit_bptt", wrong_by_a_little(proof.explicit_bptt))
     status, out, _ = told(capsys, "--model.cell", "lstm")
     assert status == 1
     assert "1 of 9 checks failed" in out
+
+
+def test_the_command_says_at_which_precision_it_proved_it(folder, capsys):
+    status, out, _ = told(capsys, "--model.precision", "bfloat16")
+    assert status == 0
+    assert "at model.precision=float32, not at the run's bfloat16" in out
 
 
 def test_the_command_tells_mistakes_in_one_line(folder, capsys):

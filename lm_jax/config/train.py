@@ -226,10 +226,11 @@ class Train:
         "explicit"
     )
     """explicit: backpropagation through all T steps of a chunk, by the backward pass written by
-    hand; full: the same by autodiff; truncated: an update every k1 steps, backpropagated k2 steps,
-    beyond the chunk's edge where k2 > k1; artbp: cut at random, without bias; and forward in time,
-    from the text's start on: rtrl: exact, for small models; snap1: its sparse approximation, exact
-    for a layer of mingru, minlstm or diagonal; uoro: its unbiased one of rank one."""
+    hand where a cell has one; full: the same by autodiff; truncated: an update every k1 steps,
+    backpropagated k2 steps, beyond the chunk's edge where k2 > k1; artbp: cut at random, without
+    bias; and forward in time, from the text's start on: rtrl: exact, for small models; snap1: its
+    sparse approximation, exact for a layer of mingru, minlstm or diagonal; uoro: its unbiased one
+    of rank one."""
     recompute: Literal["none", "sqrt"] = "none"
     """explicit, full: what the way back keeps: none: all that it reads of every step; sqrt: the
     states between √T segments, each of which is computed a second time, for long chunks."""

@@ -1,6 +1,8 @@
 """The gradient by four routes that share as little as they can, and by how much they differ.
 
-- explicit BPTT: the backward pass written by hand, which training takes;
+- the route that training takes: explicit BPTT, the backward pass written by hand, of a gated cell;
+  autodiff of the parallel scan of a cell that is linear in its state; any other model is trained by
+  the next route itself, and has none besides;
 - autodiff of the plain scan;
 - RTRL, forward in time; where its influence would be too large to hold, or a part of the state has
   no derivative, forward mode along the directions d below: RTRL's recursion for P_t d, not P_t;
@@ -14,15 +16,17 @@ and the one nearest to the slope counts: a slope that is wrong agrees with none.
 are relative to the root mean square of ⟨g, d⟩, ‖g‖ / √P where P numbers are moved. It counts as at
 least a hundredth of that of the whole gradient: of less, the rounding of J would leave nothing.
 
-All of it is in float64.
+All of it is in float64. What rounds on the way, as `model.precision=bfloat16` does, has no
+derivative: routes would differ by the rounding, however right they are, so such a model is refused.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jaxtyping import Array, Float
 
 from lm_jax.data.batches import Batch
@@ -65,7 +69,8 @@ def verify(
 ) -> list[Check]:
     """Whether the routes to the gradient of a batch agree, from the model's first carry.
 
-    A model without recurrence has no RTRL.
+    A model without recurrence has no RTRL, and training's route is left out where it is autodiff of
+    the plain scan (`trained_by`).
 
     Args:
       model: the language model.
@@ -77,7 +82,8 @@ def verify(
         its work.
 
     Raises:
-      UserError: float64 is switched off, or there is no target in the batch.
+      UserError: float64 is switched off, there is no target in the batch, or the model rounds, as
+        with `precision="bfloat16"`: verify the model of the same parameters with "float32".
     """
     if not jax.config.read("jax_enable_x64"):
         raise UserError("the proof needs float64: jax.config.update('jax_enable_x64', True)")
@@ -91,11 +97,20 @@ def verify(
         _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, PLAIN)
         return model.loss(params, h, batch.y, batch.mask) / jnp.sum(batch.mask)
 
+    if narrow := _rounded_to(jax.make_jaxpr(mean_nats)(params).jaxpr):
+        raise UserError(
+            f"the model rounds float64 to {' and '.join(sorted(narrow))}, which has no derivative "
+            "to verify: make it with model.precision=float32, and let a cell of your own not round"
+        )
+
     def gradient(estimator: Estimator) -> Params:
         return jax.device_get(jax.jit(estimator)(params, carry, batch)[2])
 
     grads = gradient(full_bptt(model))
-    found = [Check("explicit BPTT", AUTODIFF, _apart(gradient(explicit_bptt(model)), grads), EXACT)]
+    found = []
+    if trained := trained_by(model):
+        apart = _apart(gradient(explicit_bptt(model)), grads)
+        found.append(Check(trained, AUTODIFF, apart, EXACT))
     blocks = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
     draw = jax.jit(_direction)
     keys = jax.random.split(jax.random.key(seed), directions + len(blocks))
@@ -120,6 +135,28 @@ def verify(
         d = draw(keys[directions + place], params, place)
         apart = _off(quotients(d), grads, d)
         found.append(Check(f"finite differences of {block}", AUTODIFF, apart, APPROXIMATE))
+    return found
+
+
+def trained_by(model: LanguageModel) -> str | None:
+    """The name of the route that `explicit_bptt` takes; None: autodiff of the plain scan."""
+    cells = [layer.cell for layer in model.stack.layers if layer.cell] if model.stack else []
+    if any(cell.gate for cell in cells):
+        return "explicit BPTT"
+    return "parallel scan" if any(cell.scan for cell in cells) else None
+
+
+def _rounded_to(jaxpr: Jaxpr) -> set[str]:
+    """The types to which a program rounds wider ones."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "convert_element_type":
+            avals: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+            old, new = (aval.dtype for aval in avals)
+            floating = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (old, new))
+            if floating and new.itemsize < old.itemsize:
+                found.add(new.name)
+        found.update(*map(_rounded_to, jaxprs_in_params(eqn.params)))
     return found
 
 

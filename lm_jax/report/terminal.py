@@ -231,6 +231,12 @@ def show_proof(proof: Proof) -> None:
         f"{proof.lanes} lanes, float64, largest relative differences",
         soft_wrap=True,
     )
+    if proof.precision != "float32":
+        console.print(
+            f"verified at model.precision=float32, not at the run's {proof.precision}: rounding "
+            "has no derivative",
+            soft_wrap=True,
+        )
 
 
 def _vectors(row: Row) -> str:

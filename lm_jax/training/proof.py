@@ -25,6 +25,9 @@ class Proof(NamedTuple):
     steps: int
     """T of the batch."""
     parameters: int
+    precision: str
+    """`model.precision` of the config. What was checked is the model of float32 products, which in
+    float64 are not rounded at all."""
 
     @property
     def holds(self) -> bool:
@@ -47,10 +50,10 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
       UserError: the config or the text will not do, or float64 is switched off.
     """
     train_of(config)
-    if isinstance(config.model, Network):
-        # Rounding to eight bits is no function that has a derivative.
-        model = dataclasses.replace(config.model, precision="float32")
-        config = dataclasses.replace(config, model=model)
+    assert isinstance(config.model, Network)  # it is trained
+    precision = config.model.precision
+    model = dataclasses.replace(config.model, precision="float32")  # the other is refused
+    config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
     made = program(shape(config), len(corpus.vocabulary))
     params = made.init(arguments(config)).params
@@ -63,4 +66,4 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     batch = Batch(x, y, mask, whole.start[:LANES])
     checks = gradients.verify(made.model, params, batch)
     steps, lanes = batch.mask.shape
-    return Proof(checks, lanes, steps, count(params))
+    return Proof(checks, lanes, steps, count(params), precision)
