@@ -35,6 +35,7 @@ from lm_jax.gradients.rtrl import rtrl
 from lm_jax.models import LanguageModel, count, restart
 from lm_jax.models.base import PLAIN, Params
 from lm_jax.settings import UserError
+from lm_jax.trees import norm
 
 EXACT = 1e-10  # relative; what differs by rounding stays well below, T steps of it included
 APPROXIMATE = 1e-5  # relative; of a difference quotient
@@ -207,7 +208,7 @@ def _over(a: float, b: float) -> float:
 
 
 def _norm(tree: Params) -> float:
-    return math.sqrt(sum(float(np.vdot(leaf, leaf)) for leaf in jax.tree.leaves(tree)))
+    return float(norm(tree))
 
 
 def _name(path: jax.tree_util.KeyPath) -> str:
