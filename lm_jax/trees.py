@@ -120,7 +120,7 @@ def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
 def _size_and_scale(tree: Tree, kept: int) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
     """The norm as a product: of the norm of the scaled numbers, and of the power of two."""
     leaves = jax.tree.leaves(tree)
-    parts = [_squares_and_scale(leaf, kept) for leaf in leaves if has_gradient(leaf)]
+    parts = [_squares_and_scale(jnp.asarray(a), kept) for a in leaves if has_gradient(a)]
     if not parts:
         zero = jnp.zeros(leaves[0].shape[:kept] if leaves else ())
         return zero, zero + 1
