@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from lm_jax.gradients.norms import blocks, norm
 from lm_jax.models.base import Params
+from lm_jax.settings import UserError
 
 
 class Truncations(NamedTuple):
@@ -37,8 +38,13 @@ def truncations(by_lag: Params) -> Truncations:
 
     Returns:
       for k2 = 1 … L.
+
+    Raises:
+      UserError: there is no leaf, for the transition has no parameters.
     """
     lags = jax.tree.leaves(by_lag)
+    if not lags:
+        raise UserError("the gradient by lag holds no array: the transition has no parameters")
     full = [jnp.sum(leaf, axis=0) for leaf in lags]
     size = norm(full)
     unit = [_over(leaf, size) for leaf in full]

@@ -35,7 +35,6 @@ from lm_jax.gradients.rtrl import (
 )
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
-from lm_jax.models.recurrence import squared_norm
 from lm_jax.models.transition import KEY
 
 EPSILON = 1e-7
@@ -110,8 +109,10 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
     return online(model, RankOne, init_carry, step, redraw=redraw)
 
 
-def _norm(tree: Params) -> Float[Array, " B"]:
-    return jnp.sqrt(squared_norm(tree))
+def _norm(tree: Params) -> Float[Array, "*lanes"]:
+    """The norm of each lane over all leaves [B, ...]; 0 if the tree has no leaves."""
+    squares = [jnp.sum(leaf**2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, 0.0))
 
 
 def _scaled(leaf: Array, factor: Float[Array, " B"]) -> Array:
