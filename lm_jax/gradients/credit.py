@@ -97,7 +97,8 @@ def credit_map(
     while len(maps) > 1:
         earlier, later = (jax.tree.map(lambda leaf, n=n: leaf[n::2], (rows, maps)) for n in (0, 1))
         between = jax.tree.map(lambda leaf: by_step(leaf[::2]), saved)
-        back, norms = jax.lax.scan(across, later[0], between, reverse=True)
+        # The linearisation of a step that is linear may keep nothing to scan over.
+        back, norms = jax.lax.scan(across, later[0], between, maps.shape[-1], reverse=True)
         below = jnp.concatenate([jnp.moveaxis(norms, 0, -1), later[1]], axis=-1)
         above = jnp.pad(earlier[1], [(0, 0), (0, 0), (0, earlier[1].shape[-1])])
         maps = jnp.concatenate([above, below], axis=1)

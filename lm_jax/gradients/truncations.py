@@ -12,7 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Params
+<<<<<<< HEAD
 from lm_jax.trees import blocks, norm
+=======
+from lm_jax.settings import UserError
+>>>>>>> tools
 
 
 class Truncations(NamedTuple):
@@ -37,8 +41,13 @@ def truncations(by_lag: Params) -> Truncations:
 
     Returns:
       for k2 = 1 … L.
+
+    Raises:
+      UserError: there is no leaf, for the transition has no parameters.
     """
     lags = jax.tree.leaves(by_lag)
+    if not lags:
+        raise UserError("the gradient by lag holds no array: the transition has no parameters")
     full = [jnp.sum(leaf, axis=0) for leaf in lags]
     size = norm(full)
     unit = [_over(leaf, size) for leaf in full]
