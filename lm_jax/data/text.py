@@ -40,8 +40,8 @@ class Text(NamedTuple):
     blocks: Callable[[], Iterator[bytes]]
     """Its UTF-8 from the beginning, at most a few megabytes at a time."""
     start: int = 0
-    """Bytes of its file that stand before it, a byte-order mark too: an error counts from the first
-    byte of the file."""
+    """Bytes of its file that stand before it, a byte-order mark among them: the place that an error
+    names counts from the first byte of the file."""
 
 
 def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, Text]:

@@ -12,11 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Params
-<<<<<<< HEAD
-from lm_jax.trees import blocks, norm
-=======
 from lm_jax.settings import UserError
->>>>>>> tools
+from lm_jax.trees import blocks, norm
 
 
 class Truncations(NamedTuple):
