@@ -66,7 +66,7 @@ def limit_norm(
 
 def dot(a: Tree, b: Tree) -> Float[Array, ""]:
     """Inner product over all leaves."""
-    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+    products: list[Array] = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
     return sum(products[1:], products[0])
 
 

@@ -58,6 +58,15 @@ def counted(counted_once, tmp_path):
     return counted_once._replace(run_dir=run_dir)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
+    """An editor that saves a file again may put one there."""
+    for name in ("config.json", "vocabulary.json"):
+        path = counted.run_dir / name
+        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert directory.read_config(counted.run_dir) == counted.config
+    assert directory.read_vocabulary(counted.run_dir) == counted.vocabulary
+
+
 STATE = CountedState(np.array(7, np.int32), {"a": np.arange(3.0)})
 STRANGE = ("²", "٣", "0", "5", "-1", "000000000", "notes.partial", "mine.trash", "7.damaged")
 

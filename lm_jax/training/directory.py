@@ -99,7 +99,7 @@ def read_vocabulary(run_dir: Path) -> Vocabulary:
 
 def _read(run_dir: Path, name: str) -> str:
     try:
-        return (run_dir / name).read_text(encoding="utf-8")
+        return (run_dir / name).read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         what = f"it has no {name}" if run_dir.is_dir() else "there is no such directory"
         raise UserError(f"{run_dir} is not a run directory: {what}") from None
