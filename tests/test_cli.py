@@ -226,6 +226,8 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
     ("flags", "said"),
     [
         (["--step", "last"], "--step=last must be a number of updates, or spike"),
+        (["--step", "²"], "--step=² must be a number of updates, or spike"),
+        (["--step", "9" * 5000], "must be a number of updates, or spike"),
         (["--step", "7"], "step=7 must be from 0 to the 6 updates of run"),
         ([], "39 tokens over lanes=4 make 9 each, and two chunks of length=8 are needed"),
         (["--lanes", "2", "--sentence", ""], "the sentence is empty"),

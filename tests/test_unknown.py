@@ -54,7 +54,7 @@ def test_a_split_with_unknown_tokens_has_no_bits_a_character(tmp_path, capsys):
     assert rows_of(few)["test"]["unknown"] == row["unknown"]
     show_result(few)
     out = capsys.readouterr().out
-    assert f"–: {UNPAID}" in out
+    assert f"– bits a character: {UNPAID}" in out
     assert out.count(" – │") == 2
     show_result(all_known)
     assert "–" not in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_a_sweep_s_table_has_a_dash_where_tokens_are_unknown(tmp_path, capsys, m
     out = capsys.readouterr().out
     few = next(line for line in out.splitlines() if line.startswith("│ few"))
     assert few.split("│")[-2].strip() == "–"
-    assert f"–: {UNPAID}" in out
+    assert f"– bits a character: {UNPAID}" in out
     few_alone = lm_jax.sweep(counted(vocabulary_size=3), {"few": {}}, tmp_path / "few", text=KNOWN)
     show_sweep(few_alone, lambda point: "python run.py train")
     out = capsys.readouterr().out

@@ -69,7 +69,7 @@ def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
     columns = _columns(best_first)
     show_table(columns)
     if NONE in columns.get("bits/char", ()):
-        print(f"{NONE}: {UNPAID}")
+        print(f"{NONE} bits a character: {UNPAID}")
     folds = folded(rows)
     if folds:
         print("over the seeds, mean ± standard error:")

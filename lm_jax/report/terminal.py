@@ -23,7 +23,7 @@ TEXT_COLUMNS = {
     "unknown": ("unknown", ","),
 }
 NONE = "–"
-UNPAID = "bits a character need every character to be paid for, and those of unknown tokens are not"
+UNPAID = "every character must be paid for, and those of unknown tokens are not"
 TASK_COLUMNS = {
     "loss": ("nats", ".4f"),
     "chance": ("chance", ".4f"),
@@ -127,7 +127,7 @@ def show_result(run: Run) -> None:
     if result["splits"]:
         console.print(table)
     if any(row["unknown"] for row in result["splits"].values()):
-        console.print(f"{NONE}: {UNPAID}", soft_wrap=True)
+        console.print(f"{NONE} bits a character: {UNPAID}", soft_wrap=True)
     if "vectors" in result:
         console.print(_vectors(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:
