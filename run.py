@@ -209,7 +209,7 @@ def verify_command(default: Config) -> Callable[..., int]:
         experiment: tyro.conf.Positional[str],
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> int:
-        """Prove on an experiment's own settings that the gradient is right, by four routes to it.
+        """Prove on an experiment's own settings that the gradient is right, by independent routes.
 
         BPTT as training takes it, autodiff, RTRL and finite differences, in float64, on a few
         tokens of the training text and the initial parameters; a route that the model does not

@@ -22,7 +22,7 @@ from lm_jax.synonyms import (
 )
 
 FLAG = re.compile(r"--?[A-Za-z]")
-OF_THE_PARSER = ("help", "h", "tyro_print_completion", "tyro_write_completion")
+OF_THE_PARSER = ("help", "_h", "tyro_print_completion", "tyro_write_completion")
 ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -30,7 +30,7 @@ class Flags:
     """The flags of a command, and what is answered to others."""
 
     def __init__(self, command: str, own: Mapping[str, Any], config: Config | None = None):
-        """Takes note of the flags.
+        """Hold the flags.
 
         Args:
           command: its name.
@@ -49,7 +49,10 @@ class Flags:
             flag, equals, value = word.partition("=")
             if not FLAG.match(flag):
                 continue
-            given = value if equals else None if FLAG.match(following) else following
+            if equals:
+                given = value
+            else:
+                given = None if FLAG.match(following) else following
             path = flag.removeprefix("--").replace("-", "_")
             if not self._has(path):
                 return f"there is no flag {flag}{self._instead(plainly(flag.lstrip('-')), given)}"
@@ -76,9 +79,11 @@ class Flags:
         return f"{flag}={value}: choose from {', '.join(known)}{own}{near}"
 
     def _has(self, path: str) -> bool:
+        if path in (*OF_THE_PARSER, *self._own, *self._settings):
+            return True
         group, dot, last = path.rpartition(".")
         switch = f"{group}{dot}{last.removeprefix('no_')}"
-        return path in (*OF_THE_PARSER, *self._own) or switch in self._settings
+        return switch in self._settings and self._stands_alone(switch)
 
     def _words(self, path: str) -> list[str]:
         """The words that a flag takes; none where it takes any, or stands alone."""
@@ -95,7 +100,7 @@ class Flags:
         return words_at(Config, path) or list(alternatives(Config, path))
 
     def _instead(self, name: str, value: str | None) -> str:
-        """What is said after "there is no flag …"."""
+        """The rest of the sentence after "there is no flag …"."""
         last = last_of(name)
         own = last if last in self._own else name_meant(FLAGS[self._command], last)
         if own is not None:
@@ -107,7 +112,8 @@ class Flags:
                 return said
             if meant := self._setting(last):
                 return self._near(meant, value)
-            if last.startswith("no_") and (meant := self._setting(last.removeprefix("no_"))):
+            meant = self._setting(last.removeprefix("no_"))
+            if meant and self._stands_alone(meant[0][0]):
                 return self._near(meant, OFF[0])
         return self._near(self._by_letters(name), value)
 

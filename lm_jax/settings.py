@@ -15,7 +15,6 @@ import enum
 import functools
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,10 +127,8 @@ def marks_at(kind: type, path: str) -> frozenset[Mark] | None:
 
 
 def words_at(kind: type, path: str) -> list[str]:
-    """The words that the field at a dotted path takes; those of a truth value are True and False.
-
-    Nothing, where it takes others, too.
-    """
+    """The words that the field at a dotted path takes, None left out; True and False are those of a
+    truth value. Empty if its type lists none."""
     return list(dict.fromkeys(word for hint in _hints_at(kind, path) for word in words_of(hint)))
 
 
@@ -309,10 +306,11 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     if first["type"] == "union_tag_invalid":
         where, value = f"{where}.kind", value.get("kind")
         message = f"choose from {first.get('ctx', {}).get('expected_tags')}"
-    near = nearest_value(where, value, re.findall(r"'([^']+)'", message))
     if isinstance(value, str) and (kinds := alternatives(kind, where)):
         meant = value_meant(f"{where}.kind", value, kinds)
         near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
+    else:
+        near = nearest_value(where, value, words_at(kind, where))
     return f"{where}={_shown(value)}: {message[0].lower()}{message[1:]}{near}"
 
 
@@ -366,8 +364,9 @@ def nearest_field(typed: str, kind: type) -> str:
         own = {path for path in known if f".{meant[-1][0]}".endswith(f".{path}")}
         return f"; did you mean {as_fields([(min(own), None)] if own else meant)}?"
     if found is None or found == typed:
-        lasts = {last_of(path): path for path in reversed(known)}
-        close = difflib.get_close_matches(typed, known, n=1) or [
+        others = [path for path in known if path != typed]
+        lasts = {last_of(path): path for path in reversed(others)}
+        close = difflib.get_close_matches(typed, others, n=1) or [
             lasts[name] for name in difflib.get_close_matches(last, list(lasts), n=1)
         ]
         found = close[0] if close else None

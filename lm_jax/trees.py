@@ -24,8 +24,8 @@ def norm(tree: Tree, kept: int = 0) -> Float[Array, "*kept"]:
     """Euclidean norm over all leaves of a tree together, whatever their scale.
 
     Args:
-      tree: arrays that share their first axes; a tree without any has norm 0. Leaves of dtype
-        float0, which JAX gives for the gradient of integers, count nothing.
+      tree: arrays that share their first axes; an empty tree has norm 0. Leaves of dtype float0,
+        which JAX gives for the gradient of integers, count nothing.
       kept: number of leading axes whose entries each have a norm of their own.
 
     Returns:
@@ -93,8 +93,7 @@ def angle(a: Tree, b: Tree) -> Float[Array, ""]:
 
 
 def has_gradient(leaf: Any) -> bool:
-    """Whether a leaf of a gradient holds numbers; that of integers (float0) holds none, and JAX
-    lets nothing be done with it."""
+    """False for float0, JAX's type for the gradient of integers, which takes part in nothing."""
     return leaf.dtype != jax.dtypes.float0
 
 

@@ -252,3 +252,12 @@ def test_the_threshold_of_a_stack_is_that_of_its_largest_delta_in_any_layer():
     for factor, updates in ((1 - 1e-9, 1), (1 + 1e-9, 0)):
         audit = g.clip_audit(stack, params, carry, BATCHES, delta=factor * delta, apply=g.sgd(RATE))
         assert np.sum(np.asarray(audit.kinds["delta"].cut) > 0) == updates
+
+
+def test_a_mixture_has_no_delta():
+    """It has no layers of its own, though its parts have."""
+    mixed = models.mixture(MODEL, tiny.rnn(cell="gru"), 0.5)
+    params, carry = mixed.init(jax.random.key(0)), mixed.init_carry(tiny.B)
+    assert g.quantile_thresholds(mixed, params, carry, BATCHES[:1]).delta is None
+    (_, _, _), norms = g.explicit_bptt(mixed).watched(params, carry, BATCHES[0])
+    np.testing.assert_array_equal(norms, 0)

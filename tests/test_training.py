@@ -478,18 +478,6 @@ def test_a_run_that_lost_its_rows_and_its_result_is_judged_once_more(tmp_path):
     assert lm_jax.train(config, tmp_path, text=tiny.TEXT).result["splits"] == run.result["splits"]
 
 
-def test_a_record_ends_before_its_tokens_are_more_than_it_can_count(tmp_path, monkeypatch):
-    from lm_jax.training import descent
-
-    config = tiny.config(train={"log_every": 100})
-    tokens = config.data.batch_size * config.data.length
-    monkeypatch.setattr(descent, "MOST_TOKENS", 3 * tokens + 1)
-    lm_jax.train(config, tmp_path, text=tiny.TEXT)
-    rows = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
-    assert [row["step"] for row in rows] == sorted({1, *range(3, 21, 3), config.train.steps})
-    assert max(row["tokens"] for row in rows) == 3 * tokens
-
-
 def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_path, monkeypatch):
     from lm_jax.training import descent
 

@@ -240,7 +240,7 @@ def _is_kind(path: str) -> bool:
 
 
 def read_with(config: Config, path: str) -> str:
-    """With which alternatives there is a field that a config has not; nothing if with none.
+    """Explain which alternatives have the field at a path that a config has not; empty if none has.
 
     Returns:
       " with model.kind=rnn: it is read with model.kind=window or ngram".

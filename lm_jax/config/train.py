@@ -267,7 +267,7 @@ class Train:
     keep_best: bool = True
     """End with the parameters that were best on validation, not with the last."""
     log_every: Adjustable = 100
-    """Updates in a record of metrics.jsonl; fewer where they would read 2^31 tokens."""
+    """Updates between two rows of kind train in metrics.jsonl."""
     checkpoint_every: Adjustable = 500
     """Updates between checkpoints."""
 

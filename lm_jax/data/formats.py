@@ -1,4 +1,4 @@
-"""What a file is that was given for UTF-8 text in lines and is none, told from its first bytes."""
+"""Recognise from its first bytes a file that is not UTF-8 text in lines."""
 
 import codecs
 

@@ -237,8 +237,8 @@ def _by_delta(
     def clipping(tally: Array) -> tuple[Between]:
         return (Between(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
 
-    nowhere = jnp.zeros(batch.mask.shape)
-    _, grads, cuts = _watched(model, params, carry, batch, nowhere, clipping)
+    tally = jnp.zeros(batch.mask.shape)
+    _, grads, cuts = _watched(model, params, carry, batch, tally, clipping)
     reached = jax.lax.cummax(batch.mask.astype(jnp.int32), axis=0, reverse=True) > 0
     return grads, jnp.sum((cuts > 0) & reached) / jnp.maximum(jnp.sum(reached), 1)
 

@@ -116,7 +116,7 @@ def sharpest(
     values, vectors = jnp.linalg.eigh(T)
     found = values[::-1][:count]
     directions = jnp.matmul(vectors[:, ::-1][:, :count].T, basis, precision="highest")
-    directions = directions / trees.norm(directions, kept=1)[:, None]
+    directions = jax.vmap(trees.normalise)(directions)
 
     def residual(value_and_direction: tuple[Array, Array]) -> Array:
         value, direction = value_and_direction

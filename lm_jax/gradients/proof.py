@@ -1,4 +1,4 @@
-"""The gradient by four routes that share as little as they can, and by how much they differ.
+"""The gradient by up to four routes that share as little as they can, and how much they differ.
 
 - the route that training takes: explicit BPTT, the backward pass written by hand, of a gated cell;
   autodiff of the parallel scan of a cell that is linear in its state; any other model is trained by

@@ -4,7 +4,7 @@ Where the gradient comes back from t + 1 to t, it is cut with a chance q and els
 
     d_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ d_{t+1},   ζ_t = 0 with chance q, else 1 / (1 - q),
 
-where d_t is the gradient in the state s_t of all layers.
+where d_t is the gradient with respect to the state s_t of all layers.
 
 E[ζ_t] is 1 and each path back in time crosses an edge once, so the mean over the draws is the full
 gradient (ARTBP; Tallec & Ollivier, 2017, "Unbiasing truncated backpropagation through time"; their

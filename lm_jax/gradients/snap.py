@@ -221,12 +221,12 @@ def _after(
         read = jax.nn.one_hot(read, len(W_xh), dtype=W_xh.dtype)
     now = {**own, "W_xh": jnp.einsum("bk,bori->bokri", read, by_z)}
     if by_z_h is not None:
-        # W_hh[i, g N + i], what unit i says to itself.
+        # W_hh[i, g N + i], the connection of unit i to itself.
         itself = jnp.diagonal(params["W_hh"].reshape(cell.units, -1, cell.units), axis1=0, axis2=2)
         back = jnp.einsum("bogi,gi->boi", by_z_h, itself)
-        _, by_carry = _slopes(lambda _, carry: cell.output(carry)[:, None], {}, before)
-        said = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)[:, 0]
-        D = D + jnp.einsum("boi,bai->boai", back, said)
+        _, h_by_carry = _slopes(lambda _, carry: cell.output(carry)[:, None], {}, before)
+        seen = jnp.concatenate(jax.tree.leaves(h_by_carry), axis=2)[:, 0]
+        D = D + jnp.einsum("boi,bai->boai", back, seen)
         now["W_hh"] = jnp.einsum("bk,bogi->bokgi", h, by_z_h)
     return {
         name: _travelled(D, leaf, kept[name]) + now[name].reshape(leaf.shape)

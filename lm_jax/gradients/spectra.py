@@ -93,8 +93,9 @@ def block_radii(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
     Raises:
       UserError: the columns are not a multiple of the rows.
     """
-    scales = [_largest(block) for block in _blocks(W_hh)]
-    pairs = zip(_blocks(W_hh), scales, strict=True)
+    blocks = _blocks(W_hh)
+    scales = [_largest(block) for block in blocks]  # or squaring would overflow
+    pairs = zip(blocks, scales, strict=True)
     return jnp.stack([scale * spectral_radius(block / scale) for block, scale in pairs])
 
 

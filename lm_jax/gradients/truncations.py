@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.trees import blocks, norm
+from lm_jax.trees import blocks, cosine, norm
 
 
 class Truncations(NamedTuple):
@@ -46,14 +46,10 @@ def truncations(by_lag: Params) -> Truncations:
     if not lags:
         raise UserError("the gradient by lag holds no array: the transition has no parameters")
     full = [jnp.sum(leaf, axis=0) for leaf in lags]
-    size = norm(full)
-    unit = [_over(leaf, size) for leaf in full]
 
     def longer(sums: list[Array], lag: list[Array]) -> tuple[list[Array], tuple[Array, Array]]:
         sums = [a + b for a, b in zip(sums, lag, strict=True)]
-        length = norm(sums)
-        products = [jnp.sum(_over(a, length) * b) for a, b in zip(sums, unit, strict=True)]
-        return sums, (length, sum(products[1:], products[0]))
+        return sums, (norm(sums), cosine(sums, full))
 
     def rest(sums: list[Array], lag: list[Array]) -> tuple[list[Array], Array]:
         return [a + b for a, b in zip(sums, lag, strict=True)], norm(sums)
@@ -62,7 +58,7 @@ def truncations(by_lag: Params) -> Truncations:
     _, (norms, cosines) = jax.lax.scan(longer, zero, lags)
     # What is missing is summed by itself: a difference of two long sums would lose it.
     _, missing = jax.lax.scan(rest, zero, lags, reverse=True)
-    return Truncations(norms, cosines, missing / size)
+    return Truncations(norms, cosines, missing / norm(full))
 
 
 def truncations_by_block(by_lag: Params, *, depth: int | None = 1) -> dict[str, Truncations]:
@@ -81,7 +77,3 @@ def truncations_by_block(by_lag: Params, *, depth: int | None = 1) -> dict[str, 
         name: truncations([leaves[number] for number in numbers])
         for name, numbers in blocks(by_lag, depth).items()
     }
-
-
-def _over(leaf: Array, size: Float[Array, ""]) -> Array:
-    return leaf / jnp.broadcast_to(size, leaf.shape)

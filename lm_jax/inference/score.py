@@ -46,7 +46,7 @@ class Loss(NamedTuple):
     characters: int
     """Length of the text in Unicode characters."""
     unknown: int
-    """Tokens that the vocabulary lacks: `<unk>` is scored, which of the words it was is not."""
+    """Tokens that the vocabulary lacks; each is scored as `<unk>`."""
 
     @property
     def nats_per_token(self) -> float:

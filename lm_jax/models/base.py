@@ -112,8 +112,7 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
 
 
 def empty_tap(model: LanguageModel, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
-    """The array that `LanguageModel.hidden` takes as its tap; a model without recurrent layers has
-    none of them to look at."""
+    """Zeros for the `tap` of `LanguageModel.hidden`; without recurrent layers, layers = 0."""
     layers = 0 if model.stack is None else len(model.stack.layers)
     return jnp.zeros((*mask.shape, layers))
 

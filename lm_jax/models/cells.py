@@ -47,7 +47,7 @@ class Cell(NamedTuple):
     """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time where a cell
     can; None: step by step."""
     units: int | None = None
-    """N units that hear of one another through z_h = h W_hh alone, or not at all: unit i of the new
+    """N units that are coupled through z_h = h W_hh alone, or not at all: unit i of the new
     carry is made of the old carry's unit i and of numbers g N + i of z_h, of x W_xh and of each of
     the cell's other params. A leaf of the carry is a number of each unit: [B, N], or [B, 2 N] where
     that is complex, all real parts before all imaginary ones. None: there are no such units."""

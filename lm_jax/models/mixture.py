@@ -66,8 +66,9 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> 
         between: Between | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Any]:
-        carry_a, h_a = a.hidden(params[0], carry[0], x, between, tap)
-        carry_b, h_b = b.hidden(params[1], carry[1], x, between, tap)
+        del tap  # it has no layers of its own
+        carry_a, h_a = a.hidden(params[0], carry[0], x, between)
+        carry_b, h_b = b.hidden(params[1], carry[1], x, between)
         return (carry_a, carry_b), Both(h_a, h_b)
 
     def logits(params: Params, h: Any) -> Float[Array, "*shape V"]:

@@ -89,17 +89,13 @@ def _unknown(row: Row) -> bool:
     return bool(_split("test", "unknown")(row))
 
 
-def _bits(row: Row) -> float | None:
-    return None if _unknown(row) else _split("test", "bits_per_character")(row)
-
-
 TRIAL_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
     "parameters": (lambda row: row.get("parameters"), ","),
     "seconds": (lambda row: row["seconds"], ",.1f"),
     "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f"),
     "valid ppl": (_split("validation", "perplexity"), ".2f"),
     "test ppl": (_split("test", "perplexity"), ".2f"),
-    "bits/char": (_bits, ".3f"),
+    "bits/char": (_split("test", "bits_per_character"), ".3f"),
     "right": (_split("test", "success"), ".1%"),
 }
 # Of trials without perplexities: tasks, or none that came to an end.

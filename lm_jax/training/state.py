@@ -17,8 +17,8 @@ class Record(NamedTuple):
     """
 
     steps: Int[Array, ""]
-    words: UInt32[Array, "2"]
-    """Number of tokens in two words of 32 bits, the low one first; see `tokens`."""
+    low_high: UInt32[Array, "2"]
+    """Number of tokens as two integers of 32 bits, the low one first; see `tokens`."""
     nats: Float[Array, ""]
     """Sum over the tokens."""
     grad_norm: Float[Array, ""]
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     @property
     def tokens(self) -> int:
         """Number of tokens, read on the host."""
-        low, high = (int(word) for word in self.words)
+        low, high = (int(part) for part in self.low_high)
         return low + (high << 32)
 
 
@@ -140,15 +140,15 @@ def add(
     """A record with one more step in it."""
     steps = record.steps + 1
     more = tokens.astype(jnp.uint32)
-    low = record.words[0] + more
-    high = record.words[1] + (low < more)
+    low = record.low_high[0] + more
+    high = record.low_high[1] + (low < more)
 
     def mean(so_far: Array, new: Array) -> Array:
         return so_far + (new - so_far) / steps
 
     return Record(
         steps=steps,
-        words=jnp.stack([low, high]),
+        low_high=jnp.stack([low, high]),
         nats=record.nats + loss * tokens,
         grad_norm=mean(record.grad_norm, grad_norm),
         grad_norm_max=jnp.maximum(record.grad_norm_max, grad_norm),
