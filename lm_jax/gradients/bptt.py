@@ -45,6 +45,7 @@ from lm_jax.models.base import (
     placed,
     restart,
 )
+from lm_jax.settings import UserError
 from lm_jax.trees import limit_norm, norm
 
 
@@ -86,6 +87,9 @@ def full_bptt(
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
       recompute: whether only the carries between √T segments are kept; for a loss that is a sum
         over steps, and for noise that is the same at every step.
+
+    Raises:
+      UserError: recompute, and each step of a `noisy` model has a dropout mask of its own.
     """
     return _whole(model, _clipping(clip_delta) or PLAIN, recompute)
 
@@ -102,6 +106,9 @@ def explicit_bptt(
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
       recompute: see `full_bptt`.
+
+    Raises:
+      UserError: as `full_bptt`.
     """
     return _whole(model, _clipping(clip_delta), recompute)
 
@@ -113,6 +120,10 @@ def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Es
         after, h = model.hidden(params, carry, x, between, tap)
         return after, model.loss(params, h, y, mask)
 
+    if recompute and model.noise.differs_by_step:
+        raise UserError(
+            "recompute reads the steps twice, and needs dropout of one mask: locked=True"
+        )
     read_all = _in_segments(read) if recompute else read
 
     def tapped(
@@ -176,8 +187,8 @@ class History(NamedTuple):
 
     carry: Carry
     """The model's carry before the oldest block."""
-    x: Int[Array, "m k1 B"]
-    """The blocks' input tokens."""
+    x: Int[Array, "m k1 B"] | Float[Array, "m k1 B V"]
+    """What the model read in the blocks, of the type that `LanguageModel.reads` has."""
     start: Bool[Array, "m B"]
     """Whether the text starts again at a block."""
 
@@ -203,7 +214,8 @@ def truncated_bptt(
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
 
     Raises:
-      ValueError: k1 or k2 is not positive, or (when called) k1 does not divide the batch's T.
+      ValueError: k1 or k2 is not positive, or (when called) k1 does not divide the batch's T, or
+        k2 > k1 and the batch's inputs are not what the model reads.
     """
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1={k1} and k2={k2} must be 1 or more")
@@ -251,7 +263,8 @@ def truncated_bptt(
         if steps % k1:
             raise ValueError(f"k1={k1} does not divide the batch's T={steps}")
         blocks = steps // k1
-        cut = (a.reshape(blocks, k1, *a.shape[1:]) for a in (batch.x, batch.y, batch.mask))
+        read = _as_remembered(carry, batch.x) if remembered else batch.x
+        cut = (a.reshape(blocks, k1, *a.shape[1:]) for a in (read, batch.y, batch.mask))
         x, y, mask = cut
         starts = jnp.zeros((blocks, lanes), bool).at[0].set(batch.start)
         none_yet = jnp.zeros((0, *x.shape[1:]), x.dtype), jnp.zeros((0, lanes), bool)
@@ -288,10 +301,32 @@ def truncated_bptt(
         if not remembered:
             return carry
         # Before the text's first block, which starts afresh, these tokens are read for nothing.
-        x = jnp.zeros((remembered, k1, batch_size), jnp.int32)
+        one = model.reads
+        x = jnp.zeros((remembered, k1, batch_size, *one.shape), one.dtype)
         return History(carry, x, jnp.zeros((remembered, batch_size), bool))
 
     return Estimator(init_carry, estimate, model_carry)
+
+
+def _as_remembered(history: Carry, x: Array) -> Array:
+    """A batch's inputs [T, B, ...] in the type of those before them, for a carry keeps its types.
+
+    Raises:
+      UserError: there is no history, or the inputs before are of another shape or kind.
+    """
+    if not isinstance(history, History):
+        raise UserError(
+            "k2 > k1 needs a carry with a history: begin with the estimator's init_carry"
+        )
+    before = history.x
+    kinds = [jnp.issubdtype(a.dtype, jnp.integer) for a in (x, before)]
+    if x.shape[2:] != before.shape[3:] or kinds[0] != kinds[1]:
+        one, other = (f"{a.dtype}{list(a.shape)}" for a in (x, before))
+        raise UserError(
+            f"the batch's inputs are {one}, and the history of k2 > k1 holds {other}: "
+            "a model of real inputs is made with real=True"
+        )
+    return x.astype(before.dtype)
 
 
 def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None = None) -> Carry:

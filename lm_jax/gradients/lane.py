@@ -33,11 +33,12 @@ class Lane(NamedTuple):
 
 
 def one_lane(model: LanguageModel) -> Lane:
-    """The transition and the loss of a recurrent model, dropout left out.
+    """The transition and the loss of a recurrent model without dropout.
 
     Raises:
-      UserError: the model has no recurrent state.
+      UserError: the model has no recurrent state, or dropout.
     """
+    refuse_dropout(model)
     output = model.output
     if output is None:
         raise UserError(
@@ -53,6 +54,19 @@ def one_lane(model: LanguageModel) -> Lane:
         return model.nats(params, output(_with_lane(carry)), y[None])[0]
 
     return Lane(without_lane(model.init_carry(1)), step, loss)
+
+
+def refuse_dropout(model: LanguageModel) -> None:
+    """Returns if a model can be read one step and one lane at a time.
+
+    Raises:
+      UserError: it is `noisy`, and drops units, of which a whole batch shares the draw.
+    """
+    if model.noise.drops:
+        raise UserError(
+            "the model has dropout, drawn for all steps and lanes of a batch at once: what reads "
+            "one step after another needs the model without it"
+        )
 
 
 def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:

@@ -91,7 +91,7 @@ def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array
       weight: of Ω, in nats.
 
     Raises:
-      UserError: the model has no recurrent state.
+      UserError: the model has no recurrent state, or dropout.
     """
     lane = one_lane(model)
 
@@ -129,7 +129,7 @@ def with_flossing(
       count: exponents, the largest ones.
 
     Raises:
-      UserError: the model has no recurrent state.
+      UserError: the model has no recurrent state, or dropout.
     """
     lane = one_lane(model)
 

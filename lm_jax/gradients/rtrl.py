@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
-from lm_jax.gradients.lane import Lane, one_lane
+from lm_jax.gradients.lane import Lane, one_lane, refuse_dropout
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params, restart
 from lm_jax.models.transition import KEY
@@ -52,7 +52,7 @@ def rtrl(model: LanguageModel) -> Estimator:
       model: a recurrent language model, without noise.
 
     Raises:
-      UserError: the model has no recurrent state, or one that is not floating-point.
+      UserError: the model has no recurrent state, one that is not floating-point, or dropout.
     """
     lane = floating_lane(model)
     _, unravel = ravel_pytree(lane.carry)
@@ -104,7 +104,11 @@ def online(
       init_carry: batch_size -> what it remembers at first.
       step: (params, memory, x[B], y[B], mask[B]) -> `Stepped`.
       more: further fields of the `Estimator`.
+
+    Raises:
+      UserError: the model has dropout.
     """
+    refuse_dropout(model)
 
     def estimate(params: Params, carry: Any, batch: Batch) -> tuple[Array, Any, Params]:
         lanes = batch.x.shape[1]

@@ -66,7 +66,7 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
       key: of all draws.
 
     Raises:
-      UserError: the model has no recurrent state, or one that is not floating-point.
+      UserError: the model has no recurrent state, one that is not floating-point, or dropout.
     """
     lane = floating_lane(model)
     _, unravel = ravel_pytree(lane.carry)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from lm_jax.data.batches import Batch
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.settings import UserError
 
 
 def fed(
@@ -35,7 +36,12 @@ def fed(
       key: of the draws.
       rate: from 0, which gives the very batch, to 1.
       greedy: replace by the model's likeliest token, not by a draw.
+
+    Raises:
+      UserError: the batch holds real numbers, which no token of the model's replaces.
     """
+    if not jnp.issubdtype(batch.x.dtype, jnp.integer):
+        raise UserError(f"the batch's inputs are {batch.x.dtype}, and a model says tokens alone")
     params, carry = jax.lax.stop_gradient((params, carry))
 
     def step(state: tuple[Carry, Array], given: tuple) -> tuple[tuple, Array]:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.product import Precision, product
 
 Params = Any
 Carry = Any
 
+TOKEN = jax.ShapeDtypeStruct((), jnp.int32)
 DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
 
 
@@ -75,6 +77,10 @@ class LanguageModel(NamedTuple):
     no state is recurrent."""
     stack: Any = None
     """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
+    reads: jax.ShapeDtypeStruct = TOKEN
+    """Shape and type of what one lane reads at one step: a token, or V real numbers."""
+    noise: Noise = SILENT
+    """The dropout in `hidden` and `loss`; drawn in a `noisy` model alone."""
 
 
 def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:

@@ -124,7 +124,7 @@ def convolution(
         ) -> tuple[Carry, Float[Array, "T B H"]]:
             del between, tap  # no carry is recurrent
             steps = x.shape[0]
-            tokens = jnp.concatenate([carry.tokens.T, x])
+            tokens = jnp.concatenate([carry.tokens.T, x.astype(carry.tokens.dtype)])
             first, *further = params["layers"]
             seen = read(embedding, params["embedding"], tokens, noise)
             h = f(convolve(seen, first["W"], first["b"], precision=precision))
@@ -151,6 +151,7 @@ def convolution(
             nats=output.nats,
             loss=output.loss,
             noisy=lambda key: model(noise.drawn(key)),
+            noise=noise,
         )
 
     return model(noise)

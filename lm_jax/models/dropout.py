@@ -30,7 +30,7 @@ class Place(enum.IntEnum):
     RECURRENT = 2000  # plus the layer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # its arrays have no hash
 class Noise:
     """The noise of one update."""
 
@@ -57,6 +57,18 @@ class Noise:
     def key_of(self, place: int) -> Array | None:
         """The key of a place."""
         return None if self.key is None else jax.random.fold_in(self.key, place)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped."""
+        chances = self.inputs, self.between, self.outputs, self.words, self.recurrent
+        return self.key is not None and any(chance is not None for chance in chances)
+
+    @property
+    def differs_by_step(self) -> bool:
+        """Whether each time step has a mask of its own."""
+        at_steps = self.inputs, self.between, self.outputs
+        return self.drops and not self.locked and any(chance is not None for chance in at_steps)
 
     @property
     def on_vectors(self) -> bool:

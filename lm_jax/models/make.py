@@ -71,6 +71,7 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
             readout,
             hidden_size=config.hidden_size,
             residual=config.residual,
+            real=real,
             noise=_noise(config.dropout),
             activation_penalty=config.activation_penalty,
             change_penalty=config.change_penalty,

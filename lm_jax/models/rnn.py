@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.base import TOKEN, Between, Carry, LanguageModel, Params
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Output, Readout
@@ -27,6 +27,7 @@ def rnn(
     *,
     hidden_size: int,
     residual: bool = False,
+    real: bool = False,
     noise: Noise = SILENT,
     activation_penalty: float | Array | None = None,
     change_penalty: float | Array | None = None,
@@ -39,6 +40,7 @@ def rnn(
       readout: tokens out.
       hidden_size: H.
       residual: whether each layer from the second on adds its input to its output.
+      real: whether it reads V real numbers at each step, not a token.
       noise: of training; without a key.
       activation_penalty, change_penalty: see `lm_jax.models.readout.Output`.
     """
@@ -50,6 +52,10 @@ def rnn(
             "layers": [layer.init(k) for layer, k in zip(layers, keys, strict=True)],
             "readout": readout.init(out, hidden_size),
         }
+
+    reads = TOKEN
+    if real:
+        reads = jax.ShapeDtypeStruct((embedding.vocab_size,), jnp.result_type(float))
 
     def output(carry: Carry) -> Float[Array, "B H"]:
         seen = [layer.output(own) for layer, own in zip(layers, carry, strict=True)]
@@ -111,6 +117,8 @@ def rnn(
                 tuple(layers),
                 residual,
             ),
+            reads=reads,
+            noise=noise,
         )
 
     return model(noise)

@@ -88,7 +88,7 @@ def window(
         ) -> tuple[Carry, Float[Array, "T B H"]]:
             del between, tap  # tokens carry no gradient
             steps = x.shape[0]
-            tokens = jnp.concatenate([carry.T, x])
+            tokens = jnp.concatenate([carry.T, x.astype(carry.dtype)])
             seen = read(embedding, params["embedding"], tokens, noise)
             h = f(convolve(seen, params["W"], params["b"], precision=precision))
             for number, above in enumerate(params["layers"]):
@@ -108,6 +108,7 @@ def window(
             nats=output.nats,
             loss=output.loss,
             noisy=lambda key: model(noise.drawn(key)),
+            noise=noise,
         )
 
     return model(noise)
