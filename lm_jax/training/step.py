@@ -62,7 +62,8 @@ class Program(NamedTuple):
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
     place: Callable[[TrainState, Numbers], TrainState]
-    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices."""
+    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices; the state
+    given is consumed."""
     about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
     """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
     clear: Callable[[TrainState], TrainState]
@@ -238,7 +239,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
         # It runs once, so that what more of the compiler's work would gain is less than it takes.
         init=jax.jit(init, compiler_options={"xla_backend_optimization_level": "1"}),
         advance=jax.jit(advance, donate_argnums=0),
-        place=jax.jit(place),
+        place=jax.jit(place, donate_argnums=0),
         about=jax.jit(about),
         judge=jax.jit(judge, donate_argnums=0),
         clear=jax.jit(clear, donate_argnums=0),
