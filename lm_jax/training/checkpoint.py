@@ -15,6 +15,7 @@ that it lies in, uncompressed, for what compresses holds what it compresses; the
 one after another, many small ones at a time.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -112,6 +113,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, int(state.step), arrays)
         if _on_cpu() and large:
             self.wait()
+            arrays.clear()  # JAX takes no memory over while there is a view of it, but copies it
 
     def wait(self) -> None:
         """Returns once the last save is on the disk.
@@ -138,7 +140,6 @@ class Checkpoints:
         context.array.saving.use_compression = False
         with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
-        arrays.clear()  # JAX copies what it would take over while there is a view of it
         journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
@@ -172,9 +173,11 @@ class Checkpoint:
         wanted = named_leaves(template)
         _check(self._path, self._stored, wanted, part)
         found: dict[str, jax.Array] = {}
-        for names in _together({name: self._stored[name] for name in wanted}):
-            for name, array in self._load(names).items():
-                found[name] = _owned(array)
+        groups = _together({name: self._stored[name] for name in wanted})
+        for names in groups:
+            found |= {name: _owned(array) for name, array in self._load(names).items()}
+            if len(groups) > 1:
+                gc.collect()  # Orbax leaves circles that have hold of the arrays
         leaves, structure = jax.tree.flatten(template)
         chosen = iter([found[name] for name in wanted])
         return structure.unflatten(

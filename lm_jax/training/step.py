@@ -24,7 +24,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
 from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
-from lm_jax.training.optimizer import clip, learning_rate, norm_after, optimizer, own_share
+from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     TrainState,
     Verdict,
@@ -159,7 +159,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
         else:
             (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
         grad_norm = norm(grads)
-        clipped, changed = clip(train, grads)
+        clipped, changed, clipped_norm = clip(train, grads, grad_norm)
         rate = learning_rate(
             train,
             state.step,
@@ -175,7 +175,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
             loss=loss,
             grad_norm=grad_norm,
-            clipped_norm=norm_after(train, grad_norm, clipped),
+            clipped_norm=clipped_norm,
             clipped=changed,
             rate=rate,
             deltas=deltas,
