@@ -7,9 +7,15 @@ divided by a power of two near the largest of them,
     ‖a‖ = 2^e ‖a / 2^e‖,    2^(e-1) ≤ max |a_i| < 2^e,
 
 which costs no digit.
+
+XLA may keep as an array of its own whatever is made of a leaf on the way: a product that a norm and
+an optimizer read, squares that a norm and Adam read. Of a table of a million words that is as much
+again as the gradient. So a large leaf is worked on in a loop over its pieces, where what is made on
+the way is as large as a piece.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,20 +25,44 @@ from jaxtyping import Array, Bool, Float
 
 Tree = Any
 
+LARGE = 2**24  # numbers, 64 MiB in float32: a leaf with more of them is worked on piece by piece
+PIECE = 2**22  # numbers of a piece, about
 
-def norm(tree: Tree, kept: int = 0) -> Float[Array, "*kept"]:
+
+def norm(
+    tree: Tree, kept: int = 0, change: Callable[[Array], Array] = lambda leaf: leaf
+) -> Float[Array, "*kept"]:
     """Euclidean norm over all leaves of a tree together, whatever their scale.
 
     Args:
       tree: arrays that share their first axes; an empty tree has norm 0. Leaves of dtype float0,
         which JAX gives for the gradient of integers, count nothing.
       kept: number of leading axes whose entries each have a norm of their own.
+      change: what is done to each leaf first, number by number, without holding the result.
 
     Returns:
       [*kept]; NaN where a number is NaN, infinite where the norm is beyond the largest float.
     """
-    size, scale = _size_and_scale(tree, kept)
+    size, scale = _size_and_scale(tree, kept, change)
     return scale * size
+
+
+def scaled(leaf: Float[Array, "*shape"], *factors: Float[Array, ""]) -> Float[Array, "*shape"]:
+    """The leaf times each factor in turn; a large leaf in its own memory, if nothing else reads it.
+
+    Args:
+      leaf: any array.
+      factors: numbers.
+    """
+    if leaf.size <= LARGE:
+        return functools.reduce(jnp.multiply, factors, leaf)
+
+    def scale(number: Array, leaf: Array) -> Array:
+        start, piece, fresh = _piece(leaf, number)
+        piece = jnp.where(fresh, functools.reduce(jnp.multiply, factors, piece), piece)
+        return jax.lax.dynamic_update_slice_in_dim(leaf, piece, start, 0)
+
+    return jax.lax.fori_loop(0, _pieces(leaf), scale, leaf)
 
 
 def limit_norm(
@@ -55,13 +85,15 @@ def limit_norm(
     first = jnp.where(fits, 1, 1 / scale)
     second = jnp.where(fits, 1, jnp.where(jnp.isfinite(length), threshold / size, jnp.nan))
 
-    def scaled(leaf: Any) -> Any:
+    def limited(leaf: Any) -> Any:
         if not has_gradient(leaf):
             return leaf
+        if kept == 0:
+            return scaled(leaf, first, second)
         axes = tuple(range(kept, leaf.ndim))
         return leaf * jnp.expand_dims(first, axes) * jnp.expand_dims(second, axes)
 
-    return jax.tree.map(scaled, tree), length > threshold
+    return jax.tree.map(limited, tree), length > threshold
 
 
 def dot(a: Tree, b: Tree) -> Float[Array, ""]:
@@ -116,10 +148,13 @@ def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
     return found
 
 
-def _size_and_scale(tree: Tree, kept: int) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
+def _size_and_scale(
+    tree: Tree, kept: int, change: Callable[[Array], Array] = lambda leaf: leaf
+) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
     """The norm as a product: of the norm of the scaled numbers, and of the power of two."""
     leaves = jax.tree.leaves(tree)
-    parts = [_squares_and_scale(jnp.asarray(a), kept) for a in leaves if has_gradient(a)]
+    there = [jnp.asarray(leaf) for leaf in leaves if has_gradient(leaf)]
+    parts = [_squares_and_scale(leaf, kept, change) for leaf in there]
     if not parts:
         zero = jnp.zeros(leaves[0].shape[:kept] if leaves else ())
         return zero, zero + 1
@@ -129,8 +164,23 @@ def _size_and_scale(tree: Tree, kept: int) -> tuple[Float[Array, "*kept"], Float
     return jnp.sqrt(sum(squares[1:], squares[0])), scale
 
 
-def _squares_and_scale(leaf: Array, kept: int) -> tuple[Array, Array]:
+def _squares_and_scale(
+    leaf: Array, kept: int, change: Callable[[Array], Array]
+) -> tuple[Array, Array]:
     """The sum of the squares of a leaf's scaled numbers, and the power of two."""
+    if kept or leaf.size <= LARGE:
+        return _squares_at_once(change(leaf), kept)
+
+    def of_piece(number: Array) -> tuple[Array, Array]:
+        _, piece, fresh = _piece(leaf, number)
+        return _squares_at_once(jnp.where(fresh, change(piece), 0), 0)
+
+    squares, scales = jax.lax.map(of_piece, jnp.arange(_pieces(leaf)))
+    scale = jnp.max(scales)
+    return jnp.sum(squares * jnp.square(scales / scale)), scale
+
+
+def _squares_at_once(leaf: Array, kept: int) -> tuple[Array, Array]:
     axes = tuple(range(kept, leaf.ndim))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(leaf), axis=axes, initial=0))
     # Neither the power nor its inverse may be too small for a float.
@@ -140,3 +190,20 @@ def _squares_and_scale(leaf: Array, kept: int) -> tuple[Array, Array]:
     scale = jnp.ldexp(jnp.ones_like(largest), jnp.where(jnp.isinf(largest), high, exponent))
     inverse = 1 / jnp.expand_dims(scale, axes)  # XLA would keep a quotient, as large as the leaf
     return jnp.sum(jnp.square(leaf * inverse), axis=axes), scale
+
+
+def _pieces(leaf: Array) -> int:
+    """The number of pieces of a large leaf, which are some of its rows."""
+    return min(leaf.shape[0], -(-leaf.size // PIECE))
+
+
+def _piece(leaf: Array, number: Array) -> tuple[Array, Array, Array]:
+    """The first row of a piece, its rows, and which of these are in no piece before it.
+
+    The last piece is shifted back to end where the leaf does.
+    """
+    rows = -(-leaf.shape[0] // _pieces(leaf))
+    start = jnp.minimum(number * rows, leaf.shape[0] - rows)
+    fresh = start + jnp.arange(rows) >= number * rows
+    piece = jax.lax.dynamic_slice_in_dim(leaf, start, rows)
+    return start, piece, jnp.expand_dims(fresh, tuple(range(1, leaf.ndim)))

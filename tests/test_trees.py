@@ -87,3 +87,23 @@ def test_the_gradient_of_integers_counts_nothing():
     np.testing.assert_array_equal(cut, [False, True])
     assert clipped["place"] is none
     np.testing.assert_array_equal(trees.norm({"place": none}, kept=1), [0, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 11])
+def test_a_large_leaf_in_pieces_is_the_leaf(rows, monkeypatch):
+    """However its rows are shared out, each of them counts once; one piece is all zeros."""
+    leaf = jax.random.normal(jax.random.key(rows), (rows, 3, 2)).at[:2].set(0).at[-1].set(1e-200)
+    tree, factor = {"small": jnp.arange(3.0), "large": leaf}, jnp.asarray(0.3)
+
+    def found():
+        cut, was_cut = trees.limit_norm(tree, 0.7)
+        length = trees.norm(tree, change=lambda leaf: leaf + 2)
+        return trees.norm(tree), length, trees.scaled(leaf, factor, factor), cut, was_cut
+
+    expected = found()
+    monkeypatch.setattr(trees, "LARGE", 5)
+    for size in (1, 4, 9, 100):
+        monkeypatch.setattr(trees, "PIECE", size)
+        for one, other in zip(jax.tree.leaves(found()), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-14)
+    np.testing.assert_allclose(expected[1], np.sqrt(4 + 9 + 16 + np.sum((leaf + 2) ** 2)))

@@ -46,7 +46,7 @@ from lm_jax.models.base import (
     restart,
 )
 from lm_jax.settings import UserError
-from lm_jax.trees import limit_norm, norm
+from lm_jax.trees import limit_norm, norm, scaled
 
 
 @dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
@@ -366,9 +366,8 @@ def _clipping(threshold: float | Array | None) -> Between | None:
 def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
     """Sums over tokens, divided once at the end by how many there are."""
     tokens = _tokens(mask)
-    # XLA works a product out again wherever it is read, but keeps a quotient, as large as a table.
     share = 1 / tokens
-    return nats / tokens, jax.tree.map(lambda g: g * share, grads)
+    return nats / tokens, jax.tree.map(lambda g: scaled(g, share), grads)
 
 
 def _tokens(mask: Array) -> Array:

@@ -152,6 +152,8 @@ class _Crew:
         before = [int(work.state.step) for work in works]
         self.lanes = self.lanes.for_fewer(len(works))
         self.lanes.put([work.state for work in works], [work.numbers for work in works])
+        for work in works:
+            del work.state  # the lanes have it
         received, pace, steps = works[0].received, self.pace, before
         while True:
             began = time.perf_counter()

@@ -79,8 +79,8 @@ class Lanes:
     def put(self, states: Sequence[TrainState], numbers: Sequence[Mapping[str, Any]]) -> None:
         """Takes runs in, one or more; the lanes that are left over repeat the first."""
         spare = self.count - len(states)
-        self._states = self._placed(_stacked([*states, *[states[0]] * spare]))
-        self._numbers = self._placed(_stacked([*numbers, *[numbers[0]] * spare]))
+        self._states = self._stacked([*states, *[states[0]] * spare])
+        self._numbers = self._stacked([*numbers, *[numbers[0]] * spare])
 
     def advance(self, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Makes updates.
@@ -104,12 +104,14 @@ class Lanes:
         self._states = None
         return [jax.tree.map(lambda leaf, lane=lane: leaf[lane, ...], host) for lane in range(runs)]
 
-    def _placed(self, tree: Any) -> Any:
-        return jax.device_put(tree, NamedSharding(self._mesh, AXIS))
+    def _stacked(self, trees: Sequence[Any]) -> Any:
+        # One after another, or all would be stacked on the host and on the devices at once.
+        return jax.tree.map(
+            lambda *leaves: self._placed(np.stack([np.asarray(leaf) for leaf in leaves])), *trees
+        )
 
-
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+    def _placed(self, leaf: np.ndarray) -> jax.Array:
+        return jax.device_put(leaf, NamedSharding(self._mesh, AXIS))
 
 
 @functools.lru_cache(maxsize=32)

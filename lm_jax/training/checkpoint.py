@@ -9,20 +9,27 @@ a flipped byte is restored as it is, or brings down a thread. So a checkpoint is
 put together under another name and renamed when it is whole; and restoring takes the newest one
 whose files all match. The arrays are stored flat, under names such as `params/layers/0/W_hh`, and
 restored into a template with the real structure. This is the only module that knows Orbax.
+
+With a million words a state is gigabytes, so none is held twice. A state is written from the memory
+that it lies in, uncompressed, for what compresses holds what it compresses; the leaves are restored
+one after another, many small ones at a time.
 """
 
+import gc
 import hashlib
 import json
+import math
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import files
@@ -30,9 +37,17 @@ from lm_jax.settings import UserError, parsed
 from lm_jax.training import journal
 
 KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
+COPIED = 2**27  # bytes: a state that takes no more is copied, and written while training goes on
+AT_ONCE = 2**25  # bytes of leaves that are restored together
+
+Found = TypeVar("Found")
 
 # Orbax is not made for two threads at once: runs side by side, or one that is read while it trains.
 _ORBAX = threading.Lock()
+
+
+class OtherModel(UserError):
+    """A checkpoint is whole, but of another model."""
 
 
 class AsStored:
@@ -80,15 +95,25 @@ class Checkpoints:
             path.rename(path.with_suffix(".damaged"))
 
     def save(self, state: Any) -> None:
-        """Saves a state under its step; returns when it is copied, before it is written.
+        """Saves a state under its step; returns when its memory may be taken over by an update.
+
+        That is when it is copied, before it is written. On a CPU, where a state lies in the memory
+        that training needs, one of more than `COPIED` bytes is not copied but written first.
 
         Raises:
-          OSError, ValueError: the save before this one has failed, because the disk is full, say.
+          OSError, ValueError: this save or the one before it has failed, because the disk is full,
+            say.
         """
         self.wait()
-        # A copy, for the next step takes the state's buffers over.
-        arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+        # On a CPU, views.
+        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+        large = sum(array.nbytes for array in arrays.values()) > COPIED
+        if _on_cpu() and not large:
+            arrays = {name: array.copy() for name, array in arrays.items()}
         self._writing = self._writer.submit(self._write, int(state.step), arrays)
+        if _on_cpu() and large:
+            self.wait()
+            arrays.clear()  # JAX takes no memory over while there is a view of it, but copies it
 
     def wait(self) -> None:
         """Returns once the last save is on the disk.
@@ -110,7 +135,10 @@ class Checkpoints:
         path = self._folder / f"{step:08d}"
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(parents=True)
-        with _ORBAX:
+        context = ocp.Context()
+        context.memory.deepcopy_host_arrays = False
+        context.array.saving.use_compression = False
+        with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
         journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
@@ -120,39 +148,89 @@ class Checkpoints:
             _remove(self._folder / f"{old:08d}")
 
 
-def restore(
-    run_dir: Path, template: Any, *, part: bool = False, until: int | None = None
-) -> Any | None:
-    """The newest state that is whole, or None where there is none.
+class Checkpoint:
+    """A checkpoint that was found whole."""
+
+    def __init__(self, path: Path):
+        """Reads what arrays there are.
+
+        Raises:
+          OSError, ValueError: it is damaged.
+        """
+        self._path, self._stored = path, _read(path)
+
+    def restored(self, template: Any, *, part: bool = False) -> Any:
+        """The state, in memory of JAX's own.
+
+        Args:
+          template: a tree of arrays, `jax.ShapeDtypeStruct` or `AsStored`, structured as the state.
+          part: the template is only a part of the state, by its names; no more is read.
+
+        Raises:
+          OtherModel: the checkpoint is of another model.
+          OSError, ValueError: it is gone.
+        """
+        wanted = named_leaves(template)
+        _check(self._path, self._stored, wanted, part)
+        found: dict[str, jax.Array] = {}
+        groups = _together({name: self._stored[name] for name in wanted})
+        for names in groups:
+            found |= {name: _owned(array) for name, array in self._load(names).items()}
+            if len(groups) > 1:
+                gc.collect()  # Orbax leaves circles that have hold of the arrays
+        leaves, structure = jax.tree.flatten(template)
+        chosen = iter([found[name] for name in wanted])
+        return structure.unflatten(
+            [next(chosen) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        )
+
+    def _load(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        from orbax.checkpoint import v1 as ocp
+
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with _ORBAX, context:
+            named = {name: self._stored[name] for name in names}
+            return ocp.load(str((self._path / "arrays").absolute()), named)
+
+
+def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | None:
+    """The newest state that is whole, or None where there is none (`newest`).
+
+    Args:
+      run_dir: the run.
+      template: see `Checkpoint.restored`.
+      until: the last step that is new enough; None: whatever is newest.
+
+    Raises:
+      OtherModel: the checkpoint is of another model.
+    """
+    return newest(run_dir, lambda checkpoint: checkpoint.restored(template), until=until)
+
+
+def newest(
+    run_dir: Path, use: Callable[[Checkpoint], Found], *, until: int | None = None
+) -> Found | None:
+    """What is made of the newest checkpoint that is whole, or None where there is none.
 
     A damaged checkpoint is passed over with a warning.
 
     Args:
       run_dir: the run.
-      template: a tree of arrays, `jax.ShapeDtypeStruct` or `AsStored`, structured as the state.
-      part: the template is only a part of the state, by its names.
+      use: what makes it.
       until: the last step that is new enough; None: whatever is newest.
-
-    Raises:
-      UserError: the checkpoint is of another model.
     """
     folder = run_dir / "checkpoints"
-    wanted = named_leaves(template)
     for step in reversed(_steps(folder)):
         if until is not None and step > until:
             continue
         path = folder / f"{step:08d}"
         try:
-            arrays = _read(path)
+            return use(Checkpoint(path))
+        except OtherModel:
+            raise
         except (OSError, ValueError) as error:
             warnings.warn(f"passing over the damaged checkpoint {path}: {error}", stacklevel=2)
-            continue
-        _check(path, arrays, wanted, part)
-        leaves, structure = jax.tree.flatten(template)
-        chosen = iter([arrays[name] for name in wanted])
-        return structure.unflatten(
-            [next(chosen) if leaf.size else np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-        )
     return None
 
 
@@ -189,7 +267,8 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, Any]:
+    """The shape and type of each array, once all files have been compared with their digests."""
     from orbax.checkpoint import v1 as ocp
 
     known = parsed((path / "sha256.json").read_bytes(), "sha256.json", dict[str, str])
@@ -198,7 +277,32 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if known.get(name) != found.get(name):
             raise ValueError(f"arrays/{name} does not match its SHA-256")
     with _ORBAX:
-        return ocp.load(str((path / "arrays").absolute()))
+        return dict(ocp.metadata(str((path / "arrays").absolute())).metadata)
+
+
+def _together(stored: Mapping[str, Any]) -> list[list[str]]:
+    """The names of arrays, in groups that take `AT_ONCE` bytes at most, or are one array."""
+    groups, room = [], 0
+    for name, array in stored.items():
+        size = math.prod(array.shape) * array.dtype.itemsize
+        if size > room:
+            groups.append([])
+            room = AT_ONCE
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _owned(array: np.ndarray) -> jax.Array:
+    """The array, in memory that an update can take over."""
+    put = jax.device_put(array)
+    if _on_cpu() and put.unsafe_buffer_pointer() == array.ctypes.data:
+        put = jnp.copy(put)  # NumPy's memory is not JAX's to take over
+    return jax.block_until_ready(put)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
@@ -214,11 +318,11 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], part: bool) -> None:
     other = sorted(wanted.keys() - arrays.keys() if part else wanted.keys() ^ arrays.keys())
     if other:
-        raise UserError(f"{path} is the checkpoint of another model: it differs in {other[0]}")
+        raise OtherModel(f"{path} is the checkpoint of another model: it differs in {other[0]}")
     for name, leaf in wanted.items():
         there, here = arrays[name], leaf
         if here.shape is not None and (there.shape, there.dtype) != (here.shape, here.dtype):
-            raise UserError(
+            raise OtherModel(
                 f"{path} is the checkpoint of another model: {name} is {there.dtype} "
                 f"{list(there.shape)} there, {here.dtype} {list(here.shape)} here"
             )

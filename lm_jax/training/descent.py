@@ -155,6 +155,7 @@ class Descent:
             place = {"step": 0, "kind": "vectors", "split": "train"}
             found, of = self.vectors.found, len(self.corpus.vocabulary)
             self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
+            self.vectors = None  # as large as the table that was made of them
         self._start_clock()
         try:
             try:
@@ -184,7 +185,7 @@ class Descent:
         state = restore(self.run_dir, template, until=until)
         if state is not None:
             self.vectors = None
-            return self.program.place(jax.tree.map(jnp.asarray, state), self.numbers)
+            return self.program.place(state, self.numbers)
         # Where checkpoints are saved but none is whole, the vectors were not read yet.
         self.vectors = self.vectors or pretrained(self.config, self.corpus)
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)

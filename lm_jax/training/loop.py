@@ -60,6 +60,7 @@ def train(
     ):
         if work is not None:
             work.run()
+    del work  # and its state with it, which is no more needed than it was as it ended
     leave(received)
     return load_run(run_dir)
 

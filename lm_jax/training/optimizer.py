@@ -22,35 +22,30 @@ Optimizer = (
 )
 
 
-def clip(train: settings.Train, grads: Params) -> tuple[Params, Bool[Array, ""]]:
+def clip(
+    train: settings.Train, grads: Params, length: Float[Array, ""]
+) -> tuple[Params, Bool[Array, ""], Float[Array, ""]]:
     """What is done to the whole gradient before the optimizer sees it: by norm, then by value.
 
+    Args:
+      train: the config; its numbers may be tracers.
+      grads: the gradient.
+      length: its norm.
+
     Returns:
-      the gradient, and whether it was changed.
+      the gradient, whether it was changed, and its norm now.
     """
     changed = jnp.zeros((), bool)
     if train.clip_norm is not None:
         grads, cut = by_norm(grads, train.clip_norm)
         changed |= cut
+        length = jnp.where(jnp.isinf(length), jnp.nan, jnp.minimum(length, train.clip_norm))
     if train.clip_value is not None:
-        grads, cut = by_value(grads, train.clip_value)
+        value = train.clip_value
+        length = norm(grads, change=lambda leaf: by_value(leaf, value)[0])
+        grads, cut = by_value(grads, value)
         changed |= cut
-    return grads, changed
-
-
-def norm_after(
-    train: settings.Train, before: Float[Array, ""], clipped: Params
-) -> Float[Array, ""]:
-    """The norm of the gradient that `clip` gives.
-
-    Where it is cut by its norm alone, this follows from the norm before, and the gradient need not
-    stand in memory a second time, which counts with a million words.
-    """
-    if train.clip_value is not None:
-        return norm(clipped)
-    if train.clip_norm is None:
-        return before
-    return jnp.where(jnp.isinf(before), jnp.nan, jnp.minimum(before, train.clip_norm))
+    return grads, changed, length
 
 
 def optimizer(

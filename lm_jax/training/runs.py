@@ -16,7 +16,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.training import counted, directory, journal
-from lm_jax.training.checkpoint import restore
+from lm_jax.training.checkpoint import Checkpoint, newest, restore
 
 
 class Run(NamedTuple):
@@ -49,30 +49,24 @@ def load_run(run_dir: str | Path) -> Run:
     if isinstance(config.model, NGram):
         found = restore(run_dir, counted.template(config.model))
     else:
-        found = _trained(run_dir, train_of(config), model)
+        found = newest(run_dir, lambda saved: _trained(saved, train_of(config), model))
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint to load")
-    params = jax.tree.map(jnp.asarray, found["params"])
-    result = journal.read_result(run_dir)
-    return Run(config, vocabulary, model, params, int(found["step"]), result, run_dir)
+    params, step = found["params"], int(found["step"])
+    return Run(config, vocabulary, model, params, step, journal.read_result(run_dir), run_dir)
 
 
-def _trained(run_dir: Path, train: Train, model: LanguageModel) -> dict[str, Any] | None:
-    """The step, and the parameters that the run has kept."""
-    params = jax.eval_shape(model.init, jax.random.key(0))
+def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str, Any]:
+    """The step, and the parameters that the run has kept; nothing else is read."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    template = {"step": step, "verdict": {"step": step}, "params": params}
-    if train.keep_best:
-        template["best_params"] = params
-    if isinstance(train.optimizer, ASGD):
-        template["average"] = {"params": params}
-    found = restore(run_dir, template, part=True)
-    if found is None:
-        return None
+    found = saved.restored({"step": step, "verdict": {"step": step}}, part=True)
+    params = jax.eval_shape(model.init, jax.random.key(0))
     if train.keep_best and found["verdict"]["step"] > 0:
-        kept = found["best_params"]
+        kept = saved.restored({"best_params": params}, part=True)["best_params"]
+    elif isinstance(train.optimizer, ASGD):
+        kept = saved.restored({"average": {"params": params}}, part=True)["average"]["params"]
     else:
-        kept = found.get("average", found)["params"]
+        kept = saved.restored({"params": params}, part=True)["params"]
     return {"step": found["step"], "params": kept}
 
 

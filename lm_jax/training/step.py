@@ -24,7 +24,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import bind, numbers
 from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
-from lm_jax.training.optimizer import clip, learning_rate, norm_after, optimizer, own_share
+from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     TrainState,
     Verdict,
@@ -62,7 +62,8 @@ class Program(NamedTuple):
     judge: Callable[[TrainState, Any, Numbers], TrainState]
     """(state, mean validation nats, numbers) -> the state with its verdict."""
     place: Callable[[TrainState, Numbers], TrainState]
-    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices."""
+    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices; the state
+    given is consumed."""
     about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
     """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
     clear: Callable[[TrainState], TrainState]
@@ -158,7 +159,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
         else:
             (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
         grad_norm = norm(grads)
-        clipped, changed = clip(train, grads)
+        clipped, changed, clipped_norm = clip(train, grads, grad_norm)
         rate = learning_rate(
             train,
             state.step,
@@ -174,7 +175,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             tokens=jnp.sum(batch.mask, dtype=jnp.int32),
             loss=loss,
             grad_norm=grad_norm,
-            clipped_norm=norm_after(train, grad_norm, clipped),
+            clipped_norm=clipped_norm,
             clipped=changed,
             rate=rate,
             deltas=deltas,
@@ -238,7 +239,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
         # It runs once, so that what more of the compiler's work would gain is less than it takes.
         init=jax.jit(init, compiler_options={"xla_backend_optimization_level": "1"}),
         advance=jax.jit(advance, donate_argnums=0),
-        place=jax.jit(place),
+        place=jax.jit(place, donate_argnums=0),
         about=jax.jit(about),
         judge=jax.jit(judge, donate_argnums=0),
         clear=jax.jit(clear, donate_argnums=0),
