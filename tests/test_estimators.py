@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from lm_jax.gradients.norms import norm
 
 from lm_jax import gradients as g
 from lm_jax import models
@@ -24,6 +23,7 @@ from lm_jax.models import restart, transition
 from lm_jax.models.base import PLAIN
 from lm_jax.models.regression import regression
 from lm_jax.settings import UserError
+from lm_jax.trees import norm
 
 T, B, V, H = 4, 2, 5, 2
 KEY = jax.random.key(3)
