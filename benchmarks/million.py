@@ -3,17 +3,30 @@
     python -m benchmarks.million
 
 An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim is no more than the
-parameters, their gradient, the optimizer's state and 300 MB; once a model is trained, no more than
-the parameters and 300 MB. Each case makes two updates, or reads or draws a chunk twice, in a
-process of its own, and says by how much the memory at its peak was above what it was before the
-parameters were drawn, and what XLA had planned for the compiled loop. In the table and in
+parameters, their gradient, the optimizer's state, the best parameters where they are kept, and
+300 MB; once a model is trained, no more than the parameters and 300 MB. In the table and in
 results.json «the peer» is the aim.
+
+Each case makes two updates, or reads or draws a chunk twice, in a process of its own, and says by
+how much the memory at its peak was above what it was before the parameters were drawn, and what XLA
+had planned for the compiled loop.
+
+A whole run is `run.py train` on files, in two processes: of 2 updates, and of 4, which goes on from
+the checkpoint of the first. Each validates, saves, reads the test text, loads what it has come to
+and draws a sample. What is said is the larger of the two peaks, of the whole process, less what it
+held when JAX was at work and the text was read: nothing is subtracted for compiling, for Orbax, or
+for the checkpoint that is being written. The last run is then loaded and scored once more, in a
+third process. Checkpoints and text take 6 GB where temporary files go.
 """
 
+import contextlib
+import functools
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +38,15 @@ import numpy as np
 from benchmarks import command
 from benchmarks.loss import memory
 from benchmarks.rows import Row, row, show
-from lm_jax import inference, models
+from lm_jax import inference, load_run, models
 from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
+from lm_jax.data.corpus import load
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import shape
+from lm_jax.training.directory import read_vocabulary
 from lm_jax.training.step import arguments, program
+from run import train_command
 
 ROOT = Path(__file__).parent.parent
 V, UNITS, LANES, LENGTH = 1_000_000, 64, 20, 35
@@ -41,6 +57,13 @@ CASES = {
     "Adam, clipped": (Adam(), 1.0, False),
 }
 USES = "scored", "drawn"
+RUNS = {
+    "SGD": (SGD(), None, False),
+    "Adam": (Adam(), None, False),
+    "Adam, clipped": (Adam(), 1.0, False),
+    "Adam, best kept": (Adam(), None, True),
+    "Adam, clipped, best kept": (Adam(), 1.0, True),
+}
 
 
 class Found(NamedTuple):
@@ -50,7 +73,7 @@ class Found(NamedTuple):
     seen: float
     planned: float | None
     seconds: float
-    """An update, or a word."""
+    """An update, a word, or all."""
 
 
 def megabytes(tree: Any) -> float:
@@ -112,22 +135,115 @@ def used(name: str) -> Found:
     return Found(bound, memory("VmHWM") - before, None, seconds)
 
 
-def row_of(name: str) -> Row:
-    """Measures one case in a process of its own, prints all of it, and gives its row."""
-    words = [sys.executable, "-m", "benchmarks.million", "--case", name]
-    said = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found = Found(*json.loads(said))
+def write_text(folder: Path) -> None:
+    """Writes a training text of every word once, 20 on a line, and two short ones."""
+    words = [f"w{n}" for n in range(V - 2)]  # <unk> and <eos> are two more
+    lines = (" ".join(words[first : first + 20]) for first in range(0, len(words), 20))
+    draws = np.random.default_rng(0)
+    texts = {"train": "\n".join(lines)}
+    for split in ("valid", "test"):
+        texts[split] = " ".join(words[n] for n in draws.integers(0, len(words), LANES * LENGTH))
+    folder.mkdir()
+    for split, text in texts.items():
+        (folder / f"{split}.txt").write_text(text + "\n")
+
+
+def part_of_run(name: str, folder: Path, steps: int) -> Found:
+    """`run.py train` up to so many updates, of one of `RUNS`."""
+    optimizer, threshold, keep_best = RUNS[name]
+    every = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2}
+    config = resolve(
+        Config(
+            data=Data(
+                train=str(folder / "text"), tokenizer="word", batch_size=LANES, length=LENGTH
+            ),
+            model=RNN(embedding_size=UNITS, hidden_size=UNITS),
+            train=Train(
+                steps=steps,
+                optimizer=optimizer,
+                clip_norm=threshold,
+                keep_best=keep_best,
+                **every,
+            ),
+        )
+    )
+    jnp.zeros(1).block_until_ready()
+    assert len(load(config.data).vocabulary) == V
+    before, began = memory("VmRSS"), time.perf_counter()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        status = train_command(config)("million", config, run_dir=folder / "run")
+    assert status == 0
+    seconds = time.perf_counter() - began
+    state = jax.eval_shape(program(shape(config), V).init, arguments(config))
+    bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
+    bound += megabytes(state.best_params)
+    return Found(bound, memory("VmHWM") - before, None, seconds)
+
+
+def loaded(folder: Path) -> Found:
+    """A run that is loaded, its test text scored."""
+    jnp.zeros(1).block_until_ready()
+    assert len(read_vocabulary(folder / "run").numbers) == V
+    before, began = memory("VmRSS"), time.perf_counter()
+    run = load_run(folder / "run")
+    inference.score(run.model, run.params, run.vocabulary, (folder / "text/test.txt").read_text())
+    seconds = time.perf_counter() - began
+    return Found(megabytes(run.params) + 300, memory("VmHWM") - before, None, seconds)
+
+
+def in_a_process(*words: str, cache: Path | None = None) -> Found:
+    """What a process of this file's own finds."""
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks.million", *words],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ if cache is None else {**os.environ, "LM_JAX_CACHE": str(cache)},
+    ).stdout
+    return Found(*json.loads(said))
+
+
+def shown(name: str, found: Found, took: str) -> Row:
+    """Prints what was found of a case, and gives its row."""
+    print(f"{name:36} aim {found.aim:6,.0f} MB   seen {found.seen:6,.0f} MB   {took}", flush=True)
+    return row(f"a million words, {name}", "MB", found.seen, found.aim, "the aim")
+
+
+def rows_of_case(name: str) -> list[Row]:
+    """Measures one of `CASES` or `USES`."""
+    found = in_a_process("--case", name)
     took = f"{1e3 * found.seconds:.1f} ms a word"
     if found.planned is not None:
         took = f"{found.seconds:.1f} s an update, planned by XLA {found.planned:,.0f} MB"
-    print(f"{name:20} aim {found.aim:6,.0f} MB   seen {found.seen:6,.0f} MB   {took}", flush=True)
-    return row(f"a million words, {name}", "MB", found.seen, found.aim, "the aim")
+    return [shown(name, found, took)]
+
+
+def rows_of_run(name: str) -> list[Row]:
+    """Measures one of `RUNS`, and after the last of them what loading it takes."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_text(folder / "text")
+        here = functools.partial(in_a_process, cache=folder / "cache")
+        parts = [here("--part", name, place, str(steps)) for steps in (2, 4)]
+        whole = parts[0]._replace(
+            seen=max(part.seen for part in parts), seconds=sum(part.seconds for part in parts)
+        )
+        rows = [shown(f"a whole run, {name}", whole, f"{whole.seconds:.0f} s in all")]
+        if name == list(RUNS)[-1]:
+            found = here("--loaded", place)
+            rows.append(shown("a run loaded and scored", found, f"{found.seconds:.0f} s in all"))
+        return rows
 
 
 def main() -> None:
     chosen = command.options(__doc__ or "")
-    names = [name for name in (*CASES, *USES) if re.search(chosen.rows, f"a million words, {name}")]
-    rows = [row_of(name) for name in names]
+    ways = {name: functools.partial(rows_of_case, name) for name in (*CASES, *USES)}
+    ways |= {f"a whole run, {name}": functools.partial(rows_of_run, name) for name in RUNS}
+    rows: list[Row] = []
+    for name, measure in ways.items():
+        if re.search(chosen.rows, f"a million words, {name}"):
+            rows += measure()
     show(rows)
     command.finish(rows, chosen)
 
@@ -136,5 +252,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]:
         measure = used if sys.argv[2] in USES else trained
         print(json.dumps(measure(sys.argv[2])))
+    elif sys.argv[1:2] == ["--part"]:
+        print(json.dumps(part_of_run(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
+    elif sys.argv[1:2] == ["--loaded"]:
+        print(json.dumps(loaded(Path(sys.argv[2]))))
     else:
         main()

@@ -89,7 +89,7 @@ def test_the_gradient_of_integers_counts_nothing():
     np.testing.assert_array_equal(trees.norm({"place": none}, kept=1), [0, 0])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 11])
+@pytest.mark.parametrize("rows", [1, 7, 8])
 def test_a_large_leaf_in_pieces_is_the_leaf(rows, monkeypatch):
     """However its rows are shared out, each of them counts once; one piece is all zeros."""
     leaf = jax.random.normal(jax.random.key(rows), (rows, 3, 2)).at[:2].set(0).at[-1].set(1e-200)
