@@ -18,6 +18,7 @@ import tyro
 
 import lm_jax
 from lm_jax import inference
+from lm_jax.commandline import Flags
 from lm_jax.config import Config, resolve
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import Text, file_text
@@ -29,7 +30,6 @@ from lm_jax.experiment import (
     load_experiment,
     with_kinds,
 )
-from lm_jax.flags import Flags
 from lm_jax.report.map import write_sweep
 from lm_jax.report.printed import (
     show_beam,

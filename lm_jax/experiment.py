@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm_jax.commandline import Flags
 from lm_jax.config import Config, with_kind
-from lm_jax.flags import Flags
 from lm_jax.settings import UserError, alternatives, fields, nearest
 from lm_jax.sweeps import Drawn, Point, flags
 

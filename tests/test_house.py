@@ -19,7 +19,7 @@ FLOORS = (
     "training",
     "sweeps",
     "report",
-    "flags",
+    "commandline",
     "experiment",
 )  # bottom up
 DOORS = {
@@ -86,6 +86,19 @@ def test_no_file_imports_its_way_round_in_a_circle():
         free = {name for name in below if name not in done and below[name] <= done}
         assert free, f"a circle among {sorted(set(below) - done)}"
         done |= free
+
+
+def test_a_function_of_a_package_is_not_lost_behind_a_module_of_its_name():
+    """Python binds a module to its name in its package when it is imported, whenever that is."""
+    for name, path in FILES.items():
+        if path.name != "__init__.py":
+            continue
+        package = name.removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module != package:
+                for alias in node.names:
+                    module = f"{package}.{alias.name}"
+                    assert module not in FILES or node.module == module
 
 
 def test_a_library_that_moves_has_one_door():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lm_jax.commandline import Flags
 from lm_jax.config import RNN, Config, Data, Train, override
 from lm_jax.config.model import CELLS
-from lm_jax.flags import Flags
 from lm_jax.settings import UserError, from_json, paths, words_at
 from lm_jax.sweeps import lanes, plan
 from lm_jax.sweeps.executors import executor_called
