@@ -42,7 +42,7 @@ class Mark(enum.Enum):
     ADJUSTABLE = "may change when a run goes on"
 
 
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
 Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
 Scale = Annotated[float, Mark.ARGUMENT, Field(gt=0, allow_inf_nan=False)]
@@ -52,7 +52,7 @@ Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
-Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0)]
+Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0, lt=2**31)]
 
 
 @typing.dataclass_transform(frozen_default=True)

@@ -99,6 +99,7 @@ SETTINGS = {
     "train.probe.kind=live": "watch watch_gradients log_gradients",
 }
 
+# An entry without names is there for its own value, typed where another setting was meant.
 VALUES = {
     "model.cell=elman": "rnn simple simple_rnn simplernn simplecell rnn_tanh vanilla vanilla_rnn "
     "srn",

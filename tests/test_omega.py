@@ -161,6 +161,14 @@ def test_a_gradient_too_small_to_square_has_its_ratio_all_the_same():
     np.testing.assert_allclose(value, 16, rtol=1e-5)
 
 
+@pytest.mark.parametrize("a", [1e-30, 1e-12, 1e12])
+def test_a_step_too_small_to_square_still_has_its_gradient(a):
+    """Of h' = a h + x, Ω = T (a - 1)² and its gradient 2 T (a - 1)."""
+    value, grads = linear(jnp.full((1, 1), a, jnp.float32))
+    np.testing.assert_allclose(value, 4 * (a - 1) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(grads["W"][0, 0], 8 * (a - 1), rtol=1e-5)
+
+
 def test_nan_in_the_trajectory_is_nan():
     ys = jnp.ones((4, 2)).at[2, 0].set(jnp.nan)
     value, grads = linear(3 * jnp.eye(2), ys=ys)

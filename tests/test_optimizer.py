@@ -96,6 +96,18 @@ def test_an_optimizer_is_its_formula(config, formula):
     np.testing.assert_allclose(w, formula(START), rtol=1e-10)
 
 
+@pytest.mark.parametrize("config", [Adam(), AdamW(), RMSprop()], ids=lambda config: config.kind)
+def test_a_gradient_too_large_to_square_is_not_divided_by_infinity(config):
+    """The step would be 0 now and for ever: NaN ends the run as diverged."""
+    w, train = jnp.zeros(2, jnp.float32), Train(optimizer=config)
+    for length, moves in ((1e18, True), (1e25, False)):
+        g = jnp.float32([length, 0])
+        rule = optimizer(train, RATE, trees.norm(g))
+        step, _ = rule.update(g, rule.init(w), w)
+        assert np.isfinite(step).all() == moves
+        assert step[0] != 0
+
+
 def rates(schedule, steps, *, epoch_length=10, cut=1.0):
     train = Train(learning_rate=2.0, schedule=schedule)
     return np.array(

@@ -8,7 +8,7 @@ from lm_jax.settings import PositiveCount, Size, settings
 
 MOST_CONTEXTS = 4096  # of a Markov source: its stationary distribution solves as many equations
 
-Alphabet = Annotated[int, Field(ge=2)]
+Alphabet = Annotated[int, Field(ge=2, lt=2**31)]
 
 
 @settings
@@ -99,7 +99,7 @@ class Permutation(Sequences):
 
     kind: Literal["permutation"] = "permutation"
     """The task; another one brings its own flags."""
-    symbols: Annotated[int, Field(ge=3)] = 100
+    symbols: Annotated[int, Field(ge=3, lt=2**31)] = 100
     """Symbols in all: the two that are to be remembered, and the others."""
 
     @property

@@ -20,13 +20,13 @@ zero (`lm_jax.gradients.lyapunov.flossing`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator
 from lm_jax.gradients.lane import Loss, Step, one_lane
@@ -193,12 +193,10 @@ def _way(
 
 
 def _direction(delta: Carry) -> tuple[Carry, Bool[Array, ""]]:
-    flat, unravel = ravel_pytree(delta)
-    # By its largest entry first, for the square of a gradient that has vanished is zero in float32.
-    largest = jnp.max(jnp.abs(flat))
-    counts = largest != 0
-    scaled = flat / jnp.where(counts, largest, 1)
-    return unravel(scaled / jnp.where(counts, jnp.linalg.norm(scaled), 1)), counts
+    """δ / ‖δ‖, or zero if δ is; and whether it is not."""
+    counts = trees.norm(delta) != 0
+    unit = trees.normalise(delta)
+    return jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), unit), counts
 
 
 def _terms(step: Step, params: Params, way: Way) -> Float[Array, " T"]:
@@ -206,10 +204,11 @@ def _terms(step: Step, params: Params, way: Way) -> Float[Array, " T"]:
 
     def term(carry: Carry, x: Array, direction: Carry, counts: Array) -> Array:
         _, back = jax.vjp(lambda carry: step(params, carry, x), carry)
-        flat: Any = ravel_pytree(back(direction)[0])[0]
-        square = jnp.sum(flat**2)
-        # The root has no derivative at zero, where Ω_k = 1 whichever way the parameters go.
-        norm = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+        returned = back(direction)[0]
+        # ‖r‖ = r·r / ‖r‖, whose derivative, r / ‖r‖ held still, is the norm's, and 0 where r is 0:
+        # Ω_k = 1 there, whichever way the parameters go.
+        unit, _ = _direction(jax.lax.stop_gradient(returned))
+        norm = trees.dot(unit, returned)
         return jnp.where(counts, (norm - 1) ** 2, 0)
 
     return jax.vmap(term)(*way)

@@ -318,7 +318,11 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], part: bool) -> None:
     other = sorted(wanted.keys() - arrays.keys() if part else wanted.keys() ^ arrays.keys())
     if other:
-        raise OtherModel(f"{path} is the checkpoint of another model: it differs in {other[0]}")
+        has = "holds" if other[0] in arrays else "does not hold"
+        raise OtherModel(
+            f"{path} is the checkpoint of another model, or of another version of lm_jax: "
+            f"it {has} {other[0]}"
+        )
     for name, leaf in wanted.items():
         there, here = arrays[name], leaf
         if here.shape is not None and (there.shape, there.dtype) != (here.shape, here.dtype):

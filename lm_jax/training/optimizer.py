@@ -21,6 +21,8 @@ Optimizer = (
     | settings.RMSprop
 )
 
+SQUARES = (settings.Adam, settings.AdamW, settings.RMSprop)
+
 
 def clip(
     train: settings.Train, grads: Params, length: Float[Array, ""]
@@ -49,14 +51,21 @@ def clip(
 
 
 def optimizer(
-    train: settings.Train, learning_rate: float | Float[Array, ""]
+    train: settings.Train,
+    learning_rate: float | Float[Array, ""],
+    length: float | Float[Array, ""] = 0.0,
 ) -> optax.GradientTransformation:
     """The optimizer of one step, weight decay included.
 
     Args:
       train: the config; its numbers may be tracers.
       learning_rate: of this step.
+      length: norm of the gradient of this step. If its square is beyond the largest float, an
+        optimizer that squares makes the parameters NaN: divided by ∞, they would stand still for
+        good.
     """
+    if isinstance(train.optimizer, SQUARES):
+        learning_rate = jnp.where(jnp.isinf(jnp.square(length)), jnp.nan, learning_rate)
     rule = _rule(train.optimizer, learning_rate)
     if train.weight_decay is None:
         return rule

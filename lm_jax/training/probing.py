@@ -25,6 +25,7 @@ from lm_jax.training.outcome import kept
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
+from lm_jax.trees import norm
 
 BATCHES = 8  # updates that are looked at
 LANES = 4  # of the text that is looked at
@@ -162,9 +163,9 @@ def _optimizer(work: Descent, state: TrainState) -> Apply:
     """The step that the run's optimizer would take from its state, clipping left out."""
     train = train_of(work.config)
     rate = learning_rate(train, state.step, state.step // work.epoch, state.verdict.cut)
-    rule = optimizer(train, rate)
 
     def apply(params: Params, grads: Params) -> Params:
+        rule = optimizer(train, rate, norm(grads))
         changes, _ = rule.update(grads, state.opt_state, params)
         return optax.apply_updates(params, changes)
 

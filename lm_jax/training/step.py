@@ -166,7 +166,8 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
             state.step // steps_per_epoch(source, length),
             state.verdict.cut,
         )
-        updates, opt_state = optimizer(train, rate).update(clipped, state.opt_state, state.params)
+        rule = optimizer(train, rate, clipped_norm)
+        updates, opt_state = rule.update(clipped, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if isinstance(config.model, Network) and config.model.freeze_vectors:
             params = _with_embedding_of(state.params, params)
