@@ -31,7 +31,7 @@ def train_row(state: TrainState, *, epoch: int, made: int, trained: float, secon
         "kind": "train",
         "split": "train",
         "epoch": step / epoch,
-        "nats": float(record.nats) / tokens,
+        "nats": float(record.nats),
         "grad_norm": float(record.grad_norm),
         "grad_norm_max": float(record.grad_norm_max),
         "grad_norm_clipped": float(record.clipped_norm),

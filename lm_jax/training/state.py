@@ -13,14 +13,15 @@ from lm_jax.models.base import Carry, Params
 class Record(NamedTuple):
     """Statistics of the steps since the last record was written.
 
-    Norms are kept as means, for the sum of some may be beyond the largest float.
+    Losses and norms are kept as means: a sum of many loses its digits one after another, and may be
+    beyond the largest float.
     """
 
     steps: Int[Array, ""]
     low_high: UInt32[Array, "2"]
     """Number of tokens as two integers of 32 bits, the low one first; see `tokens`."""
     nats: Float[Array, ""]
-    """Sum over the tokens."""
+    """Mean over the tokens."""
     grad_norm: Float[Array, ""]
     """Mean."""
     grad_norm_max: Float[Array, ""]
@@ -143,13 +144,15 @@ def add(
     low = record.low_high[0] + more
     high = record.low_high[1] + (low < more)
 
+    total = low.astype(float) + high.astype(float) * 2.0**32
+
     def mean(so_far: Array, new: Array) -> Array:
         return so_far + (new - so_far) / steps
 
     return Record(
         steps=steps,
         low_high=jnp.stack([low, high]),
-        nats=record.nats + loss * tokens,
+        nats=record.nats + (loss - record.nats) * (tokens / jnp.maximum(total, 1)),
         grad_norm=mean(record.grad_norm, grad_norm),
         grad_norm_max=jnp.maximum(record.grad_norm_max, grad_norm),
         clipped_norm=mean(record.clipped_norm, clipped_norm),
