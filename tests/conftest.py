@@ -1,15 +1,21 @@
 """What every test stands on: float64, checked shapes, warnings as errors, a cache of its own."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 # Most of the time goes into compiling: what is compiled need not be fast here. XLA reads this when
-# JAX is imported.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+# JAX is imported, and ends a process that names a flag which its version does not know.
+_QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
 )
+if "XLA_FLAGS" not in os.environ:  # the processes of pytest-xdist have it from the first one
+    starts = [sys.executable, "-c", "import jax; jax.devices()"]
+    known = subprocess.run(starts, env={**os.environ, "XLA_FLAGS": _QUICK}, capture_output=True)
+    os.environ["XLA_FLAGS"] = "" if known.returncode else _QUICK
 
 import jax
 import jaxtyping
@@ -23,6 +29,13 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 jaxtyping.install_import_hook("lm_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Drop a file's compiled programs at its end: those of the whole suite take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
