@@ -354,10 +354,10 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
     corpus = load(run.config.data)
     directory.refuse_other_text(run.run_dir, corpus)
     train = corpus.train.tokens
-    squares = inference.mean_square_gradient(
+    roots = inference.root_mean_square_gradient(
         run.model, run.params, train, run.vocabulary.boundary, length=length
     )
-    return inference.rms(squares, **numbers, epsilon=asked["epsilon"]), length
+    return inference.rms(roots, **numbers, epsilon=asked["epsilon"]), length
 
 
 def only_with(flag: str, value: Any, **given: Any) -> None:

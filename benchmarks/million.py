@@ -151,7 +151,6 @@ def write_text(folder: Path) -> None:
 def part_of_run(name: str, folder: Path, steps: int) -> Found:
     """`run.py train` up to so many updates, of one of `RUNS`."""
     optimizer, threshold, keep_best = RUNS[name]
-    every = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2}
     config = resolve(
         Config(
             data=Data(
@@ -163,7 +162,9 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
                 optimizer=optimizer,
                 clip_norm=threshold,
                 keep_best=keep_best,
-                **every,
+                log_every=1,
+                validate_every=2,
+                checkpoint_every=2,
             ),
         )
     )

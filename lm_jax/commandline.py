@@ -4,13 +4,23 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lm_jax.config import Config, read_with
 from lm_jax.config.model import CELLS
-from lm_jax.settings import alternatives, fields, last_of, named_so, paths, words_at, words_of
+from lm_jax.settings import (
+    alternatives,
+    fields,
+    last_of,
+    named_so,
+    paths,
+    types_at,
+    words_at,
+    words_of,
+)
 from lm_jax.synonyms import (
     FLAGS,
+    NEEDED,
     NOTES,
     SETTINGS,
     Meant,
@@ -47,12 +57,12 @@ class Flags:
         """
         for word, following in zip(words, [*words[1:], "--end"], strict=False):
             flag, equals, value = word.partition("=")
-            if not FLAG.match(flag):
+            if not _is_flag(flag):
                 continue
             if equals:
                 given = value
             else:
-                given = None if FLAG.match(following) else following
+                given = None if _is_flag(following) else following
             path = flag.removeprefix("--").replace("-", "_")
             if not self._has(path):
                 return f"there is no flag {flag}{self._instead(plainly(flag.lstrip('-')), given)}"
@@ -110,25 +120,39 @@ class Flags:
         if self._config is not None:
             if said := read_with(self._config, name):
                 return said
-            if meant := self._setting(last):
+            negated = name.startswith("no_") or last.startswith("no_")
+            if meant := self._setting(last.removeprefix("no_"), None if negated else value):
+                if negated:
+                    value = OFF[0] if self._stands_alone(meant[0][0]) else "None"
                 return self._near(meant, value)
-            meant = self._setting(last.removeprefix("no_"))
-            if meant and self._stands_alone(meant[0][0]):
-                return self._near(meant, OFF[0])
-        return self._near(self._by_letters(name), value)
+        return self._near(self._by_letters(name, value), value)
 
-    def _setting(self, last: str) -> Meant | None:
-        path = named_so(last, self._settings) or named_so(last, paths(Config))
+    def _setting(self, last: str, value: str | None) -> Meant | None:
+        """The setting of a name, if it takes the value; or what a table says of the name."""
+        taken = [path for path in (*self._settings, *paths(Config)) if self._takes(path, value)]
+        path = named_so(last, taken)
         return setting_meant(last) if path is None else assigned(path)
 
-    def _by_letters(self, name: str) -> Meant | None:
+    def _takes(self, path: str, value: str | None) -> bool:
+        """False where only numbers stand and the value is none."""
+        kinds = set() if path in self._own else types_at(Config, path)
+        if value in (None, "None") or not kinds or not kinds <= {int, float, type(None)}:
+            return True
+        return _is_number(cast(str, value), float if float in kinds else int)
+
+    def _by_letters(self, name: str, value: str | None) -> Meant | None:
         """The flag, or the name in a table, that is written nearest."""
         known = {path: path for path in (*self._settings, *self._own)}
         for table in (FLAGS[self._command], SETTINGS if self._config is not None else {}):
             known |= {other: meant for meant, names in table.items() for other in names.split()}
+        known = {
+            other: meant
+            for other, meant in known.items()
+            if assigned(meant)[-1][1] or self._takes(assigned(meant)[-1][0], value)
+        }
         lasts = {last_of(other): meant for other, meant in known.items()}
         for typed, among in ((name, known), (last_of(name), lasts)):
-            if close := difflib.get_close_matches(typed, list(among), n=1, cutoff=0.7):
+            if close := difflib.get_close_matches(typed, list(among), n=1, cutoff=0.8):
                 return assigned(among[close[0]])
         return None
 
@@ -167,6 +191,12 @@ class Flags:
         if self._config is None or path in self._own:
             return ()
         there = {**{place: value for place, value, _ in fields(self._config)}, **chosen}
+        if (needed := NEEDED.get(path)) and path in there:
+            return [
+                (place, cast(str, kind))
+                for place, kind in assigned(needed)
+                if there.get(place) not in (None, kind)
+            ]
         group = path.removesuffix(".kind")
         options = [
             [
@@ -177,6 +207,18 @@ class Flags:
             for needs in paths(Config).get(path, [()])
         ]
         return min(options, key=len)
+
+
+def _is_flag(word: str) -> bool:
+    return bool(FLAG.match(word)) and not _is_number(word, float)  # -inf is a number
+
+
+def _is_number(word: str, kind: type) -> bool:
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _dashed(path: str) -> str:

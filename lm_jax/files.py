@@ -1,15 +1,47 @@
-"""Files in a directory of ours that users and their tools can reach, too.
+"""Files that users name, and files in directories of ours that they can reach, too.
 
 A run, a sweep and the cache write only below their own directories: a symbolic link that stands
 where they write is replaced or refused, and what it points to stays as it is.
 """
 
+import contextlib
+import io
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from lm_jax.settings import UserError
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, name: str) -> Iterator[io.BufferedReader]:
+    """Open a file that a user has named, to read its bytes.
+
+    A pipe is refused before it is opened, which would wait for somebody to write into it: files are
+    read twice, for their SHA-256 and for their content.
+
+    Args:
+      path: of the file.
+      name: for errors.
+
+    Raises:
+      UserError: it is missing, no file, or cannot be read, here or while the context lasts.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise UserError(f"{name}: is no file that can be read twice, such as a pipe")
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{name}: is a directory, not a file") from None
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from None
 
 
 def remove(path: Path) -> None:

@@ -132,6 +132,21 @@ def words_at(kind: type, path: str) -> list[str]:
     return list(dict.fromkeys(word for hint in _hints_at(kind, path) for word in words_of(hint)))
 
 
+def types_at(kind: type, path: str) -> set[Any]:
+    """The plain types that the field at a dotted path takes, `type(None)` among them."""
+    return {plain for hint in _hints_at(kind, path) for plain in _plain_types(hint)}
+
+
+def _plain_types(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is Annotated:
+        yield from _plain_types(hint.__origin__)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for member in typing.get_args(hint):
+            yield from _plain_types(member)
+    else:
+        yield hint
+
+
 def words_of(hint: Any) -> Iterator[str]:
     """The words that a type consists of, None left out."""
     if hint is bool:
@@ -278,6 +293,15 @@ def parsed(text: str | bytes, name: str, kind: Any = dict[str, Any]) -> Any:
             ) from None
         where = "".join(f"{part}: " for part in first["loc"])
         raise UserError(f"{name}: {where}{message[0].lower()}{message[1:]}") from None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from JSON is of a type, as pydantic checks it."""
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError:
+        return False
+    return True
 
 
 _adapter = functools.lru_cache(pydantic.TypeAdapter)

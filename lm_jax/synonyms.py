@@ -20,7 +20,8 @@ SETTINGS = {
     "seed": "random_seed manual_seed rng_seed rng prng_seed",
     "data.train": "data corpus text file path input data_path data_dir train_file train_data",
     "data.name": "dataset dataset_name tfds",
-    "data.validation": "valid val dev valid_data val_data validation_data val_file dev_data",
+    "data.validation": "valid val dev valid_data val_data validation_data val_file dev_data "
+    "validation_file valid_file",
     "data.test": "test_data test_file eval_data",
     "data.tokenizer": "level token_level tokenization",
     "data.tokenizer_file": "tokenizer_path tokenizer_json",
@@ -72,8 +73,9 @@ SETTINGS = {
     "train.optimizer.b2": "beta2 beta_2 adam_beta2",
     "train.optimizer.eps": "epsilon adam_epsilon",
     "train.optimizer.decay": "rho",
-    "train.optimizer.kind=asgd train.optimizer.patience": "nonmono",
+    "train.optimizer.patience": "nonmono",
     "train.weight_decay": "wdecay wd l2 l2_reg",
+    "train.schedule.kind=cosine": "decay_lr",
     "train.schedule.kind": "scheduler lr_schedule lr_scheduler lr_scheduler_type",
     "train.schedule.warmup_steps": "warmup warmup_iters num_warmup_steps warmup_updates",
     "train.schedule.steps": "lr_decay_iters decay_steps",
@@ -88,16 +90,28 @@ SETTINGS = {
     "train.keep_best": "save_best save_best_only restore_best_weights load_best_model_at_end",
     "train.log_every": "log_interval log_freq log_steps logging_steps print_every",
     "train.validate_every": "eval_interval eval_every eval_steps eval_freq val_interval val_every "
-    "valid_every valid_interval validation_interval",
+    "valid_every valid_interval validation_interval validation_freq",
     "train.checkpoint_every": "save_every save_interval save_steps save_freq checkpoint_interval "
     "ckpt_every",
     "train.gradient": "backprop backward gradient_estimator",
-    "train.gradient=truncated train.k2": "tbptt truncate truncation truncated_bptt bptt_steps",
+    "train.k2": "tbptt truncate truncation truncated_bptt bptt_steps",
     "train.recompute=sqrt": "remat gradient_checkpointing grad_checkpoint",
     "train.feeding.kind=own": "scheduled_sampling free_running",
     "train.feeding.kind=teacher": "teacher_forcing",
     "train.probe.kind=live": "watch watch_gradients log_gradients",
 }
+
+NEEDED = {
+    "train.k2": "train.gradient=truncated",
+    "train.cut_rate": "train.gradient=artbp",
+    "model.activation": "model.cell=elman",
+    "model.forget_bias": "model.cell=lstm",
+    "model.peepholes": "model.cell=lstm",
+    "model.layer_norm": "model.cell=lstm",
+    "model.reset": "model.cell=gru",
+    "data.tokenizer_file": "data.tokenizer=bpe",
+}
+"""Settings that are read only with a value of another one."""
 
 # An entry without names is there for its own value, typed where another setting was meant.
 VALUES = {
@@ -124,7 +138,7 @@ VALUES = {
     "model.readout.kind=sampled": "sampled_softmax",
     "model.readout.kind=nce": "noise_contrastive nce_loss",
     "model.readout.kind=softmax": "full log_softmax",
-    "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16",
+    "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16 bf16_mixed 16_mixed",
     "model.precision=float32": "fp32 float single 32",
     "model.init=identity": "eye irnn",
     "data.tokenizer=char": "chars character characters",
@@ -240,6 +254,19 @@ _TRAINED = {
     "resume_from init_from load_model",
     "every step of a chunk is predicted": "return_sequences",
     "every update is compiled": "compile jit",
+    "an update reads one batch, as large as --data.batch-size": "update_freq grad_accum "
+    "gradient_accumulation gradient_accumulation_steps accumulation_steps accumulate_grad_batches",
+    "the text is read by one process, which puts it on the device": "num_workers n_workers "
+    "dataloader_num_workers",
+    "a text is cut 90 / 5 / 5, or --data.train, --data.validation and --data.test name its "
+    "parts": "validation_split val_split valid_split test_split train_split split",
+    "they are two flags, --train.optimizer.b1 and --train.optimizer.b2": "betas adam_betas",
+    "--train.schedule.final is the share of the learning rate that a schedule ends with": "min_lr "
+    "eta_min end_lr lr_min",
+    "--train.feeding own --train.feeding.start S --train.feeding.end E give the share of the "
+    "model's own tokens, 1 less the teacher's": "teacher_forcing_ratio sampling_prob",
+    "the loss is the cross-entropy of the next token": "loss loss_fn criterion",
+    "a language model reads from left to right": "bidirectional num_directions",
 }
 _LOADED = {
     **_DEVICES,

@@ -41,7 +41,8 @@ def norm(
       change: what is done to each leaf first, number by number, without holding the result.
 
     Returns:
-      [*kept]; NaN where a number is NaN, infinite where the norm is beyond the largest float.
+      [*kept], float32 for half precision; NaN where a number is NaN, infinite where the norm is
+      beyond the largest float.
     """
     size, scale = _size_and_scale(tree, kept, change)
     return scale * size
@@ -55,11 +56,12 @@ def scaled(leaf: Float[Array, "*shape"], *factors: Float[Array, ""]) -> Float[Ar
       factors: numbers.
     """
     if leaf.size <= LARGE:
-        return functools.reduce(jnp.multiply, factors, leaf)
+        return functools.reduce(jnp.multiply, factors, leaf).astype(leaf.dtype)
 
     def scale(number: Array, leaf: Array) -> Array:
         start, piece, fresh = _piece(leaf, number)
-        piece = jnp.where(fresh, functools.reduce(jnp.multiply, factors, piece), piece)
+        changed = functools.reduce(jnp.multiply, factors, piece).astype(leaf.dtype)
+        piece = jnp.where(fresh, changed, piece)
         return jax.lax.dynamic_update_slice_in_dim(leaf, piece, start, 0)
 
     return jax.lax.fori_loop(0, _pieces(leaf), scale, leaf)
@@ -91,14 +93,19 @@ def limit_norm(
         if kept == 0:
             return scaled(leaf, first, second)
         axes = tuple(range(kept, leaf.ndim))
-        return leaf * jnp.expand_dims(first, axes) * jnp.expand_dims(second, axes)
+        leaf_now = leaf * jnp.expand_dims(first, axes) * jnp.expand_dims(second, axes)
+        return leaf_now.astype(leaf.dtype)
 
     return jax.tree.map(limited, tree), length > threshold
 
 
 def dot(a: Tree, b: Tree) -> Float[Array, ""]:
-    """Inner product over all leaves."""
-    products: list[Array] = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+    """Inner product over all leaves, of half precision in float32."""
+
+    def product(x: Array, y: Array) -> Array:
+        return jnp.sum(x * y, dtype=_single_at_least(x))
+
+    products: list[Array] = jax.tree.leaves(jax.tree.map(product, a, b))
     return sum(products[1:], products[0])
 
 
@@ -189,7 +196,14 @@ def _squares_at_once(leaf: Array, kept: int) -> tuple[Array, Array]:
     exponent = jnp.where(largest > 0, jnp.clip(jnp.frexp(largest)[1], low, high), low)
     scale = jnp.ldexp(jnp.ones_like(largest), jnp.where(jnp.isinf(largest), high, exponent))
     inverse = 1 / jnp.expand_dims(scale, axes)  # XLA would keep a quotient, as large as the leaf
-    return jnp.sum(jnp.square(leaf * inverse), axis=axes), scale
+    # The minimum changes nothing. Without it XLA makes a² c² of (a c)² if it knows both when it
+    # compiles, and one of these squares is 0 or ∞.
+    part = jnp.minimum(jnp.abs(leaf * inverse), limits.max)
+    return jnp.sum(jnp.square(part), axis=axes, dtype=_single_at_least(leaf)), scale
+
+
+def _single_at_least(leaf: Array) -> Any:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def _pieces(leaf: Array) -> int:

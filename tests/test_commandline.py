@@ -17,6 +17,7 @@ from lm_jax.synonyms import (
     ELSEWHERE,
     FLAG_VALUES,
     FLAGS,
+    NEEDED,
     NOTES,
     SETTINGS,
     VALUES,
@@ -128,7 +129,15 @@ TYPED = {
     "train quickstart --model.hiden-size 3": "--model.hidden-size 3",
     "train quickstart --train.learning-rte 3": "--train.learning-rate 3",
     "train quickstart --embeding-dim 3": "--model.embedding-size 3",
-    "train quickstart --no-model.readout.tied": "--model.readout.tied",
+    "train quickstart --no-model.readout.tied": "--model.readout.no-tied",
+    "train quickstart --no-dropout": "--model.dropout.outputs None",
+    "train quickstart --factor 0.5": "--train.schedule epochs --train.schedule.factor 0.5",
+    "train quickstart --train.learning-rte=-inf": "--train.learning-rate -inf",
+    "train quickstart --validation_file b.txt": "--data.validation b.txt",
+    "train quickstart --bptt-steps 70": "--train.gradient truncated --train.k2 70",
+    "train quickstart --forget-bias 1": "--model.cell lstm --model.forget-bias 1",
+    "train quickstart --tokenizer-json a.json": "--data.tokenizer bpe --data.tokenizer-file a.json",
+    "train quickstart --precision bf16-mixed": "--model.precision bfloat16",
     # The flags of other commands.
     "sweep clip_sweep --n-jobs 4": "--workers 4",
     "sweep clip_sweep --search": "--suggest optuna",
@@ -165,6 +174,9 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
         ),
         ("train quickstart --model ngram --train.k2 3", "model.kind=ngram, which is not trained"),
         ("train quickstart --gpu", "--gpu: JAX takes the accelerator"),
+        ("train quickstart --num-workers 4", "--num-workers: the text is read by one process"),
+        ("train quickstart --betas 0.9 0.98", "--betas: they are two flags, --train.optimizer.b1"),
+        ("train quickstart --teacher_forcing_ratio 0.5", "own tokens, 1 less the teacher's"),
         ("train quickstart --resume", "--resume: the same command goes on"),
         ("train quickstart --return-sequences", ": every step of a chunk is predicted"),
         ("sample a --checkpoint b", ": the run comes right after the command"),
@@ -178,7 +190,8 @@ def test_what_has_no_flag_of_its_own_is_explained(typed, said):
 
 
 def test_what_means_nothing_is_named_and_nothing_is_guessed():
-    assert answered("train quickstart --xyzzy 3") == "there is no flag --xyzzy"
+    for name in ("xyzzy", "version", "proj-size", "profile", "do-train"):
+        assert answered(f"train quickstart --{name} 3") == f"there is no flag --{name}"
     assert answered("sample a --train.lr 3") == "there is no flag --train.lr"
     assert answered("verify quickstart --devices 2") == "there is no flag --devices"
     said = answered("train quickstart --model.cell transformer")
@@ -259,6 +272,27 @@ def test_every_setting_and_value_that_is_answered_exists():
             assert value is None or value in words or (value.isdigit() and not words), meant
     assert {*ELSEWHERE} <= {*known}
     assert {f"model.cell={cell}" for cell in CELLS} <= {*VALUES}
+
+
+SOME = {
+    "train.k2": 5,
+    "train.cut_rate": 0.1,
+    "model.activation": "relu",
+    "model.forget_bias": 1.0,
+    "model.peepholes": True,
+    "model.layer_norm": True,
+    "model.reset": "before",
+    "data.tokenizer_file": "a",
+}
+
+
+def test_what_a_setting_needs_beside_it_makes_it_read():
+    without = Config(model=RNN(cell="mingru"))
+    assert {*NEEDED} == {*SOME}
+    for path, needed in NEEDED.items():
+        with pytest.raises(UserError, match=f"{path} is read only with|train.gradient=artbp"):
+            override(without, {path: SOME[path]})
+        override(without, {path: SOME[path], **dict(assigned(needed))})
 
 
 def test_every_flag_of_a_command_that_is_answered_exists():

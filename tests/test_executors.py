@@ -21,7 +21,7 @@ from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.descent import Descent
-from lm_jax.training.journal import NUMBERS, read_result, write_whole
+from lm_jax.training.journal import read_result, write_whole
 from lm_jax.training.loop import prepared
 
 BASE = tiny.config(
@@ -149,8 +149,7 @@ def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once
     path.parent.mkdir(parents=True)
 
     def write(steps, rate):
-        figures = {"split": "train", **dict.fromkeys(NUMBERS["train"], rate)}
-        lines = [{"step": n, "kind": "train", **figures} for n in steps]
+        lines = [{"step": n, **tiny.RECORD, "nats": rate} for n in steps]
         place = {"step": steps[-1], "kind": "evaluation", "split": "validation"}
         lines.append({**place, "nats": 1.0})
         write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

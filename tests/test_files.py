@@ -12,8 +12,10 @@ import tiny
 import lm_jax
 from lm_jax import files
 from lm_jax.config import Config, Data, NGram
+from lm_jax.config.source import sha256_of_vectors
 from lm_jax.data import bpe
 from lm_jax.data.corpus import cache_folder, load
+from lm_jax.data.vectors import read_vectors
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, from_json, parsed
 from lm_jax.sweeps import failures, integers, read_results, suggest, worker
@@ -22,6 +24,7 @@ from lm_jax.sweeps.jobs import Job, read_job
 from lm_jax.sweeps.parcel import packed, unpack
 from lm_jax.sweeps.plan import plan, settle
 from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.results import Results
 from lm_jax.sweeps.suggest import ASKED, Search
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
@@ -65,6 +68,27 @@ def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
         path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert directory.read_config(counted.run_dir) == counted.config
     assert directory.read_vocabulary(counted.run_dir) == counted.vocabulary
+
+
+READERS = {
+    "data.train": lambda path: load(Data(source="file", train=path)),
+    "data.tokenizer_file": lambda path: load(
+        Data(source="memory", tokenizer="bpe", tokenizer_file=path), tiny.TEXT
+    ),
+    "model.vectors": sha256_of_vectors,
+    "vectors": lambda path: read_vectors(path, Vocabulary("word", ("a",)), 2, name=path),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_pipe_or_a_device_is_refused_before_it_is_opened(read, tmp_path):
+    """To open a pipe waits for a writer, and a device has no end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/zero"):
+        assert f"{path}: is no file that can be read twice" in refusal(
+            lambda at=path: read(str(at))
+        )
 
 
 STATE = CountedState(np.array(7, np.int32), {"a": np.arange(3.0)})
@@ -128,6 +152,11 @@ def test_what_a_run_came_to_is_had_again_where_its_file_is_damaged(counted):
         {"splits": {"test": 3}},
         {"splits": {"test": {"nats": 1.0}}},
         {"seconds": None},
+        {"seconds": 10**400},
+        {"tokens_per_second": "1"},
+        {"vectors": {"found": 1}},
+        {"ngrams": "x"},
+        {"entropy_rate": "x"},
     ],
     ids=str,
 )
@@ -141,9 +170,17 @@ def test_a_row_without_its_numbers_ends_the_reading(tmp_path):
     good = {"step": 1, "kind": "evaluation", "split": "validation", "nats": None}
     bad = ({"nats": "1"}, {"kind": "other"}, {"kind": []}, {"split": 3}, {"step": 1.5})
     path = tmp_path / "metrics.jsonl"
-    for change in ({}, *bad):
-        path.write_text("".join(json.dumps(row) + "\n" for row in (good, good | change, good)))
-        assert len(journal.read_rows(path)) == (1 if change else 3), change
+    changed = [good | change for change in ({"nats": 10**400}, *bad)]
+    changed += [tiny.RECORD | change for change in ({"step": 0}, {"step": 1, "seconds": None})]
+    changed.append({"step": 1, **tiny.RECORD})
+    del changed[-1]["tokens_per_second"]
+    place = {"step": 1, "split": "train"}
+    probes = ({"lag_norms": []}, {"lag_norms": 5}, {"spectral_radius": 3}, {"lyapunov": "x"})
+    changed += [{**place, "kind": "probe", **answers} for answers in probes]
+    changed.append({**place, "kind": "vectors", "found": None, "of": None, "covered": None})
+    for row in (good, *changed):
+        path.write_text("".join(json.dumps(line) + "\n" for line in (good, row, good)))
+        assert len(journal.read_rows(path)) == (3 if row is good else 1), row
 
 
 def test_digests_that_are_damaged_are_a_damaged_checkpoint(saved):
@@ -191,7 +228,17 @@ ROW = {
 
 @pytest.mark.parametrize(
     "change",
-    [{"number": "1"}, {"status": None}, {"test": "1"}, {"splits": {"test": 1}}, {"settings": []}],
+    [
+        {"number": "1"},
+        {"status": None},
+        {"test": "1"},
+        {"splits": {"test": 1}},
+        {"settings": []},
+        {"probe": "x"},
+        {"gradient": {"clipped": "x"}},
+        {"tokens_per_second": "x"},
+        {"seconds": 10**400},
+    ],
     ids=str,
 )
 def test_a_row_of_a_sweep_that_lacks_something_is_named(change, tmp_path):
@@ -199,6 +246,17 @@ def test_a_row_of_a_sweep_that_lacks_something_is_named(change, tmp_path):
     assert read_results(tmp_path) == [ROW]
     (tmp_path / "results.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | change)}\n")
     assert "results.jsonl is damaged (line 2" in refusal(lambda: read_results(tmp_path))
+
+
+def test_a_result_says_nothing_of_what_a_sweep_knows_better(counted, tmp_path):
+    trials = plan(COUNTED, {"a": {"model.order": 2}}, tiny.TEXT).trials
+    run_dir = tmp_path / trials[0].directory
+    shutil.copytree(counted.run_dir, run_dir)
+    (row,) = Results(tmp_path, trials).rows
+    path = run_dir / "result.json"
+    spoiled = {"number": "x", "name": "zz", "settings": 5, "best_validation": 0.001, "test": "x"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
+    assert Results(tmp_path, trials).rows == [row]
 
 
 @damaged

@@ -10,6 +10,8 @@ import tiny
 from lm_jax import models
 from lm_jax.config import Softmax
 from lm_jax.models import base, fused
+from lm_jax.models.cells import recurrent_weights
+from lm_jax.settings import UserError
 
 N, H, V = 13, 4, 11
 
@@ -214,3 +216,11 @@ def test_a_matrix_drawn_piece_by_piece_is_whole_and_no_piece_stands_twice(key, m
     assert np.unique(drawn).size == drawn.size
     assert abs(drawn.mean()) < 0.3
     assert 0.8 < drawn.std() < 1.2
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "normal"])
+def test_a_matrix_that_32_bits_cannot_count_is_refused(init, key):
+    with pytest.raises(UserError, match=r"65,536 x 32,768 has 2\^31 numbers"):
+        base.normal(key, (2**16, 2**15))
+    with pytest.raises(UserError, match=r"65,536 x 65,536 has 2\^31 numbers"):
+        recurrent_weights(init, 1.0)(key, 2**16)

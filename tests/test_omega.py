@@ -198,6 +198,36 @@ def test_an_estimator_gets_the_mean_over_steps_and_lanes_on_the_recurrent_weight
         tiny.assert_trees_equal(more, jax.tree.map(jnp.zeros_like, more))
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ys": jnp.zeros((3, 2))}, "xs has T=4 steps, ys has T=3"),
+        ({"xs": jnp.zeros((0, 2)), "ys": jnp.zeros((0, 2))}, "xs holds T=0 time steps"),
+        ({"carry": jnp.zeros(2, int)}, "carry is of type int64"),
+        ({"step": lambda W, h, x: jnp.ones(3)}, "step changes carry"),
+        ({"loss": lambda W, h, y: h}, "not one floating-point number a step"),
+        ({"mask": jnp.ones(3, bool)}, r"mask is of shape \[3\], and xs has T=4"),
+    ],
+)
+def test_what_is_wrong_with_an_argument_is_said_in_one_line(changed, said):
+    right = {
+        "step": lambda W, h, x: h @ W + x,
+        "loss": lambda W, h, y: jnp.sum(h * y),
+        "params": jnp.eye(2),
+        "carry": jnp.zeros(2),
+        "xs": jnp.ones((4, 2)),
+        "ys": jnp.ones((4, 2)),
+    }
+    with pytest.raises(UserError, match=said):
+        g.omega(**{**right, **changed})
+
+
+def test_inputs_may_be_a_tree():
+    at = jnp.eye(2), jnp.zeros(2), {"x": jnp.ones((4, 2))}, jnp.ones((4, 2))
+    value, _ = g.omega(lambda W, h, x: h @ W + x["x"], lambda W, h, y: jnp.sum(h * y), *at)
+    assert value == 0
+
+
 def test_what_has_no_recurrent_weights_is_refused():
     with pytest.raises(UserError, match="no recurrent state"):
         g.with_omega(g.full_bptt(tiny.window()), tiny.window(), 1.0)

@@ -18,6 +18,7 @@ from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.gradients import full_bptt
 from lm_jax.inference import fed, line_blocks, lines, score, static
+from lm_jax.inference.score import perplexity_of
 from lm_jax.report.printed import show_score
 from lm_jax.settings import UserError
 
@@ -230,17 +231,17 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
     for batch in batches:
         _, carry, g = estimator(PARAMS, carry, batch)
         squares = jax.tree.map(lambda s, g: s + g**2 / 3, squares, g)
-    found = inference.mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
-    tiny.assert_trees_close(found, squares)
-
     root = jax.tree.map(np.sqrt, squares)
+    found = inference.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
+    tiny.assert_trees_close(found, root)
+
     average = np.mean([leaf.mean() for leaf in jax.tree.leaves(root)])
     if kind == "sgd":
         rule = inference.sgd(PARAMS, learning_rate=rate, decay=decay)
         divisor = jax.tree.map(np.ones_like, root)
         pull = jax.tree.map(lambda leaf: np.full_like(leaf, decay), root)
     else:
-        rule = inference.rms(squares, learning_rate=rate, decay=decay, epsilon=epsilon)
+        rule = inference.rms(root, learning_rate=rate, decay=decay, epsilon=epsilon)
         divisor = jax.tree.map(lambda leaf: leaf + epsilon, root)
         pull = jax.tree.map(lambda leaf: np.minimum(decay * leaf / average, 1), root)
     params, carry, expected = PARAMS, MODEL.init_carry(1), []
@@ -305,6 +306,22 @@ def test_a_cache_needs_hidden_states_and_learning_needs_weights():
     rule = inference.sgd({"n": jnp.zeros(3, int)}, learning_rate=0.1)
     with pytest.raises(UserError, match="--dynamic needs a model that learns"):
         score(MODEL, {"n": jnp.zeros(3, int)}, CHARS, "ab", inference.dynamic(MODEL, rule, 4))
+
+
+def test_dynamic_evaluation_holds_no_square_of_a_gradient():
+    """The squares of gradients times 1e200 are beyond the largest float, and their sum too."""
+    steep = MODEL._replace(loss=lambda *at: 1e200 * MODEL.loss(*at))
+    found, usual = (
+        inference.root_mean_square_gradient(
+            model, PARAMS, CHARS.encode(TEXT), 1, length=50, lanes=1
+        )
+        for model in (steep, MODEL)
+    )
+    tiny.assert_trees_close(jax.tree.map(lambda leaf: leaf / 1e200, found), usual)
+    steepest = jax.tree.map(lambda leaf: leaf * 1e107, found)
+    pulls = [inference.rms(r, learning_rate=1.0, decay=0.02).pull for r in (steepest, usual)]
+    tiny.assert_trees_close(*pulls)
+    assert np.isnan(perplexity_of(float("nan")))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
     ("wrong", "said"),
     [
         (lambda: RNN(hidden_size=-1), "hidden_size=-1: input should be greater than 0"),
+        (lambda: RNN(hidden_size=2**31), "hidden_size=2147483648: input should be less than"),
+        (lambda: Window(order=10**20), "order=100000000000000000000: input should be less than"),
+        (lambda: Train(steps=10**20), "steps=100000000000000000000: input should be less than"),
         (lambda: RNN(hidden_size="9"), "hidden_size='9': input should be a valid integer"),
         (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
         (
@@ -151,6 +154,16 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
                 data=Data(batching="sentences", length=4), train=Train(gradient="truncated", k2=5)
             ),
             "train.k2=5 does not fit data.batching=sentences with data.length=4",
+        ),
+        (
+            lambda: Config(data=Data(length=1), model=RNN(change_penalty=2.0)),
+            "model.change_penalty=2.0 looks from one step to the next, and data.length=1",
+        ),
+        (
+            lambda: Config(
+                model=RNN(change_penalty=2.0), train=Train(gradient="truncated", k1=1, k2=5)
+            ),
+            "model.change_penalty=2.0 looks from one step to the next, and train.k1=1",
         ),
     ],
 )

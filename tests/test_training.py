@@ -502,8 +502,7 @@ def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_
 
 def test_a_torn_last_line_is_taken_away(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    figures = {"split": "train", **dict.fromkeys(journal.NUMBERS["train"], 1.0)}
-    one, two = ({"step": step, "kind": "train", **figures} for step in (1, 2))
+    one, two = ({"step": step, **tiny.RECORD} for step in (1, 2))
     path.write_text(f'{json.dumps(one)}\n{json.dumps(two)}\n{{"step": 3, "na')
     assert journal.read_rows(path) == [one, two]
     opened = journal.Journal(tmp_path, step=1, judged=0)

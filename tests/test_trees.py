@@ -26,6 +26,25 @@ def test_a_norm_is_right_wherever_it_is_a_float(scale):
     np.testing.assert_allclose(trees.norm(rows, kept=1), [4 * scale, 4], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.0, *SCALES])
+def test_what_is_known_when_a_program_is_compiled_has_the_same_norm(scale):
+    """XLA takes products of constants together, and would square 1e30 by itself."""
+    known, read = pair(scale), jnp.float32([1.0])
+    length = np.hypot(5 * scale, 1)
+    found = jax.jit(
+        lambda read: (
+            trees.norm(known),
+            trees.norm({"none": jnp.zeros(3, jnp.float32), "read": read}),
+            trees.norm({"known": known, "read": read}),
+            trees.limit_norm(known, 1e-6)[0],
+        )
+    )(read)
+    np.testing.assert_allclose(found[0], np.float32(5 * scale), rtol=1e-6)
+    np.testing.assert_allclose(found[1], 1, rtol=1e-6)
+    np.testing.assert_allclose(found[2] / np.float32(length), 1, rtol=1e-6)
+    np.testing.assert_allclose(trees.norm(found[3]), min(5 * scale, 1e-6), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("threshold", [1.0, 1e-6, 1e30])
 def test_what_is_too_long_is_cut_to_the_threshold_and_keeps_its_direction(scale, threshold):
@@ -46,6 +65,17 @@ def test_a_norm_beyond_the_largest_float_gives_no_gradient_to_go_on_with():
         assert np.isinf(trees.norm(beyond))
         assert cut
         assert np.isnan(clipped["W"]).all()
+
+
+def test_half_precision_is_added_up_in_float32():
+    """Of 360,000 ones float16 has no sum, and bfloat16 one of two digits."""
+    for dtype in (jnp.float16, jnp.bfloat16):
+        ones = {"a": jnp.ones((600, 600), dtype)}
+        np.testing.assert_allclose(trees.norm(ones), 600, rtol=1e-6)
+        np.testing.assert_allclose(trees.cosine(ones, ones), 1, rtol=1e-6)
+        clipped, _ = by_norm(ones, 1.0)
+        assert clipped["a"].dtype == dtype
+        np.testing.assert_allclose(clipped["a"].astype(float), 1 / 600, rtol=1e-2)
 
 
 def test_a_vanished_tree_has_no_length_and_no_direction():

@@ -10,6 +10,18 @@ from lm_jax.data.batches import Batch
 
 V, B, T = 7, 3, 6
 
+RECORD = {
+    "kind": "train",
+    "split": "train",
+    "nats": 1.0,
+    "grad_norm": 1.0,
+    "grad_norm_max": 1.0,
+    "grad_norm_clipped": 1.0,
+    "clipped": 0.0,
+    "tokens_per_second": 1.0,
+    "seconds": 1.0,
+}
+"""A row of metrics.jsonl, but for its step."""
 TEXT = "the cat sat on the mat\nand the dog lay by the cat\n\nall was still\n" * 12
 
 

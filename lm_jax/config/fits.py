@@ -32,6 +32,7 @@ def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
         raise ValueError(f"model.kind={model.kind} needs train, how it is to be trained")
     if isinstance(model, RNN):
         _refuse_through_time(model, train)
+        _refuse_single_steps(data, model, train)
     else:
         _refuse_timeless(model, train)
     if isinstance(data.task, Sequences):
@@ -114,6 +115,16 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
         raise ValueError(
             f"train.flossing_exponents={train.flossing_exponents} must be at most "
             f"model.hidden_size={model.hidden_size}"
+        )
+
+
+def _refuse_single_steps(data: Data, model: RNN, train: Train) -> None:
+    """Refuses what compares a step with the one before it, where an update reads one step."""
+    name, steps = ("data.length", data.length) if train.k1 is None else ("train.k1", train.k1)
+    if model.change_penalty is not None and steps == 1 and not data.drawn:
+        raise ValueError(
+            f"model.change_penalty={model.change_penalty} looks from one step to the next, and "
+            f"{name}=1 has no two in an update"
         )
 
 

@@ -156,7 +156,7 @@ class Window(Network):
 
     kind: Literal["window"] = "window"
     """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
-    order: Annotated[int, Field(ge=2)] = 5
+    order: Annotated[int, Field(ge=2, lt=2**31)] = 5
     """n: the model reads the last n - 1 tokens."""
     hidden_size: Size = 256
     """H, units of each hidden layer."""

@@ -13,6 +13,7 @@ import importlib.util
 import sysconfig
 from pathlib import Path
 
+from lm_jax.files import reading
 from lm_jax.settings import UserError
 
 INSTALLED = ("site-packages", "dist-packages")
@@ -66,7 +67,10 @@ def code_of(cell: str, sha256: str | None = None) -> bytes | None:
       UserError: there is no such file or module, or it is not of that SHA-256.
     """
     file = file_of(cell)
-    code = None if file is None else file.read_bytes()
+    code = None
+    if file is not None:
+        with reading(file, f"model.cell={cell}") as readable:
+            code = readable.read()
     found = None if code is None else hashlib.sha256(code).hexdigest()
     if sha256 not in (None, found):
         raise UserError(
@@ -88,15 +92,8 @@ def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
     Raises:
       UserError: it cannot be read, or is not of the SHA-256 that is given.
     """
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"model.vectors={path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"model.vectors={path}: is a directory, not a file") from None
-    except OSError as error:
-        raise UserError(f"model.vectors={path}: {error.strerror}") from None
+    with reading(path, f"model.vectors={path}") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 not in (None, found):
         raise UserError(
             f"model.vectors={path} is not what model.vectors_sha256 says: it has changed since "

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.data.formats import HEAD, other_format
+from lm_jax.files import reading
 from lm_jax.settings import UserError, parsed
 
 DEFAULT_SIZE = 4096  # tokens, where data.vocabulary_size says none
@@ -87,15 +88,8 @@ def read(path: str, name: str) -> str:
       UserError: it cannot be read, or is no byte-level byte-pair encoding that gives back every
         text, the newline a token of its own.
     """
-    try:
-        with open(path, "rb") as file:
-            written = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{name}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: is a directory, not a file") from None
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
+    with reading(path, name) as file:
+        written = file.read()
     text: str | bytes = written
     with contextlib.suppress(UnicodeDecodeError):  # as bytes it is refused below
         # UTF-8, UTF-16 or UTF-32, with a byte-order mark or none.

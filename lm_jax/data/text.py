@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from lm_jax.config import Data, Markov
 from lm_jax.data import markov
 from lm_jax.data.formats import BOM, HEAD, other_format
+from lm_jax.files import reading
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
@@ -144,23 +144,13 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
       UserError: it is missing, empty, a directory, or cannot be read; or its first bytes show that
         it is no UTF-8 text with lines that end in a newline.
     """
-    try:
-        with open(path, "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise UserError(f"{name}: is no file that can be read twice, such as a pipe")
-            head = file.read(HEAD)
-            if not any_bytes and (said := other_format(head)):
-                raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
-            start = _mark_length(head)
-            file.seek(start)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{name}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: is a directory, not a file") from None
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
+    with reading(path, name) as file:
+        head = file.read(HEAD)
+        if not any_bytes and (said := other_format(head)):
+            raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
+        start = _mark_length(head)
+        file.seek(start)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if len(head) == start:
         raise UserError(f"{name}: the file is empty")
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.data.vocabulary import LINE_END, Vocabulary
+from lm_jax.files import reading
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
@@ -94,26 +95,22 @@ def read_vectors(
         raise UserError(f"{name}: data.tokenizer={vocabulary.tokenizer} has no words to look up")
     choices = [_choices(token) for token in vocabulary.tokens]
     wanted = {word for words in choices for word in words}
-    try:
-        with _opened(path) as file:
-            taken = _taken(file, wanted, size, name)
-    except FileNotFoundError:
-        raise UserError(f"{name}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: is a directory, not a file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
+    with reading(path, name) as file:
+        try:
+            unpacked = _unpacked(file)
+            taken = _taken(unpacked, wanted, size, name)
+            unpacked.detach()  # the file is closed by who opened it
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
     return _filled(choices, taken, size, name, seed, counts)
 
 
-def _opened(path: str) -> io.BufferedReader:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+def _unpacked(file: io.BufferedReader) -> io.BufferedReader:
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
     # Typed as if a BufferedReader read from raw files only, which it does not.
-    raw = cast(io.RawIOBase, gzip.open(path)) if packed else open(path, "rb", buffering=0)
-    return io.BufferedReader(raw, BLOCK)
+    raw = gzip.GzipFile(fileobj=file) if packed else file
+    return io.BufferedReader(cast(io.RawIOBase, raw), BLOCK)
 
 
 def _choices(token: str) -> list[bytes]:

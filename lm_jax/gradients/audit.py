@@ -92,7 +92,11 @@ class Thresholds(NamedTuple):
 
 def sgd(learning_rate: float | Float[Array, ""]) -> Apply:
     """The step of plain gradient descent."""
-    return lambda params, grads: optax.tree.add_scale(params, -learning_rate, grads)
+
+    def apply(rate: Array, params: Params, grads: Params) -> Params:
+        return optax.tree.add_scale(params, -rate, grads)
+
+    return jax.tree_util.Partial(apply, jnp.asarray(learning_rate))
 
 
 def clip_audit(

@@ -202,7 +202,9 @@ def truncated_bptt(
     present parameters, so an update costs about k2 / k1 times the forward work of full BPTT. Where
     k2 < k1, the losses of the first k1 - k2 steps of a block still teach the readout.
 
-    A batch may hold several blocks; their gradients are added up. In training it holds one.
+    A batch may hold several blocks; their gradients are added up. In training it holds one. A
+    model's `change_penalty` compares the steps of a block, not the last of one with the first of
+    the next.
 
     Where a `noisy` model has masks of each step's own, they are drawn for the step's place, counted
     from the oldest block that a call reads, so that no two blocks share them.

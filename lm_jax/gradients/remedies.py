@@ -20,7 +20,7 @@ zero (`lm_jax.gradients.lyapunov.flossing`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,11 @@ from jaxtyping import Array, Bool, Float
 from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator
+from lm_jax.gradients.checks import check_losses
 from lm_jax.gradients.lane import Loss, Step, one_lane
 from lm_jax.gradients.lyapunov import flossing
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
+from lm_jax.settings import UserError
 
 
 class Way(NamedTuple):
@@ -39,7 +41,7 @@ class Way(NamedTuple):
 
     carry: Carry
     """Before the step."""
-    x: Array
+    x: Any
     direction: Carry
     """d / ‖d‖ after the step; zero where d is."""
     counts: Bool[Array, " T"]
@@ -51,10 +53,10 @@ def omega(
     loss: Loss,
     params: Params,
     carry: Carry,
-    xs: Array,
-    ys: Array,
+    xs: Any,
+    ys: Any,
     *,
-    mask: Bool[Array, " T"] | None = None,
+    mask: Bool[Array, "*"] | None = None,
 ) -> tuple[Float[Array, ""], Params]:
     """Ω of one example, and its immediate gradient.
 
@@ -63,15 +65,22 @@ def omega(
       loss: (params, carry, y) -> [], nats of one step; E is their sum.
       params: what the gradient is with respect to.
       carry: before the first step.
-      xs: [T, ...] inputs.
-      ys: [T, ...] targets.
-      mask: which steps have a loss; None: all.
+      xs: inputs, a tree of arrays [T, ...].
+      ys: targets, a tree of arrays [T, ...].
+      mask: [T] which steps have a loss; None: all.
 
     Returns:
       Ω, a sum over the T steps, and its gradient, shaped as `params`. NaN in a trajectory gives
       NaN.
+
+    Raises:
+      UserError: as `lm_jax.gradients.checks.check_losses`, or the mask is not of T steps.
     """
-    way = _way(step, loss, params, carry, xs, ys, jnp.ones(len(xs), bool) if mask is None else mask)
+    steps = check_losses(step, loss, params, carry, xs, ys)
+    mask = jnp.ones(steps, bool) if mask is None else mask
+    if mask.shape != (steps,):
+        raise UserError(f"mask is of shape {list(mask.shape)}, and xs has T={steps} steps")
+    way = _way(step, loss, params, carry, xs, ys, mask)
     return jax.value_and_grad(lambda params: jnp.sum(_terms(step, params, way)))(params)
 
 
@@ -172,7 +181,7 @@ def _with(
 
 
 def _way(
-    step: Step, loss: Loss, params: Params, carry: Carry, xs: Array, ys: Array, mask: Array
+    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, mask: Array
 ) -> Way:
     """Runs an example forwards, and d back along it."""
 

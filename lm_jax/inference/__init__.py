@@ -3,7 +3,7 @@
 from lm_jax.inference.beam import Found, beam
 from lm_jax.inference.blocks import Block, Line, blocks, line_blocks, lines
 from lm_jax.inference.cache import cache
-from lm_jax.inference.dynamic import Rule, dynamic, mean_square_gradient, rms, sgd
+from lm_jax.inference.dynamic import Rule, dynamic, rms, root_mean_square_gradient, sgd
 from lm_jax.inference.exposure import Exposure, exposure
 from lm_jax.inference.feeding import fed
 from lm_jax.inference.sample import Sample, sample, samples, stream
@@ -31,8 +31,8 @@ __all__ = [
     "fed",
     "line_blocks",
     "lines",
-    "mean_square_gradient",
     "rms",
+    "root_mean_square_gradient",
     "sample",
     "samples",
     "score",

@@ -10,7 +10,8 @@ gradient of the chunk's mean nats per token, backpropagated no further than the 
 where MS is the mean over batches of the training text of each weight's squared gradient. As in the
 authors' program (github.com/benkrause/dynamic-evaluation, dynamiceval.py), MS is made of gradients
 of the mean over 100 lanes, ε is added to the root, avg is the mean over the arrays of the
-parameters of each one's mean, and no weight is pulled beyond its trained value.
+parameters of each one's mean, and no weight is pulled beyond its trained value. Only √MS is ever
+held: where gradients explode, MS itself is beyond the largest float.
 
 λ = 0 and η = 0 is the model as it is.
 """
@@ -69,12 +70,12 @@ def sgd(params: Params, *, learning_rate: float, decay: float = 0.0) -> Rule:
 
 
 def rms(
-    mean_square: Params, *, learning_rate: float, decay: float = 0.0, epsilon: float = 2e-5
+    root_mean_square: Params, *, learning_rate: float, decay: float = 0.0, epsilon: float = 2e-5
 ) -> Rule:
     """The rule that divides by the root of the mean squared gradient.
 
     Args:
-      mean_square: MS, shaped as the parameters (`mean_square_gradient`).
+      root_mean_square: √MS, shaped as the parameters (`root_mean_square_gradient`).
       learning_rate: η >= 0.
       decay: λ, from 0 to 1.
       epsilon: ε > 0, in nats per unit of weight.
@@ -85,12 +86,17 @@ def rms(
     _check(learning_rate, decay)
     if not 0 < epsilon < float("inf"):
         raise UserError(f"dynamic-epsilon={epsilon} must be above 0, and finite")
-    root = jax.tree.map(jnp.sqrt, mean_square)
-    means = [jnp.mean(leaf) for leaf in jax.tree.leaves(root) if leaf.size]
-    average = sum(means) / len(means)
+    leaves = [leaf for leaf in jax.tree.leaves(root_mean_square) if leaf.size]
+    largest = functools.reduce(jnp.maximum, map(jnp.max, leaves))
+    largest = jnp.where(largest > 0, largest, 1)  # or the sums of a mean might overflow
+    average = sum(jnp.mean(leaf / largest) for leaf in leaves) / len(leaves)
+
+    def pull(leaf: Array) -> Array:
+        return jnp.minimum(decay * (leaf / largest) / jnp.where(average > 0, average, 1), 1)
+
     return Rule(
-        jax.tree.map(lambda leaf: learning_rate / (leaf + epsilon), root),
-        jax.tree.map(lambda leaf: jnp.minimum(decay * leaf / average, 1), root),
+        jax.tree.map(lambda leaf: learning_rate / (leaf + epsilon), root_mean_square),
+        jax.tree.map(pull, root_mean_square),
     )
 
 
@@ -148,7 +154,7 @@ def _learner(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_S
     return jax.jit(read, donate_argnums=1)
 
 
-def mean_square_gradient(
+def root_mean_square_gradient(
     model: LanguageModel,
     params: Params,
     tokens: np.ndarray,
@@ -158,7 +164,7 @@ def mean_square_gradient(
     lanes: int = LANES,
     most: int = BATCHES,
 ) -> Params:
-    """MS: the mean over batches of each weight's squared gradient, shaped as the parameters.
+    """√MS, the root mean square over batches of each weight's gradient, shaped as the parameters.
 
     Args:
       model, params: a trained model.
@@ -171,23 +177,23 @@ def mean_square_gradient(
     check_floating(params)
     lanes = max(1, min(lanes, len(tokens) // length))
     source = streams(np.asarray(tokens[: most * lanes * length]), boundary, lanes)
-    return _squares(model, length)(params, source, steps_per_epoch(source, length))
+    return _roots(model, length)(params, source, steps_per_epoch(source, length))
 
 
 @functools.lru_cache(maxsize=16)
-def _squares(model: LanguageModel, length: int) -> Callable[..., Params]:
+def _roots(model: LanguageModel, length: int) -> Callable[..., Params]:
     estimator = full_bptt(model)
 
     def program(params: Params, source: Streams, steps: Int[Array, ""]) -> Params:
         def add(step: Array, state: tuple) -> tuple:
-            carry, squares = state
+            carry, roots = state
             _, carry, grads = estimator(params, carry, batch_at(source, step, length))
-            return carry, jax.tree.map(lambda s, g: s + g**2, squares, grads)
+            return carry, jax.tree.map(jnp.hypot, roots, grads)
 
         carry = estimator.init_carry(source.lengths.shape[0])
         zero = jax.tree.map(jnp.zeros_like, params)
-        _, squares = jax.lax.fori_loop(0, steps, add, (carry, zero))
-        return jax.tree.map(lambda s: s / steps, squares)
+        _, roots = jax.lax.fori_loop(0, steps, add, (carry, zero))
+        return jax.tree.map(lambda root: root / jnp.sqrt(steps), roots)
 
     return jax.jit(program)
 

@@ -80,8 +80,8 @@ class Loss(NamedTuple):
 
 
 def perplexity_of(nats_per_token: float) -> float:
-    """exp(mean nats per token), infinite where that is no number of the machine's."""
-    return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
+    """exp(mean nats per token), infinite where that is no number of the machine's; NaN of NaN."""
+    return math.inf if nats_per_token > 700 else math.exp(nats_per_token)
 
 
 def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.product import Precision, product
+from lm_jax.settings import UserError
 
 Params = Any
 Carry = Any
@@ -155,7 +156,12 @@ def scaled_normal(
 
 def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
     """Independent N(0, 1); a large matrix is drawn piece by piece, for a draw takes the room of
-    several arrays of its size."""
+    several arrays of its size.
+
+    Raises:
+      UserError: see `check_matrix`.
+    """
+    check_matrix(*shape)
     size = shape[0] * shape[1]
     if size <= DRAWN_AT_ONCE:
         return jax.random.normal(key, shape)
@@ -168,6 +174,16 @@ def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
     pieces = -(-size // DRAWN_AT_ONCE)
     drawn, _ = jax.lax.scan(draw, jnp.zeros(size), jnp.arange(pieces))
     return drawn.reshape(shape)
+
+
+def check_matrix(rows: int, columns: int) -> None:
+    """Refuses a matrix whose numbers 32 bits cannot count, as most of JAX does.
+
+    Raises:
+      UserError: it has 2^31 numbers or more.
+    """
+    if rows * columns >= 2**31:
+        raise UserError(f"a matrix of {rows:,} x {columns:,} has 2^31 numbers or more")
 
 
 def count(params: Params) -> int:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.models.base import Carry, Params
+from lm_jax.models.base import Carry, Params, check_matrix
 from lm_jax.models.product import Precision, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -228,6 +228,7 @@ def recurrent_weights(kind: str, gain: float | Array) -> InitW:
 
     def draw(key: Array, hidden_size: int) -> Float[Array, "H H"]:
         shape = (hidden_size, hidden_size)
+        check_matrix(*shape)
         if kind == "orthogonal":
             return gain * jax.nn.initializers.orthogonal()(key, shape)
         if kind == "identity":

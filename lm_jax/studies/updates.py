@@ -84,7 +84,7 @@ def updates(
       batches: that come next, of one shape.
       thresholds: of the run's clipping by norm, by value and within BPTT; one that is None is taken
         from `quantile_thresholds`.
-      apply: (params, grads) -> params, the run's optimizer.
+      apply: (params, grads) -> params, the run's optimizer, as a `jax.tree_util.Partial`.
       text: whether the batches are of a text, of which the model could read its own.
       seed: of the model's own tokens and of the first direction that is tried.
 
@@ -100,7 +100,7 @@ def updates(
     assert by_norm is not None
     assert value is not None
     chosen = Thresholds(by_norm, value, delta)
-    audit = jax.jit(clip_audit, static_argnames=("model", "apply"))(
+    audit = jax.jit(clip_audit, static_argnames="model")(
         model,
         params,
         carry,
@@ -112,7 +112,7 @@ def updates(
     )
 
     @jax.jit
-    def first(params: Params, carry: Carry, batch: Batch) -> tuple:
+    def first(apply: Apply, params: Params, carry: Carry, batch: Batch) -> tuple:
         loss_fn = batch_loss(model, carry, batch)
         _, _, grads = explicit_bptt(model)(params, carry, batch)
         length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
@@ -127,7 +127,7 @@ def updates(
     steps = len(batches[0].x)
     made = estimators(model, params, steps=steps, lanes=LANES, key=key)
     compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
-    length, surroundings, exposure = first(params, carry, batches[0])
+    length, surroundings, exposure = first(apply, params, carry, batches[0])
     return Updates(
         chosen,
         suggested,

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from lm_jax import files
 from lm_jax.config import Config
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, fits
 from lm_jax.sweeps.group import Judge
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training import journal
@@ -151,8 +151,10 @@ def _whole(file: IO[bytes]) -> list[Judgement]:
 
 
 def _is_judgement(row: Judgement) -> bool:
-    nats, kept = row.get("nats"), row.get("kept")
-    if not (isinstance(row.get("step"), int) and isinstance(nats, dict) and isinstance(kept, list)):
-        return False
-    named = all(isinstance(name, str) and name in nats for name in kept)
-    return named and journal.has_numbers(nats, nats)
+    return fits(row, _Judged) and {*row["kept"]} <= {*row["nats"]}
+
+
+class _Judged(journal.Known):
+    step: journal.Step
+    nats: dict[str, journal.Figure]
+    kept: list[str]

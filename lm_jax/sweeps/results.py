@@ -24,34 +24,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm_jax.settings import UserError, fields, parsed, plain
+from lm_jax.settings import UserError, fields, fits, parsed, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point
 from lm_jax.sweeps.summaries import summaries
 from lm_jax.training.journal import (
-    FIGURES,
+    Figure,
+    Known,
+    Number,
     Row,
+    Split,
+    Step,
+    Whole,
     as_json,
-    has_numbers,
     read_result,
     read_rows,
     write_whole,
 )
 
 FILE = "results.jsonl"
-READ = {
-    "number": int,
-    "name": str,
-    "trial": str,
-    "point": dict,
-    "settings": dict,
-    "status": str,
-    "step": int,
-    "splits": dict,
-}
-"""What every row has, and its type."""
-NUMBERS = ("best_validation", "last_validation", "test", "seconds")
+
+
+class Probed(Known):
+    """One look of a live probe."""
+
+    horizon: dict[str, Figure] = {}
+    spectral_radius: dict[str, list[Figure]] = {}
+    lyapunov: Figure = None
+    lag_norm: Figure = None
+
+
+class TrialRow(Known):
+    """What is read again of a row."""
+
+    number: Whole
+    name: str
+    trial: str
+    point: dict[str, Any]
+    settings: dict[str, Any]
+    status: str
+    step: Step
+    seconds: Number
+    splits: dict[str, Split]
+    best_validation: Figure
+    last_validation: Figure
+    test: Figure
+    parameters: Whole | None = None
+    tokens_per_second: Figure = None
+    bad_step: Step | None = None
+    probe: Probed | None = None
+    first_probe: Probed | None = None
+    gradient: dict[str, Figure] | None = None
 
 
 class Results:
@@ -89,20 +113,23 @@ class Results:
             return None
         rows = read_rows(run_dir / "metrics.jsonl")
         values = {path: plain(value) for path, value, _ in fields(trial.config)}
-        return {
+        own = {
             "number": trial.number,
             "name": trial.name,
             "trial": trial.directory,
             "point": _written(plain_point(trial.point)),
             "flags": flags(trial.point),
             "settings": _written({path: values[path] for path in self._swept if path in values}),
-            "step": rows[-1]["step"] if rows else 0,
             "steps": trial.config.train.steps if trial.config.train else 0,
-            "seconds": max((row.get("seconds", 0.0) for row in rows), default=0.0),
             **_validated(rows),
             **summaries(rows),
-            **(_broken(failure) if failure else _ended(result or {})),
         }
+        so_far = {
+            "step": rows[-1]["step"] if rows else 0,
+            "seconds": max((row.get("seconds", 0.0) for row in rows), default=0.0),
+        }
+        # A result.json says nothing of what the sweep knows better.
+        return own | so_far | (_broken(failure) if failure else _ended(result or {})) | own
 
 
 def _validated(rows: list[Row]) -> Row:
@@ -123,7 +150,7 @@ def _written(values: Row) -> Row:
 
 def _ended(result: Row) -> Row:
     diverged = {"bad_step": result["step"]} if result["status"] == "diverged" else {}
-    return {**diverged, "test": result["splits"].get("test", {}).get("nats"), **result}
+    return {**result, **diverged, "test": result["splits"].get("test", {}).get("nats")}
 
 
 def _broken(failure: Row) -> Row:
@@ -145,18 +172,12 @@ def read_results(sweep_dir: str | Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             row = parsed(line, f"line {number}")
-            if not all(isinstance(row.get(name), kind) for name, kind in READ.items()):
+            if not fits(row, TrialRow):
                 raise UserError(f"line {number} is no row of a trial")
-            if not has_numbers(row, NUMBERS) or not all(map(_is_split, row["splits"].values())):
-                raise UserError(f"line {number} lacks a number")
         except UserError as error:
             raise UserError(f"{path} is damaged ({error}): `run.py sweep` writes it anew") from None
         rows.append(row)
     return rows
-
-
-def _is_split(row: Any) -> bool:
-    return isinstance(row, dict) and has_numbers(row, FIGURES)
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:

@@ -11,32 +11,122 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
 
 from lm_jax import files
-from lm_jax.settings import VERSION, UserError, parsed
+from lm_jax.settings import VERSION, UserError, fits, parsed
 
 Row = dict[str, Any]
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
-NUMBERS = {
-    "train": ("nats", "grad_norm", "grad_norm_max", "grad_norm_clipped", "clipped"),
-    "evaluation": ("nats",),
-    "vectors": ("found", "of", "covered"),
-    "probe": (),
-}
-"""The kinds of rows, and the fields of each that are read again: numbers, or null."""
-RESULT = {
-    "status": str,
-    "step": int,
-    "stopped_early": bool,
-    "parameters_step": int,
-    "splits": dict,
-    "parameters": int,
-    "seconds": int | float,
-}
-FIGURES = ("nats", "perplexity", "bits_per_character", "tokens", "characters", "unknown")
-"""Of a split, in a result."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Figure = Number | None
+"""None for what is not finite."""
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Step = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Known(pydantic.BaseModel):
+    """What of a JSON object is read again, with its type; more may stand there."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+
+
+class Vectors(Known):
+    """How many tokens have pretrained vectors."""
+
+    found: Whole
+    of: Whole
+    covered: Number
+
+
+class TrainRow(Known):
+    """The updates since the last such row."""
+
+    kind: Literal["train"]
+    step: Annotated[Step, Field(gt=0)]
+    split: str
+    nats: Figure
+    grad_norm: Figure
+    grad_norm_max: Figure
+    grad_norm_clipped: Figure
+    clipped: Figure
+    tokens_per_second: Number
+    seconds: Number
+
+
+class EvaluationRow(Known):
+    """A split, scored."""
+
+    kind: Literal["evaluation"]
+    step: Step
+    split: str
+    nats: Figure
+
+
+class VectorsRow(Vectors):
+    """What was read before the first update."""
+
+    kind: Literal["vectors"]
+    step: Step
+    split: str
+
+
+class ProbeRow(Known):
+    """What a live probe has answered."""
+
+    kind: Literal["probe"]
+    step: Step
+    split: str
+    horizon: dict[str, Figure] | None = None
+    lag_norms: Annotated[list[Figure], Field(min_length=1)] | None = None
+    spectral_radius: dict[str, list[Figure]] | None = None
+    lyapunov: Figure = None
+
+
+AnyRow = Annotated[TrainRow | EvaluationRow | VectorsRow | ProbeRow, Field(discriminator="kind")]
+
+
+class Split(Known):
+    """The figures of a split, in a result."""
+
+    nats: Figure
+    perplexity: Figure
+    bits_per_character: Figure
+    tokens: Whole
+    characters: Whole | None
+    unknown: Whole | None
+    success: Figure = None
+
+
+class Ngrams(Known):
+    """What is counted of n-grams of one order."""
+
+    order: Whole
+    possible: Number
+    seen: Whole
+    once: Whole
+    unseen_share: Figure
+    bytes: Whole
+
+
+class Result(Known):
+    """What a run came to."""
+
+    status: Literal["finished", "diverged", "stopped", "pruned"]
+    step: Step
+    stopped_early: bool
+    parameters_step: Step
+    splits: dict[str, Split]
+    parameters: Whole
+    seconds: Number
+    tokens_per_second: Number
+    vectors: Vectors | None = None
+    ngrams: list[Ngrams] | None = None
+    entropy_rate: Figure = None
 
 
 def write_whole(path: Path, content: str) -> None:
@@ -88,16 +178,7 @@ def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[
 
 def is_row(row: Row) -> bool:
     """Whether a row is one of a metrics.jsonl: its kind, its place and its numbers."""
-    place = (row.get("step"), row.get("kind"), row.get("split"), row.get("seconds", 0.0))
-    kinds = (int, str, str, int | float)
-    if not all(map(isinstance, place, kinds)) or row["kind"] not in NUMBERS:
-        return False
-    return has_numbers(row, NUMBERS[row["kind"]])
-
-
-def has_numbers(row: Row, names: Iterable[str]) -> bool:
-    """Whether a row has a number, or null, under each of some names."""
-    return all(isinstance(row.get(name, ""), int | float | None) for name in names)
+    return fits(row, AnyRow)
 
 
 class Journal:
@@ -154,8 +235,4 @@ def read_result(run_dir: Path) -> Row | None:
         result = parsed((run_dir / "result.json").read_bytes(), "result.json")
     except (FileNotFoundError, UserError):
         return None
-    if not all(isinstance(result.get(name), kind) for name, kind in RESULT.items()):
-        return None
-    splits = result["splits"].values()
-    sound = all(isinstance(row, dict) and has_numbers(row, FIGURES) for row in splits)
-    return result if sound else None
+    return result if fits(result, Result) else None

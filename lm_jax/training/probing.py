@@ -1,10 +1,12 @@
 """The gradient study of a run: how far its gradient reaches, and what its next updates would do."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from lm_jax.config import RNN, Config, train_of
 from lm_jax.data.batches import Batch
@@ -164,9 +166,10 @@ def _optimizer(work: Descent, state: TrainState) -> Apply:
     train = train_of(work.config)
     rate = learning_rate(train, state.step, state.step // work.epoch, state.verdict.cut)
 
-    def apply(params: Params, grads: Params) -> Params:
+    def apply(opt_state: Any, rate: Array, params: Params, grads: Params) -> Params:
         rule = optimizer(train, rate, norm(grads))
-        changes, _ = rule.update(grads, state.opt_state, params)
+        changes, _ = rule.update(grads, opt_state, params)
         return optax.apply_updates(params, changes)
 
-    return apply
+    # Within a closure the state would be a constant of each program, in memory of its own.
+    return jax.tree_util.Partial(apply, state.opt_state, rate)
