@@ -14,6 +14,7 @@ from lm_jax.settings import (
     last_of,
     named_so,
     paths,
+    plain_types,
     types_at,
     words_at,
     words_of,
@@ -135,7 +136,7 @@ class Flags:
 
     def _takes(self, path: str, value: str | None) -> bool:
         """False where only numbers stand and the value is none."""
-        kinds = set() if path in self._own else types_at(Config, path)
+        kinds = {*plain_types(self._own[path])} if path in self._own else types_at(Config, path)
         if value in (None, "None") or not kinds or not kinds <= {int, float, type(None)}:
             return True
         return _is_number(cast(str, value), float if float in kinds else int)
@@ -152,7 +153,7 @@ class Flags:
         }
         lasts = {last_of(other): meant for other, meant in known.items()}
         for typed, among in ((name, known), (last_of(name), lasts)):
-            if close := difflib.get_close_matches(typed, list(among), n=1, cutoff=0.8):
+            if close := difflib.get_close_matches(typed, list(among), n=1, cutoff=0.82):
                 return assigned(among[close[0]])
         return None
 
@@ -169,7 +170,10 @@ class Flags:
         path, own = meant[-1]
         known = self._words(path)
         if own is None and value is not None and known and value not in known:
-            meant = (*meant[:-1], *(value_meant(path, value, known) or ((path, value),)))
+            meant = (*meant[:-1], *(value_meant(path, value, known) or ((path, None),)))
+            value = None
+        elif not self._takes(path, value):
+            value = None
         chosen = {path: own for path, own in meant if own is not None}
         return shlex.join(
             word for path, own in meant for word in self._flag(path, own or value, chosen)

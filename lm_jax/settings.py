@@ -45,10 +45,11 @@ class Mark(enum.Enum):
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
 Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
-Scale = Annotated[float, Mark.ARGUMENT, Field(gt=0, allow_inf_nan=False)]
+# From the smallest normal float32 on, below which it would be 0 on the way.
+Scale = Annotated[float, Mark.ARGUMENT, Field(gt=0, ge=2.0**-126, lt=2.0**127)]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
 Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
-Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=2.0**127)]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
@@ -134,15 +135,16 @@ def words_at(kind: type, path: str) -> list[str]:
 
 def types_at(kind: type, path: str) -> set[Any]:
     """The plain types that the field at a dotted path takes, `type(None)` among them."""
-    return {plain for hint in _hints_at(kind, path) for plain in _plain_types(hint)}
+    return {plain for hint in _hints_at(kind, path) for plain in plain_types(hint)}
 
 
-def _plain_types(hint: Any) -> Iterator[Any]:
+def plain_types(hint: Any) -> Iterator[Any]:
+    """The types that a type is a union of, without what is annotated."""
     if typing.get_origin(hint) is Annotated:
-        yield from _plain_types(hint.__origin__)
+        yield from plain_types(hint.__origin__)
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for member in typing.get_args(hint):
-            yield from _plain_types(member)
+            yield from plain_types(member)
     else:
         yield hint
 

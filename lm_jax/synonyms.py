@@ -139,7 +139,7 @@ VALUES = {
     "model.readout.kind=nce": "noise_contrastive nce_loss",
     "model.readout.kind=softmax": "full log_softmax",
     "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16 bf16_mixed 16_mixed",
-    "model.precision=float32": "fp32 float single 32",
+    "model.precision=float32": "fp32 float single 32 float64 fp64 double 64",
     "model.init=identity": "eye irnn",
     "data.tokenizer=char": "chars character characters",
     "data.tokenizer=byte": "bytes utf8",
@@ -246,7 +246,7 @@ FLAGS = {
 
 _DEVICES = {
     "JAX takes the accelerator that it finds, or the CPU where JAX_PLATFORMS=cpu is set": "cuda "
-    "gpu gpu_id device tpu cpu no_cuda use_cuda use_gpu accelerator",
+    "gpu gpus gpu_id device tpu cpu no_cuda use_cuda use_gpu accelerator",
 }
 _TRAINED = {
     **_DEVICES,
@@ -275,7 +275,12 @@ _LOADED = {
 }
 
 NOTES = {
-    **dict.fromkeys(("train", "sweep", "verify"), _TRAINED),
+    **dict.fromkeys(("train", "verify"), _TRAINED),
+    "sweep": {
+        **_TRAINED,
+        "the experiment's sweep() says which trials there are, and how many": "count trials "
+        "n_trials num_trials num_samples n_iter_search",
+    },
     **dict.fromkeys(("score", "sample", "probe"), _LOADED),
 }
 """Of each command, what is said of names that no flag answers to."""

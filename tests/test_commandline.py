@@ -152,6 +152,9 @@ TYPED = {
     "score a b --by line": "--by sentence",
     "score a b --theta 0.3": "--cache-flatness 0.3",
     "score a b --json true": "--json",
+    "sweep clip_sweep --pruner hyperband": "--halving-first",
+    "sweep clip_sweep --scheduler asha": "--train.schedule",
+    "verify quickstart --dtype float64": "--model.precision float32",
     "probe a --bptt 7": "--length 7",
 }
 
@@ -174,6 +177,8 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
         ),
         ("train quickstart --model ngram --train.k2 3", "model.kind=ngram, which is not trained"),
         ("train quickstart --gpu", "--gpu: JAX takes the accelerator"),
+        ("sweep clip_sweep --num-samples 4", "sweep() says which trials there are, and how many"),
+        ("sweep clip_sweep --gpus 4", "--gpus: JAX takes the accelerator"),
         ("train quickstart --num-workers 4", "--num-workers: the text is read by one process"),
         ("train quickstart --betas 0.9 0.98", "--betas: they are two flags, --train.optimizer.b1"),
         ("train quickstart --teacher_forcing_ratio 0.5", "own tokens, 1 less the teacher's"),
@@ -192,6 +197,8 @@ def test_what_has_no_flag_of_its_own_is_explained(typed, said):
 def test_what_means_nothing_is_named_and_nothing_is_guessed():
     for name in ("xyzzy", "version", "proj-size", "profile", "do-train"):
         assert answered(f"train quickstart --{name} 3") == f"there is no flag --{name}"
+    assert answered("score a b --batch-size 4") == "there is no flag --batch-size"
+    assert answered("sample a --do-sample") == "there is no flag --do-sample"
     assert answered("sample a --train.lr 3") == "there is no flag --train.lr"
     assert answered("verify quickstart --devices 2") == "there is no flag --devices"
     said = answered("train quickstart --model.cell transformer")

@@ -113,6 +113,8 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Window(order=1), "order=1: input should be greater than or equal to 2"),
         (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),
         (lambda: Train(learning_rate=math.nan), "learning_rate=nan: input should be greater"),
+        (lambda: c.Adam(eps=1e-300), "eps=1e-300: input should be greater than or equal to 1.17"),
+        (lambda: RNN(gain=1e39), "gain=1e+39: input should be less than 17"),
         (lambda: Plateau(patience=0), "patience=0: input should be greater than 0"),
         (lambda: Config(seed=-1), "seed=-1"),
         (lambda: Config(seed=2**32), "seed=4294967296"),

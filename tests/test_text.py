@@ -213,8 +213,9 @@ def test_hidden_files_of_a_folder_are_no_texts(tmp_path):
     """What macOS puts beside a file, what an editor keeps while a file is open."""
     names = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "test.txt"}
     for name in names.values():
-        for path in (name, f"._{name}", f".{name}.swp"):
+        for path in (name, f"._{name}", f".{name}.swp", f"{name}~", f"#{name}#", f"{name}.bak"):
             (tmp_path / path).write_text(f"{path}\n")
+    (tmp_path / "train").mkdir()
     parts = splits(Data(train=str(tmp_path)))
     assert {split: content(part).decode().strip() for split, part in parts.items()} == names
 

@@ -282,6 +282,8 @@ ODD = {
         TEXT + b"Cat 1 1 1\nCat 1 1 1\nrare 1 1 1\nrare 1 1 1\n",
         f"{AGAIN}: 2, the first 'Cat' in line 5 after line 2",
     ),
+    "blank first lines": (b"\n \n" + HEADED, "blank lines: 2"),
+    "a blank first line, no header": (b"\n" + TEXT, "blank lines: 1"),
     "twice, binary": (
         binary([*ROWS.items(), ("Cat", [1, 1, 1])]),
         f"{AGAIN}: 1, the first 'Cat' in record 5 after record 2",
@@ -292,6 +294,10 @@ ODD = {
         f"{TABS}: 1",
     ),
 }
+
+
+def test_a_header_may_have_a_sign(tmp_path):
+    np.testing.assert_array_equal(read(tmp_path, b"+" + HEADED).table, read(tmp_path, TEXT).table)
 
 
 @pytest.mark.parametrize(("content", "said"), ODD.values(), ids=ODD)

@@ -61,7 +61,7 @@ class Adam:
     """Decay of the mean of gradients, per update."""
     b2: Rate = 0.999
     """Decay of the mean of squared gradients, per update."""
-    eps: Number = 1e-8
+    eps: Scale = 1e-8
     """Added to the root of the mean square."""
 
 
@@ -75,7 +75,7 @@ class AdamW:
     """Decay of the mean of gradients, per update."""
     b2: Rate = 0.999
     """Decay of the mean of squared gradients, per update."""
-    eps: Number = 1e-8
+    eps: Scale = 1e-8
     """Added to the root of the mean square."""
     weight_decay: Weight = 1e-4
     """Share of each weight taken away per update, times the learning rate."""
@@ -89,7 +89,7 @@ class RMSprop:
     """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
     decay: Rate = 0.9
     """Decay of the mean of squared gradients, per update."""
-    eps: Number = 1e-8
+    eps: Scale = 1e-8
     """Added to the mean square before its root is taken."""
 
 

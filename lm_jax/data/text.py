@@ -83,14 +83,17 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
 
 
 NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}, "test": {"test"}}
+ASIDE = re.compile(r"\..*|#.*#|.*(~|\.bak|\.orig|\.sw[op])")
+"""Names of hidden files, and of what editors leave beside a file."""
 
 
 def _in_folder(folder: str) -> dict[str, str]:
     """The three files of a folder whose names say which they are: `wiki.train.tokens`."""
     try:
-        files = sorted(file for file in os.listdir(folder) if not file.startswith("."))
+        files = sorted(file.name for file in os.scandir(folder) if file.is_file())
     except OSError as error:
         raise UserError(f"data.train={folder}: {error.strerror}") from None
+    files = [file for file in files if not ASIDE.fullmatch(file)]
     paths = {}
     for split, names in NAMES.items():
         found = [file for file in files if names & set(re.split(r"[._-]", file.lower()))]

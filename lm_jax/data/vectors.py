@@ -43,7 +43,7 @@ from lm_jax.settings import UserError
 BLOCK = 1 << 22  # bytes read at once
 _LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
 _ALIASES = {LINE_END["word"]: "</s>"}  # what word2vec calls the end of a line
-_HEADER = re.compile(rb"\s*(\d{1,18})\s+(\d{1,9})\s*")
+_HEADER = re.compile(rb"\s*\+?(\d+)\s+\+?(\d{1,9})\s*")
 # Bytes that no text holds, and that some number of a binary file does.
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
 
@@ -145,7 +145,9 @@ def _taken(
 ) -> dict[bytes, np.ndarray]:
     """The vectors of the wanted words that a file holds."""
     head = file.peek(HEAD)[:HEAD]
-    first = file.readline(_LONGEST).removeprefix(BOM.encode())
+    number, first = 1, file.readline(_LONGEST).removeprefix(BOM.encode())
+    while first and not first.strip():
+        number, first = number + 1, file.readline(_LONGEST)
     if not first:
         raise UserError(f"{name}: the file is empty")
     header = _HEADER.fullmatch(first)
@@ -160,13 +162,17 @@ def _taken(
     if length != size:
         raise UserError(f"model.embedding_size={size}, but {name} holds vectors of {length}")
     kept = _Kept(wanted, name)
+    kept.blank = number - 1
     if header is None:
-        _read_lines(itertools.chain([first], file), 1, size, kept)
+        _read_lines(itertools.chain([first], file), number, size, kept)
         kept.warn()
         return kept.vectors
     count = int(header[1])
     binary = _is_binary(file, size)
-    found = _read_records(file, count, size, kept) if binary else _read_lines(file, 2, size, kept)
+    if binary:
+        found = _read_records(file, count, size, kept)
+    else:
+        found = _read_lines(file, number + 1, size, kept)
     said = f"its first line says {count:,} vectors, and it holds {found:,}"
     if not found:
         raise UserError(f"{name}: {said}")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from lm_jax.data.batches import Batch, Streams, batch_at, steps_per_epoch, streams
@@ -34,6 +35,7 @@ from lm_jax.settings import UserError
 
 LANES = 100  # of the training text, for the mean squared gradient
 BATCHES = 500
+LONGEST = 100_000  # tokens of a chunk
 
 
 class Rule(NamedTuple):
@@ -91,7 +93,7 @@ def rms(
     largest = jnp.where(largest > 0, largest, 1)  # or the sums of a mean might overflow
     average = sum(jnp.mean(leaf / largest) for leaf in leaves) / len(leaves)
 
-    def pull(leaf: Array) -> Array:
+    def pull(leaf: ArrayLike) -> Array:
         return jnp.minimum(decay * (leaf / largest) / jnp.where(average > 0, average, 1), 1)
 
     return Rule(
@@ -106,13 +108,13 @@ def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
     Args:
       model: the language model.
       rule: of `sgd` or `rms`.
-      length: T, tokens of a chunk: an update each.
+      length: T, tokens of a chunk, 100,000 at most: an update each.
 
     Raises:
       UserError: (when it begins) the parameters are not all floating-point numbers.
     """
-    if length < 1:
-        raise UserError(f"dynamic-length={length} must be 1 or more")
+    if not 1 <= length <= LONGEST:
+        raise UserError(f"dynamic-length={length} must be from 1 to {LONGEST:,}")
 
     def init(params: Params, batch_size: int) -> _State:
         check_floating(params)
