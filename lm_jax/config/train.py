@@ -11,6 +11,7 @@ from lm_jax.settings import (
     Number,
     PositiveCount,
     Rate,
+    Scale,
     Size,
     Weight,
     settings,
