@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lm_jax.synonyms import plainly, setting_meant, value_meant
 
@@ -42,14 +42,24 @@ class Mark(enum.Enum):
     ADJUSTABLE = "may change when a run goes on"
 
 
+def _in_float32(value: float) -> float:
+    if value and not 2.0**-126 <= value < 2.0**128:
+        # A ValueError would be told without the field's name, as those of a whole class are.
+        raise AssertionError("in float32 it is 0 or infinite")
+    return value
+
+
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
 Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
-# From the smallest normal float32 on, below which it would be 0 on the way.
-Scale = Annotated[float, Mark.ARGUMENT, Field(gt=0, ge=2.0**-126, lt=2.0**127)]
+Scale = Annotated[
+    float, Mark.ARGUMENT, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)
+]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
 Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
-Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=2.0**127)]
+Weight = Annotated[
+    float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)
+]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
@@ -323,7 +333,8 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     path = [str(part) for part in first["loc"]]
     # A union adds the name of the member that was tried to the path; no field is called that.
     where = ".".join([part for part in path[:-1] if part in known] + path[-1:])
-    message = first["msg"].removeprefix("Value error, ").removesuffix(" using 'kind'")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.removesuffix(" using 'kind'")
     if not where or first["type"] == "value_error":
         return message
     if first["type"] == "unexpected_keyword_argument":
