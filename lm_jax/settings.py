@@ -43,7 +43,7 @@ class Mark(enum.Enum):
 
 
 def _in_float32(value: float) -> float:
-    if value and not 2.0**-126 <= value < 2.0**128:
+    if not 2.0**-126 <= value < 2.0**128:
         # A ValueError would be told without the field's name, as those of a whole class are.
         raise AssertionError("in float32 it is 0 or infinite")
     return value
@@ -57,9 +57,7 @@ Scale = Annotated[
 ]
 Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
 Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
-Weight = Annotated[
-    float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)
-]
+Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
