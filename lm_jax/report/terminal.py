@@ -1,5 +1,8 @@
 """A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
 
+import os
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -22,6 +25,7 @@ TEXT_COLUMNS = {
     "tokens": ("tokens", ","),
     "unknown": ("unknown", ","),
 }
+WIDE = 1000  # columns, more than a table needs
 NONE = "–"
 UNPAID = "every character must be paid for, and those of unknown tokens are not"
 TASK_COLUMNS = {
@@ -30,6 +34,12 @@ TASK_COLUMNS = {
     "right": ("success", ".1%"),
     "sequences": ("sequences", ","),
 }
+
+
+def stdout_console() -> Console:
+    """The standard output; in a file or a pipe, where nothing ends a line, tables go whole."""
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if narrow else WIDE)
 
 
 class Bars:
@@ -120,7 +130,7 @@ def show_result(run: Run) -> None:
         if row["unknown"]:
             row = {**row, "bits_per_character": NONE}
         table.add_row(split, *(figure(row[name], form) for name, form in columns.values()))
-    console = Console(highlight=False)
+    console = stdout_console()
     early = ", early" if result["stopped_early"] else ""
     kept = f"; parameters of step {result['parameters_step']:,}"
     console.print(f"{result['status']} at step {result['step']:,}{early}{kept}", soft_wrap=True)
@@ -149,7 +159,7 @@ def show_table(columns: dict[str, list[str]]) -> None:
         )
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(escape, cells))
-    Console(highlight=False).print(table)
+    stdout_console().print(table)
 
 
 def show_probe(probe: Probe) -> None:
@@ -173,7 +183,7 @@ def show_probe(probe: Probe) -> None:
     )
     for kind, said in updates.clipping.items():
         table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
-    console = Console(highlight=False)
+    console = stdout_console()
     console.print(table)
     if probe.spike is not None:
         console.print(spike_in_words(probe.spike), soft_wrap=True)
@@ -222,7 +232,7 @@ def show_proof(proof: Proof) -> None:
             f"{check.tolerance:.0e}",
             "yes" if check.agrees else "NO",
         )
-    console = Console(highlight=False)
+    console = stdout_console()
     console.print(table)
     failed = sum(not check.agrees for check in proof.checks)
     verdict = f"{failed} of {len(proof.checks)} checks failed" if failed else "all routes agree"
