@@ -6,10 +6,12 @@ where they write is replaced or refused, and what it points to stays as it is.
 
 import contextlib
 import io
+import json
+import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +58,30 @@ def created(path: Path, mode: str, **how: Any) -> IO[Any]:
     """Opens a new file, mode "w" or "wb", in place of a file or a link that stands there."""
     path.unlink(missing_ok=True)
     return path.open(mode.replace("w", "x"), **how)  # which follows no link
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a file so that it is there whole, or is as it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    with created(partial, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def as_json(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON."""
+    return json.dumps(finite(row), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value with None for every number that is not finite, of which JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def opened(path: Path, mode: str, **how: Any) -> IO[Any]:

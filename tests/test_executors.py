@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from lm_jax.config import RNN, NGram, override
+from lm_jax.files import write_whole
 from lm_jax.settings import UserError
 from lm_jax.sweeps import follow, work
 from lm_jax.sweeps.executors import Here, execute, executor_called
@@ -21,7 +22,7 @@ from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.descent import Descent
-from lm_jax.training.journal import read_result, write_whole
+from lm_jax.training.journal import read_result
 from lm_jax.training.loop import prepared
 
 BASE = tiny.config(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import plotly.io
 
-from lm_jax.training.journal import write_whole
+from lm_jax.files import write_whole
 
 Figure = Mapping[str, Any]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.files import as_json as object_as_json
 from lm_jax.inference import Block, Exposure, Found, Line, Sample, Tally, lines
 from lm_jax.report.terminal import NONE, UNPAID
-from lm_jax.training.journal import as_json as object_as_json
 
 
 def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_json: bool) -> None:

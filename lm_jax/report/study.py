@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.files import as_json, write_whole
 from lm_jax.report.page import write_page
 from lm_jax.report.reach import reach_sections
 from lm_jax.report.terminal import spike_in_words
 from lm_jax.report.updates import update_sections
 from lm_jax.settings import VERSION
 from lm_jax.training import Probe, Run
-from lm_jax.training.journal import as_json, write_whole
 
 
 def write_study(run: Run, probe: Probe, stem: str) -> Path:

@@ -5,8 +5,9 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from lm_jax.files import write_whole
 from lm_jax.settings import UserError, parsed
-from lm_jax.training.journal import Row, write_whole
+from lm_jax.training.journal import Row
 
 NAME = "error.json"
 

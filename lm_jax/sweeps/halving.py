@@ -107,7 +107,7 @@ class Halving:
                 best = survivors(new, self.factor, list(come.values()))
                 kept |= best
                 row = {"step": step, "nats": new, "kept": sorted(best)}
-                file.write(journal.as_json(row).encode() + b"\n")
+                file.write(files.as_json(row).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         return kept

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lm_jax.config import Config
+from lm_jax.files import write_whole
 from lm_jax.settings import from_json, parsed, to_json
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.plan import Trial
-from lm_jax.training.journal import Watch, read_result, write_whole
+from lm_jax.training.journal import Watch, read_result
 
 Watcher = Callable[[Trial], Watch]
 """Called with each trial as it begins, for what `lm_jax.train` is to tell of it."""

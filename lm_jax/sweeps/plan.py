@@ -18,9 +18,9 @@ from typing import Any
 from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.files import write_whole
 from lm_jax.settings import Mark, UserError, digest, fields, parsed, shape
 from lm_jax.sweeps.points import Point, plain_point
-from lm_jax.training.journal import write_whole
 from lm_jax.training.loop import fitted
 
 

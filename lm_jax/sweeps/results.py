@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm_jax.files import as_json, write_whole
 from lm_jax.settings import UserError, fields, fits, parsed, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
@@ -37,10 +38,8 @@ from lm_jax.training.journal import (
     Split,
     Step,
     Whole,
-    as_json,
     read_result,
     read_rows,
-    write_whole,
 )
 
 FILE = "results.jsonl"

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax import files
+from lm_jax.files import as_json, write_whole
 from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.points import Choice, Point, Range, Space
-from lm_jax.training.journal import Row, as_json, write_whole
+from lm_jax.training.journal import Row
 
 ASKED, STUDY = "asked.jsonl", "study.db"
 NAME = "sweep"  # of the study

@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 
+from lm_jax.files import write_whole
 from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
 from lm_jax.sweeps.work import do
-from lm_jax.training.journal import write_whole
 from lm_jax.training.signals import stop_signals
 
 INHERITED = (

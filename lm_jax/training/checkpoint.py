@@ -34,7 +34,6 @@ import numpy as np
 
 from lm_jax import files
 from lm_jax.settings import UserError, parsed
-from lm_jax.training import journal
 
 KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
 COPIED = 2**27  # bytes: a state that takes no more is copied, and written while training goes on
@@ -140,7 +139,7 @@ class Checkpoints:
         context.array.saving.use_compression = False
         with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
-        journal.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
+        files.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
         if path.exists():  # found damaged, or stopped before the validation at its step
             _remove(path)
         partial.rename(path)

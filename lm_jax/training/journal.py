@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, result.json, and files that are whole or not there.
+"""What a run writes down: metrics.jsonl and result.json.
 
 metrics.jsonl has one writer and one JSON object a line; a number that is not finite is `null`. Rows
 are safe on the disk before the checkpoint of their step is. After a crash, rows beyond the
@@ -7,16 +7,15 @@ happened.
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from lm_jax import files
+from lm_jax.files import as_json, finite, write_whole
 from lm_jax.settings import VERSION, UserError, fits, parsed
 
 Row = dict[str, Any]
@@ -129,29 +128,6 @@ class Result(Known):
     entropy_rate: Figure = None
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Writes a file so that it is there whole, or is as it was before."""
-    partial = path.with_name(f"{path.name}.partial")
-    with files.created(partial, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def as_json(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON."""
-    return json.dumps(_finite(row), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl; a line that is torn or damaged ends the reading."""
     if not path.exists():
@@ -225,7 +201,7 @@ class Journal:
 def write_result(run_dir: Path, result: Row) -> None:
     """Writes result.json, the last word on a run."""
     write_whole(
-        run_dir / "result.json", json.dumps(_finite({"version": VERSION, **result}), indent=2)
+        run_dir / "result.json", json.dumps(finite({"version": VERSION, **result}), indent=2)
     )
 
 
