@@ -92,7 +92,7 @@ def alternatives(kind: type, path: str) -> dict[str, type]:
     """
     classes = [kind]
     for name in path.split("."):
-        hints = [typing.get_type_hints(member, include_extras=True).get(name) for member in classes]
+        hints = [_hints(member).get(name) for member in classes]
         classes = [member for hint in hints for member in _classes(hint)]
     return {cast(Any, member).kind: member for member in classes if hasattr(member, "kind")}
 
@@ -107,7 +107,7 @@ def _classes(hint: Any) -> Iterator[type]:
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
     """Every field of a config that is no config itself: dotted path, value, marks."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         path = prefix + field.name
@@ -178,6 +178,7 @@ def _hints_at(kind: type, path: str) -> list[Any]:
     return [hints[name] for hints in map(_hints, classes) if name in hints]
 
 
+@functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 

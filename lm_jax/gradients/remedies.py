@@ -185,7 +185,7 @@ def _way(
 ) -> Way:
     """Runs an example forwards, and d back along it."""
 
-    def forward(carry: Carry, x: Array) -> tuple[Carry, Carry]:
+    def forward(carry: Carry, x: Any) -> tuple[Carry, Carry]:
         return step(params, carry, x), carry
 
     def backward(returned: Carry, at_t: tuple) -> tuple[Carry, tuple]:
@@ -211,7 +211,7 @@ def _direction(delta: Carry) -> tuple[Carry, Bool[Array, ""]]:
 def _terms(step: Step, params: Params, way: Way) -> Float[Array, " T"]:
     """Ω_k of every step."""
 
-    def term(carry: Carry, x: Array, direction: Carry, counts: Array) -> Array:
+    def term(carry: Carry, x: Any, direction: Carry, counts: Array) -> Array:
         _, back = jax.vjp(lambda carry: step(params, carry, x), carry)
         returned = back(direction)[0]
         # ‖r‖ = r·r / ‖r‖, whose derivative, r / ‖r‖ held still, is the norm's, and 0 where r is 0:
