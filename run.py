@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +40,7 @@ from lm_jax.report.printed import (
 )
 from lm_jax.report.study import write_study
 from lm_jax.report.sweep import show_plan, show_sweep
-from lm_jax.report.terminal import Display, show_probe, show_proof, show_result
+from lm_jax.report.terminal import Display, show_probe, show_proof, show_result, waiting
 from lm_jax.report.watching import SweepDisplay
 from lm_jax.settings import UserError, digest, nearest
 from lm_jax.sweeps import Halving, executor_called, plan
@@ -77,7 +77,7 @@ def train_command(default: Config) -> Callable[..., int]:
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
             divide_cpu(devices)
-        with display_of(name, config) as display:
+        with told_if_stopped(run_dir), display_of(name, config) as display:
             run = lm_jax.train(config, run_dir, watch=display.watch, devices=devices)
         show_result(run)
         if run.result and run.result["status"] == "diverged":
@@ -90,6 +90,16 @@ def train_command(default: Config) -> Callable[..., int]:
         return 0
 
     return train
+
+
+@contextlib.contextmanager
+def told_if_stopped(run_dir: Path) -> Iterator[None]:
+    """Says on the standard error what becomes of a run or a sweep that a signal has stopped."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print(f"stopped: the same command goes on with {run_dir}", file=sys.stderr)
+        raise
 
 
 def divide_cpu(devices: int) -> None:
@@ -182,7 +192,7 @@ def sweep_command(
         steps = {t.name: t.config.train.steps if t.config.train else 0 for t in planned.trials}
         bars = [{trial.name: steps[trial.name] for trial in g.trials} for g in planned.groups]
         bars = [] if suggest else bars
-        with SweepDisplay(bars, max(steps.values())) as display:
+        with told_if_stopped(run_dir), SweepDisplay(bars, max(steps.values())) as display:
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
@@ -222,7 +232,8 @@ def verify_command(default: Config) -> Callable[..., int]:
           config: what would be trained.
         """
         jax.config.update("jax_enable_x64", True)
-        proof = prove(config)
+        with waiting("comparing the routes, each a program to be compiled"):
+            proof = prove(config)
         show_proof(proof)
         return 0 if proof.holds else 1
 
@@ -475,14 +486,15 @@ def probe(
     if text is not None:
         pieces = encoded(run.vocabulary, text_of(run, text))
         tokens = np.concatenate([numbers for numbers, _, _ in pieces])
-    found = lm_jax.probe(
-        run,
-        step=None if step is None else "spike" if step == "spike" else int(step),
-        tokens=tokens,
-        sentence=sentence,
-        seed=seed,
-        **filled({"length": length, "lanes": lanes}),
-    )
+    with waiting("asking; the first time each question is compiled, which takes minutes in all"):
+        found = lm_jax.probe(
+            run,
+            step=None if step is None else "spike" if step == "spike" else int(step),
+            tokens=tokens,
+            sentence=sentence,
+            seed=seed,
+            **filled({"length": length, "lanes": lanes}),
+        )
     show_probe(found)
     print(write_study(run, found, "probe" if step is None else f"probe-{found.step}"))
     return 0

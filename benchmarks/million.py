@@ -4,8 +4,8 @@
 
 An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim is no more than the
 parameters, their gradient, the optimizer's state, the best parameters where they are kept, and
-300 MB; once a model is trained, no more than the parameters and 300 MB. In the table and in
-results.json «the peer» is the aim.
+300 MB; of a whole run, which saves itself, one leaf more, 256 MB; once a model is trained, no more
+than the parameters and 300 MB. In the table and in results.json «the peer» is the aim.
 
 Each case makes two updates, or reads or draws a chunk twice, in a process of its own, and says by
 how much the memory at its peak was above what it was before the parameters were drawn, and what XLA
@@ -177,7 +177,7 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
     seconds = time.perf_counter() - began
     state = jax.eval_shape(program(shape(config), V).init, arguments(config))
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
-    bound += megabytes(state.best_params)
+    bound += megabytes(state.best_params) + max(map(megabytes, jax.tree.leaves(state.params)))
     return Found(bound, memory("VmHWM") - before, None, seconds)
 
 

@@ -377,6 +377,21 @@ def test_a_diverged_run_is_status_1(folder, capsys):
     assert "the loss was not finite" in out
 
 
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit(143)])
+def test_who_is_stopped_says_what_goes_on(signal, folder, capsys, monkeypatch):
+    def stopped(*given, **more):
+        raise signal
+
+    monkeypatch.setattr(lm_jax, "train", stopped)
+    words = ["train", "lab.py", "--run-dir", "runs/mine"]
+    if signal is KeyboardInterrupt:
+        assert run.main(words) == 130
+    else:
+        with pytest.raises(SystemExit):
+            run.main(words)
+    assert capsys.readouterr().err == "stopped: the same command goes on with runs/mine\n"
+
+
 def test_the_quickstart_is_an_experiment():
     config = run.load_experiment("quickstart").config
     assert config.data.origin == "builtin"

@@ -1,5 +1,6 @@
 """A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
 
+import contextlib
 import os
 import sys
 
@@ -40,6 +41,11 @@ def stdout_console() -> Console:
     """The standard output; in a file or a pipe, where nothing ends a line, tables go whole."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if narrow else WIDE)
+
+
+def waiting(why: str) -> contextlib.AbstractContextManager:
+    """A sign of life on the standard error, where it is a terminal."""
+    return Console(stderr=True).status(why)
 
 
 class Bars:

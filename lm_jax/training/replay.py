@@ -107,7 +107,8 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[R
     train_of(run.config)
     if run.config.data.origin == "memory" and text is None:
         raise UserError(
-            f"{run.run_dir} was trained on a text that was handed over: it is needed again, text=…"
+            f"{run.run_dir} was trained on a text that a program has handed over: only a program "
+            "that hands it over again, as text=…, can replay it"
         )
     config, corpus = prepared(run.config, text)
     directory.refuse_other_text(run.run_dir, corpus)
