@@ -34,6 +34,8 @@ def norm(
 ) -> Float[Array, "*kept"]:
     """Euclidean norm over all leaves of a tree together, whatever their scale.
 
+    Its derivative is not scaled: differentiate it only where the squares of the numbers are floats.
+
     Args:
       tree: arrays that share their first axes; an empty tree has norm 0. Leaves of dtype float0,
         which JAX gives for the gradient of integers, count nothing.

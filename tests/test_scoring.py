@@ -322,6 +322,9 @@ def test_dynamic_evaluation_holds_no_square_of_a_gradient():
     pulls = [inference.rms(r, learning_rate=1.0, decay=0.02).pull for r in (steepest, usual)]
     tiny.assert_trees_close(*pulls)
     assert np.isnan(perplexity_of(float("nan")))
+    beyond = jax.tree.map(lambda leaf: leaf * np.inf, usual)
+    with pytest.raises(UserError, match="the gradient on the training text is beyond"):
+        inference.rms(beyond, learning_rate=1.0)
 
 
 @pytest.mark.parametrize(

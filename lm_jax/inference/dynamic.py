@@ -83,12 +83,17 @@ def rms(
       epsilon: ε > 0, in nats per unit of weight.
 
     Raises:
-      UserError: a number is out of range.
+      UserError: a number is out of range, or one of √MS is not finite.
     """
     _check(learning_rate, decay)
     if not 0 < epsilon < float("inf"):
         raise UserError(f"dynamic-epsilon={epsilon} must be above 0, and finite")
     leaves = [leaf for leaf in jax.tree.leaves(root_mean_square) if leaf.size]
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise UserError(
+            "the gradient on the training text is beyond the largest float: --dynamic=rms has "
+            "nothing to divide by"
+        )
     largest = functools.reduce(jnp.maximum, map(jnp.max, leaves))
     largest = jnp.where(largest > 0, largest, 1)  # or the sums of a mean might overflow
     average = sum(jnp.mean(leaf / largest) for leaf in leaves) / len(leaves)
