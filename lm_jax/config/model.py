@@ -156,7 +156,7 @@ class Window(Network):
 
     kind: Literal["window"] = "window"
     """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
-    order: Annotated[int, Field(ge=2, lt=2**31)] = 5
+    order: Annotated[int, Field(ge=2, le=1024)] = 5
     """n: the model reads the last n - 1 tokens."""
     hidden_size: Size = 256
     """H, units of each hidden layer."""
@@ -186,7 +186,7 @@ class Convolution(Network):
 
     kind: Literal["convolution"] = "convolution"
     """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
-    width: Size = 4
+    width: Annotated[int, Field(gt=0, le=1024)] = 4
     """k: steps that each layer reads."""
     hidden_size: Size = 256
     """H, channels of each layer."""
