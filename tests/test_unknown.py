@@ -126,7 +126,8 @@ def test_a_scored_text_has_none_however_it_is_shown(by, tmp_path, capsys):
                 assert (UNPAID in last) == (unknown > 0)
 
 
-def test_a_sweep_s_table_has_a_dash_where_tokens_are_unknown(tmp_path, capsys):
+def test_a_sweep_s_table_has_a_dash_where_tokens_are_unknown(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # set in the processes of pytest-xdist
     points = {"all": {}, "few": {"data.vocabulary_size": 3}}
     rows = lm_jax.sweep(counted(), points, tmp_path / "both", text=KNOWN)
     show_sweep(rows, lambda point: "python run.py train")
