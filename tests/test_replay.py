@@ -96,7 +96,7 @@ def test_what_cannot_be_replayed_is_refused(run, tmp_path):
     for at in (-1, 19):
         with pytest.raises(UserError, match=f"step={at} must be from 0 to the 18 updates"):
             state_at(run, at, text=tiny.TEXT)
-    with pytest.raises(UserError, match="needed again, text="):
+    with pytest.raises(UserError, match="hands it over again, as text="):
         state_at(run, 3)
     with pytest.raises(UserError, match="another text"):
         state_at(run, 3, text=tiny.TEXT + "more\n")

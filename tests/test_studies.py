@@ -367,7 +367,7 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
         ({"seed": 2**33}, "seed=8589934592 must be from 0"),
         ({"length": 1}, "length=1 must be 2 or more"),
         ({"lanes": 0}, "lanes=0 1 or more"),
-        ({"text": None}, "needed again, text="),
+        ({"text": None}, "hands it over again, as text="),
     ]:
         with pytest.raises(UserError, match=said):
             lm_jax.probe(run, **{**given, **fields})
