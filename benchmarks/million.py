@@ -43,9 +43,8 @@ from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.data.corpus import load
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.settings import shape
 from lm_jax.training.directory import read_vocabulary
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init, run_until
 from run import train_command
 
 ROOT = Path(__file__).parent.parent
@@ -91,19 +90,18 @@ def trained(name: str) -> Found:
             train=Train(optimizer=optimizer, clip_norm=threshold, keep_best=False),
         )
     )
-    made, values = program(shape(config), V), arguments(config)
     tokens = np.random.default_rng(0).integers(0, V, LANES * LENGTH * 5).astype(np.int32)
-    source, state = streams(tokens, 0, LANES), jax.eval_shape(made.init, values)
-    advance: Any = made.advance
-    planned = advance.lower(state, source, values, 2).compile().memory_analysis()
+    source, state = streams(tokens, 0, LANES), init.eval_shape(config, V)
+    planned = run_until.lower(config, state, source, 2, V).compile().memory_analysis()
+    assert planned is not None
     peak = planned.argument_size_in_bytes + planned.temp_size_in_bytes
     peak += planned.output_size_in_bytes - planned.alias_size_in_bytes
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
     before = memory("VmRSS")
-    begun = made.advance(made.init(values), source, values, 1)
+    begun = run_until(config, init(config, V), source, 1, V)
     begun.step.block_until_ready()
     began = time.perf_counter()
-    made.advance(begun, source, values, 2).step.block_until_ready()
+    run_until(config, begun, source, 2, V).step.block_until_ready()
     seconds = time.perf_counter() - began
     return Found(bound, memory("VmHWM") - before, peak / 1e6, seconds)
 
@@ -175,7 +173,7 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
         status = train_command(config)("million", config, run_dir=folder / "run")
     assert status == 0
     seconds = time.perf_counter() - began
-    state = jax.eval_shape(program(shape(config), V).init, arguments(config))
+    state = init.eval_shape(config, V)
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
     bound += megabytes(state.best_params) + max(map(megabytes, jax.tree.leaves(state.params)))
     return Found(bound, memory("VmHWM") - before, None, seconds)

@@ -19,9 +19,9 @@ from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
 from lm_jax.models.base import scaled_normal
-from lm_jax.settings import shape
+from lm_jax.training.devices import mesh_of
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
 
 CELLS = {"elman": cells.elman, "gru": cells.gru, "lstm": cells.lstm}
 
@@ -78,22 +78,22 @@ def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
 def updates(size: Size, devices: int) -> Way:
     """Whole training steps on so many devices."""
     config = config_of(size)
-    compiled, values = program(shape(config), size.vocabulary, devices), arguments(config)
+    V, mesh = size.vocabulary, mesh_of(devices, config.data.batch_size)
     lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
     source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
 
     def begin() -> TrainState:
-        state = compiled.init(values)
+        state = init(config, V, None, mesh)
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         assert jax.tree.structure(params) == jax.tree.structure(state.params)
-        return compiled.place(state._replace(params=params), values)
+        return shard(config, state._replace(params=params), V, mesh)
 
     def check() -> list[float]:
         state, losses = begin(), []
         for number in range(sizes.CHECKED):
-            state = compiled.advance(state, source, values, number + 1)
+            state = run_until(config, state, source, number + 1, V, mesh)
             losses.append(float(state.record.nats / state.record.tokens))
-            state = compiled.clear(state)
+            state = reset_metrics(config, state)
         return losses
 
     state, done = begin(), 0
@@ -101,7 +101,7 @@ def updates(size: Size, devices: int) -> Way:
     def run(calls: int) -> None:
         nonlocal state, done
         done += calls
-        state = jax.block_until_ready(compiled.advance(state, source, values, done))
+        state = jax.block_until_ready(run_until(config, state, source, done, V, mesh))
         if int(state.step) != done:
             raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
 
@@ -169,7 +169,7 @@ def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
 
     def build() -> Way:
         size = Size(**settings)
-        model = program(shape(config_of(size)), size.vocabulary).model
+        model = eval_model(config_of(size), size.vocabulary)
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         letters = (chr(number) for number in range(ord("!"), ord("!") + size.vocabulary - 2))
         vocabulary = Vocabulary("char", ("<unk>", "\n", *letters))

@@ -41,11 +41,10 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
-from lm_jax.settings import shape
 from lm_jax.studies.live import Answers, live
 from lm_jax.training.feed import source_of
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program, arguments, program
+from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until
 from lm_jax.trees import norm
 from run import load_experiment
 
@@ -65,21 +64,21 @@ class Training:
     """A run's compiled program and where it has come to."""
 
     def __init__(self, config: Config, corpus: Corpus):
-        self.program: Program = program(shape(config), len(corpus.vocabulary))
-        self.numbers = arguments(config)
-        self.source = source_of(config, corpus, self.program.length)
-        self.state: TrainState = self.program.init(self.numbers)
+        self.config, self.vocab_size = config, len(corpus.vocabulary)
+        self.model = eval_model(config, self.vocab_size)
+        self.source = source_of(config, corpus, chunk_length(config))
+        self.state: TrainState = init(config, self.vocab_size)
         self.made = 0
 
     def go_on(self) -> None:
         """Some updates more, in one compiled loop."""
         self.made += UPDATES
-        self.state = self.program.advance(self.state, self.source, self.numbers, self.made)
+        self.state = run_until(self.config, self.state, self.source, self.made, self.vocab_size)
         self.state.step.block_until_ready()
 
     def next(self) -> tuple[Params, Carry, Any]:
         """What the next update reads, in copies: the update takes the state's buffers over."""
-        seen = self.program.about(self.state, self.source, self.numbers)
+        seen = peek_batch(self.config, self.state, self.source, self.vocab_size)
         return jax.tree.map(jnp.copy, (self.state.params, *seen))
 
 
@@ -107,7 +106,7 @@ def check_deltas(plain: Training, watching: Training) -> None:
     demand(
         "the parameters with and without deltas", watching.state.params, plain.state.params, 1e-2
     )
-    at, model = watching.next(), watching.program.model
+    at, model = watching.next(), watching.model
     ways: list[Any] = [way(model).watched for way in (g.explicit_bptt, g.full_bptt)]
     explicit, full = (jax.jit(way)(*at)[1] for way in ways)
     demand("the deltas and autodiff's", explicit, full, 1e-3)
@@ -128,7 +127,7 @@ def by_autodiff(
     probe: LiveProbe, training: Training, params: Params, carry: Carry, batch: Any
 ) -> jax.Array:
     """‖g_l‖: the losses of one lane, differentiated by the parameters of a step at a time."""
-    lane = g.one_lane(training.program.model)
+    lane = g.one_lane(training.model)
     lanes = probe.lanes
     steps = batch.x.shape[0]
 
@@ -178,7 +177,7 @@ def while_training(rounds: int) -> Row:
     train = train_of(config)
     plain = Training(config, corpus)
     watching = Training(replace(config, train=replace(train, probe=DELTAS)), corpus)
-    probe, questions = LiveProbe(), live(LiveProbe(), plain.program.model)
+    probe, questions = LiveProbe(), live(LiveProbe(), plain.model)
     answers: list[Answers] = []
 
     def ask() -> None:

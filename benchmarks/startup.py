@@ -107,14 +107,13 @@ def host_overhead(folder: Path) -> Iterator[float]:
 
 def checkpoint_block(folder: Path) -> Iterator[float]:
     """Milliseconds that saving a model of 5 million parameters holds up the training loop."""
-    from lm_jax import models, settings
+    from lm_jax import models
     from lm_jax.config import RNN, Config, Train, resolve
     from lm_jax.training.checkpoint import Checkpoints
-    from lm_jax.training.step import arguments, program
+    from lm_jax.training.step import init
 
     config = resolve(Config(model=RNN(embedding_size=256, hidden_size=1024), train=Train()))
-    compiled = program(settings.shape(config), 3250)
-    state = compiled.init(arguments(config))
+    state = init(config, 3250)
     print(f"checkpoint of {models.count(state.params):,} parameters, Adam, best parameters kept")
     checkpoints = Checkpoints(folder / "saved", 0)
     for step in range(ROUNDS + 1):

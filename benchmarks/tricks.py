@@ -18,9 +18,8 @@ from benchmarks.rows import row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
-from lm_jax.settings import shape
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program, arguments, program
+from lm_jax.training.step import init, run_until
 
 WORDS = Config(
     data=Data(batch_size=20, length=35),
@@ -42,17 +41,15 @@ class Loop:
     """A run's compiled loop, ready to be timed."""
 
     def __init__(self, config: Config, vocabulary: int, changes: Mapping[str, Any]):
-        config = resolve(override(config, changes))
-        self.program: Program = program(shape(config), vocabulary)
-        self.numbers = arguments(config)
+        self.config, self.vocab_size = resolve(override(config, changes)), vocabulary
         tokens = np.random.default_rng(0).integers(0, vocabulary, 400_000).astype(np.int32)
         self.source: Streams = streams(tokens, 0, config.data.batch_size)
-        self.state: TrainState = self.program.init(self.numbers)
+        self.state: TrainState = init(self.config, vocabulary)
 
     def together(self, updates: int) -> None:
         """Makes updates in one call."""
         stop = int(self.state.step) + updates
-        self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+        self.state = run_until(self.config, self.state, self.source, stop, self.vocab_size)
         self.state.step.block_until_ready()
 
     def apart(self, updates: int) -> None:
@@ -63,9 +60,10 @@ class Loop:
 
     def scratch(self) -> float:
         """MiB that an update takes besides its state and its text."""
-        advance: Any = self.program.advance
-        compiled = advance.lower(self.state, self.source, self.numbers, 1).compile()
-        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+        seen = self.config, self.state, self.source, 1, self.vocab_size
+        planned = run_until.lower(*seen).compile().memory_analysis()
+        assert planned is not None
+        return planned.temp_size_in_bytes / 2**20
 
 
 def compared(ours: Callable[[int], None], without: Callable[[int], None], rounds: int) -> Pair:

@@ -61,13 +61,13 @@ from lm_jax.settings import (
     Seed,
     UserError,
     alternatives,
-    bind,
     fields,
     from_json,
     nearest_field,
     nearest_value,
     paths,
     plain,
+    replace_at,
     settings,
     to_json,
 )
@@ -204,10 +204,10 @@ def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
             raise UserError(f"there is no field {path}.kind")
         there = getattr(there, name)
         if there is None or there.kind != kind:
-            config = bind(config, {path: known[kind]()})
+            config = replace_at(config, path, known[kind]())
         if path == "model":
             train = None if kind == "ngram" else config.train or Train()
-            config = bind(config, {"train": train})
+            config = replace_at(config, "train", train)
     return config
 
 

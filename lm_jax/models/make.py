@@ -24,7 +24,7 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
     """The model that a config describes.
 
     Args:
-      config: `Config.model`; its numbers may be tracers (`lm_jax.settings.bind`).
+      config: `Config.model`; its numbers may be tracers.
       vocab_size: V.
       real: whether x is V real numbers at each step, [T, B, V], and y a real number, the square of
         whose error stands where the nats stand (`lm_jax.models.regression`); for an RNN.

@@ -96,7 +96,7 @@ class _Crew:
     ):
         self.works, self.failed, self.judge = works, failed, judge
         first = next(iter(works.values()))
-        self.lanes = Lanes(first.program, first.source, len(works), width=width)
+        self.lanes = Lanes(first.vocab_size, first.source, len(works), width=width)
         self.pace = Pace()
         self.courses: dict[Trial, Generator[int | Rung, bool | None, None]] = {}
         self.asked: dict[Trial, int | Rung] = {}
@@ -151,7 +151,7 @@ class _Crew:
         works = [self.works[trial] for trial in due]
         before = [int(work.state.step) for work in works]
         self.lanes = self.lanes.for_fewer(len(works))
-        self.lanes.put([work.state for work in works], [work.numbers for work in works])
+        self.lanes.put([work.state for work in works], [work.config for work in works])
         for work in works:
             del work.state  # the lanes have it
         received, pace, steps = works[0].received, self.pace, before

@@ -1,6 +1,6 @@
 """Many runs as lanes of one compiled program.
 
-Runs whose configs differ in numbers alone have one program (`lm_jax.training.step.program`). Here
+Runs whose configs differ in numbers alone have one program (`lm_jax.training.step`). Here
 they go through it side by side: their states are stacked on a leading axis, [lanes, ...], each with
 its own numbers, and `advance` of one run is mapped over that axis. The axis is sharded over the
 devices; a device takes its lanes `width` at a time, by `vmap`, and one such row after another.
@@ -14,16 +14,17 @@ lane's update with a lone run's. On an accelerator all lanes of a device are one
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lm_jax.config import Config
 from lm_jax.data.batches import Source
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program
+from lm_jax.training.step import run_until
 
 AXIS = PartitionSpec("lanes")
 EVERYWHERE = PartitionSpec()
@@ -38,7 +39,7 @@ class Lanes:
 
     def __init__(
         self,
-        program: Program,
+        vocab_size: int,
         source: Source,
         count: int,
         *,
@@ -48,13 +49,13 @@ class Lanes:
         """Makes room for runs.
 
         Args:
-          program: of the one shape that all of them have.
+          vocab_size: V of all of them.
           source: what all of them read.
           count: how many there will be, at most.
           devices: where; None: all of the default backend.
           width: lanes in a row; None: 1 on a CPU, and all of a device's elsewhere.
         """
-        self._program, self._asked = program, width
+        self._vocab_size, self._asked = vocab_size, width
         devices = jax.devices() if devices is None else list(devices)
         on_cpu = devices[0].platform == "cpu"
         # A map over one lane would be compiled in another way than one over several.
@@ -64,23 +65,23 @@ class Lanes:
         self.count, self._width = each * len(devices), width
         self._mesh = Mesh(np.array(devices), ("lanes",), axis_types=(AxisType.Auto,))
         self._source = jax.device_put(source, NamedSharding(self._mesh, EVERYWHERE))
-        self._advance = _mapped(program.advance, self._mesh, width)
+        self._advance = _mapped(vocab_size, self._mesh, width)
         self._states: Any = None
-        self._numbers: dict[str, Any] = {}
+        self._configs: Any = None
 
     def for_fewer(self, count: int) -> "Lanes":
         """Lanes for that many runs, where those that stand still would cost half of the work."""
         if self._width == 1 or 2 * count > self.count:
             return self
         devices = list(self._mesh.devices.flat)
-        fewer = Lanes(self._program, self._source, count, devices=devices, width=self._asked)
+        fewer = Lanes(self._vocab_size, self._source, count, devices=devices, width=self._asked)
         return fewer if fewer.count < self.count else self
 
-    def put(self, states: Sequence[TrainState], numbers: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, states: Sequence[TrainState], configs: Sequence[Config]) -> None:
         """Takes runs in, one or more; the lanes that are left over repeat the first."""
         spare = self.count - len(states)
         self._states = self._stacked([*states, *[states[0]] * spare])
-        self._numbers = self._stacked([*numbers, *[numbers[0]] * spare])
+        self._configs = self._stacked([*configs, *[configs[0]] * spare])
 
     def advance(self, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Makes updates.
@@ -93,7 +94,7 @@ class Lanes:
         """
         still = [0] * (self.count - len(stops))
         at = self._placed(np.array([*stops, *still], np.int32))
-        self._states = self._advance(self._states, self._source, self._numbers, at)
+        self._states = self._advance(self._configs, self._states, self._source, at)
         runs = len(stops)
         nats = np.asarray(self._states.record.nats)
         return np.asarray(self._states.step)[:runs], np.isfinite(nats)[:runs]
@@ -115,19 +116,19 @@ class Lanes:
 
 
 @functools.lru_cache(maxsize=32)
-def _mapped(advance: Callable[..., TrainState], mesh: Mesh, width: int) -> Callable[..., Any]:
-    """`Program.advance` of many lanes: (states, source, numbers, stops) -> states."""
+def _mapped(vocab_size: int, mesh: Mesh, width: int) -> Callable[..., Any]:
+    """`run_until` of many lanes: (configs, states, source, stops) -> states."""
 
-    def local(states: Any, source: Source, numbers: Any, stops: Any) -> Any:
+    def local(configs: Any, states: Any, source: Source, stops: Any) -> Any:
         def lane(own: tuple) -> TrainState:
-            state, numbers, stop = own
-            return advance(state, source, numbers, stop)
+            config, state, stop = own
+            return run_until(config, state, source, stop, vocab_size)
 
         # A batch of one would be a vmap over one lane, which is not the program of a lone run.
         rows = None if width == 1 else width
-        return jax.lax.map(lane, (states, numbers, stops), batch_size=rows)
+        return jax.lax.map(lane, (configs, states, stops), batch_size=rows)
 
-    specs = (AXIS, EVERYWHERE, AXIS, AXIS)
+    specs = (AXIS, AXIS, EVERYWHERE, AXIS)
     # Nothing goes from lane to lane, which is what the check would have to prove.
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=AXIS, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=1)

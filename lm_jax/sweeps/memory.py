@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm_jax.config import Network, Softmax
 from lm_jax.data.windows import free_memory
 from lm_jax.sweeps.plan import Group
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import chunk_length, init
 
 SHARE = 0.5  # of the free memory that lanes may take
 
@@ -26,13 +26,13 @@ def lane_bytes(group: Group) -> int:
     Args:
       group: of models that are trained.
     """
-    compiled = program(group.shape, group.vocab_size)
-    state = jax.eval_shape(compiled.init, arguments(group.trials[0].config))
+    config = group.config
+    state = init.eval_shape(config, group.vocab_size)
     columns = sum(leaf.shape[-1] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
-    model = group.shape.model
+    model = config.model
     if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
         columns += group.vocab_size
-    tokens = group.shape.data.batch_size * compiled.length
+    tokens = config.data.batch_size * chunk_length(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)
 

@@ -2,7 +2,7 @@
 
 A point is a mapping from dotted paths to values, {"model.cell": "lstm"}; what it is a point of is a
 config, and the two together are a trial. Trials of which only numbers differ (fields marked
-`Mark.ARGUMENT`: learning rate, thresholds, rates, gain, seed) are a group: one compiled program
+`Mark.LEAF`: learning rate, thresholds, rates, gain, seed) are a group: one compiled program
 trains them all, as lanes side by side. Any other difference, one in how many updates are made or
 how often a record is written among them, puts trials into different groups.
 
@@ -15,11 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.files import write_whole
-from lm_jax.settings import Mark, UserError, digest, fields, parsed, shape
+from lm_jax.settings import Mark, UserError, digest, fields, parsed
 from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.loop import fitted
 
@@ -46,15 +48,19 @@ class Group:
     """Trials that differ only in numbers that the compiled program takes as arguments."""
 
     trials: tuple[Trial, ...]
-    shape: Config
-    """What their programs depend on: `lm_jax.settings.shape` of each trial's config."""
+    """At least one. Their configs have the same pytree structure."""
     vocab_size: int
     """V of their text."""
 
     @property
+    def config(self) -> Config:
+        """The config of the first trial, for everything in which the trials do not differ."""
+        return self.trials[0].config
+
+    @property
     def vectorised(self) -> bool:
         """Whether they can be lanes of one program: there are several, and they are trained."""
-        return len(self.trials) > 1 and self.shape.train is not None
+        return len(self.trials) > 1 and self.config.train is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +174,9 @@ def _called(number: int, name: str) -> str:
 def _groups(trials: Iterable[Trial], sizes: Iterable[int]) -> tuple[Group, ...]:
     members: dict[Any, list[Trial]] = {}
     for trial, size in zip(trials, sizes, strict=True):
-        members.setdefault((shape(trial.config), _cadence(trial.config), size), []).append(trial)
-    return tuple(Group(tuple(own), key[0], key[2]) for key, own in members.items())
+        key = jax.tree.structure(trial.config), _cadence(trial.config), size
+        members.setdefault(key, []).append(trial)
+    return tuple(Group(tuple(own), key[2]) for key, own in members.items())
 
 
 def _cadence(config: Config) -> tuple[tuple[str, Any], ...]:
@@ -194,7 +201,7 @@ def distinctions(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _fields_that_part(config: Config) -> dict[str, Any]:
     return {
-        path: value is not None if Mark.ARGUMENT in marks else value
+        path: value is not None if Mark.LEAF in marks else value
         for path, value, marks in fields(config)
     }
 

@@ -190,7 +190,7 @@ def lanes(values: Values) -> Points:
         marks = marks_at(Config, path)
         if marks is None:
             raise UserError(f"lanes: there is no field {path}{nearest_field(path, Config)}")
-        if Mark.ARGUMENT not in marks:
+        if Mark.LEAF not in marks:
             raise UserError(f"lanes: {path} changes the compiled program: put it into a grid")
         if any(point[path] is None for point in points):
             raise UserError(
