@@ -92,7 +92,7 @@ def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _blaming(cell: str, file: Path | None) -> Iterator[None]:
-    """Turn an error of a cell into a one-line `UserError` with the line number in the cell's file."""
+    """Turn any error of a cell into a one-line `UserError` with the line in the cell's file."""
     try:
         yield
     except UserError as error:
