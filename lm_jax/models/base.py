@@ -1,4 +1,4 @@
-"""The interface of a language model, a tuple of pure functions, and their shared helpers.
+"""The interface of a language model, as a tuple of pure functions, and helpers for all models.
 
 Letters: B sequences of a batch, T time steps, V tokens of the vocabulary, E the length of a token's
 vector, H hidden units. Arrays are time-major, [T, B, ...].
@@ -42,7 +42,7 @@ of differentiation."""
 class LanguageModel(NamedTuple):
     """P(next token | previous tokens), as pure functions of the parameters.
 
-    Training, scoring and sampling reach every model, recurrent or not, through these functions.
+    Training, scoring and sampling use every model, recurrent or not, through these functions only.
     """
 
     init: Callable[[Array], Params]
@@ -66,7 +66,7 @@ class LanguageModel(NamedTuple):
     under the mask; equal to the sum of the nats, unless the model is `noisy`."""
     noisy: Callable[[Array], "LanguageModel"]
     """key -> the model for a training update: with dropout drawn from the key, and with the
-    readout's training loss. Without dropout and a special training loss, the same model."""
+    readout's training loss. With neither dropout nor a special training loss, the same model."""
     output: Callable[[Carry], Array] | None = None
     """carry -> the h[B, H] that `hidden` returned with this carry; None if no state is
     recurrent."""
@@ -126,7 +126,10 @@ def empty_tap(model: LanguageModel, mask: Bool[Array, "T B"]) -> Float[Array, "T
 
 
 def placed(model: LanguageModel, first: int | Array) -> LanguageModel:
-    """The result of `LanguageModel.placed`, or the model unchanged if `placed` is None."""
+    """The model for reading an update from step `first` on, see `LanguageModel.placed`.
+
+    A model without `placed` is returned unchanged.
+    """
     return model if model.placed is None else model.placed(first)
 
 
@@ -136,7 +139,7 @@ def affine(
     b: Float[Array, " N"],
     precision: Precision = "float32",
 ) -> Float[Array, "... N"]:
-    """x W + b over the last axis."""
+    """The affine map x W + b over the last axis of x."""
     z = product(x, W, precision)
     return z + jnp.broadcast_to(b, z.shape)
 
@@ -162,7 +165,7 @@ def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
     same size.
 
     Raises:
-      UserError: see `check_matrix`.
+      UserError: the matrix has 2^31 entries or more.
     """
     check_matrix(*shape)
     size = shape[0] * shape[1]

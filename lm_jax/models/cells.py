@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Cell(NamedTuple):
-    """A recurrent cell of H units; its functions work on a batch."""
+    """A recurrent cell of H units, as functions on a batch."""
 
     width: int
     """Columns of W_xh, H for each gate."""
@@ -43,8 +43,8 @@ class Cell(NamedTuple):
     """carry -> h[B, H]: the hidden state for the next step and the next layer, a part of the
     carry."""
     gate: Callable[[Params, Carry, Array, Array], Carry] | None = None
-    """(params, carry, z_h, z_x) -> carry, equal to `step` if z_h = h W_hh; None: `step` needs more
-    than this product."""
+    """(params, carry, z_h, z_x) -> carry, equal to `step` if z_h = h W_hh; None: `step` has another
+    form."""
     scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None
     """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time; None: the
     cell runs step by step."""

@@ -179,7 +179,7 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
         places = np.flatnonzero(reach >= k)
         contexts = node[places - 1]
         known = level.context.astype(np.int64) * V + level.token
-        keys = contexts * V + text[places]  # negative for an unseen context, and so never known
+        keys = contexts * V + text[places]  # negative, and never known, for an unseen context
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         nodes = np.where(known[at] == keys, at, -1)
         yield Found(places - 1, contexts, nodes)

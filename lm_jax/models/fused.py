@@ -136,7 +136,7 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
 
     whole, lanes = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
     of_grads = (whole, whole, lanes, whole) if gradient else None
-    # check_vma would need a note on each array in the sweep's loops that differs between devices.
+    # check_vma would require marking each array in the sweep's loops that differs between devices.
     return jax.shard_map(
         part,
         in_specs=(whole, whole, lanes, lanes, lanes, whole),

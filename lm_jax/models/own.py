@@ -11,8 +11,7 @@ Each becomes a `Transition`, pure functions for a single example; the layer maps
 the sequences of a batch. Only this module uses Flax, and imports Flax only for a cell that is not a
 `Transition`.
 
-A file is read once and executed from the bytes read, once for each content. The executed code is
-therefore exactly the hashed code.
+The executed code is exactly the hashed content of the file. Each content is executed once.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
 """Tokens out: from the last layer's output to P(next token).
 
-A readout is four functions. `logits` and `nats` are exact in every readout. `loss` is the training
-loss of each target: a cheaper estimate, or the loss of a smoothed target, perhaps with random draws
-from a key. If `nats` or `loss` is the cross-entropy of a softmax over all V tokens, the sum over
-many targets is computed without holding all logits (`lm_jax.models.fused`). `Output` joins a model
-and its readout: `Output` applies the dropout on the readout's input, the penalties on activations,
-and the tied table.
+A readout is four functions: `init`, `logits`, `nats` and `loss`. `logits` and `nats` are exact in
+every readout. `loss` is the training loss of each target: `nats`, a cheaper estimate of `nats`
+(perhaps with random draws from a key), or the loss of a smoothed target. If `nats` or `loss` is the
+cross-entropy of a softmax over all V tokens, the sum over many targets is computed without holding
+all logits (`lm_jax.models.fused`). `Output` joins a model and its readout, and applies the dropout
+on the readout's input, the penalties on activations, and the tied table.
 """
 
 import functools
@@ -58,8 +58,8 @@ def softmax(
       vocab_size: V.
       tied: if True, W_hy is not a parameter but the transposed table of input vectors.
       bias: if True, add b_y.
-      label_smoothing: s: the training target is (1 - s) of the next token plus s / V of every token
-        (Szegedy et al., 2016, section 7).
+      label_smoothing: s; the training target is (1 - s) of the next token plus s / V of every token
+        (Szegedy et al., 2016, section 7). None: no smoothing.
       precision: of h W_hy, see `lm_jax.models.product`.
     """
 
@@ -92,7 +92,7 @@ def softmax(
 
 
 def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: bool) -> Params:
-    """Initial {"W_hy": [H, V], "b_y": [V]}, without W_hy if tied and without b_y if not wanted."""
+    """Initial {"W_hy": [H, V], "b_y": [V]}; no W_hy if `tied`, no b_y unless `bias`."""
     params: dict[str, Any] = {} if tied else {"W_hy": scaled_normal(key, inputs, vocab_size)}
     return {**params, "b_y": jnp.zeros(vocab_size)} if bias else params
 
@@ -112,7 +112,7 @@ def linear_nats(
     y: Int[Array, "*shape"],
     precision: Precision = "float32",
 ) -> Float[Array, "*shape"]:
-    """-ln softmax(h W_hy + b_y)_y."""
+    """The nats -ln softmax(h W_hy + b_y)_y of each target y."""
     return cross_entropy(linear_logits(params, h, precision), y)
 
 
@@ -141,12 +141,12 @@ def linear_total_nats(
 
 
 def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """-ln softmax(z)_y."""
+    """The nats -ln softmax(z)_y of each target y, from the logits z."""
     return optax.softmax_cross_entropy_with_integer_labels(z, y)
 
 
 class Output(NamedTuple):
-    """The readout of a whole model's parameters, {"embedding", "readout", …}."""
+    """A readout applied to a whole model's parameters, {"embedding", "readout", …}."""
 
     readout: Readout
     noise: Noise

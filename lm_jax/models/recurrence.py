@@ -4,9 +4,9 @@
     carry_t = gate(carry_{t-1}, h_{t-1} W_hh, z_x[t])
     h_t = output(carry_t)
 
-The backward pass (`explicit`) is the lecture's derivation of backpropagation through time, and does
-no more work than the derivation. Let J be the loss, and δ_t = ∂J/∂carry_t. δ_t adds the gradient
-from the loss at t through h_t to the gradient from step t + 1,
+The backward pass (`explicit`) follows the lecture's derivation of backpropagation through time,
+with no extra work. Let J be the loss, and δ_t = ∂J/∂carry_t. δ_t is the sum of the gradient from
+the loss at t, through h_t, and the gradient from step t + 1,
 
     δ_t = (∂h_t/∂carry_t)ᵀ ∂J_t/∂h_t + (∂gate_{t+1}/∂carry_t)ᵀ δ_{t+1}
           + (∂h_t/∂carry_t)ᵀ W_hh ε_{t+1},
@@ -50,8 +50,8 @@ class Layer(NamedTuple):
     """batch_size -> carry; leaves [B, ...]."""
     run: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B, E], between=None, tap=None) -> (carry, h[T, B, H]); x may be numbers
-    of tokens [T, B], in place of one-hot vectors. `between` and `tap` as in `LanguageModel.hidden`,
-    with `tap` [T, B] for this layer alone."""
+    of tokens [T, B], in place of one-hot vectors. `between` as in `LanguageModel.hidden`; `tap`
+    [T, B] is this layer's slice of the model's tap."""
     output: Callable[[Carry], Array]
     """carry -> h[B, H]."""
     cell: Cell | None = None
@@ -213,7 +213,7 @@ def explicit(
             return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
         # Sequences on several devices: sum over sequences once, after the scan.
-        # Inside the shards of a mesh (`jax.shard_map`) XLA has nothing to spread.
+        # Not inside `jax.shard_map`: there the code runs on a single device's shard.
         spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
         zero_own = jax.tree.map(jnp.zeros_like, own)
         apart = spread and bool(own)
@@ -253,7 +253,7 @@ def explicit(
 
 
 def _frugal(gate: Callable) -> Callable:
-    """The gate, with a pullback that keeps only residuals slow to compute and recomputes the rest."""
+    """The gate with a VJP that keeps only the slow-to-compute residuals and recomputes the rest."""
     slow = "tanh", "logistic", "rsqrt"
     return jax.checkpoint(
         gate, policy=lambda primitive, *_, **__: primitive.name in slow, prevent_cse=False
@@ -279,7 +279,7 @@ def _without(back: Callable, at_hand: Any) -> Partial:
 
 
 def _alike(gate: Callable, own: Params, carry: Carry, z: Array) -> bool:
-    """True if a gate depends on z_h and z_x only through z_h + z_x: both gradients are then equal."""
+    """True if a gate reads only the sum z_h + z_x: both then have the same gradient."""
     found = []
 
     def both(own: Params, carry: Carry, z_h: Array, z_x: Array) -> None:

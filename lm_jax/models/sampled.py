@@ -135,7 +135,7 @@ def draw(key: Array, vocab_size: int, samples: int) -> Int[Array, " K"]:
 def draw_distinct(
     key: Array, vocab_size: int, samples: int
 ) -> tuple[Int[Array, " K"], Callable[[Array], Array]]:
-    """Tokens drawn from q without replacement, and the function tokens -> ln π for this draw's κ."""
+    """Tokens drawn from q without replacement, and tokens -> ln π for the κ of this draw."""
     every = jnp.arange(vocab_size)
     if samples == vocab_size:
         return every, lambda tokens: jnp.zeros(tokens.shape)
