@@ -4,7 +4,7 @@ The objective of a batch is the mean cross-entropy over its real tokens, in nats
 
     J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
 
-or, for a `noisy` model, the loss `LanguageModel.loss` in place of J_t. The gradient of J with
+or, for a `noisy` model, the loss `LanguageModel.loss` in place of Σ_t J_t. The gradient of J with
 respect to the recurrent weights is the lecture's double sum over the time t of the loss and the
 time k at which a weight was used,
 
@@ -160,7 +160,7 @@ def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tupl
     Args:
       read: (params, carry, *arrays of T steps) -> (carry, nats).
     """
-    again = jax.checkpoint(read, prevent_cse=False)  # in a scan XLA merges nothing anyway
+    again = jax.checkpoint(read, prevent_cse=False)  # within a scan XLA merges nothing anyway
 
     def in_segments(params: Params, carry: Carry, *whole: Array | None) -> tuple[Carry, Array]:
         steps = jax.tree.leaves(whole)[0].shape[0]

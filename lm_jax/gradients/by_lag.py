@@ -1,12 +1,12 @@
 """The gradient split over time by the lag from loss to weight.
 
-The lecture's double sum, for the mean J = (1/T) Σ_t J_t of the losses of T steps,
+For the mean J = (1/T) Σ_t J_t of the losses of T steps, the lecture's double sum is
 
     ∂J/∂W = (1/T) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W),
 
-with h_k the carry after step k and ∂h_k/∂W the immediate derivative of step k,
-is split by the lag l = t - k (`lm_jax.gradients.credit` splits it by the pair of t and k). The
-split comes from the rows
+with h_k the carry after step k and ∂h_k/∂W the immediate derivative of step k. This module splits
+the sum by the lag l = t - k; `lm_jax.gradients.credit` splits the sum by the pair of t and k. The
+terms of a lag come from the rows
 
     a^l_k = (∂J_{k+l}/∂h_{k+l}) (∂h_{k+l}/∂h_k),     a^{l+1}_k = a^l_{k+1} (∂h_{k+1}/∂h_k),
 
