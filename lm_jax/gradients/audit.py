@@ -2,7 +2,7 @@
 
 A gradient is clipped by norm, by value (`lm_jax.gradients.clipping`) or by delta, within BPTT
 (`clip_cotangent`). Clipping by norm never turns the gradient; the other two kinds do. The audit
-keeps the parameters fixed and takes the carry from batch to batch. For the gradient g of each batch
+keeps the parameters fixed and hands the carry from batch to batch. For the gradient g of each batch
 and the clipped gradient g', the audit measures how much shorter g' is, how far g' is turned, and
 the loss of the same batch after a step with g' beside the loss after a step with g.
 """
@@ -32,8 +32,8 @@ class Clipped(NamedTuple):
 
     cut: Float[Array, " updates"]
     """By norm: 1 if the gradient was cut, else 0. By value: the share of entries cut. By delta: the
-    share of time steps and sequences at which δ was cut in some layer, among the steps up to the
-    last target of each sequence. NaN if g holds a NaN."""
+    share of δ_t cut in some layer, over all sequences and over all time steps t up to the last
+    target of a sequence. NaN if g holds a NaN."""
     ratio: Float[Array, " updates"]
     """‖g'‖ / ‖g‖; NaN if g is zero, like `cosine` and `angle`."""
     cosine: Float[Array, " updates"]
@@ -58,7 +58,7 @@ class ClipAudit(NamedTuple):
 
 
 class ClipSummary(NamedTuple):
-    """Summary of one kind of clipping over all updates of an audit with a nonzero gradient."""
+    """Summary of one kind of clipping over all updates of an audit whose gradient is not 0."""
 
     often: Float[Array, ""]
     """Share of updates with a changed gradient."""
@@ -116,7 +116,7 @@ def clip_audit(
 
     Args:
       model, params: the model, without dropout.
-      carry: the model's own carry before the first batch; taken on from batch to batch.
+      carry: the model's own carry before the first batch; handed on from batch to batch.
       batches: batches of equal shape.
       norm: threshold of the gradient's norm, in nats per token per unit of the parameters; None
         leaves this kind out.

@@ -160,7 +160,7 @@ def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tupl
     Args:
       read: (params, carry, *arrays of T steps) -> (carry, nats).
     """
-    again = jax.checkpoint(read, prevent_cse=False)  # within a scan XLA merges nothing anyway
+    again = jax.checkpoint(read, prevent_cse=False)  # safe in a scan: XLA merges nothing there
 
     def in_segments(params: Params, carry: Carry, *whole: Array | None) -> tuple[Carry, Array]:
         steps = jax.tree.leaves(whole)[0].shape[0]
@@ -213,7 +213,7 @@ def truncated_bptt(
     Args:
       model: the language model.
       k1: steps of a block.
-      k2: steps that the gradient goes back from the end of a block, if need be beyond the batch.
+      k2: steps that the gradient goes back from the end of a block; may reach before the batch.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
 
     Raises:
@@ -335,8 +335,8 @@ def _as_remembered(history: Carry, x: Array) -> Array:
 def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None = None) -> Carry:
     """Identity whose backward pass limits the norm of each sequence's gradient to `threshold`.
 
-    δ ← δ min(1, threshold / ‖δ‖), with δ the gradient with respect to all leaves of the carry of a
-    sequence together (Pascanu et al., 2013, algorithm 1, applied at a single time step). An
+    δ ← δ min(1, threshold / ‖δ‖), with δ the gradient with respect to all leaves of the carry of
+    one sequence together (Pascanu et al., 2013, algorithm 1, applied at one time step). An
     estimator clips each layer's carry by itself. The estimators differentiate the *sum* of nats:
     the threshold does not depend on B or T.
 

@@ -10,15 +10,15 @@ terms of a lag come from the rows
 
     a^l_k = (∂J_{k+l}/∂h_{k+l}) (∂h_{k+l}/∂h_k),     a^{l+1}_k = a^l_{k+1} (∂h_{k+1}/∂h_k),
 
-a row for each k. The Jacobian of step k + 1 is the same at every lag. The transition is therefore
+one row for each k. The Jacobian of step k + 1 is the same at every lag. The transition is therefore
 linearised once, at all T steps. A single vector-Jacobian product of all T steps together takes the
 rows to the next lag, and gives the lag's weight gradient Σ_k a^l_k (∂h_k/∂W) as a single product
 over all steps: the gradient of a single step is never held. Lag l needs only the rows k < T - l;
 the array of rows is cut short a few times on the way.
 
 The memory is that of the rows, T n numbers for a carry of n, and of the linearisation, T times the
-residuals of a step. The time is about that of max_lag + 1 backward passes without their recurrence,
-each a product of T (or T B) rows at once.
+residuals of one step. The time is about that of max_lag + 1 backward passes without their
+recurrence, each a product of T (or T B) rows at once.
 
 If a carry holds a NaN, the gradient is NaN at every lag, even if autodiff would give 0 (as behind
 a relu).

@@ -30,7 +30,7 @@ def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
       T, the number of steps.
 
     Raises:
-      UserError: T is 0 or differs within xs, params or carry hold a leaf of another type than
+      UserError: T is 0 or differs within xs, params or carry hold a leaf that is not
         floating-point, the carry is empty, or the step changes the structure, a shape or a dtype of
         the carry.
     """

@@ -1,8 +1,8 @@
 """Cliffs: the loss along the gradient and along the sharpest direction of its Hessian.
 
-Close to a bifurcation of a recurrent net, the loss has walls, and a step at a wall throws the
-parameters far away (Pascanu et al., 2013, section 2.3). With g = ∇J and H = ∇²J, both through all
-time steps,
+Close to a bifurcation of a recurrent net, the loss has walls, and a step that meets a wall throws
+the parameters far away (Pascanu et al., 2013, section 2.3). With g = ∇J and H = ∇²J, both through
+all time steps,
 
     J(θ + d u) = J(θ) + d gᵀu + d² uᵀHu / 2 + …,    ‖u‖ = 1,
 
@@ -60,9 +60,9 @@ class Cliff(NamedTuple):
     residual: Float[Array, ""]
     """‖H v - λ v‖, with v the eigenvector of λ."""
     alignment: Float[Array, ""]
-    """Cosine of the angle between g and v; the sign of v makes the cosine positive."""
+    """Cosine of the angle between g and v; the sign of v is chosen to make the cosine positive."""
     distances: Float[Array, " distances"]
-    """Distances of the slices, in units of the parameters; d < 0 is against the gradient."""
+    """Distances of the slices, in units of the parameters; d < 0 goes against the gradient."""
     along_gradient: Float[Array, " distances"]
     """J(θ + d g / ‖g‖)."""
     along_sharpest: Float[Array, " distances"]

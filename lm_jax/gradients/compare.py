@@ -1,7 +1,7 @@
 """Bias and variance of gradient estimators against a reference, on any text and any parameters.
 
 The parameters are fixed. Each estimator reads the batches in order, with a carry of its own. Let g
-be the reference's gradient and ĝ an estimate of g, each as a long vector. For each update
+be the reference's gradient and ĝ an estimate of g, each as one long vector. For each update
 
     cosine = ⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖),   norm ratio = ‖ĝ‖ / ‖g‖.
 
@@ -30,7 +30,7 @@ from lm_jax.models.base import Params
 
 
 class Comparison(NamedTuple):
-    """An estimator's gradients beside the reference's, in plain numbers; NaN if undefined."""
+    """Comparison of one estimator with the reference, in plain numbers; NaN if undefined."""
 
     cosine: list[float]
     """Cosine of each update, with the first draws."""

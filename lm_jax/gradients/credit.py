@@ -9,19 +9,19 @@ layer above within step k is part of step k: a layer's δ_k
 (`lm_jax.gradients.bptt.Estimator.watched`) includes the path, ∂J_t/∂h_k does not. The Jacobian of
 step k is the same for every row, and rows go through step k together, as a single vector-Jacobian
 product. To have many rows at every step, and no row of zeros, the sequence is halved. Each half
-first gets its own map, with the rows of the half taken back to the beginning of the half. The rows
-of the later half then go on through the steps of the earlier half,
+first gets its own map, and its rows go back to the beginning of the half. The rows of the later
+half then go on through the steps of the earlier half,
 
     map = [ earlier    0   ]
           [ across   later ],
 
-side by side for all halves of the same size: T / 2 rows go through T / 2 steps, in another round
+All halves of one size do so side by side: T / 2 rows go through T / 2 steps, in another round
 through T / 4 steps, and so on, together as many numbers as the map has. The smallest halves are
-blocks of a few steps; in a block, all rows go through at once.
+blocks of a few steps, and a block takes all its rows through at once.
 
 A step is linearised once, in the forward pass. The memory is that of the map, of the rows, T n
-numbers for a carry of n, and of the linearisation, T times the residuals of a step. The time is
-about that of a backward pass of T / 2 sequences.
+numbers for a carry of n, and of the linearisation, T times the residuals of one step. The time is
+about that of one backward pass of T / 2 sequences.
 
 If some h_j, k ≤ j ≤ t, holds a NaN, ∂J_t/∂h_k is NaN, even if autodiff would give 0 (as behind a
 relu).
@@ -125,7 +125,7 @@ def _linearised(
 
     Returns:
       the carries after the steps, leaves [T, ...]; the residuals of the linearisations, [T, ...];
-      and a function (residuals of a step, ∂J/∂carry after the step) -> ∂J/∂carry before the step.
+      and a function (residuals of one step, ∂J/∂carry after the step) -> ∂J/∂carry before the step.
       Residuals equal at all steps (the weights) are stored once, within the function.
     """
 

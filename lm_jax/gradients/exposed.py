@@ -1,14 +1,14 @@
 """Exposure bias: the gradient under teacher forcing compared with the gradient on own tokens.
 
 J_t is the mean nats of the targets at position t of a chunk, over the sequences. g_t is the
-gradient of J_t if the model has read the text. ĝ_t is the gradient of J_t if the model has read its
-own tokens since the beginning of the chunk (`lm_jax.inference.feeding`). The targets are the text's
-both times. The cosine between g_t and ĝ_t measures how much of the teacher-forced gradient at
-position t is of use to a model continuing its own words. At position 0 the inputs are the same, and
-the cosine is 1.
+gradient of J_t for a model that reads the text. ĝ_t is the gradient of J_t for a model that reads
+its own tokens from the beginning of the chunk on (`lm_jax.inference.feeding`). The targets come
+from the text both times. The cosine between g_t and ĝ_t tells how much of the lesson of teacher
+forcing at position t serves a model that goes on from its own words. At position 0 the inputs are
+the same, and the cosine is 1.
 
-g_t and ĝ_t take a backward pass over the chunk for each position t; all positions share the forward
-pass. The time is O(T²), and two gradients at a time are in memory.
+Each g_t and each ĝ_t takes one backward pass over the chunk; all positions share the forward pass.
+The time is O(T²), and two gradients at a time are in memory.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The horizon: the number of steps back that hold a share of the gradient.
 
-The horizon sums up a split of the gradient over time in a number of steps; a horizon of 1 is the
+The horizon reduces a split of the gradient over time to one number of steps; a horizon of 1 is the
 present step alone. By truncation, the horizon is the shortest k2 that is good enough: the answer to
 "which bptt length?". By credit, the horizon is how far back a loss looks, regardless of the signs
 with which gradients add up.
@@ -56,8 +56,8 @@ def credit_horizon(credit: Float[Array, "T T"], share: float) -> Float[Array, ""
       share: between 0 and 1.
 
     Returns:
-      steps. Rows of zeros (a loss without dependence on a carry, a masked target) have no horizon
-      and are left out. NaN if all rows are left out, or if a row holds a NaN or ∞.
+      steps. Rows of zeros (a loss that depends on no carry, a masked target) have no horizon and
+      are left out. NaN if all rows are left out, or if a row holds a NaN or ∞.
 
     Raises:
       UserError: the share is not between 0 and 1.
@@ -73,7 +73,7 @@ def credit_horizon(credit: Float[Array, "T T"], share: float) -> Float[Array, ""
 
 
 def _reach(norms: Float[Array, "*rows L"], share: float) -> Float[Array, "*rows"]:
-    """Smallest number of entries along the last axis with the share of the total sum, or NaN."""
+    """Smallest number of entries along the last axis that sum to the share of the total, or NaN."""
     largest = jnp.max(norms, axis=-1, keepdims=True)
     so_far = jnp.cumsum(norms / largest, axis=-1)  # a sum of large norms would be infinite
     short = so_far < share * so_far[..., -1:]

@@ -1,4 +1,4 @@
-"""One-sided Jacobi rotations: singular values, accurate even if small values stand beside large.
+"""One-sided Jacobi rotations: singular values, with small values accurate beside large values.
 
 A matrix A is kept as rows e^{ℓ_i} u_i. A rotation of two rows does not change the singular values.
 The rotation a_i ← cos θ (a_i + t a_j), a_j ← cos θ (a_j - t a_i) makes the two rows orthogonal for
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-SWEEPS = 30  # six to ten are usual; convergence is quadratic in the end
+SWEEPS = 30  # at most; six to ten are usual, as convergence is quadratic in the end
 
 
 def orthogonal_rows(

@@ -6,12 +6,12 @@ n numbers (`jax.flatten_util.ravel_pytree`), follows s_{t+1} = step(s_t, x_t), t
     J_t = ∂s_{t+1}/∂s_t,        P_l = ∂s_T/∂s_{T-l} = J_{T-1} J_{T-2} … J_{T-l}.
 
 The lecture multiplies δ by P_l to go l steps back. P_0 = I. The rows of P_{l+1} are the rows of P_l
-pulled back through another step: n vector-Jacobian products at once, without forming J. The norm of
-a product is exponential in l. The rows are therefore divided by a power of two, held beside them,
-to keep the largest entry near 1; the division costs no digit.
+pulled back through one more step: n vector-Jacobian products at once, without forming J. The norm
+of a product is exponential in l. The rows are therefore divided by a power of two, held beside
+them, to keep the largest entry near 1; the division costs no digit.
 
-If a carry holds a NaN, the Jacobian of the step into the carry and of the step out of the carry is
-NaN, even if autodiff gives 0 (as for a relu), and every product with one of these Jacobians is NaN.
+If a carry holds a NaN, the Jacobians of the steps before and after the carry are NaN, even if
+autodiff gives 0 (as for a relu). Every product with one of these Jacobians is NaN, too.
 
 Each function traces anew at every call; wrap a function in `jax.jit` if called often.
 """
@@ -68,7 +68,7 @@ def jacobian_products(
       max_lag: the largest l.
 
     Returns:
-      [max_lag + 1, n, n], the identity first. From the first product with a NaN on, all are NaN.
+      [max_lag + 1, n, n], the identity first. NaN from the first product that holds a NaN on.
 
     Raises:
       UserError: max_lag is negative or longer than T; or as `step_jacobians`.
@@ -98,7 +98,7 @@ def log_singular_values(
       step, params, carry, xs, max_lag: as for `jacobian_products`.
 
     Returns:
-      [max_lag + 1, n], in nats. From the first product with a NaN on, all are NaN.
+      [max_lag + 1, n], in nats. NaN from the first product that holds a NaN on.
 
     Raises:
       UserError: as `jacobian_products`.
@@ -126,13 +126,13 @@ def singular_values(
     """The singular values of every product of Jacobians, largest first.
 
     A value too large or too small for the dtype becomes infinite or 0; `log_singular_values` keeps
-    the value, and states the number of correct digits.
+    the value, and states its accuracy.
 
     Args:
       step, params, carry, xs, max_lag: as for `jacobian_products`.
 
     Returns:
-      [max_lag + 1, n]; 1 at lag 0. From the first product with a NaN on, all are NaN.
+      [max_lag + 1, n]; 1 at lag 0. NaN from the first product that holds a NaN on.
 
     Raises:
       UserError: as `jacobian_products`.
@@ -162,7 +162,7 @@ def trajectory(
 def last_window(
     step: Step, params: Params, carry: Carry, xs: Any, max_lag: int
 ) -> tuple[FlatStep, Float[Array, " n"], Any]:
-    """The flat transition, the carry max_lag steps before the end, and the last max_lag xs."""
+    """The flat transition, the carry max_lag steps before the end, and xs from this step on."""
     steps = check_transition(step, params, carry, xs)
     check_max_lag(max_lag, steps)
     flat, start = flatten(step, params, carry)
@@ -178,18 +178,18 @@ def pulled_back(
     rows: Float[Array, "m n"],
     measure: Callable[[Array, Array], Array],
 ) -> Array:
-    """Measure the matrix rows P_l at every lag l = 0 … T, with T the length of xs.
+    """Apply `measure` to rows P_l at every lag l = 0 … T, with T the length of xs.
 
     Args:
       flat: the transition.
       start: the carry before the first step of xs.
       xs: a tree of arrays [T, ...].
       rows: the rows at lag 0, [m, n].
-      measure: (a[m, n], exponent) -> array. rows P_l is 2^exponent a, and the largest entry of a is
+      measure: (a[m, n], exponent) -> array, with rows P_l = 2^exponent a. The largest entry of a is
         near 1, or all entries are 0; at lag 0, a is `rows` itself.
 
     Returns:
-      [T + 1, ...]; from the first product with a NaN on, all are NaN.
+      [T + 1, ...]; NaN from the first product that holds a NaN on.
     """
     before, sound = trajectory(flat, start, xs)
 
@@ -210,7 +210,7 @@ def pulled_back(
 def pull(
     flat: FlatStep, s: Float[Array, " n"], x: Any, rows: Float[Array, "m n"]
 ) -> Float[Array, "m n"]:
-    """The product rows J, with J the step's Jacobian at s."""
+    """The product of `rows` and the step's Jacobian at s."""
     _, back = jax.vjp(lambda s: flat(s, x), s)
     return jax.vmap(lambda row: back(row.astype(s.dtype))[0])(rows).astype(rows.dtype)
 
