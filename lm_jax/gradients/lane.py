@@ -1,4 +1,4 @@
-"""A recurrent language model as pure functions of one example, for the gradient tools.
+"""A recurrent language model as pure functions of a single example, for the gradient tools.
 
     carry_t = step(params, carry_{t-1}, x_t),   J_t = loss(params, carry_t, y_t)
 
@@ -59,8 +59,8 @@ def one_lane(model: LanguageModel) -> Lane:
 def refuse_dropout(model: LanguageModel) -> None:
     """Raise an error if the model has dropout.
 
-    Dropout is drawn for a whole batch at once. A tool that reads one step and one sequence at a
-    time needs a model without dropout.
+    Dropout is drawn for a whole batch at once. A tool that reads single steps of single sequences
+    needs a model without dropout.
 
     Raises:
       UserError: the model has dropout.
