@@ -6,8 +6,8 @@
 
 (Pascanu, Mikolov & Bengio, 2013, equation 9). x_k is the carry of all layers together that step k
 hands to step k + 1. ∂E/∂x_k, written d_k below, is the whole gradient at x_k, from the loss of step
-k and from all later losses. Ω is small if each step hands back a gradient as long as the gradient
-it receives, in the direction of the received gradient.
+k and from all later losses. Ω asks each step to preserve the norm of the gradient it receives;
+norms in other directions do not matter.
 
 Only the immediate derivative of Ω is taken (equation 10): the parameters vary in ∂x_{k+1}/∂x_k, the
 Jacobian of the step, while x_k and d_{k+1} stay constant. In the paper the carry is the
