@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
 
 BETWEEN_LOOKS = 8
-"""Iterations between two looks at B; the eigenvalues cost as much as several iterations."""
+"""Iterations between two looks at B; the eigenvalues of B cost as much as several iterations."""
 
 
 def largest_singular_values(
@@ -107,7 +107,7 @@ def largest_singular_values(
         end = jnp.minimum(k + BETWEEN_LOOKS, iterations)
         inner = jax.lax.fori_loop(k, end, iterate, inner)
         _, _, beta, B, _ = inner
-        # The newest β stands in a column that does not belong to B yet.
+        # Drop the newest β: its column is not part of B yet.
         B = jnp.where(jnp.arange(iterations)[None, None, :] < end, B, 0)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)

@@ -1,6 +1,6 @@
 """Regularizers against vanishing and exploding gradients: penalties added to the loss.
 
-Ω preserves the norm of the gradient on its way back:
+Ω penalises a change of the gradient's norm on the way back:
 
     Ω = Σ_k Ω_k,   Ω_k = (‖(∂E/∂x_{k+1}) (∂x_{k+1}/∂x_k)‖ / ‖∂E/∂x_{k+1}‖ - 1)²
 

@@ -45,8 +45,8 @@ def rtrl(model: LanguageModel) -> Estimator:
     """Exact real-time recurrent learning (Williams & Zipser, 1989).
 
     Memory O(B n P) for any T, and time O(B n² P) per step: for small models. The carry may also be
-    the model's own carry; the influence is then zero at first, and the gradient is the gradient of
-    full BPTT.
+    the model's own carry; the influence is then zero at first, and the gradient of the batch is the
+    gradient of full BPTT.
 
     Args:
       model: a recurrent language model, without dropout.
@@ -154,7 +154,7 @@ def at_output(
 ) -> tuple[Float[Array, ""], Params, Carry]:
     """The loss of a step in nats, and its gradients with respect to parameters and carry."""
     output = model.output
-    assert output is not None  # `one_lane` has seen to it
+    assert output is not None  # checked by `one_lane`
 
     def nats(params: Params, carry: Carry) -> Array:
         return model.loss(params, output(carry)[None], y[None], mask[None])

@@ -4,8 +4,8 @@ The measurements are tools of `lm_jax.gradients`, applied to a few sequences of 
 to the current parameters, without dropout:
 
 - by lag: the norm of the gradient of the recurrent layers' weights at each lag l = t - k, and the
-  horizon: how many steps back half, 90 % and 99 % of this gradient lie, by the relative error of
-  the truncated gradients;
+  horizon: the number of steps back that hold half, 90 % and 99 % of this gradient, by the relative
+  error of the truncated gradients;
 - lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, with h the state of all layers and T
   the end of the chunk; the arithmetic mean over the sequences (the study of a run takes the mean
   over several ends T, too);

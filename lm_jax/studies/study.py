@@ -84,7 +84,7 @@ class Credit(NamedTuple):
     """[bands, T], mean credit over the chunk, by frequency of the input word and by lag; None for a
     task."""
     by_target: np.ndarray | None
-    """[bands, T], mean credit over the chunk, by frequency of the target and by lag; None for a task."""
+    """[bands, T], mean credit by frequency of the target and by lag; None for a task."""
     bands: list[str] | None
     """Description of each band, the most frequent words first; None for a task."""
     horizon: dict[str, float]
