@@ -143,7 +143,7 @@ def estimators(
 ) -> dict[str, Estimator]:
     """The estimators that a model's size and cells allow, by name.
 
-    RTRL is left out if its influence, lanes × n × P numbers, takes more than 256 MiB. SnAp-1 is
+    RTRL is left out if its influence, B × n × P numbers, takes more than 256 MiB. SnAp-1 is
     left out if a cell has no separate units.
 
     Args:
