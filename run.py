@@ -472,8 +472,8 @@ def probe(
       run_dir: run directory of the model.
       step: analyse the run after this many updates; or spike: before the update with the largest
         rise of the loss. If not given, analyse the kept parameters.
-      text: file to read instead of the run's validation text. A run on generated sequences always
-        reads new generated sequences; the length is then fixed, and --lanes sets the number.
+      text: file to read instead of the run's validation text. A run on generated sequences instead
+        reads whole validation sequences, never trained on; only --lanes then sets their number.
       sentence: sentence for the credit map; a line of the text if not given.
       length: T, tokens of the chunk; as in training, but at most 64, if not given.
       lanes: B, number of sequences, taken from different places of the text; 4 if not given.
