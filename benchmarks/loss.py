@@ -6,8 +6,8 @@
 cross-entropy on a linear layer, if PyTorch is installed. 700 targets, W [H, V], the gradient with
 respect to W, b and h. Each side runs in a separate process; the processes make a call in turn,
 A B A B. The table has the median time over the rounds, and the peak memory of the process minus the
-memory before the first call (inputs count as part of the call). All sides must give the same loss
-to 1e-5. If a side fails, for example for lack of memory, the table omits the side.
+memory before the inputs were made. All sides must give the same loss to 1e-5. If a side fails, for
+example for lack of memory, the table omits the side.
 """
 
 import re
