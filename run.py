@@ -149,8 +149,8 @@ def sweep_command(
           experiment: path of a Python file, or name of a file in experiments/.
           config: base settings, changed by the points.
           run_dir: directory of the sweep; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: print the command line of each trial, the groups of trials that share a program,
-            and the memory needed; train nothing.
+          dry_run: only print the command line of each trial, the groups of trials that share a
+            program, and the memory they need.
           executor: where to train: here, in this process, on all cores or devices; processes,
             several processes of this machine; ray, nodes of a cluster; slurm, jobs of a cluster.
           workers: processes: number of processes; 1 per GPU, or 2 without a GPU, if not given.
@@ -590,10 +590,10 @@ def main(arguments: list[str]) -> int:
 
 def set_up() -> None:
     """Applies settings of the whole process; for use as a program, not as a library."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # stdout may be ASCII; a sample may be not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stdout may be ASCII; samples may not
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    # A persistent compilation cache for each machine: compiled programs suit one processor.
+    # A persistent compilation cache per machine: a compiled program suits only its processor.
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

@@ -25,7 +25,7 @@ from lm_jax.sweeps.work import do
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs jobs, on some machine."""
+    """Protocol of an executor: runs jobs, on this machine or on others."""
 
     @property
     def workers(self) -> int:

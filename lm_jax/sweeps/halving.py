@@ -7,9 +7,9 @@ and an early trial may therefore continue although later trials are better. A tr
 is never resumed.
 
 A judgement is written to disk, as a line of rungs.jsonl, before any trial acts on the judgement. If
-a trial is killed and reaches a rung again, the judgement on disk holds. A sweep in a single process
-therefore judges in the same way wherever the sweep is killed. Several processes judge in turn, in
-order of arrival.
+a trial is killed and reaches a rung again, the judgement on disk holds. The judgements of a sweep
+in a single process therefore do not depend on when the sweep is killed. Several processes judge in
+turn, in order of arrival.
 
 Source: Li et al. (2020), "A System for Massively Parallel Hyperparameter Tuning", MLSys. Their
 algorithm resumes a stopped trial after enough worse trials have arrived; this module does not.

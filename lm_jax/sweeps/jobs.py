@@ -46,7 +46,7 @@ class Job:
     trials: tuple[Trial, ...]
     """Trials of a single group, or, if not vectorised, of any groups."""
     vectorised: bool
-    """If True, train the trials as lanes of a single program, even if only 1 trial is left."""
+    """If True, train the trials as lanes of a single program, even if only one trial is left."""
     lanes: int | None = None
     """Largest number of trials side by side; None: all."""
     text: str | Sequence[str] | None = None
@@ -108,7 +108,7 @@ def divided(
     text: str | Sequence[str] | None = None,
     halving: Halving | None = None,
 ) -> list[Job]:
-    """Divide a sweep into jobs, at least a job per worker if there are enough trials.
+    """Divide a sweep into jobs, at least one per worker if there are enough trials.
 
     Args:
       groups: groups of the sweep.

@@ -2,9 +2,9 @@
 
 Runs whose configs differ only in numbers share a program (`lm_jax.training.step.program`). This
 module advances the runs side by side: the train states are stacked on a leading axis, [lanes, ...],
-each lane has own numbers, and `advance` of a single run is mapped over the axis. The axis is
-sharded over the devices. Each device works in rows of `width` lanes: `vmap` within a row, and the
-rows in turn.
+each lane has its own numbers, and `advance` of a single run is mapped over the axis. The axis is
+sharded over the devices. Each device works in rows of `width` lanes: `vmap` within a row, and one
+row after another.
 
 The lanes are independent. A lane stops at a given update, or at the first loss that is not finite;
 afterwards the lane's state stays unchanged. If fewer runs than lanes are left, the spare lanes
@@ -12,8 +12,8 @@ stand still in the same way. The result of a lane depends on the width, but not 
 lanes or on the lane's place.
 
 On a CPU the width is 1, because wider rows were no faster there; `benchmarks/sweeps.py` compares an
-update of a lane with an update of a single run. On an accelerator the width is all lanes of a
-device.
+update of a lane with an update of a single run. On an accelerator all lanes of a device are one
+row.
 """
 
 import functools
@@ -86,7 +86,7 @@ class Lanes:
         self._numbers = self._stacked([*numbers, *[numbers[0]] * spare])
 
     def advance(self, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Advances every run to the run's own stop.
+        """Advances every run to its own stop.
 
         Args:
           stops: the update to stop at, for each run; a run already there stays unchanged.
@@ -108,7 +108,7 @@ class Lanes:
         return [jax.tree.map(lambda leaf, lane=lane: leaf[lane, ...], host) for lane in range(runs)]
 
     def _stacked(self, trees: Sequence[Any]) -> Any:
-        # Leaf by leaf, to not hold all stacked leaves on the host and on the devices at once.
+        # Leaf by leaf: otherwise all leaves would be on the host and on the devices at once.
         return jax.tree.map(
             lambda *leaves: self._placed(np.stack([np.asarray(leaf) for leaf in leaves])), *trees
         )

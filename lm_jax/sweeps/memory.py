@@ -1,4 +1,4 @@
-"""Memory of a lane, and the number of lanes for the free memory.
+"""Memory of a lane, and the number of lanes that fit into the free memory.
 
 A lane needs about twice the train state, because the new state is made while the old state is read,
 and the activations of a chunk of B × T tokens. Each matrix W of size m × n produces n numbers for

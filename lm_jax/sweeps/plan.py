@@ -179,7 +179,7 @@ def _cadence(config: Config) -> tuple[tuple[str, Any], ...]:
 
 
 def distinctions(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """List for each group the fields, with values, in which the groups differ.
+    """List, for each group, its values of the fields in which the groups differ.
 
     If some groups switch a number off, the value given for the number is a bool: True if on.
     """

@@ -31,8 +31,8 @@ Values = Mapping[str, Any]  # by path: an iterable of values
 class Range:
     """A distribution over numbers from `low` to `high`.
 
-    By default, real numbers, uniformly. With `log`, the logarithm is uniform. With `whole`,
-    integers, uniformly, including both ends.
+    Real numbers, uniform by default; with `log`, the logarithm is uniform instead. With `whole`,
+    integers, uniform, including both ends.
     """
 
     low: float | int
@@ -65,7 +65,7 @@ Space = Mapping[str, Range | Choice]
 
 
 class Drawn(list[dict[str, Any]]):
-    """Random points, together with their space and seed (which a search uses to continue).
+    """Random points, with their space and seed for an Optuna search.
 
     Attributes:
       space: the distribution of each path.

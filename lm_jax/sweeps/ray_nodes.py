@@ -2,8 +2,8 @@
 
 The nodes need no shared disk. A job carries the existing run directories of the trials to a node,
 works in a temporary directory there, and returns the run directories at the end, or after a stop
-signal. If the node dies, the job starts again on another node, from the state at its first
-departure.
+signal. If the node dies, the job starts again on another node, from the run directories on this
+machine.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
 Each row is computed from the trial's run directory, and a lost table can be written again:
 
     number, name, trial, point, flags     identity of the trial; `trial` is the run directory
-    settings            values of all paths changed by any point of the sweep, as far as present
+    settings            values of all paths changed by any point, if the trial's config has the path
     status              finished, diverged, stopped, pruned or failed
-    bad_step            if diverged: the first update with a loss, or validation, not finite
-    error               if failed: the error in a line; error.json in the run directory has more
+    bad_step            if diverged: the first update whose loss, or validation, was not finite
+    error               if failed: the error in one line; error.json in the run directory has more
     step, steps         updates made, and updates requested
     seconds             training time
     best_validation, last_validation, test      mean nats per token (regression: squared error)

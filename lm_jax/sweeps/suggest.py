@@ -9,7 +9,8 @@ pending point counts as bad, to keep the next points of the batch away from the 
     study.db         the trials as an Optuna study named "sweep", for Optuna's own tools
 
 A batch depends only on the space, the seed and the earlier results, and is on disk before any of
-its trials starts. A search killed at any time therefore resumes exactly.
+its trials starts. A search killed at any time therefore continues with the same points as a search
+that was never killed.
 
 Source: Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization", NeurIPS, section 4.
 """
