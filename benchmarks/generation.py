@@ -3,15 +3,15 @@
     python -m benchmarks.generation
 
 Against PyTorch: 10,000 characters by `lm_jax.inference.sample` from an Elman model of 320 units,
-against a Python loop as in makemore, with a call of `torch.nn.RNN` for each token and each token
-read back. Both models must assign the same probability to a text.
+against a Python loop as in makemore, which calls `torch.nn.RNN` for each token and reads the token
+back to the host. Both models must assign the same probability to a text.
 
 The other comparisons use the model of the quickstart.
 
 Sampling: 10,000 characters by `lm_jax.inference.sample` (a single compiled program without waiting
-for the host), against a Python loop with a compiled call for each token (the model, the draw and
-the key's derivation) and each token read back. Both must produce the same text, or the program ends
-with an error.
+for the host), against a Python loop, which makes a compiled call for each token (the model, the
+draw and the key's derivation) and reads the token back. Both must produce the same text, or the
+program ends with an error.
 
 Scoring: a text as a single stream, in parallel segments if the model forgets its past; the same
 text line by line; and the forward half of training on the same tokens, in the quickstart's batches.
