@@ -1,10 +1,10 @@
-"""A sweep as lanes of one program, against the same runs one after the other.
+"""A sweep as lanes of a single program, against separate runs in turn.
 
     python -m benchmarks.sweeps
 
-Two questions. What does a lane's update cost beside that of a lone run, where all that comes before
-the first update is paid? And how long does a whole sweep of 32 short trials take from its command
-line, beside 32 commands, all with a warm compilation cache (three rounds at most)?
+Two measurements: the time of an update of a lane against an update of a single run, without the
+start of either; and the time of a whole sweep of 32 short trials from the command line against 32
+separate commands, all with a warm compilation cache (at most three rounds).
 """
 
 import os
@@ -54,7 +54,7 @@ def sweep():
 
 
 def lane_rows(pattern: str, rounds: int) -> list[Row]:
-    """What an update of a lane takes, of 32 on all devices, beside a lone run's."""
+    """Compare an update of a lane, among 32 on all devices, with an update of a single run."""
     rows = []
     tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint8)
     for cell, hidden, batch, length in SIZES:
@@ -95,7 +95,7 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
 
 
 def sweep_row(rounds: int) -> Row:
-    """A sweep's command beside as many commands as it has trials."""
+    """Compare a sweep's command with separate commands for all trials."""
     with tempfile.TemporaryDirectory() as folder:
         experiment = Path(folder) / "small.py"
         experiment.write_text(EXPERIMENT)

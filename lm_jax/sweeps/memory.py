@@ -1,12 +1,12 @@
-"""How much memory a trial takes beside others, and how many of them fit.
+"""Memory of a lane, and the number of lanes that fit into the free memory.
 
-One lane takes about twice its train state, for the new one is made while the old one is read, and
-the activations of a chunk of B × T tokens. Each matrix W of m × n gives n numbers for every token
-it is applied to, and backpropagation as many again:
+A lane needs about twice the train state, because the new state is made while the old state is read,
+and the activations of a chunk of B × T tokens. Each matrix W of size m × n produces n numbers for
+every token, and backpropagation as many again:
 
-    bytes = 2 · state + 2 · B · T · (Σ_W n_W + V if the readout has no matrix of its own) · itemsize
+    bytes = 2 · state + 2 · B · T · (Σ_W n_W + V if the readout is tied) · itemsize
 
-which is an estimate: what the compiler keeps, recomputes or never holds is its business.
+This is an estimate: the compiler may keep or recompute any array.
 """
 
 import jax
@@ -17,14 +17,14 @@ from lm_jax.data.windows import free_memory
 from lm_jax.sweeps.plan import Group
 from lm_jax.training.step import chunk_length, init
 
-SHARE = 0.5  # of the free memory that lanes may take
+SHARE = 0.5  # share of the free memory that lanes may use
 
 
 def lane_bytes(group: Group) -> int:
-    """Bytes that one trial of a group takes; nothing is computed.
+    """Estimate the bytes of a single trial of a group, from shapes alone.
 
     Args:
-      group: of models that are trained.
+      group: trials of a model trained by gradients.
     """
     config = group.config
     state = init.eval_shape(config, group.vocab_size)
@@ -38,5 +38,5 @@ def lane_bytes(group: Group) -> int:
 
 
 def lanes_that_fit(each: int) -> int:
-    """How many lanes of so many bytes fit into half of the free memory; one at least."""
+    """Number of lanes of `each` bytes in half of the free memory; at least 1."""
     return max(1, int(free_memory() * SHARE) // each)
