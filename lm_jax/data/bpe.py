@@ -12,8 +12,8 @@ expression for words, numbers and signs in a vocabulary trained here; the cuts o
 vocabulary from a file.
 
 The library `tokenizers` does the work. Its JSON, here called the *rules*, is all that encoding
-needs. The JSON writes the byte b as one printable character (`_BYTE`). Everywhere else in lm_jax
-the byte b is the character of number b, as in the vocabulary `byte`.
+needs. The JSON writes the byte b as one printable character (`_BYTE`). Everywhere else in lm_jax a
+token's byte b is written as the character of number b, as in the vocabulary `byte`.
 """
 
 import contextlib

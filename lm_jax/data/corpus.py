@@ -51,7 +51,7 @@ class Corpus(NamedTuple):
     validation: Split
     test: Split
     digest: str
-    """Hex digits that change when the text or its tokens change."""
+    """Digest of the text and its tokens, in hex digits."""
     task: Task | None = None
     """The task to read instead of a text; all splits are then empty."""
 

@@ -34,7 +34,7 @@ _WIDE = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# By the bytes of every four that are zero in ASCII text: the encoding.
+# Encodings, by which of every four bytes are zero in ASCII text.
 _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",

@@ -91,5 +91,5 @@ def text(config: Markov) -> str:
 
 
 def floor(data: Data) -> dict[str, float]:
-    """Entry of result.json for a text of known entropy: `entropy_rate`, nats a character."""
+    """Entry of result.json, `entropy_rate` in nats a character; empty if the entropy is unknown."""
     return {"entropy_rate": chain(data.task).entropy_rate} if isinstance(data.task, Markov) else {}

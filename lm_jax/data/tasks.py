@@ -1,9 +1,10 @@
 """Generated tasks that need memory: the target at the end depends on earlier inputs.
 
 A batch is a function of a key and a step alone. Training on a task therefore stops and resumes like
-any other training, and no two updates read the same sequences. Every sequence has T steps (the
-config's `data.length`) and starts from a fresh carry. The loss counts only the steps with a target;
-the mask marks these steps. Draws are uniform and independent.
+any other training, and no two updates read the same sequences. A batch has T steps (the config's
+`data.length`). A sequence has L ≤ T steps (`data.task.length`, by default T) and starts from a
+fresh carry. The loss counts only the steps with a target; the mask marks these steps. Draws are
+uniform and independent.
 
 - *temporal order* (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013): distractors c … f, except
   for an A or B at one step of [L/10, 2L/10) and at one step of [5L/10, 6L/10). Target at the last
@@ -21,7 +22,7 @@ The *chance level* of a task is the least mean loss of a predictor without memor
 step and its input: ln 4 for temporal order; the variance of the target for adding (1/6) and
 multiplication (7/144); ln of the number of symbols for copy and memorisation; ln 2 for permutation.
 
-Letters: B sequences, T steps of a batch, L ≤ T steps of a sequence.
+Letters: B sequences, T steps of a batch, L steps of a sequence.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ from lm_jax.data.batches import Batch, Generated
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, to_json
 
-EPOCH = 1000  # updates that count as one
+EPOCH = 1000  # updates that count as an epoch
 TOLERANCE = 0.04  # largest error of a right answer (Hochreiter & Schmidhuber, 1997)
 HELD_OUT_BATCHES, HELD_OUT_LANES = 10, 100  # batches of validation (and of test), sequences each
 HELD_OUT = {"validation": 1 << 20, "test": 1 << 21}  # folded into the key of each split
@@ -134,7 +135,7 @@ def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
       split: validation or test.
 
     Returns:
-      one function for each batch; the function generates the batch. Training never reads them.
+      functions without arguments, each generates a batch; training never reads these batches.
     """
     assert isinstance(data.task, Sequences)
     read = _compiled(task(data.task, HELD_OUT_LANES, data.length))

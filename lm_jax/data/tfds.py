@@ -117,7 +117,7 @@ def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
 
 def _text(builder: Any, part: str, key: str, flag: str) -> Text:
     info = builder.info
-    whole = info.splits[part.partition("[")[0]]  # a part does not know its number of bytes
+    whole = info.splits[part.partition("[")[0]]  # TFDS gives no number of bytes for a part
     if not info.splits[part].num_examples:
         raise UserError(f"{flag}: {part} is empty, of {whole.num_examples} documents in all")
     source = builder.as_data_source(part, file_format="array_record")

@@ -43,7 +43,7 @@ from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
 _LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
-_ALIASES = {LINE_END["word"]: "</s>"}  # what word2vec calls the end of a line
+_ALIASES = {LINE_END["word"]: "</s>"}  # word2vec's name for the end of a line
 _HEADER = re.compile(rb"\s*\+?(\d+)\s+\+?(\d{1,9})\s*")
 # Bytes that no text holds; a binary file holds some of them.
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
@@ -100,7 +100,7 @@ def read_vectors(
         try:
             unpacked = _unpacked(file)
             taken = _taken(unpacked, wanted, size, name)
-            unpacked.detach()  # the file is closed by who opened it
+            unpacked.detach()  # `reading` closes the file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
     return _filled(choices, taken, size, name, seed, counts)
