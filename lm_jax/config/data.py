@@ -25,9 +25,9 @@ class Data:
     """tfds: feature with the text; None: the only text feature, or `text`."""
     train: str | None = None
     """file: path of the training text. Without data.validation and data.test, the text is cut 90 /
-    5 / 5 into the three splits; words are cut at the end of a line, or between two words if the
-    text is a single long line. Or path of a folder with three files, named after train, valid
-    (validation, val, dev) and test."""
+    5 / 5 into the three splits. With tokenizer word, the cuts are at line ends, or between two
+    words if the text is a single long line. Or path of a folder with three files, named after
+    train, valid (validation, val, dev) and test."""
     validation: str | None = None
     """file: path of the validation text."""
     test: str | None = None

@@ -190,9 +190,9 @@ class LiveProbe:
     every: Adjustable = 500
     """Updates between two rows of kind probe."""
     deltas: bool = True
-    """Record in every update the norm of δ_t at each time step t of the chunk. δ_t is the gradient
-    that arrives at the layers' states from step t + 1 and from the layer above at t. The rows of
-    kind train hold the mean."""
+    """Record in every update the norm of δ_t at each time step t of the chunk. δ_t is the loss's
+    gradient that arrives at the layers' states from step t + 1 and from the layer above at t. The
+    rows of kind train hold the mean."""
     by_lag: bool = True
     """Split the gradient of the chunk over the lags, and give the horizon: the lags within which
     50 %, 90 % and 99 % of the gradient lie."""
@@ -204,7 +204,7 @@ class LiveProbe:
     lyapunov: bool = True
     """Give the largest Lyapunov exponent along the chunk, in nats a step."""
     lanes: Size = 4
-    """Number of sequences, the first of the batch, for by_lag, lags and lyapunov."""
+    """Number of sequences for by_lag, lags and lyapunov, the first of the batch."""
 
 
 @settings
@@ -216,7 +216,7 @@ class Train:
     epochs: Adjustable | None = None
     """Passes over the training text; sets train.steps. None: use train.steps."""
     learning_rate: Number = 0.003
-    """Full learning rate; the schedule multiplies it by a factor of at most 1."""
+    """Full learning rate; the schedule gives a share of this rate."""
     schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (
         Constant()
     )
