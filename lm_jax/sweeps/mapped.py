@@ -1,10 +1,9 @@
 """Many runs as lanes of a single compiled program.
 
-Runs whose configs differ only in numbers share a program (`lm_jax.training.step`). This
-module advances the runs side by side: the train states are stacked on a leading axis, [lanes, ...],
-each lane has a config of its own, and `run_until` of a single run is mapped over the axis. The axis is
-sharded over the devices. Each device works in rows of `width` lanes: `vmap` within a row, and one
-row after another.
+Runs whose configs differ only in numbers share their compiled functions (`lm_jax.training.step`).
+This module advances the runs side by side: train states and configs are stacked on a leading axis,
+[lanes, ...], and `run_until` of a single run is mapped over the axis. The axis is sharded over the
+devices. Each device works in rows of `width` lanes: `vmap` within a row, and one row after another.
 
 The lanes are independent. A lane stops at a given update, or at the first loss that is not finite;
 afterwards the lane's state stays unchanged. If fewer runs than lanes are left, the spare lanes
