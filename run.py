@@ -348,7 +348,7 @@ def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.R
     beside = lm_jax.load_run(other)
     if beside.vocabulary != run.vocabulary:
         raise UserError(f"--mix={other} has another vocabulary than {run.run_dir}")
-    model = lm_jax.models.mixture(run.model, beside.model, weight)
+    model = lm_jax.models.Mixture(run.model, beside.model, weight)
     return run._replace(model=model, params=(run.params, beside.params))
 
 

@@ -227,8 +227,8 @@ def main() -> None:
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
     print(f"{'':32}{'ms apart':>12}{'ms at once':>12}{'ratio':>12}{'from … to':>16}")
     for name, cell, targets in (
-        ("elman", cells.elman(H), (LEAST_BY_LAG, LEAST_MAP)),
-        ("lstm", cells.lstm(H), (None, None)),
+        ("elman", cells.ElmanCell(H), (LEAST_BY_LAG, LEAST_MAP)),
+        ("lstm", cells.LSTMCell(H), (None, None)),
     ):
         if not re.search(chosen.rows, f"{name}, by lag, credit map, leanest"):
             continue

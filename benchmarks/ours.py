@@ -18,12 +18,11 @@ from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
-from lm_jax.models.base import scaled_normal
 from lm_jax.training.devices import mesh_of
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
 
-CELLS = {"elman": cells.elman, "gru": cells.gru, "lstm": cells.lstm}
+CELLS = {"elman": cells.ElmanCell, "gru": cells.GRUCell, "lstm": cells.LSTMCell}
 
 
 def config_of(size: Size) -> Config:
@@ -135,9 +134,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
 
 def passes_of_a_layer(size: Size, devices: int) -> Way:
     """Make passes of a layer in a loop on some devices; for 0 devices, a separate call per pass."""
-    made = recurrence.layer(
-        CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
-    )
+    made = recurrence.CellLayer(CELLS[size.cell](size.hidden), size.hidden)
     params, x, d_h = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, size.precision),
         (sizes.weights(size)["layers"][0], *sizes.sequence(size)),

@@ -285,7 +285,7 @@ def main() -> None:
             f"{'':6}{'n':>8}{'seconds':>12}{'matrix-free':>14}{'exact':>14}{'T Jacobians':>14}"
             f"{'residual':>12}"
         )
-        for name, cell in (("elman", cells.elman(H)), ("lstm", cells.lstm(H))):
+        for name, cell in (("elman", cells.ElmanCell(H)), ("lstm", cells.LSTMCell(H))):
             of_a_large_state(name, cell)
     command.finish(found, chosen)
 

@@ -268,7 +268,7 @@ def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
 def test_watched_norms_and_clipped_deltas_hold_where_their_squares_do_not(scale):
     """A loss so many times as large has δ_t and thresholds so many times as large."""
-    large = MODEL._replace(loss=lambda *at: scale * MODEL.loss(*at))
+    large = tiny.altered(MODEL, loss=lambda *at: scale * MODEL.loss(*at))
     for threshold in (None, 0.01):
         plain = jax.jit(g.explicit_bptt(MODEL, clip_delta=threshold).watched)
         bounds = None if threshold is None else scale * threshold

@@ -11,8 +11,8 @@ import tiny
 
 from lm_jax import models
 from lm_jax.models import cells, linear
-from lm_jax.models.base import PLAIN, scaled_normal
-from lm_jax.models.recurrence import layer, unroll
+from lm_jax.models.base import PLAIN
+from lm_jax.models.recurrence import CellLayer, unroll
 from lm_jax.settings import UserError
 
 T, B, E, H = 4, 3, 4, 6
@@ -79,23 +79,23 @@ def diagonal(p, carry, x, xp):
 
 
 CELLS = {
-    "elman": (cells.elman(H), elman),
-    "lstm": (cells.lstm(H), lstm),
-    "peepholes": (cells.lstm(H, peepholes=True), lstm),
-    "layer norm": (cells.lstm(H, layer_norm=True), lstm),
-    "both": (cells.lstm(H, peepholes=True, layer_norm=True), lstm),
-    "gru": (cells.gru(H), gru),
-    "gru, reset before": (cells.gru(H, reset_after=False), functools.partial(gru, before=True)),
-    "mingru": (linear.mingru(H), mingru),
-    "minlstm": (linear.minlstm(H), minlstm),
-    "diagonal": (linear.diagonal(H), diagonal),
+    "elman": (cells.ElmanCell(H), elman),
+    "lstm": (cells.LSTMCell(H), lstm),
+    "peepholes": (cells.LSTMCell(H, peepholes=True), lstm),
+    "layer norm": (cells.LSTMCell(H, layer_norm=True), lstm),
+    "both": (cells.LSTMCell(H, peepholes=True, layer_norm=True), lstm),
+    "gru": (cells.GRUCell(H), gru),
+    "gru, reset before": (cells.ResetBeforeGRUCell(H), functools.partial(gru, before=True)),
+    "mingru": (linear.MinGRUCell(H), mingru),
+    "minlstm": (linear.MinLSTMCell(H), minlstm),
+    "diagonal": (linear.LRUCell(H), diagonal),
 }
 every_cell = pytest.mark.parametrize("name", CELLS)
 
 
 def prepared(cell):
     """A layer with params and a carry that hide nothing by being zero."""
-    made = layer(cell, lambda key, width: scaled_normal(key, E, width))
+    made = CellLayer(cell, E)
     params = tiny.moved(made.init(jax.random.key(0)))
     return made, params, tiny.moved(made.init_carry(B), seed=2)
 
@@ -218,7 +218,7 @@ def test_a_cell_is_that_of_flax_and_so_is_its_gradient(peer):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
 def test_elman_takes_other_activations(activation):
-    cell = cells.elman(H, activation)
+    cell = cells.ElmanCell(H, activation)
     z_x, W_hh = jax.random.normal(jax.random.key(1), (T, B, H)), jnp.eye(H)[::-1]
     _, h = unroll(cell, {"W_hh": W_hh}, jnp.ones((B, H)), z_x)
     state = np.ones((B, H))
@@ -229,7 +229,7 @@ def test_elman_takes_other_activations(activation):
 
 
 def test_the_forget_gate_begins_open_as_asked(key):
-    bias = cells.lstm(H, forget_bias=2.5).init(key)["b_h"].reshape(4, H)
+    bias = cells.LSTMCell(H, forget_bias=2.5).init(key)["b_h"].reshape(4, H)
     np.testing.assert_array_equal(bias, np.outer([0, 2.5, 0, 0], np.ones(H)))
 
 
@@ -244,7 +244,7 @@ def test_layer_norm_does_not_see_the_scale_of_the_products():
 
 def test_minlstm_is_a_mean_where_both_gates_are_shut():
     """f = i = exp(-800), 0 in float64: the state is still half the old and half the new one."""
-    cell = linear.minlstm(1)
+    cell = linear.MinLSTMCell(1)
     z_x = jnp.array([[[-800.0, -800.0, 3.0]]])
     for between in (None, PLAIN):
         carry, _ = unroll(cell, {}, jnp.array([[1.0]]), z_x, between)
@@ -253,7 +253,7 @@ def test_minlstm_is_a_mean_where_both_gates_are_shut():
 
 def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
     """|λ|² is uniform between the squared radii, the phase up to its maximum; γ² = 1 - |λ|²."""
-    cell = linear.diagonal(4000, r_min=0.5, r_max=0.9, max_phase=1.0)
+    cell = linear.LRUCell(4000, r_min=0.5, r_max=0.9, max_phase=1.0)
     params = jax.tree.map(np.asarray, cell.init(key))
     size, phase = np.exp(-np.exp(params["nu"])), np.exp(params["theta"])
     for numbers, low, high in ((size**2, 0.25, 0.81), (phase, 0, 1)):
@@ -264,7 +264,7 @@ def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
 
 
 def test_gamma_keeps_the_variance_of_white_inputs(key):
-    cell = linear.diagonal(400, r_min=0.4, r_max=0.9)
+    cell = linear.LRUCell(400, r_min=0.4, r_max=0.9)
     params = cell.init(key)
     z_x = cell.prepare(params, jax.random.normal(key, (60, 50, 400)))
     carry, _ = unroll(cell, params, cell.init_carry(50), z_x)
@@ -284,7 +284,7 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 
     monkeypatch.setattr(jax.random, "uniform", at_the_edge)
     with jax.enable_x64(False):
-        cell = linear.diagonal(4, r_min=ring[0], r_max=ring[1], max_phase=0.1)
+        cell = linear.LRUCell(4, r_min=ring[0], r_max=ring[1], max_phase=0.1)
         params = cell.init(key)
     for name, leaf in params.items():
         assert leaf.dtype == jnp.float32
@@ -292,7 +292,7 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 
 
 def test_a_diagonal_recurrence_of_odd_size_is_refused():
-    for make in (lambda: linear.diagonal(5), lambda: tiny.rnn(cell="diagonal", hidden_size=5)):
+    for make in (lambda: linear.LRUCell(5), lambda: tiny.rnn(cell="diagonal", hidden_size=5)):
         with pytest.raises(
             UserError, match=r"model.hidden_size=5 must be even with model.cell=dia"
         ):
@@ -327,7 +327,7 @@ def test_the_spectral_radius_is_the_largest_eigenvalue_s_modulus(name):
 
 
 def blocks(kind, gain, gates=4):
-    cell = cells.lstm(40, W_hh=cells.recurrent_weights(kind, gain))
+    cell = cells.LSTMCell(40, W_hh=cells.RecurrentInit(kind, gain))
     return jnp.split(cell.init(jax.random.key(3))["W_hh"], gates, axis=1)
 
 

@@ -216,8 +216,8 @@ def test_a_gradient_of_nan_is_neither_cut_nor_left():
 
 def as_large(model, scale):
     """The model whose losses, and so gradients, are `scale` times as large."""
-    return model._replace(
-        nats=lambda *at: scale * model.nats(*at), loss=lambda *at: scale * model.loss(*at)
+    return tiny.altered(
+        model, nats=lambda *at: scale * model.nats(*at), loss=lambda *at: scale * model.loss(*at)
     )
 
 
@@ -256,7 +256,7 @@ def test_the_threshold_of_a_stack_is_that_of_its_largest_delta_in_any_layer():
 
 def test_a_mixture_has_no_delta():
     """It has no layers of its own, though its parts have."""
-    mixed = models.mixture(MODEL, tiny.rnn(cell="gru"), 0.5)
+    mixed = models.Mixture(MODEL, tiny.rnn(cell="gru"), 0.5)
     params, carry = mixed.init(jax.random.key(0)), mixed.init_carry(tiny.B)
     assert g.quantile_thresholds(mixed, params, carry, BATCHES[:1]).delta is None
     (_, _, _), norms = g.explicit_bptt(mixed).watched(params, carry, BATCHES[0])

@@ -12,7 +12,7 @@ from lm_jax.models import cells
 from lm_jax.settings import UserError
 
 T, H, E, B = 6, 3, 2, 2
-CELLS = {"elman": cells.elman(H), "lstm": cells.lstm(H), "gru": cells.gru(H, reset_after=False)}
+CELLS = {"elman": cells.ElmanCell(H), "lstm": cells.LSTMCell(H), "gru": cells.ResetBeforeGRUCell(H)}
 
 
 def step_of(cell):

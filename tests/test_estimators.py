@@ -21,7 +21,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.inference.feeding import fed
 from lm_jax.models import restart, transition
 from lm_jax.models.base import PLAIN
-from lm_jax.models.regression import regression
+from lm_jax.models.regression import RegressionReadout
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
@@ -33,18 +33,15 @@ WEIGHT = 0.5  # of the remedies
 def made(readout, *, real, locked=False):
     """A model of tokens, or of V real numbers at each step."""
     embedding = models.Embedding(V, 3)
-    layers = [
-        models.layer(models.elman(H), embedding.init_projection),
-        models.layer(models.elman(H), lambda key, width: jax.random.normal(key, (H, width))),
-    ]
+    layers = tuple(models.CellLayer(models.ElmanCell(H), below) for below in (embedding, H))
     noise = models.Noise(locked=locked, inputs=0.3, between=0.3, outputs=0.3, recurrent=0.3)
-    return models.rnn(embedding, layers, readout, hidden_size=H, real=real, noise=noise)
+    return models.RNNModel(embedding, readout, layers=layers, hidden_size=H, real=real, noise=noise)
 
 
 MODELS = {
-    "tokens": made(models.softmax(V), real=False),
-    "one-hot": made(models.softmax(V), real=True),
-    "numbers": made(regression(), real=True),
+    "tokens": made(models.SoftmaxReadout(V), real=False),
+    "one-hot": made(models.SoftmaxReadout(V), real=True),
+    "numbers": made(RegressionReadout(), real=True),
 }
 PARAMS = {kind: tiny.moved(model.init(KEY)) for kind, model in MODELS.items()}
 
@@ -232,11 +229,11 @@ def test_a_batch_may_be_a_single_step_of_a_single_lane():
 
 def recurrence(step, params):
     """A layer of a cell of one's own."""
-    return transition.layer(models.Transition(lambda key: params, jnp.ones(V), step), V)
+    return transition.TransitionLayer(models.Transition(lambda key: params, jnp.ones(V), step), V)
 
 
 def linear_layer(cell):
-    return models.layer(cell, models.Embedding(V, None).init_projection)
+    return models.CellLayer(cell, models.Embedding(V, None))
 
 
 @pytest.mark.parametrize(
@@ -245,15 +242,17 @@ def linear_layer(cell):
         (recurrence(lambda p, h, x: 0.9 * h + x, {}), V),
         (recurrence(lambda p, h, x: p["a"] * h + x, {"a": jnp.full(V, 0.9)}), V),
         (recurrence(lambda p, h, x: p["a"], {"a": jnp.full(V, 0.9)}), V),
-        (linear_layer(models.diagonal(2)), 2),
-        (linear_layer(models.mingru(2)), 2),
-        (linear_layer(models.minlstm(2)), 2),
+        (linear_layer(models.LRUCell(2)), 2),
+        (linear_layer(models.MinGRUCell(2)), 2),
+        (linear_layer(models.MinLSTMCell(2)), 2),
     ],
     ids=["linear without parameters", "linear", "constant", "diagonal", "mingru", "minlstm"],
 )
 def test_the_simplest_recurrences_have_their_gradient_by_every_route(layer, hidden_size):
-    readout = models.softmax(V)
-    model = models.rnn(models.Embedding(V, None), [layer], readout, hidden_size=hidden_size)
+    readout = models.SoftmaxReadout(V)
+    model = models.RNNModel(
+        models.Embedding(V, None), readout, layers=(layer,), hidden_size=hidden_size
+    )
     batch = jax.tree.map(lambda leaf: leaf[0], TEXTS["tokens"])
     params = tiny.moved(model.init(KEY))
     exact = {
@@ -299,7 +298,7 @@ def test_what_takes_a_step_by_itself_refuses_dropout():
 def test_recomputing_refuses_masks_of_each_step_s_own():
     for make in (g.full_bptt, g.explicit_bptt):
         make(MODELS["tokens"], recompute=True)
-        make(made(models.softmax(V), real=False, locked=True).noisy(KEY), recompute=True)
+        make(made(models.SoftmaxReadout(V), real=False, locked=True).noisy(KEY), recompute=True)
         with pytest.raises(UserError, match="locked=True"):
             make(MODELS["tokens"].noisy(KEY), recompute=True)
 

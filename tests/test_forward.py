@@ -85,8 +85,9 @@ def test_rtrl_is_full_bptt_of_a_tied_readout_with_what_training_adds_at_each_ste
 def own(carry, step):
     """A model of a cell of one's own."""
     cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, lambda carry: carry[0])
-    layers = [transition.layer(cell, tiny.V)]
-    return models.rnn(models.Embedding(tiny.V, None), layers, models.softmax(tiny.V), hidden_size=3)
+    layers = (transition.TransitionLayer(cell, tiny.V),)
+    embedding, readout = models.Embedding(tiny.V, None), models.SoftmaxReadout(tiny.V)
+    return models.RNNModel(embedding, readout, layers=layers, hidden_size=3)
 
 
 def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
@@ -243,14 +244,14 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     is dropped after every step (Menick et al., 2021)."""
     model, params = made(**SEPARATE[name], layers=layers, residual=layers > 1)
     owns = params["layers"]
-    steps, outputs, states = zip(*map(in_numbers, model.stack.layers), strict=True)
+    steps, outputs, states = zip(*map(in_numbers, model.layers), strict=True)
     patterns = [
         one_step_pattern(*at, name == "diagonal") for at in zip(steps, owns, states, strict=True)
     ]
 
     def nats(shifts, states, x, y):
         """Those of a step, each layer's state being shifted once it is made."""
-        h, after, read = model.stack.vectors(params, x[None, None])[0, 0], [], []
+        h, after, read = model.vectors(params, x[None, None])[0, 0], [], []
         for place, at in enumerate(zip(steps, outputs, owns, states, shifts, strict=True)):
             step, output, own, s, shift = at
             read.append(h)

@@ -10,7 +10,7 @@ import tiny
 from lm_jax import models
 from lm_jax.config import Softmax
 from lm_jax.models import base, fused
-from lm_jax.models.cells import recurrent_weights
+from lm_jax.models.cells import RecurrentInit
 from lm_jax.settings import UserError
 
 N, H, V = 13, 4, 11
@@ -95,8 +95,7 @@ def test_lanes_of_a_vmap_are_each_its_own(cut):
 def test_without_smoothing_and_bias_it_is_the_nats_under_the_mask(cut):
     (W, _, h, _), y, mask = given()
     own = {"W_hy": W}
-    readout = models.softmax(V, bias=False)
-    assert readout.total_nats is not None
+    readout = models.SoftmaxReadout(V, bias=False)
     total = readout.total_nats
     both = (
         lambda own, h: total(own, h, y, mask),
@@ -223,4 +222,4 @@ def test_a_matrix_that_32_bits_cannot_count_is_refused(init, key):
     with pytest.raises(UserError, match=r"65,536 x 32,768 has 2\^31 numbers"):
         base.normal(key, (2**16, 2**15))
     with pytest.raises(UserError, match=r"65,536 x 65,536 has 2\^31 numbers"):
-        recurrent_weights(init, 1.0)(key, 2**16)
+        RecurrentInit(init, 1.0)(key, 2**16)

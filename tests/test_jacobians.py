@@ -42,7 +42,7 @@ def one_lane(cell):
     return step
 
 
-CELLS = {"elman": cells.elman(N), "lstm": cells.lstm(N), "gru": cells.gru(N)}
+CELLS = {"elman": cells.ElmanCell(N), "lstm": cells.LSTMCell(N), "gru": cells.GRUCell(N)}
 
 
 def of(name):

@@ -89,7 +89,7 @@ def test_the_last_running_estimate_and_the_mean_of_the_windows_are_the_spectrum(
 
 def test_the_spectrum_is_the_long_products_singular_values():
     """ln σ_i(P_T) / T and the exponents of the same trajectory differ by O(1/T)."""
-    cell = cells.lstm(2)
+    cell = cells.LSTMCell(2)
     params = cell.init(jax.random.key(2))
 
     def step(params, carry, x):

@@ -9,7 +9,7 @@ import tiny
 from lm_jax import models
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference import sample, score
-from lm_jax.models import best_weight, mixture
+from lm_jax.models import Mixture, best_weight
 
 A, B = tiny.rnn(), tiny.window()
 PARAMS = A.init(jax.random.key(1)), B.init(jax.random.key(2))
@@ -25,7 +25,7 @@ def never(token):
         log_p = jax.nn.log_softmax(logits(params, h))
         return -jnp.take_along_axis(log_p, y[..., None], -1)[..., 0]
 
-    return B._replace(logits=logits, nats=nats)
+    return tiny.altered(B, logits=logits, nats=nats)
 
 
 def read(model, params, batch):
@@ -38,7 +38,7 @@ def read(model, params, batch):
 @pytest.mark.parametrize("b", [B, never(2)], ids=["window", "with zeros"])
 def test_a_mixture_is_the_weighted_sum_of_probabilities(b, weight):
     batch = tiny.batch()
-    p, nats = read(mixture(A, b, weight), PARAMS, batch)
+    p, nats = read(Mixture(A, b, weight), PARAMS, batch)
     p_a, _ = read(A, PARAMS[0], batch)
     p_b, _ = read(b, PARAMS[1], batch)
     expected = weight * p_a + (1 - weight) * p_b
@@ -50,7 +50,7 @@ def test_a_mixture_is_the_weighted_sum_of_probabilities(b, weight):
 
 
 def test_the_logits_of_a_mixture_are_log_probabilities():
-    model = mixture(A, never(2), 0.4)
+    model = Mixture(A, never(2), 0.4)
     _, h = model.hidden(PARAMS, model.init_carry(tiny.B), tiny.batch().x)
     logits = model.logits(PARAMS, h)
     np.testing.assert_allclose(jax.nn.logsumexp(logits, -1), 0, atol=1e-12)
@@ -64,13 +64,13 @@ def test_the_gradient_of_a_mixture_at_its_edges_is_that_of_one_model():
         _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
         return model.loss(params, h, batch.y, batch.mask)
 
-    grad_a, grad_b = jax.grad(lambda p: loss(mixture(A, never(2), 1.0), p))(PARAMS)
+    grad_a, grad_b = jax.grad(lambda p: loss(Mixture(A, never(2), 1.0), p))(PARAMS)
     tiny.assert_trees_close(grad_a, jax.grad(lambda p: loss(A, p))(PARAMS[0]))
     tiny.assert_trees_close(grad_b, jax.tree.map(jnp.zeros_like, grad_b), 0)
 
 
 def test_a_mixture_reads_in_chunks_and_starts_afresh_as_its_models_do():
-    model, x = mixture(A, B, 0.5), tiny.batch().x
+    model, x = Mixture(A, B, 0.5), tiny.batch().x
     carry, whole = model.hidden(PARAMS, model.init_carry(tiny.B), x)
     between, first = model.hidden(PARAMS, model.init_carry(tiny.B), x[:2])
     after, second = model.hidden(PARAMS, between, x[2:])
@@ -84,7 +84,7 @@ def test_a_mixture_reads_in_chunks_and_starts_afresh_as_its_models_do():
 def test_a_mixture_of_a_model_with_itself_is_the_model_for_scoring_and_sampling():
     vocabulary = Vocabulary("char", ("\n", *"abcde", "<unk>"))
     params = PARAMS[0]
-    model = mixture(A, A, 0.25)
+    model = Mixture(A, A, 0.25)
     scored = score(model, (params, params), vocabulary, "abba\ncabe\n")
     np.testing.assert_allclose(scored.nats, score(A, params, vocabulary, "abba\ncabe\n").nats)
     drawn = sample(model, (params, params), vocabulary, length=20, prompt="b", temperature=0.0)
@@ -94,7 +94,7 @@ def test_a_mixture_of_a_model_with_itself_is_the_model_for_scoring_and_sampling(
 @pytest.mark.parametrize("weight", [1.5, 2, -1, float("nan")])
 def test_a_weight_out_of_range_is_refused(weight):
     with pytest.raises(ValueError, match=rf"weight={weight} must be from 0 to 1"):
-        mixture(A, B, weight)
+        Mixture(A, B, weight)
 
 
 def mean_nats(weight, nats_a, nats_b):

@@ -7,6 +7,17 @@ import pytest
 import tiny
 
 from lm_jax import models
+from lm_jax.config import (
+    RNN,
+    AdaptiveSoftmax,
+    Convolution,
+    Dropout,
+    NGram,
+    SampledSoftmax,
+    Softmax,
+    Window,
+)
+from lm_jax.config.model import CELLS
 
 MODELS = {
     "tanh": tiny.rnn(),
@@ -139,3 +150,28 @@ def test_the_parameters_are_as_many_as_the_formula_says(key):
     )
     assert models.count(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
     assert models.count(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V
+
+
+EQUAL = {
+    "window": Window(hidden_size=4, direct=True, dropout=Dropout(inputs=0.1)),
+    "convolution": Convolution(hidden_size=4, layers=2, pooling=3),
+    "n-gram": NGram(order=3),
+    **{cell: RNN(cell=cell, hidden_size=4, uniform=0.1) for cell in CELLS},
+    "reset before": RNN(cell="gru", reset="before", hidden_size=4),
+    "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
+    "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
+    "smoothed": RNN(
+        hidden_size=4, embedding_size=4, readout=Softmax(tied=True, label_smoothing=0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("config", EQUAL.values(), ids=EQUAL.keys())
+def test_equal_configs_make_equal_models_and_others_do_not(config):
+    """Compiled functions are kept by model: what is equal compiles nothing more."""
+    one, two = (models.make(config, tiny.V) for _ in range(2))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert models.make(config, tiny.V + 1) != one or isinstance(config, NGram)
+    assert all(models.make(other, tiny.V) != one for other in EQUAL.values() if other is not config)
+    assert models.Mixture(one, one, 0.5) == models.Mixture(two, two, 0.5)

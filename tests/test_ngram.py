@@ -11,7 +11,7 @@ import pytest
 from lm_jax import models
 from lm_jax.inference.drawing import draws
 from lm_jax.models.counts import continuations, count, discounts, locate, statistics
-from lm_jax.models.ngram import fit, held_out_weights, ngram
+from lm_jax.models.ngram import NGramModel, fit, held_out_weights
 from lm_jax.settings import UserError
 
 V, BOUNDARY, ORDER = 5, 1, 4
@@ -36,7 +36,7 @@ def counted(text=TEXT, order=ORDER, bounded=False, vocab_size=V):
 
 @functools.cache
 def model_of(order, bounded):
-    return ngram(order=order, bounded=bounded)
+    return NGramModel(order=order, bounded=bounded)
 
 
 @functools.cache
@@ -421,7 +421,7 @@ def test_statistics_by_hand():
 
 MISTAKES = {
     "order=0": lambda: counted(order=0),
-    "order=-1": lambda: ngram(order=-1),
+    "order=-1": lambda: NGramModel(order=-1),
     "order=7.*its 5 tokens.*more than 6": lambda: counted(SHORT[:5], order=7),
     "order=9.*its 27 tokens.*more than 8": lambda: counted(SHORT, order=9, bounded=True),
     "no tokens": lambda: counted(TEXT[:0], order=1),

@@ -306,3 +306,11 @@ def test_the_experiment_with_its_own_cell_is_one():
     assert config.model.cell_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     params = jax.eval_shape(models.make(config.model, 9).init, jax.random.key(0))
     assert params["layers"][0]["W"].shape == (64 + 256, 256)
+
+
+def test_a_cell_s_file_that_is_the_same_makes_an_equal_model(file):
+    one, two = (tiny.rnn(cell="mine.py:elman", layers=2) for _ in range(2))
+    assert one == two
+    assert hash(one) == hash(two)
+    file.write_text(CELLS + "\n# changed\n")
+    assert tiny.rnn(cell="mine.py:elman", layers=2) != one

@@ -49,8 +49,8 @@ def own():
 
 def of_a_step(step, carry, output):
     cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, output)
-    layers = [transition.layer(cell, tiny.V)]
-    embedding, readout = models.Embedding(tiny.V, None), models.softmax(tiny.V)
+    layers = [transition.TransitionLayer(cell, tiny.V)]
+    embedding, readout = models.Embedding(tiny.V, None), models.SoftmaxReadout(tiny.V)
     return models.rnn(embedding, layers, readout, hidden_size=3)
 
 

@@ -13,7 +13,7 @@ from lm_jax.models import adaptive, sampled
 from lm_jax.settings import UserError
 
 V, H, SHAPE = 11, 8, (5, 3)
-ADAPTIVE = adaptive.adaptive_softmax(V, cutoffs=(3, 6), factor=2)
+ADAPTIVE = adaptive.AdaptiveSoftmaxReadout(V, cutoffs=(3, 6), factor=2)
 
 
 def reading(readout, seed=0, vocab_size=V):
@@ -34,7 +34,7 @@ def close_to_mean(values, expected, errors=5.0):
 
 
 def test_label_smoothing_is_the_mean_of_the_target_and_of_every_token():
-    readout, s = models.softmax(V, label_smoothing=0.3), 0.3
+    readout, s = models.SoftmaxReadout(V, label_smoothing=0.3), 0.3
     params, h, y = reading(readout)
     log_p = np.log(np.asarray(jax.nn.softmax(h @ params["W_hy"] + params["b_y"][None, None])))
     exact = -np.take_along_axis(log_p, np.asarray(y)[..., None], -1)[..., 0]
@@ -119,7 +119,7 @@ def test_a_cluster_without_a_target_is_not_read():
 @pytest.mark.parametrize("cutoffs", [(3, V), (2000, 10000)])
 def test_cutoffs_that_do_not_fit_are_refused(cutoffs):
     with pytest.raises(UserError, match=rf"model.readout.cutoffs=.*{cutoffs[-1]}.* V=11: give"):
-        adaptive.adaptive_softmax(V, cutoffs=cutoffs)
+        adaptive.AdaptiveSoftmaxReadout(V, cutoffs=cutoffs)
 
 
 # Drawing tokens
@@ -150,7 +150,7 @@ def test_tokens_drawn_without_replacement_weighted_by_their_counts_stand_for_all
 
 
 def test_sampled_softmax_of_all_tokens_is_the_softmax(key):
-    readout, exact = sampled.sampled_softmax(V, samples=V), models.softmax(V)
+    readout, exact = sampled.SampledSoftmaxReadout(V, samples=V), models.SoftmaxReadout(V)
     params, h, y = reading(exact)
 
     def both(readout):
@@ -162,7 +162,7 @@ def test_sampled_softmax_of_all_tokens_is_the_softmax(key):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_sampled_softmax_is_the_softmax_over_the_target_and_the_drawn_others(key, bias):
-    readout = sampled.sampled_softmax(V, samples=6, bias=bias)
+    readout = sampled.SampledSoftmaxReadout(V, samples=6, bias=bias)
     params, h, y = reading(readout)
     assert ("b_y" in params) == bias
     drawn, log_count = sampled.draw_distinct(key, V, 6)
@@ -196,7 +196,7 @@ def test_the_mean_gradient_of_the_sampled_softmax_nears_that_of_the_softmax(key)
     exact = np.asarray(jax.nn.softmax(LOGITS) - jnp.exp(LOG_P))
     bias = {}
     for samples in (3, 10):
-        readout = sampled.sampled_softmax(V, samples=samples)
+        readout = sampled.SampledSoftmaxReadout(V, samples=samples)
         z = jnp.stack([LOGITS, LOG_P + 0.7])
         away, right = mean_gradients(readout, z, jax.random.split(key, 4000)).mean(1)
         bias[samples] = np.linalg.norm(away - exact) / np.linalg.norm(exact)
@@ -209,7 +209,7 @@ def test_the_mean_gradient_of_the_sampled_softmax_nears_that_of_the_softmax(key)
 
 def test_nce_is_the_cross_entropy_of_telling_data_from_noise(key):
     K = 6
-    readout = sampled.noise_contrastive(V, samples=K)
+    readout = sampled.NoiseContrastiveReadout(V, samples=K)
     params, h, y = reading(readout)
     q = np.exp(sampled.log_zipf(jnp.arange(V), V))
     p = np.exp(readout.logits(params, h)) / V
@@ -227,7 +227,7 @@ def test_the_mean_gradient_of_nce_is_a_weighted_likelihood_s_and_nears_it(key):
     z = jnp.stack([LOGITS, LOG_P + np.log(V)])
     model = np.exp(z) / V
     for samples, draws in ((3, 2000), (20_000, 20)):
-        readout = sampled.noise_contrastive(V, samples=samples)
+        readout = sampled.NoiseContrastiveReadout(V, samples=samples)
         expected = (model - p) * samples * q / (samples * q + model)
         grads = mean_gradients(readout, z, jax.random.split(key, draws))
         for each, wanted in zip(grads, expected, strict=True):

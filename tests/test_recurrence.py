@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.models import cells, recurrence
+from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
 from lm_jax.models.base import PLAIN, Between
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.readout import softmax
-from lm_jax.models.rnn import rnn
 
 H, B, T = 3, 2, 5
 CELLS = {
-    "elman": cells.elman(H, "sigmoid"),
-    "lstm": cells.lstm(H),
-    "peepholes": cells.lstm(H, peepholes=True),
-    "layer norm": cells.lstm(H, layer_norm=True),
-    "gru": cells.gru(H),
+    "elman": cells.ElmanCell(H, "sigmoid"),
+    "lstm": cells.LSTMCell(H),
+    "peepholes": cells.LSTMCell(H, peepholes=True),
+    "layer norm": cells.LSTMCell(H, layer_norm=True),
+    "gru": cells.GRUCell(H),
 }
 
 
@@ -145,8 +143,8 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
     """C W_xh made once for each word is x W_xh of each token; so are the gradients of both."""
     words = 4
     embedding = Embedding(words, 2)
-    layer = recurrence.layer(CELLS["lstm"], embedding.init_projection)
-    model = rnn(embedding, [layer], softmax(words), hidden_size=H)
+    layer = recurrence.CellLayer(CELLS["lstm"], embedding)
+    model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
     params = tiny.moved(model.init(jax.random.key(1)))
     carry = tiny.moved(model.init_carry(1), seed=2)
     x = jax.random.randint(jax.random.key(5), (8, 1), 0, words)
@@ -175,8 +173,8 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
     """One lookup stands for the vector and its product with W_xh; no parameter is touched."""
     words = 4
     embedding = Embedding(words, 2)
-    layer = recurrence.layer(CELLS["gru"], embedding.init_projection)
-    model = rnn(embedding, [layer], softmax(words), hidden_size=H)
+    layer = recurrence.CellLayer(CELLS["gru"], embedding)
+    model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
     params = tiny.moved(model.init(jax.random.key(1)))
     assert model.ready(params, words - 1) is params
     ready = model.ready(params, words)

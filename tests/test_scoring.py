@@ -298,7 +298,7 @@ def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch)
 
 
 def test_a_cache_needs_hidden_states_and_learning_needs_weights():
-    counts = MODEL._replace(hidden=lambda params, carry, x, between=None: (carry, x))
+    counts = tiny.altered(MODEL, hidden=lambda params, carry, x, between=None: (carry, x))
     with pytest.raises(UserError, match="--cache needs a model with hidden states"):
         score(
             counts, PARAMS, CHARS, "ab", inference.cache(counts, size=3, weight=0.1, flatness=0.0)
@@ -310,7 +310,7 @@ def test_a_cache_needs_hidden_states_and_learning_needs_weights():
 
 def test_dynamic_evaluation_holds_no_square_of_a_gradient():
     """The squares of gradients times 1e200 are beyond the largest float, and their sum too."""
-    steep = MODEL._replace(loss=lambda *at: 1e200 * MODEL.loss(*at))
+    steep = tiny.altered(MODEL, loss=lambda *at: 1e200 * MODEL.loss(*at))
     found, usual = (
         inference.root_mean_square_gradient(
             model, PARAMS, CHARS.encode(TEXT), 1, length=50, lanes=1

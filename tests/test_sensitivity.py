@@ -11,7 +11,7 @@ from lm_jax.models import cells
 from lm_jax.settings import UserError
 
 T, H, E = 5, 3, 2
-CELL = cells.lstm(H)
+CELL = cells.LSTMCell(H)
 
 
 def step(params, carry, x):

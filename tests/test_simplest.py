@@ -313,15 +313,15 @@ def test_without_parameters_there_is_no_gradient_to_truncate():
 # --- the cells that ship --------------------------------------------------------------------------
 
 CELLS = {
-    "elman": cells.elman(2),
-    "lstm": cells.lstm(2),
-    "lstm with peepholes": cells.lstm(2, peepholes=True),
-    "lstm with layer normalisation": cells.lstm(3, layer_norm=True),
-    "gru, reset after": cells.gru(2),
-    "gru, reset before": cells.gru(2, reset_after=False),
-    "mingru": linear.mingru(2),
-    "minlstm": linear.minlstm(2),
-    "diagonal": linear.diagonal(2),
+    "elman": cells.ElmanCell(2),
+    "lstm": cells.LSTMCell(2),
+    "lstm with peepholes": cells.LSTMCell(2, peepholes=True),
+    "lstm with layer normalisation": cells.LSTMCell(3, layer_norm=True),
+    "gru, reset after": cells.GRUCell(2),
+    "gru, reset before": cells.ResetBeforeGRUCell(2),
+    "mingru": linear.MinGRUCell(2),
+    "minlstm": linear.MinLSTMCell(2),
+    "diagonal": linear.LRUCell(2),
 }
 
 

@@ -41,7 +41,8 @@ def test_a_rotation_has_complex_eigenvalues():
 
 
 def test_every_recurrent_layer_of_the_params_is_found(key):
-    params = {"layers": [cells.lstm(H).init(key), cells.gru(H).init(key)], "W_xh": jnp.ones(3)}
+    layers = [kind(H).init(key) for kind in (cells.LSTMCell, cells.GRUCell)]
+    params = {"layers": layers, "W_xh": jnp.ones(3)}
     found = g.spectra_by_layer(params)
     assert {where: len(each.blocks) for where, each in found.items()} == {
         "layers.0.W_hh": 4,

@@ -25,6 +25,14 @@ RECORD = {
 TEXT = "the cat sat on the mat\nand the dog lay by the cat\n\nall was still\n" * 12
 
 
+def altered(model, **methods):
+    """The model with other functions in place of some of its methods; equal to no other."""
+    functions = {name: staticmethod(function) for name, function in methods.items()}
+    made = object.__new__(type("Altered", (type(model),), functions))
+    vars(made).update(vars(model))
+    return made
+
+
 def rnn(**fields):
     return models.make(RNN(**{"embedding_size": 4, "hidden_size": 5, **fields}), V)
 

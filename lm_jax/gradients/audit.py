@@ -20,7 +20,8 @@ from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
 from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
 from lm_jax.gradients.surface import batch_loss, refuse_integers
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, empty_tap, restart
+from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 
 Apply = Callable[[Params, Params], Params]
@@ -130,7 +131,7 @@ def clip_audit(
     """
     if norm is None and value is None and delta is None:
         raise UserError("there is nothing to audit: give a threshold, norm, value or delta")
-    if delta is not None and model.output is None:
+    if delta is not None and not isinstance(model, RNNModel):
         raise UserError(
             "the model has no recurrent state whose gradient delta could clip: "
             "this needs model.kind=rnn"
@@ -220,11 +221,11 @@ def quantile_thresholds(
     refuse_integers(params)
 
     def update(carry: Carry, batch: Batch) -> tuple[Carry, tuple[Array, Array, Array]]:
-        tap = empty_tap(model, batch.mask)
+        tap = model.empty_tap(batch.mask)
         after, grads, deltas = _watched(model, params, carry, batch, tap, lambda tap: (None, tap))
         return after, (trees.norm(grads), largest(grads), jnp.max(deltas, initial=0))
 
-    recurrent = model.output is not None
+    recurrent = isinstance(model, RNNModel)
     _, found = jax.lax.scan(update, carry, _stacked(batches))
     norm, value, delta = (jnp.quantile(values, 1 - share) for values in found)
     return Thresholds(norm, value, delta if recurrent else None)

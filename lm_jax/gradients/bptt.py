@@ -41,8 +41,6 @@ from lm_jax.models.base import (
     Carry,
     LanguageModel,
     Params,
-    empty_tap,
-    placed,
     restart,
 )
 from lm_jax.settings import UserError
@@ -143,7 +141,7 @@ def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Es
     def watched(
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Array, Carry, Params], Float[Array, " T"]]:
-        found, deltas = tapped(params, carry, batch, empty_tap(model, batch.mask))
+        found, deltas = tapped(params, carry, batch, model.empty_tap(batch.mask))
         return found, norm(deltas, kept=1) / _tokens(batch.mask)
 
     return Estimator(
@@ -228,7 +226,7 @@ def truncated_bptt(
     constant = (remembered + 1) * k1 - k2
 
     def hidden(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
-        return placed(model, first).hidden(params, carry, x, between)
+        return model.placed(first).hidden(params, carry, x, between)
 
     def reached(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
         """The hidden states of a window's first block, without gradient in the `constant` steps."""
@@ -259,7 +257,7 @@ def truncated_bptt(
         for block in range(1, remembered + 1):
             first = first + k1
             carry, h = hidden(params, restart(model, carry, starts[block]), xs[block], first)
-        return placed(model, first).loss(params, h, y, mask), oldest
+        return model.placed(first).loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         steps, lanes = batch.mask.shape
@@ -296,7 +294,7 @@ def truncated_bptt(
             return carry
         now = carry.carry
         for block, (x, start) in enumerate(zip(carry.x, carry.start, strict=True)):
-            now, _ = placed(model, block * k1).hidden(params, restart(model, now, start), x)
+            now, _ = model.placed(block * k1).hidden(params, restart(model, now, start), x)
         return now
 
     def init_carry(batch_size: int) -> Carry:

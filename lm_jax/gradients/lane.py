@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import PLAIN, Carry, Params
+from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Array], Carry]
@@ -39,8 +40,7 @@ def one_lane(model: LanguageModel) -> Lane:
       UserError: the model has no recurrent state, or has dropout.
     """
     refuse_dropout(model)
-    output = model.output
-    if output is None:
+    if not isinstance(model, RNNModel):
         raise UserError(
             "the model has no recurrent state through which a gradient could travel: "
             "this needs model.kind=rnn"
@@ -51,7 +51,7 @@ def one_lane(model: LanguageModel) -> Lane:
         return without_lane(after)
 
     def loss(params: Params, carry: Carry, y: Array) -> Array:
-        return model.nats(params, output(_with_lane(carry)), y[None])[0]
+        return model.nats(params, model.output(_with_lane(carry)), y[None])[0]
 
     return Lane(without_lane(model.init_carry(1)), step, loss)
 

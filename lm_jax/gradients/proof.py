@@ -37,6 +37,10 @@ from lm_jax.gradients.bptt import Estimator, explicit_bptt, full_bptt
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.models import LanguageModel, count, restart
 from lm_jax.models.base import PLAIN, Params
+from lm_jax.models.cells import GatedCell
+from lm_jax.models.linear import LinearCell
+from lm_jax.models.recurrence import CellLayer
+from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
@@ -120,7 +124,7 @@ def verify(
     draw = jax.jit(_direction)
     keys = jax.random.split(jax.random.key(seed), directions + len(blocks))
     along = [draw(key, params, -1) for key in keys[:directions]]
-    if model.output is not None:
+    if isinstance(model, RNNModel):
         states = jax.tree.leaves(carry)
         floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in states)
         if floating and sum(leaf.size for leaf in states) * count(params) * 8 <= largest:
@@ -145,10 +149,11 @@ def verify(
 
 def trained_by(model: LanguageModel) -> str | None:
     """Name of the route that `explicit_bptt` takes; None for autodiff of the plain scan."""
-    cells = [layer.cell for layer in model.stack.layers if layer.cell] if model.stack else []
-    if any(cell.gate for cell in cells):
+    layers = model.layers if isinstance(model, RNNModel) else ()
+    cells = [layer.cell for layer in layers if isinstance(layer, CellLayer)]
+    if any(isinstance(cell, GatedCell) for cell in cells):
         return "explicit BPTT"
-    return "parallel scan" if any(cell.scan for cell in cells) else None
+    return "parallel scan" if any(isinstance(cell, LinearCell) for cell in cells) else None
 
 
 def _rounded_to(jaxpr: Jaxpr) -> set[str]:

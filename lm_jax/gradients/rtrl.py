@@ -28,6 +28,7 @@ from lm_jax.gradients.bptt import Estimator, per_token
 from lm_jax.gradients.lane import Lane, one_lane, refuse_dropout
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params, restart
+from lm_jax.models.rnn import RNNModel
 from lm_jax.models.transition import KEY
 from lm_jax.settings import UserError
 
@@ -153,11 +154,10 @@ def at_output(
     mask: Bool[Array, " B"],
 ) -> tuple[Float[Array, ""], Params, Carry]:
     """The loss of a step in nats, and its gradients with respect to parameters and carry."""
-    output = model.output
-    assert output is not None  # checked by `one_lane`
+    assert isinstance(model, RNNModel)  # checked by `one_lane`
 
     def nats(params: Params, carry: Carry) -> Array:
-        return model.loss(params, output(carry)[None], y[None], mask[None])
+        return model.loss(params, model.output(carry)[None], y[None], mask[None])
 
     value, (grads, d_carry) = jax.value_and_grad(nats, argnums=(0, 1))(params, carry)
     return value, grads, d_carry

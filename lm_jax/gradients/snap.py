@@ -43,10 +43,11 @@ from lm_jax.gradients.bptt import Estimator
 from lm_jax.gradients.rtrl import Stepped, online
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import PLAIN, Carry, Params
-from lm_jax.models.cells import Cell
+from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import times
 from lm_jax.models.product import product
-from lm_jax.models.recurrence import Stack
+from lm_jax.models.recurrence import CellLayer
+from lm_jax.models.rnn import RNNModel
 from lm_jax.models.transition import KEY
 from lm_jax.settings import UserError
 
@@ -72,11 +73,10 @@ def snap1(model: LanguageModel) -> Estimator:
     Raises:
       UserError: the model is not recurrent, a cell has no separate units, or the model has dropout.
     """
-    stack: Stack | None = model.stack
-    if stack is None:
+    if not isinstance(model, RNNModel):
         raise UserError("SnAp-1 needs the layers of a recurrent model: model.kind=rnn")
-    cells = [layer.cell for layer in stack.layers if layer.cell and layer.cell.units]
-    if len(cells) < len(stack.layers):
+    cells = [layer.cell for layer in model.layers if isinstance(layer, CellLayer)]
+    if len(cells) < len(model.layers) or any(cell.units is None for cell in cells):
         raise UserError(
             "SnAp-1 needs built-in cells: not an LSTM with model.layer_norm, not a GRU with "
             "model.reset=before, and no cell of your own"
@@ -100,13 +100,13 @@ def snap1(model: LanguageModel) -> Estimator:
         def nats(outside: Params, moved: list[Carry]) -> tuple[Array, tuple]:
             """The loss of the step in nats, with `moved` added to each layer's new state."""
             whole = {**params, **outside}
-            h, carries, read = stack.vectors(whole, x[None]), [], []
-            for place, layer in enumerate(stack.layers):
+            h, carries, read = model.vectors(whole, x[None]), [], []
+            for place, layer in enumerate(model.layers):
                 after, _ = layer.run(params["layers"][place], memory.carry[place], h, PLAIN)
                 carries.append(jax.tree.map(jnp.add, after, moved[place]))
                 read.append(h[0])
                 new = layer.output(carries[-1])[None]
-                h = h + new if stack.residual and place else new
+                h = h + new if model.residual and place else new
             return model.loss(whole, h, y[None], mask[None]), (tuple(carries), read)
 
         still = jax.tree.map(jnp.zeros_like, list(memory.carry))
@@ -135,9 +135,9 @@ def _one_step(cell: Cell) -> Callable[..., Float[Array, "B m N"]]:
 
     def numbers(own: Params, carry: Carry, z_h: Any, z: Array) -> Array:
         z_x = cell.prepare(own, z[None])[0]
-        if cell.gate is None:
-            return _numbers(cell, cell.step(own, carry, z_x))
-        return _numbers(cell, cell.gate(own, carry, z_h, z_x))
+        if isinstance(cell, GatedCell):
+            return _numbers(cell, cell.gate(own, carry, z_h, z_x))
+        return _numbers(cell, cell.step(own, carry, z_x))
 
     return numbers
 
@@ -190,7 +190,7 @@ def _kept(cell: Cell, shapes: Params) -> dict[str, Bool[np.ndarray, "m R"]]:
     draw = np.random.default_rng(0)
     carry = jax.eval_shape(lambda: cell.init_carry(64))
     z = jax.eval_shape(lambda: jnp.zeros((64, cell.width)))
-    at = _own(shapes), carry, None if cell.gate is None else z, z
+    at = _own(shapes), carry, z if isinstance(cell, GatedCell) else None, z
     with jax.ensure_compile_time_eval():  # works while a training step is traced, too
         point = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape), a.dtype), at)
         own, _, by_z_h, by_z = jax.jit(functools.partial(_slopes, _one_step(cell)))(*point)
@@ -215,7 +215,8 @@ def _after(
 ) -> Params:
     """The influence after a step of a layer, from the influence before the step."""
     W_xh, h = params["W_xh"], cell.output(before)
-    z_h = None if cell.gate is None else product(h, params["W_hh"], cell.precision)
+    gated = isinstance(cell, GatedCell)
+    z_h = product(h, params["W_hh"], cell.precision) if gated else None
     z = times(read[None], W_xh, cell.precision)[0]
     own, by_carry, by_z_h, by_z = _slopes(_one_step(cell), _own(params), before, z_h, z)
     D = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)

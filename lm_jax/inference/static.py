@@ -32,6 +32,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.inference.scorer import Scorer, chunk_length
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.rnn import RNNModel
 
 LANES = 64
 WARM = 128  # tokens that a lane reads before its own
@@ -85,7 +86,7 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
     ) -> tuple[_State, Float[Array, "T 1"]]:
         x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
         at_once = _at_once(model, params, state.carry, len(x))
-        recurrent = model.output is not None
+        recurrent = isinstance(model, RNNModel)
         lanes = LANES if long and recurrent and at_once % LANES == 0 else 1
         silence = jnp.zeros(len(x))
 

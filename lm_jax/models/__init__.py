@@ -1,41 +1,46 @@
-"""Neural language models as tuples of pure functions."""
+"""Neural language models as frozen dataclasses of pure methods."""
 
 from lm_jax.models.base import LanguageModel, count, restart
-from lm_jax.models.cells import Cell, elman, gru, lstm
-from lm_jax.models.convolution import convolution
+from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
+from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.linear import diagonal, mingru, minlstm
+from lm_jax.models.linear import LinearCell, LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.make import make
-from lm_jax.models.mixture import best_weight, mixture
-from lm_jax.models.readout import Readout, softmax
-from lm_jax.models.recurrence import Layer, layer
-from lm_jax.models.rnn import rnn
-from lm_jax.models.transition import Transition
-from lm_jax.models.window import window
+from lm_jax.models.mixture import Mixture, best_weight
+from lm_jax.models.ngram import NGramModel
+from lm_jax.models.readout import Readout, SoftmaxReadout
+from lm_jax.models.recurrence import CellLayer, Layer
+from lm_jax.models.rnn import RNNModel
+from lm_jax.models.transition import Transition, TransitionLayer
+from lm_jax.models.window import WindowModel
 
 __all__ = [
     "Cell",
+    "CellLayer",
+    "ConvolutionModel",
+    "ElmanCell",
     "Embedding",
+    "GRUCell",
+    "GatedCell",
+    "LRUCell",
+    "LSTMCell",
     "LanguageModel",
     "Layer",
+    "LinearCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "Mixture",
+    "NGramModel",
     "Noise",
+    "RNNModel",
     "Readout",
+    "SoftmaxReadout",
     "Transition",
+    "TransitionLayer",
+    "WindowModel",
     "best_weight",
-    "convolution",
     "count",
-    "diagonal",
-    "elman",
-    "gru",
-    "layer",
-    "lstm",
     "make",
-    "mingru",
-    "minlstm",
-    "mixture",
     "restart",
-    "rnn",
-    "softmax",
-    "window",
 ]

@@ -19,7 +19,7 @@ nothing is skipped.
 Letters: N positions, S = s + clusters columns of the head, K positions of a block.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from itertools import pairwise
 
 import jax
@@ -34,46 +34,49 @@ from lm_jax.settings import UserError
 BLOCK = 64
 
 
-def adaptive_softmax(
-    vocab_size: int,
-    *,
-    cutoffs: Sequence[int],
-    factor: int = 4,
-    precision: Precision = "float32",
-) -> Readout:
-    """The adaptive softmax.
-
-    `loss` equals `nats`, and `logits` are normalised log-probabilities.
-
-    Args:
-      vocab_size: V.
-      cutoffs: first token of each cluster, in rising order.
-      factor: ratio of the input sizes of consecutive clusters; rarer clusters have fewer inputs.
-      precision: of the products, see `lm_jax.models.product`.
+@dataclasses.dataclass(frozen=True)
+class AdaptiveSoftmaxReadout(Readout):
+    """The adaptive softmax; `logits` are normalised log-probabilities.
 
     Raises:
       UserError: the last cutoff is not below V.
     """
-    if cutoffs[-1] >= vocab_size:
-        raise UserError(
-            f"model.readout.cutoffs={tuple(cutoffs)} must stay below V={vocab_size}: give lower "
-            f"ones, such as {vocab_size // 9} {vocab_size // 3}, or take model.readout.kind=softmax"
-        )
-    shortlist, clusters = cutoffs[0], len(cutoffs)
-    spans = list(pairwise([*cutoffs, vocab_size]))
 
-    def init(key: Array, inputs: int) -> Params:
-        head, *keys = jax.random.split(key, 1 + clusters)
-        own = init_linear(head, inputs, shortlist + clusters, tied=False, bias=True)
-        return {**own, "clusters": [cluster(k, inputs, i) for i, k in enumerate(keys)]}
+    vocab_size: int
+    """V."""
+    cutoffs: tuple[int, ...] = dataclasses.field(kw_only=True)
+    """First token of each cluster, in rising order."""
+    factor: int = dataclasses.field(default=4, kw_only=True)
+    """Ratio of the input sizes of consecutive clusters; rarer clusters have fewer inputs."""
+    precision: Precision = dataclasses.field(default="float32", kw_only=True)
+    """Precision of the products, see `lm_jax.models.product`."""
 
-    def cluster(key: Array, inputs: int, i: int) -> Params:
+    def __post_init__(self) -> None:
+        V = self.vocab_size
+        if self.cutoffs[-1] >= V:
+            raise UserError(
+                f"model.readout.cutoffs={self.cutoffs} must stay below V={V}: give lower ones, "
+                f"such as {V // 9} {V // 3}, or take model.readout.kind=softmax"
+            )
+
+    def init(self, key: Array, inputs: int) -> Params:
+        head, *keys = jax.random.split(key, 1 + len(self.cutoffs))
+        columns = self.cutoffs[0] + len(self.cutoffs)
+        own = init_linear(head, inputs, columns, tied=False, bias=True)
+        spans = pairwise([*self.cutoffs, self.vocab_size])
+        clusters = [
+            self._init_cluster(k, max(1, inputs // self.factor ** (i + 1)), inputs, end - start)
+            for i, (k, (start, end)) in enumerate(zip(keys, spans, strict=True))
+        ]
+        return {**own, "clusters": clusters}
+
+    def _init_cluster(self, key: Array, narrow: int, inputs: int, tokens: int) -> Params:
         first, second = jax.random.split(key)
-        narrow, (start, end) = max(1, inputs // factor ** (i + 1)), spans[i]
-        own = init_linear(second, narrow, end - start, tied=False, bias=True)
+        own = init_linear(second, narrow, tokens, tied=False, bias=True)
         return {**own, "P": scaled_normal(first, inputs, narrow)}
 
-    def logits(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+    def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+        shortlist, precision = self.cutoffs[0], self.precision
         head = jax.nn.log_softmax(linear_logits(params, h, precision))
         parts = [head[..., :shortlist]]
         for i, own in enumerate(params["clusters"]):
@@ -83,17 +86,16 @@ def adaptive_softmax(
         return jnp.concatenate(parts, axis=-1)
 
     def nats(
-        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
+        self, params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
         flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
-        place = jnp.searchsorted(jnp.asarray(cutoffs), targets, side="right") - 1
-        column = jnp.where(place < 0, targets, shortlist + place)
-        result = cross_entropy(linear_logits(params, flat, precision), column)
+        cluster = jnp.searchsorted(jnp.asarray(self.cutoffs), targets, side="right") - 1
+        column = jnp.where(cluster < 0, targets, self.cutoffs[0] + cluster)
+        result = cross_entropy(linear_logits(params, flat, self.precision), column)
         for i, own in enumerate(params["clusters"]):
-            result += _within(own, flat, targets - cutoffs[i], place == i, precision)
+            here = targets - self.cutoffs[i]
+            result += _within(own, flat, here, cluster == i, self.precision)
         return result.reshape(y.shape)
-
-    return Readout(init, logits, nats, loss=lambda params, h, y, key: nats(params, h, y))
 
 
 def _within(

@@ -1,15 +1,16 @@
-"""The interface of a language model, as a tuple of pure functions, and helpers for all models.
+"""The interface of a language model, and helpers for all models.
 
 Letters: B sequences of a batch, T time steps, V tokens of the vocabulary, E the length of a token's
 vector, H hidden units. Arrays are time-major, [T, B, ...].
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from lm_jax.models.dropout import SILENT, Noise
 from lm_jax.models.product import Precision, product
@@ -18,7 +19,6 @@ from lm_jax.settings import UserError
 Params = Any
 Carry = Any
 
-TOKEN = jax.ShapeDtypeStruct((), jnp.int32)
 DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
 
 
@@ -39,74 +39,98 @@ PLAIN = Between(lambda carry, _: carry)
 of differentiation."""
 
 
-class LanguageModel(NamedTuple):
+class LanguageModel(abc.ABC):
     """P(next token | previous tokens), as pure functions of the parameters.
 
-    Training, scoring and sampling use every model, recurrent or not, through these functions only.
+    Training, scoring and sampling use every model, recurrent or not, through these methods only. A
+    model is a frozen dataclass: models of equal settings are equal, and share compiled functions.
     """
 
-    init: Callable[[Array], Params]
-    """key -> params."""
-    init_carry: Callable[[int], Carry]
-    """batch_size -> carry before the first token; every leaf is [B, ...]."""
-    hidden: Callable[..., tuple[Carry, Array]]
-    """(params, carry, x[T, B], between=None, tap=None) -> (carry, h[T, B, H]).
-
-    `between` is applied to each recurrent layer's carry after every time step. Nothing reads `tap`,
-    the zeros [T, B, layers] of `empty_tap`; the gradient of `tap` is ‖δ_t‖ for each sequence and
-    layer. Here δ_t is all of ∂L/∂carry_t that arrives at the layer: from step t + 1, and from the
-    layer above or the readout at t.
-    """
-    logits: Callable[[Params, Array], Array]
-    """(params, h[..., H]) -> [..., V]: unnormalised log-probabilities of the next token."""
-    nats: Callable[[Params, Array, Array], Array]
-    """(params, h[..., H], y[...]) -> [...]: -ln P(y), the cross-entropy of each target."""
-    loss: Callable[[Params, Array, Array, Array], Array]
-    """(params, h[T, B, H], y[T, B], mask[T, B]) -> []: the training loss, summed over the targets
-    under the mask; equal to the sum of the nats, unless the model is `noisy`."""
-    noisy: Callable[[Array], "LanguageModel"]
-    """key -> the model for a training update: with dropout drawn from the key, and with the
-    readout's training loss. With neither dropout nor a special training loss, the same model."""
-    output: Callable[[Carry], Array] | None = None
-    """carry -> the h[B, H] that `hidden` returned with this carry; None if no state is
-    recurrent."""
-    ready: Callable[[Params, int], Params] = lambda params, tokens: params
-    """(params, tokens) -> params for decoding `tokens` tokens one at a time, with everything that
-    does not depend on the token precomputed. Do not train or save these params."""
-    placed: Callable[[int | Array], "LanguageModel"] | None = None
-    """first -> the model for reading an update's steps in parts, from step `first` on. In a `noisy`
-    model, each step's dropout masks then depend on the step's place in the update, not on the cut.
-    None if no state is recurrent."""
-    stack: Any = None
-    """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
-    reads: jax.ShapeDtypeStruct = TOKEN
-    """Shape and type of a sequence's input at a time step: a token, or V real numbers."""
     noise: Noise = SILENT
     """Dropout in `hidden` and `loss`; only a `noisy` model draws masks."""
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """Initial parameters."""
+
+    @abc.abstractmethod
+    def init_carry(self, batch_size: int) -> Carry:
+        """The carry before the first token; every leaf is [B, ...]."""
+
+    @abc.abstractmethod
+    def hidden(
+        self,
+        params: Params,
+        carry: Carry,
+        x: Array,
+        between: Between | None = None,
+        tap: Array | None = None,
+    ) -> tuple[Carry, Any]:
+        """Read x[T, B] from a carry: (carry, h[T, B, H]).
+
+        `between` is applied to each recurrent layer's carry after every time step. Nothing reads
+        `tap`, the zeros [T, B, layers] of `empty_tap`; the gradient of `tap` is ‖δ_t‖ for each
+        sequence and layer. Here δ_t is all of ∂L/∂carry_t that arrives at the layer: from step
+        t + 1, and from the layer above or the readout at t.
+        """
+
+    @abc.abstractmethod
+    def logits(self, params: Params, h: Any) -> Float[Array, "*shape V"]:
+        """Unnormalised log-probabilities of the next token, for h[..., H]."""
+
+    @abc.abstractmethod
+    def nats(self, params: Params, h: Any, y: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The cross-entropy -ln P(y) of each target y[...], for h[..., H]."""
+
+    def loss(
+        self, params: Params, h: Any, y: Shaped[Array, "T B"], mask: Bool[Array, "T B"]
+    ) -> Float[Array, ""]:
+        """The training loss, summed over the targets under the mask.
+
+        Equal to the sum of the nats, unless the model is `noisy`.
+        """
+        return total(self.nats(params, h, y), mask)
+
+    def noisy(self, key: Array) -> "LanguageModel":
+        """The model for a training update.
+
+        With dropout drawn from the key, and with the readout's training loss. With neither dropout
+        nor a special training loss, the same model.
+        """
+        del key
+        return self
+
+    def ready(self, params: Params, tokens: int) -> Params:
+        """Params for decoding `tokens` tokens one at a time.
+
+        Everything that does not depend on the token is precomputed. Do not train or save these
+        params.
+        """
+        del tokens
+        return params
+
+    def placed(self, first: int | Array) -> "LanguageModel":
+        """The model for reading an update's steps in parts, from step `first` on.
+
+        In a `noisy` model, each step's dropout masks then depend on the step's place in the update,
+        not on the cut. A model without recurrent layers is returned unchanged.
+        """
+        del first
+        return self
+
+    def empty_tap(self, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
+        """Zeros for the `tap` of `hidden`; without recurrent layers, layers = 0."""
+        return jnp.zeros((*mask.shape, 0))
+
+    @property
+    def reads(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of a sequence's input at a time step: a token, or V real numbers."""
+        return jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
     """The sum of the nats over the targets under the mask."""
     return jnp.sum(jnp.where(mask, nats, 0))
-
-
-def noiseless(
-    init: Callable[[Array], Params],
-    init_carry: Callable[[int], Carry],
-    hidden: Callable[..., tuple[Carry, Array]],
-    logits: Callable[[Params, Array], Array],
-    nats: Callable[[Params, Array, Array], Array],
-) -> LanguageModel:
-    """A language model without noise: the training loss is the sum of the nats."""
-    return LanguageModel(
-        init,
-        init_carry,
-        hidden,
-        logits,
-        nats,
-        loss=lambda params, h, y, mask: total(nats(params, h, y), mask),
-        noisy=lambda key: noiseless(init, init_carry, hidden, logits, nats),
-    )
 
 
 def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Carry:
@@ -117,20 +141,6 @@ def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Car
         return jnp.where(start.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
 
     return jax.tree.map(choose, fresh, carry)
-
-
-def empty_tap(model: LanguageModel, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
-    """Zeros for the `tap` of `LanguageModel.hidden`; without recurrent layers, layers = 0."""
-    layers = 0 if model.stack is None else len(model.stack.layers)
-    return jnp.zeros((*mask.shape, layers))
-
-
-def placed(model: LanguageModel, first: int | Array) -> LanguageModel:
-    """The model for reading an update from step `first` on, see `LanguageModel.placed`.
-
-    A model without `placed` is returned unchanged.
-    """
-    return model if model.placed is None else model.placed(first)
 
 
 def affine(

@@ -26,18 +26,19 @@ Letters: k steps that a layer reads, I inputs and G outputs of a product, S step
 carried steps.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, scaled_normal
+from lm_jax.models.base import Between, Carry, Params, scaled_normal
 from lm_jax.models.cells import ACTIVATIONS
-from lm_jax.models.dropout import SILENT, Noise
+from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.neural import NeuralModel
 from lm_jax.models.product import Precision
-from lm_jax.models.readout import Output, Readout
 
 
 class Past(NamedTuple):
@@ -51,113 +52,88 @@ class Past(NamedTuple):
     """The last pooling - 1 outputs; None without pooling."""
 
 
-def convolution(
-    embedding: Embedding,
-    readout: Readout,
-    *,
-    width: int,
-    hidden_size: int,
-    layers: int = 1,
-    dilation: int = 1,
-    activation: str = "tanh",
-    pooling: int | None = None,
-    residual: bool = False,
-    gain: float | Array = 1.0,
-    noise: Noise = SILENT,
-    activation_penalty: float | Array | None = None,
-    precision: Precision = "float32",
-) -> LanguageModel:
-    """A causal convolutional language model.
+@dataclasses.dataclass(frozen=True)
+class ConvolutionModel(NeuralModel):
+    """A causal convolutional language model."""
 
-    Args:
-      embedding: from tokens to vectors.
-      readout: from hidden states to tokens.
-      width: k, steps that each layer reads.
-      hidden_size: H, channels of each layer.
-      layers: L.
-      dilation: layer l reads every dilation^(l-1)-th step.
-      activation: f, a name in `lm_jax.models.cells.ACTIVATIONS`, or glu.
-      pooling: number of last steps over which to take each channel's maximum; None: no pooling.
-      residual: if True, each layer from the second on adds its input to its output.
-      gain: standard deviation of the initial W times the square root of the fan-in k I.
-      noise: dropout of training; without a key.
-      activation_penalty: see `lm_jax.models.readout.Output`.
-      precision: of the products, see `lm_jax.models.product`.
-    """
-    f = jax.nn.glu if activation == "glu" else ACTIVATIONS[activation]
-    channels = 2 * hidden_size if activation == "glu" else hidden_size
+    _: dataclasses.KW_ONLY
+    width: int
+    """k, steps that each layer reads."""
+    layers: int = 1
+    """L."""
+    dilation: int = 1
+    """Layer l reads every dilation^(l-1)-th step."""
+    activation: str = "tanh"
+    """f, a name in `lm_jax.models.cells.ACTIVATIONS`, or glu."""
+    pooling: int | None = None
+    """Number of last steps over which to take each channel's maximum; None: no pooling."""
+    residual: bool = False
+    """If True, each layer from the second on adds its input to its output."""
+    gain: float | Array = 1.0
+    """Standard deviation of the initial W times the square root of the fan-in k I."""
+    precision: Precision = "float32"
+    """Precision of the products, see `lm_jax.models.product`."""
 
-    def init(key: Array) -> Params:
-        tokens, out, *keys = jax.random.split(key, 2 + layers)
+    def draw(self, key: Array) -> Params:
+        H, k = self.hidden_size, self.width
+        channels = 2 * H if self.activation == "glu" else H
+        tokens, out, *keys = jax.random.split(key, 2 + self.layers)
 
         def layer(number: int) -> Params:
             blocks = [
-                scaled_normal(k, hidden_size, channels)
+                scaled_normal(block, H, channels)
                 if number
-                else embedding.init_projection(k, channels)
-                for k in jax.random.split(keys[number], width)
+                else self.embedding.init_projection(block, channels)
+                for block in jax.random.split(keys[number], k)
             ]
             # A sum over k blocks of N(0, 1 / I) has k times the variance.
-            W = gain * jnp.stack(blocks) / jnp.sqrt(width)
-            return {"W": W, "b": jnp.zeros(channels)}
+            return {"W": self.gain * jnp.stack(blocks) / jnp.sqrt(k), "b": jnp.zeros(channels)}
 
         return {
-            "embedding": embedding.init(tokens),
-            "layers": [layer(number) for number in range(layers)],
-            "readout": readout.init(out, hidden_size),
+            "embedding": self.embedding.init(tokens),
+            "layers": [layer(number) for number in range(self.layers)],
+            "readout": self.readout.init(out, H),
         }
 
-    def init_carry(batch_size: int) -> Past:
+    def init_carry(self, batch_size: int) -> Past:
         def past(steps: int, value: float) -> Array:
-            return jnp.full((batch_size, steps, hidden_size), value, float)
+            return jnp.full((batch_size, steps, self.hidden_size), value, float)
 
+        steps = self.width - 1
         return Past(
-            tokens=jnp.full((batch_size, width - 1), -1, jnp.int32),
-            inputs=tuple(past((width - 1) * dilation**above, 0.0) for above in range(1, layers)),
-            outputs=None if pooling is None else past(pooling - 1, -jnp.inf),
+            tokens=jnp.full((batch_size, steps), -1, jnp.int32),
+            inputs=tuple(past(steps * self.dilation**n, 0.0) for n in range(1, self.layers)),
+            outputs=None if self.pooling is None else past(self.pooling - 1, -jnp.inf),
         )
 
-    def model(noise: Noise) -> LanguageModel:
-        def hidden(
-            params: Params,
-            carry: Carry,
-            x: Int[Array, "T B"],
-            between: Between | None = None,
-            tap: Array | None = None,
-        ) -> tuple[Carry, Float[Array, "T B H"]]:
-            del between, tap  # no carry is recurrent
-            steps = x.shape[0]
-            tokens = jnp.concatenate([carry.tokens.T, x.astype(carry.tokens.dtype)])
-            first, *further = params["layers"]
-            seen = read(embedding, params["embedding"], tokens, noise)
-            h = f(convolve(seen, first["W"], first["b"], precision=precision))
-            inputs = []
-            for number, own in enumerate(further, start=1):
-                seen = after(carry.inputs[number - 1], h)
-                inputs.append(seen[steps:].swapaxes(0, 1))
-                seen = noise.on_layer(seen, number - 1)
-                new = f(convolve(seen, own["W"], own["b"], dilation**number, precision))
-                h = seen[-steps:] + new if residual else new
-            outputs = None
-            if pooling is not None:
-                seen = after(carry.outputs, h)
-                outputs = seen[steps:].swapaxes(0, 1)
-                h = running_maximum(seen, pooling)
-            return Past(tokens[steps:].T, tuple(inputs), outputs), h
-
-        output = Output(readout, noise, activation_penalty)
-        return LanguageModel(
-            init=init,
-            init_carry=init_carry,
-            hidden=hidden,
-            logits=output.logits,
-            nats=output.nats,
-            loss=output.loss,
-            noisy=lambda key: model(noise.drawn(key)),
-            noise=noise,
-        )
-
-    return model(noise)
+    def hidden(
+        self,
+        params: Params,
+        carry: Carry,
+        x: Int[Array, "T B"],
+        between: Between | None = None,
+        tap: Array | None = None,
+    ) -> tuple[Carry, Float[Array, "T B H"]]:
+        del between, tap  # no carry is recurrent
+        f = jax.nn.glu if self.activation == "glu" else ACTIVATIONS[self.activation]
+        steps = x.shape[0]
+        tokens = jnp.concatenate([carry.tokens.T, x.astype(carry.tokens.dtype)])
+        first, *further = params["layers"]
+        seen = read(self.embedding, params["embedding"], tokens, self.noise)
+        h = f(convolve(seen, first["W"], first["b"], precision=self.precision))
+        inputs = []
+        for number, own in enumerate(further, start=1):
+            seen = after(carry.inputs[number - 1], h)
+            inputs.append(seen[steps:].swapaxes(0, 1))
+            seen = self.noise.on_layer(seen, number - 1)
+            new = f(convolve(seen, own["W"], own["b"], self.dilation**number, self.precision))
+            h = seen[-steps:] + new if self.residual else new
+        outputs = None
+        if self.pooling is not None:
+            seen = after(carry.outputs, h)
+            outputs = seen[steps:].swapaxes(0, 1)
+            h = running_maximum(seen, self.pooling)
+        return Past(tokens[steps:].T, tuple(inputs), outputs), h
 
 
 def read(

@@ -33,7 +33,7 @@ class Place(enum.IntEnum):
     RECURRENT = 2000  # plus the layer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash
+@dataclasses.dataclass(frozen=True)
 class Noise:
     """The dropout of an update: probabilities, and the key for drawing the masks."""
 

@@ -7,7 +7,7 @@ the vector with a matrix is a row of the matrix. If the input of a step is V rea
 numbers take the place of the V entries of a one-hot vector.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from lm_jax.models.dropout import Noise
 from lm_jax.models.product import Precision, product
 
 
-class Embedding(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Embedding:
     """The map from tokens to vectors."""
 
     vocab_size: int

@@ -9,57 +9,93 @@ at a time.
 Letters: H units; N complex units; B sequences of a batch.
 """
 
+import abc
+import dataclasses
 import math
-from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 from lm_jax.models.base import Params
-from lm_jax.models.cells import Cell, add_bias
+from lm_jax.models.cells import Cell
 from lm_jax.settings import UserError
 
 
-def mingru(hidden_size: int) -> Cell:
+@dataclasses.dataclass(frozen=True)
+class LinearCell(Cell):
+    """The cell h_t = a_t ∘ h_{t-1} + b_t."""
+
+    @abc.abstractmethod
+    def terms(self, params: Params, z_x: Float[Array, "*T B G"]) -> tuple[Array, Array]:
+        """a and b: b[..., B, H], and a[..., B, H], or [..., 1, H] if a is the same for all
+        sequences."""
+
+    def state(self, carry: Float[Array, "*T B H"]) -> Array:
+        """h in the form that `terms` multiplies."""
+        return carry
+
+    def carry_of(self, state: Array) -> Float[Array, "*T B H"]:
+        """The inverse of `state`."""
+        return state
+
+    def step(self, params: Params, carry: Array, z_x: Array) -> Array:
+        a, b = self.terms(params, z_x)
+        return self.carry_of(a * self.state(carry) + b)
+
+    def scan(
+        self, params: Params, carry: Float[Array, "B H"], z_x: Float[Array, "T B G"]
+    ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
+        """The carry after all steps, and the hidden states; in parallel over time."""
+        a, b = self.terms(params, z_x)
+        # Take the first step here: the rest is then a scan from a zero state.
+        b = b.at[0].add(a[0] * self.state(carry))
+        _, h = jax.lax.associative_scan(_after_one_another, (a, b))
+        h = self.carry_of(h)
+        return h[-1], h
+
+
+@dataclasses.dataclass(frozen=True)
+class MinGRUCell(LinearCell):
     """The minGRU, h_t = (1 - z_t) h_{t-1} + z_t h̃_t with z = σ(W_z x + b_z), h̃ = W_h x + b_h.
 
     Feng et al. (2024), algorithm 1; z_x holds z and h̃ in this order.
-
-    Args:
-      hidden_size: H.
     """
 
-    def terms(params: Params, z_x: Array) -> tuple[Array, Array]:
+    gates: ClassVar[int] = 2
+
+    def init(self, key: Array) -> Params:
+        return {"b_h": jnp.zeros(self.width)}
+
+    def terms(self, params: Params, z_x: Array) -> tuple[Array, Array]:
         z, new = jnp.split(z_x, 2, axis=-1)
         # σ(-z) is 1 - σ(z) without cancellation.
         return jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * new
 
-    return _biased(hidden_size, 2, terms)
 
-
-def minlstm(hidden_size: int) -> Cell:
+@dataclasses.dataclass(frozen=True)
+class MinLSTMCell(LinearCell):
     """The minLSTM, h_t = f'_t h_{t-1} + i'_t h̃_t with f' = f / (f + i), i' = i / (f + i).
 
     f = σ(W_f x + b_f), i = σ(W_i x + b_i), h̃ = W_h x + b_h, in this order in z_x (Feng et al.,
     2024, algorithm 3). A state is a weighted mean and does not grow with the length of the text.
-
-    Args:
-      hidden_size: H.
     """
 
-    def terms(params: Params, z_x: Array) -> tuple[Array, Array]:
+    gates: ClassVar[int] = 3
+
+    def init(self, key: Array) -> Params:
+        return {"b_h": jnp.zeros(self.width)}
+
+    def terms(self, params: Params, z_x: Array) -> tuple[Array, Array]:
         f, i, new = jnp.split(z_x, 3, axis=-1)
         # f' = f / (f + i) = σ(ln f - ln i), which holds even if both underflow.
         odds = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
         return jax.nn.sigmoid(odds), jax.nn.sigmoid(-odds) * new
 
-    return _biased(hidden_size, 3, terms)
 
-
-def diagonal(
-    hidden_size: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi
-) -> Cell:
+@dataclasses.dataclass(frozen=True)
+class LRUCell(LinearCell):
     """The linear recurrent unit of Orvieto et al. (2023): s_t = λ ∘ s_{t-1} + γ ∘ (B x_t), complex.
 
     λ = exp(-exp(ν) + i exp(θ)) has |λ| < 1 for all parameters. The initial λ is uniform on the ring
@@ -70,43 +106,54 @@ def diagonal(
     output: the C of Orvieto et al. is the next product, in the layer above or the readout. W_xh
     holds B in the same layout.
 
-    Args:
-      hidden_size: H, even.
-      r_min, r_max: bounds of |λ| at initialisation, 0 ≤ r_min < r_max ≤ 1.
-      max_phase: largest phase of λ at initialisation, radians.
-
     Raises:
       UserError: H is odd.
     """
-    if hidden_size % 2:
-        raise UserError(
-            f"model.hidden_size={hidden_size} must be even with model.cell=diagonal, "
-            "whose units are real and imaginary parts"
-        )
-    N = hidden_size // 2
 
-    def init(key: Array) -> Params:
-        size, phase = (jax.random.uniform(k, (N,), float) for k in jax.random.split(key))
+    _: dataclasses.KW_ONLY
+    r_min: float = 0.0
+    r_max: float = 1.0
+    """Bounds of |λ| at initialisation, 0 ≤ r_min < r_max ≤ 1."""
+    max_phase: float = 2 * math.pi
+    """Largest phase of λ at initialisation, radians."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % 2:
+            raise UserError(
+                f"model.hidden_size={self.hidden_size} must be even with model.cell=diagonal, "
+                "whose units are real and imaginary parts"
+            )
+
+    @property
+    def units(self) -> int:
+        return self.hidden_size // 2
+
+    def init(self, key: Array) -> Params:
+        r_min, r_max = self.r_min, self.r_max
+        size, phase = (jax.random.uniform(k, (self.units,), float) for k in jax.random.split(key))
         # Kept away from 0, and |λ| also from 1: the logarithms below must be finite.
         near = jnp.finfo(size.dtype)
         square = jnp.clip(size * (r_max**2 - r_min**2) + r_min**2, near.tiny, 1 - near.epsneg)
         decay = -jnp.log(square) / 2  # -ln |λ|, with |λ|² uniform
         return {
             "nu": jnp.log(decay),
-            "theta": jnp.log(jnp.maximum(max_phase * phase, near.tiny)),
+            "theta": jnp.log(jnp.maximum(self.max_phase * phase, near.tiny)),
             "gamma": jnp.log(-jnp.expm1(-2 * decay)) / 2,
         }
 
-    def terms(params: Params, z_x: Array) -> tuple[Array, Array]:
-        lam = jnp.exp(jax.lax.complex(-jnp.exp(params["nu"]), jnp.exp(params["theta"])))
-        return jnp.broadcast_to(lam, (*z_x.shape[:-2], 1, N)), as_complex(z_x)
-
-    def prepare(params: Params, z: Array) -> Array:
+    def prepare(self, params: Params, z: Array) -> Array:
         gamma = jnp.exp(params["gamma"])
         return z * jnp.broadcast_to(jnp.concatenate([gamma, gamma]), z.shape)
 
-    cell = _linear(hidden_size, hidden_size, init, prepare, terms, as_complex, as_real)
-    return cell._replace(units=N)
+    def terms(self, params: Params, z_x: Array) -> tuple[Array, Array]:
+        lam = jnp.exp(jax.lax.complex(-jnp.exp(params["nu"]), jnp.exp(params["theta"])))
+        return jnp.broadcast_to(lam, (*z_x.shape[:-2], 1, self.units)), as_complex(z_x)
+
+    def state(self, carry: Array) -> Array:
+        return as_complex(carry)
+
+    def carry_of(self, state: Array) -> Array:
+        return as_real(state)
 
 
 def as_complex(halves: Float[Array, "*shape H"]) -> Complex[Array, "*shape N"]:
@@ -117,52 +164,6 @@ def as_complex(halves: Float[Array, "*shape H"]) -> Complex[Array, "*shape N"]:
 def as_real(s: Complex[Array, "*shape N"]) -> Float[Array, "*shape H"]:
     """Split complex numbers [..., N] into halves [..., H]: real parts, then imaginary parts."""
     return jnp.concatenate([s.real, s.imag], axis=-1)
-
-
-Terms = Callable[[Params, Array], tuple[Array, Array]]
-"""(params, z_x[..., B, width]) -> (a, b): b[..., B, H], and a[..., B, H], or [..., 1, H] if a is
-the same for all sequences."""
-
-
-def _biased(hidden_size: int, gates: int, terms: Terms) -> Cell:
-    width = gates * hidden_size
-    init = lambda key: {"b_h": jnp.zeros(width)}  # noqa: E731
-    return _linear(hidden_size, width, init, add_bias, terms)
-
-
-def _linear(
-    hidden_size: int,
-    width: int,
-    init: Callable[[Array], Params],
-    prepare: Callable[[Params, Array], Array],
-    terms: Terms,
-    state: Callable[[Array], Array] = lambda carry: carry,
-    carry_of: Callable[[Array], Array] = lambda state: state,
-) -> Cell:
-    """The cell h_t = a_t h_{t-1} + b_t, with h = state(carry) and carry = carry_of(h)."""
-
-    def step(params: Params, carry: Array, z_x: Array) -> Array:
-        a, b = terms(params, z_x)
-        return carry_of(a * state(carry) + b)
-
-    def scan(params: Params, carry: Array, z_x: Array) -> tuple[Array, Array]:
-        a, b = terms(params, z_x)
-        # Take the first step here: the rest is then a scan from a zero state.
-        b = b.at[0].add(a[0] * state(carry))
-        _, h = jax.lax.associative_scan(_after_one_another, (a, b))
-        h = carry_of(h)
-        return h[-1], h
-
-    return Cell(
-        width=width,
-        init=init,
-        init_carry=lambda batch_size: jnp.zeros((batch_size, hidden_size)),
-        prepare=prepare,
-        step=step,
-        output=lambda carry: carry,
-        scan=scan,
-        units=hidden_size,
-    )
 
 
 def _after_one_another(

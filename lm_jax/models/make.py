@@ -1,22 +1,30 @@
 """Build a model from its config; no other module in `models` reads settings."""
 
-import jax
-from jaxtyping import Array
+from typing import Any
 
 from lm_jax import config as settings
-from lm_jax.models import cells, linear, own
-from lm_jax.models.adaptive import adaptive_softmax
-from lm_jax.models.base import LanguageModel, Params, scaled_normal
-from lm_jax.models.convolution import convolution
+from lm_jax.models import own
+from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
+from lm_jax.models.base import LanguageModel
+from lm_jax.models.cells import (
+    Cell,
+    ElmanCell,
+    GRUCell,
+    LSTMCell,
+    RecurrentInit,
+    ResetBeforeGRUCell,
+)
+from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import Noise
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.ngram import ngram
-from lm_jax.models.readout import Readout, softmax
-from lm_jax.models.recurrence import Layer, layer
-from lm_jax.models.regression import regression
-from lm_jax.models.rnn import rnn
-from lm_jax.models.sampled import noise_contrastive, sampled_softmax
-from lm_jax.models.window import window
+from lm_jax.models.linear import LRUCell, MinGRUCell, MinLSTMCell
+from lm_jax.models.ngram import NGramModel
+from lm_jax.models.readout import Readout, SoftmaxReadout
+from lm_jax.models.recurrence import CellLayer, Layer
+from lm_jax.models.regression import RegressionReadout
+from lm_jax.models.rnn import RNNModel
+from lm_jax.models.sampled import NoiseContrastiveReadout, SampledSoftmaxReadout
+from lm_jax.models.window import WindowModel
 from lm_jax.settings import UserError
 
 
@@ -30,63 +38,61 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
         and the squared error replaces the nats (`lm_jax.models.regression`).
     """
     if isinstance(config, settings.NGram):
-        return ngram(order=config.order, bounded=config.bounded)
-    readout = regression(config.precision) if real else _readout(config, vocab_size)
+        return NGramModel(order=config.order, bounded=config.bounded)
+    readout = RegressionReadout(config.precision) if real else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
+    shared: dict[str, Any] = {
+        "hidden_size": config.hidden_size,
+        "noise": _noise(config.dropout),
+        "activation_penalty": config.activation_penalty,
+        "uniform": config.uniform,
+    }
     if isinstance(config, settings.Window):
-        model = window(
+        return WindowModel(
             embedding,
             readout,
             order=config.order,
-            hidden_size=config.hidden_size,
             layers=config.layers,
             activation=config.activation,
             direct=config.direct,
             gain=config.gain,
-            noise=_noise(config.dropout),
-            activation_penalty=config.activation_penalty,
             precision=config.precision,
+            **shared,
         )
-    elif isinstance(config, settings.Convolution):
-        model = convolution(
+    if isinstance(config, settings.Convolution):
+        return ConvolutionModel(
             embedding,
             readout,
             width=config.width,
-            hidden_size=config.hidden_size,
             layers=config.layers,
             dilation=config.dilation,
             activation=config.activation,
             pooling=config.pooling,
             residual=config.residual,
             gain=config.gain,
-            noise=_noise(config.dropout),
-            activation_penalty=config.activation_penalty,
             precision=config.precision,
+            **shared,
         )
-    else:
-        assert isinstance(config, settings.RNN)
-        model = rnn(
-            embedding,
-            _layers(config, embedding),
-            readout,
-            hidden_size=config.hidden_size,
-            residual=config.residual,
-            real=real,
-            noise=_noise(config.dropout),
-            activation_penalty=config.activation_penalty,
-            change_penalty=config.change_penalty,
-        )
-    return model if config.uniform is None else _uniform(model, config.uniform)
+    assert isinstance(config, settings.RNN)
+    return RNNModel(
+        embedding,
+        readout,
+        layers=_layers(config, embedding),
+        residual=config.residual,
+        real=real,
+        change_penalty=config.change_penalty,
+        **shared,
+    )
 
 
 def _readout(config: settings.Network, vocab_size: int) -> Readout:
     kind, precision = config.readout, config.precision
     if isinstance(kind, settings.AdaptiveSoftmax):
-        return adaptive_softmax(
+        return AdaptiveSoftmaxReadout(
             vocab_size, cutoffs=kind.cutoffs, factor=kind.factor, precision=precision
         )
     if isinstance(kind, settings.Softmax):
-        return softmax(
+        return SoftmaxReadout(
             vocab_size,
             tied=kind.tied,
             bias=kind.bias,
@@ -98,8 +104,8 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
             "take model.readout.kind=softmax, which sees every token"
         )
-    drawn = sampled_softmax if isinstance(kind, settings.SampledSoftmax) else noise_contrastive
-    return drawn(
+    sampled = isinstance(kind, settings.SampledSoftmax)
+    return (SampledSoftmaxReadout if sampled else NoiseContrastiveReadout)(
         vocab_size, samples=kind.samples, tied=kind.tied, bias=kind.bias, precision=precision
     )
 
@@ -115,59 +121,33 @@ def _noise(dropout: settings.Dropout) -> Noise:
     )
 
 
-def _layers(config: settings.RNN, embedding: Embedding) -> list[Layer]:
+def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
     H = config.hidden_size
     if ":" in config.cell:
         first = embedding.vocab_size if embedding.size is None else embedding.size
-        return [
-            own.layer(config.cell, inputs, H, config.cell_sha256)
-            for inputs in [first] + [H] * (config.layers - 1)
-        ]
+        inputs = [first] + [H] * (config.layers - 1)
+        return tuple(own.layer(config.cell, n, H, config.cell_sha256) for n in inputs)
     cell = _cell(config)
-    above = lambda key, width: scaled_normal(key, H, width)  # noqa: E731
-    return [
-        layer(cell, above if place else embedding.init_projection) for place in range(config.layers)
-    ]
+    return tuple(CellLayer(cell, H if number else embedding) for number in range(config.layers))
 
 
-def _cell(config: settings.RNN) -> cells.Cell:
-    H = config.hidden_size
-    parallel = {
-        "mingru": linear.mingru,
-        "minlstm": linear.minlstm,
-        "diagonal": linear.diagonal,
-    }
-    if config.cell in parallel:
-        # These cells have no W_hh, and the product with W_xh belongs to the layer.
-        return parallel[config.cell](H)._replace(precision=config.precision)
-    W_hh = cells.recurrent_weights(config.init, config.gain)
-    precision = config.precision
+def _cell(config: settings.RNN) -> Cell:
+    H, precision = config.hidden_size, config.precision
+    # Linear cells have no W_hh.
+    linear = {"mingru": MinGRUCell, "minlstm": MinLSTMCell, "diagonal": LRUCell}
+    if config.cell in linear:
+        return linear[config.cell](H, precision=precision)
+    W_hh = RecurrentInit(config.init, config.gain)
     if config.cell == "lstm":
-        bias = 1.0 if config.forget_bias is None else config.forget_bias
-        return cells.lstm(
+        return LSTMCell(
             H,
-            forget_bias=bias,
+            forget_bias=1.0 if config.forget_bias is None else config.forget_bias,
             peepholes=config.peepholes,
             layer_norm=config.layer_norm,
             W_hh=W_hh,
             precision=precision,
         )
     if config.cell == "gru":
-        return cells.gru(H, reset_after=config.reset != "before", W_hh=W_hh, precision=precision)
-    return cells.elman(H, config.activation or "tanh", W_hh=W_hh, precision=precision)
-
-
-def _uniform(model: LanguageModel, s: float | Array) -> LanguageModel:
-    """The model with every initial parameter drawn from U(-s, s)."""
-
-    def init(key: Array) -> Params:
-        leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, key))
-        keys = jax.random.split(key, len(leaves))
-        return structure.unflatten(
-            [
-                jax.random.uniform(k, leaf.shape, leaf.dtype, -s, s)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ]
-        )
-
-    return model._replace(init=init)
+        gru = ResetBeforeGRUCell if config.reset == "before" else GRUCell
+        return gru(H, W_hh=W_hh, precision=precision)
+    return ElmanCell(H, config.activation or "tanh", W_hh=W_hh, precision=precision)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, total
+from lm_jax.models.base import Between, Carry, LanguageModel, Params
 
 HALVINGS = 60  # below the spacing of float64 near 1
 
@@ -41,58 +41,57 @@ class Both:
         return jax.tree.map(lambda leaf: leaf[place], self)
 
 
-def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> LanguageModel:
+@dataclasses.dataclass(frozen=True)
+class Mixture(LanguageModel):
     """The mixture of two language models, as a language model.
 
     params and carry are pairs, model a first; h is a `Both`. The loss is the sum of the nats, and
     there is no dropout, because each model is trained separately.
 
-    Args:
-      a, b: two models of the same vocabulary.
-      weight: w, the share of a, from 0 to 1.
-
     Raises:
       ValueError: the weight is not from 0 to 1.
     """
-    if isinstance(weight, float | int) and not 0 <= weight <= 1:
-        raise ValueError(f"weight={weight} must be from 0 to 1")
 
-    def mixed(log_a: Array, log_b: Array) -> Array:
-        return jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b)
+    a: LanguageModel
+    b: LanguageModel
+    """Two models of the same vocabulary."""
+    weight: float | int | Array
+    """w, the share of a, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, float | int) and not 0 <= self.weight <= 1:
+            raise ValueError(f"weight={self.weight} must be from 0 to 1")
+
+    def init(self, key: Array) -> Params:
+        key_a, key_b = jax.random.split(key)
+        return self.a.init(key_a), self.b.init(key_b)
+
+    def init_carry(self, batch_size: int) -> Carry:
+        return self.a.init_carry(batch_size), self.b.init_carry(batch_size)
 
     def hidden(
+        self,
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
         between: Between | None = None,
         tap: Array | None = None,
-    ) -> tuple[Carry, Any]:
+    ) -> tuple[Carry, Both]:
         del tap  # a mixture has no layers
-        carry_a, h_a = a.hidden(params[0], carry[0], x, between)
-        carry_b, h_b = b.hidden(params[1], carry[1], x, between)
+        carry_a, h_a = self.a.hidden(params[0], carry[0], x, between)
+        carry_b, h_b = self.b.hidden(params[1], carry[1], x, between)
         return (carry_a, carry_b), Both(h_a, h_b)
 
-    def logits(params: Params, h: Any) -> Float[Array, "*shape V"]:
-        log_a = jax.nn.log_softmax(a.logits(params[0], h.a))
-        return mixed(log_a, jax.nn.log_softmax(b.logits(params[1], h.b)))
+    def logits(self, params: Params, h: Both) -> Float[Array, "*shape V"]:
+        log_a = jax.nn.log_softmax(self.a.logits(params[0], h.a))
+        return self._mixed(log_a, jax.nn.log_softmax(self.b.logits(params[1], h.b)))
 
-    def nats(params: Params, h: Any, y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return -mixed(-a.nats(params[0], h.a, y), -b.nats(params[1], h.b, y))
+    def nats(self, params: Params, h: Both, y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return -self._mixed(-self.a.nats(params[0], h.a, y), -self.b.nats(params[1], h.b, y))
 
-    def init(key: Array) -> Params:
-        key_a, key_b = jax.random.split(key)
-        return a.init(key_a), b.init(key_b)
-
-    model = LanguageModel(
-        init=init,
-        init_carry=lambda batch_size: (a.init_carry(batch_size), b.init_carry(batch_size)),
-        hidden=hidden,
-        logits=logits,
-        nats=nats,
-        loss=lambda params, h, y, mask: total(nats(params, h, y), mask),
-        noisy=lambda key: model,
-    )
-    return model
+    def _mixed(self, log_a: Array, log_b: Array) -> Array:
+        w = self.weight
+        return jnp.logaddexp(jnp.log(w) + log_a, jnp.log1p(-w) + log_b)
 
 
 def best_weight(nats_a: np.ndarray, nats_b: np.ndarray) -> float:

@@ -31,6 +31,7 @@ Letters: n order, N contexts at once, V tokens of the vocabulary, M nodes of a l
 of add-k is called `add`, because k is the order of a level.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, noiseless
+from lm_jax.models.base import Between, Carry, LanguageModel, Params
 from lm_jax.models.counts import Counts, continuations, discounts, locate
 from lm_jax.settings import UserError, nearest
 
@@ -49,27 +50,35 @@ CHILDREN_AT_ONCE = 128
 CLOSE = 1e-9  # nats per token; EM is done when a round gains less
 
 
-def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
+@dataclasses.dataclass(frozen=True)
+class NGramModel(LanguageModel):
     """The n-gram language model; `fit` makes the parameters.
 
     The logits are log-probabilities. If P is 0, the logit is -inf and the nats are +inf.
 
-    Args:
-      order: n, at least 1; the model reads n - 1 tokens.
-      bounded: if True, contexts begin at the last boundary token.
-
     Raises:
       UserError: the order is below 1; from `init`, always, because parameters come from counts.
     """
-    if order < 1:
-        raise UserError(f"order={order} must be 1 or more")
-    carried = max(order - 2, 0)
 
-    def init(key: Array) -> Params:
+    _: dataclasses.KW_ONLY
+    order: int
+    """n, at least 1; the model reads n - 1 tokens."""
+    bounded: bool = False
+    """If True, contexts begin at the last boundary token."""
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise UserError(f"order={self.order} must be 1 or more")
+
+    def init(self, key: Array) -> Params:
         del key
         raise UserError("an n-gram model has no initial parameters: count a text, then fit")
 
+    def init_carry(self, batch_size: int) -> Int[Array, "B places"]:
+        return jnp.full((batch_size, max(self.order - 2, 0)), -1, jnp.int32)
+
     def hidden(
+        self,
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
@@ -80,24 +89,24 @@ def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
         T = x.shape[0]
         tokens = jnp.concatenate([carry.T, x.astype(jnp.int32)])
         nodes, here = [], tokens
-        for length in range(1, order):
+        for length in range(1, self.order):
             if length > 1:  # each context is a child of the context that ends a token earlier
                 before, token = here[:-1], tokens[length - 1 :]
                 none = before < 0
-                if bounded:
+                if self.bounded:
                     none |= token == params["boundary"]
                 here = jnp.where(none, -1, _child(params["levels"][length - 2], before, token))
             nodes.append(here[here.shape[0] - T :])
         h = jnp.stack(nodes, -1) if nodes else jnp.zeros((*x.shape, 0), jnp.int32)
         return tokens[T:].T, h
 
-    return noiseless(
-        init=init,
-        init_carry=lambda batch_size: jnp.full((batch_size, carried), -1, jnp.int32),
-        hidden=hidden,
-        logits=logits,
-        nats=nats,
-    )
+    def logits(self, params: Params, h: Int[Array, "*shape places"]) -> Float[Array, "*shape V"]:
+        return logits(params, h)
+
+    def nats(
+        self, params: Params, h: Int[Array, "*shape places"], y: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return nats(params, h, y)
 
 
 def nats(

@@ -34,7 +34,7 @@ from lm_jax.config import source
 from lm_jax.models import transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import Layer
-from lm_jax.models.transition import KEY, Transition
+from lm_jax.models.transition import KEY, Transition, TransitionLayer
 from lm_jax.settings import UserError, nearest
 
 
@@ -53,9 +53,19 @@ def layer(cell: str, inputs: int, hidden_size: int, sha256: str | None = None) -
     """
     file = source.file_of(cell)
     with _blaming(cell, file):
-        made = _made(_named(cell, file, sha256), inputs, hidden_size)
-        transition.check(made, inputs, hidden_size)
-    return transition.layer(made, inputs)
+        named = _named(cell, file, sha256)
+        return _layer(named, inputs, hidden_size, bool(jax.config.read("jax_enable_x64")))
+
+
+@functools.lru_cache(maxsize=64)
+def _layer(named: Any, inputs: int, hidden_size: int, x64: bool) -> Layer:
+    """The same layer each time, so that models with this layer are equal."""
+    del x64  # the type of the cell's arrays
+    # The carry's arrays are made here, even if the model is made during a trace.
+    with jax.ensure_compile_time_eval():
+        made = _made(named, inputs, hidden_size)
+    transition.check(made, inputs, hidden_size)
+    return TransitionLayer(made, inputs)
 
 
 def _named(cell: str, file: Path | None, sha256: str | None) -> Any:

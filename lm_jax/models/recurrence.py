@@ -21,77 +21,93 @@ After the scan, ε_k holds the sum over t with the products of Jacobians, and th
 Σ_k h_{k-1}ᵀ ε_k: a single product over all steps and sequences. The scan also returns ∂J/∂z_x[t];
 the gradients of W_xh and b_h follow from ∂J/∂z_x in a single product, too.
 
-A recurrent model is a stack of `Layer`s. `layer` makes a `Layer` from a cell of
-`lm_jax.models.cells`, and `lm_jax.models.own` from any other transition.
+A recurrent model is a stack of `Layer`s. A `CellLayer` runs a cell of `lm_jax.models.cells`, and a
+`lm_jax.models.transition.TransitionLayer` any other transition.
 """
 
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params
-from lm_jax.models.cells import Cell
-from lm_jax.models.embedding import times
+from lm_jax.models.base import Between, Carry, Params, scaled_normal
+from lm_jax.models.cells import Cell, GatedCell
+from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.linear import LinearCell
 from lm_jax.models.product import narrow_product, narrowed
 from lm_jax.trees import norm
 
 
-class Layer(NamedTuple):
+class Layer(abc.ABC):
     """A recurrent layer of a model."""
 
-    init: Callable[[Array], Params]
-    """key -> params."""
-    init_carry: Callable[[int], Carry]
-    """batch_size -> carry; leaves [B, ...]."""
-    run: Callable[..., tuple[Carry, Array]]
-    """(params, carry, x[T, B, E], between=None, tap=None) -> (carry, h[T, B, H]); x may be numbers
-    of tokens [T, B], in place of one-hot vectors. `between` as in `LanguageModel.hidden`; `tap`
-    [T, B] is this layer's slice of the model's tap."""
-    output: Callable[[Carry], Array]
-    """carry -> h[B, H]."""
-    cell: Cell | None = None
-    """The layer's cell; None for a layer made from a `Transition`."""
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """Initial parameters."""
+
+    @abc.abstractmethod
+    def init_carry(self, batch_size: int) -> Carry:
+        """The carry before the first step; leaves [B, ...]."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        params: Params,
+        carry: Carry,
+        x: Float[Array, "T B E"] | Int[Array, "T B"],
+        between: Between | None = None,
+        tap: Float[Array, "T B"] | None = None,
+    ) -> tuple[Carry, Float[Array, "T B H"]]:
+        """Run over time; x may be numbers of tokens [T, B], in place of one-hot vectors.
+
+        `between` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap.
+        """
+
+    @abc.abstractmethod
+    def output(self, carry: Carry) -> Float[Array, "*T B H"]:
+        """The hidden state in a carry."""
 
 
-class Stack(NamedTuple):
-    """The parts of a recurrent model, for tools that work between the layers."""
+@dataclasses.dataclass(frozen=True)
+class CellLayer(Layer):
+    """A recurrent layer made from a cell."""
 
-    vectors: Callable[[Params, Array], Array]
-    """(params of the whole model, x[T, B]) -> inputs of the first layer."""
-    layers: tuple[Layer, ...]
-    """From the bottom up."""
-    residual: bool
-    """If True, each layer from the second on adds its input to its output."""
+    cell: Cell
+    inputs: Embedding | int
+    """The embedding below the layer, or the number of outputs of the layer below."""
 
-
-def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
-    """A recurrent layer made from a cell.
-
-    Args:
-      cell: the cell.
-      init_W_xh: (key, width) -> W_xh [inputs, width].
-    """
-
-    def init(key: Array) -> Params:
+    def init(self, key: Array) -> Params:
         own, first = jax.random.split(key)
-        return {"W_xh": init_W_xh(first, cell.width), **cell.init(own)}
+        width = self.cell.width
+        if isinstance(self.inputs, Embedding):
+            W_xh = self.inputs.init_projection(first, width)
+        else:
+            W_xh = scaled_normal(first, self.inputs, width)
+        return {"W_xh": W_xh, **self.cell.init(own)}
+
+    def init_carry(self, batch_size: int) -> Carry:
+        return self.cell.init_carry(batch_size)
 
     def run(
+        self,
         params: Params,
         carry: Carry,
         x: Array,
         between: Between | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
+        cell = self.cell
         z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
         return unroll(cell, params, carry, z_x, between, tap)
 
-    return Layer(init, cell.init_carry, run, cell.output, cell)
+    def output(self, carry: Carry) -> Float[Array, "*T B H"]:
+        return self.cell.output(carry)
 
 
 def unroll(
@@ -115,9 +131,9 @@ def unroll(
     Returns:
       the carry after the last step, and h_1 … h_T.
     """
-    if between is None and tap is None and cell.scan is not None:
+    if between is None and tap is None and isinstance(cell, LinearCell):
         return cell.scan(params, carry, z_x)
-    if between is None and cell.gate is not None:
+    if between is None and isinstance(cell, GatedCell):
         return explicit(cell, params, carry, z_x, tap)
 
     def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
@@ -158,7 +174,7 @@ _tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, norm(d
 
 
 def explicit(
-    cell: Cell,
+    cell: GatedCell,
     params: Params,
     carry: Carry,
     z_x: Float[Array, "T B G"],
@@ -169,12 +185,12 @@ def explicit(
     Supports second derivatives and `jax.vmap`, but not forward mode alone (`jax.jvp`).
 
     Args:
-      cell: a cell with a `gate`.
+      cell: the cell.
       params, carry, z_x, tap: as for `unroll`; the backward pass has δ_t, and a tap only costs the
         norm of δ_t.
     """
-    gate = cell.gate
-    assert gate is not None
+    # A function of its own: JAX hashes it, and a cell in a traced model holds tracers.
+    gate = lambda *at: cell.gate(*at)  # noqa: E731
 
     def forward(
         W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None

@@ -7,6 +7,8 @@ the same code. The "nats" are squared errors (up to a factor and a constant the 
 distribution around ŷ), and the "logits" are the single number ŷ.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,27 +17,20 @@ from lm_jax.models.product import Precision
 from lm_jax.models.readout import Readout
 
 
-def regression(precision: Precision = "float32") -> Readout:
-    """The readout of a real number, with W_hy [H, 1] and b_y [1].
+@dataclasses.dataclass(frozen=True)
+class RegressionReadout(Readout):
+    """The readout of a real number, with W_hy [H, 1] and b_y [1]."""
 
-    Args:
-      precision: of h W_hy, see `lm_jax.models.product`.
-    """
+    precision: Precision = "float32"
+    """Precision of h W_hy, see `lm_jax.models.product`."""
 
-    def init(key: Array, inputs: int) -> Params:
+    def init(self, key: Array, inputs: int) -> Params:
         return {"W_hy": scaled_normal(key, inputs, 1), "b_y": jnp.zeros(1)}
 
-    def predicted(params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape 1"]:
-        return affine(h, params["W_hy"], params["b_y"], precision)
+    def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape 1"]:
+        return affine(h, params["W_hy"], params["b_y"], self.precision)
 
-    def squared_error(
-        params: Params, h: Float[Array, "*shape H"], y: Float[Array, "*shape"]
+    def nats(
+        self, params: Params, h: Float[Array, "*shape H"], y: Float[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        return (predicted(params, h)[..., 0] - y) ** 2
-
-    return Readout(
-        init=init,
-        logits=predicted,
-        nats=squared_error,
-        loss=lambda params, h, y, key: squared_error(params, h, y),
-    )
+        return (self.logits(params, h)[..., 0] - y) ** 2

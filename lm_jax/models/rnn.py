@@ -6,120 +6,99 @@ Each layer runs over the whole chunk before the next layer starts (Mikolov et al
 single Elman layer).
 """
 
-from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.base import TOKEN, Between, Carry, LanguageModel, Params
-from lm_jax.models.dropout import SILENT, Noise
-from lm_jax.models.embedding import Embedding
-from lm_jax.models.readout import Output, Readout
-from lm_jax.models.recurrence import Layer, Stack
+from lm_jax.models.base import Between, Carry, Params
+from lm_jax.models.neural import NeuralModel
+from lm_jax.models.recurrence import CellLayer, Layer
 
 WORDS = "words"  # key in params for C W_xh, a row for each word
 
 
-def rnn(
-    embedding: Embedding,
-    layers: Sequence[Layer],
-    readout: Readout,
-    *,
-    hidden_size: int,
-    residual: bool = False,
-    real: bool = False,
-    noise: Noise = SILENT,
-    activation_penalty: float | Array | None = None,
-    change_penalty: float | Array | None = None,
-) -> LanguageModel:
-    """A recurrent language model.
+@dataclasses.dataclass(frozen=True)
+class RNNModel(NeuralModel):
+    """A recurrent language model."""
 
-    Args:
-      embedding: from tokens to vectors.
-      layers: from the bottom up, each with `hidden_size` outputs.
-      readout: from hidden states to tokens.
-      hidden_size: H.
-      residual: if True, each layer from the second on adds its input to its output.
-      real: if True, the input of each step is V real numbers, not a token.
-      noise: dropout of training; without a key.
-      activation_penalty, change_penalty: see `lm_jax.models.readout.Output`.
-    """
+    _: dataclasses.KW_ONLY
+    layers: tuple[Layer, ...]
+    """From the bottom up, each with `hidden_size` outputs."""
+    residual: bool = False
+    """If True, each layer from the second on adds its input to its output."""
+    real: bool = False
+    """If True, the input of each step is V real numbers, not a token."""
 
-    def init(key: Array) -> Params:
-        tokens, out, *keys = jax.random.split(key, 2 + len(layers))
+    def draw(self, key: Array) -> Params:
+        tokens, out, *keys = jax.random.split(key, 2 + len(self.layers))
         return {
-            "embedding": embedding.init(tokens),
-            "layers": [layer.init(k) for layer, k in zip(layers, keys, strict=True)],
-            "readout": readout.init(out, hidden_size),
+            "embedding": self.embedding.init(tokens),
+            "layers": [layer.init(k) for layer, k in zip(self.layers, keys, strict=True)],
+            "readout": self.readout.init(out, self.hidden_size),
         }
 
-    reads = TOKEN
-    if real:
-        reads = jax.ShapeDtypeStruct((embedding.vocab_size,), jnp.result_type(float))
+    def init_carry(self, batch_size: int) -> Carry:
+        # A separate array for each layer: JAX cannot donate an array that appears twice.
+        return tuple(layer.init_carry(batch_size) for layer in self.layers)
 
-    def output(carry: Carry) -> Float[Array, "B H"]:
-        seen = [layer.output(own) for layer, own in zip(layers, carry, strict=True)]
-        return sum(seen[1:], seen[0]) if residual else seen[-1]
+    def hidden(
+        self,
+        params: Params,
+        carry: Carry,
+        x: Int[Array, "T B"] | Float[Array, "T B V"],
+        between: Between | None = None,
+        tap: Float[Array, "T B layers"] | None = None,
+    ) -> tuple[Carry, Float[Array, "T B H"]]:
+        carries = []
+        h, first = self._first(params, x)
+        above = params["layers"][1:]
+        for number, (layer, own) in enumerate(zip(self.layers, [first, *above], strict=True)):
+            seen = self.noise.on_layer(h, number - 1) if number else h
+            if self.noise.recurrent is not None:
+                own = {**own, "W_hh": self.noise.on_recurrent(own["W_hh"], number)}
+            tap_here = None if tap is None else tap[..., number]
+            layer_carry, new = layer.run(own, carry[number], seen, between, tap_here)
+            h = seen + new if self.residual and number else new
+            carries.append(layer_carry)
+        return tuple(carries), h
 
-    def model(noise: Noise) -> LanguageModel:
-        def read(params: Params, x: Array) -> tuple[Array, Params]:
-            """The first layer's inputs and its parameters for these inputs."""
-            first = params["layers"][0]
-            if WORDS in params:
-                return x, {**first, "W_xh": params[WORDS]}
-            if layers[0].cell is None:
-                return embedding.vectors(params["embedding"], x, noise), first
-            vectors, W_xh = embedding.before(params["embedding"], x, noise, first["W_xh"])
-            return vectors, {**first, "W_xh": W_xh}
+    def output(self, carry: Carry) -> Float[Array, "B H"]:
+        """The h that `hidden` returned with this carry."""
+        seen = [layer.output(own) for layer, own in zip(self.layers, carry, strict=True)]
+        return sum(seen[1:], seen[0]) if self.residual else seen[-1]
 
-        def ready(params: Params, tokens: int) -> Params:
-            if layers[0].cell is None or tokens < embedding.vocab_size:
-                return params
-            every = jnp.arange(embedding.vocab_size)[:, None]
-            x, first = read(params, every)
-            return {**params, WORDS: first["W_xh"]} if x is every else params
+    def vectors(self, params: Params, x: Array) -> Array:
+        """The inputs of the first layer, for x[T, B] and the params of the whole model."""
+        return self.embedding.vectors(params["embedding"], x, self.noise)
 
-        def hidden(
-            params: Params,
-            carry: Carry,
-            x: Int[Array, "T B"] | Float[Array, "T B V"],
-            between: Between | None = None,
-            tap: Array | None = None,
-        ) -> tuple[Carry, Float[Array, "T B H"]]:
-            carries = []
-            h, first = read(params, x)
-            above = params["layers"][1:]
-            for place, (layer, own) in enumerate(zip(layers, [first, *above], strict=True)):
-                seen = noise.on_layer(h, place - 1) if place else h
-                if noise.recurrent is not None:
-                    own = {**own, "W_hh": noise.on_recurrent(own["W_hh"], place)}
-                tap_here = None if tap is None else tap[..., place]
-                layer_carry, new = layer.run(own, carry[place], seen, between, tap_here)
-                h = seen + new if residual and place else new
-                carries.append(layer_carry)
-            return tuple(carries), h
+    def ready(self, params: Params, tokens: int) -> Params:
+        if not isinstance(self.layers[0], CellLayer) or tokens < self.embedding.vocab_size:
+            return params
+        every = jnp.arange(self.embedding.vocab_size)[:, None]
+        x, first = self._first(params, every)
+        return {**params, WORDS: first["W_xh"]} if x is every else params
 
-        out = Output(readout, noise, activation_penalty, change_penalty)
-        return LanguageModel(
-            init=init,
-            # A separate array for each layer: JAX cannot donate an array that appears twice.
-            init_carry=lambda batch_size: tuple(layer.init_carry(batch_size) for layer in layers),
-            hidden=hidden,
-            logits=out.logits,
-            nats=out.nats,
-            loss=out.loss,
-            noisy=lambda key: model(noise.drawn(key)),
-            output=output,
-            ready=ready,
-            placed=lambda first: model(noise.placed(first)),
-            stack=Stack(
-                lambda params, x: embedding.vectors(params["embedding"], x, noise),
-                tuple(layers),
-                residual,
-            ),
-            reads=reads,
-            noise=noise,
-        )
+    def placed(self, first: int | Array) -> "RNNModel":
+        return dataclasses.replace(self, noise=self.noise.placed(first))
 
-    return model(noise)
+    def empty_tap(self, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
+        return jnp.zeros((*mask.shape, len(self.layers)))
+
+    @property
+    def reads(self) -> jax.ShapeDtypeStruct:
+        if not self.real:
+            return super().reads
+        return jax.ShapeDtypeStruct((self.embedding.vocab_size,), jnp.result_type(float))
+
+    def _first(self, params: Params, x: Array) -> tuple[Array, Params]:
+        """The first layer's inputs and its parameters for these inputs."""
+        first = params["layers"][0]
+        if WORDS in params:
+            return x, {**first, "W_xh": params[WORDS]}
+        if not isinstance(self.layers[0], CellLayer):
+            return self.vectors(params, x), first
+        table = params["embedding"]
+        vectors, W_xh = self.embedding.before(table, x, self.noise, first["W_xh"])
+        return vectors, {**first, "W_xh": W_xh}

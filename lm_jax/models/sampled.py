@@ -36,7 +36,8 @@ softmax's. The loss reads the columns of W_hy for the drawn tokens and the targe
 gather, because the backward pass of each gather makes a dense gradient.
 """
 
-import functools
+import abc
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -47,77 +48,82 @@ from lm_jax.models.base import Params
 from lm_jax.models.product import Precision, product
 from lm_jax.models.readout import (
     Readout,
+    cross_entropy,
     init_linear,
     linear_logits,
-    linear_nats,
     linear_total_nats,
+    output_weights,
 )
 
 
-def sampled_softmax(
-    vocab_size: int,
-    *,
-    samples: int,
-    tied: bool = False,
-    bias: bool = True,
-    precision: Precision = "float32",
-) -> Readout:
-    """The sampled softmax.
+@dataclasses.dataclass(frozen=True)
+class SampledReadout(Readout):
+    """The softmax readout with a training loss from K drawn tokens."""
 
-    Args:
-      vocab_size: V.
-      samples: K, at most V; K = V is the softmax itself.
-      tied, bias, precision: see `lm_jax.models.readout.softmax`.
-    """
+    vocab_size: int
+    """V."""
+    samples: int = dataclasses.field(kw_only=True)
+    """K, drawn tokens, the same for all targets of an update."""
+    tied: bool = dataclasses.field(default=False, kw_only=True)
+    bias: bool = dataclasses.field(default=True, kw_only=True)
+    precision: Precision = dataclasses.field(default="float32", kw_only=True)
+    """This and the fields before, see `lm_jax.models.readout.SoftmaxReadout`."""
+
+    def init(self, key: Array, inputs: int) -> Params:
+        return init_linear(key, inputs, self.vocab_size, tied=self.tied, bias=self.bias)
+
+    def logits(self, params: Params, h: Array) -> Array:
+        return linear_logits(params, h, self.precision)
+
+    def nats(self, params: Params, h: Array, y: Array) -> Array:
+        return cross_entropy(self.logits(params, h), y)
+
+    def total_nats(self, params: Params, h: Array, y: Array, mask: Array) -> Array:
+        return linear_total_nats(params, h, y, mask, precision=self.precision)
 
     def loss(
-        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
+        self,
+        params: Params,
+        h: Float[Array, "*shape H"],
+        y: Int[Array, "*shape"],
+        key: Array | None,
     ) -> Float[Array, "*shape"]:
         if key is None:
-            return linear_nats(params, h, y, precision)
+            return self.nats(params, h, y)
         flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
-        drawn, log_count = draw_distinct(key, vocab_size, samples)
-        z, z_y = _columns(params, flat, drawn, targets, precision)
+        return self.sampled_loss(params, flat, targets, key).reshape(y.shape)
+
+    @abc.abstractmethod
+    def sampled_loss(
+        self, params: Params, h: Float[Array, "N H"], y: Int[Array, " N"], key: Array
+    ) -> Float[Array, " N"]:
+        """The training loss of each target, from tokens drawn with the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledSoftmaxReadout(SampledReadout):
+    """The sampled softmax; K = V is the softmax itself."""
+
+    def sampled_loss(self, params: Params, h: Array, y: Array, key: Array) -> Array:
+        drawn, log_count = draw_distinct(key, self.vocab_size, self.samples)
+        z, z_y = _columns(params, h, drawn, y, self.precision)
         z -= log_count(drawn)[None]
-        z_y -= log_count(targets)
-        z = jnp.where(drawn[None] == targets[:, None], -jnp.inf, z)
-        every = jax.nn.logsumexp(jnp.concatenate([z, z_y[:, None]], axis=1), axis=1)
-        return (every - z_y).reshape(y.shape)
-
-    return _exact(vocab_size, loss, tied=tied, bias=bias, precision=precision)
+        z_y -= log_count(y)
+        z = jnp.where(drawn[None] == y[:, None], -jnp.inf, z)
+        return jax.nn.logsumexp(jnp.concatenate([z, z_y[:, None]], axis=1), axis=1) - z_y
 
 
-def noise_contrastive(
-    vocab_size: int,
-    *,
-    samples: int,
-    tied: bool = False,
-    bias: bool = True,
-    precision: Precision = "float32",
-) -> Readout:
-    """Noise-contrastive estimation.
+@dataclasses.dataclass(frozen=True)
+class NoiseContrastiveReadout(SampledReadout):
+    """Noise-contrastive estimation with K noise tokens."""
 
-    Args:
-      vocab_size: V.
-      samples: K, noise tokens, the same for all targets of an update.
-      tied, bias, precision: see `lm_jax.models.readout.softmax`.
-    """
-
-    def loss(
-        params: Params, h: Float[Array, "*shape H"], y: Int[Array, "*shape"], key: Array | None
-    ) -> Float[Array, "*shape"]:
-        if key is None:
-            return linear_nats(params, h, y, precision)
-        flat, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
-        noise = draw(key, vocab_size, samples)
-        z, z_y = _columns(params, flat, noise, targets, precision)
-        constant = jnp.log(vocab_size) + jnp.log(samples)
-        z -= (constant + log_zipf(noise, vocab_size))[None]
-        z_y -= constant + log_zipf(targets, vocab_size)
-        told = jax.nn.softplus(-z_y) + jnp.sum(jax.nn.softplus(z), axis=1)
-        return told.reshape(y.shape)
-
-    return _exact(vocab_size, loss, tied=tied, bias=bias, precision=precision)
+    def sampled_loss(self, params: Params, h: Array, y: Array, key: Array) -> Array:
+        noise = draw(key, self.vocab_size, self.samples)
+        z, z_y = _columns(params, h, noise, y, self.precision)
+        constant = jnp.log(self.vocab_size) + jnp.log(self.samples)
+        z -= (constant + log_zipf(noise, self.vocab_size))[None]
+        z_y -= constant + log_zipf(y, self.vocab_size)
+        return jax.nn.softplus(-z_y) + jnp.sum(jax.nn.softplus(z), axis=1)
 
 
 def log_zipf(tokens: Int[Array, "*shape"], vocab_size: int) -> Float[Array, "*shape"]:
@@ -159,29 +165,10 @@ def _columns(
 ) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
     """The logits of the drawn tokens at every position, and the logit of each position's target."""
     tokens = jnp.concatenate([drawn, y])
-    W = params["W_hy"][:, tokens]
+    W = output_weights(params)[:, tokens]
     cut = drawn.shape[0]
     z, z_y = product(h, W[:, :cut], precision), jnp.sum(h * W[:, cut:].T, axis=1)
     if "b_y" in params:
         b = params["b_y"][tokens]
         z, z_y = z + jnp.broadcast_to(b[:cut], z.shape), z_y + b[cut:]
     return z, z_y
-
-
-def _exact(
-    vocab_size: int,
-    loss: Callable[..., Array],
-    *,
-    tied: bool,
-    bias: bool,
-    precision: Precision,
-) -> Readout:
-    """The softmax readout with another training loss."""
-    return Readout(
-        init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
-        logits=lambda params, h: linear_logits(params, h, precision),
-        nats=lambda params, h, y: linear_nats(params, h, y, precision),
-        loss=loss,
-        tied=tied,
-        total_nats=functools.partial(linear_total_nats, precision=precision),
-    )

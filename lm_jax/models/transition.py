@@ -4,6 +4,7 @@ The recurrence can batch the matrix products of a `Cell`. Any other cell is a `T
 layer maps the functions over the sequences of a batch and runs step by step.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,19 +33,26 @@ class Transition(NamedTuple):
     """carry -> h[H]: the hidden state that the layer above or the readout sees."""
 
 
-def layer(cell: Transition, inputs: int) -> Layer:
+@dataclasses.dataclass(frozen=True, eq=False)  # a carry of arrays has no hash
+class TransitionLayer(Layer):
     """A recurrent layer made from a transition; tokens at the input become one-hot vectors.
 
-    Args:
-      cell: functions for a single example.
-      inputs: length of x, V for one-hot vectors.
+    Equal only to itself: `lm_jax.models.own` makes one layer for each cell and size.
     """
 
-    def init_carry(batch_size: int) -> Carry:
-        carry = _arrays(cell.carry)
+    transition: Transition
+    inputs: int
+    """Length of x, V for one-hot vectors."""
+
+    def init(self, key: Array) -> Params:
+        return _arrays(self.transition.init(key))
+
+    def init_carry(self, batch_size: int) -> Carry:
+        carry = _arrays(self.transition.carry)
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)), carry)
 
     def run(
+        self,
         params: Params,
         carry: Carry,
         x: Float[Array, "T B inputs"] | Int[Array, "T B"],
@@ -54,13 +62,14 @@ def layer(cell: Transition, inputs: int) -> Layer:
         def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
             x_t, *edge = at_t
             if jnp.issubdtype(x_t.dtype, jnp.integer):
-                x_t = jax.nn.one_hot(x_t, inputs, dtype=float)
-            carry = jax.vmap(cell.step, (None, 0, 0))(params, carry, x_t)
-            return over_the_edge(carry, jax.vmap(cell.output), between, *edge)
+                x_t = jax.nn.one_hot(x_t, self.inputs, dtype=float)
+            carry = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
+            return over_the_edge(carry, self.output, between, *edge)
 
         return jax.lax.scan(step, carry, (x, between and between.at, tap))
 
-    return Layer(lambda key: _arrays(cell.init(key)), init_carry, run, jax.vmap(cell.output))
+    def output(self, carry: Carry) -> Float[Array, "B H"]:
+        return jax.vmap(self.transition.output)(carry)
 
 
 def check(cell: Transition, inputs: int, hidden_size: int) -> None:

@@ -37,6 +37,8 @@ from lm_jax.gradients.uoro import uoro
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.recurrence import CellLayer
+from lm_jax.models.rnn import RNNModel
 from lm_jax.trees import norm
 
 REACH = 10  # lengths of an update to each side of a slice through the loss
@@ -158,8 +160,9 @@ def estimators(
     rate = min(0.5, 4 / steps)
     made[f"randomised, rate {rate:g}"] = randomised_bptt(model, rate=rate, key=key)
     made["UORO"] = uoro(model, key=key)
-    cells = [layer.cell for layer in model.stack.layers] if model.stack else [None]
-    if all(cell is not None and cell.units is not None for cell in cells):
+    if isinstance(model, RNNModel) and all(
+        isinstance(layer, CellLayer) and layer.cell.units is not None for layer in model.layers
+    ):
         made["SnAp-1"] = snap1(model)
     state = sum(leaf.size for leaf in jax.tree.leaves(model.init_carry(1)))
     if lanes * state * count(params) * 4 <= LARGEST:

@@ -1,0 +1,88 @@
+"""A neural language model: an embedding, layers of some kind, and a readout.
+
+This module joins a model and its readout, and applies the dropout on the readout's input, the
+penalties on activations, and the tied table.
+"""
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from lm_jax.models.base import LanguageModel, Params, total
+from lm_jax.models.dropout import SILENT, Noise, Place
+from lm_jax.models.embedding import Embedding
+from lm_jax.models.readout import Readout
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuralModel(LanguageModel):
+    """What the window, convolutional and recurrent models share.
+
+    The parameters are {"embedding": …, "readout": …} and those of the layers.
+    """
+
+    embedding: Embedding
+    readout: Readout
+    hidden_size: int = dataclasses.field(kw_only=True)
+    """H."""
+    noise: Noise = dataclasses.field(default=SILENT, kw_only=True)
+    """Dropout of training; without a key."""
+    activation_penalty: float | Array | None = dataclasses.field(default=None, kw_only=True)
+    """alpha, on the input of the readout after dropout (Merity et al., 2017, equation 4)."""
+    change_penalty: float | Array | None = dataclasses.field(default=None, kw_only=True)
+    """beta, on h_t - h_{t-1} (Merity et al., 2017, equation 5)."""
+    uniform: float | Array | None = dataclasses.field(default=None, kw_only=True)
+    """s; if given, every initial parameter is drawn from U(-s, s)."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array) -> Params:
+        """Initial parameters, without `uniform`."""
+
+    def init(self, key: Array) -> Params:
+        if self.uniform is None:
+            return self.draw(key)
+        leaves, structure = jax.tree.flatten(jax.eval_shape(self.draw, key))
+        keys, s = jax.random.split(key, len(leaves)), self.uniform
+        return structure.unflatten(
+            [
+                jax.random.uniform(k, leaf.shape, leaf.dtype, -s, s)
+                for k, leaf in zip(keys, leaves, strict=True)
+            ]
+        )
+
+    def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
+        return self.readout.logits(self._of_readout(params), h)
+
+    def nats(
+        self, params: Params, h: Float[Array, "*shape H"], y: Shaped[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return self.readout.nats(self._of_readout(params), h, y)
+
+    def loss(
+        self,
+        params: Params,
+        h: Float[Array, "T B H"],
+        y: Shaped[Array, "T B"],
+        mask: Bool[Array, "T B"],
+    ) -> Float[Array, ""]:
+        own = self._of_readout(params)
+        if self.noise.key is None:
+            return self.readout.total_nats(own, h, y, mask)
+        seen, key = self.noise.on_outputs(h), self.noise.key_of(Place.READOUT)
+        loss = self.readout.total_loss(own, seen, y, mask, key)
+        if self.activation_penalty is not None:
+            loss += total(self.activation_penalty * jnp.mean(seen**2, axis=-1), mask)
+        if self.change_penalty is not None:
+            change = jnp.mean((h[1:] - h[:-1]) ** 2, axis=-1)
+            loss += total(self.change_penalty * jnp.pad(change, ((1, 0), (0, 0))), mask)
+        return loss
+
+    def noisy(self, key: Array) -> "NeuralModel":
+        return dataclasses.replace(self, noise=self.noise.drawn(key))
+
+    def _of_readout(self, params: Params) -> Params:
+        own = params["readout"]
+        return {**own, "C": params["embedding"]["C"]} if self.readout.tied else own
