@@ -1,9 +1,9 @@
-"""The training step, and many of them in one compiled loop.
+"""The training step, and a compiled loop of many training steps.
 
 `program` compiles a config's shape once; the config's numbers (learning rate, thresholds, seed) are
-arguments. How many steps the loop runs is an argument too, so where a run is stopped and resumed
-changes neither what is compiled nor a single bit of the result. Everything that a step reads
-besides the text is in the `TrainState`, which is all that a checkpoint holds.
+arguments. The number of steps of the loop is an argument too. A run may therefore be stopped and
+resumed at any step without a new compilation and without changing a bit of the result. A step reads
+only the text and the `TrainState`, and a checkpoint holds exactly the `TrainState`.
 """
 
 import enum
@@ -40,7 +40,7 @@ Numbers = Mapping[str, Any]
 
 
 class Draw(enum.IntEnum):
-    """What the seed is for; each use folds its own number into the key."""
+    """Uses of the seed; each use folds a number of this enumeration into the key."""
 
     INIT = 0
     ORDER = 1
@@ -54,26 +54,27 @@ class Program(NamedTuple):
 
     model: LanguageModel
     init: Callable[..., TrainState]
-    """(numbers, vectors=None) -> the state before the first step; pretrained vectors [V, E] stand
-    in for drawn ones."""
+    """(numbers, vectors=None) -> the state before the first step; pretrained vectors [V, E] replace
+    the randomly initialised embedding."""
     advance: Callable[[TrainState, Source, Numbers, Any], TrainState]
-    """(state, source, numbers, stop) -> the state after `stop` steps, or after the first step whose
-    loss is not finite; the state given is consumed."""
+    """(state, source, numbers, stop) -> the state after `stop` steps of the run in all, or after
+    the first step with a loss that is not finite; the given state is consumed."""
     judge: Callable[[TrainState, Any, Numbers], TrainState]
-    """(state, mean validation nats, numbers) -> the state with its verdict."""
+    """(state, mean validation nats, numbers) -> the state with the verdict, the best parameters and
+    the average updated for this validation; the given state is consumed."""
     place: Callable[[TrainState, Numbers], TrainState]
-    """(state, numbers) -> the state, wherever its arrays are, laid out over the devices; the state
-    given is consumed."""
+    """(state, numbers) -> the state sharded over the devices, from arrays on any device; the given
+    state is consumed."""
     about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
-    """(state, source, numbers) -> the model's carry and the batch of the update that comes next."""
+    """(state, source, numbers) -> the model's carry and the batch of the next update."""
     clear: Callable[[TrainState], TrainState]
-    """state -> the state with an empty record; the state given is consumed."""
+    """state -> the state with an empty record; the given state is consumed."""
     length: int
-    """Tokens of each lane in one step."""
+    """Tokens of each sequence in one step."""
 
 
 def arguments(config: Config) -> dict[str, Array]:
-    """The numbers of a config as the arrays that its program takes."""
+    """The numbers of a config, as arrays for the functions of a `Program`."""
     return {
         path: jnp.asarray(value, jnp.uint32 if path == "seed" else type(value))
         for path, value in numbers(config).items()
@@ -87,10 +88,11 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
     Args:
       shape: `lm_jax.settings.shape` of a resolved config.
       vocab_size: V.
-      devices: how many share the lanes of a batch; parameters are on each (`training.devices`).
+      devices: number of devices to share the sequences of a batch; each device holds all the
+        parameters (`training.devices`).
 
     Raises:
-      UserError: they are too many, or the batch cannot be divided evenly.
+      UserError: there are fewer devices, or the batch cannot be divided evenly among the devices.
     """
     train, data = train_of(shape), shape.data
     length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
@@ -198,7 +200,8 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
     def advanced(state: TrainState, source: Source, config: Config, stop: Array) -> TrainState:
 
         def goes_on(state: TrainState) -> Array:
-            # It ends at the first loss that is not finite, wherever the host looks at it next.
+            # Stop at the first loss that is not finite, so that the result does not depend on when
+            # the host looks at the loss.
             return (state.step < stop) & jnp.isfinite(state.record.nats)
 
         return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
@@ -237,7 +240,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
 
     return Program(
         model=make(shape.model),
-        # It runs once, so that what more of the compiler's work would gain is less than it takes.
+        # `init` runs once: a better program would save less time than its compilation takes.
         init=jax.jit(init, compiler_options={"xla_backend_optimization_level": "1"}),
         advance=jax.jit(advance, donate_argnums=0),
         place=jax.jit(place, donate_argnums=0),
@@ -249,7 +252,7 @@ def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
 
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int, length: int) -> Batch:
-    """What an update of a run reads: of its text, T = `length` tokens of each lane."""
+    """The batch of update `step`: T = `length` tokens of each sequence; all of a generated one."""
     steps = config.data.steps if config.data.drawn else length
     return batch_at(source, step, steps, _key(config, Draw.ORDER))
 
