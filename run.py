@@ -54,7 +54,7 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
 def train_command(default: Config) -> Callable[..., int]:
-    """The command `train`, its flags standing at an experiment's settings."""
+    """Make the command `train`; the flags default to an experiment's settings."""
 
     def train(
         experiment: tyro.conf.Positional[str],
@@ -62,15 +62,15 @@ def train_command(default: Config) -> Callable[..., int]:
         run_dir: Path | None = None,
         devices: int | None = None,
     ) -> int:
-        """Train a model, or go on where it stopped.
+        """Train a model, or resume a stopped run.
 
         Args:
-          experiment: a path to a Python file, or the name of one in experiments/.
-          config: what to train.
-          run_dir: where the run lives; runs/EXPERIMENT-DIGEST if not given, so that the same
-            command goes on with the same run.
-          devices: how many share the lanes of each batch; every one there is if not given. On a CPU
-            it is one, or as many as are asked for here.
+          experiment: path of a Python file, or name of a file in experiments/.
+          config: settings of the run.
+          run_dir: directory of the run; runs/EXPERIMENT-DIGEST if not given (the same command then
+            resumes the same run).
+          devices: number of devices that share the sequences of each batch; all devices if not
+            given. A CPU counts as a single device if not given, else as the given number.
         """
         name = Path(experiment).stem
         config = resolve(config)
@@ -94,7 +94,7 @@ def train_command(default: Config) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def told_if_stopped(run_dir: Path) -> Iterator[None]:
-    """Says on the standard error what becomes of a run or a sweep that a signal has stopped."""
+    """If a signal stops the run or sweep, prints on standard error how to resume."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -103,13 +103,13 @@ def told_if_stopped(run_dir: Path) -> Iterator[None]:
 
 
 def divide_cpu(devices: int) -> None:
-    """Makes the CPU so many devices, unless this process has begun to compute on it."""
+    """Divides the CPU into `devices` JAX devices; no effect after JAX's first computation."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def display_of(name: str, config: Config) -> Display:
-    """What shows a run while it trains."""
+    """Make the progress display of a run."""
     train = config.train
     unit = "squared error" if config.data.real else "nats a token"
     return Display(name, train.steps, train.epochs, unit) if train else Display(name, 0)
@@ -118,12 +118,12 @@ def display_of(name: str, config: Config) -> Display:
 def sweep_command(
     default: Config, asked: Experiment | None, given: list[str]
 ) -> Callable[..., int]:
-    """The command `sweep`, its flags standing at an experiment's settings.
+    """Make the command `sweep`; the flags default to an experiment's settings.
 
     Args:
       default: the experiment's config.
-      asked: the experiment; None where none is named.
-      given: the words of the command line, to be said again for each point.
+      asked: the experiment; None if the command line names no experiment.
+      given: words of the command line, to print a complete command for each point.
     """
 
     def sweep(
@@ -141,29 +141,30 @@ def sweep_command(
         suggest: Literal["optuna"] | None = None,
         batch: int | None = None,
     ) -> int:
-        """Train a model at every point of an experiment's sweep(), or go on where it stopped.
+        """Train a model at every point of an experiment's sweep(), or resume a stopped sweep.
 
-        Trials that differ in numbers alone are trained side by side, as lanes of one program.
+        Trials that differ only in numbers train side by side, as lanes of a single program.
 
         Args:
-          experiment: a path to a Python file, or the name of one in experiments/.
-          config: what the points change.
-          run_dir: where the sweep lives; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: print the trials with their command lines, which of them share a program, and
-            what memory they take; and do nothing.
-          executor: where trials are trained: here, in this process, on all its cores or devices;
-            processes, several of this machine; ray, a cluster's nodes; slurm, a cluster's jobs.
-          workers: processes: how many at once; one a GPU, or two without GPUs, if not given.
-          cores: ray, slurm: how many a job has; 1 if not given.
-          lanes: most trials side by side; as many as fit into half of the memory if not given.
-          retries: how often a trial that fails is tried again, alone and in a fresh process.
-          halving_first: successive halving: the update at which trials are first judged, and all
-            but the best are ended (Li et al., 2020); no halving if not given.
-          halving_factor: one in so many goes on, and the next judgement comes after so many times
-            the updates; 3 if not given.
-          suggest: optuna: instead of the points that sweep() has drawn, as many that Optuna
-            suggests, with what came of the earlier ones in view.
-          batch: suggest: points asked for, and trained, together; 8 if not given.
+          experiment: path of a Python file, or name of a file in experiments/.
+          config: base settings, changed by the points.
+          run_dir: directory of the sweep; runs/EXPERIMENT-sweep-DIGEST if not given.
+          dry_run: only print the command line of each trial, the groups of trials that share a
+            program, and the memory they need.
+          executor: where to train: here, in this process, on all cores or devices; processes,
+            several processes of this machine; ray, nodes of a cluster; slurm, jobs of a cluster.
+          workers: processes: number of processes; 1 per GPU, or 2 without a GPU, if not given.
+          cores: ray, slurm: cores of each job; 1 if not given.
+          lanes: largest number of trials side by side; as many as fit into half of the free memory
+            if not given.
+          retries: number of further attempts at a failed trial, alone and in a fresh process.
+          halving_first: successive halving (Li et al., 2020): the update of the first rung; at a
+            rung all but the best trials end. No halving if not given.
+          halving_factor: successive halving: the best 1/factor continue, and each rung is factor
+            times the rung before; 3 if not given.
+          suggest: optuna: replace the drawn points of sweep() by as many points suggested by
+            Optuna, based on the results of earlier points.
+          batch: suggest: number of points suggested and trained together; 8 if not given.
         """
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
         at_least(0, retries=retries)
@@ -183,7 +184,7 @@ def sweep_command(
             halving = Halving(halving_first, 3 if halving_factor is None else halving_factor)
         where = executor_called(executor, workers=workers, cores=cores)
         if executor == "here":
-            # Lanes are shared by the devices, and a CPU is one for each core.
+            # A JAX device for each core: the lanes are sharded over the devices.
             divide_cpu(len(cores_here()))
         planned = plan(config, asked.points)
         if dry_run:
@@ -213,23 +214,23 @@ def sweep_command(
 
 
 def verify_command(default: Config) -> Callable[..., int]:
-    """The command `verify`, its flags standing at an experiment's settings."""
+    """Make the command `verify`; the flags default to an experiment's settings."""
 
     def verify(
         experiment: tyro.conf.Positional[str],
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> int:
-        """Prove on an experiment's own settings that the gradient is right, by independent routes.
+        """Verify the gradient of an experiment's model by independent methods.
 
-        BPTT as training takes it, autodiff, RTRL and finite differences, in float64, on a few
-        tokens of the training text and the initial parameters; a route that the model does not
-        have, or that is autodiff itself, is left out. It is the gradient of a whole chunk, of the
-        model without its noise of training and at model.precision=float32. The exit status is 1
-        where the routes do not agree.
+        The methods are the BPTT of training, autodiff, RTRL and finite differences, in float64, on
+        a few tokens of the training text and the initial parameters. A method is left out if the
+        model does not have the method, or if the method is autodiff itself. The methods compute the
+        gradient of a whole chunk, without dropout or other noise, at model.precision=float32. If
+        the methods disagree, the exit status is 1.
 
         Args:
-          experiment: a path to a Python file, or the name of one in experiments/.
-          config: what would be trained.
+          experiment: path of a Python file, or name of a file in experiments/.
+          config: settings of the experiment.
         """
         jax.config.update("jax_enable_x64", True)
         with waiting("comparing the routes, each a program to be compiled"):
@@ -260,17 +261,18 @@ def score(
     mix: Path | None = None,
     mix_weight: float | None = None,
 ) -> int:
-    """The log-probability of a text under a trained model, in all, by token and by sentence.
+    """Log-probability of a text under a trained model: total, per token and per sentence.
 
     Args:
-      run_dir: the run of the model.
-      file: the text, UTF-8, of any length: it is printed as it is read.
-      by: a row a token, a row a sentence (a line of the text), or the sums alone; token if not
-        given.
-      sentences: score each line by itself, as if nothing had come before it.
-      json: print one JSON object, with nats (-ln P) in all and by token or by sentence.
-      dynamic: go on learning from each chunk of the text once it is scored (Krause et al., 2018),
-        by plain gradient descent, or scaled by the mean squared gradient on the training text.
+      run_dir: run directory of the model.
+      file: the text, UTF-8, of any length; scores are printed while the text is read.
+      by: print a row per token, a row per sentence (a line of the text), or only the totals; token
+        if not given.
+      sentences: score each line independently, from the initial state.
+      json: print a JSON object, with the nats (-ln P) in total and by token or by sentence.
+      dynamic: dynamic evaluation (Krause et al., 2018): continue training on each chunk of the text
+        after scoring the chunk, by gradient descent (sgd), or with the gradient scaled by the mean
+        squared gradient on the training text (rms).
       dynamic_rate: learning rate; 0.03 for sgd and 0.00003 for rms if not given.
       dynamic_decay: share of the way back to the trained parameters at each update; 0 for sgd and
         0.003 for rms if not given.
@@ -279,12 +281,12 @@ def score(
       cache: mix in a cache of this many hidden states (Grave et al., 2017).
       cache_weight: share of the cache in the mixture; 0.1 if not given.
       cache_flatness: factor of the products of hidden states; 0.1 if not given.
-      exposure: nats by position in chunks of this many tokens, where the model reads the text, and
-        where it reads its own tokens instead.
-      greedy: exposure: it reads its likeliest token, not one that it draws.
-      seed: exposure: of the draws; 0 if not given.
-      mix: another run of the same vocabulary, whose probabilities are mixed in (Bengio et al.,
-        2003, mix a network's with an n-gram's).
+      exposure: exposure bias: mean nats by position in chunks of this many tokens, reading the
+        text, and reading the model's own tokens instead.
+      greedy: exposure: read the most likely token instead of a sampled token.
+      seed: exposure: seed of the draws; 0 if not given.
+      mix: mix in the probabilities of another run with the same vocabulary (Bengio et al., 2003,
+        mix a network and an n-gram model).
       mix_weight: share of the first run in the mixture; 0.5 if not given.
     """
     only_with("--mix", mix, **{"mix-weight": mix_weight})
@@ -325,19 +327,19 @@ def score(
 
 
 def reading_text(run_dir: Path) -> lm_jax.Run:
-    """A run whose model reads text."""
+    """Load a run; refuse a run on a task, without text."""
     run = lm_jax.load_run(run_dir)
-    run.vocabulary.boundary  # noqa: B018 - a task's vocabulary refuses
+    run.vocabulary.boundary  # noqa: B018 - raises for the vocabulary of a task
     return run
 
 
 def text_of(run: lm_jax.Run, file: Path) -> Text:
-    """A file as a text for a run's model to read."""
+    """Open a file as a text for a run's model; any bytes if the tokenizer is "byte"."""
     return file_text(str(file), str(file), any_bytes=run.vocabulary.tokenizer == "byte")
 
 
 def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
-    """A run whose model is a mixture with another run's, where that is asked for."""
+    """Replace a run's model by a mixture with another run's model, if `other` is given."""
     if other is None:
         return run
     weight = 0.5 if weight is None else weight
@@ -351,7 +353,7 @@ def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.R
 
 
 def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
-    """The rule of dynamic evaluation that flags ask for, and the tokens of a chunk."""
+    """Update rule of dynamic evaluation according to the flags, and tokens per chunk."""
     rate, decay = {"sgd": (0.03, 0.0), "rms": (3e-5, 0.003)}[kind]
     asked = filled(given, rate=rate, decay=decay, length=20, epsilon=2e-5)
     length = asked["length"]
@@ -372,7 +374,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
 
 
 def only_with(flag: str, value: Any, **given: Any) -> None:
-    """Refuses flags that are given although the flag that they belong to is not."""
+    """Refuses the `given` flags if `flag` itself is not given."""
     for name, asked in given.items():
         if value is None and asked is not None:
             raise UserError(f"--{name} is read only with {flag}")
@@ -386,7 +388,7 @@ def at_least(least: int, **given: int | None) -> None:
 
 
 def filled(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """The defaults, but for what is given."""
+    """Merge `defaults` with the given values that are not None."""
     asked = {name: value for name, value in given.items() if value is not None}
     return {**defaults, **asked}
 
@@ -407,24 +409,25 @@ def sample(
     mix: Path | None = None,
     mix_weight: float | None = None,
 ) -> int:
-    """Text from a trained model, shown as it is drawn.
+    """Sample text from a trained model, printed while drawn.
 
     Args:
-      run_dir: the run of the model.
-      prompt: what the text begins with; without one it begins as the training text does.
-      length: tokens to draw, at most.
-      count: samples to draw side by side; 1 if not given.
-      temperature: below 1 the likely becomes likelier; 0 always takes the most likely token; 1 if
-        not given. It comes before the cuts, which come in this order:
-      top_k: draw from this many likeliest tokens.
-      top_p: draw from the fewest likeliest tokens whose probabilities reach this sum.
-      min_p: draw from the tokens with at least this share of the likeliest one's probability.
-      stop: a token that ends the text and is not shown, such as . or \\n or <eos>.
-      beam: search for the likeliest text with a beam of this width, instead of drawing.
+      run_dir: run directory of the model.
+      prompt: beginning of the text; without a prompt, the text begins like the training text.
+      length: largest number of tokens to draw.
+      count: number of samples to draw side by side; 1 if not given.
+      temperature: divisor of the logits, applied before top-k, top-p and min-p (in this order);
+        below 1, likely tokens become likelier; 0 always takes the most likely token; 1 if not
+        given.
+      top_k: draw from this many most likely tokens.
+      top_p: draw from the smallest set of most likely tokens with at least this total probability.
+      min_p: draw from the tokens with at least this share of the largest probability.
+      stop: end the text at this token, without printing the token; for example . or \\n or <eos>.
+      beam: search for the most likely text with a beam of this width, instead of drawing.
       json: print a JSON object for each sample, with the nats (-ln P) of each drawn token under
-        the model, before temperature and cuts.
-      seed: of the draws; the same seed gives the same text; 0 if not given.
-      mix: another run of the same vocabulary, whose probabilities are mixed in.
+        the model, before temperature, top-k, top-p and min-p.
+      seed: seed of the draws; the same seed gives the same text; 0 if not given.
+      mix: mix in the probabilities of another run with the same vocabulary.
       mix_weight: share of the first run in the mixture; 0.5 if not given.
     """
     only_with("--mix", mix, **{"mix-weight": mix_weight})
@@ -460,21 +463,21 @@ def probe(
     lanes: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Study how the gradient of a trained recurrent model travels through time.
+    """Analyse how the gradient of a trained recurrent model travels through time.
 
-    Numbers go to probe.json and figures to probe.html in the run's directory; with --step they are
-    called probe-STEP.
+    Writes numbers to probe.json and figures to probe.html in the run directory; with --step, to
+    probe-STEP.json and probe-STEP.html.
 
     Args:
-      run_dir: the run of the model.
-      step: look at the run as it was after this many updates; or spike: before the update that
-        made the loss rise most. If not given, at the parameters that it has kept.
-      text: a file to read instead of the run's validation text. Of a run on sequences that are
-        drawn, some that it has never read are looked at, and only --lanes says how many.
-      sentence: whose words the credit map shows; a line of the text if not given.
-      length: T, tokens of the chunk that is looked at; as in training, 64 at most, if not given.
-      lanes: B, places of the text that are looked at; 4 if not given.
-      seed: of random directions and of the model's own tokens.
+      run_dir: run directory of the model.
+      step: analyse the run after this many updates; or spike: before the update with the largest
+        rise of the loss. If not given, analyse the kept parameters.
+      text: file to read instead of the run's validation text. A run on generated sequences instead
+        reads whole validation sequences, never trained on; only --lanes then sets their number.
+      sentence: sentence for the credit map; a line of the text if not given.
+      length: T, tokens of the chunk; as in training, but at most 64, if not given.
+      lanes: B, number of sequences, taken from different places of the text; 4 if not given.
+      seed: seed of the random directions and of the model's own tokens.
     """
     run = lm_jax.load_run(run_dir)
     if text is not None and run.config.data.drawn:
@@ -501,12 +504,12 @@ def probe(
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
-    """The command that the arguments ask for, ready to be called."""
+    """Parse the command line; return the command with all arguments bound, ready to call."""
     default, asked, given = Config(), None, []
     reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
     helped = {"-h", "--help"} & {*arguments}
     if reads and arguments[1].startswith("-") and not helped:
-        # Its settings are what the flags change, so it must be known before any of them is read.
+        # The flags change the experiment's settings: the experiment must be known first.
         raise UserError(
             f"{arguments[1]} comes before the experiment: run.py {arguments[0]} EXPERIMENT [flags]"
         )
@@ -548,7 +551,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
 
 def own_flags(command: Callable[..., int]) -> dict[str, Any]:
-    """The types of the flags that a command has beside those of its settings, by their names."""
+    """Types of a command's own flags, by name: the flags other than settings."""
     found = inspect.signature(command).parameters.values()
     return {
         one.name: one.annotation
@@ -558,7 +561,7 @@ def own_flags(command: Callable[..., int]) -> dict[str, Any]:
 
 
 def deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-    """The same command, which when called only binds its arguments."""
+    """Wrap a command: a call only binds the arguments, and returns a function of no arguments."""
 
     @functools.wraps(command)
     def bound(*args: Any, **values: Any) -> Callable[[], int]:
@@ -577,20 +580,20 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of the output has had enough; Python must not complain of it once more at exit.
+        # The reader closed the pipe; send later output to null, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # no mistake of the user's, but nothing that a traceback would explain
+    except OSError as error:  # not the user's mistake, but a traceback would not help either
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def set_up() -> None:
-    """Settings of the whole process, which only a program of its own may make."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # which may be ASCII, and a sample is not
+    """Applies settings of the whole process; for use as a program, not as a library."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stdout may be ASCII; samples may not
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    # Compiled programs are kept between runs, apart for each machine: they suit its processor.
+    # A persistent compilation cache per machine: a compiled program suits only its processor.
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

@@ -1,10 +1,10 @@
-"""Every benchmark, one after the other: one table, and benchmarks/results.json.
+"""Run all benchmarks in turn; print a table and write benchmarks/results.json.
 
     make bench, or: python -m benchmarks.all
 
-A whole run takes about 40 minutes on two cores. Options go on to each benchmark, which is a program
-of its own and leaves its rows in a file; where one fails rows are missing, and the run ends with an
-error. With --rows nothing is written over results.json.
+A whole run takes about 40 minutes on two cores. Each benchmark is a separate program, receives the
+options, and writes rows to a file. If a benchmark fails, rows are missing and the run ends with an
+error. With --rows, results.json stays unchanged.
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks import rows as table
 from benchmarks.rows import Row, geometric_mean
 from benchmarks.side_by_side import ROOT
 
-BENCHMARKS = {  # and the minutes that each takes, about
+BENCHMARKS = {  # name: about how many minutes
     "steps": 9,
     "recurrence": 7,
     "loss": 4,
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).with_name("results.json")
 
 
 def rows_of(name: str, folder: Path) -> tuple[list[Row], bool]:
-    """The rows of one benchmark, and whether that is all of them."""
+    """Run a benchmark; return the rows, and True if the benchmark succeeded."""
     path = folder / f"{name}.json"
     words = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:], "--json", str(path)]
     began = time.perf_counter()

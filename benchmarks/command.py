@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share: which rows, how many rounds, where they go."""
+"""Common command line of the benchmarks: choice of rows, number of rounds, output file."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from benchmarks.sizes import Size
 
 ROUNDS = 7
 TOLERANCES = {
-    # A GPU rounds what it multiplies: to 10 bits (TensorFloat-32) or 7.
+    # A GPU rounds the factors of a product: to 10 bits (TensorFloat-32) or 7.
     ("cpu", "float32"): 1e-5,
     ("gpu", "float32"): 1e-3,
     ("gpu", "bfloat16"): 3e-2,
@@ -25,33 +25,33 @@ TOLERANCES = {
 
 
 class Options(NamedTuple):
-    """What was asked for."""
+    """Options of a benchmark."""
 
     rounds: int
     rows: str
-    """A regular expression, found somewhere in the name of a row."""
+    """Regular expression, searched in the names of rows."""
     json: Path | None
-    """Where the rows go as well, a JSON list."""
+    """Additional output file, a JSON list of rows."""
 
 
 class Device(NamedTuple):
-    """What JAX computes on."""
+    """The device of JAX."""
 
     backend: str
     kind: str
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What is worth timing on it."""
+        """Precisions to time on the device."""
         return tuple(precision for backend, precision in TOLERANCES if backend == self.backend)
 
 
 def options(description: str, rounds: int = ROUNDS) -> Options:
-    """Reads the command line, and keeps this process and those it starts to the cores asked for.
+    """Reads the command line, and restricts this process and child processes to --threads cores.
 
     Args:
-      description: of the benchmark.
-      rounds: unless told otherwise.
+      description: help text of the benchmark.
+      rounds: default of --rounds.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     most = len(cores) if cores else os.cpu_count() or 1
@@ -70,7 +70,7 @@ def options(description: str, rounds: int = ROUNDS) -> Options:
         parser.error(f"--threads {threads}: there are {most} cores")
     if cores:
         os.sched_setaffinity(0, cores[:threads])
-    # OpenMP's and XLA's ways of being told.
+    # The settings of OpenMP and of XLA.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
     return Options(**found)
 
@@ -90,9 +90,9 @@ def _pattern(word: str) -> str:
 
 
 def device() -> Device:
-    """What JAX computes on; asked in a process of its own, for one that has a GPU keeps its memory.
+    """Find the device of JAX, in a separate process (a JAX process would keep the GPU's memory).
 
-    Ends the program where no peer computes on it.
+    Ends the program if no peer runs on the device.
     """
     program = "import jax; first = jax.devices()[0]; print(first.platform, first.device_kind)"
     said = subprocess.run(
@@ -107,14 +107,14 @@ def device() -> Device:
 def beside_peers(
     device: Device, name: str, what: str, sizes: Mapping[str, Size], seconds: float
 ) -> list[Comparison]:
-    """Ours beside PyTorch's and Flax's, for each size and precision.
+    """Compare lm_jax with PyTorch and Flax, for each size and precision.
 
     Args:
-      device: what JAX computes on.
-      name: what the rows' names begin with.
-      what: the maker that `benchmarks.ours` and both peers have.
-      sizes: by the rest of their names.
-      seconds: that a row takes, about.
+      device: the device of JAX.
+      name: beginning of the rows' names.
+      what: name of the maker function in `benchmarks.ours` and in both peers.
+      sizes: sizes, by the rest of the rows' names.
+      seconds: approximate time of a row.
     """
     found = []
     for precision in device.precisions:
@@ -137,7 +137,7 @@ def beside_peers(
 
 
 def compared(comparisons: Sequence[Comparison], chosen: Options) -> tuple[list[Row], list[str]]:
-    """The rows of the comparisons that were chosen, and what went wrong with the others."""
+    """Run the chosen comparisons; return the rows, and error messages of failed comparisons."""
     found: list[Row] = []
     remarks: list[str] = []
     failures: list[str] = []
@@ -148,7 +148,7 @@ def compared(comparisons: Sequence[Comparison], chosen: Options) -> tuple[list[R
         try:
             new, said = compare(each, rounds=chosen.rounds)
         except RuntimeError as error:
-            # What the others give is worth having.
+            # The other comparisons continue.
             failures.append(f"{each.name}: {error}")
             print(failures[-1], flush=True)
         else:
@@ -161,7 +161,7 @@ def compared(comparisons: Sequence[Comparison], chosen: Options) -> tuple[list[R
 
 
 def finish(found: Sequence[Row], chosen: Options, failures: Sequence[str] = ()) -> None:
-    """Leaves the rows where they were asked for, and ends with an error if any are missing."""
+    """Writes the rows to --json, and ends the program with an error if there are failures."""
     if chosen.json is not None:
         table.write(chosen.json, list(found))
     if failures:
@@ -169,7 +169,7 @@ def finish(found: Sequence[Row], chosen: Options, failures: Sequence[str] = ()) 
 
 
 def run(description: str, comparisons: Callable[[Device], Sequence[Comparison]]) -> None:
-    """The whole life of a benchmark that is comparisons and nothing else."""
+    """Main function of a benchmark with comparisons only."""
     chosen = options(description)
     found, failures = compared(comparisons(device()), chosen)
     finish(found, chosen, failures)

@@ -1,20 +1,21 @@
-"""How fast the gradient is split over time, against taking every part by itself.
+"""Time to split the gradient over time, against computing each part alone.
 
     python -m benchmarks.credit
 
-(a) The gradient by lag, all T = 64 lags, B = 8 lanes, against each of the T truncated gradients by
-itself, k2 = 1 … T. One truncation is one call of a compiled program, the same for every k2: it has
-the states, goes k2 steps back from all losses at once, and takes the weight gradient as one product
-at the end. The prefix sums of the lags are these truncations, or the program ends with an error.
+(a) The gradient by lag, all T = 64 lags, B = 8 sequences, against T separate truncated gradients,
+k2 = 1 … T. Each truncation is a call of a single compiled program for all k2: given the states, the
+program goes k2 steps back from all losses at once, and computes the weight gradient as a single
+product at the end. The prefix sums of the lags must equal the truncations, or the program ends with
+an error.
 
-(b) The credit map over T = 128 against T backward passes, one compiled program called for each
-loss, the same for every t: the gradient of J_t by autodiff of the plain scan, with respect to what
-is added to each carry. That is what the target is for. The leanest such program is timed, too: it
-is spared the forward pass, and walks back from t to 0 only, which is half as far in the mean. All
-three maps are equal, or the program ends with an error.
+(b) The credit map over T = 128 against T backward passes, each a call of a single compiled program
+for all t: the gradient of J_t by autodiff of the plain scan, with respect to a term added to each
+carry. The target refers to this program. A leaner program is timed as well: it skips the forward
+pass and walks back only from t to 0, half as far on average. All three maps must be equal, or the
+program ends with an error.
 
-H = 128. The ways are timed in turn, A B A B. The cells are the plain recurrence of the lecture, for
-which the targets are, and the LSTM.
+H = 128. The methods are timed in turn, A B A B. The cells are the plain recurrence of the lecture
+(the targets refer to this cell) and the LSTM.
 """
 
 import os
@@ -42,7 +43,7 @@ LEAST_BY_LAG, LEAST_MAP = 5, 10
 
 
 def step_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], Carry]:
-    """A cell, which takes batches, as a transition of one example."""
+    """Convert a cell for batches to a transition of a single example."""
 
     def step(params: Params, carry: Carry, x: jax.Array) -> Carry:
         lane = jax.tree.map(lambda leaf: leaf[None], carry)
@@ -53,7 +54,7 @@ def step_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], Carry]:
 
 
 def loss_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], jax.Array]:
-    """Squared distance of h to a target: cheap, for it is the transition that is measured."""
+    """Squared distance of h to a target: a cheap loss, to measure the transition."""
 
     def loss(params: Params, carry: Carry, y: jax.Array) -> jax.Array:
         h = cell.output(jax.tree.map(lambda leaf: leaf[None], carry))[0]
@@ -63,7 +64,7 @@ def loss_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], jax.Array]:
 
 
 def data(cell: Cell, steps: int, lanes: int) -> tuple[Params, Carry, jax.Array, jax.Array]:
-    """Params, carry, xs and ys, with lanes."""
+    """Draw params, carry, xs and ys, with a batch axis."""
     own, first, x, y = jax.random.split(jax.random.key(0), 4)
     params = {"W_xh": jax.random.normal(first, (H, cell.width)) / np.sqrt(H), **cell.init(own)}
     xs, ys = (jax.random.normal(k, (steps, lanes, H)) for k in (x, y))
@@ -71,7 +72,7 @@ def data(cell: Cell, steps: int, lanes: int) -> tuple[Params, Carry, jax.Array, 
 
 
 def trajectory(step: Callable, params: Params, carry: Carry, xs: Any) -> tuple[Carry, Carry]:
-    """The carries before and after every step, of all lanes."""
+    """Compute the carries before and after every step, for all sequences."""
 
     def advance(carry: Carry, x: Any) -> tuple[Carry, tuple[Carry, Carry]]:
         after = jax.vmap(step, (None, 0, 0))(params, carry, x)
@@ -81,12 +82,12 @@ def trajectory(step: Callable, params: Params, carry: Carry, xs: Any) -> tuple[C
 
 
 def rows(tree: Any) -> Any:
-    """Steps and lanes as one axis."""
+    """Merge the axes of steps and sequences."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
 
 
 def truncation_by_itself(step: Callable, loss: Callable) -> Callable:
-    """(params, before, after, xs, ys, k2) -> the truncated gradient, k2 being a number."""
+    """Make (params, before, after, xs, ys, k2) -> truncated gradient; k2 is traced."""
 
     @jax.jit
     def truncated(params, before, after, xs, ys, k2):
@@ -109,7 +110,7 @@ def truncation_by_itself(step: Callable, loss: Callable) -> Callable:
 
 
 def pass_by_itself(step: Callable, loss: Callable) -> Callable:
-    """(params, carry, xs, ys, t) -> row t of the map, t being a number; no lanes."""
+    """Make (params, carry, xs, ys, t) -> row t of the map, for a single example; t is traced."""
 
     @jax.jit
     def row(params, carry, xs, ys, t):
@@ -130,7 +131,7 @@ def pass_by_itself(step: Callable, loss: Callable) -> Callable:
 
 
 def walk_by_itself(step: Callable, loss: Callable) -> Callable:
-    """(params, before, after, xs, ys, t) -> row t of the map, t being a number; no lanes."""
+    """Make (params, before, after, xs, ys, t) -> row t of the map, for an example; t is traced."""
 
     @jax.jit
     def row(params, before, after, xs, ys, t):
@@ -154,7 +155,7 @@ def walk_by_itself(step: Callable, loss: Callable) -> Callable:
 
 
 def by_lag(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Every truncation by itself, and all lags at once."""
+    """Make two methods: every truncation separately, and all lags at once."""
     step, loss = step_of(cell), loss_of(cell)
     params, carry, xs, ys = data(cell, LAGS, B)
     states = jax.jit(lambda p, c, x: trajectory(step, p, c, x))
@@ -172,7 +173,7 @@ def by_lag(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 def maps(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
-    """Every row by a backward pass, every row by the leanest walk back, the whole map at once."""
+    """Make three methods: each row by a backward pass, each row by a lean walk, the map at once."""
     step, loss = step_of(cell), loss_of(cell)
     params, carry, xs, ys = data(cell, STEPS, 1)
     first = jax.tree.map(lambda leaf: leaf[0], carry)
@@ -192,13 +193,13 @@ def maps(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[],
 
 
 def farthest(found: Any, expected: Any) -> float:
-    """The largest difference, as a share of the largest number."""
+    """Largest difference, as a share of the largest expected number."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
 
 def in_turn(ways: tuple[Callable[[], Any], ...], rounds: int) -> list[list[float]]:
-    """Seconds of each way, one after another, round after round; each has run once before."""
+    """Time the methods in turn, in every round; each method has already run once before."""
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, taken in zip(ways, seconds, strict=True):
@@ -209,7 +210,7 @@ def in_turn(ways: tuple[Callable[[], Any], ...], rounds: int) -> list[list[float
 
 
 def show(what: str, apart: list[float], together: list[float], least: int | None = None) -> Row:
-    """Prints a row: the median milliseconds of both ways, how many times faster the second is."""
+    """Prints a row: median milliseconds of both methods, and the speedup of the second."""
     ratios = [a / b for a, b in zip(apart, together, strict=True)]
     medians = [1e3 * statistics.median(taken) for taken in (apart, together)]
     ratio = statistics.median(ratios)

@@ -1,9 +1,9 @@
-"""One JAX device for each CPU core, the batch's lanes shared, against threads within each product.
+"""A JAX device per CPU core, sharing the batch, against threads within each matrix product.
 
     python -m benchmarks.devices
 
-The training steps of `benchmarks.steps`, both sides ours: «ours» is with a device for each core,
-«the peer» with one device. The losses of three steps must agree to 1e-5.
+The training steps of `benchmarks.steps`, both sides by lm_jax: «ours» with a device per core, «the
+peer» with a single device. The losses of three steps must agree to 1e-5.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from benchmarks.steps import SIZES
 
 
 def comparisons(device: Device) -> list[Comparison]:
-    """Each of the steps on all cores' devices beside the same on one; none where JAX has a GPU."""
+    """Compare each step on a device per core and on a single device; empty if JAX has a GPU."""
     if device.backend != "cpu":
         return []
     return [

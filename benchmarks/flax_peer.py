@@ -1,8 +1,8 @@
-"""The Flax side: `nn.RNN` of linen and of nnx, trained with Optax a compiled step at a time.
+"""The Flax side: `nn.RNN` of linen and of nnx, trained with Optax, a compiled call per step.
 
-For an LSTM on a GPU `jax.experimental.rnn`, which is cuDNN's, is one more way. The GRU of nnx has
-no b_hn, so it is another model from the second step of training on, and its first loss alone is
-compared.
+For an LSTM on a GPU, cuDNN by `jax.experimental.rnn` is a further method. The GRU of nnx has no
+b_hn and differs from lm_jax's GRU after the first training step; the benchmark therefore compares
+only the first loss.
 """
 
 import functools
@@ -29,15 +29,15 @@ class Recurrent(NamedTuple):
     """A layer as pure functions."""
 
     params: Callable[[dict[str, np.ndarray]], Any]
-    """From the weights of lm_jax."""
+    """Maps a layer's weights in lm_jax to params."""
     run: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
-    """(params, carry, x[T, B, H]) -> (carry, h[T, B, H])."""
+    """Maps (params, carry, x[T, B, H]) to (carry, h[T, B, H])."""
     kernels: Callable[[Any], tuple[jax.Array, jax.Array]]
-    """From the gradient of params to those of W_xh and W_hh."""
+    """Maps the gradient of params to the gradients of W_xh and W_hh."""
 
 
 def by_linen(size: Size) -> Recurrent:
-    """`flax.linen.RNN`."""
+    """Make a layer of `flax.linen.RNN`."""
     module = linen.RNN(
         LINEN[size.cell](size.hidden, dtype=size.precision), time_major=True, return_carry=True
     )
@@ -67,7 +67,7 @@ def by_linen(size: Size) -> Recurrent:
 
 
 def by_nnx(size: Size) -> Recurrent:
-    """`flax.nnx.RNN`."""
+    """Make a layer of `flax.nnx.RNN`."""
     H = size.hidden
     cell = NNX[size.cell](H, H, dtype=jnp.dtype(size.precision), rngs=nnx.Rngs(0))
     graph, state, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
@@ -91,7 +91,7 @@ def by_nnx(size: Size) -> Recurrent:
 
 
 def by_cudnn(size: Size) -> Recurrent:
-    """`jax.experimental.rnn.lstm`, a call of cuDNN; it wants lanes first and all weights in one."""
+    """Make a layer of `jax.experimental.rnn.lstm`: cuDNN, batch first, all weights in an array."""
     H, B = size.hidden, size.batch
 
     def params(layer: dict[str, np.ndarray]) -> Any:
@@ -105,7 +105,7 @@ def by_cudnn(size: Size) -> Recurrent:
     def run(params: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
         c, h = (leaf[None].astype(x.dtype) for leaf in carry)
         lengths = jnp.full(B, size.length, jnp.int32)
-        lstm: Any = cudnn.lstm  # what custom_vjp returns has no type
+        lstm: Any = cudnn.lstm  # the result of custom_vjp has no type
         y, h, c = lstm(
             x.transpose(1, 0, 2), h, c, params.astype(x.dtype), lengths, H, H, 1, 0.0, False
         )
@@ -115,7 +115,7 @@ def by_cudnn(size: Size) -> Recurrent:
 
 
 def makers(size: Size) -> dict[str, Callable[[Size], Recurrent]]:
-    """The ways there are, by name."""
+    """Available methods, by name."""
     import flax
 
     found = {
@@ -128,13 +128,13 @@ def makers(size: Size) -> dict[str, Callable[[Size], Recurrent]]:
 
 
 def fresh(size: Size, dtype: Any) -> Any:
-    """The carry of a layer before a text; Flax puts c before h."""
+    """Initial carry of a layer, zeros; Flax puts c before h."""
     zeros = jnp.zeros((size.batch, size.hidden), dtype)
     return (zeros, jnp.zeros_like(zeros)) if size.cell == "lstm" else zeros
 
 
 def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """Whole training steps, a call each."""
+    """Make whole training steps, a compiled call per step."""
     del backend
     size = Size(**settings)
     descent = optax.chain(optax.clip_by_global_norm(sizes.CLIP), optax.sgd(sizes.LEARNING_RATE))
@@ -192,7 +192,7 @@ def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """One layer over a chunk, forwards and backwards."""
+    """Make forward and backward passes of a single layer over a chunk."""
     del backend
     size = Size(**settings)
     dtype = jnp.dtype(size.precision)

@@ -1,24 +1,23 @@
-"""How fast text is drawn and scored.
+"""Speed of sampling and scoring text.
 
     python -m benchmarks.generation
 
 Against PyTorch: 10,000 characters by `lm_jax.inference.sample` from an Elman model of 320 units,
-and as makemore draws them, by a loop in Python that calls `torch.nn.RNN` for each token and reads
-the token back. The two give a passage the same probability.
+against a Python loop as in makemore, which calls `torch.nn.RNN` for each token and reads the token
+back to the host. Both models must assign the same probability to a text.
 
-The rest is at the size of the quickstart.
+The other comparisons use the model of the quickstart.
 
-Drawing: 10,000 characters by `lm_jax.inference.sample`, which is one compiled program that never
-waits for the host, against a loop in Python that calls a compiled step (one call a token: the
-model, the draw and the key's derivation) and reads the token back. The two give the same text, or
-the program ends with an error. They are timed in turn, A B A B, and so are
+Sampling: 10,000 characters by `lm_jax.inference.sample` (a single compiled program without waiting
+for the host), against a Python loop, which makes a compiled call for each token (the model, the
+draw and the key's derivation) and reads the token back. Both must produce the same text, or the
+program ends with an error.
 
-scoring: a text as one stream, in lanes side by side where the model is seen to forget; the same
-text line by line; and the forward half of training, which reads the same tokens in the quickstart's
-batches.
+Scoring: a text as a single stream, in parallel segments if the model forgets its past; the same
+text line by line; and the forward half of training on the same tokens, in the quickstart's batches.
 
-The parameters are those of an untrained model. Time does not depend on them, but for the stream:
-a model that does not forget is read token after token.
+The methods are timed in turn, A B A B. The parameters are untrained. The times do not depend on the
+parameters, except for the stream: if the model does not forget, the stream is read token by token.
 """
 
 import dataclasses
@@ -53,7 +52,7 @@ DRAWN = Size("elman", 320, batch=1, length=100, vocabulary=90)
 
 
 def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callable[[], str]:
-    """Draws the same text as `lm_jax.inference.sample`, a call a token."""
+    """Make a sampler of the same text as `lm_jax.inference.sample`, with a call per token."""
     size, boundary = len(corpus.vocabulary), corpus.vocabulary.boundary
 
     @jax.jit
@@ -64,7 +63,7 @@ def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callab
         return carry, jnp.argmax(scaled + noise).astype(jnp.int32)
 
     def draw() -> str:
-        key = jax.random.fold_in(jax.random.key(0), 0)  # of the first of several samples
+        key = jax.random.fold_in(jax.random.key(0), 0)  # the key of sample 0
         carry, token, drawn = model.init_carry(1), jnp.asarray(boundary, jnp.int32), []
         for place in range(LENGTH):
             carry, token = step(params, carry, token, key, place, 1.0)
@@ -77,7 +76,7 @@ def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callab
 def forward(
     model: LanguageModel, params: Params, config: Config, tokens: np.ndarray, boundary: int
 ) -> Callable[[], jax.Array]:
-    """The forward half of an epoch of training, in one compiled loop."""
+    """Make the forward half of an epoch of training, as a compiled loop."""
     source, length = streams(tokens, boundary, config.data.batch_size), config.data.length
 
     @jax.jit
@@ -95,7 +94,7 @@ def forward(
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, one after another, round after round; each has run once before."""
+    """Time the methods in turn, in every round, after a first run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
@@ -108,19 +107,19 @@ def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def show(seconds: dict[str, list[float]], tokens: int) -> None:
-    """A row a way: tokens a second, median, least and most."""
+    """Prints a row per method: tokens per second, median, minimum and maximum."""
     for name, taken in seconds.items():
         rates = [tokens / value for value in (statistics.median(taken), max(taken), min(taken))]
         print(f"{name:42}" + "".join(f"{rate:12,.0f}" for rate in rates))
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """How many times faster the second way is: the median over the rounds."""
+    """Speedup of the second method over the first, the median over the rounds."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def against_torch(device: Device) -> list[Comparison]:
-    """Characters a second, drawn one after another."""
+    """Compare the sampling speed with PyTorch, in characters per second."""
     settings = dataclasses.asdict(DRAWN) | {"characters": LENGTH}
     return [
         Comparison(
@@ -135,7 +134,7 @@ def against_torch(device: Device) -> list[Comparison]:
 
 
 def against_ourselves(rounds: int) -> list[Row]:
-    """The quickstart's model, drawn and scored in several ways of lm_jax."""
+    """Compare methods of lm_jax for sampling and scoring, on the quickstart's model."""
     config = load_experiment("quickstart").config
     corpus = load(config.data)
     vocabulary = corpus.vocabulary
@@ -171,7 +170,7 @@ def against_ourselves(rounds: int) -> list[Row]:
         float(block.nats.sum()) for block in inference.blocks(static, params, vocabulary, text)
     )
     training = float(forward(model, params, config, tokens, vocabulary.boundary)())
-    # Training begins each of its lanes afresh, so the two sums differ, but little.
+    # Training starts each sequence of the batch from a fresh carry: the sums differ a little.
     if abs(whole - training) > 0.01 * whole:
         sys.exit(f"scoring gives {whole:.1f} nats and training's forward half {training:.1f}")
     seconds = in_turn(ways, rounds)
@@ -184,7 +183,7 @@ def against_ourselves(rounds: int) -> list[Row]:
 
 
 def compared(name: str, seconds: Mapping[str, list[float]], tokens: int) -> Row:
-    """A row of results.json: the second way against the first."""
+    """Make a row of results.json: the second method against the first."""
     (peer_name, peer), (_, ours) = seconds.items()
     fast, slow = (tokens / statistics.median(taken) for taken in (ours, peer))
     return row(name, "tokens/s", fast, slow, f"lm_jax, {peer_name}")

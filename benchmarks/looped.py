@@ -1,7 +1,7 @@
-"""Many passes through a layer in one compiled program, as training makes them.
+"""Many passes through a layer in a single compiled program, as in training.
 
-A compiled function of JAX that is called by itself takes its buffers anew at every call; in a loop
-they stay.
+Every separate call of a compiled JAX function allocates new buffers; a compiled loop reuses the
+buffers.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 HAIR = 1e-9
-"""Of the gradient, by which weights and input move from one pass to the next. Were they the same,
-XLA would make what depends on them once for all passes."""
+"""Step size of a tiny gradient step on weights and input between passes. Without the step, XLA
+would compute everything once for all passes."""
 
 
 def passes(
@@ -23,13 +23,13 @@ def passes(
     carry: Any = (),
     devices: int = 1,
 ) -> Callable[[int], Any]:
-    """So many forward and backward passes, one after another.
+    """Compile a loop of forward and backward passes; the result takes the number of passes.
 
     Args:
       both: (params, x, d_h, carry) -> (value, (d_params, d_x)).
-      params, x, d_h, carry: what it is called with first; x and d_h are [T, B, H], the carry's
-        leaves [B, ...].
-      devices: that share the lanes; B is a multiple of it.
+      params, x, d_h, carry: first arguments of `both`; x and d_h are [T, B, H], the carry's leaves
+        [B, ...].
+      devices: number of devices sharing the batch; B is a multiple of this number.
     """
 
     def many(calls: Any, params: Any, x: jax.Array, d_h: jax.Array, carry: Any) -> Any:

@@ -1,13 +1,13 @@
-"""The cross-entropy of a large softmax with its gradient: time, and memory at its peak.
+"""Cross-entropy of a large softmax with gradient: time and peak memory.
 
     python -m benchmarks.loss [--rounds N] [--rows PATTERN]
 
 `lm_jax.models.fused.total_nats`, against Optax's cross-entropy on all logits, and against PyTorch's
-on a linear layer where PyTorch is installed. 700 targets, W [H, V], the gradient with respect to W,
-b and h. Each side runs in a process of its own, one call of each in turn, A B A B; the table has
-the median of the rounds, and by how much the process's memory at its peak is above what it held
-before the first call, its inputs included. All sides must give the same loss to 1e-5. A side that
-cannot be run, for it would hold more than the machine has, is left out.
+cross-entropy on a linear layer, if PyTorch is installed. 700 targets, W [H, V], the gradient with
+respect to W, b and h. Each side runs in a separate process; the processes make a call in turn,
+A B A B. The table has the median time over the rounds, and the peak memory of the process minus the
+memory before the inputs were made. All sides must give the same loss to 1e-5. If a side fails, for
+example for lack of memory, the table omits the side.
 """
 
 import re
@@ -29,7 +29,7 @@ SIZES = ((10_000, 200), (100_000, 64), (1_000_000, 64))
 
 
 def inputs(V: int, H: int) -> tuple[np.ndarray, ...]:
-    """W [H, V], b [V], h [N, H] and y [N], the same for all sides."""
+    """Draw W [H, V], b [V], h [N, H] and y [N], equal for all sides."""
     draws = np.random.default_rng(0)
     W = draws.standard_normal((H, V), np.float32) / np.float32(H**0.5)
     b, h = np.zeros(V, np.float32), draws.standard_normal((TARGETS, H), np.float32)
@@ -37,7 +37,7 @@ def inputs(V: int, H: int) -> tuple[np.ndarray, ...]:
 
 
 def make_ours(V: int, H: int) -> Callable[[], float]:
-    """A call of the fused loss with its gradient; gives the loss, in nats."""
+    """Make a call of the fused loss with gradient; the call returns the loss, in nats."""
     import jax
     import jax.numpy as jnp
 
@@ -50,7 +50,7 @@ def make_ours(V: int, H: int) -> Callable[[], float]:
 
 
 def make_optax(V: int, H: int) -> Callable[[], float]:
-    """The same by `optax.softmax_cross_entropy_with_integer_labels` on all logits."""
+    """Make a call of `optax.softmax_cross_entropy_with_integer_labels` on all logits."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -64,7 +64,7 @@ def make_optax(V: int, H: int) -> Callable[[], float]:
 
 
 def make_torch(V: int, H: int) -> Callable[[], float]:
-    """The same by PyTorch's cross-entropy on a linear layer, its weight [V, H]."""
+    """Make a call of PyTorch's cross-entropy on a linear layer with weight [V, H]."""
     import torch  # pyright: ignore[reportMissingImports]
 
     W, b, h, y = inputs(V, H)
@@ -87,13 +87,13 @@ SIDES = {"ours": make_ours, "optax": make_optax, "torch": make_torch}
 
 
 def memory(what: str) -> float:
-    """A line of the kernel's about this process, in MB: VmRSS now, VmHWM at its peak."""
+    """Memory of this process in MB, from /proc: VmRSS, the present; VmHWM, the peak."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
 
 
 def side(name: str, V: int, H: int) -> None:
-    """The process of one side: a line in, a call made, a line out."""
+    """Main loop of a side's process: for each line on stdin, make a call and print a line."""
     try:
         __import__("jax" if name != "torch" else "torch")
     except ModuleNotFoundError:
@@ -111,7 +111,7 @@ def side(name: str, V: int, H: int) -> None:
 
 
 def compared(V: int, H: int, rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Of each side that runs: loss in nats, median seconds, MB at the peak."""
+    """Measure each working side: loss in nats, median seconds, peak memory in MB."""
     running = {
         name: subprocess.Popen(
             [sys.executable, "-m", "benchmarks.loss", "--side", name, str(V), str(H)],
@@ -123,7 +123,7 @@ def compared(V: int, H: int, rounds: int) -> dict[str, tuple[float, float, float
         for name in SIDES
     }
     told: dict[str, list[list[float]]] = {name: [] for name in SIDES}
-    for _ in range(rounds + 1):  # the first compiles, and is no round
+    for _ in range(rounds + 1):  # the first call compiles and does not count as a round
         for name, process in running.items():
             assert process.stdin is not None
             assert process.stdout is not None
@@ -144,10 +144,10 @@ def compared(V: int, H: int, rounds: int) -> dict[str, tuple[float, float, float
 
 
 def rows_of(V: int, H: int, rounds: int) -> list[Row]:
-    """The rows of one size: time and memory against each peer.
+    """Make the rows of a size: time and memory against each peer.
 
     Raises:
-      RuntimeError: two sides do not have the same loss.
+      RuntimeError: the losses of two sides differ.
     """
     found = compared(V, H, rounds)
     loss, seconds, peak = found.pop("ours")

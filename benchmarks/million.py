@@ -1,22 +1,22 @@
-"""A million words: what memory training, scoring and drawing take, and how long.
+"""A vocabulary of a million words: memory and time of training, scoring and sampling.
 
     python -m benchmarks.million
 
-An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim is no more than the
-parameters, their gradient, the optimizer's state, the best parameters where they are kept, and
-300 MB; of a whole run, which saves itself, one leaf more, 256 MB; once a model is trained, no more
-than the parameters and 300 MB. In the table and in results.json «the peer» is the aim.
+An Elman network of 64 units, V = 1,000,000, B 20 T 35, exact softmax. The aim for training: at most
+the parameters, the gradient, the optimizer's state, the best parameters if kept, and 300 MB. For a
+whole run, with checkpoints, the aim has another leaf of parameters, 256 MB. For a trained model:
+at most the parameters and 300 MB. In the table and in results.json «the peer» is the aim.
 
-Each case makes two updates, or reads or draws a chunk twice, in a process of its own, and says by
-how much the memory at its peak was above what it was before the parameters were drawn, and what XLA
-had planned for the compiled loop.
+Each case makes two updates, or reads or draws a chunk twice, in a separate process. The case
+reports the peak memory minus the memory before the parameters were drawn, and the memory planned by
+XLA for the compiled loop.
 
-A whole run is `run.py train` on files, in two processes: of 2 updates, and of 4, which goes on from
-the checkpoint of the first. Each validates, saves, reads the test text, loads what it has come to
-and draws a sample. What is said is the larger of the two peaks, of the whole process, less what it
-held when JAX was at work and the text was read: nothing is subtracted for compiling, for Orbax, or
-for the checkpoint that is being written. The last run is then loaded and scored once more, in a
-third process. Checkpoints and text take 6 GB where temporary files go.
+A whole run is `run.py train` on files, in two processes: the first makes 2 updates; the second
+resumes from the checkpoint of the first, up to 4 updates. Each process validates, saves, reads the
+test text, loads the finished run and draws a sample. The figure is the larger of the two peaks of
+the whole process, minus the memory after the start of JAX and the reading of the text: nothing is
+subtracted for compilation, for Orbax, or for the checkpoint in progress. A third process then loads
+and scores the last run again. Checkpoints and text take 6 GB of temporary disk space.
 """
 
 import contextlib
@@ -43,9 +43,8 @@ from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.data.corpus import load
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.settings import shape
 from lm_jax.training.directory import read_vocabulary
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init, run_until
 from run import train_command
 
 ROOT = Path(__file__).parent.parent
@@ -67,22 +66,22 @@ RUNS = {
 
 
 class Found(NamedTuple):
-    """Of one case, in MB and seconds."""
+    """Measurements of a case, in MB and seconds."""
 
     aim: float
     seen: float
     planned: float | None
     seconds: float
-    """An update, a word, or all."""
+    """Seconds per update, per word, or in total."""
 
 
 def megabytes(tree: Any) -> float:
-    """What the arrays of a tree take."""
+    """Size of the arrays of a tree in MB."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
 
 
 def trained(name: str) -> Found:
-    """Training, one of `CASES`."""
+    """Measure training, for a name in `CASES`."""
     optimizer, threshold, tied = CASES[name]
     config = resolve(
         Config(
@@ -91,31 +90,30 @@ def trained(name: str) -> Found:
             train=Train(optimizer=optimizer, clip_norm=threshold, keep_best=False),
         )
     )
-    made, values = program(shape(config), V), arguments(config)
     tokens = np.random.default_rng(0).integers(0, V, LANES * LENGTH * 5).astype(np.int32)
-    source, state = streams(tokens, 0, LANES), jax.eval_shape(made.init, values)
-    advance: Any = made.advance
-    planned = advance.lower(state, source, values, 2).compile().memory_analysis()
+    source, state = streams(tokens, 0, LANES), init.eval_shape(config, V)
+    planned = run_until.lower(config, state, source, 2, V).compile().memory_analysis()
+    assert planned is not None
     peak = planned.argument_size_in_bytes + planned.temp_size_in_bytes
     peak += planned.output_size_in_bytes - planned.alias_size_in_bytes
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
     before = memory("VmRSS")
-    begun = made.advance(made.init(values), source, values, 1)
+    begun = run_until(config, init(config, V), source, 1, V)
     begun.step.block_until_ready()
     began = time.perf_counter()
-    made.advance(begun, source, values, 2).step.block_until_ready()
+    run_until(config, begun, source, 2, V).step.block_until_ready()
     seconds = time.perf_counter() - began
     return Found(bound, memory("VmHWM") - before, peak / 1e6, seconds)
 
 
 def used(name: str) -> Found:
-    """What a model does once it is trained, one of `USES`."""
+    """Measure a use of a trained model, for a name in `USES`."""
     shaped = Config(model=RNN(embedding_size=UNITS, hidden_size=UNITS))
     model = models.make(shaped.model, V)
     vocabulary = Vocabulary("word", ("<unk>", "<eos>", *(f"w{n}" for n in range(V - 2))))
     drawn = np.random.default_rng(0).integers(0, V - 2, LANES * LENGTH)
     text = " ".join(f"w{n}" for n in drawn)
-    assert len(vocabulary.numbers) == V  # made when first asked for, which the model is not to pay
+    assert len(vocabulary.numbers) == V  # builds the cached index before the measurement
 
     def once() -> None:
         if name == "scored":
@@ -124,7 +122,7 @@ def used(name: str) -> Found:
             inference.sample(model, params, vocabulary, length=LANES * LENGTH)
 
     before = memory("VmRSS")
-    # Neither time nor memory depends on their values, and to draw them takes room of its own.
+    # Constants: drawing random parameters would take extra memory, and the values do not matter.
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), shapes)
     bound = megabytes(params) + 300
@@ -136,8 +134,8 @@ def used(name: str) -> Found:
 
 
 def write_text(folder: Path) -> None:
-    """Writes a training text of every word once, 20 on a line, and two short ones."""
-    words = [f"w{n}" for n in range(V - 2)]  # <unk> and <eos> are two more
+    """Writes a training text with every word once, 20 words per line, and two short texts."""
+    words = [f"w{n}" for n in range(V - 2)]  # <unk> and <eos> complete the vocabulary
     lines = (" ".join(words[first : first + 20]) for first in range(0, len(words), 20))
     draws = np.random.default_rng(0)
     texts = {"train": "\n".join(lines)}
@@ -149,7 +147,7 @@ def write_text(folder: Path) -> None:
 
 
 def part_of_run(name: str, folder: Path, steps: int) -> Found:
-    """`run.py train` up to so many updates, of one of `RUNS`."""
+    """Measure `run.py train` up to `steps` updates, for a name in `RUNS`."""
     optimizer, threshold, keep_best = RUNS[name]
     config = resolve(
         Config(
@@ -175,14 +173,14 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
         status = train_command(config)("million", config, run_dir=folder / "run")
     assert status == 0
     seconds = time.perf_counter() - began
-    state = jax.eval_shape(program(shape(config), V).init, arguments(config))
+    state = init.eval_shape(config, V)
     bound = 2 * megabytes(state.params) + megabytes(state.opt_state) + 300
     bound += megabytes(state.best_params) + max(map(megabytes, jax.tree.leaves(state.params)))
     return Found(bound, memory("VmHWM") - before, None, seconds)
 
 
 def loaded(folder: Path) -> Found:
-    """A run that is loaded, its test text scored."""
+    """Measure loading a run and scoring the test text."""
     jnp.zeros(1).block_until_ready()
     assert len(read_vocabulary(folder / "run").numbers) == V
     before, began = memory("VmRSS"), time.perf_counter()
@@ -193,7 +191,7 @@ def loaded(folder: Path) -> Found:
 
 
 def in_a_process(*words: str, cache: Path | None = None) -> Found:
-    """What a process of this file's own finds."""
+    """Measure in a new process of this module."""
     said = subprocess.run(
         [sys.executable, "-m", "benchmarks.million", *words],
         cwd=ROOT,
@@ -206,13 +204,13 @@ def in_a_process(*words: str, cache: Path | None = None) -> Found:
 
 
 def shown(name: str, found: Found, took: str) -> Row:
-    """Prints what was found of a case, and gives its row."""
+    """Prints the measurements of a case; returns the row."""
     print(f"{name:36} aim {found.aim:6,.0f} MB   seen {found.seen:6,.0f} MB   {took}", flush=True)
     return row(f"a million words, {name}", "MB", found.seen, found.aim, "the aim")
 
 
 def rows_of_case(name: str) -> list[Row]:
-    """Measures one of `CASES` or `USES`."""
+    """Measure a name in `CASES` or `USES`."""
     found = in_a_process("--case", name)
     took = f"{1e3 * found.seconds:.1f} ms a word"
     if found.planned is not None:
@@ -221,7 +219,7 @@ def rows_of_case(name: str) -> list[Row]:
 
 
 def rows_of_run(name: str) -> list[Row]:
-    """Measures one of `RUNS`, and after the last of them what loading it takes."""
+    """Measure a name in `RUNS`; after the last name, also measure loading the run."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_text(folder / "text")

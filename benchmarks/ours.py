@@ -1,4 +1,4 @@
-"""Our side: the program that `lm_jax.train` runs, a layer by itself, and `inference.sample`."""
+"""The lm_jax side: the program of `lm_jax.train`, a single layer, and `inference.sample`."""
 
 import functools
 import os
@@ -19,16 +19,16 @@ from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
 from lm_jax.models.base import scaled_normal
-from lm_jax.settings import shape
+from lm_jax.training.devices import mesh_of
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
 
 CELLS = {"elman": cells.elman, "gru": cells.gru, "lstm": cells.lstm}
 
 
 def config_of(size: Size) -> Config:
-    """The config of a model and its batch, trained by clipped gradient descent."""
-    # float32 is the default; named only where another is asked for.
+    """Make a config for a model and batch size, with clipped gradient descent."""
+    # float32 is the default; only another precision is named.
     chosen: dict[str, Any] = {} if size.precision == "float32" else {"precision": size.precision}
     return resolve(
         Config(
@@ -46,10 +46,10 @@ def config_of(size: Size) -> Config:
 
 
 def step(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """Whole training steps, as many in one compiled loop as are asked for.
+    """Make whole training steps, in a compiled loop.
 
-    On a CPU there are two ways, which `--devices` chooses between: one device with threads within
-    each product, and a device for each core with its share of the lanes.
+    On a CPU there are two methods, as with `--devices`: a single device with threads within each
+    matrix product, and a device per core, each with a share of the batch.
     """
     size = Size(**settings)
     ways = {"one device": functools.partial(updates, size, 1)}
@@ -59,15 +59,15 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def step_on_one(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """The first of the ways of `step`."""
+    """Make whole training steps on a single device."""
     return {"one device": functools.partial(updates, Size(**settings), 1)}
 
 
 def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """The second of the ways of `step`.
+    """Make whole training steps on a device per core.
 
     Raises:
-      Absent: a device for each core cannot be had, or B is not to be shared among so many.
+      Absent: JAX does not run on a CPU of several cores, or B is not a multiple of their number.
     """
     size = Size(**settings)
     if (cores := devices_of(size)) == 1:
@@ -76,24 +76,24 @@ def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def updates(size: Size, devices: int) -> Way:
-    """Whole training steps on so many devices."""
+    """Make whole training steps on a given number of devices."""
     config = config_of(size)
-    compiled, values = program(shape(config), size.vocabulary, devices), arguments(config)
+    V, mesh = size.vocabulary, mesh_of(devices, config.data.batch_size)
     lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
     source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
 
     def begin() -> TrainState:
-        state = compiled.init(values)
+        state = init(config, V, None, mesh)
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         assert jax.tree.structure(params) == jax.tree.structure(state.params)
-        return compiled.place(state._replace(params=params), values)
+        return shard(config, state._replace(params=params), V, mesh)
 
     def check() -> list[float]:
         state, losses = begin(), []
         for number in range(sizes.CHECKED):
-            state = compiled.advance(state, source, values, number + 1)
+            state = run_until(config, state, source, number + 1, V, mesh)
             losses.append(float(state.record.nats / state.record.tokens))
-            state = compiled.clear(state)
+            state = reset_metrics(config, state)
         return losses
 
     state, done = begin(), 0
@@ -101,7 +101,7 @@ def updates(size: Size, devices: int) -> Way:
     def run(calls: int) -> None:
         nonlocal state, done
         done += calls
-        state = jax.block_until_ready(compiled.advance(state, source, values, done))
+        state = jax.block_until_ready(run_until(config, state, source, done, V, mesh))
         if int(state.step) != done:
             raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
 
@@ -109,16 +109,17 @@ def updates(size: Size, devices: int) -> Way:
 
 
 def devices_of(size: Size) -> int:
-    """As many devices as this process has cores, where it computes on them and they share B."""
+    """Number of cores of this process, if JAX runs on the CPU and the number divides B; else 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     jax.config.update("jax_num_cpu_devices", cores)
     return cores if jax.default_backend() == "cpu" and size.batch % cores == 0 else 1
 
 
 def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
-    """One layer over a chunk, forwards and backwards: every gradient, that of its input too.
+    """Make forward and backward passes of a layer over a chunk, with the gradient of the input.
 
-    Called from Python, or in a compiled loop, on one device or on one for each core.
+    The methods: a Python call per pass; a compiled loop on a single device; a compiled loop on a
+    device per core.
     """
     size = Size(**settings)
     ways = {
@@ -133,7 +134,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def passes_of_a_layer(size: Size, devices: int) -> Way:
-    """A layer's passes on so many devices; on 0, a call of its own for each."""
+    """Make passes of a layer in a loop on some devices; for 0 devices, a separate call per pass."""
     made = recurrence.layer(
         CELLS[size.cell](size.hidden), lambda key, width: scaled_normal(key, size.hidden, width)
     )
@@ -165,11 +166,11 @@ def passes_of_a_layer(size: Size, devices: int) -> Way:
 
 
 def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """Characters drawn by `lm_jax.inference.sample`, so many a call."""
+    """Make calls of `lm_jax.inference.sample`, each for a number of characters."""
 
     def build() -> Way:
         size = Size(**settings)
-        model = program(shape(config_of(size)), size.vocabulary).model
+        model = eval_model(config_of(size), size.vocabulary)
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         letters = (chr(number) for number in range(ord("!"), ord("!") + size.vocabulary - 2))
         vocabulary = Vocabulary("char", ("<unk>", "\n", *letters))

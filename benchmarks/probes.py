@@ -1,22 +1,22 @@
-"""What it costs to watch the gradient: while a model trains, and of a large state by itself.
+"""Cost of probes of the gradient: during training, and for a large state alone.
 
     python -m benchmarks.probes
 
-(a) ‖∂loss/∂h_t‖ at every time step in every update, on top of the quickstart's training. The two
-programs are the same run with `train.probe.kind=live`, of which only `deltas` is on, and without a
-probe; their losses and parameters agree, and the norms are those of autodiff through the plain
-scan, or the program ends with an error.
+(a) ‖∂loss/∂h_t‖ at every time step in every update, in addition to the quickstart's training. The
+two programs are a run with `train.probe.kind=live`, with only `deltas` switched on, and a run
+without a probe. The losses and parameters of both runs must agree, and the norms must agree with
+autodiff through the plain scan, or the program ends with an error.
 
-(b) The default live probes at their default cadence, `LiveProbe()`: one call of the compiled
-questions over the time of the updates between two calls, and the share of (a). The spectra in the
-answers are NumPy's, and the gradients by lag those of all lags through every step by autodiff.
+(b) The default live probes at the default interval, `LiveProbe()`: the time of a call of the
+compiled probes, divided by the time of the updates between two calls, plus the share of (a). The
+spectra must agree with NumPy, and the gradients by lag with autodiff through every step.
 
-(c) Lag norms of the cells alone, H = 1024 and T = 32, matrix-free: the seconds of one call, and the
-memory that its compiled program needs besides its arguments and its answer, as XLA says, beside
-that of the exact way and of the T Jacobians. It must be less than a single Jacobian takes. The
-first two lags are those of the exact way, and the residuals say how far the others got.
+(c) Lag norms of the cells alone, H = 1024 and T = 32, matrix-free: the seconds of a call, and the
+memory of the compiled program besides arguments and results, according to XLA, compared with the
+memory of the exact method and of the T Jacobians. The target: less memory than a single Jacobian.
+The first two lags must agree with the exact method; the residuals show the accuracy of the others.
 
-(a) and (b) are timed in turn, A B C B A C; the parameters are those of the run so far.
+(a) and (b) are timed in turn, A B C B A C, on the current parameters of the run.
 """
 
 import itertools
@@ -41,63 +41,62 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
-from lm_jax.settings import shape
 from lm_jax.studies.live import Answers, live
 from lm_jax.training.feed import source_of
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program, arguments, program
+from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until
 from lm_jax.trees import norm
 from run import load_experiment
 
 ROUNDS = 12
-UPDATES = 100  # of a round
+UPDATES = 100  # updates in a round
 MOST_DELTAS, MOST_LIVE = 0.02, 0.10
 WATCHED = "an update of the quickstart, its deltas watched"
 
 H, STEPS = 1024, 32
-EXACT_LAGS = 2  # that the exact way is asked for: its singular values take seconds a lag
+EXACT_LAGS = 2  # lags to check; the exact singular values take seconds per lag
 CALLS = 3
 
 DELTAS = LiveProbe(every=10**9, by_lag=False, spectra=False, lyapunov=False)
 
 
 class Training:
-    """A run's compiled program and where it has come to."""
+    """A run's compiled program and current state."""
 
     def __init__(self, config: Config, corpus: Corpus):
-        self.program: Program = program(shape(config), len(corpus.vocabulary))
-        self.numbers = arguments(config)
-        self.source = source_of(config, corpus, self.program.length)
-        self.state: TrainState = self.program.init(self.numbers)
+        self.config, self.vocab_size = config, len(corpus.vocabulary)
+        self.model = eval_model(config, self.vocab_size)
+        self.source = source_of(config, corpus, chunk_length(config))
+        self.state: TrainState = init(config, self.vocab_size)
         self.made = 0
 
     def go_on(self) -> None:
-        """Some updates more, in one compiled loop."""
+        """Makes `UPDATES` further updates, in a single compiled loop."""
         self.made += UPDATES
-        self.state = self.program.advance(self.state, self.source, self.numbers, self.made)
+        self.state = run_until(self.config, self.state, self.source, self.made, self.vocab_size)
         self.state.step.block_until_ready()
 
     def next(self) -> tuple[Params, Carry, Any]:
-        """What the next update reads, in copies: the update takes the state's buffers over."""
-        seen = self.program.about(self.state, self.source, self.numbers)
+        """Copy the params, carry and batch of the next update; the update donates the originals."""
+        seen = peek_batch(self.config, self.state, self.source, self.vocab_size)
         return jax.tree.map(jnp.copy, (self.state.params, *seen))
 
 
 def farthest(found: Any, expected: Any) -> float:
-    """The largest difference, as a share of the largest number."""
+    """Largest difference, as a share of the largest expected number."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
 
 def demand(what: str, found: Any, expected: Any, tolerance: float) -> None:
-    """Ends the program where two numbers that should be one are not."""
-    # NaN is within no bound.
+    """Ends the program if two results differ by more than a relative tolerance."""
+    # Written as `not <=`, to refuse NaN as well.
     if not (off := farthest(found, expected)) <= tolerance:
         sys.exit(f"{what}: they differ by {off:.1e} of their largest")
 
 
 def check_deltas(plain: Training, watching: Training) -> None:
-    """Both have come as far: the same training, and the norms of autodiff."""
+    """Checks two runs of equal length: equal training, and norms equal to autodiff."""
     demand(
         "the loss with and without deltas",
         watching.state.record.nats,
@@ -107,14 +106,14 @@ def check_deltas(plain: Training, watching: Training) -> None:
     demand(
         "the parameters with and without deltas", watching.state.params, plain.state.params, 1e-2
     )
-    at, model = watching.next(), watching.program.model
+    at, model = watching.next(), watching.model
     ways: list[Any] = [way(model).watched for way in (g.explicit_bptt, g.full_bptt)]
     explicit, full = (jax.jit(way)(*at)[1] for way in ways)
     demand("the deltas and autodiff's", explicit, full, 1e-3)
 
 
 def check_answers(probe: LiveProbe, training: Training, answers: Answers) -> None:
-    """The spectra are NumPy's, and the lags are those of autodiff from each lag's step alone."""
+    """Checks the spectra against NumPy, and the gradient by lag against autodiff."""
     params, carry, batch = training.next()
     W = np.asarray(params["layers"][0]["W_hh"], float)
     eigenvalues = np.abs(np.linalg.eigvals(W))
@@ -127,13 +126,13 @@ def check_answers(probe: LiveProbe, training: Training, answers: Answers) -> Non
 def by_autodiff(
     probe: LiveProbe, training: Training, params: Params, carry: Carry, batch: Any
 ) -> jax.Array:
-    """‖g_l‖: the losses of one lane, differentiated by the parameters of a step at a time."""
-    lane = g.one_lane(training.program.model)
+    """Compute ‖g_l‖ by autodiff with respect to separate parameters for every time step."""
+    lane = g.one_lane(training.model)
     lanes = probe.lanes
     steps = batch.x.shape[0]
 
     def nats(at_t: Any, carry: Carry, x: jax.Array, y: jax.Array, asked: jax.Array) -> jax.Array:
-        """[T] nats of one lane, the layers' parameters being apart for every step."""
+        """Compute the nats [T] of a sequence, with separate layer parameters for every step."""
 
         def advance(carry: Carry, at: Any) -> tuple[Carry, jax.Array]:
             layers, x, y, asked = at
@@ -172,13 +171,13 @@ def by_autodiff(
 
 
 def while_training(rounds: int) -> Row:
-    """What watching adds to an update of the quickstart."""
+    """Measure the time of probes, relative to an update of the quickstart."""
     config = resolve(load_experiment("quickstart").config)
     corpus = load(config.data)
     train = train_of(config)
     plain = Training(config, corpus)
     watching = Training(replace(config, train=replace(train, probe=DELTAS)), corpus)
-    probe, questions = LiveProbe(), live(LiveProbe(), plain.program.model)
+    probe, questions = LiveProbe(), live(LiveProbe(), plain.model)
     answers: list[Answers] = []
 
     def ask() -> None:
@@ -194,7 +193,7 @@ def while_training(rounds: int) -> Row:
     seconds: list[list[float]] = []
     for number in range(rounds):
         at = jax.block_until_ready(plain.next())
-        # Each of the two comes first in every other round: what stands in the caches counts.
+        # The order alternates between rounds, because the first run fills the processor's caches.
         turn = 1 if number % 2 else -1
         pair = timed(*(plain.go_on, watching.go_on)[::turn])[::turn]
         seconds.append([*pair, *timed(ask)])
@@ -215,7 +214,7 @@ def while_training(rounds: int) -> Row:
 
 
 def timed(*ways: Callable[[], None]) -> list[float]:
-    """Seconds of each, one after another."""
+    """Time several functions in turn, in seconds."""
     edges = [time.perf_counter()]
     for way in ways:
         way()
@@ -224,7 +223,7 @@ def timed(*ways: Callable[[], None]) -> list[float]:
 
 
 def show(what: str, shares: list[float], most: float | None = None) -> None:
-    """A row: what it adds to training, the median over the rounds."""
+    """Prints a row: the relative cost, the median over the rounds."""
     share = statistics.median(shares)
     line = f"{what:38}{share:9.1%}   from {min(shares):.1%} to {max(shares):.1%}"
     verdict = "met" if most is not None and share <= most else "missed"
@@ -232,7 +231,10 @@ def show(what: str, shares: list[float], most: float | None = None) -> None:
 
 
 def transition(cell: Cell) -> tuple[Callable[[Params, Carry, jax.Array], Carry], Params, Carry]:
-    """A cell as a transition of one example that reads its pre-activations, and where it starts."""
+    """Return a cell's transition of a single example, the params and the initial carry.
+
+    The transition reads pre-activations.
+    """
 
     def step(params: Params, carry: Carry, z_x: jax.Array) -> Carry:
         lane = jax.tree.map(lambda leaf: leaf[None], carry)

@@ -1,14 +1,15 @@
-"""The limit: how long the matrix products of a training step take, and nothing else.
+"""The limit: the time of the matrix products of a training step alone.
 
-Each product is compiled by itself and timed at its true shape; those of a recurrence, one a time
-step, in a loop of T. Of a layer of H units, G columns and inputs of length H, over N = T B places:
+Each product is compiled separately and timed at the true shape; the products of a recurrence, one
+per time step, in a loop of T. A layer of H units, G columns and inputs of length H, for N = T B
+tokens, has these products:
 
     forward     [N, H] [H, G]   all steps at once        T × [B, H] [H, G]
     backward    [N, G] [G, H]   into the input           T × [B, G] [G, H]
                 [H, N] [N, G]   for W_xh, and for W_hh
 
-and of the readout [N, H] [H, V], [N, V] [V, H] and [H, N] [N, V]. The figure of a product is the
-fastest of several, for it stands for what the machine can reach.
+and the readout has [N, H] [H, V], [N, V] [V, H] and [H, N] [N, V]. The time of a product is the
+fastest of several measurements: the best of the machine.
 """
 
 import functools
@@ -25,11 +26,11 @@ TRY = 0.04
 
 
 def seconds_of(size: Size, *, readout: bool) -> float:
-    """Seconds of all products of a forward and a backward pass.
+    """Seconds of all matrix products in a forward and backward pass.
 
     Args:
-      size: the model and its batch.
-      readout: whether the readout's are among them.
+      size: size of the model and the batch.
+      readout: if True, include the products of the readout.
     """
     H, G, B, T, V = size.hidden, size.width, size.batch, size.length, size.vocabulary
     N, dtype = T * B, size.precision
@@ -43,14 +44,14 @@ def seconds_of(size: Size, *, readout: bool) -> float:
 
 @functools.cache
 def product(rows: int, inner: int, columns: int, dtype: str) -> float:
-    """Seconds of [rows, inner] [inner, columns]."""
+    """Seconds of a product [rows, inner] [inner, columns]."""
     a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     return _fastest(jax.jit(jnp.matmul), a, b)
 
 
 @functools.cache
 def recurrent(length: int, rows: int, inner: int, columns: int, dtype: str) -> float:
-    """Seconds of so many products [rows, inner] [inner, columns], one after the other."""
+    """Seconds of a loop of `length` products [rows, inner] [inner, columns]."""
     xs, W = jnp.ones((length, rows, inner), dtype), jnp.ones((inner, columns), dtype)
     return _fastest(jax.jit(lambda xs, W: jax.lax.map(lambda x: x @ W, xs)), xs, W)
 

@@ -1,11 +1,11 @@
-"""Where the time of a layer's pass goes, operation by operation, as `jax.profiler` sees it.
+"""Time of each operation in a layer's pass, measured by `jax.profiler`.
 
     python -m benchmarks.profile [--rows PATTERN] [--rounds PASSES] [--json PATH]
 
-The layers of `benchmarks.recurrence`, forwards and backwards in one compiled loop, on one device.
-Of each operation of the compiled program: milliseconds a pass, on the thread that started it, and
-how often it ran. Of a product that other threads help with, this is the time until it was done, or
-until it was handed over; `of the pass` is against the whole pass by the clock.
+The layers of `benchmarks.recurrence`, forward and backward in a compiled loop, on a single device.
+For each operation of the compiled program: milliseconds per pass, on the thread that started the
+operation, and number of runs per pass. For a product shared with other threads, this is the time
+until completion or until handover. `of the pass` is the share of the measured time of the pass.
 """
 
 import gzip
@@ -27,11 +27,11 @@ from benchmarks.side_by_side import clock
 from benchmarks.sizes import Size
 
 LEAST = 0.005
-"""Of a pass; operations that take less are added up in one line."""
+"""Share of a pass; operations below this share are summed in a single line."""
 
 
 def operations(size: Size, passes: int) -> tuple[float, dict[str, tuple[float, int]]]:
-    """Seconds of a pass, and of each operation: seconds and runs a pass."""
+    """Measure the seconds of a pass, and the seconds and runs of each operation per pass."""
     way = passes_of_a_layer(size, 1)
     way.run(2)
     whole = clock(way.run, passes) / passes
@@ -51,7 +51,7 @@ def operations(size: Size, passes: int) -> tuple[float, dict[str, tuple[float, i
 
 
 def show(name: str, whole: float, found: dict[str, tuple[float, int]]) -> None:
-    """Prints a table of one layer."""
+    """Prints the table of a layer."""
     table = Table(box=None, pad_edge=False, title=f"{name}: {1e3 * whole:.1f} ms a pass")
     for heading in ("ms a pass", "of the pass", "runs a pass"):
         table.add_column(heading, justify="right")

@@ -1,11 +1,11 @@
-"""The recurrence alone: one layer over a chunk, forwards and backwards.
+"""The recurrence alone: a single layer over a chunk, forward and backward.
 
     python -m benchmarks.recurrence
 
-The input is x [T, B, H] and its product with W_xh is part of it; what comes back is the gradient of
-the weights and of x. JAX's layers are called from Python or run in one compiled loop, whichever is
-faster. Peers: `torch.nn.RNN`, `GRU` and `LSTM`, eager or compiled; `nn.RNN` of Flax,
-linen or nnx; on a GPU cuDNN's LSTM from JAX. Output and gradients must agree to 1e-5.
+The input is x [T, B, H]; the pass includes the product with W_xh, and the gradients of the weights
+and of x. The layers in JAX are called from Python or run in a compiled loop, whichever is faster.
+Peers: `torch.nn.RNN`, `GRU` and `LSTM`, eager or compiled; `nn.RNN` of Flax, linen or nnx; on a GPU
+cuDNN's LSTM from JAX. Output and gradients must agree to 1e-5.
 """
 
 from benchmarks import command

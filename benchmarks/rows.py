@@ -1,9 +1,9 @@
-"""The rows of the benchmarks: what they hold, the table that shows them, the file that keeps them.
+"""Rows of the benchmarks: their fields, the printed table, and the output file.
 
-A row compares one figure of ours with one of a peer, both medians over rounds in which the two were
-timed in turn. Its `ratio` is above 1 where ours is better, whether the unit is a time or a rate.
-`limit_fraction` is the share of our time that the matrix products alone would take, each at the
-rate that this machine reaches on products of its shape (`benchmarks.products`).
+A row compares a figure of lm_jax with a figure of a peer, both medians over rounds, timed in turn.
+The `ratio` is above 1 if lm_jax is better, for a time as well as for a rate. `limit_fraction` is
+the share of lm_jax's time needed by the matrix products alone, at the speed of this machine for
+products of equal shape (`benchmarks.products`).
 """
 
 import datetime
@@ -23,11 +23,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 class Row(TypedDict):
-    """A line of the table; a key each in results.json."""
+    """A line of the table, and an entry of results.json."""
 
     name: str
     unit: str
-    """ms, s or MiB, where less is better; or something/s, where more is."""
+    """ms, s, MB or MiB (less is better), or a rate such as tokens/s (more is better)."""
     ours: float
     peer: float
     peer_name: str
@@ -43,7 +43,7 @@ def row(
     peer_name: str,
     limit_fraction: float | None = None,
 ) -> Row:
-    """A row, its ratio worked out."""
+    """Make a row, and compute the ratio."""
     ratio = ours / peer if is_rate(unit) else peer / ours
     return Row(
         name=name,
@@ -57,12 +57,12 @@ def row(
 
 
 def is_rate(unit: str) -> bool:
-    """Whether more of it is better."""
+    """True if the unit is a rate: more is better."""
     return unit.endswith("/s")
 
 
 def geometric_mean(rows: Iterable[Row]) -> float:
-    """Of the ratios; of rows that share a name, the one with the best peer counts."""
+    """Geometric mean of the ratios; among rows of equal name, only the best peer counts."""
     worst: dict[str, float] = {}
     for each in rows:
         worst[each["name"]] = min(each["ratio"], worst.get(each["name"], each["ratio"]))
@@ -70,7 +70,7 @@ def geometric_mean(rows: Iterable[Row]) -> float:
 
 
 def results(rows: Sequence[Row], device: str) -> dict[str, Any]:
-    """What results.json holds."""
+    """Content of results.json."""
     return {
         "machine": machine(device),
         "versions": versions(),
@@ -80,10 +80,10 @@ def results(rows: Sequence[Row], device: str) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were taken on.
+    """Describe the machine of the measurements.
 
     Args:
-      device: what JAX computes on, as it calls it.
+      device: JAX's name for the device.
     """
     return {
         "device": device,
@@ -96,7 +96,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part, those that are there."""
+    """Versions of Python and of the installed packages among `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -116,7 +116,7 @@ def _processor() -> str:
 
 
 def write(path: Path, content: Any) -> None:
-    """JSON, strict."""
+    """Writes strict JSON (no NaN or infinity)."""
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -138,5 +138,5 @@ def show(rows: Sequence[Row]) -> None:
             each["peer_name"],
         )
     console = Console()
-    # Into a file or a pipe a row goes whole.
+    # In a file or a pipe, a row is not wrapped.
     Console(width=console.width if console.is_terminal else 140).print(table)

@@ -1,18 +1,17 @@
-"""The harness: ours and its peers, one process each, timed in turn.
+"""The harness: lm_jax and peers, each in a separate process, timed in turn.
 
-A side is a process that stays alive and does what it is told over a pipe, a line of JSON at a time:
-make what is to be timed, give the numbers that all sides must agree on, time itself, do n calls and
-say how long they took. While one side works the others wait for a line. All have the cores and the
-number of threads that `benchmarks.command` has set. What a side is, a function says that lives
-beside the library it times:
+A side is a long-lived process with orders over a pipe, a line of JSON each: build the methods, time
+them, report the numbers for comparison, run n calls and report the seconds. While a side works, the
+other sides wait for a line. All sides have the cores and number of threads set by
+`benchmarks.command`. A side is defined by a function in the module of the timed library:
 
     make(**settings) -> {name: build},  build() -> Way
 
-Of several ways (eager or compiled, linen or nnx) each is built and checked, and the fastest is the
-side; a way that cannot be had is named beneath the table, with the reason.
+If there are several methods (eager or compiled, linen or nnx), each is built and checked, and the
+fastest becomes the side. If a method fails, the text below the table gives the reason.
 
-Rounds go A B A B, and a figure is the median over the rounds. In a round each side does as many
-calls as take it about `TURN` seconds.
+Rounds go A B A B, and a figure is the median over the rounds. In a round each side makes as many
+calls as fit into about `TURN` seconds.
 """
 
 import importlib
@@ -33,24 +32,24 @@ from benchmarks.rows import Row, is_rate, row
 ROOT = Path(__file__).parent.parent
 TURN = 0.5
 PAUSE = 0.05
-"""Seconds before a turn, in which the threads of the side before go to sleep."""
+"""Seconds of waiting before a turn, for the threads of the previous side to go to sleep."""
 
 
 class Way(NamedTuple):
-    """One way of doing what is timed; it lives in the process of its side."""
+    """A method to time, within the process of a side."""
 
     run: Callable[[int], object]
-    """Does so many calls, and comes back when the last is done."""
+    """Makes a number of calls, and returns after the last is done."""
     check: Callable[[], list[float]]
-    """Numbers that all sides agree on."""
+    """Computes numbers for comparison: all sides must agree."""
     limit: Callable[[], float] | None = None
-    """Seconds that the matrix products of a call take by themselves."""
+    """Measures the seconds of the matrix products of a call alone."""
     calls: int = 1
-    """How many of the row's units (characters) a call makes."""
+    """Number of the row's units (characters) made by a call."""
 
 
 class Maker(NamedTuple):
-    """Where a side comes from."""
+    """The function that makes a side, and the function's arguments."""
 
     module: str
     function: str
@@ -58,24 +57,24 @@ class Maker(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What becomes a row for each peer."""
+    """A comparison of lm_jax with peers; gives a row per peer."""
 
     name: str
     ours: Maker
     peers: tuple[Maker, ...]
     unit: str = "ms"
     seconds: float = 20
-    """About how long it takes on two cores."""
+    """Approximate duration of the comparison on two cores."""
     tolerance: float = 1e-5
-    """Relative difference at which two sides no longer do the same."""
+    """Largest relative difference between the numbers of two sides."""
 
 
 class Absent(RuntimeError):
-    """A side that cannot be had on this machine."""
+    """Raised if a side is not available on this machine."""
 
 
 class Side:
-    """A process that does the work of one side."""
+    """The process of a side."""
 
     def __init__(self, maker: Maker):
         self._said = tempfile.TemporaryFile()
@@ -90,11 +89,11 @@ class Side:
         )
 
     def tell(self, **order: Any) -> Any:
-        """What the side answers.
+        """Send an order to the side; return the answer.
 
         Raises:
-          Absent: it cannot do it.
-          RuntimeError: it has ended.
+          Absent: the side is not available.
+          RuntimeError: the process has ended.
         """
         orders, answers = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
         try:
@@ -120,14 +119,14 @@ class Side:
 
 
 def compare(comparison: Comparison, *, rounds: int) -> tuple[list[Row], list[str]]:
-    """A row for each peer that can be had, and remarks on those that cannot.
+    """Run a comparison; return a row for each available peer, and remarks on the others.
 
     Args:
-      comparison: what is compared.
-      rounds: how many figures each median is of.
+      comparison: the comparison.
+      rounds: number of figures in each median.
 
     Raises:
-      RuntimeError: two sides do not agree, or ours cannot be had.
+      RuntimeError: two sides do not agree, or the lm_jax side is not available.
     """
     sides = [Side(maker) for maker in (comparison.ours, *comparison.peers)]
     try:
@@ -167,7 +166,7 @@ def compare(comparison: Comparison, *, rounds: int) -> tuple[list[Row], list[str
 
 
 def units(unit: str, calls: int) -> Callable[[float], float]:
-    """From seconds a call to a row's unit."""
+    """Make the conversion from seconds per call to a row's unit."""
     if is_rate(unit):
         return lambda seconds: calls / seconds
     scale = {"ms": 1e3, "s": 1.0}[unit]
@@ -175,10 +174,10 @@ def units(unit: str, calls: int) -> Callable[[float], float]:
 
 
 def agree(comparison: Comparison, ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
-    """Refuses to time two sides that do different things.
+    """Checks the numbers of two sides, before timing; a peer may give fewer numbers.
 
     Raises:
-      RuntimeError: their numbers differ; a peer may give fewer of them.
+      RuntimeError: the numbers differ.
     """
     pairs = itertools.product(ours["numbers"].items(), peer["numbers"].items())
     for (way, mine), (name, theirs) in pairs:
@@ -190,18 +189,18 @@ def agree(comparison: Comparison, ours: Mapping[str, Any], peer: Mapping[str, An
 
 
 def timed(side: Side, seconds: float) -> Callable[[], float]:
-    """One turn of a side, which gives the seconds of a call.
+    """Make a function for a turn of a side; the function returns the seconds of a call.
 
     Args:
       side: the side.
-      seconds: about what a call takes.
+      seconds: approximate time of a call.
     """
     calls = max(1, round(TURN / seconds))
     return lambda: side.tell(do="run", calls=calls) / calls
 
 
 def in_turn(ways: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """The figures of each way, taken A B A B."""
+    """Measure each method in every round, in turn, A B A B."""
     figures: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, taken in zip(ways, figures, strict=True):
@@ -211,20 +210,20 @@ def in_turn(ways: Sequence[Callable[[], float]], rounds: int) -> list[list[float
 
 
 def clock(run: Callable[[int], object], calls: int) -> float:
-    """Seconds that so many calls take."""
+    """Time a number of calls, in seconds."""
     began = time.perf_counter()
     run(calls)
     return time.perf_counter() - began
 
 
 def fastest(builds: Mapping[str, Callable[[], Way]]) -> tuple[Way, dict[str, Any]]:
-    """Builds, checks and times each way, and keeps the best.
+    """Build, check and time each method, and keep the fastest.
 
     Returns:
-      the way, and what the harness wants to know of it.
+      the fastest method, and a report for the harness.
 
     Raises:
-      Absent: none can be had.
+      Absent: no method works.
     """
     ways, numbers, remarks = {}, {}, []
     for name, build in builds.items():
@@ -233,7 +232,7 @@ def fastest(builds: Mapping[str, Callable[[], Way]]) -> tuple[Way, dict[str, Any
             numbers[name] = way.check()
             way.run(2)
         except Exception as error:
-            # Whatever hinders a peer's library, the row is timed without it, and says so.
+            # Any failure of a peer's method: go on without the method, and report the reason.
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             remarks.append(f"{name} left out: {type(error).__name__}: {reason}")
         else:
@@ -253,15 +252,15 @@ def fastest(builds: Mapping[str, Callable[[], Way]]) -> tuple[Way, dict[str, Any
 
 
 def orders() -> Iterator[dict[str, Any]]:
-    """What the harness says, a line at a time."""
+    """Yield the orders of the harness, one per line of stdin."""
     for line in sys.stdin:
         yield json.loads(line)
 
 
 def serve(maker: Maker) -> None:
-    """The life of a side."""
+    """Main loop of a side's process."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # stdout of libraries goes to stderr: only answers go to the pipe
     way = None
     for order in orders():
         try:

@@ -1,8 +1,8 @@
-"""The models that ours and its peers are timed on: sizes, weights and tokens, in NumPy alone.
+"""Models of the benchmarks: sizes, weights and tokens, in NumPy only.
 
-Every process draws the same numbers from the same seed, so nothing is sent from one to another.
-Weights are laid out as in `lm_jax.models`: matrices [inputs, outputs], gates i, f, g, o and r, z, n
-side by side in the columns. The input vectors are as long as the hidden state.
+Every process draws equal numbers from an equal seed; the processes exchange no arrays. The layout
+of weights is as in `lm_jax.models`: matrices [inputs, outputs], gates i, f, g, o and r, z, n side
+by side in the columns. The input vectors have the length of the hidden state.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ import numpy as np
 
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
 CHUNKS = 64
-"""In an epoch: each lane holds 64 T tokens, then it starts again."""
+"""Chunks in an epoch: each sequence has 64 T tokens, then starts again."""
 CHECKED = 3
-"""Steps whose losses both sides must agree on; the third depends on two updates."""
+"""Number of first steps with losses to compare; the third loss depends on two updates."""
 LEARNING_RATE = 1.0
 CLIP = 0.25
 
@@ -31,19 +31,19 @@ class Size:
     length: int
     """T."""
     vocabulary: int = 0
-    """V; 0 where there is no readout."""
+    """V; 0 for a model without readout."""
     layers: int = 1
     precision: str = "float32"
-    """float32, or bfloat16 for what is computed from float32 parameters."""
+    """float32, or bfloat16 for computations with float32 parameters."""
 
     @property
     def width(self) -> int:
-        """Columns of W_hh."""
+        """Number of columns of W_hh."""
         return GATES[self.cell] * self.hidden
 
 
 def weights(size: Size) -> dict[str, Any]:
-    """Parameters as `lm_jax.models.rnn` has them; b_hn is zero, for not every GRU has one."""
+    """Draw parameters in the layout of `lm_jax.models.rnn`; b_hn is 0 (some GRUs have no b_hn)."""
     random = np.random.default_rng(0)
     H, V = size.hidden, size.vocabulary
 
@@ -62,19 +62,19 @@ def weights(size: Size) -> dict[str, Any]:
 
 
 def tokens(size: Size) -> np.ndarray:
-    """[64 T + 1, B]: random tokens, each row the targets of the row before."""
+    """Draw random tokens [64 T + 1, B]; each row is the targets of the row before."""
     rows = CHUNKS * size.length + 1
     return np.random.default_rng(1).integers(0, size.vocabulary, (rows, size.batch), np.int32)
 
 
 def passage(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """The first T tokens of each lane, and those that come next: x and y, [T, B]."""
+    """Return x and y, [T, B]: the first T tokens of each sequence, and their next tokens."""
     read = tokens(size)[: size.length + 1]
     return read[:-1], read[1:]
 
 
 def sequence(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """What a layer reads, x [T, B, H], and the gradient that comes to its outputs, [T, B, H]."""
+    """Draw a layer's input x, [T, B, H], and the gradient of its outputs, [T, B, H]."""
     random = np.random.default_rng(2)
     shape = (size.length, size.batch, size.hidden)
     x, d_h = random.standard_normal(shape), random.uniform(0, 1, shape)
@@ -82,6 +82,6 @@ def sequence(size: Size) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_a_layer(h: np.ndarray, d_h: np.ndarray, *gradients: np.ndarray) -> list[float]:
-    """What all sides must agree on: Σ h d_h and the gradients' norms, summed in float64."""
+    """Numbers for comparison of all sides: Σ h d_h and the gradients' norms, in float64."""
     value = np.sum(h.astype(np.float64) * d_h)
     return [float(value), *(float(np.linalg.norm(g.astype(np.float64))) for g in gradients)]

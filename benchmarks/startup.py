@@ -1,12 +1,11 @@
-"""What a run costs beside its arithmetic: starting, looking at the loop, saving.
+"""Overhead of a run besides arithmetic: start, work between updates, checkpoints.
 
     python -m benchmarks.startup
 
-times `run.py train quickstart` up to its first row of metrics against a script that does the same
-in PyTorch up to its first update (`benchmarks.torch_start`), and prints a row a figure: the median
-of several rounds, the smallest and the largest, and the limit that the project has set itself.
-Every start is a process of its own; "cold" means that nothing compiled is kept, "warm" that a run
-of the same config has gone before.
+times `run.py train quickstart` up to the first row of metrics against a PyTorch script up to the
+first update (`benchmarks.torch_start`), and prints a row per figure: the median, minimum and
+maximum over several rounds, and the project's limit. Every start is a separate process; "cold"
+means without compilation cache, "warm" after a run of an equal config.
 """
 
 import importlib.util
@@ -30,14 +29,14 @@ NAMES = ("start to first step, cold", "start to first step, warm")
 
 
 def imported() -> float:
-    """Seconds from starting Python to having imported lm_jax."""
+    """Seconds from the start of Python to the end of `import lm_jax`."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import lm_jax"], cwd=ROOT, check=True)
     return time.perf_counter() - began
 
 
 def first_step(cache: Path, run_dir: Path) -> float:
-    """Seconds from starting `run.py train quickstart` to the first row of metrics.jsonl."""
+    """Seconds from the start of `run.py train quickstart` to the first row of metrics.jsonl."""
     command = [sys.executable, "run.py", "train", "quickstart", "--run-dir", str(run_dir)]
     environment = {**os.environ, "LM_JAX_CACHE": str(cache)}
     began = time.perf_counter()
@@ -59,7 +58,7 @@ def first_step(cache: Path, run_dir: Path) -> float:
 
 
 def first_step_of_torch(backend: str) -> float:
-    """Seconds from starting Python to the first update that PyTorch has made."""
+    """Seconds from the start of Python to the first update in PyTorch."""
     words = [sys.executable, "-m", "benchmarks.torch_start", backend]
     began = time.perf_counter()
     subprocess.run(words, cwd=ROOT, check=True)
@@ -69,7 +68,7 @@ def first_step_of_torch(backend: str) -> float:
 def first_steps(
     folder: Path, rounds: int, backend: str
 ) -> tuple[list[float], list[float], list[float]]:
-    """Cold, warm and PyTorch's starts in turn, each pair of ours with a cache of its own."""
+    """Time cold, warm and PyTorch starts in turn, with a new cache for each cold and warm pair."""
     cold, warm, torch = [], [], []
     for number in range(rounds):
         cache = folder / f"cache{number}"
@@ -81,7 +80,7 @@ def first_steps(
 
 
 def host_overhead(folder: Path) -> Iterator[float]:
-    """Share of the quickstart's time, validation aside, that passes outside the compiled loop."""
+    """Yield the share of the quickstart's time outside the compiled loop, without validation."""
     import dataclasses
 
     import lm_jax
@@ -106,15 +105,14 @@ def host_overhead(folder: Path) -> Iterator[float]:
 
 
 def checkpoint_block(folder: Path) -> Iterator[float]:
-    """Milliseconds that saving a model of 5 million parameters holds up the training loop."""
-    from lm_jax import models, settings
+    """Yield the milliseconds of blocked training while a model of 5 million parameters is saved."""
+    from lm_jax import models
     from lm_jax.config import RNN, Config, Train, resolve
     from lm_jax.training.checkpoint import Checkpoints
-    from lm_jax.training.step import arguments, program
+    from lm_jax.training.step import init
 
     config = resolve(Config(model=RNN(embedding_size=256, hidden_size=1024), train=Train()))
-    compiled = program(settings.shape(config), 3250)
-    state = compiled.init(arguments(config))
+    state = init(config, 3250)
     print(f"checkpoint of {models.count(state.params):,} parameters, Adam, best parameters kept")
     checkpoints = Checkpoints(folder / "saved", 0)
     for step in range(ROUNDS + 1):
@@ -123,20 +121,20 @@ def checkpoint_block(folder: Path) -> Iterator[float]:
         began = time.perf_counter()
         checkpoints.save(state)
         taken = 1000 * (time.perf_counter() - began)
-        if step:  # the first one imports Orbax, in the background
+        if step:  # the first save also imports Orbax, in the background
             yield taken
     checkpoints.close()
 
 
 def show(name: str, figures: list[float], unit: str, limit: float) -> None:
-    """Prints one row."""
+    """Prints a row."""
     median, least, most = statistics.median(figures), min(figures), max(figures)
     verdict = "met" if median <= limit else "missed"
     print(f"{name:42}{median:9.2f}{least:9.2f}{most:9.2f}  {unit:5} limit {limit:g}: {verdict}")
 
 
 def repeated(measure: Callable[[], float]) -> list[float]:
-    """A measure's figures, one a round."""
+    """Repeat a measurement, once per round."""
     return [measure() for _ in range(ROUNDS)]
 
 

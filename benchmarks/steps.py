@@ -1,12 +1,12 @@
-"""Whole training steps: forward, backward, clip by global norm, gradient descent, state carried on.
+"""Whole training steps: forward, backward, clip by global norm, gradient descent, state kept.
 
     python -m benchmarks.steps
 
-Ours is the compiled loop that `lm_jax.train` runs; PyTorch (eager or compiled) and Flax (linen or
-nnx) do the same from the same weights on the same tokens. Before they are timed, the losses of
-three steps must agree to 1e-5; clipping is at work in them.
+The lm_jax side is the compiled loop of `lm_jax.train`; PyTorch (eager or compiled) and Flax (linen
+or nnx) make equal steps from equal weights on equal tokens. Before the timing, the losses of three
+steps must agree to 1e-5; clipping is active in these steps.
 
-Word models read V = 10,000 words, B = 20 lanes of T = 35; character models V = 65, B = 32, T = 128.
+Word models: V = 10,000, B = 20, T = 35. Character models: V = 65, B = 32, T = 128.
 """
 
 from benchmarks import command

@@ -1,10 +1,10 @@
-"""A sweep as lanes of one program, against the same runs one after the other.
+"""A sweep as lanes of a single program, against separate runs in turn.
 
     python -m benchmarks.sweeps
 
-Two questions. What does a lane's update cost beside that of a lone run, where all that comes before
-the first update is paid? And how long does a whole sweep of 32 short trials take from its command
-line, beside 32 commands, all with a warm compilation cache (three rounds at most)?
+Two measurements: the time of an update of a lane against an update of a single run, without the
+start of either; and the time of a whole sweep of 32 short trials from the command line against 32
+separate commands, all with a warm compilation cache (at most three rounds).
 """
 
 import os
@@ -14,11 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import command
@@ -26,9 +25,8 @@ from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, Config, Data, Train, resolve
 from lm_jax.data.batches import streams
-from lm_jax.settings import shape
 from lm_jax.sweeps.mapped import Lanes
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init, run_until
 
 ROOT = Path(__file__).parent.parent
 TRIALS, UPDATES = 32, 500
@@ -56,7 +54,7 @@ def sweep():
 
 
 def lane_rows(pattern: str, rounds: int) -> list[Row]:
-    """What an update of a lane takes, of 32 on all devices, beside a lone run's."""
+    """Compare an update of a lane, among 32 on all devices, with an update of a single run."""
     rows = []
     tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint8)
     for cell, hidden, batch, length in SIZES:
@@ -70,22 +68,20 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
                 train=Train(steps=10**6, clip_norm=1.0),
             )
         )
-        made, source = program(shape(config), V), streams(tokens, 0, batch)
-        numbers = [arguments(config) | {"seed": jnp.uint32(n)} for n in range(TRIALS)]
-        lanes = Lanes(made, source, TRIALS)
-        lanes.put([made.init(each) for each in numbers], numbers)
-        reached, alone = 0, made.init(numbers[0])
+        source = streams(tokens, 0, batch)
+        configs = [replace(config, seed=n) for n in range(TRIALS)]
+        lanes = Lanes(V, source, TRIALS)
+        lanes.put([init(each, V) for each in configs], configs)
+        reached, alone = 0, init(config, V)
 
         def beside(updates: int, lanes: Lanes = lanes) -> None:
             nonlocal reached
             reached += updates
             lanes.advance([reached] * TRIALS)
 
-        def by_itself(
-            updates: int, advance: Callable = made.advance, source=source, own=numbers[0]
-        ) -> None:
+        def by_itself(updates: int, source=source, config=config) -> None:
             nonlocal alone
-            alone = advance(alone, source, own, int(alone.step) + updates)
+            alone = run_until(config, alone, source, int(alone.step) + updates, V)
             alone.step.block_until_ready()
 
         ways = []
@@ -99,7 +95,7 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
 
 
 def sweep_row(rounds: int) -> Row:
-    """A sweep's command beside as many commands as it has trials."""
+    """Compare a sweep's command with separate commands for all trials."""
     with tempfile.TemporaryDirectory() as folder:
         experiment = Path(folder) / "small.py"
         experiment.write_text(EXPERIMENT)

@@ -1,15 +1,15 @@
 # pyright: reportMissingImports=false
-"""The PyTorch side: the same models from `torch.nn`, eager and through `torch.compile`.
+"""The PyTorch side: equal models from `torch.nn`, eager and with `torch.compile`.
 
-torch is no requirement of lm_jax; benchmarks/requirements.txt asks for it. On Linux the package
-index brings a torch with the CUDA libraries, gigabytes of them. The one for CPUs alone is on
-PyTorch's own index: pip install torch --index-url https://download.pytorch.org/whl/cpu
+torch is not a requirement of lm_jax, only of the benchmarks (benchmarks/requirements.txt). On
+Linux, torch from the package index includes gigabytes of CUDA libraries. A torch for CPUs only is
+on PyTorch's own index: pip install torch --index-url https://download.pytorch.org/whl/cpu
 
-`torch.compile` leaves `torch.nn.RNN`, `GRU` and `LSTM` as they are, and fuses what stands around
-them, the loss above all. It needs a C++ compiler.
+`torch.compile` leaves `torch.nn.RNN`, `GRU` and `LSTM` unchanged, and fuses the operations around
+the layer, above all the loss. `torch.compile` needs a C++ compiler.
 
-PyTorch has two biases where lm_jax has one. Both are trained, as PyTorch's users have it; only
-while the losses are compared is the gradient of the second one left out.
+PyTorch has two biases per layer instead of a single bias in lm_jax. The timed steps train both, as
+usual in PyTorch; only for the comparison of the losses is the gradient of the second bias set to 0.
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ MODULES = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 def device(backend: str) -> str:
-    """Where PyTorch computes while JAX computes on `backend`."""
+    """Name of the PyTorch device that corresponds to a JAX backend."""
     if backend == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
         raise Absent(f"this PyTorch has no CUDA, and JAX computes on {backend}")
-    # As JAX does unless told otherwise: TensorFloat-32 in products of float32.
+    # TensorFloat-32 in float32 products, as by default in JAX.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     return "cuda"
 
 
 def recurrent(size: Size, layers: list[dict[str, np.ndarray]]) -> nn.Module:
-    """`torch.nn.RNN`, `GRU` or `LSTM` with the weights of lm_jax."""
+    """Make a `torch.nn.RNN`, `GRU` or `LSTM` with the weights of lm_jax."""
     module = MODULES[size.cell](size.hidden, size.hidden, len(layers))
     with torch.no_grad():
         for number, layer in enumerate(layers):
@@ -57,7 +57,7 @@ def recurrent(size: Size, layers: list[dict[str, np.ndarray]]) -> nn.Module:
 
 
 class Language(nn.Module):
-    """Embedding, recurrent layers, readout, and the mean nats of a chunk."""
+    """A language model: embedding, recurrent layers, readout; returns mean nats of a chunk."""
 
     def __init__(self, size: Size):
         super().__init__()
@@ -77,19 +77,19 @@ class Language(nn.Module):
 
 
 def fresh(size: Size, where: str, dtype: Any = torch.float32) -> Any:
-    """The state before a text."""
+    """Initial state, zeros."""
     state = torch.zeros(size.layers, size.batch, size.hidden, device=where, dtype=dtype)
     return (state, torch.zeros_like(state)) if size.cell == "lstm" else state
 
 
 def wait(where: str) -> None:
-    """Until all that was asked of the device is done."""
+    """Waits for the device to finish all work."""
     if where == "cuda":
         torch.cuda.synchronize()
 
 
 def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """Whole training steps: forward, backward, clip, update, state carried on."""
+    """Make whole training steps: forward, backward, clip, update; the state is kept."""
     size, where = Size(**settings), device(backend)
 
     def build(compiled: bool) -> Way:
@@ -141,7 +141,7 @@ def step(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def keep_one_bias(model: Any, size: Size) -> None:
-    """Takes the second bias's gradient away, but for what lm_jax has as well, the GRU's b_hn."""
+    """Sets the gradient of the second bias to 0, except for the GRU's b_hn (also in lm_jax)."""
     for name, parameter in model.named_parameters():
         if "bias_hh" in name:
             own = 2 * size.hidden if size.cell == "gru" else len(parameter)
@@ -149,7 +149,7 @@ def keep_one_bias(model: Any, size: Size) -> None:
 
 
 def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """One layer over a chunk, forwards and backwards."""
+    """Make forward and backward passes of a single layer over a chunk."""
     size, where = Size(**settings), device(backend)
     dtype = getattr(torch, size.precision)
 
@@ -184,12 +184,12 @@ def layer(backend: str, **settings: Any) -> dict[str, Callable[[], Way]]:
 
 
 def draw(backend: str, characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """Characters drawn as makemore draws them: a loop in Python, a token a turn, state carried on.
+    """Make calls that sample characters as makemore does: a Python loop over tokens, state kept.
 
     Args:
-      backend: what JAX computes on.
-      characters: drawn in a call.
-      **settings: of the `Size`.
+      backend: the backend of JAX.
+      characters: number of characters per call.
+      **settings: arguments of `Size`.
     """
     size, where = Size(**settings), device(backend)
 
@@ -221,7 +221,7 @@ def draw(backend: str, characters: int, **settings: Any) -> dict[str, Callable[[
 
 
 def ways(where: str) -> dict[str, bool]:
-    """The names of the ways, and whether each is compiled."""
+    """Names of the methods, each with True if compiled."""
     backward = ", cuDNN" if where == "cuda" else ""
     name = f"PyTorch {torch.__version__}{backward}"
     return {f"{name}, eager": False, f"{name}, torch.compile": True}

@@ -1,11 +1,11 @@
 # pyright: reportMissingImports=false
-"""A script that begins to train the quickstart's model in PyTorch, and ends after one update.
+"""Train the quickstart's model in PyTorch for a single update, and exit.
 
     python -m benchmarks.torch_start cpu|gpu
 
-It reads the documentation that comes with Python, numbers its characters, and makes a model, an
-optimizer and a step: what `run.py train quickstart` does before its first row, without its config,
-run directory, validation split and resuming.
+The script reads the documentation included in Python, numbers the characters, and makes a model, an
+optimizer and a step, like `run.py train quickstart` before the first row, but without config, run
+directory, validation split and resuming.
 """
 
 import sys
@@ -32,7 +32,7 @@ def main(backend: str) -> None:
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, 1.0)
     descent.step()
-    loss.item()  # waits for the device
+    loss.item()  # wait for the device
 
 
 if __name__ == "__main__":

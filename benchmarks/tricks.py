@@ -1,8 +1,8 @@
-"""What each trick of the fast path buys: the training step with it and without it.
+"""Benefit of each optimization: the training step with and without the optimization.
 
     python -m benchmarks.tricks
 
-The same program is compiled from two configs, or run in two ways, and timed in turn.
+A program is compiled from two configs, or run by two methods, and timed in turn.
 """
 
 import functools
@@ -18,9 +18,8 @@ from benchmarks.rows import row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
-from lm_jax.settings import shape
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program, arguments, program
+from lm_jax.training.step import init, run_until
 
 WORDS = Config(
     data=Data(batch_size=20, length=35),
@@ -35,41 +34,40 @@ CHARACTERS = Config(
 LONG = override(CHARACTERS, {"data.length": 2048, "data.batch_size": 8})
 TEXTS = {"words, LSTM 200": (WORDS, 10_000), "characters, GRU 128": (CHARACTERS, 65)}
 Pair = tuple[float, float]
-"""A figure with a trick, and without it."""
+"""A figure with an optimization, and without."""
 
 
 class Loop:
-    """A run's compiled loop, ready to be timed."""
+    """The compiled loop of a run, ready for timing."""
 
     def __init__(self, config: Config, vocabulary: int, changes: Mapping[str, Any]):
-        config = resolve(override(config, changes))
-        self.program: Program = program(shape(config), vocabulary)
-        self.numbers = arguments(config)
+        self.config, self.vocab_size = resolve(override(config, changes)), vocabulary
         tokens = np.random.default_rng(0).integers(0, vocabulary, 400_000).astype(np.int32)
         self.source: Streams = streams(tokens, 0, config.data.batch_size)
-        self.state: TrainState = self.program.init(self.numbers)
+        self.state: TrainState = init(self.config, vocabulary)
 
     def together(self, updates: int) -> None:
-        """Makes updates in one call."""
+        """Makes updates in a single call."""
         stop = int(self.state.step) + updates
-        self.state = self.program.advance(self.state, self.source, self.numbers, stop)
+        self.state = run_until(self.config, self.state, self.source, stop, self.vocab_size)
         self.state.step.block_until_ready()
 
     def apart(self, updates: int) -> None:
-        """Makes updates a call each, and looks at the loss after each."""
+        """Makes updates with a call each, and reads the loss after each update."""
         for _ in range(updates):
             self.together(1)
             float(self.state.record.nats)
 
     def scratch(self) -> float:
-        """MiB that an update takes besides its state and its text."""
-        advance: Any = self.program.advance
-        compiled = advance.lower(self.state, self.source, self.numbers, 1).compile()
-        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+        """Temporary memory of an update, in MiB, besides state and text."""
+        seen = self.config, self.state, self.source, 1, self.vocab_size
+        planned = run_until.lower(*seen).compile().memory_analysis()
+        assert planned is not None
+        return planned.temp_size_in_bytes / 2**20
 
 
 def compared(ours: Callable[[int], None], without: Callable[[int], None], rounds: int) -> Pair:
-    """One trick: milliseconds an update with it and without it."""
+    """Time two methods in turn: milliseconds per update with and without an optimization."""
     ways = []
     for way in (ours, without):
         way(2)
@@ -80,14 +78,14 @@ def compared(ours: Callable[[int], None], without: Callable[[int], None], rounds
 
 
 def by_hand(config: Config, vocabulary: int, rounds: int) -> Pair:
-    """The backward pass by hand, and by autodiff."""
+    """Compare the hand-written backward pass with autodiff."""
     ours = Loop(config, vocabulary, {})
     autodiff = Loop(config, vocabulary, {"train.gradient": "full"})
     return compared(ours.together, autodiff.together, rounds)
 
 
 def in_one_call(config: Config, vocabulary: int, rounds: int) -> Pair:
-    """Many updates in one call, and one a call whose loss is looked at."""
+    """Compare many updates per call with a call per update followed by reading the loss."""
     ours, looked_at = Loop(config, vocabulary, {}), Loop(config, vocabulary, {})
     return compared(ours.together, looked_at.apart, rounds)
 

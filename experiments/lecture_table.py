@@ -1,16 +1,16 @@
-"""Every model of the lecture on the same tokens, on one table.
+"""Every model of the lecture on the same tokens, in a single table.
 
-Claim     From counting to gates, each step buys something: a longer n-gram and the smoothing that
-          makes it worth having, words as vectors, weights shared over time, a state instead of a
-          window, and gates that keep it. On CPython's documentation the GRU and the LSTM are ahead
-          of Kneser-Ney 5 on the validation text. The test text repeats passages of the training
-          text, which is what n-grams are good at: there they stay ahead.
+Claim     From counting to gates, each step lowers the loss: a longer n-gram with the smoothing it
+          needs, words as vectors, weights shared over time, a state instead of a window, and gates
+          to keep the state. On CPython's documentation the GRU and the LSTM are better than
+          Kneser-Ney 5 on the validation text. The test text repeats passages of the training text.
+          N-grams predict repeated passages well, and are better on the test text.
 Source    The lecture's order. Kneser-Ney: Chen & Goodman (1999). Window: Bengio et al. (2003).
           Recurrence: Mikolov et al. (2010). LSTM: Gers et al. (2000); GRU: Cho et al. (2014).
 Command   python run.py sweep lecture_table
           python run.py sweep lecture_table --data.train wikitext-2
-          where wikitext-2 is a folder with train.txt, valid.txt and test.txt; there 1500 updates
-          are less than half an epoch, so give --train.epochs as well to see the neural models win.
+          wikitext-2 is a folder with train.txt, valid.txt and test.txt. On WikiText-2, 1500 updates
+          are less than half an epoch: give --train.epochs as well to see the neural models win.
 Time      seven minutes on two CPU cores.
 """
 

@@ -1,7 +1,8 @@
-"""A cell of one's own, trained by its name: tanh units that leak, each at a rate of its own.
+"""A custom cell, trained by name: leaky tanh units, each with a learned leak rate.
 
-Claim     A cell is three lines in an experiment's own file. This one learns how fast each of its
-          units forgets, as Elman's cannot, and is trained, resumed, scored and sampled like any.
+Claim     A custom cell takes three lines in the experiment's file. The leaky cell learns how fast
+          each unit forgets; Elman's cell cannot. The custom cell is trained, resumed, scored and
+          sampled like any other.
 Source    h_t = h_{t-1} + a ∘ (tanh(x W + h_{t-1} U) - h_{t-1}), leaky integration as in Jaeger et
           al. (2007), here with a learned rate a = σ(s) for each unit.
 Command   python run.py train own_cell

@@ -1,17 +1,18 @@
-"""Where a gradient vanishes and where it explodes: initial gain against length, temporal order.
+"""Vanishing and exploding gradients: initial gain against sequence length, temporal order.
 
-Claim     The size of W_hh at the start decides how much of a gradient comes back to the first step:
-          ‖∂h_T/∂h_1‖ falls off on one side of the diagram, the faster the longer the sequence, and
-          grows on the other. Where it explodes, the task is not learned although every gradient is
-          clipped; where it vanishes, more updates are needed the longer the sequence is.
-Source    The task and the size of the network are those of Pascanu, Mikolov & Bengio (2013); Adam
-          and clipping are today's habits. W_hh starts as `gain` times an orthogonal matrix, so
-          without tanh's slopes, which are at most 1, ‖∂h_T/∂h_1‖ would be gain^(T - 1).
+Claim     The initial scale of W_hh decides how much of the gradient reaches the first step:
+          ‖∂h_T/∂h_1‖ shrinks for small gains, the faster the longer the sequence, and grows for
+          large gains. If the gradient explodes, the task is not learned, although every gradient is
+          clipped. If the gradient vanishes, longer sequences need more updates.
+Source    Task and network size as in Pascanu, Mikolov & Bengio (2013); Adam and clipping are
+          today's habits. W_hh starts as `gain` times an orthogonal matrix: without tanh's slopes,
+          at most 1 each, ‖∂h_T/∂h_1‖ would be gain^(T - 1).
 Command   python run.py sweep phase_diagram
-          python docs/figures/phase_diagram.py RUN_DIR      draws docs/phase_diagram.svg from it
-Expect    `success`, the share of 1,000 held-out sequences, 25 % by chance; means of 8 seeds. At
-          T = 16: 84, 75, 100, 100, 100, 45 and 29 % for gains from 0.125 to 8. At T = 25 a gain
-          of 2 has 62 %, the others at most 35 %; at T = 10 all have 100 % but the largest, 59 %.
+          python docs/figures/phase_diagram.py RUN_DIR      draws docs/phase_diagram.svg
+Expect    `success`, the share of 1,000 held-out sequences answered right, 25 % by chance; means of
+          8 seeds. At T = 16: 84, 75, 100, 100, 100, 45 and 29 % for gains from 0.125 to 8. At
+          T = 25: 62 % for a gain of 2, at most 35 % for the others. At T = 10: 59 % for the largest
+          gain, 100 % for all others.
           ‖∂h_T/∂h_1‖ before the first update, T = 16: 4e-16 at a gain of 0.125, 5e-3 at 1, 12 at
           2, 1e5 at 8.
 Time      4.5 minutes on two CPU cores: 280 trials of 5,000 updates, a program a length.

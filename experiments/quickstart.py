@@ -2,7 +2,7 @@
 
 Claim     Backpropagation through 64 steps teaches a plain tanh RNN of 320 units the spelling, the
           indentation and many of the words of its corpus: 2.0 bits a character or less on
-          validation, where a model of letter frequencies alone needs 4.7.
+          validation. A model of letter frequencies alone needs 4.7.
 Source    The model is Elman (1990) with the softmax readout of Mikolov et al. (2010); Adam, cosine
           schedule and clipping by the global norm are today's habits.
 Command   make run, or: python run.py train quickstart

@@ -4,15 +4,14 @@ Claim     On the Penn Treebank's words, validation / test perplexity 82.2 / 78.4
           / 78.29 in TensorFlow's replica.
 Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
           two layers of 1,500 units, dropout 0.65 on all but the recurrent connections, unrolled 35
-          steps over 20 streams whose state is carried on, weights from U(-0.04, 0.04), forget bias
-          0, SGD of rate 1 for 14 epochs and divided by 1.15 at each one after, 55 epochs, gradient
-          norm at most 10. The paper's loss is summed over time and averaged over the batch, 35
-          times the mean over tokens that is minimised here: so the rate is 35 here, and the
+          steps over 20 streams, the state carried from chunk to chunk, weights from U(-0.04, 0.04),
+          forget bias 0, SGD of rate 1 for 14 epochs and divided by 1.15 at each later epoch, 55
+          epochs, gradient norm at most 10. The paper's loss is summed over time and averaged over
+          the batch, 35 times the mean over tokens used here. The rate here is therefore 35, and the
           threshold 10 / 35.
 Command   python run.py train zaremba_large --data.train DIR
-          where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
-          ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
-          --data.test.
+          DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
+          ptb.test.txt; --data.train, --data.validation and --data.test take single files.
 """
 
 from lm_jax.config import RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train

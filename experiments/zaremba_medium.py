@@ -4,14 +4,14 @@ Claim     On the Penn Treebank's words, validation / test perplexity 86.2 / 82.7
           / 82.07 in TensorFlow's replica.
 Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
           two layers of 650 units, dropout 0.5 on all but the recurrent connections, unrolled 35
-          steps over 20 streams whose state is carried on, weights from U(-0.05, 0.05), forget bias
-          0, SGD of rate 1 for 6 epochs and times 0.8 at each one after, 39 epochs, gradient norm at
-          most 5. The paper's loss is summed over time and averaged over the batch, 35 times the
-          mean over tokens that is minimised here: so the rate is 35 here, and the threshold 5 / 35.
+          steps over 20 streams, the state carried from chunk to chunk, weights from U(-0.05, 0.05),
+          forget bias 0, SGD of rate 1 for 6 epochs and times 0.8 at each later epoch, 39 epochs,
+          gradient norm at most 5. The paper's loss is summed over time and averaged over the batch,
+          35 times the mean over tokens used here. The rate here is therefore 35, and the threshold
+          5 / 35.
 Command   python run.py train zaremba_medium --data.train DIR
-          where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
-          ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
-          --data.test.
+          DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
+          ptb.test.txt; --data.train, --data.validation and --data.test take single files.
 """
 
 from lm_jax.config import RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train

@@ -3,18 +3,17 @@
 Claim     On the Penn Treebank's words, validation / test perplexity 120.7 / 114.5 in the paper,
           121.39 / 115.91 in TensorFlow's replica.
 Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regularization, section 4.1:
-          two layers of 200 units, no dropout, unrolled 20 steps over 20 streams whose state is
-          carried on, weights from U(-0.1, 0.1), biases too, SGD of rate 1 for 4 epochs and
-          halved at each one after, 13 epochs, gradient norm at most 5. The paper's loss is summed
-          over time and averaged over the batch, 20 times the mean over tokens that is minimised
-          here: so the rate is 20 here, and the threshold 5 / 20.
+          two layers of 200 units, no dropout, unrolled 20 steps over 20 streams, the state carried
+          from chunk to chunk, weights and biases from U(-0.1, 0.1), SGD of rate 1 for 4 epochs and
+          halved at each later epoch, 13 epochs, gradient norm at most 5. The paper's loss is summed
+          over time and averaged over the batch, 20 times the mean over tokens used here. The rate
+          here is therefore 20, and the threshold 5 / 20.
 Command   python run.py train zaremba_small --data.train DIR
-          where DIR is a folder with the three files of a corpus, such as ptb.train.txt,
-          ptb.valid.txt and ptb.test.txt; single files go by --data.train, --data.validation and
-          --data.test.
+          DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
+          ptb.test.txt; --data.train, --data.validation and --data.test take single files.
 Time      32 minutes on two CPU cores for the first 929,576 tokens of WikiText-2 (as many as the
           Penn Treebank has) with --data.vocabulary-size 10000; validation / test perplexity 89.4 /
-          93.3 there, where an eighth of the tokens is <unk>.
+          93.3 on this text, with an eighth of the tokens <unk>.
 """
 
 from lm_jax.config import RNN, SGD, Config, Data, Epochs, Train

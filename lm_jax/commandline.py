@@ -1,4 +1,4 @@
-"""Wrong words of a command line, and the right ones that were meant (`lm_jax.synonyms`)."""
+"""Errors for wrong flags and values on a command line, with suggestions (`lm_jax.synonyms`)."""
 
 import difflib
 import re
@@ -38,24 +38,21 @@ ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class Flags:
-    """The flags of a command, and what is answered to others."""
+    """The flags of a command, with error messages for wrong flags and values."""
 
     def __init__(self, command: str, own: Mapping[str, Any], config: Config | None = None):
         """Hold the flags.
 
         Args:
-          command: its name.
-          own: the types of the command's own flags, by their names with _.
-          config: whose settings are flags, too; None where none are.
+          command: name of the command.
+          own: the types of the command's own flags, by name, with _ for -.
+          config: a config with settings that are flags, too; None: no settings are flags.
         """
         self._command, self._own, self._config = command, own, config
         self._settings = [] if config is None else [path for path, _, _ in fields(config)]
 
     def mistake(self, words: Sequence[str]) -> str | None:
-        """The answer to the first word that is no flag, or has a value that its flag does not take.
-
-        None, where there is no such word.
-        """
+        """Return an error message for the first wrong flag or value; None if all are right."""
         for word, following in zip(words, [*words[1:], "--end"], strict=False):
             flag, equals, value = word.partition("=")
             if not _is_flag(flag):
@@ -72,12 +69,12 @@ class Flags:
         return None
 
     def refused(self, flag: str, path: str, value: str) -> str | None:
-        """The answer to a value that a flag does not take; None if it takes the value.
+        """Return an error message if a flag does not take a value; None if the flag does.
 
         Args:
-          flag: as it was typed.
-          path: of its setting, or its name with _.
-          value: as it was typed.
+          flag: the flag as typed.
+          path: dotted path of the flag's setting, or the name of the command's own flag with _.
+          value: the value as typed.
         """
         if self._stands_alone(path) and value.lower() in ON + OFF:
             return f"{flag} takes no value{self._near(((path, None),), value)}"
@@ -97,7 +94,7 @@ class Flags:
         return switch in self._settings and self._stands_alone(switch)
 
     def _words(self, path: str) -> list[str]:
-        """The words that a flag takes; none where it takes any, or stands alone."""
+        """Return the words that a flag takes; empty if a flag takes any value, or no value."""
         if path == "model.cell":
             return list(CELLS)
         return [] if self._stands_alone(path) else self._all_words(path)
@@ -111,7 +108,7 @@ class Flags:
         return words_at(Config, path) or list(alternatives(Config, path))
 
     def _instead(self, name: str, value: str | None) -> str:
-        """The rest of the sentence after "there is no flag …"."""
+        """Return the rest of the sentence after "there is no flag …"."""
         last = last_of(name)
         own = last if last in self._own else name_meant(FLAGS[self._command], last)
         if own is not None:
@@ -129,20 +126,20 @@ class Flags:
         return self._near(self._by_letters(name, value), value)
 
     def _setting(self, last: str, value: str | None) -> Meant | None:
-        """The setting of a name, if it takes the value; or what a table says of the name."""
+        """Return the setting of this name that takes the value, else the entry in `SETTINGS`."""
         taken = [path for path in (*self._settings, *paths(Config)) if self._takes(path, value)]
         path = named_so(last, taken)
         return setting_meant(last) if path is None else assigned(path)
 
     def _takes(self, path: str, value: str | None) -> bool:
-        """False where only numbers stand and the value is none."""
+        """Return False if the setting takes only numbers and the value is not a number."""
         kinds = {*plain_types(self._own[path])} if path in self._own else types_at(Config, path)
         if value in (None, "None") or not kinds or not kinds <= {int, float, type(None)}:
             return True
         return _is_number(cast(str, value), float if float in kinds else int)
 
     def _by_letters(self, name: str, value: str | None) -> Meant | None:
-        """The flag, or the name in a table, that is written nearest."""
+        """Return the flag, or the entry of a table, with the spelling closest to a name."""
         known = {path: path for path in (*self._settings, *self._own)}
         for table in (FLAGS[self._command], SETTINGS if self._config is not None else {}):
             known |= {other: meant for meant, names in table.items() for other in names.split()}
@@ -166,7 +163,7 @@ class Flags:
         return f"; did you mean {self._typed(meant, value)}?"
 
     def _typed(self, meant: Meant, value: str | None) -> str:
-        """Flags as they are to be typed, with the value that was typed for a path without one."""
+        """Return flags ready to type; the last flag takes the typed value if it lacks a value."""
         path, own = meant[-1]
         known = self._words(path)
         if own is None and value is not None and known and value not in known:
@@ -191,7 +188,7 @@ class Flags:
             yield _dashed(path)
 
     def _missing(self, path: str, chosen: Mapping[str, str]) -> Sequence[tuple[str, str]]:
-        """The alternatives that must be chosen for a setting to be there, beside what is chosen."""
+        """Return the alternatives still to choose before a setting exists, besides `chosen`."""
         if self._config is None or path in self._own:
             return ()
         there = {**{place: value for place, value, _ in fields(self._config)}, **chosen}

@@ -1,7 +1,8 @@
-"""Experiment files: a config and a sweep that a Python file gives, and what flags make of them.
+"""Experiment files: Python files that give a config and a sweep; flags change the config.
 
-An experiment file has a function config() -> Config and may have a sweep() -> dict from names to
-points, or a list of points (`lm_jax.sweeps.points`), each a dict from dotted paths to values.
+An experiment file has a function config() -> Config. A second function, sweep(), is optional and
+returns the points of a sweep (`lm_jax.sweeps.points`), as a dict by name or as a list. A point is a
+dict from dotted paths to values.
 """
 
 import re
@@ -20,17 +21,24 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
 class Experiment(NamedTuple):
-    """What an experiment file says."""
+    """Config and sweep of an experiment file."""
 
     config: Config
     points: dict[str, dict[str, Any]] | None
-    """Of its sweep, by their names; None where it has no sweep()."""
+    """Points of the sweep, by name; None without a sweep()."""
     drawn: Drawn | None = None
-    """The points with what they were drawn from, where sweep() says no more than `draw`."""
+    """Random points with the space of the draw, if sweep() returns the result of `draw`."""
 
 
 def load_experiment(name: str) -> Experiment:
-    """An experiment: a path to a Python file, or the name of one in experiments/."""
+    """Load an experiment.
+
+    Args:
+      name: path of a Python file, or name of a file in experiments/ without .py.
+
+    Raises:
+      UserError: the file is missing, raises an error, or gives no config or no valid sweep.
+    """
     path = Path(name)
     if path.suffix != ".py":
         path = EXPERIMENTS / f"{name}.py"
@@ -58,7 +66,11 @@ def load_experiment(name: str) -> Experiment:
 
 
 def named(points: Any) -> dict[str, dict[str, Any]]:
-    """The points of a sweep by their names; those of a list are named by their flags."""
+    """Return the points of a sweep by name; a list's points are named after their flags.
+
+    Raises:
+      UserError: a point is no dict from dotted paths to values, or a list repeats a point.
+    """
     listed = list(points.values() if isinstance(points, dict) else points)
     for point in listed:
         if not isinstance(point, dict) or not all(isinstance(path, str) for path in point):
@@ -76,14 +88,15 @@ def named(points: Any) -> dict[str, dict[str, Any]]:
 
 
 def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """The config with the alternatives that flags such as `--model.kind window` ask for.
+    """Apply the flags for kinds, `--model.kind window` or `--model window`, to a config.
 
-    `--model window` says the same.
-
-    What flags there are beside them depends on it, so it must be known before any is parsed.
+    The kinds determine the other flags, and must therefore be known before the parser runs.
 
     Returns:
-      the config, and the arguments without the flags for kinds, which the config has seen to.
+      the config, and the arguments without the flags for kinds.
+
+    Raises:
+      UserError: a kind is unknown.
     """
     rest, chosen = [], {}
     words = iter(arguments)
@@ -102,13 +115,13 @@ def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]
 
 
 def command_line(given: Sequence[str], config: Config, point: Point) -> str:
-    """The command line that trains a point of a sweep by itself.
+    """Return the command line that trains a single point of a sweep.
 
     Args:
       given: the words after `run.py sweep`.
-      config: what they make of the experiment's config.
-      point: what the trial changes of it. Where it brings another kind, what was said of the one
-        before does not hold, and is left out.
+      config: the experiment's config after these words.
+      point: the trial's changes to the config. If a change selects another kind, flags for the old
+        kind's fields are left out.
     """
     there = {path: value for path, value, _ in fields(config)}
     gone = [
@@ -140,11 +153,11 @@ SWEEPS_OWN = (
     "--suggest",
     "--batch",
 )
-"""The flags of `run.py sweep` that say nothing of a trial, each with a value."""
+"""Flags of `run.py sweep` that concern the sweep and not its trials; each flag has a value."""
 
 
 def of_a_trial(words: Sequence[str]) -> list[str]:
-    """The words of a sweep's command line that hold for each of its trials."""
+    """Return the words of a sweep's command line that apply to each trial."""
     kept, skip = [], False
     for word in words:
         if not skip and word.partition("=")[0].replace("_", "-") not in (*SWEEPS_OWN, "--dry-run"):
@@ -154,8 +167,8 @@ def of_a_trial(words: Sequence[str]) -> list[str]:
 
 
 def in_one_line(box: str) -> str:
-    """The first sentence of a framed message of the flag parser, in one line."""
-    rule = re.compile(r"\W*[─-]{5,}\W*")  # the frame is drawn with ASCII where it must be
+    """Return the first sentence of the flag parser's framed message, as a single line."""
+    rule = re.compile(r"\W*[─-]{5,}\W*")  # some terminals draw the frame in ASCII
     lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
     message = " ".join("\n".join(lines).split("\n\n")[0].split())
     # A refused setting: `Error parsing (…).config.model: hidden_size=-3: …`.

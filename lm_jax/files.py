@@ -1,7 +1,7 @@
-"""Files that users name, and files in directories of ours that they can reach, too.
+"""Reading the files of users, and writing files safely in lm_jax's own directories.
 
-A run, a sweep and the cache write only below their own directories: a symbolic link that stands
-where they write is replaced or refused, and what it points to stays as it is.
+A run, a sweep and the cache write only below their own directories. A symbolic link at the path of
+an output file is replaced or refused; the target of the link never changes.
 """
 
 import contextlib
@@ -20,17 +20,18 @@ from lm_jax.settings import UserError
 
 @contextlib.contextmanager
 def reading(path: str | Path, name: str) -> Iterator[io.BufferedReader]:
-    """Open a file that a user has named, to read its bytes.
+    """Open a file named by a user, to read bytes.
 
-    A pipe is refused before it is opened, which would wait for somebody to write into it: files are
-    read twice, for their SHA-256 and for their content.
+    A pipe is refused, because files are read twice: for the SHA-256 and for the content. The check
+    comes before the opening, because opening a pipe would wait for a writer.
 
     Args:
-      path: of the file.
-      name: for errors.
+      path: path of the file.
+      name: name of the file in errors.
 
     Raises:
-      UserError: it is missing, no file, or cannot be read, here or while the context lasts.
+      UserError: the file is missing, not a regular file, or cannot be read, at once or while the
+        context lasts.
     """
     try:
         kind = os.stat(path).st_mode
@@ -47,7 +48,7 @@ def reading(path: str | Path, name: str) -> Iterator[io.BufferedReader]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a folder with all that is in it, or a link; does nothing if there is none."""
+    """Remove a file, a folder with its content, or a link; do nothing if the path is missing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -55,13 +56,13 @@ def remove(path: Path) -> None:
 
 
 def created(path: Path, mode: str, **how: Any) -> IO[Any]:
-    """Opens a new file, mode "w" or "wb", in place of a file or a link that stands there."""
+    """Open a new file, mode "w" or "wb", in place of an existing file or link."""
     path.unlink(missing_ok=True)
-    return path.open(mode.replace("w", "x"), **how)  # which follows no link
+    return path.open(mode.replace("w", "x"), **how)  # mode "x" follows no link
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Writes a file so that it is there whole, or is as it was before."""
+    """Write a file atomically: after a crash the path holds the old or the new content."""
     partial = path.with_name(f"{path.name}.partial")
     with created(partial, "w", encoding="utf-8") as file:
         file.write(content)
@@ -71,12 +72,12 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def as_json(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON."""
+    """Format a row as a line of strict JSON; NaN and infinities become null."""
     return json.dumps(finite(row), allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A value with None for every number that is not finite, of which JSON has none."""
+    """Replace NaN and infinities in a nested value by None, because JSON has neither."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -85,10 +86,10 @@ def finite(value: Any) -> Any:
 
 
 def opened(path: Path, mode: str, **how: Any) -> IO[Any]:
-    """Opens a file to write into it, mode "a" or "a+b"; makes it if it is not there.
+    """Open a file for appending, mode "a" or "a+b"; create a missing file.
 
     Raises:
-      UserError: it is a link.
+      UserError: the path is a symbolic link.
     """
     refuse_links(path)
     return open(path, mode, opener=_not_followed, **how)
@@ -99,10 +100,10 @@ def _not_followed(path: str, flags: int) -> int:
 
 
 def refuse_links(*paths: Path) -> None:
-    """Returns if none of the paths is a symbolic link.
+    """Refuse symbolic links among some paths.
 
     Raises:
-      UserError: names the first link and what it points to.
+      UserError: names the first link and its target.
     """
     for path in paths:
         if path.is_symlink():

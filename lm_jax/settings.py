@@ -1,14 +1,18 @@
-"""What frozen settings can do: say of themselves what they are, go to JSON, be compared.
+"""Frozen, validated settings classes: pytrees with a JSON round trip, comparison and a digest.
 
-A field tells the machinery about itself through its type, here and nowhere else:
+A settings object is a JAX pytree. The type of each field says what the field is:
 
-- `Number`, `Scale`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: changes no shape. Such a field
-  reaches the compiled program as an argument (`numbers`, `bind`), so that another value neither
-  compiles again nor keeps two runs from sharing one program (`shape`).
-- `Adjustable`: may change when a run goes on; any other field makes it another run.
-- `... | None`: `None` switches the thing off, and out of the compiled program.
+- `Number`, `Scale`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: a number that changes no shape.
+  The number is a leaf, so a function compiled by `jax.jit` takes the number as an argument:
+  another value compiles nothing, and `jax.vmap` maps the function over stacked configs.
+- Nested settings: a subtree.
+- `Adjustable`: a field that may change when a run goes on; any other change makes another run. No
+  compiled function reads the field, and the pytree leaves the field out.
+- Any other field, and `None` in place of a number, is structure. Two configs share their compiled
+  functions exactly if `jax.tree.structure(a) == jax.tree.structure(b)`.
 """
 
+import copy
 import dataclasses
 import difflib
 import enum
@@ -17,9 +21,11 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar, cast
 
+import jax
+import numpy as np
 import pydantic
 from pydantic import AfterValidator, Field
 
@@ -36,9 +42,9 @@ class UserError(ValueError):
 
 
 class Mark(enum.Enum):
-    """What the machinery may do with a field."""
+    """Role of a field in a run."""
 
-    ARGUMENT = "an array that the compiled program takes as an argument"
+    LEAF = "a number that changes no shape: a leaf of the pytree"
     ADJUSTABLE = "may change when a run goes on"
 
 
@@ -51,24 +57,22 @@ def _in_float32(value: float) -> float:
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
-Number = Annotated[float, Mark.ARGUMENT, Field(gt=0, strict=False)]
-Scale = Annotated[
-    float, Mark.ARGUMENT, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)
-]
-Rate = Annotated[float, Mark.ARGUMENT, Field(ge=0, le=1)]
-Chance = Annotated[float, Mark.ARGUMENT, Field(ge=0, lt=1)]
-Weight = Annotated[float, Mark.ARGUMENT, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**31)]
-PositiveCount = Annotated[int, Mark.ARGUMENT, Field(gt=0, lt=2**31)]
-Seed = Annotated[int, Mark.ARGUMENT, Field(ge=0, lt=2**32)]
+Number = Annotated[float, Mark.LEAF, Field(gt=0, strict=False)]
+Scale = Annotated[float, Mark.LEAF, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
+Rate = Annotated[float, Mark.LEAF, Field(ge=0, le=1)]
+Chance = Annotated[float, Mark.LEAF, Field(ge=0, lt=1)]
+Weight = Annotated[float, Mark.LEAF, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**31)]
+PositiveCount = Annotated[int, Mark.LEAF, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**32)]
 Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0, lt=2**31)]
 
 
 @typing.dataclass_transform(frozen_default=True)
 def settings(cls: type[Settings]) -> type[Settings]:
-    """Decorates a class of settings: a frozen dataclass that refuses wrong types, values and names.
+    """Make a class of settings: a frozen dataclass that refuses wrong types, values and names.
 
-    A refusal is a `UserError` of one line that names the field.
+    A refusal is a `UserError` of one line that names the field. The class is a pytree.
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="strings")
     checked = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
@@ -82,7 +86,45 @@ def settings(cls: type[Settings]) -> type[Settings]:
             raise UserError(explain(error, checked)) from None
 
     checked.__init__ = init
+    _register(checked)
     return cast(type[Settings], checked)
+
+
+def _register(kind: type) -> None:
+    """Register a settings class as a pytree; the head of this module says of what leaves."""
+    marks = {name: set(_marks(hint)) for name, hint in _hints(kind).items()}
+    leaves = [
+        name
+        for name, hint in _hints(kind).items()
+        if Mark.LEAF in marks[name] or any(_classes(hint))
+    ]
+    rest = [name for name in marks if name not in leaves]
+    structure = [name for name in rest if Mark.ADJUSTABLE not in marks[name]]
+
+    def flatten(config: Any) -> tuple[list[tuple[Any, Any]], tuple]:
+        children = [(jax.tree_util.GetAttrKey(name), _typed(name, config)) for name in leaves]
+        return children, tuple(getattr(config, name) for name in structure)
+
+    def unflatten(fixed: tuple, children: Iterable[Any]) -> Any:
+        # Past the validating constructor, which would refuse a tracer.
+        config = object.__new__(kind)
+        for name, value in [
+            *((name, None) for name in rest),
+            *zip(structure, fixed, strict=True),
+            *zip(leaves, children, strict=True),
+        ]:
+            object.__setattr__(config, name, value)
+        return config
+
+    jax.tree_util.register_pytree_with_keys(kind, flatten, unflatten)
+
+
+def _typed(name: str, config: Any) -> Any:
+    """A leaf; a Python number becomes a NumPy scalar, whose type JAX does not take for weak."""
+    value = getattr(config, name)
+    if type(value) is int:
+        return np.uint32(value) if name == "seed" else np.int64(value)
+    return np.float64(value) if type(value) is float else value
 
 
 def alternatives(kind: type, path: str) -> dict[str, type]:
@@ -183,48 +225,13 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def numbers(config: Any) -> dict[str, float | int]:
-    """The values that change no shape, by dotted path: the arguments of the compiled program.
-
-    A field that is `None` is absent: it is switched off, which is a matter of shape.
-    """
-    return {
-        path: value
-        for path, value, marks in fields(config)
-        if Mark.ARGUMENT in marks and value is not None
-    }
-
-
-def bind(config: Settings, values: Mapping[str, Any]) -> Settings:
-    """The config with other values at some paths, unchecked: arrays and tracers are welcome."""
-    return _rebuilt(config, values, "")
-
-
-def _rebuilt(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    # Past the frozen, validating constructor on purpose: it would refuse a tracer.
-    copy = object.__new__(type(config))
-    for field in dataclasses.fields(config):
-        path = prefix + field.name
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = _rebuilt(value, values, path + ".")
-        object.__setattr__(copy, field.name, values.get(path, value))
-    return copy
-
-
-def shape(config: Settings) -> Settings:
-    """What of a config a compiled program depends on; equal shapes share one program.
-
-    Numbers and adjustable fields are blanked, so `bind` must give the numbers before they are read.
-    """
-    return bind(
-        config,
-        {
-            path: type(value)()
-            for path, value, marks in fields(config)
-            if marks and value is not None
-        },
-    )
+def replace_at(config: Settings, path: str, value: Any) -> Settings:
+    """The config with another value at a dotted path, unchecked."""
+    name, _, rest = path.partition(".")
+    changed = copy.copy(config)
+    value = replace_at(getattr(config, name), rest, value) if rest else value
+    object.__setattr__(changed, name, value)
+    return changed
 
 
 def differences(old: Any, new: Any, *, adjustable: bool = True) -> list[str]:

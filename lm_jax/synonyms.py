@@ -1,12 +1,11 @@
-"""Names that users of other libraries type, and what of lm_jax they mean.
+"""Names from other libraries, with the corresponding settings and flags of lm_jax.
 
-The tables read `what is meant: names that are typed`. What is meant is a dotted path of a setting,
-`path=value`, or several of them; or a flag of a command. Names are written in small letters and
-with _ for -. They are looked up without the group that was typed before them, so `--lr`,
-`--train.lr` and `--model.lr` are one name. Nothing here decides whether a setting exists: a test
-sees that each does.
+An entry of a table reads `meaning: names`. The meaning is a dotted path of a setting, a
+`path=value`, or several of these; or a flag of a command. Names are in small letters, with _ for -.
+A name is looked up without its group: `--lr`, `--train.lr` and `--model.lr` are the same name. A
+test checks that every setting in the tables exists; this module does not.
 
-The names are those of PyTorch's word_language_model and nn modules, of Zaremba's and the AWD-LSTM's
+The names come from PyTorch's word_language_model and nn modules, Zaremba's code, the AWD-LSTM's
 code, Keras, Flax, Optax, nanoGPT and the Hugging Face trainer.
 """
 
@@ -14,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 Meant = tuple[tuple[str, str | None], ...]
-"""Paths, each with a value, or None where the value that was typed belongs there."""
+"""Pairs of a path and a value; None stands for the typed value."""
 
 SETTINGS = {
     "seed": "random_seed manual_seed rng_seed rng prng_seed",
@@ -111,9 +110,9 @@ NEEDED = {
     "model.reset": "model.cell=gru",
     "data.tokenizer_file": "data.tokenizer=bpe",
 }
-"""Settings that are read only with a value of another one."""
+"""Settings that need a value of another setting."""
 
-# An entry without names is there for its own value, typed where another setting was meant.
+# An entry without names lets its own value be recognised after the wrong flag.
 VALUES = {
     "model.cell=elman": "rnn simple simple_rnn simplernn simplecell rnn_tanh vanilla vanilla_rnn "
     "srn",
@@ -171,7 +170,7 @@ ELSEWHERE = (
     "train.optimizer.kind",
     "train.schedule.kind",
 )
-"""The settings whose values are recognised wherever they are typed."""
+"""Settings with values recognised after any flag."""
 
 FLAG_VALUES = {
     "by=token": "word tokens char",
@@ -183,7 +182,7 @@ FLAG_VALUES = {
     "executor=slurm": "submitit",
     "suggest=optuna": "tpe bayes",
 }
-"""Of the commands' own flags."""
+"""Values of the commands' own flags, in the form of `VALUES`."""
 
 _OUT = (
     "out out_dir output output_dir outdir save save_dir save_path dir log_dir logdir workdir "
@@ -242,7 +241,7 @@ FLAGS = {
     },
     "verify": {},
 }
-"""Of each command, its own flags."""
+"""By command: names for its own flags."""
 
 _DEVICES = {
     "JAX takes the accelerator that it finds, or the CPU where JAX_PLATFORMS=cpu is set": "cuda "
@@ -283,7 +282,7 @@ NOTES = {
     },
     **dict.fromkeys(("score", "sample", "probe"), _LOADED),
 }
-"""Of each command, what is said of names that no flag answers to."""
+"""By command: messages for names without a corresponding flag."""
 
 COMMANDS = {
     "train": "fit learn run",
@@ -296,38 +295,38 @@ COMMANDS = {
 
 
 def plainly(name: str) -> str:
-    """A name as the tables have it."""
+    """Write a name as in the tables: small letters, _ for - and blanks."""
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
 def assigned(meant: str) -> Meant:
-    """The paths and values of an entry: "model.cell=lstm data.length"."""
+    """Parse an entry into paths and values: "model.cell=lstm data.length"."""
     parts = (part.partition("=") for part in meant.split())
     return tuple((path, value if equals else None) for path, equals, value in parts)
 
 
 def name_meant(table: Mapping[str, str], name: str) -> str | None:
-    """The entry of a table that has a name."""
+    """Return the meaning of a name in a table; None if the table lacks the name."""
     typed = plainly(name)
     return next((meant for meant, names in table.items() if typed in names.split()), None)
 
 
 def setting_meant(name: str) -> Meant | None:
-    """The settings that a name means, its group left out."""
+    """Return the settings meant by a name, ignoring its group; None if unknown."""
     meant = name_meant(SETTINGS, name.rpartition(".")[2])
     return None if meant is None else assigned(meant)
 
 
 def value_meant(path: str, value: str, known: Iterable[str]) -> Meant | None:
-    """The value that is meant by one that a setting or a flag does not take.
+    """Return the likely meaning of a wrong value.
 
     Args:
-      path: of the setting, or the last parts of it; or the name of a command's own flag.
-      value: as it was typed.
-      known: the values that it takes.
+      path: dotted path of the setting, or its last parts; or the name of a command's own flag.
+      value: the value as typed.
+      known: the values of the setting or flag.
 
     Returns:
-      one of these, or a value of another setting; None where nothing is near.
+      the path with a known value, or another setting with its value; None if nothing is close.
     """
     known, typed = list(known), plainly(value)
     for other in known:

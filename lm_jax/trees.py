@@ -1,17 +1,17 @@
-"""Norms, angles and blocks of trees of arrays, a tree being one long vector.
+"""Norms, angles and blocks of trees of arrays; a tree counts as a single long vector.
 
-A gradient that vanishes or explodes is what lm_jax is about, and a plain Euclidean norm squares it:
-in float32 a gradient of 1e-23 would have norm 0, and one of 1e20 norm ∞. So the numbers are first
-divided by a power of two near the largest of them,
+lm_jax studies gradients that vanish or explode, and a plain Euclidean norm squares the numbers: in
+float32 a gradient of 1e-23 would have norm 0, and a gradient of 1e20 norm ∞. The numbers are
+therefore first divided by a power of two near the largest,
 
     ‖a‖ = 2^e ‖a / 2^e‖,    2^(e-1) ≤ max |a_i| < 2^e,
 
-which costs no digit.
+without loss of digits.
 
-XLA may keep as an array of its own whatever is made of a leaf on the way: a product that a norm and
-an optimizer read, squares that a norm and Adam read. Of a table of a million words that is as much
-again as the gradient. So a large leaf is worked on in a loop over its pieces, where what is made on
-the way is as large as a piece.
+XLA may store intermediate results of a leaf as arrays: a product for a norm and an optimizer,
+squares for a norm and Adam. For an embedding of a million words, an intermediate array is as large
+as the gradient itself. A large leaf is therefore processed in a loop over pieces of the leaf, and
+intermediate arrays are only as large as a piece.
 """
 
 import functools
@@ -25,33 +25,36 @@ from jaxtyping import Array, Bool, Float
 
 Tree = Any
 
-LARGE = 2**24  # numbers, 64 MiB in float32: a leaf with more of them is worked on piece by piece
+LARGE = 2**24  # numbers, 64 MiB in float32; a larger leaf is processed piece by piece
 PIECE = 2**22  # numbers of a piece, about
 
 
 def norm(
     tree: Tree, kept: int = 0, change: Callable[[Array], Array] = lambda leaf: leaf
 ) -> Float[Array, "*kept"]:
-    """Euclidean norm over all leaves of a tree together, whatever their scale.
+    """Euclidean norm over all leaves of a tree, without underflow or overflow of the squares.
 
-    Its derivative is not scaled: differentiate it only where the squares of the numbers are floats.
+    The derivative has no such protection: differentiate only if the squares of the numbers are
+    floats.
 
     Args:
-      tree: arrays that share their first axes; an empty tree has norm 0. Leaves of dtype float0,
-        which JAX gives for the gradient of integers, count nothing.
-      kept: number of leading axes whose entries each have a norm of their own.
-      change: what is done to each leaf first, number by number, without holding the result.
+      tree: arrays with equal first axes; an empty tree has norm 0. Leaves of dtype float0, JAX's
+        gradient of integers, are ignored.
+      kept: number of leading axes to keep; every entry of these axes has its own norm.
+      change: elementwise function applied to each leaf first, without storing the result.
 
     Returns:
-      [*kept], float32 for half precision; NaN where a number is NaN, infinite where the norm is
-      beyond the largest float.
+      [*kept], float32 for half precision; NaN if a number is NaN, infinite if the norm exceeds the
+      largest float.
     """
     size, scale = _size_and_scale(tree, kept, change)
     return scale * size
 
 
 def scaled(leaf: Float[Array, "*shape"], *factors: Float[Array, ""]) -> Float[Array, "*shape"]:
-    """The leaf times each factor in turn; a large leaf in its own memory, if nothing else reads it.
+    """Multiply a leaf by each factor in turn.
+
+    A large leaf is multiplied in place, in its own memory, if nothing else reads the leaf.
 
     Args:
       leaf: any array.
@@ -72,20 +75,20 @@ def scaled(leaf: Float[Array, "*shape"], *factors: Float[Array, ""]) -> Float[Ar
 def limit_norm(
     tree: Tree, threshold: ArrayLike, kept: int = 0
 ) -> tuple[Tree, Bool[Array, "*kept"]]:
-    """Scale a tree down to at most a norm: a min(1, c / ‖a‖).
+    """Scale a tree down to at most a given norm: a min(1, c / ‖a‖).
 
     Args:
       tree, kept: as for `norm`; each entry of the kept axes is scaled by itself.
       threshold: c; infinity changes nothing.
 
     Returns:
-      the tree, and whether its norm was above the threshold, [*kept]. A tree whose norm is NaN or
-      beyond the largest float has no length to go by, and becomes NaN.
+      the tree, and [*kept], True if the norm was above the threshold. If the norm is NaN, or
+      infinite with a finite threshold, the tree becomes NaN.
     """
     size, scale = _size_and_scale(tree, kept)
     length = scale * size
     fits = length <= threshold
-    # Two factors, for c / ‖a‖ may be too small for a float where its product with a is not.
+    # Two factors, because c / ‖a‖ may be too small for a float although its product with a is not.
     first = jnp.where(fits, 1, 1 / scale)
     second = jnp.where(fits, 1, jnp.where(jnp.isfinite(length), threshold / size, jnp.nan))
 
@@ -102,7 +105,7 @@ def limit_norm(
 
 
 def dot(a: Tree, b: Tree) -> Float[Array, ""]:
-    """Inner product over all leaves, of half precision in float32."""
+    """Inner product over all leaves; half precision is summed in float32."""
 
     def product(x: Array, y: Array) -> Array:
         return jnp.sum(x * y, dtype=_single_at_least(x))
@@ -112,21 +115,21 @@ def dot(a: Tree, b: Tree) -> Float[Array, ""]:
 
 
 def normalise(a: Tree) -> Tree:
-    """Scale a tree to length 1; NaN where it is zero or not finite."""
+    """Scale a tree to length 1; NaN if the tree is zero or not finite."""
     size, scale = _size_and_scale(a, 0)
     return jax.tree.map(lambda leaf: leaf / scale / size, a)
 
 
 def cosine(a: Tree, b: Tree) -> Float[Array, ""]:
-    """Cosine of the angle between two trees; NaN where one is zero or not finite."""
+    """Cosine of the angle between two trees; NaN if a tree is zero or not finite."""
     return jnp.clip(dot(normalise(a), normalise(b)), -1, 1)
 
 
 def angle(a: Tree, b: Tree) -> Float[Array, ""]:
-    """Angle between two trees in degrees, 0 to 180; NaN where one is zero or not finite.
+    """Angle between two trees in degrees, 0 to 180; NaN if a tree is zero or not finite.
 
-    2 atan2(‖a/‖a‖ - b/‖b‖‖, ‖a/‖a‖ + b/‖b‖‖), which keeps its digits at small angles, where the
-    cosine is flat.
+    2 atan2(‖a/‖a‖ - b/‖b‖‖, ‖a/‖a‖ + b/‖b‖‖) is accurate at small angles; the arc cosine is not,
+    because the cosine is flat there.
     """
     a, b = normalise(a), normalise(b)
     apart, along = (norm(jax.tree.map(f, a, b)) for f in (jnp.subtract, jnp.add))
@@ -134,21 +137,21 @@ def angle(a: Tree, b: Tree) -> Float[Array, ""]:
 
 
 def has_gradient(leaf: Any) -> bool:
-    """False for float0, JAX's type for the gradient of integers, which takes part in nothing."""
+    """Return False for float0, JAX's type for the gradient of integers; such leaves are ignored."""
     return leaf.dtype != jax.dtypes.float0
 
 
 def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
-    """Leaves of a tree that belong together, by name.
+    """Group the leaves of a tree into named blocks.
 
     Args:
       tree: any tree.
-      depth: number of steps of a leaf's path that name its block: 1, the tree's top level; None,
-        every leaf is a block, with a name such as `layers.0.W_hh`. A tree that is one array has one
-        block, with no name.
+      depth: length of the path prefix that names a block. 1: the tree's top level; None: every leaf
+        is a block, with a name such as `layers.0.W_hh`. A tree of a single array has a single block
+        with an empty name.
 
     Returns:
-      name -> numbers of the leaves, in the order of `jax.tree.leaves`.
+      name -> indices of the leaves, in the order of `jax.tree.leaves`.
     """
     found: dict[str, list[int]] = {}
     for number, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
@@ -160,14 +163,14 @@ def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
 def _size_and_scale(
     tree: Tree, kept: int, change: Callable[[Array], Array] = lambda leaf: leaf
 ) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
-    """The norm as a product: of the norm of the scaled numbers, and of the power of two."""
+    """Return the norm of the scaled numbers, and the power of two; the norm is their product."""
     leaves = jax.tree.leaves(tree)
     there = [jnp.asarray(leaf) for leaf in leaves if has_gradient(leaf)]
     parts = [_squares_and_scale(leaf, kept, change) for leaf in there]
     if not parts:
         zero = jnp.zeros(leaves[0].shape[:kept] if leaves else ())
         return zero, zero + 1
-    # Leaf by leaf, so that none of them must stand in memory until the last has been seen.
+    # A scale for each leaf: with a common scale, every leaf would stay in memory until the last.
     scale = functools.reduce(jnp.maximum, [of_leaf for _, of_leaf in parts])
     squares = [squares * jnp.square(of_leaf / scale) for squares, of_leaf in parts]
     return jnp.sqrt(sum(squares[1:], squares[0])), scale
@@ -176,7 +179,7 @@ def _size_and_scale(
 def _squares_and_scale(
     leaf: Array, kept: int, change: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """The sum of the squares of a leaf's scaled numbers, and the power of two."""
+    """Return the sum of the squares of a leaf's scaled numbers, and the power of two."""
     if kept or leaf.size <= LARGE:
         return _squares_at_once(change(leaf), kept)
 
@@ -197,9 +200,9 @@ def _squares_at_once(leaf: Array, kept: int) -> tuple[Array, Array]:
     low, high = limits.minexp + 2, limits.maxexp - 2
     exponent = jnp.where(largest > 0, jnp.clip(jnp.frexp(largest)[1], low, high), low)
     scale = jnp.ldexp(jnp.ones_like(largest), jnp.where(jnp.isinf(largest), high, exponent))
-    inverse = 1 / jnp.expand_dims(scale, axes)  # XLA would keep a quotient, as large as the leaf
-    # The minimum changes nothing. Without it XLA makes a² c² of (a c)² if it knows both when it
-    # compiles, and one of these squares is 0 or ∞.
+    inverse = 1 / jnp.expand_dims(scale, axes)  # XLA would store a quotient, as large as the leaf
+    # The minimum changes nothing, but keeps XLA from rewriting (a c)² as a² c² if both are known at
+    # compile time; either a² or c² would be 0 or ∞.
     part = jnp.minimum(jnp.abs(leaf * inverse), limits.max)
     return jnp.sum(jnp.square(part), axis=axes, dtype=_single_at_least(leaf)), scale
 
@@ -209,14 +212,14 @@ def _single_at_least(leaf: Array) -> Any:
 
 
 def _pieces(leaf: Array) -> int:
-    """The number of pieces of a large leaf, which are some of its rows."""
+    """Number of pieces of a large leaf; a piece is a range of rows."""
     return min(leaf.shape[0], -(-leaf.size // PIECE))
 
 
 def _piece(leaf: Array, number: Array) -> tuple[Array, Array, Array]:
-    """The first row of a piece, its rows, and which of these are in no piece before it.
+    """Return the first row of a piece, its rows, and a mask of the rows not in an earlier piece.
 
-    The last piece is shifted back to end where the leaf does.
+    The last piece is shifted back to end at the leaf's last row.
     """
     rows = -(-leaf.shape[0] // _pieces(leaf))
     start = jnp.minimum(number * rows, leaf.shape[0] - rows)

@@ -25,10 +25,11 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 import lm_jax, tiny
 from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Softmax, Train
-from lm_jax.settings import UserError, shape
+from lm_jax.settings import UserError
 from lm_jax.training.feed import source_of
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import chunk_length, init, run_until
+from lm_jax.training.devices import mesh_of
 
 def config(model, batch_size=4, **train):
     model = dict(hidden_size=8, embedding_size=4) | model
@@ -50,13 +51,13 @@ CASES = {{
 found = {{"apart": {{}}, "within": {{}}, "fetched": {{}}, "sharded": {{}}}}
 for name, (model, train) in CASES.items():
     chosen, corpus = prepared(config(model, **train), tiny.TEXT)
-    values, ends = arguments(chosen), []
+    V, ends = len(corpus.vocabulary), []
+    source = source_of(chosen, corpus, chunk_length(chosen))
     for devices in (1, 4):
-        made = program(shape(chosen), len(corpus.vocabulary), devices)
-        state = made.init(values)
-        source = source_of(chosen, corpus, made.length)
-        compiled = made.advance.lower(state, source, values, 3).compile()
-        ends.append(made.advance(state, source, values, 3))
+        mesh = mesh_of(devices, chosen.data.batch_size)
+        state = init(chosen, V, None, mesh)
+        compiled = run_until.lower(chosen, state, source, 3, V, mesh).compile()
+        ends.append(run_until(chosen, state, source, 3, V, mesh))
     found["apart"][name] = apart(*((s.params, s.opt_state, s.carry, s.record) for s in ends))
     sent = [line for line in compiled.as_text().splitlines()
             if re.search(r" (all-|collective-|reduce-scatter)[\\w-]*\\(", line)]

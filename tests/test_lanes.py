@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from lm_jax.config import RNN, override
-from lm_jax.settings import shape
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.mapped import Lanes
 from lm_jax.sweeps.plan import Trial
@@ -19,7 +18,7 @@ from lm_jax.training.descent import Descent
 from lm_jax.training.feed import source_of
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import chunk_length, init, run_until
 
 BASE = tiny.config(
     model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
@@ -50,25 +49,23 @@ def trials(count, rates=RATES):
 
 @pytest.fixture(scope="module")
 def made():
-    """The states of eight runs after 7 updates, each by its own program."""
+    """V, the text on the device and the configs of eight runs."""
     configs, corpora = zip(*points(), strict=True)
-    work = program(shape(configs[0]), len(corpora[0].vocabulary))
-    source = source_of(configs[0], corpora[0], work.length)
-    numbers = [arguments(config) for config in configs]
-    return work, source, numbers
+    source = source_of(configs[0], corpora[0], chunk_length(configs[0]))
+    return len(corpora[0].vocabulary), source, configs
 
 
 def advanced(made, runs, width, stop=7, params=None):
     """The states of some runs after `stop` updates as lanes."""
-    work, source, numbers = made
-    lanes = Lanes(work, source, len(runs), width=width)
-    states = [work.init(numbers[run]) for run in runs]
+    V, source, configs = made
+    lanes = Lanes(V, source, len(runs), width=width)
+    states = [init(configs[run], V) for run in runs]
     if params is not None:
         states = [
             state._replace(params=params(run, state))
             for run, state in zip(runs, states, strict=True)
         ]
-    lanes.put(states, [numbers[run] for run in runs])
+    lanes.put(states, [configs[run] for run in runs])
     _, finite = lanes.advance([stop] * len(runs))
     return lanes.take(len(runs)), finite
 
@@ -83,11 +80,11 @@ def test_a_lane_is_the_same_bits_beside_two_four_or_eight(made, width):
 
 
 def test_a_lane_is_a_run(made):
-    work, source, numbers = made
+    V, source, configs = made
     for width in (1, 4):
         states, _ = advanced(made, [0, 1, 2, 3], width)
         for run, state in enumerate(states):
-            alone = work.advance(work.init(numbers[run]), source, numbers[run], 7)
+            alone = run_until(configs[run], init(configs[run], V), source, 7, V)
             tiny.assert_trees_close(state, jax.tree.map(np.asarray, alone), 1e-9)
 
 
@@ -105,20 +102,20 @@ def test_a_lane_that_diverges_stands_still_and_harms_no_other(made):
 
 
 def test_lanes_stop_where_each_is_told_to(made):
-    work, source, numbers = made
-    lanes = Lanes(work, source, 3, width=2)
-    lanes.put([work.init(n) for n in numbers[:3]], numbers[:3])
+    V, source, configs = made
+    lanes = Lanes(V, source, 3, width=2)
+    lanes.put([init(config, V) for config in configs[:3]], configs[:3])
     steps, _ = lanes.advance([2, 0, 5])
     assert steps.tolist() == [2, 0, 5]
     assert lanes.count == 4
 
 
 def test_lanes_that_stand_still_are_given_up_where_they_cost(made):
-    work, source, _ = made
-    assert Lanes(work, source, 8, width=8).for_fewer(4).count == 8
-    assert Lanes(work, source, 8).for_fewer(2).count == 8
-    assert Lanes(work, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
-    wide = Lanes(work, source, 8, width=2)
+    V, source, _ = made
+    assert Lanes(V, source, 8, width=8).for_fewer(4).count == 8
+    assert Lanes(V, source, 8).for_fewer(2).count == 8
+    assert Lanes(V, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
+    wide = Lanes(V, source, 8, width=2)
     assert wide.for_fewer(5) is wide
     assert wide.for_fewer(4).count == 4
 

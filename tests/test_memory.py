@@ -17,7 +17,6 @@ import lm_jax
 from lm_jax import trees
 from lm_jax.config import RNN, resolve
 from lm_jax.inference import scorer
-from lm_jax.settings import shape
 from lm_jax.training import checkpoint, step
 from lm_jax.training.checkpoint import Checkpoints, named_leaves, restore
 
@@ -182,8 +181,7 @@ def test_a_run_is_loaded_without_what_it_does_not_keep(tmp_path, monkeypatch):
 
 def test_a_restored_state_is_laid_out_in_its_own_memory():
     config = resolve(tiny.config())
-    program, numbers = step.program(shape(config), tiny.V), step.arguments(config)
-    state = program.init(numbers)
+    state = step.init(config, tiny.V)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
-    placed = program.place(state, numbers)
+    placed = step.shard(config, state, tiny.V, None)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(placed)] == places

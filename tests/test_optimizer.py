@@ -25,9 +25,8 @@ from lm_jax.config import (
     resolve,
 )
 from lm_jax.data.batches import streams
-from lm_jax.settings import shape
 from lm_jax.training.optimizer import clip, learning_rate, optimizer
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init, run_until
 
 RATE = 0.1
 RNG = np.random.default_rng(0)
@@ -187,10 +186,9 @@ def test_nothing_as_large_as_a_table_is_held_beside_the_gradient(clipping, monke
     model = RNN(embedding_size=size, hidden_size=size)
     train = Train(optimizer=Adam(), **clipping)
     config = resolve(Config(data=Data(batch_size=2, length=4), model=model, train=train))
-    made, values = program.__wrapped__(shape(config), words), arguments(config)
-    state = jax.eval_shape(made.init, values)
+    state = init.eval_shape(config, words)
     source = streams(np.zeros(80, np.int32), 0, 2)
-    planned = made.advance.lower(state, source, values, 2).compile().memory_analysis()
+    planned = run_until.lower(config, state, source, 2, words).compile().memory_analysis()
     matrix = state.params["embedding"]["C"]
     of_one = matrix.size * matrix.dtype.itemsize
     assert 2 * of_one < planned.temp_size_in_bytes < 2.75 * of_one

@@ -167,7 +167,7 @@ def test_a_text_is_read_once_however_many_trials_there_are(monkeypatch):
 
 
 def test_marks_are_what_shape_blanks():
-    assert settings.marks_at(Config, RATE) == {Mark.ARGUMENT}
+    assert settings.marks_at(Config, RATE) == {Mark.LEAF}
     assert settings.marks_at(Config, "train.steps") == {Mark.ADJUSTABLE}
     assert settings.marks_at(Config, "train.step") is None
 

@@ -14,9 +14,9 @@ from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
 from lm_jax.models.product import narrow_product, product
-from lm_jax.settings import UserError, shape
+from lm_jax.settings import UserError
 from lm_jax.training import prove
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init
 
 V, T, B = 12, 6, 4
 H = E = 8
@@ -187,7 +187,7 @@ def config(**model):
 
 def test_a_state_of_training_keeps_its_type():
     chosen = config(precision="bfloat16")
-    state = jax.eval_shape(program(shape(chosen), V).init, arguments(chosen))
+    state = init.eval_shape(chosen, V)
     assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import data, settings
+from lm_jax import data
 from lm_jax.config import ASGD, RNN, SGD, NGram, Plateau, resolve
 from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
@@ -37,9 +37,8 @@ def run(tmp_path_factory):
 
 
 def saved(run, until=None):
-    config = resolve(run.config)
-    program = step.program(settings.shape(config), len(run.vocabulary))
-    return restore(run.run_dir, jax.eval_shape(program.init, step.arguments(config)), until=until)
+    template = step.init.eval_shape(resolve(run.config), len(run.vocabulary))
+    return restore(run.run_dir, template, until=until)
 
 
 def copied(run, folder, *without):
@@ -75,9 +74,7 @@ def test_a_replay_writes_nothing(run):
 
 def test_before_the_first_update_a_run_is_as_it_was_drawn(run):
     state = state_at(run, 0, text=tiny.TEXT)
-    config = resolve(run.config)
-    program = step.program(settings.shape(config), len(run.vocabulary))
-    assert digest(state) == digest(program.init(step.arguments(config)))
+    assert digest(state) == digest(step.init(resolve(run.config), len(run.vocabulary)))
 
 
 def test_records_that_another_call_asked_for_are_replayed_as_they_were(tmp_path):
@@ -133,16 +130,16 @@ STEEP = tiny.config(
 
 @pytest.fixture
 def planted(monkeypatch):
-    """One update whose learning rate is 3000 times the config's; its program is not kept."""
+    """One update whose learning rate is 3000 times the config's; its compiled loop is not kept."""
     rate = step.learning_rate
 
     def once(train, now, *rest):
         return rate(train, now, *rest) * jax.numpy.where(now == PLANTED, 3000.0, 1.0)
 
     monkeypatch.setattr(step, "learning_rate", once)
-    step.program.cache_clear()
+    jax.clear_caches()
     yield
-    step.program.cache_clear()
+    jax.clear_caches()
 
 
 def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):

@@ -50,40 +50,67 @@ def test_configs_that_differ_differ_in_their_digest_unless_adjustable():
     assert s.digest(base) == s.digest(Config(train=Train(steps=9, log_every=1)))
 
 
-def test_numbers_are_what_changes_no_shape():
+def leaves(config):
+    """The numbers of a config by their dotted paths, as a compiled function takes them."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(config)
+    }
+
+
+def test_the_leaves_of_a_config_are_the_numbers_that_change_no_shape():
     config = Config(
         model=RNN(gain=0.9), train=Train(clip_norm=2.0, schedule=c.Epochs(factor=0.7)), seed=5
     )
-    numbers = s.numbers(config)
+    numbers = leaves(config)
     assert numbers["model.gain"] == 0.9
     assert numbers["train.clip_norm"] == 2.0
     assert numbers["train.schedule.factor"] == 0.7
     assert numbers["train.schedule.constant_epochs"] == 4
     assert numbers["seed"] == 5
-    assert "train.clip_value" not in numbers  # None is off, and a matter of shape
+    assert "train.clip_value" not in numbers  # None is off, and a matter of structure
     assert not any(path.startswith("data.") for path in numbers)
 
 
-def test_equal_shapes_are_configs_that_differ_in_numbers_only():
+def test_configs_of_equal_structure_differ_in_numbers_only():
     base = tiny.config(train={"clip_norm": 1.0})
     same = tiny.config(train={"clip_norm": 3.0, "learning_rate": 0.5, "steps": 9}, seed=3)
-    assert s.shape(base) == s.shape(same)
-    assert hash(s.shape(base)) == hash(s.shape(same))
-    assert s.shape(base) != s.shape(tiny.config())
-    assert s.shape(base) != s.shape(tiny.config(model=RNN(hidden_size=6)))
+    structure = jax.tree.structure
+    assert structure(base) == structure(same)
+    assert hash(structure(base)) == hash(structure(same))
+    assert structure(base) != structure(tiny.config())  # clip_norm=None
+    clipped = {"clip_norm": 1.0}
+    assert structure(base) != structure(tiny.config(model=RNN(hidden_size=6), train=clipped))
 
 
-def test_bind_puts_tracers_where_numbers_stood():
-    config = Config(train=Train(schedule=c.Epochs()))
+def test_a_compiled_function_takes_the_numbers_of_a_config_as_arguments():
+    traced = []
 
     @jax.jit
-    def read(values):
-        bound = s.bind(s.shape(config), values)
-        return bound.train.learning_rate, bound.model.gain, bound.train.schedule.factor
+    def read(config):
+        traced.append(config)
+        numbers = config.train.learning_rate, config.model.gain, config.train.schedule.factor
+        assert not any(number.weak_type for number in numbers)
+        return *numbers, config.seed
 
-    values = {path: jnp.asarray(value) for path, value in s.numbers(config).items()}
-    assert read(values) == (0.003, 1.0, 0.5)
-    assert s.bind(s.shape(config), s.numbers(config)).train.schedule == config.train.schedule
+    for rate, seed in ((0.003, 5), (0.5, 2**32 - 1)):
+        train = Train(schedule=c.Epochs(), learning_rate=rate, steps=7 + seed % 2)
+        assert read(Config(train=train, seed=seed)) == (rate, 1.0, 0.5, seed)
+    assert len(traced) == 1
+
+
+def test_a_function_of_a_config_is_mapped_over_stacked_configs():
+    configs = [tiny.config(train={"learning_rate": rate}) for rate in (0.1, 0.2, 0.4)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *configs)
+    assert jax.vmap(lambda config: config.train.learning_rate)(stacked).tolist() == [0.1, 0.2, 0.4]
+
+
+def test_a_settings_pytree_is_put_together_again_without_its_adjustable_fields():
+    config = Config(train=Train(steps=9, clip_norm=2.0))
+    again = jax.tree.map(lambda leaf: leaf, config)
+    assert again.train.steps is None
+    assert again.train.clip_norm == 2.0
+    assert jax.tree.structure(again) == jax.tree.structure(config)
 
 
 def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
@@ -328,14 +355,12 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     ]
     read = recorded(monkeypatch)
     for config in runs:
-        # Past its cache, which would hide what tracing reads.
-        program = step.program.__wrapped__(s.shape(config), 9)
-        numbers = step.arguments(config)
-        state = jax.eval_shape(program.init, numbers)
-        feed = loop.feed_of(config, corpus.load(config.data, tiny.TEXT), program.length)
-        source, _ = feed.at(0)
-        jax.eval_shape(program.advance, state, source, numbers, 1)
-        jax.eval_shape(program.judge, state, jnp.zeros(()), numbers)
+        jax.clear_caches()  # which would hide what tracing reads
+        state = step.init.eval_shape(config, 9)
+        text = corpus.load(config.data, tiny.TEXT)
+        source, _ = loop.feed_of(config, text, step.chunk_length(config)).at(0)
+        step.run_until.eval_shape(config, state, source, 1, 9)
+        step.after_validation.eval_shape(config, state, jnp.zeros(()))
     corpus.load(Data(source="tfds", name="any"))
     for task in (c.Copy(symbols=7, items=2), c.Memorisation(symbols=7, items=2)):
         corpus.load(Data(task=task, length=9))

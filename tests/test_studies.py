@@ -33,7 +33,7 @@ from lm_jax.data.vocabulary import BYTES
 from lm_jax.report.reach import reach_sections
 from lm_jax.report.study import as_plain, write_study
 from lm_jax.report.updates import update_sections
-from lm_jax.settings import UserError, shape
+from lm_jax.settings import UserError
 from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
 from lm_jax.studies.updates import estimators
@@ -164,9 +164,8 @@ def probes_of(run_dir):
 def read_at(run, state):
     """What the update after a state reads."""
     config = resolve(run.config)
-    work = step.program(shape(config), len(run.vocabulary))
-    source = source_of(config, load(config.data, tiny.TEXT), work.length)
-    carry, batch = work.about(state, source, step.arguments(config))
+    source = source_of(config, load(config.data, tiny.TEXT), step.chunk_length(config))
+    carry, batch = step.peek_batch(config, state, source, len(run.vocabulary))
     return state.params, carry, batch
 
 

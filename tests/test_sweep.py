@@ -19,7 +19,7 @@ from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import settle
 from lm_jax.training import loop
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import init
 
 BASE = tiny.config(train={"steps": 4, "validate_every": 4, "checkpoint_every": 2})
 POINTS = {
@@ -328,8 +328,7 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
 def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkeypatch):
     (group,) = plan(BASE, {"a": {"seed": 0}, "b": {"seed": 1}}, tiny.TEXT).groups
     V, E, H, B, T = group.vocab_size, 4, 5, 4, 8
-    compiled = program(group.shape, V)
-    state = compiled.init(arguments(group.trials[0].config))
+    state = init(group.config, V)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     # C, W_xh, W_hh and W_hy; float64.
     assert lane_bytes(group) == 2 * held + 2 * 8 * B * T * (E + H + H + V)

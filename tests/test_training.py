@@ -20,7 +20,6 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import settings
 from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
 from lm_jax.data.batches import streams
 from lm_jax.inference.score import evaluate, reading
@@ -331,8 +330,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_a_restored_state_is_the_saved_one_with_its_structure(tmp_path):
     config = resolve(KINDS["truncated"])
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
-    program = step.program(settings.shape(config), len(run.vocabulary))
-    template = jax.eval_shape(program.init, step.arguments(config))
+    template = step.init.eval_shape(config, len(run.vocabulary))
     state = restore(tmp_path, template)
     assert jax.tree.structure(state) == jax.tree.structure(template)
     for leaf, form in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
@@ -393,13 +391,14 @@ def test_a_record_is_what_its_steps_did(tmp_path):
 
     corpus = data.load(config.data, tiny.TEXT)
     source = source_of(config, corpus, 8)
-    program = step.program(settings.shape(config), len(corpus.vocabulary))
-    numbers = step.arguments(config)
+    V = len(corpus.vocabulary)
     losses, norms = [], []
     for done in range(7):
-        state = program.advance(program.init(numbers), source, numbers, done)
+        state = step.run_until(config, step.init(config, V), source, done, V)
         batch = data.batch_at(source, done, 8)
-        loss, _, grads = gradients.full_bptt(program.model)(state.params, state.carry, batch)
+        loss, _, grads = gradients.full_bptt(step.eval_model(config, V))(
+            state.params, state.carry, batch
+        )
         losses.append(float(loss))
         norms.append(math.sqrt(sum(float(np.sum(g**2)) for g in jax.tree.leaves(grads))))
     for row, span in zip(rows, (slice(0, 1), slice(1, 5), slice(5, 7)), strict=True):
@@ -419,11 +418,12 @@ def test_a_step_compiles_once_whatever_its_numbers(tmp_path):
         tiny.config(train={"clip_norm": 1.0, "learning_rate": rate}, seed=seed)
         for rate, seed in ((0.01, 0), (0.02, 7))
     ]
-    program = step.program(settings.shape(configs[0]), len(set(tiny.TEXT)) + 1, 1)
+    compiled = step.init, step.run_until, step.after_validation, step.reset_metrics
+    for function in compiled:
+        function.clear_cache()
     for number, config in enumerate(configs):
         lm_jax.train(config, tmp_path / str(number), text=tiny.TEXT)
-        assert program.advance._cache_size() == 1
-        assert program.judge._cache_size() == 1
+        assert [function._cache_size() for function in compiled] == [1, 1, 1, 1]
     rates = {row["learning_rate"] for row in rows_of(tmp_path / "1") if row["kind"] == "train"}
     assert rates == {0.02}
 
@@ -694,12 +694,9 @@ def test_probes_that_are_off_leave_the_very_same_program():
     """Those of every update, the norms of delta, change it where they are asked for."""
 
     def text(**probe):
-        shape_of = settings.shape(
-            resolve(tiny.config(train={"probe": LiveProbe(**probe)} if probe else {}))
-        )
-        made = step.program.__wrapped__(shape_of, tiny.V)
-        state = jax.eval_shape(made.init, step.arguments(tiny.config()))
+        config = resolve(tiny.config(train={"probe": LiveProbe(**probe)} if probe else {}))
+        state = step.init.eval_shape(config, tiny.V)
         source = jax.eval_shape(lambda: streams(np.zeros(200, np.int32), 0, 4))
-        return made.advance.lower(state, source, step.arguments(tiny.config()), 3).as_text()
+        return step.run_until.lower(config, state, source, 3, tiny.V).as_text()
 
     assert text() == text(deltas=False) != text(deltas=True)

@@ -76,7 +76,7 @@ CONFIG = tiny.config(
     data={"batch_size": 5},
     train={"steps": 53, "log_every": 7, "validate_every": 20, "checkpoint_every": 15},
 )
-WINDOWED = settings.bind(CONFIG, {"data.window_updates": 4})
+WINDOWED = settings.replace_at(CONFIG, "data.window_updates", 4)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,8 @@ def windowed(tmp_path_factory):
 
 
 def state_of(run, until=None):
-    config = resolve(run.config)
-    program = step.program(settings.shape(config), len(run.vocabulary))
-    return restore(run.run_dir, jax.eval_shape(program.init, step.arguments(config)), until=until)
+    template = step.init.eval_shape(resolve(run.config), len(run.vocabulary))
+    return restore(run.run_dir, template, until=until)
 
 
 def test_training_from_windows_is_training_from_the_device(whole, windowed):
@@ -114,9 +113,9 @@ def prepared_work(run):
 
 
 def test_a_run_goes_on_in_windows_and_out_of_them(whole, tmp_path):
-    short = settings.bind(WINDOWED, {"train.steps": 18})
+    short = settings.replace_at(WINDOWED, "train.steps", 18)
     lm_jax.train(short, tmp_path, text=tiny.TEXT)
-    middle = settings.bind(CONFIG, {"train.steps": 31})
+    middle = settings.replace_at(CONFIG, "train.steps", 31)
     lm_jax.train(middle, tmp_path, text=tiny.TEXT)
     run = lm_jax.train(WINDOWED, tmp_path, text=tiny.TEXT)
     # The states differ in where a record began.
@@ -137,7 +136,7 @@ def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
 
 def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
     work = Descent(*prepared_work(windowed))
-    state = work.program.init(work.numbers)
+    state = step.init(work.config, work.vocab_size)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
     after = work.advanced(state._replace(params=broken), 11)
     assert int(after.step) == 1

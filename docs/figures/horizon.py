@@ -1,8 +1,8 @@
-"""Draws docs/horizon.svg: how far back a run's gradient lies while it trains.
+"""Draw docs/horizon.svg: how far back a run's gradient lies during training.
 
 Command   python docs/figures/horizon.py RUN_DIR
-          where RUN_DIR is what `python run.py train quickstart --train.probe.kind live` has printed
-          last. It prints the figures that the pages name.
+          RUN_DIR is the path in the last line that `python run.py train quickstart
+          --train.probe.kind live` prints. The script prints the numbers quoted in the pages.
 """
 
 import math

@@ -1,12 +1,12 @@
-"""Draws docs/phase_diagram.svg: initial gain against length, what is learned and what is felt.
+"""Draw docs/phase_diagram.svg: success and gradient norm over initial gain and length.
 
 Command   python docs/figures/phase_diagram.py SWEEP_DIR
-          where SWEEP_DIR is what `python run.py sweep phase_diagram` has printed last. It prints
-          the figures that the pages name.
+          SWEEP_DIR is the path in the last line that `python run.py sweep phase_diagram` prints.
+          The script prints the numbers quoted in the pages.
 
-Left, the share of held-out sequences that are right, the mean over the seeds; right, the norm of
-∂h_T/∂h_1 before the first update, the geometric mean, by its logarithm: grey where it is about 1,
-blue where a gradient vanishes, red where it explodes.
+Left, the share of right answers on held-out sequences, the mean over the seeds. Right, the norm of
+∂h_T/∂h_1 before the first update, the geometric mean over the seeds, coloured by the logarithm:
+grey for a norm of about 1, blue for vanishing gradients, red for exploding gradients.
 """
 
 import math
@@ -28,19 +28,19 @@ POWER = 8  # decades to full colour
 
 
 def mixed(share: float, low: tuple[int, ...], high: tuple[int, ...]) -> str:
-    """A colour between two."""
+    """Mix two colours: `low` at share 0, `high` at share 1."""
     share = min(max(share, 0.0), 1.0)
     parts = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
 def of_success(mean: float) -> str:
-    """White by chance, green where all is right."""
+    """Colour of a success: white at chance, green if all answers are right."""
     return mixed((mean - 0.25) / 0.75, (250, 250, 250), (44, 140, 70))
 
 
 def of_norm(mean: float) -> str:
-    """Blue below 1, red above."""
+    """Colour of a gradient norm: blue below 1, red above."""
     power = math.log10(mean) if mean > 0 else -POWER
     return mixed(
         abs(power) / POWER, (240, 240, 240), (31, 119, 180) if power < 0 else (214, 39, 40)

@@ -1,7 +1,7 @@
-"""Draws docs/quickstart.svg: bits per character of a run while it trains.
+"""Draw docs/quickstart.svg: bits per character of a run during training.
 
 Command   python docs/figures/quickstart.py RUN_DIR
-          where RUN_DIR is what `make run` has printed last.
+          RUN_DIR is the path in the last line that `make run` prints.
 """
 
 import math

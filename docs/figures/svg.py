@@ -1,4 +1,4 @@
-"""The few shapes that the figures of these pages are drawn with."""
+"""Draw the shapes of the figures in docs/ as SVG."""
 
 INK, GREY, BLUE, RED = "#222", "#666", "#1f77b4", "#d62728"
 
@@ -17,14 +17,14 @@ def box(x: float, y: float, width: float, height: float, fill: str) -> str:
 
 
 def curve(places: list[tuple[float, float]], stroke: str) -> list[str]:
-    """A line through some places, and a dot at each."""
+    """Draw a line through the places, and a dot at each place."""
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{stroke}"/>' for x, y in places]
     return [f'<polyline points="{points}" fill="none" stroke="{stroke}" stroke-width="2"/>', *dots]
 
 
 def page(width: int, height: int, label: str, parts: list[str]) -> str:
-    """A whole figure; `label` is what those hear who cannot see it."""
+    """Assemble a whole figure; `label` is the text for screen readers."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'font-family="system-ui,sans-serif" font-size="13" aria-label="{label}">'

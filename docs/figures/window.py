@@ -1,13 +1,13 @@
-"""Draws docs/window.svg: the parameters of a window model grow with n, each place for itself.
+"""Draw docs/window.svg: a window model's parameters grow with n, with separate weights per place.
 
 Command   python docs/figures/window.py
-Time      two and a half minutes of CPU time; the runs stay in runs/window-figure, from where a
-          second call reads them.
+Time      two and a half minutes of CPU time; a second call reads the runs back from
+          runs/window-figure.
 
 Window models of n = 2 … 8 learn the characters of CPython's documentation. Left, the parameters of
 W, (n - 1) E H, and the bits per character on validation. Right, for n = 6, the norm ‖W_i‖ of each
-place's block and, for each pair of places, the cosine ⟨W_i, W_j⟩ / ‖W_i‖‖W_j‖ of their blocks: were
-what is learned at one place known at the others, it would be near 1.
+place's block and, for each pair of places, the cosine ⟨W_i, W_j⟩ / ‖W_i‖‖W_j‖ of their blocks. If
+the places shared what each one learns, the cosine would be near 1.
 """
 
 import sys
@@ -30,7 +30,7 @@ TOP, BOTTOM = 50, 250
 
 
 def trained(order: int) -> lm_jax.Run:
-    """A window model of an order, trained or read back."""
+    """Train the window model of an order, or read the trained model back."""
     config = Config(
         data=Data(batch_size=16, length=64),
         model=Window(order=order, embedding_size=E, hidden_size=H),
@@ -40,14 +40,14 @@ def trained(order: int) -> lm_jax.Run:
 
 
 def cosines(W: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of blocks of W [n - 1, E, H]: [n - 1, n - 1]."""
+    """Compute the cosine of each pair of blocks of W [n - 1, E, H]: [n - 1, n - 1]."""
     flat = W.reshape(len(W), -1)
     flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     return flat @ flat.T
 
 
 def growth(sizes: list[int], bits: list[float]) -> list[str]:
-    """The left part: two curves over n, each with a scale of its own."""
+    """Draw the left part: two curves over n, with separate scales."""
     left, right = 60, 330
     high = 5000 * -(-max(sizes) // 5000)
     low_bits, high_bits = np.floor(min(bits) * 5) / 5, np.ceil(max(bits) * 5) / 5
@@ -74,7 +74,7 @@ def growth(sizes: list[int], bits: list[float]) -> list[str]:
 
 
 def norms(values: np.ndarray) -> list[str]:
-    """The middle part: a bar for each place."""
+    """Draw the middle part: a bar for each place."""
     left, width, gap = 430, 26, 8
     parts = [text(left - 4, 20, f"‖W_i‖, n = {SHOWN}", "start", INK)]
     parts.append(line(left - 4, BOTTOM, left + len(values) * (width + gap), BOTTOM, GREY))
@@ -89,7 +89,7 @@ def norms(values: np.ndarray) -> list[str]:
 
 
 def likeness(table: np.ndarray) -> list[str]:
-    """The right part: a square for each pair of places."""
+    """Draw the right part: a square for each pair of places."""
     left, side = 680, (BOTTOM - TOP) / len(table)
     parts = [text(left, 20, "cosine of W_i and W_j", "start", INK)]
     for (i, j), value in np.ndenumerate(table):

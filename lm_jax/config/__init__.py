@@ -1,8 +1,8 @@
-"""Everything that can be set about a run, with its default, its unit and what it is for.
+"""All settings of a run, with defaults, units and purpose.
 
 A config is a frozen value: two equal configs name the same run. A family of alternatives (models,
-readouts, optimizers, schedules) is a union of classes told apart by their field `kind`. What the
-field types mean to the machinery is told in `lm_jax.settings`.
+readouts, optimizers, schedules) is a union of classes, distinguished by the field `kind`.
+`lm_jax.settings` explains the field types.
 """
 
 import dataclasses
@@ -61,13 +61,13 @@ from lm_jax.settings import (
     Seed,
     UserError,
     alternatives,
-    bind,
     fields,
     from_json,
     nearest_field,
     nearest_value,
     paths,
     plain,
+    replace_at,
     settings,
     to_json,
 )
@@ -120,34 +120,38 @@ __all__ = [
 
 @settings
 class Config:
-    """Everything that makes a run what it is."""
+    """All settings that define a run."""
 
     data: Data = Data()
     model: Annotated[Model, Field(discriminator="kind")] = RNN()
     train: Train | None = Train()
     seed: Seed = 0
-    """Of the initial parameters and of every other draw."""
+    """Seed of the initial parameters and of every other draw."""
 
     def __post_init__(self) -> None:
         refuse_misfits(self.data, self.model, self.train)
         if isinstance(self.model, NGram):
-            # What is not read is not there, so that it cannot make two runs of one.
+            # An n-gram model ignores `train`: drop it, or equal runs could differ in config.
             object.__setattr__(self, "train", None)
 
 
 def train_of(config: Config) -> Train:
-    """`config.train` of a model that is trained by gradients, where it is never None."""
+    """Return `config.train`, never None.
+
+    Raises:
+      UserError: the model is not trained by gradients.
+    """
     if config.train is None:
         raise UserError(f"model.kind={config.model.kind} is not trained by gradients")
     return config.train
 
 
 def resolve(config: Config) -> Config:
-    """The config with every field that follows another one filled in.
+    """Fill in every field of a config implied by other fields or by a file.
 
     Raises:
-      UserError: the file of a cell of one's own, or of vectors, is not there, or not the one that
-        the config says.
+      UserError: the file of a custom cell, or of vectors, is missing, or has another SHA-256 than
+        the config.
     """
     data = dataclasses.replace(config.data, source=config.data.origin)
     config = dataclasses.replace(config, data=data)
@@ -165,7 +169,7 @@ def resolve(config: Config) -> Config:
     filled: dict[str, Any] = {}
     for name in ("schedule", "feeding"):
         part = getattr(config.train, name)
-        # How many updates some epochs are is not known before the text is.
+        # With `epochs`, the number of updates depends on the text: `in_steps` fills it in.
         if getattr(part, "steps", 0) is None and config.train.epochs is None:
             filled[name] = dataclasses.replace(part, steps=config.train.steps)
     if config.train.gradient == "truncated" and config.train.k1 is None:
@@ -174,7 +178,12 @@ def resolve(config: Config) -> Config:
 
 
 def in_steps(config: Config, epoch: int) -> Config:
-    """The resolved config, its `train.epochs` turned into updates; `epoch` updates make one."""
+    """Resolve a config, with `train.steps` computed from `train.epochs`.
+
+    Args:
+      config: a config with a `train`; without `train.epochs`, returned unchanged.
+      epoch: updates of an epoch.
+    """
     train = train_of(config)
     if train.epochs is None:
         return config
@@ -185,12 +194,15 @@ def in_steps(config: Config, epoch: int) -> Config:
 
 
 def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
-    """The config with other alternatives at some paths, {"model": "window"}, unchecked.
+    """Choose other alternatives at some paths, {"model": "window"}, without checking the config.
 
-    An alternative that was not there comes with its defaults, and one that was stays as it is. A
-    counted model is not trained, and any other is.
+    A new alternative has the default values; an alternative that was already chosen keeps its
+    values. The n-gram model has `train` None, and any other model has a `Train`.
+
+    Raises:
+      UserError: a path names no field with alternatives, or a kind is unknown.
     """
-    # The model before its readout, in whatever order they are given.
+    # Shorter paths first: the model before its readout.
     for path, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
         known = alternatives(Config, path)
         if kind not in known:
@@ -204,18 +216,18 @@ def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
             raise UserError(f"there is no field {path}.kind")
         there = getattr(there, name)
         if there is None or there.kind != kind:
-            config = bind(config, {path: known[kind]()})
+            config = replace_at(config, path, known[kind]())
         if path == "model":
             train = None if kind == "ngram" else config.train or Train()
-            config = bind(config, {"train": train})
+            config = replace_at(config, "train", train)
     return config
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with other values at some dotted paths: {"model.cell": "lstm", "seed": 3}.
+    """Change a config at some dotted paths: {"model.cell": "lstm", "seed": 3}.
 
-    Where a `kind` is changed, the other fields at that place are those of the new kind by default,
-    before the changes at them are made. `None` switches a field off.
+    A new `kind` first resets the other fields at its place to the defaults of the new kind; the
+    other changes follow. `None` switches a field off.
 
     Raises:
       UserError: a path names no field, or the values do not fit; names the field.
@@ -240,9 +252,14 @@ def _is_kind(path: str) -> bool:
 
 
 def read_with(config: Config, path: str) -> str:
-    """Explain which alternatives have the field at a path that a config has not; empty if none has.
+    """Name the alternatives that have a field missing from the config.
+
+    Args:
+      config: the config.
+      path: dotted path of the field.
 
     Returns:
+      a phrase for an error, empty if no alternative has the field:
       " with model.kind=rnn: it is read with model.kind=window or ngram".
     """
     found = paths(Config).get(path, ())

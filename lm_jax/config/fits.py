@@ -1,4 +1,4 @@
-"""What of a config does not go together, refused with the names of the fields."""
+"""Checks across the parts of a config; an error names the incompatible fields."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from lm_jax.config.train import ONLINE, Train
 
 
 def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
-    """Refuses what is right by itself, but not with the rest.
+    """Refuse settings valid alone but incompatible together.
 
     Raises:
       ValueError: names the fields.
@@ -42,7 +42,7 @@ def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
 
 
 def _refuse_counted(data: Data, train: Train | None) -> None:
-    """Refuses what a model that is counted cannot read."""
+    """Refuse settings without meaning for an n-gram model."""
     changed = dict(_changed(train)) if train else {}
     for field, value in changed.items():
         raise ValueError(
@@ -58,7 +58,7 @@ def _refuse_counted(data: Data, train: Train | None) -> None:
 
 
 def _changed(train: Train) -> list[tuple[str, Any]]:
-    """The fields that are not as they are by default."""
+    """Return name and value of each field with a value other than its default."""
     return [
         (field.name, getattr(train, field.name))
         for field in dataclasses.fields(train)
@@ -67,7 +67,7 @@ def _changed(train: Train) -> list[tuple[str, Any]]:
 
 
 def _refuse_timeless(model: Window | Convolution, train: Train) -> None:
-    """Refuses what is about a gradient's way through time, of a model that has none."""
+    """Refuse settings of backpropagation through time for a model without recurrence."""
     through_time = {
         "gradient": (train.gradient, "explicit"),
         "clip_delta": (train.clip_delta, None),
@@ -85,7 +85,7 @@ def _refuse_timeless(model: Window | Convolution, train: Train) -> None:
 
 
 def _refuse_cuts(data: Data, train: Train) -> None:
-    """Refuses to cut what is read whole."""
+    """Refuse truncation inside a sequence or sentence: an update reads all of it."""
     if train.gradient != "truncated":
         return
     length = data.length
@@ -102,7 +102,7 @@ def _refuse_cuts(data: Data, train: Train) -> None:
 
 
 def _refuse_through_time(model: RNN, train: Train) -> None:
-    """Refuses what does not fit between a recurrent model and the gradient's way through it."""
+    """Refuse settings of the gradient unsupported by the recurrent model."""
     if train.gradient in ONLINE:
         _refuse_online(model, train.gradient)
     if train.recompute != "none":
@@ -119,7 +119,7 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
 
 
 def _refuse_single_steps(data: Data, model: RNN, train: Train) -> None:
-    """Refuses what compares a step with the one before it, where an update reads one step."""
+    """Refuse a penalty on the change between two time steps if an update reads a single step."""
     name, steps = ("data.length", data.length) if train.k1 is None else ("train.k1", train.k1)
     if model.change_penalty is not None and steps == 1 and not data.drawn:
         raise ValueError(
@@ -129,7 +129,7 @@ def _refuse_single_steps(data: Data, model: RNN, train: Train) -> None:
 
 
 def _refuse_segments(model: RNN, recompute: str) -> None:
-    """Refuses what is not the same where a chunk is read in segments."""
+    """Refuse settings incompatible with computing a chunk in segments."""
     if model.change_penalty is not None:
         raise ValueError(
             f"model.change_penalty={model.change_penalty}, which looks from one step to the next, "
@@ -145,7 +145,7 @@ def _refuse_segments(model: RNN, recompute: str) -> None:
 
 
 def _refuse_online(model: RNN, gradient: str) -> None:
-    """Refuses what a gradient that is carried forward, step by step, cannot go with."""
+    """Refuse settings incompatible with a gradient carried forward in time."""
     drawn = {f"dropout.{name}": value for name, value in vars(model.dropout).items()}
     drawn.pop("dropout.locked")
     for field, value in {**drawn, "change_penalty": model.change_penalty}.items():
@@ -174,7 +174,7 @@ def _refuse_online(model: RNN, gradient: str) -> None:
 
 
 def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) -> None:
-    """Refuses what a task that is no text cannot be learnt by."""
+    """Refuse settings without meaning for a generated task."""
     name, kind = f"data.task={task.kind}", model.kind
     if train.feeding.kind != "teacher":
         raise ValueError(

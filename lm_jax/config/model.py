@@ -1,7 +1,7 @@
-"""Which language model is trained, and with what noise.
+"""Settings of the language model and its dropout.
 
-A family of models is a class told apart by its `kind`; so is a readout. What the families share
-stands in `Network`.
+Each family of models is a class, and each readout is a class; the field `kind` distinguishes the
+classes. `Network` holds the settings shared by all neural families.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ class Softmax:
     """The exact softmax: p = softmax(h W_hy + b_y)."""
 
     kind: Literal["softmax"] = "softmax"
-    """The readout: softmax, adaptive, sampled or nce. Another one brings its own flags."""
+    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
-    """W_hy is the table of the input vectors, transposed (Inan et al., 2017; Press & Wolf, 2017);
+    """Use the transposed table of input vectors as W_hy (Inan et al., 2017; Press & Wolf, 2017);
     needs model.embedding-size equal to model.hidden-size."""
     bias: bool = True
-    """Whether there is a b_y."""
+    """Add a bias b_y to the logits."""
     label_smoothing: Chance | None = None
     """Training: share of each target's probability spread evenly over the vocabulary; None: none.
     """
@@ -35,91 +35,91 @@ class AdaptiveSoftmax:
     """Frequent tokens first, the others in clusters of falling size (Grave et al., 2017)."""
 
     kind: Literal["adaptive"] = "adaptive"
-    """The readout: softmax, adaptive, sampled or nce. Another one brings its own flags."""
+    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     cutoffs: tuple[Size, ...] = (2000, 10000)
-    """Numbers of the tokens where a new cluster begins: rising, each below V."""
+    """Token numbers at which a new cluster begins: rising, each below V."""
     factor: Size = 4
-    """Each cluster's inputs are this many times fewer than those of the one before."""
+    """Each cluster has this many times fewer inputs than the previous cluster."""
 
 
 @settings
 class SampledSoftmax:
-    """Trained on each target against drawn tokens (Jean et al., 2015); scored exactly."""
+    """Trained on each target against sampled tokens (Jean et al., 2015); scored exactly."""
 
     kind: Literal["sampled"] = "sampled"
-    """The readout: softmax, adaptive, sampled or nce. Another one brings its own flags."""
+    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
-    """W_hy is the table of the input vectors, transposed."""
+    """Use the transposed table of input vectors as W_hy."""
     bias: bool = True
-    """Whether there is a b_y."""
+    """Add a bias b_y to the logits."""
     samples: Size = 1024
-    """Tokens drawn for each update, fewer than V, without putting any back, the frequent ones
-    likelier."""
+    """Tokens sampled for each update, fewer than V, without replacement, frequent tokens with
+    higher probability."""
 
 
 @settings
 class NoiseContrastive:
-    """Trained to tell targets from drawn tokens (Mnih & Teh, 2012); scored exactly."""
+    """Trained to distinguish targets from noise tokens (Mnih & Teh, 2012); scored exactly."""
 
     kind: Literal["nce"] = "nce"
-    """The readout: softmax, adaptive, sampled or nce. Another one brings its own flags."""
+    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
-    """W_hy is the table of the input vectors, transposed."""
+    """Use the transposed table of input vectors as W_hy."""
     bias: bool = True
-    """Whether there is a b_y."""
+    """Add a bias b_y to the logits."""
     samples: Size = 256
-    """Noise tokens that stand against each target, fewer than V, the same for a whole update."""
+    """Noise tokens for each target, fewer than V, shared by all targets of an update."""
 
 
 @settings
 class Dropout:
-    """What is set to zero at random in training, the rest scaled up; None: nothing."""
+    """Dropout rates in training; the remaining values are scaled up. None: no dropout."""
 
     locked: bool = False
-    """Whether one mask serves all time steps of an update (Gal & Ghahramani, 2016)."""
+    """Use the same mask at all time steps of an update (Gal & Ghahramani, 2016)."""
     inputs: Chance | None = None
-    """Share of the numbers of the tokens' vectors."""
+    """Share of the entries of the input vectors."""
     between: Chance | None = None
-    """Share of the units between one hidden layer and the next."""
+    """Share of the units between each hidden layer and the next."""
     outputs: Chance | None = None
-    """Share of the units that the readout sees."""
+    """Share of the readout's inputs."""
     words: Chance | None = None
-    """Share of the vocabulary whose vectors are zero wherever they are read in an update."""
+    """Share of the vocabulary with all-zero vectors throughout an update."""
 
 
 @settings
 class RecurrentDropout(Dropout):
-    """What is set to zero at random in training, the rest scaled up; None: nothing."""
+    """Dropout rates in training; the remaining values are scaled up. None: no dropout."""
 
     recurrent: Chance | None = None
-    """Share of the entries of W_hh, the same for all steps of an update (Merity et al., 2018)."""
+    """Share of the entries of W_hh, fixed over all steps of an update (Merity et al., 2018)."""
 
 
 @settings
 class Network:
-    """What every family of neural models has."""
+    """Settings shared by all neural models."""
 
     embedding_size: Size | None = 64
-    """E, the length of a token's learned vector; None: one-hot vectors."""
+    """E, length of a token's learned vector; None: one-hot vectors."""
     vectors: str | None = None
-    """Path of pretrained vectors of words, word2vec, GloVe or fastText's .vec, plain or gzipped;
-    None: none."""
+    """Path of pretrained word vectors: word2vec, GloVe or fastText's .vec, plain or gzipped; None:
+    none."""
     vectors_sha256: str | None = None
-    """The file of the vectors as it was when the run began; filled in."""
+    """SHA-256 of the file of vectors at the start of the run; filled in."""
     freeze_vectors: bool = False
-    """Whether the pretrained vectors stay as they are."""
+    """Do not train the pretrained vectors."""
     readout: Annotated[
         Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive, Field(discriminator="kind")
     ] = Softmax()
     dropout: Dropout = Dropout()
     activation_penalty: Weight | None = None
-    """alpha: training adds alpha times the mean square of what the readout sees to the mean nats
+    """alpha: training adds alpha times the mean square of the readout's inputs to the mean loss
     (Merity et al., 2017); None: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the factors of each matrix product, whose sums, as all else, stay float32; bfloat16 is for
-    GPUs and TPUs."""
+    """Precision of the factors of each matrix product; sums and everything else stay float32.
+    bfloat16 is for GPUs and TPUs."""
     uniform: Scale | None = None
-    """s: every initial weight and bias is drawn from U(-s, s); None: each by its own rule."""
+    """s: draw every initial weight and bias from U(-s, s); None: each by its own rule."""
 
     def __post_init__(self) -> None:
         if self.embedding_size is None:
@@ -155,7 +155,7 @@ class Window(Network):
     """The fixed-window model of Bengio et al. (2003): n - 1 tokens in, the next one out."""
 
     kind: Literal["window"] = "window"
-    """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
+    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     order: Annotated[int, Field(ge=2, le=1024)] = 5
     """n: the model reads the last n - 1 tokens."""
     hidden_size: Size = 256
@@ -163,11 +163,11 @@ class Window(Network):
     layers: Size = 1
     """Hidden layers; the first one reads the window."""
     activation: Activation = "tanh"
-    """The hidden layers' nonlinearity."""
+    """Nonlinearity of the hidden layers."""
     direct: bool = False
-    """Whether the readout sees the window's vectors beside the hidden layer (Bengio's W)."""
+    """Also connect the window's vectors directly to the readout (Bengio's W)."""
     gain: Scale = 1.0
-    """Initial hidden weights: the standard deviation of W times the square root of its inputs."""
+    """Initial hidden weights: standard deviation of W times the square root of its inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,25 +185,25 @@ class Convolution(Network):
     """Causal convolutions over time: each layer reads a few steps of the layer below."""
 
     kind: Literal["convolution"] = "convolution"
-    """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
+    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     width: Annotated[int, Field(gt=0, le=1024)] = 4
-    """k: steps that each layer reads."""
+    """k: time steps that each layer reads."""
     hidden_size: Size = 256
     """H, channels of each layer."""
     layers: Size = 1
-    """Layers on one another."""
+    """Number of stacked layers."""
     dilation: Size = 1
     """Layer l reads every dilation^(l - 1)-th step, counting layers from 1."""
     activation: Literal["tanh", "sigmoid", "relu", "glu"] = "tanh"
-    """The layers' nonlinearity; glu: half of the channels gate the other half (Dauphin et al.,
+    """Nonlinearity of the layers; glu: half of the channels gate the other half (Dauphin et al.,
     2017)."""
     pooling: Size | None = None
-    """Each channel's maximum over this many last steps is what the readout sees; None: the last
-    step only."""
+    """Number of last steps over which the readout takes each channel's maximum; None: the last step
+    only."""
     residual: bool = False
-    """Whether each layer from the second on adds its input to its output."""
+    """Add each layer's input to its output, from the second layer on."""
     gain: Scale = 1.0
-    """Initial weights: their standard deviation times the square root of a layer's inputs."""
+    """Initial weights: standard deviation times the square root of a layer's inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,37 +231,37 @@ class RNN(Network):
     """A recurrent model: stacked cells, unrolled over time layer by layer."""
 
     kind: Literal["rnn"] = "rnn"
-    """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
+    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     cell: str = "elman"
-    """elman, lstm, gru, mingru, minlstm or diagonal; or a cell of your own, or of Flax, as
+    """elman, lstm, gru, mingru, minlstm or diagonal; or your own cell, or a Flax cell, as
     FILE.py:NAME or package.module:NAME."""
     cell_sha256: str | None = None
-    """SHA-256 of the file of a cell of your own, so that another file is another run; filled in."""
+    """SHA-256 of the file of your own cell: a changed file is another run; filled in."""
     activation: Activation | None = None
     """elman: f in h_t = f(x_t W_xh + h_{t-1} W_hh + b_h); None: tanh."""
     forget_bias: Weight | None = None
     """lstm: initial bias of the forget gate; None: 1."""
     peepholes: bool = False
-    """lstm: whether the gates see the cell state (Gers & Schmidhuber, 2000)."""
+    """lstm: connect the cell state to the gates (Gers & Schmidhuber, 2000)."""
     layer_norm: bool = False
-    """lstm: whether both products and the cell state are normalised (Ba et al., 2016)."""
+    """lstm: normalise both products and the cell state (Ba et al., 2016)."""
     reset: Literal["before", "after"] | None = None
-    """gru: whether r scales the state before W_hh multiplies it (Cho et al., 2014) or the product
-    after; None: after."""
+    """gru: place of the reset gate r. before: r scales the state, then W_hh multiplies the result
+    (Cho et al., 2014); after: r scales the product of state and W_hh. None: after."""
     hidden_size: Size = 256
     """H, units of each layer."""
     layers: Size = 1
-    """Cells stacked on one another."""
+    """Number of stacked cells."""
     residual: bool = False
-    """Whether each layer from the second on adds its input to its output."""
+    """Add each layer's input to its output, from the second layer on."""
     init: Literal["orthogonal", "identity", "spectral", "normal"] = "orthogonal"
-    """elman, lstm, gru: initial W_hh, a block a gate: orthogonal; the identity; normal entries
-    scaled to a spectral radius of 1; normal entries of variance 1 / H. Times model.gain."""
+    """elman, lstm, gru: initial W_hh of each gate, times model.gain. orthogonal; identity;
+    spectral: normal entries scaled to a spectral radius of 1; normal: variance 1 / H."""
     gain: Scale = 1.0
     """elman, lstm, gru: factor of the initial W_hh."""
     change_penalty: Weight | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
-    nats (Merity et al., 2017); None: none."""
+    loss (Merity et al., 2017); None: none."""
     dropout: RecurrentDropout = RecurrentDropout()
 
     def __post_init__(self) -> None:
@@ -297,7 +297,7 @@ class NGram:
     """The n-gram model: counted, not trained."""
 
     kind: Literal["ngram"] = "ngram"
-    """The family of models: window, convolution, rnn or ngram. Another brings its own flags."""
+    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     order: Size = 5
     """n: the model reads the last n - 1 tokens."""
     smoothing: Literal["kneser-ney", "interpolated", "add-k", "none"] = "kneser-ney"
@@ -305,9 +305,9 @@ class NGram:
     weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood.
     """
     k: Scale | None = None
-    """add-k: what is added to each count; None: 1."""
+    """add-k: constant added to each count; None: 1."""
     bounded: bool = True
-    """Whether a context ends at its line's beginning; otherwise the text is one stream."""
+    """Stop each context at the beginning of its line; False: read the text as a single stream."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.smoothing != "add-k":

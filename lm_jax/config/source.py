@@ -1,10 +1,12 @@
-"""The files that a config names, and their SHA-256: what is in them is part of what a run is.
+"""SHA-256 of the files that a config names; their content is part of the config.
 
-`model.cell` names the file of a cell of one's own as FILE.py:NAME, the path as the process sees it,
-or as package.module:NAME, found as an import would find it, though nothing is imported here.
-Modules of Python and of installed packages, Flax's say, have no file in this sense: they do not
-change under a run, and their version is the environment's business. Of any other module only the
-file itself is looked at, not what it imports. `model.vectors` names a file of pretrained vectors.
+`model.cell` names a custom cell in either of two forms. FILE.py:NAME gives a path, relative to the
+working directory. package.module:NAME gives a module, found like an import but not imported here.
+A module of Python or of an installed package (for example Flax) has no file in this sense: the
+module does not change during a run, and its version belongs to the environment. For any other
+module, only the file itself is hashed, not the imports in the file.
+
+`model.vectors` names a file of pretrained vectors.
 """
 
 import hashlib
@@ -20,10 +22,10 @@ INSTALLED = ("site-packages", "dist-packages")
 
 
 def parts(cell: str) -> tuple[str, str]:
-    """FILE.py or package.module, and NAME.
+    """Split a cell's name into FILE.py or package.module, and NAME.
 
     Raises:
-      UserError: the cell is not of that form.
+      UserError: the name has another form.
     """
     where, _, name = cell.rpartition(":")
     dotted = all(part.isidentifier() for part in where.split("."))
@@ -35,7 +37,7 @@ def parts(cell: str) -> tuple[str, str]:
 
 
 def file_of(cell: str) -> Path | None:
-    """The file that a cell stands in; None in an installed package.
+    """Return the file with a cell's code; None for an installed package.
 
     Raises:
       UserError: there is no such file or module.
@@ -57,14 +59,14 @@ def file_of(cell: str) -> Path | None:
 
 
 def code_of(cell: str, sha256: str | None = None) -> bytes | None:
-    """The content of the file that a cell stands in; None in an installed package.
+    """Return the content of the file with a cell's code; None for an installed package.
 
     Args:
-      cell: its name.
-      sha256: of the content; None: it may be any.
+      cell: name of the cell.
+      sha256: required SHA-256 of the content; None: accept any content.
 
     Raises:
-      UserError: there is no such file or module, or it is not of that SHA-256.
+      UserError: the file or module is missing, or has another SHA-256.
     """
     file = file_of(cell)
     code = None
@@ -81,16 +83,20 @@ def code_of(cell: str, sha256: str | None = None) -> bytes | None:
 
 
 def sha256_of(cell: str, sha256: str | None = None) -> str | None:
-    """The SHA-256 of what `code_of` gives."""
+    """Return the SHA-256 of a cell's file in hex digits; arguments and errors as in `code_of`."""
     code = code_of(cell, sha256)
     return None if code is None else hashlib.sha256(code).hexdigest()
 
 
 def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
-    """The SHA-256 of a file of pretrained vectors.
+    """Return the SHA-256 of a file of pretrained vectors, in hex digits.
+
+    Args:
+      path: the file.
+      sha256: required SHA-256; None: accept any content.
 
     Raises:
-      UserError: it cannot be read, or is not of the SHA-256 that is given.
+      UserError: the file cannot be read, or has another SHA-256.
     """
     with reading(path, f"model.vectors={path}") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -103,11 +109,11 @@ def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
 
 
 def _spec(module: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module is. `importlib.util.find_spec` would import the packages that it is in."""
+    """Find a module without importing its packages, unlike `importlib.util.find_spec`."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
-    except ValueError:  # __main__, which is another one in every program
+    except ValueError:  # __main__, a different module in every program
         return None
     for name in rest:
         if spec is None or spec.submodule_search_locations is None:

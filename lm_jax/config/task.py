@@ -1,4 +1,4 @@
-"""Which generated data is read: tasks where memory is the point, and a source of known entropy."""
+"""Settings of generated data: tasks that need memory, and a text of known entropy."""
 
 from typing import Annotated, Literal
 
@@ -6,31 +6,30 @@ from pydantic import Field
 
 from lm_jax.settings import PositiveCount, Size, settings
 
-MOST_CONTEXTS = 4096  # of a Markov source: its stationary distribution solves as many equations
+MOST_CONTEXTS = 4096  # of a Markov source; the stationary distribution takes as many equations
 
 Alphabet = Annotated[int, Field(ge=2, lt=2**31)]
 
 
 @settings
 class Sequences:
-    """A task whose every sequence is drawn for the update that reads it."""
+    """A task with new sequences for every update."""
 
     length: PositiveCount | None = None
-    """Steps of each sequence from its first input to its last target, where they are fewer than
-    data.length, the room for them: what is read after them asks for nothing. Sequences of any
-    length share the compiled program of their room. None: data.length."""
+    """L, steps from the first input to the last target, at most data.length; later steps have no
+    target. Changing L compiles nothing again. None: data.length."""
 
 
 @settings
 class TemporalOrder(Sequences):
-    """In which order two symbols came (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013)."""
+    """The order of two symbols (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013)."""
 
     kind: Literal["temporal-order"] = "temporal-order"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
-        """The least steps of a sequence."""
+        """Minimum length of a sequence, in steps."""
         return 10
 
 
@@ -39,7 +38,7 @@ class Adding(Sequences):
     """The sum of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["adding"] = "adding"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
@@ -51,7 +50,7 @@ class Multiplication(Sequences):
     """The product of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["multiplication"] = "multiplication"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
@@ -60,10 +59,10 @@ class Multiplication(Sequences):
 
 @settings
 class Copy(Sequences):
-    """Some symbols, said again when the cue comes (Hochreiter & Schmidhuber, 1997)."""
+    """Repeat the first symbols after a cue (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["copy"] = "copy"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
     symbols: Alphabet = 8
     """Symbols to draw from."""
     items: Size = 10
@@ -79,7 +78,7 @@ class Memorisation(Sequences):
     """Noiseless memorisation: the copy task in the size of Pascanu et al. (2013)."""
 
     kind: Literal["memorisation"] = "memorisation"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
     symbols: Alphabet = 5
     """Symbols to draw from."""
     items: Size = 10
@@ -94,13 +93,13 @@ class Memorisation(Sequences):
 class Permutation(Sequences):
     """The first of many symbols, at the end (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013).
 
-    They draw the symbols in between with replacement, and so does this.
+    The symbols in between are drawn with replacement, as in both papers.
     """
 
     kind: Literal["permutation"] = "permutation"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
     symbols: Annotated[int, Field(ge=3, lt=2**31)] = 100
-    """Symbols in all: the two that are to be remembered, and the others."""
+    """Number of symbols, including the two first symbols to remember."""
 
     @property
     def shortest(self) -> int:
@@ -109,24 +108,25 @@ class Permutation(Sequences):
 
 @settings
 class Markov:
-    """A text whose every symbol depends on the last few, by a table drawn once.
+    """A text drawn from a Markov chain of order m with a random table.
 
-    It is read like any other text; its entropy rate, known exactly, is the floor of the loss.
+    The text is read like any other text. The entropy rate, known exactly, is the least possible
+    loss.
     """
 
     kind: Literal["markov"] = "markov"
-    """The task; another one brings its own flags."""
+    """The task; each task has its own flags."""
     symbols: Annotated[int, Field(ge=2, le=62)] = 8
     """K, symbols of the alphabet."""
     order: Annotated[int, Field(ge=1, le=12)] = 2
-    """m, the symbols on which the next one depends."""
+    """m, number of previous symbols that determine the next symbol's distribution."""
     sharpness: Annotated[float, Field(ge=0, le=5)] = 2.0
-    """ln P(next | context) is this times a standard normal draw, but for the sum to be 1; 0: every
-    symbol is as likely as any other."""
+    """Factor of the standard normal logits, P(next | context) = softmax(sharpness z); 0: all
+    symbols are equally likely."""
     characters: Size = 1_000_000
-    """Length of the text, which is cut 90 / 5 / 5."""
+    """Length of the text, cut 90 / 5 / 5 into the splits."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the table and the text."""
+    """Seed of the table and the text."""
 
     @property
     def shortest(self) -> int:

@@ -1,4 +1,4 @@
-"""How the parameters are found."""
+"""Settings of training: gradient, optimizer, schedule, clipping, validation."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from lm_jax.settings import (
 )
 
 ONLINE = ("rtrl", "snap1", "uoro")
-"""The gradients that are carried forward in time, for which an update is one step after another."""
+"""Gradients carried forward in time; an update processes its time steps in sequence."""
 
 
 @settings
@@ -26,18 +26,18 @@ class SGD:
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"] = "sgd"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
 
 
 @settings
 class ASGD:
-    """Averaged SGD, begun when validation stops getting better (Merity et al., 2018)."""
+    """Averaged SGD; averaging begins when validation stops improving (Merity et al., 2018)."""
 
     kind: Literal["asgd"] = "asgd"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
     patience: Size = 5
-    """n: the average begins at the first validation that is worse than the best of all but the last
-    n; from then on it is what is validated and kept."""
+    """n: averaging begins at the first validation worse than the best before the last n. From then
+    on, the average is validated and kept."""
 
 
 @settings
@@ -45,9 +45,9 @@ class Momentum:
     """Gradient descent with momentum (Polyak, 1964)."""
 
     kind: Literal["momentum"] = "momentum"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
     momentum: Rate = 0.9
-    """Share of the last update that is carried on."""
+    """Share of the last update carried over to the next."""
     nesterov: bool = False
     """Look ahead by one update (Nesterov, 1983)."""
 
@@ -57,7 +57,7 @@ class Adam:
     """Adam (Kingma & Ba, 2015)."""
 
     kind: Literal["adam"] = "adam"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
     b1: Rate = 0.9
     """Decay of the mean of gradients, per update."""
     b2: Rate = 0.999
@@ -71,7 +71,7 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
     b1: Rate = 0.9
     """Decay of the mean of gradients, per update."""
     b2: Rate = 0.999
@@ -79,7 +79,7 @@ class AdamW:
     eps: Scale = 1e-8
     """Added to the root of the mean square."""
     weight_decay: Weight = 1e-4
-    """Share of each weight taken away per update, times the learning rate."""
+    """Share of each weight subtracted per update, times the learning rate."""
 
 
 @settings
@@ -87,19 +87,19 @@ class RMSprop:
     """RMSprop (Tieleman & Hinton, 2012)."""
 
     kind: Literal["rmsprop"] = "rmsprop"
-    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Another brings its own flags."""
+    """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
     decay: Rate = 0.9
     """Decay of the mean of squared gradients, per update."""
     eps: Scale = 1e-8
-    """Added to the mean square before its root is taken."""
+    """Added to the mean square before taking the root."""
 
 
 @settings
 class Constant:
-    """The learning rate as it is given."""
+    """A constant learning rate."""
 
     kind: Literal["constant"] = "constant"
-    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
 
 
 @settings
@@ -107,7 +107,7 @@ class Cosine:
     """A linear warm-up from zero, then half a cosine down (Loshchilov & Hutter, 2017)."""
 
     kind: Literal["cosine"] = "cosine"
-    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
     warmup_steps: Count = 100
     """Updates until the full learning rate."""
     steps: Count | None = None
@@ -118,63 +118,64 @@ class Cosine:
 
 @settings
 class Epochs:
-    """Constant for some epochs, then a factor every epoch (Zaremba et al., 2014)."""
+    """Constant for some epochs, then multiplied by a factor every epoch (Zaremba et al., 2014)."""
 
     kind: Literal["epochs"] = "epochs"
-    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
     constant_epochs: Count = 4
     """Epochs at the full learning rate."""
     factor: Rate = 0.5
-    """The learning rate's factor from each epoch to the next."""
+    """Factor of the learning rate from each epoch to the next."""
 
 
 @settings
 class Plateau:
-    """A cut whenever the validation loss has stopped falling."""
+    """A lower learning rate whenever the validation loss has stopped falling."""
 
     kind: Literal["plateau"] = "plateau"
-    """The schedule: constant, cosine, epochs or plateau. Another one brings its own flags."""
+    """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
     factor: Rate = 0.25
-    """The learning rate's factor at a cut."""
+    """Factor of the learning rate at each reduction."""
     patience: PositiveCount = 1
-    """Validations in a row without a new best before a cut."""
+    """Validations in a row without a new best before each reduction."""
 
 
 @settings
 class TeacherForcing:
-    """The model reads the text's own tokens."""
+    """Teacher forcing: the inputs are the tokens of the text."""
 
     kind: Literal["teacher"] = "teacher"
-    """What the model reads in training: teacher or own. The latter brings its own flags."""
+    """Inputs in training: teacher (the text) or own (scheduled sampling). own has more flags."""
 
 
 @settings
 class OwnTokens:
-    """Scheduled sampling (Bengio et al., 2015): the model reads some tokens of its own instead.
+    """Scheduled sampling (Bengio et al., 2015): some inputs are the model's own predictions.
 
-    With start = end = 1 it runs free. The first input of a chunk is always the text's.
+    With start = end = 1 all inputs but the first are the model's own. The first input of a chunk
+    is always from the text.
     """
 
     kind: Literal["own"] = "own"
-    """What the model reads in training: teacher or own. The latter brings its own flags."""
+    """Inputs in training: teacher (the text) or own (scheduled sampling). own has more flags."""
     draw: Literal["sample", "likeliest"] = "sample"
-    """Its own token: drawn from its softmax, or the most likely one."""
+    """sample: the model's token is drawn from its softmax; likeliest: the most likely token."""
     start: Rate = 0.0
-    """Share of inputs that are its own at the first update."""
+    """Share of the model's own tokens among the inputs at the first update."""
     end: Rate = 1.0
-    """Share of inputs that are its own in the end."""
+    """Share of the model's own tokens among the inputs after `steps` updates."""
     curve: Literal["linear", "exponential", "sigmoid"] = "linear"
-    """How the share goes from start to end."""
+    """Shape of the share's curve from start to end."""
     steps: Count | None = None
-    """Updates until the end; None: train.steps."""
+    """Updates until the share reaches its end; None: train.steps."""
 
 
 @settings
 class NoProbe:
-    """The gradient is not watched; the compiled program is that of a run without probes."""
+    """No live probe; the compiled program is that of a run without probes."""
 
     kind: Literal["off"] = "off"
-    """What is watched while training: off or live. The latter brings its own flags."""
+    """Live probe of the gradient while training: off or live. live has more flags."""
 
 
 QUESTIONS = ("deltas", "by_lag", "lags", "spectra", "lyapunov")
@@ -182,40 +183,40 @@ QUESTIONS = ("deltas", "by_lag", "lags", "spectra", "lyapunov")
 
 @settings
 class LiveProbe:
-    """How far the gradient reaches, watched while training, into metrics.jsonl."""
+    """Live probe of the gradient's reach while training; the results go to metrics.jsonl."""
 
     kind: Literal["live"] = "live"
-    """What is watched while training: off or live. The latter brings its own flags."""
+    """Live probe of the gradient while training: off or live. live has more flags."""
     every: Adjustable = 500
     """Updates between two rows of kind probe."""
     deltas: bool = True
-    """In every update the norm of δ_t at each step t of the chunk: of the loss's gradient that
-    arrives at the layers' states, from step t + 1 and from the layer above at t; its mean stands in
-    the rows of kind train."""
+    """Record in every update the norm of δ_t at each time step t of the chunk. δ_t is the loss's
+    gradient that arrives at the layers' states from step t + 1 and from the layer above at t. The
+    rows of kind train hold the mean."""
     by_lag: bool = True
-    """The gradient of the chunk split over the lags, and the horizon: how many steps back half, 90
-    % and 99 % of it lie."""
+    """Split the gradient of the chunk over the lags, and give the horizon: the lags within which
+    50 %, 90 % and 99 % of the gradient lie."""
     lags: bool = False
-    """The norm of the derivative of the state after the chunk by the state l steps before, at each
-    lag l."""
+    """Give the norm of the derivative of the state after the chunk with respect to the state l
+    steps earlier, at each lag l."""
     spectra: bool = True
-    """The spectral radius and the largest singular value of each block of W_hh."""
+    """Give the spectral radius and the largest singular value of each gate's block of W_hh."""
     lyapunov: bool = True
-    """The largest Lyapunov exponent along the chunk, in nats a step."""
+    """Give the largest Lyapunov exponent along the chunk, in nats a step."""
     lanes: Size = 4
-    """Lanes of the batch that by_lag, lags and lyapunov look at, from its first one on."""
+    """Number of sequences for by_lag, lags and lyapunov, the first of the batch."""
 
 
 @settings
 class Train:
-    """How the parameters are found."""
+    """Settings of training: gradient, optimizer, schedule, clipping, validation."""
 
     steps: Adjustable = 2000
-    """Updates in all."""
+    """Number of updates."""
     epochs: Adjustable | None = None
-    """Passes over the training text, from which train.steps follows; None: as train.steps says."""
+    """Passes over the training text; sets train.steps. None: use train.steps."""
     learning_rate: Number = 0.003
-    """The full learning rate; the schedule gives a share of it."""
+    """Full learning rate; the schedule gives a share of this rate."""
     schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (
         Constant()
     )
@@ -226,47 +227,48 @@ class Train:
     gradient: Literal["explicit", "full", "truncated", "artbp", "rtrl", "snap1", "uoro"] = (
         "explicit"
     )
-    """explicit: backpropagation through all T steps of a chunk, by the backward pass written by
-    hand where a cell has one; full: the same by autodiff; truncated: an update every k1 steps,
-    backpropagated k2 steps, beyond the chunk's edge where k2 > k1; artbp: cut at random, without
-    bias; and forward in time, from the text's start on: rtrl: exact, for small models; snap1: its
-    sparse approximation, exact for a layer of mingru, minlstm or diagonal; uoro: its unbiased one
-    of rank one."""
+    """Backward in time: explicit: backpropagation through all T steps of a chunk, by a hand-written
+    backward pass if the cell has one; full: backpropagation through all T steps by autodiff;
+    truncated: an update every k1 steps, backpropagated k2 steps, beyond the chunk's edge if
+    k2 > k1; artbp: randomly truncated, unbiased. Forward in time, from the start of the text: rtrl:
+    exact, for small models; snap1: sparse approximation of rtrl, exact for a single layer of
+    mingru, minlstm or diagonal; uoro: unbiased rank-one approximation of rtrl."""
     recompute: Literal["none", "sqrt"] = "none"
-    """explicit, full: what the way back keeps: none: all that it reads of every step; sqrt: the
-    states between √T segments, each of which is computed a second time, for long chunks."""
+    """explicit, full: memory of backpropagation. none: keep everything that the backward pass reads
+    of every step; sqrt: keep the states between √T segments and compute each segment a second time,
+    for long chunks."""
     k1: Size | None = None
-    """truncated: tokens of a lane between updates, in place of data.length; None: as that."""
+    """truncated: tokens of a sequence between updates; None: data.length."""
     k2: Size | None = None
-    """truncated: steps that the gradient goes back from each update."""
+    """truncated: time steps that the gradient goes back from each update."""
     cut_rate: Chance | None = None
-    """artbp: chance that the gradient is cut between one step and the next."""
+    """artbp: probability of a cut between each time step and the next."""
     clip_norm: Number | None = None
     """Threshold of the whole gradient's norm; None: no clipping."""
     clip_value: Number | None = None
     """Threshold of each entry of the gradient, after clip_norm; None: no clipping."""
     clip_delta: Number | None = None
-    """Threshold inside backpropagation, at every time step t: of the norm of δ_t, the gradient of
-    one sequence's summed nats that arrives at one layer's state, from step t + 1 and from the layer
-    above at t; None: no clipping."""
+    """Threshold of the norm of δ_t, inside backpropagation at every time step t. δ_t is the
+    gradient of a sequence's summed loss that arrives at a layer's state from step t + 1 and from
+    the layer above at t. None: no clipping."""
     probe: Annotated[NoProbe | LiveProbe, Field(discriminator="kind")] = NoProbe()
     weight_decay: Weight | None = None
-    """Share of each weight added to its gradient after clipping (an L2 penalty; that of adamw is
-    apart from the gradient); None: none."""
+    """Share of each weight added to its gradient after clipping (an L2 penalty; adamw has its own,
+    separate from the gradient); None: none."""
     omega: Weight | None = None
-    """Weight of the regulariser that keeps the norm of the gradient on its way back (Pascanu et
-    al., 2013, equation 9; `lm_jax.gradients.remedies`), on W_hh; None: none."""
+    """Weight of the regulariser Ω on W_hh, which preserves the gradient's norm on its way back
+    (Pascanu et al., 2013, equation 9; `lm_jax.gradients.remedies`); None: none."""
     flossing: Weight | None = None
     """Weight of gradient flossing, the mean square of the largest Lyapunov exponents along the
     batch, in steps per nat (Engelken, 2023); None: none."""
     flossing_exponents: Size = 8
-    """How many exponents flossing pushes towards zero."""
+    """Number of Lyapunov exponents that flossing pushes towards zero."""
     validate_every: Size | None = None
-    """Updates between looks at the validation split; None: an epoch's."""
+    """Updates between validations; None: an epoch."""
     patience: Size | None = None
     """Stop after this many validations in a row without a new best; None: never."""
     keep_best: bool = True
-    """End with the parameters that were best on validation, not with the last."""
+    """End with the best parameters on validation instead of the last."""
     log_every: Adjustable = 100
     """Updates between two rows of kind train in metrics.jsonl."""
     checkpoint_every: Adjustable = 500

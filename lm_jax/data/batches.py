@@ -1,21 +1,23 @@
-"""Batches as functions of the step, so that a checkpoint need not know where the reading stopped.
+"""Batches as functions of the step; a checkpoint need not store the position in the text.
 
-Two ways to read a text of N tokens s_1 … s_N, each of them a target exactly once an epoch:
+A text of N tokens s_1 … s_N is read in either of two ways. In both, each token is a target exactly
+once an epoch.
 
-- as *streams*: B lanes of L = ⌈N / B⌉ tokens each; update `step` reads the next T tokens of every
-  lane and the carry goes on from chunk to chunk, until the lanes start again;
-- as *sentences*: each row is one line of the text, from a fresh carry, in an order drawn anew every
-  epoch.
+- As *streams*: the text is cut into B contiguous sequences of L = ⌈N / B⌉ tokens. Update `step`
+  reads the next T tokens of every sequence. The carry passes from chunk to chunk until the
+  sequences start again.
+- As *sentences*: each sequence of the batch is a line of the text and starts from a fresh carry.
+  Every epoch draws a new order of the lines.
 
-Streams that are longer than memory are read in *windows*, each the tokens of some consecutive
-updates (`lm_jax.data.windows`). Or no text is read: sequences are *generated*, for every update
-anew (`lm_jax.data.tasks`).
+Streams larger than the memory are read in *windows*; a window holds the tokens of some consecutive
+updates (`lm_jax.data.windows`). A task reads no text: every update *generates* new sequences
+(`lm_jax.data.tasks`).
 
-The input before s_1 is the boundary token s_0 (see `lm_jax.data.vocabulary`). Where a lane or a
-sentence has run out, the mask is False and the tokens mean nothing.
+The input before s_1 is the boundary token s_0 (see `lm_jax.data.vocabulary`). Past the end of a
+sequence the mask is False and the tokens mean nothing.
 
-Letters: B lanes or sentences, T time steps, L targets of a lane, N tokens, S sentences. Arrays are
-time-major, [T, B], as `lax.scan` reads them.
+Letters: B sequences, T time steps, L targets of a stream's sequence, N tokens, S sentences. Arrays
+are time-major, [T, B], as `lax.scan` reads them.
 """
 
 from collections.abc import Callable
@@ -31,39 +33,39 @@ from lm_jax.settings import UserError
 
 
 class Batch(NamedTuple):
-    """What one update reads."""
+    """Inputs and targets of an update."""
 
     x: Int[Array, "T B"] | Float[Array, "T B I"]
-    """Input tokens; of some tasks, I real numbers each."""
+    """Input tokens; for some tasks, I real numbers a step."""
     y: Int[Array, "T B"] | Float[Array, "T B"]
-    """Targets: each the token after its input; of a task, whatever is asked for."""
+    """Targets: the token after each input; for a task, the answer."""
     mask: Bool[Array, "T B"]
-    """Whether there is a target."""
+    """True at each step with a target."""
     start: Bool[Array, " B"]
-    """Whether the text starts (again) here, from a fresh carry."""
+    """True if the sequence starts here from a fresh carry."""
 
 
 class Streams(NamedTuple):
-    """B lanes, ready to be read."""
+    """A text cut into B contiguous sequences."""
 
     lanes: Int[Array, "L+1 B"]
-    """Lane b holds s_{bL} … s_{bL + L}: the last token of a lane is the first input of the next."""
+    """Tokens. Column b holds s_{bL} … s_{bL + L}; the last of them is the next column's first."""
     lengths: Int[Array, " B"]
-    """Targets in each lane: L, or less where the text ends."""
+    """Targets in each sequence: L, or fewer at the end of the text."""
 
 
 @jax.tree_util.register_static
 class Epoch(int):
-    """Updates of an epoch, as a number that a program is compiled for."""
+    """Updates of an epoch, as a compile-time constant."""
 
 
 class Window(NamedTuple):
-    """What W consecutive updates of one epoch read of some streams."""
+    """Part of some streams, read by W consecutive updates of the same epoch."""
 
     lanes: Int[Array, "W*T+1 B"]
-    """Those rows of the streams' lanes; after the last row of all, that row again."""
+    """Rows of `Streams.lanes`. Past the end of the streams, the last row repeats."""
     lengths: Int[Array, " B"]
-    """Targets in each lane of the window."""
+    """Targets in each sequence of the window."""
     first: Int[Array, ""]
     """Number of the first update in its epoch, from 0."""
     epoch: Epoch
@@ -71,43 +73,43 @@ class Window(NamedTuple):
 
 
 class Sentences(NamedTuple):
-    """Lines of a text in rows of B, ready to be read; the last row is filled up with empty ones."""
+    """Lines of a text in rows of B; empty sentences fill up the last row."""
 
     tokens: Int[Array, " N+1"]
     """s_0 … s_N."""
     starts: Int[Array, "S/B B"]
-    """Where each sentence's first input lies in `tokens`."""
+    """Index in `tokens` of each sentence's first input."""
     lengths: Int[Array, "S/B B"]
-    """Targets in each sentence, its line's end among them."""
+    """Targets in each sentence, including the end of the line."""
 
 
-@jax.tree_util.register_static  # it holds no arrays, and a program is compiled for it
+@jax.tree_util.register_static  # no arrays inside: a compile-time constant
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """Sequences that are drawn when they are read."""
+    """Sequences that are drawn when an update reads them."""
 
     batch: Callable[..., Batch]
-    """(key, step, length) -> what update `step` reads, each sequence from a fresh carry. A sequence
-    has `length` steps, or, without it, as many as there is room for."""
+    """(key, step, length) -> the batch of update `step`, every sequence from a fresh carry. A
+    sequence has `length` steps; by default it fills all T steps."""
     epoch: int
-    """Updates that count as an epoch, for what goes by epochs."""
+    """Updates of an epoch, by definition."""
 
 
 Source = Streams | Window | Sentences | Generated
 
 
 def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
-    """A text cut into B contiguous lanes.
+    """Cut a text into B contiguous sequences.
 
     Args:
-      tokens: [N] numbers of tokens.
-      boundary: the token that stands before the first one.
+      tokens: [N] token numbers.
+      boundary: the token before s_1.
       batch_size: B.
     """
     total = len(tokens)
     length = -(-total // batch_size)
     lengths = np.clip(total - length * np.arange(batch_size), 0, length)
-    # Lane by lane, for the tokens may be mapped from a disk and fit into memory only once.
+    # One sequence at a time: tokens mapped from the disk may fit into memory only once.
     lanes = np.zeros((length + 1, batch_size), tokens.dtype)
     for lane, targets in enumerate(lengths):
         if targets:
@@ -118,18 +120,18 @@ def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
 
 
 def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -> Sentences:
-    """A text cut after each boundary token, and sentences longer than T every T tokens.
+    """Cut a text after each boundary token, and every T tokens within a longer sentence.
 
-    The rest of a sentence that is cut is read as a sentence of its own, so no token is lost.
+    The rest of a longer sentence becomes a sentence of its own, and no token is lost.
 
     Args:
-      tokens: [N] numbers of tokens.
-      boundary: the token that ends a sentence, and stands before the first one.
+      tokens: [N] token numbers.
+      boundary: the token that ends a sentence; also the token before s_1.
       batch_size: B.
       length: T.
 
     Raises:
-      UserError: a place in the text does not fit into 32 bits.
+      UserError: an index into the text does not fit into 32 bits.
     """
     total = len(tokens)
     if total >= 2**31:
@@ -159,16 +161,17 @@ def batch_at(
     length: Int[Array, ""] | int,
     key: Array | None = None,
 ) -> Batch:
-    """What update `step`, counted from 0, reads.
+    """Return the batch of update `step`.
+
+    Streams give the next `length` tokens of every sequence, and start again after each epoch.
+    Sentences give B sentences, padded to `length`. A generator gives sequences of `length` steps.
 
     Args:
-      source: streams, of which the next `length` tokens of every lane are read, from the front
-        again after each epoch; or the window of them that holds the update; or sentences, of which
-        B are read, padded to `length`; or generated ones, of `length` steps each.
-      step: the update.
-      length: T; of generated sequences, no more than their T, and it may be a tracer.
-      key: draws the order of sentences in each epoch; None: as they stand in the text. What is
-        generated needs one, to be drawn from.
+      source: streams, a window of streams with this update, sentences, or a generator.
+      step: the update, counted from 0.
+      length: T; for a generator, at most its own T, and may be a tracer.
+      key: draws the order of the sentences in each epoch (None: the order of the text), or the
+        generated sequences, which need a key.
     """
     if isinstance(source, Generated):
         assert key is not None
@@ -176,10 +179,10 @@ def batch_at(
     assert isinstance(length, int)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
     if isinstance(source, Streams | Window):
-        # Beyond a window there are no targets.
+        # Outside a window there are no targets.
         number = index - source.first if isinstance(source, Window) else index
         positions = number * length + jnp.arange(length + 1)
-        # Past the end a lane repeats its last token, under a False mask.
+        # Past its end a sequence repeats its last token, under a False mask.
         chunk = jnp.take(source.lanes, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
         if isinstance(source, Window):
@@ -199,13 +202,13 @@ def batch_at(
 
 
 def first_lanes(batch: Batch, count: int) -> Batch:
-    """The first `count` lanes of a batch."""
+    """Return the first `count` sequences of a batch."""
     x, y, mask = (leaf[:, :count] for leaf in (batch.x, batch.y, batch.mask))
     return Batch(x, y, mask, batch.start[:count])
 
 
 def steps_per_epoch(source: Source, length: int) -> int:
-    """Updates until every token has been a target once, or as many as count for that."""
+    """Updates of an epoch: until each token was a target once; for a task, `Generated.epoch`."""
     if isinstance(source, Generated | Window):
         return source.epoch
     if isinstance(source, Streams):
@@ -214,15 +217,15 @@ def steps_per_epoch(source: Source, length: int) -> int:
 
 
 def shuffled(rank: Int[Array, " B"], count: int, key: Array) -> Int[Array, " B"]:
-    """Which items stand at some places of a random order, without drawing the whole of it.
+    """Return the items at given places of a random permutation, without building the permutation.
 
-    A Feistel network permutes the numbers below a power of four, and a number that comes out too
-    large is sent round again ("cycle walking"; Black & Rogaway, 2002, section 3).
+    A Feistel network permutes the numbers below a power of four. A number not below `count` goes
+    through the network again ("cycle walking"; Black & Rogaway, 2002, section 3).
 
     Args:
       rank: places, each below `count`.
-      count: how many items there are.
-      key: another order for each.
+      count: number of items.
+      key: determines the permutation.
     """
     bits = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     low = jnp.uint32(2**bits - 1)
@@ -246,10 +249,10 @@ def shuffled(rank: Int[Array, " B"], count: int, key: Array) -> Int[Array, " B"]
 
 
 def check_length(total: int, batch_size: int, length: int, name: str) -> None:
-    """Refuses a chunk that is longer than a lane of the training text.
+    """Refuse a chunk longer than a sequence of the training text.
 
     Raises:
-      UserError: fewer than `length` of the `total` tokens fall to each of `batch_size` lanes.
+      UserError: `total` tokens in `batch_size` sequences give fewer than `length` tokens each.
     """
     lane = total // batch_size
     if length > lane:

@@ -1,18 +1,19 @@
-"""Byte-pair encoding: tokens that are frequent sequences of bytes, and single bytes for the rest.
+"""Byte-pair encoding: tokens are frequent sequences of bytes, and single bytes for the rest.
 
-Training starts with the 256 bytes as tokens, and again and again makes the most frequent pair of
-neighbours one new token (Sennrich et al., 2016, section 3.2, there for characters; for bytes,
-Radford et al., 2019, section 2.2). Nothing is unknown then, and the bytes of a text's tokens are
-the bytes of the text.
+Training starts with the 256 bytes as tokens, and repeatedly merges the most frequent pair of
+neighbours into one new token (Sennrich et al., 2016, section 3.2, for characters; Radford et al.,
+2019, section 2.2, for bytes). No text is unknown, and the bytes of a text's tokens are the bytes of
+the text.
 
-What a token never holds: a newline beside anything else, and a place where a blank follows
-something that is not white space. So the newline is a token of its own, and a text may be cut at
-such places and its parts encoded one by one. Both cuts (`_CUTS`) come before whatever else cuts the
-text: here, GPT-2's regular expression for words, numbers and signs; in a file, what the file says.
+No token crosses a newline, and no token crosses a place where a blank follows a character other
+than white space. The newline is therefore a token of its own, and a text may be cut at these places
+and encoded part by part. Both cuts (`_CUTS`) come before any other cut of the text: GPT-2's regular
+expression for words, numbers and signs in a vocabulary trained here; the cuts of the file in a
+vocabulary from a file.
 
-The work is done by the library `tokenizers`. Its JSON, here the *rules*, is all that encoding
-needs. It writes the byte b as one printable character (`_BYTE`); everywhere else in lm_jax a
-token's bytes are the characters of the same numbers, as in the vocabulary `byte`.
+The library `tokenizers` does the work. Its JSON, here called the *rules*, is all that encoding
+needs. The JSON writes the byte b as one printable character (`_BYTE`). Everywhere else in lm_jax a
+token's byte b is written as the character of number b, as in the vocabulary `byte`.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from lm_jax.data.formats import HEAD, other_format
 from lm_jax.files import reading
 from lm_jax.settings import UserError, parsed
 
-DEFAULT_SIZE = 4096  # tokens, where data.vocabulary_size says none
+DEFAULT_SIZE = 4096  # tokens, if data.vocabulary_size is None
 _CUTS = [
     {"type": "Split", "pattern": {"String": "\n"}, "behavior": "Isolated", "invert": False},
     {
@@ -45,7 +46,7 @@ _BYTES_OF_WORDS = {
     "use_regex": True,
 }
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 never holds (RFC 3629)
-# What cuts a text and takes nothing away from it, unless its behaviour is to remove.
+# Pre-tokenizers that keep every character, unless their behaviour is "Removed".
 _HARMLESS = ("Split", "Digits", "Punctuation")
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE = {chr(byte): byte for byte in _PRINTABLE} | {
@@ -54,16 +55,17 @@ _BYTE = {chr(byte): byte for byte in _PRINTABLE} | {
 
 
 def train(parts: Iterable[str], size: int | None = None) -> str:
-    """The rules that a text teaches.
+    """Train byte-pair encoding on a text and return the rules.
 
-    Pairs seen only once are not merged, so a short text may give fewer tokens than `size`. Of pairs
-    seen equally often, that of the lowest numbers is first, so the same text gives the same rules.
+    A pair seen only once is not merged, and a short text may give fewer tokens than `size`. Among
+    equally frequent pairs, the pair with the lowest numbers comes first: equal texts give equal
+    rules.
 
     Args:
-      parts: the text, cut nowhere but where `whole` cuts.
-      size: the most tokens to make, from 256; None: DEFAULT_SIZE.
+      parts: the text, cut only at the places of `whole`.
+      size: maximum number of tokens, at least 256; None: DEFAULT_SIZE.
     """
-    from tokenizers import Tokenizer, trainers  # 0.2 s that other tokenisers need not pay
+    from tokenizers import Tokenizer, trainers  # here, to save other tokenisers 0.2 s
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
     tokenizer = Tokenizer.from_str(_rules(model, [_BYTES_OF_WORDS], []))
@@ -78,21 +80,21 @@ def train(parts: Iterable[str], size: int | None = None) -> str:
 
 
 def read(path: str, name: str) -> str:
-    """The rules in a file of the library, `tokenizer.json`; `name` is what an error calls it.
+    """Read the rules from a `tokenizer.json` file; errors call the file `name`.
 
-    Taken are its vocabulary, its merges, what cuts a text into pieces, and the tokens added by
-    hand, such as `<|endoftext|>`, which stand for their characters wherever these occur. What would
-    put in a token or a blank, take one away, or shorten the text is left out.
+    The rules keep the file's vocabulary, merges, pre-tokenizers and added tokens. An added token,
+    for example `<|endoftext|>`, stands for its characters wherever the text has them. The rules
+    leave out all steps that insert or remove a token or a blank, and all truncation.
 
     Raises:
-      UserError: it cannot be read, or is no byte-level byte-pair encoding that gives back every
-        text, the newline a token of its own.
+      UserError: the file cannot be read, or is not a lossless byte-level byte-pair encoding with a
+        token for the newline alone.
     """
     with reading(path, name) as file:
         written = file.read()
     text: str | bytes = written
-    with contextlib.suppress(UnicodeDecodeError):  # as bytes it is refused below
-        # UTF-8, UTF-16 or UTF-32, with a byte-order mark or none.
+    with contextlib.suppress(UnicodeDecodeError):  # `parsed` refuses the bytes below
+        # UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
         text = written.decode(json.detect_encoding(written))
     try:
         found = parsed(text, name, Any)
@@ -134,7 +136,7 @@ def _rules(model: dict, cuts: list[dict], added: list[dict]) -> str:
 
 def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
     model = content["model"]
-    kind = model.get("type", "BPE")  # old files do not say it
+    kind = model.get("type", "BPE")  # old files do not name the type
     if kind != "BPE":
         raise ValueError(f"holds a {kind} model, not byte-pair encoding")
     vocab, _ = model["vocab"], model["merges"]
@@ -178,7 +180,7 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
 
 
 def _leaves(part: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, out of the sequences that hold none or some."""
+    """Yield the steps of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part and part["type"] == "Sequence":
         for step in part[parts]:
             yield from _leaves(step, parts)
@@ -187,10 +189,10 @@ def _leaves(part: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]
 
 
 def tokens(rules: str) -> tuple[str, ...]:
-    """The bytes of each token, in the order of their numbers, as characters of the same numbers.
+    """Return all tokens in the order of their numbers, each byte b as the character of number b.
 
     Raises:
-      ValueError: these are no rules, or a number has no token.
+      ValueError: the text holds no rules, or a number has no token.
     """
     try:
         content = parsed(rules, "the rules")
@@ -210,7 +212,7 @@ def tokens(rules: str) -> tuple[str, ...]:
 
 
 def encoder(rules: str) -> Callable[[str], np.ndarray]:
-    """The function from a text to the numbers of its tokens, int32 [N].
+    """Return the function from a text to its token numbers, int32 [N].
 
     Raises:
       UserError: the library cannot read the rules.
@@ -230,9 +232,10 @@ def encoder(rules: str) -> Callable[[str], np.ndarray]:
 
 
 def whole(parts: Iterable[str]) -> Iterator[str]:
-    """The same text, cut anew, at no place where it matters to the tokens.
+    """Cut a text anew, at places that no token crosses.
 
-    That is after a newline, or before a blank that follows something else than white space.
+    The places are after a newline, and before a blank that follows a character other than white
+    space.
     """
     held: list[str] = []
     for part in parts:

@@ -1,9 +1,10 @@
-"""A corpus: a vocabulary and the three splits as arrays of token numbers; or a task in their place.
+"""A corpus: a vocabulary and three splits as arrays of token numbers, or a task instead of splits.
 
-Files and data sets are tokenised once, into a folder of the user's cache named by their content and
-the tokeniser; from then on the tokens are mapped into memory, one, two or four bytes each. The
-folder is written under another name and renamed when it is whole, so that it is there or it is not;
-of several processes that want the same one, one builds it and the others wait.
+Files and data sets are tokenised once, into a folder of the user's cache. The folder's name is a
+digest of the content and the tokeniser. Later runs map the tokens into memory, at 1, 2 or 4 bytes
+each. The folder is written under another name and renamed once complete: a folder under the final
+name is never partial. If several processes need the same folder, the first builds the folder and
+the others wait.
 """
 
 import contextlib
@@ -28,18 +29,18 @@ from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
 from lm_jax.settings import VERSION, UserError, parsed
 
-SIZES = ("tokens", "characters", "unknown")  # of a split, in corpus.json
+SIZES = ("tokens", "characters", "unknown")  # counts of each split, in corpus.json
 
 
 class Split(NamedTuple):
-    """One of training, validation and test."""
+    """The tokens of the training, validation or test text."""
 
     tokens: np.ndarray
     """[N] of uint8, uint16 or int32: the numbers of the text's tokens."""
     characters: int
-    """Length of the text in Unicode characters: what bits per character are per."""
+    """Length of the text in Unicode characters, the divisor of bits per character."""
     unknown: int
-    """Tokens that are `<unk>` because the training text, or the limit on it, lacks them."""
+    """Tokens read as `<unk>` because the vocabulary lacks them."""
 
 
 class Corpus(NamedTuple):
@@ -50,25 +51,25 @@ class Corpus(NamedTuple):
     validation: Split
     test: Split
     digest: str
-    """Hex digits that change when the text or its tokens change."""
+    """Digest of the text and its tokens, in hex digits."""
     task: Task | None = None
-    """What is read instead of the splits, which then are empty."""
+    """The task to read instead of a text; all splits are then empty."""
 
 
 def cache_folder() -> Path:
-    """Where tokenised corpora and compiled programs are kept: LM_JAX_CACHE, or the user's cache."""
+    """Folder of tokenised corpora and compiled programs: LM_JAX_CACHE, or the user's cache."""
     return Path(os.environ.get("LM_JAX_CACHE") or platformdirs.user_cache_dir("lm_jax"))
 
 
 def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
-    """The corpus that a config names.
+    """Load the corpus that a config names.
 
     Args:
       data: the config.
       memory: for `data.source="memory"`, one text, or three (training, validation, test).
 
     Raises:
-      UserError: the text cannot be had, is not text, or is too short for its config.
+      UserError: the text cannot be read, is not text, or is too short for the config.
     """
     if (task := tasks.task_of(data)) is not None and memory is None:
         empty = {split: Split(np.zeros(0, np.uint8), 0, 0) for split in SPLITS}
@@ -101,7 +102,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
 def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
     if data.origin != "tfds" or memory is not None:
         return texts.splits(data, memory)
-    from lm_jax.data.tfds import tfds_splits  # slow to import, and seldom wanted
+    from lm_jax.data.tfds import tfds_splits  # here, because few runs use TFDS
 
     return tfds_splits(data.name or "", data.text_key)
 
@@ -111,7 +112,7 @@ def _vocabulary(data: Data, parts: dict[str, Text]) -> Vocabulary:
 
 
 def _digest(digest: str, vocabulary: Vocabulary) -> str:
-    # Another version of the library that trains a tokeniser may give another one.
+    # Another version of the library `tokenizers` may train other rules from the same text.
     if not vocabulary.rules:
         return digest
     return hashlib.sha256((digest + vocabulary.rules).encode()).hexdigest()
@@ -125,7 +126,7 @@ def _dtype(vocabulary: Vocabulary) -> np.dtype:
 
 
 def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
-    """A text as token numbers, in memory.
+    """Encode a text as token numbers, in memory.
 
     Raises:
       UserError: the text is empty, or not UTF-8, or holds a NUL.
@@ -144,18 +145,18 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_suffix(".partial")
     with files.opened(folder.with_suffix(".lock"), "a") as lock:
-        # The operating system lets go of the lock when a process dies, however it dies.
+        # The operating system releases the lock if the process dies, even by kill -9.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return
-        files.remove(partial)  # of a process that was killed
+        files.remove(partial)  # left by a killed process
         try:
             partial.mkdir()
             vocabulary = vocabulary or _vocabulary(data, parts)
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
             with _synced(partial / "corpus.json") as file:
                 file.write(vocabulary.to_json(splits=sizes).encode())
-            # The folder's name says what was in the files, so it must be what was read.
+            # The folder is named after the content, so the files must not have changed meanwhile.
             for split, again in _parts(data, None).items():
                 if again.digest != parts[split].digest:
                     raise UserError(f"{again.name}: has changed while it was read; begin again")
@@ -179,7 +180,7 @@ def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _synced(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on the disk for good once it is closed."""
+    """Open a new file for writing, and flush it to the disk before closing."""
     with path.open("wb") as file:
         yield file
         file.flush()

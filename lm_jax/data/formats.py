@@ -1,9 +1,9 @@
-"""Recognise from its first bytes a file that is not UTF-8 text in lines."""
+"""Recognise by the first bytes a file other than UTF-8 text in lines."""
 
 import codecs
 
-BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"  # at the head of a text a mark of its encoding, no character
-HEAD = 1 << 16  # bytes that tell the format
+BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"  # as the first character of a text, its byte-order mark
+HEAD = 1 << 16  # bytes to look at
 
 _PACKED = {
     b"\x1f\x8b": "is compressed by gzip",
@@ -29,12 +29,12 @@ _RETURNS = (
     "tr '\\r' '\\n'"
 )
 _WIDE = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16's mark, with which it begins
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, because this mark begins with UTF-16's
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# Which of each four bytes are zero in ASCII's characters.
+# Encodings, by which of every four bytes are zero in ASCII text.
 _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",
@@ -44,17 +44,17 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 
 
 def other_format(head: bytes) -> str | None:
-    """The format of a file that is no UTF-8 text in lines, to be said after the file's name.
+    """Return a file's format if the file is not UTF-8 text in lines.
 
     Args:
-      head: the file's first bytes, `HEAD` of them or all.
+      head: the first `HEAD` bytes of the file, or the whole of a shorter file.
 
     Returns:
-      the format and a remedy, such as "is compressed by gzip: unpack it first"; None: the head is
-      UTF-8 without a NUL, whatever it begins with, or no format that is known here.
+      the format and a remedy, to follow the file's name in an error, for example "is compressed by
+      gzip: unpack it first". None if the head is UTF-8 without a NUL, or an unknown format.
     """
     if b"\0" not in head and _is("UTF-8", head):
-        # The last byte may be the carriage return of two bytes that end a line.
+        # A carriage return as the last byte may be the first half of "\r\n".
         return _RETURNS if b"\r" in head[:-1] and b"\n" not in head else None
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
@@ -74,7 +74,7 @@ def other_format(head: bytes) -> str | None:
 
 def _is(encoding: str, head: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder(encoding)().decode(head)  # it may end within a character
+        codecs.getincrementaldecoder(encoding)().decode(head)  # the head may end within a character
     except UnicodeDecodeError:
         return False
     return True

@@ -1,17 +1,19 @@
-"""A text of known entropy: each symbol is drawn from the row of a table that the last m choose.
+"""A text of known entropy, drawn from a Markov chain of order m.
 
-With π the stationary distribution of the contexts c (m symbols), the chain's entropy rate
+A table holds p(s | c), the distribution of the next symbol s after each context c of m symbols.
+With π the stationary distribution of the contexts, the chain's entropy rate
 
     H = -Σ_c π(c) Σ_s p(s | c) ln p(s | c)   nats a symbol
 
-is the least mean loss of any predictor (Shannon, 1948), and that of one that knows the table. So
-the distance of a model's loss from H is what it has left to learn.
+is the least mean loss of any predictor (Shannon, 1948). A predictor that knows the table reaches H.
+The difference between a model's loss and H is therefore the part left to learn.
 
-The table is softmax(sharpness · z) with z standard normal, so every symbol has a chance after every
-context, and π is the only solution of π P = π, Σ π = 1, which is solved for as it stands.
+The table is softmax(sharpness · z) with z standard normal. Every symbol has a positive probability
+after every context, and π is the only solution of π P = π, Σ π = 1. This linear system is solved
+directly.
 
-Letters: K symbols, m the order, C = K^m contexts; a context's digits in base K are its symbols, the
-newest last.
+Letters: K symbols, m the order, C = K^m contexts. The digits of a context in base K are its
+symbols, the newest last.
 """
 
 import bisect
@@ -32,14 +34,14 @@ class Chain(NamedTuple):
     table: np.ndarray
     """[C, K]: p(symbol | context)."""
     stationary: np.ndarray
-    """[C]: how often each context occurs."""
+    """[C]: π, the share of each context in a long text."""
     entropy_rate: float
     """H, nats a symbol."""
 
 
 @functools.lru_cache(maxsize=4)
 def chain(config: Markov) -> Chain:
-    """The chain that a config draws."""
+    """Draw the chain of a config."""
     K, C = config.symbols, config.symbols**config.order
     z = config.sharpness * np.random.default_rng(config.seed).standard_normal((C, K))
     table = np.exp(z - z.max(axis=1, keepdims=True))
@@ -50,27 +52,27 @@ def chain(config: Markov) -> Chain:
 
 
 def stationary_of(table: np.ndarray) -> np.ndarray:
-    """The distribution of contexts that reading one more symbol leaves as it is.
+    """Return the stationary distribution of the contexts.
 
     Args:
-      table: [C, K], no entry zero.
+      table: [C, K], p(symbol | context), no entry zero.
 
     Returns:
-      [C], of sum 1.
+      [C], with sum 1.
     """
     C, K = table.shape
     P = np.zeros((C, C))
     contexts = np.arange(C)
     for symbol in range(K):
         P[contexts, (contexts * K + symbol) % C] += table[:, symbol]
-    # One equation follows from the others, and the sum stands in its place.
+    # One equation is redundant; Σ π = 1 takes its place.
     equations = P.T - np.eye(C)
     equations[-1] = 1
     return np.linalg.solve(equations, np.eye(C)[-1])
 
 
 def symbols(config: Markov) -> np.ndarray:
-    """The numbers of the symbols of the text, [N], from a stationary start."""
+    """Draw the text as symbol numbers, [N]; the first context follows π."""
     found, C = chain(config), config.symbols**config.order
     draws = np.random.default_rng([config.seed, 1]).random(config.characters + 1).tolist()
     rows = np.cumsum(found.table, axis=1)[:, :-1].tolist()
@@ -84,10 +86,10 @@ def symbols(config: Markov) -> np.ndarray:
 
 
 def text(config: Markov) -> str:
-    """The text, one letter a symbol."""
+    """Draw the text, one letter a symbol."""
     return "".join(map(LETTERS.__getitem__, symbols(config).tolist()))
 
 
 def floor(data: Data) -> dict[str, float]:
-    """What result.json says of a text whose entropy is known: `entropy_rate`, nats a character."""
+    """Entry of result.json, `entropy_rate` in nats a character; empty if the entropy is unknown."""
     return {"entropy_rate": chain(data.task).entropy_rate} if isinstance(data.task, Markov) else {}

@@ -1,26 +1,28 @@
-"""Tasks where memory is the point, generated: each sequence asks at its end for what came before.
+"""Generated tasks that need memory: the target at the end depends on earlier inputs.
 
-A batch is a function of a key and a step alone, so training on a task is stopped and resumed as any
-other training is, and no two updates read the same sequences. Every sequence has T steps (the
-config's `data.length`) and starts from a fresh carry; the loss counts only the steps where
-something is asked for, which the mask shows. Draws are uniform and independent.
+A batch is a function of a key and a step alone. Training on a task therefore stops and resumes like
+any other training, and no two updates read the same sequences. A batch has T steps (the config's
+`data.length`). A sequence has L ≤ T steps (`data.task.length`, by default T) and starts from a
+fresh carry. The loss counts only the steps with a target; the mask marks these steps. Draws are
+uniform and independent.
 
-- *temporal order* (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013): distractors c … f, but A
-  or B at one step of [L/10, 2L/10) and at one of [5L/10, 6L/10). Asked at the last step: AA, AB, BA
-  or BB.
-- *adding*, *multiplication*: each step is a number from [0, 1) and a mark, which is 1 at one step
-  of the first tenth and at one of [L/10, L/2), else 0. Asked at the last step: the sum, or the
-  product, of the two marked numbers. Inputs and target are real, and the loss is the squared error.
-- *copy*, *memorisation*: some symbols, then blanks, a cue `items` steps before the end of the
-  blanks, and while the last blanks are read, asked for step by step, the symbols in their order.
-- *permutation*: the first symbol is one of two, every other step holds one of the other symbols.
-  Asked at the last step: the first symbol.
+- *temporal order* (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013): distractors c … f, except
+  for an A or B at one step of [L/10, 2L/10) and at one step of [5L/10, 6L/10). Target at the last
+  step: AA, AB, BA or BB.
+- *adding*, *multiplication*: each step is a number from [0, 1) and a mark. The mark is 1 at one
+  step of the first tenth and at one step of [L/10, L/2), else 0. Target at the last step: the sum,
+  or the product, of the two marked numbers. Inputs and target are real, and the loss is the squared
+  error.
+- *copy*, *memorisation*: some symbols, then blanks, with a cue in place of the blank just before
+  the last `items` steps. Targets at the last `items` steps: the symbols, in their order.
+- *permutation*: the first symbol is one of two; every other step holds one of the other symbols.
+  Target at the last step: the first symbol.
 
-The *chance level* of a task is the least mean loss of a predictor that sees the step and its input
-and remembers nothing: ln 4, the variance of the target (1/6 for the sum, 7/144 for the product),
-ln of the number of symbols, ln 2.
+The *chance level* of a task is the least mean loss of a predictor without memory, given only the
+step and its input: ln 4 for temporal order; the variance of the target for adding (1/6) and
+multiplication (7/144); ln of the number of symbols for copy and memorisation; ln 2 for permutation.
 
-Letters: B sequences, T steps that there is room for, L steps of a sequence.
+Letters: B sequences, T steps of a batch, L steps of a sequence.
 """
 
 import dataclasses
@@ -42,30 +44,30 @@ from lm_jax.data.batches import Batch, Generated
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, to_json
 
-EPOCH = 1000  # updates that count as one
-TOLERANCE = 0.04  # of a number that counts as right (Hochreiter & Schmidhuber, 1997)
-HELD_OUT_BATCHES, HELD_OUT_LANES = 10, 100  # sequences of validation, and of the test
-HELD_OUT = {"validation": 1 << 20, "test": 1 << 21}  # folded into a key of their own
+EPOCH = 1000  # updates that count as an epoch
+TOLERANCE = 0.04  # largest error of a right answer (Hochreiter & Schmidhuber, 1997)
+HELD_OUT_BATCHES, HELD_OUT_LANES = 10, 100  # batches of validation (and of test), sequences each
+HELD_OUT = {"validation": 1 << 20, "test": 1 << 21}  # folded into the key of each split
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Task(Generated):
-    """A task, ready to be read."""
+    """Generator of a task's sequences, with the task's symbols and chance level."""
 
     symbols: tuple[str, ...]
-    """What stands in vocabulary.json: the tokens, or the names of the real inputs."""
+    """Tokens, or names of the real inputs, as in vocabulary.json."""
     chance: float
-    """The least mean loss without memory, in nats, or as a mean squared error."""
+    """Chance level: least mean loss without memory, in nats or as a mean squared error."""
     real: bool
-    """Whether inputs and target are real numbers."""
+    """True if inputs and target are real numbers."""
 
     def right(self, predicted: Float[Array, "T B V"], batch: Batch) -> Bool[Array, " B"]:
-        """Whether all that was asked for in a sequence is right.
+        """Return, for each sequence, True if the predictions of all targets are right.
 
         Args:
-          predicted: `LanguageModel.logits`; of a real task, the number that is predicted.
-          batch: what was read.
+          predicted: `LanguageModel.logits`; for a real task, the predicted number (V = 1).
+          batch: the batch that was read.
         """
         if self.real:
             right = jnp.abs(predicted[..., 0] - batch.y) < TOLERANCE
@@ -81,11 +83,11 @@ class Task(Generated):
 
 @functools.lru_cache(maxsize=64)
 def task(config: Sequences, batch_size: int, length: int) -> Task:
-    """The task that a config names.
+    """Return the task of a config.
 
     Args:
-      config: `Data.task`, no Markov source, which is a text. Its length is not looked at: a batch
-        is asked for one.
+      config: `Data.task`, but no Markov source, because a Markov source is a text. `config.length`
+        is ignored: `Task.batch` takes the length as an argument.
       batch_size: B.
       length: T.
     """
@@ -119,21 +121,21 @@ def task(config: Sequences, batch_size: int, length: int) -> Task:
 
 
 def task_of(data: Data) -> Task | None:
-    """The task that a config reads for training; None where it reads a text."""
+    """Return the training task of a config, or None if the config reads a text."""
     if not isinstance(data.task, Sequences):
         return None
     return task(data.task, data.batch_size, data.length)
 
 
 def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
-    """Batches of the task that training never reads, the same for every seed and batch size.
+    """Return the held-out batches of a task, equal for every seed and batch size.
 
     Args:
       data: a config that reads a task.
       split: validation or test.
 
     Returns:
-      functions that generate them, one after another.
+      functions without arguments, each generates a batch; training never reads these batches.
     """
     assert isinstance(data.task, Sequences)
     read = _compiled(task(data.task, HELD_OUT_LANES, data.length))
@@ -147,7 +149,7 @@ def _compiled(task: Task) -> Callable[[Array, int, int], Batch]:
 
 
 def digest(data: Data) -> str:
-    """Hex digits that change when the task does, all its lengths being one task."""
+    """Digest of a config's task, in hex digits; tasks that differ only in length share a digest."""
     assert isinstance(data.task, Sequences)
     any_length = dataclasses.replace(data.task, length=None)
     key = json.dumps([to_json(any_length), data.length, VERSION])
@@ -155,7 +157,7 @@ def digest(data: Data) -> str:
 
 
 def temporal_order(key: Array, length: Array | int, *, room: int) -> tuple[Array, Array, Array]:
-    """A sequence of temporal order; symbols A B c d e f are 0 … 5 and the answers 6 … 9."""
+    """Draw a sequence of temporal order; symbols A B c d e f are 0 … 5 and the answers 6 … 9."""
     noise, first, second, which = jax.random.split(key, 4)
     tenth, half = length // 10, length // 2
     here = jax.random.randint(first, (), tenth, 2 * tenth)
@@ -168,7 +170,7 @@ def temporal_order(key: Array, length: Array | int, *, room: int) -> tuple[Array
 def two_marked(
     key: Array, length: Array | int, *, room: int, combine: Callable[[Array, Array], Array]
 ) -> tuple[Float[Array, "T 2"], Float[Array, " T"], Bool[Array, " T"]]:
-    """A sequence of numbers, two of them marked, and what combining these two gives."""
+    """Draw a sequence of numbers with two marks; the answer combines the two marked numbers."""
     noise, first, second = jax.random.split(key, 3)
     tenth = jnp.maximum(length // 10, 1)
     here = jax.random.randint(first, (), 0, tenth)
@@ -182,7 +184,7 @@ def two_marked(
 def recall(
     key: Array, length: Array | int, *, room: int, symbols: int, items: int
 ) -> tuple[Int[Array, " T"], Int[Array, " T"], Bool[Array, " T"]]:
-    """A sequence that is to be said again; blank and cue are the two numbers after the symbols."""
+    """Draw a sequence to repeat; the blank has number `symbols`, the cue `symbols + 1`."""
     blank, cue = symbols, symbols + 1
     said = jax.random.randint(key, (items,), 0, symbols, jnp.int32)
     blanks, answers = jnp.full(room, blank, jnp.int32), length - items + jnp.arange(items)
@@ -194,7 +196,7 @@ def recall(
 def permutation(
     key: Array, length: Array | int, *, room: int, symbols: int
 ) -> tuple[Array, Array, Array]:
-    """A sequence whose first symbol, 0 or 1, is asked for at its end."""
+    """Draw a sequence with its first symbol, 0 or 1, as the target at the last step."""
     noise, first = jax.random.split(key)
     a = jax.random.randint(first, (), 0, 2)
     return _tokens(jax.random.randint(noise, (room,), 2, symbols).at[0].set(a), a, length)
@@ -203,7 +205,7 @@ def permutation(
 def _tokens(
     x: Int[Array, " T"], answer: Int[Array, ""], length: Array | int
 ) -> tuple[Int[Array, " T"], Int[Array, " T"], Bool[Array, " T"]]:
-    """Inputs of 32 bits, and the answer at the last step."""
+    """Return inputs as int32, targets with the answer at the last step, and the mask."""
     room = len(x)
     y = jnp.zeros(room, jnp.int32).at[length - 1].set(answer.astype(jnp.int32))
     return x.astype(jnp.int32), y, _last(room, length)

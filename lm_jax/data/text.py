@@ -1,11 +1,13 @@
-"""Where text comes from: CPython's documentation, files, memory, a Markov chain.
+"""Sources of text: CPython's documentation, files, memory, a Markov chain.
 
-(`lm_jax.data.tfds` has one more.) A `Text` is bytes of UTF-8 that can be read again from the start,
-in blocks, so that a corpus larger than memory passes through. A byte-order mark at its head is no
-part of it. `splits` finds the three texts that a config names. A single text is cut 90 / 5 / 5 into
-training, validation and test, at the first whole character past each mark. Where tokens are words,
-it is cut at the first line past each mark, or, where that leaves a part empty, as in a text that is
-one long line, at the first word.
+`lm_jax.data.tfds` adds the data sets of TFDS. A `Text` is UTF-8, read in blocks and any number of
+times; a corpus may be larger than the memory. A byte-order mark at the head is not part of the
+text.
+
+`splits` finds the three texts of a config. A single text is cut 90 / 5 / 5 into training,
+validation and test, at the first whole character after 90 % and 95 % of the bytes. If tokens are
+words, the cuts are at the first line after each mark. If a part would then be empty, as in a text
+of a single long line, the cuts are at the first word after each mark.
 """
 
 import hashlib
@@ -24,9 +26,9 @@ from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
 SPLITS = ("train", "validation", "test")
-CUTS = (0.9, 0.95)  # where a single text is cut, as shares of its bytes
-# What stands before each place where a text may be cut. A word is cut off with the white space
-# behind it, for a newline at the head of a part would be a blank line more.
+CUTS = (0.9, 0.95)  # the marks of a single text, as shares of its bytes
+# The text before a place where a cut is allowed. A cut at a word comes after all white space,
+# because a newline at the head of a part would add a blank line.
 _BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
 
 
@@ -34,26 +36,26 @@ class Text(NamedTuple):
     """A text before it is tokenised."""
 
     name: str
-    """What an error calls it: a path, or a data set and its split."""
+    """Name in error messages: a path, or a data set and its split."""
     digest: str
     """Hex digits that change when the content changes."""
     blocks: Callable[[], Iterator[bytes]]
-    """Its UTF-8 from the beginning, at most a few megabytes at a time."""
+    """Returns the UTF-8 from the beginning, a few megabytes at a time."""
     start: int = 0
-    """Bytes of its file that stand before it, a byte-order mark among them: the place that an error
-    names counts from the first byte of the file."""
+    """Offset of the text in its file, in bytes, including a byte-order mark. Errors count places
+    from the first byte of the file."""
 
 
 def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, Text]:
-    """The training, validation and test text that a config names.
+    """Return the training, validation and test text of a config.
 
     Args:
-      data: the config; its source is none but those of this module.
+      data: the config; any source but tfds and generated tasks.
       memory: for `data.source="memory"`, one text, or three.
 
     Raises:
-      UserError: a file is missing, empty, unreadable or a directory; a text is handed over that
-        the config does not ask for.
+      UserError: a file is missing, empty, unreadable or a directory; or `memory` is given, but the
+        config has another source.
     """
     if memory is not None and data.origin != "memory":
         raise UserError(f"text is read only with data.source=memory, not {data.origin}")
@@ -84,11 +86,11 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
 
 NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}, "test": {"test"}}
 ASIDE = re.compile(r"\..*|#.*#|.*(~|\.bak|\.orig|\.sw[op])")
-"""Names of hidden files, and of what editors leave beside a file."""
+"""Names of hidden files, and of backups that editors leave beside a file."""
 
 
 def _in_folder(folder: str) -> dict[str, str]:
-    """The three files of a folder whose names say which they are: `wiki.train.tokens`."""
+    """Return the paths of the three splits, found by file names such as `wiki.train.tokens`."""
     try:
         files = sorted(file.name for file in os.scandir(folder) if file.is_file())
     except OSError as error:
@@ -108,17 +110,17 @@ def _in_folder(folder: str) -> dict[str, str]:
 
 
 def _documentation() -> str:
-    # It says "Python" and a version in every CPython, with small changes between versions.
+    # In every CPython, with small changes from version to version.
     from pydoc_data.topics import topics
 
     return "".join(topics[topic] for topic in sorted(topics))
 
 
 def in_memory(name: str, text: str) -> Text:
-    """A string as a text; `name` is what an error calls it.
+    """Turn a string into a `Text`; errors call the text `name`.
 
     Raises:
-      UserError: it is empty, or no Unicode.
+      UserError: the string is empty, or holds a lone surrogate.
     """
     try:
         content = text.encode()
@@ -136,16 +138,16 @@ def in_memory(name: str, text: str) -> Text:
 
 
 def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
-    """A file as a text; `name` is what an error calls it.
+    """Turn a file into a `Text`.
 
     Args:
       path: the file.
-      name: for errors.
+      name: name of the file in errors.
       any_bytes: take a file of any format, for the tokeniser `byte`.
 
     Raises:
-      UserError: it is missing, empty, a directory, or cannot be read; or its first bytes show that
-        it is no UTF-8 text with lines that end in a newline.
+      UserError: the file is missing, empty, a directory, or cannot be read; or the first bytes are
+        not UTF-8 text with newlines.
     """
     with reading(path, name) as file:
         head = file.read(HEAD)
@@ -167,13 +169,13 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
 
 
 def _mark_length(head: bytes) -> int:
-    """How many bytes of a text's head are its byte-order mark."""
+    """Length of a text's byte-order mark in bytes, 0 without a mark."""
     mark = BOM.encode()
     return len(mark) if head.startswith(mark) else 0
 
 
 def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
-    """The three parts of a text, cut by the first of the units that leaves none of them empty."""
+    """Cut a text into three parts, at the first of the units that leaves no part empty."""
     size = sum(len(block) for block in text.blocks())
     places = [0, *(_beginning(text, int(size * cut), unit) for cut in CUTS), size]
     ranges = dict(zip(SPLITS, itertools.pairwise(places), strict=True))
@@ -208,7 +210,7 @@ def _range(text: Text, start: int, stop: int) -> Callable[[], Iterator[bytes]]:
 
 
 def _beginning(text: Text, mark: int, unit: str) -> int:
-    """The first place at or after `mark` where a line, a word or a character begins."""
+    """Return the first place at or after `mark` at which a line, a word or a character begins."""
     if mark == 0:
         return 0
     before, position = b"", mark - 1

@@ -1,15 +1,16 @@
 """Text from TensorFlow Datasets, without TensorFlow.
 
-What TFDS has prepared in its array_record format is read from its folder,
+A data set that TFDS has prepared in its array_record format is read from the folder
 `<data_dir>/NAME[/CONFIG]/VERSION`; `data_dir` is the environment variable TFDS_DATA_DIR, or
 `~/tensorflow_datasets`. The folder is found by its path and not through TFDS's list of builders:
-without TensorFlow or some other library TFDS cannot import them all, and calls the rest unknown.
+without TensorFlow or some other library TFDS cannot import all builders, and calls the rest
+unknown.
 
-`tiny_shakespeare` is also prepared here, by a builder like the packaged one with TensorFlow left
-out; plain TFDS reads the result by the official name. TFDS prepares all others, once, where
-TensorFlow is installed; the error says how.
+`tiny_shakespeare` is also prepared here, by a builder like the packaged builder but without
+TensorFlow; plain TFDS reads the result by the official name. TFDS prepares every other data set,
+once, on a machine with TensorFlow; the error says how.
 
-The only module that imports tensorflow_datasets, and only when called: it takes 0.35 s.
+No other module imports tensorflow_datasets. The import takes 0.35 s and happens at the first call.
 Source: https://www.tensorflow.org/datasets and the code of tensorflow-datasets 4.9.10.
 """
 
@@ -34,15 +35,15 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(
     r"(?P<dataset>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?"
 )
-# By (validation is there, test is there): what train, validation and test are.
+# By (has validation, has test): the parts that become train, validation and test.
 _DIVISIONS = {
     (True, True): ("train", "validation", "test"),
     (False, True): ("train[:95%]", "train[95%:]", "test"),
     (True, False): ("train", "validation[:50%]", "validation[50%:]"),
     (False, False): ("train[:90%]", "train[90%:95%]", "train[95%:]"),
 }
-# The packages of older builders with text in them. TFDS imports a longer list, and stops at the
-# first that lacks a library; the names after it would be missing.
+# The packages of older builders of text. TFDS itself imports a longer list and stops at the first
+# package that lacks a library; the names after that package would be missing.
 _OLDER_BUILDERS = (
     "question_answering",
     "summarization",
@@ -62,27 +63,28 @@ _TIMEOUT = (5.0, 20.0)
 
 
 def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
-    """The training, validation and test text of a TFDS data set.
+    """Return the training, validation and test text of a TFDS data set.
 
-    Splits named train, validation and test are taken as they are. Of train and test only, the last
-    5 % of train is validation; of train and validation only, the second half of validation is
-    test; train alone is divided 90/5/5; all in whole documents, in TFDS's fixed order. The
-    documents of a split are joined by a newline, with none after the last. Blocks end where a
-    document ends, at 2 MiB or more.
+    Splits named train, validation and test are taken unchanged. If validation is missing, it is the
+    last 5 % of train. If test is missing, it is the second half of validation. Train alone is
+    divided 90/5/5. Every part holds whole documents, in TFDS's fixed order. The documents of a
+    split are joined by a newline, with none after the last. Each block ends with a document and has
+    2 MiB or more, except the last.
 
     Args:
-        name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`, as TFDS spells them;
-            without a version the newest prepared one, without a config TFDS's default.
+        name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`, in TFDS's spelling;
+            default version: the newest prepared; default config: TFDS's.
         text_key: the feature that holds the text; None for the only text feature, or for `text`.
 
     Returns:
-        `train`, `validation` and `test`. A digest is over the full name, the feature, the division
-        and the numbers of documents and bytes; nothing is read for it.
+        `train`, `validation` and `test`. A digest covers the full name, the feature, the division
+        and the numbers of documents and bytes; computing a digest reads no documents.
 
     Raises:
         UserError: the name is malformed or unknown; the data set is not prepared, or in another
-            format, or incomplete; it has no train split, too few documents, or no such text
-            feature, or several; `tiny_shakespeare` cannot be downloaded or written, or is altered.
+            format, or incomplete; the data set has no train split, too few documents, or no text
+            feature named `text_key`, or several text features; `tiny_shakespeare` cannot be
+            downloaded or written, or is altered.
     """
     import tensorflow_datasets as tfds
 
@@ -115,13 +117,13 @@ def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
 
 def _text(builder: Any, part: str, key: str, flag: str) -> Text:
     info = builder.info
-    whole = info.splits[part.partition("[")[0]]  # a part does not know its number of bytes
+    whole = info.splits[part.partition("[")[0]]  # TFDS gives no number of bytes for a part
     if not info.splits[part].num_examples:
         raise UserError(f"{flag}: {part} is empty, of {whole.num_examples} documents in all")
     source = builder.as_data_source(part, file_format="array_record")
     content = [info.full_name, key, part, whole.shard_lengths, whole.num_bytes]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    # Batches are three times faster than single documents; long documents come in small ones.
+    # Batches are three times faster than single documents; long documents come in small batches.
     batch = min(1024, _BLOCK_BYTES * whole.num_examples // max(1, whole.num_bytes)) or 1
     return Text(f"{info.full_name} {part}", digest, partial(_blocks, source, key, batch, flag))
 
@@ -135,7 +137,7 @@ def _blocks(source: Any, key: str, batch: int, flag: str) -> Iterator[bytes]:
         except RuntimeError as error:  # a file is missing, cut short or altered
             reason = str(error).partition("\n")[0]
             raise UserError(f"{flag}: copy or prepare it again: {reason}") from None
-        if None in documents:  # what array_record makes of some files that were cut short
+        if None in documents:  # array_record's answer for some files that were cut short
             raise UserError(f"{flag}: copy or prepare it again: a file ends too early")
         for number, document in zip(numbers, documents, strict=True):
             block += b"\n" if number else b""
@@ -166,7 +168,7 @@ def _prepared_folder(tfds: Any, name: str, flag: str) -> Any:
     if not match:
         raise UserError(f"{flag} is not of the form NAME, NAME/CONFIG or NAME/CONFIG:VERSION")
     dataset, config, version = match["dataset"], match["config"], match["version"] or "*"
-    # Not tfds's own default, which is read from the environment only once, at its import.
+    # Not TFDS's own default: TFDS reads the environment only once, when imported.
     data_dir = tfds.core.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     root = (data_dir := data_dir.expanduser()) / dataset
     if folder := _newest(root, config, version):
@@ -222,7 +224,7 @@ def _prepare_tiny_shakespeare(data_dir: Any, flag: str) -> None:
     half = end + int((len(text) - end) * 0.5)
     parts = {"train": text[:end], "validation": text[end:half], "test": text[half:]}
 
-    # Not registered, as the name belongs to the packaged builder.
+    # Not registered, because the name belongs to the packaged builder.
     class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
@@ -245,7 +247,7 @@ def _prepare_tiny_shakespeare(data_dir: Any, flag: str) -> None:
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except OSError as error:
-        # Unless another process has prepared it meanwhile, and its folder is in the way.
+        # No error if the cause is the folder of another process that has prepared it meanwhile.
         if not _newest(data_dir / _TINY, None, "1.0.0"):
             raise UserError(f"{flag}: cannot write to {data_dir}: {error}") from None
 
@@ -261,7 +263,7 @@ def _tiny_shakespeare(by_hand: Any, flag: str) -> bytes:
             response = requests.get(_TINY_URL, timeout=_TIMEOUT)
             response.raise_for_status()
             content = response.content
-    except OSError as error:  # those of requests are of this class, too
+    except OSError as error:  # the base class of requests' errors, too
         raise UserError(
             f"{flag}: could not fetch {origin} ({type(error).__name__}); put the file by hand at"
             f" {by_hand}"

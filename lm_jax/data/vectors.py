@@ -2,26 +2,27 @@
 
 Three formats, each plain or gzipped, told apart by their content:
 
-- GloVe text: every line a word and its E numbers (Pennington et al., 2014);
-- word2vec text: the same after a first line of two integers, the count of vectors and E;
-- word2vec binary: that first line, then records of a word, a blank and E little-endian float32,
-  with or without a newline after each (Mikolov et al., 2013).
+- GloVe text: every line is a word and its E numbers (Pennington et al., 2014);
+- word2vec text: a first line of two integers, the count of vectors and E, then lines as in GloVe;
+- word2vec binary: a first line as in word2vec text, then records of a word, a blank and E
+  little-endian float32, with or without a newline after each (Mikolov et al., 2013).
 
-Which vector a token takes: the one whose word is the token, byte for byte; where the file has none,
-that of the token in lower case. `<eos>` takes that of `<eos>`, else that of `</s>`. The order of
-the file does not matter. Words are compared as UTF-8, so a word in another encoding is no token's.
+A token takes the vector of the word equal to the token, byte for byte; if the file lacks that word,
+the vector of the token in lower case. `<eos>` takes the vector of `<eos>`, else of `</s>`. The
+order of the file does not matter. Words are compared as UTF-8; a word in another encoding matches
+no token.
 
-A token without a vector draws one from a normal distribution of mean 0 and of the mean square that
-the entries of all the vectors taken have together.
+A token without a vector draws its vector from a normal distribution of mean 0. The mean square of
+that distribution is the mean square of all entries of the vectors taken from the file.
 
-Files may be larger than memory: only vectors that a token may take are kept. Of the others only
-the count of numbers is checked, not the numbers, and not whether their word comes twice. In text, a
-word may hold blanks, as some of GloVe's do: the last E numbers of a line are the vector.
+Files may be larger than the memory: only the vectors that a token may take are kept. For the other
+vectors only the count of numbers is checked, not the numbers, and not repeated words. In text, a
+word may hold blanks, as some words of GloVe do: the last E numbers of a line are the vector.
 
-What is odd and yet certain is read, as published files have some of it. A byte-order mark at the
-head is no part of the first word. Whatever the header says, all vectors are read; of several
-vectors of one word the first is taken; blank lines are passed over; tabs and several blanks
-separate fields as one blank does. One warning counts how often.
+Published files have oddities, and an unambiguous oddity is read. A byte-order mark at the head is
+not part of the first word. All vectors are read, whatever count the header says. Among several
+vectors of a word the first is taken. Blank lines are skipped. Tabs or several blanks separate
+fields like a single blank. A single warning counts the oddities.
 """
 
 import gzip
@@ -42,9 +43,9 @@ from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
 _LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
-_ALIASES = {LINE_END["word"]: "</s>"}  # what word2vec calls the end of a line
+_ALIASES = {LINE_END["word"]: "</s>"}  # word2vec's name for the end of a line
 _HEADER = re.compile(rb"\s*\+?(\d+)\s+\+?(\d{1,9})\s*")
-# Bytes that no text holds, and that some number of a binary file does.
+# Bytes that no text holds; a binary file holds some of them.
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
 
 
@@ -54,13 +55,13 @@ class Vectors(NamedTuple):
     table: np.ndarray
     """[V, E] of float32."""
     known: np.ndarray
-    """[V] of bool: whether the token's vector is from the file."""
+    """[V] of bool: True if the token's vector is from the file."""
     covered: float | None
-    """The share of all tokens of the text whose vector is from the file; None without counts."""
+    """Share of the text's tokens with a vector from the file; None without counts."""
 
     @property
     def found(self) -> int:
-        """How many of the V tokens have their vector from the file."""
+        """Number of the V tokens with a vector from the file."""
         return int(np.sum(self.known))
 
 
@@ -73,23 +74,23 @@ def read_vectors(
     seed: int = 0,
     counts: np.ndarray | None = None,
 ) -> Vectors:
-    """The vectors of a vocabulary's tokens.
+    """Read the vectors of a vocabulary's tokens.
 
     Args:
       path: the file.
       vocabulary: of words, or of characters.
       size: E, the config's model.embedding_size.
-      name: what an error calls the file.
-      seed: of the vectors that are drawn for tokens that the file lacks.
-      counts: [V], how often each token occurs in the training text.
+      name: name of the file in errors.
+      seed: seed of the vectors drawn for tokens that the file lacks.
+      counts: [V], occurrences of each token in the training text.
 
     Warns:
-      UserWarning: once of all that is odd and read all the same: a header that does not fit the
-        rest, words that come again, blank lines, tabs or several blanks between fields.
+      UserWarning: once, with all oddities: a header that does not fit the rest, repeated words,
+        blank lines, tabs or several blanks between fields, bytes after the last vector.
 
     Raises:
-      UserError: it cannot be read; holds no vectors, or vectors of another length; has a line with
-        more or fewer numbers, NaN or infinity; is cut short; or knows none of the tokens.
+      UserError: the file cannot be read; holds no vectors, or vectors of another length; has a line
+        with more or fewer numbers, NaN or infinity; is cut short; or has none of the tokens.
     """
     if vocabulary.tokenizer not in ("word", "char"):
         raise UserError(f"{name}: data.tokenizer={vocabulary.tokenizer} has no words to look up")
@@ -99,7 +100,7 @@ def read_vectors(
         try:
             unpacked = _unpacked(file)
             taken = _taken(unpacked, wanted, size, name)
-            unpacked.detach()  # the file is closed by who opened it
+            unpacked.detach()  # `reading` closes the file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
     return _filled(choices, taken, size, name, seed, counts)
@@ -108,7 +109,7 @@ def read_vectors(
 def _unpacked(file: io.BufferedReader) -> io.BufferedReader:
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    # Typed as if a BufferedReader read from raw files only, which it does not.
+    # The type stubs let a BufferedReader read from raw files only.
     raw = gzip.GzipFile(fileobj=file) if packed else file
     return io.BufferedReader(cast(io.RawIOBase, raw), BLOCK)
 
@@ -132,7 +133,7 @@ def _filled(
         raise UserError(f"{name}: holds none of the vocabulary's {len(choices):,} tokens")
     vectors = np.stack([taken[word] for word in found if word is not None])
     scale = np.sqrt(np.mean(np.square(vectors, dtype=np.float64)))
-    # A row for every token, so that those of two files differ in nothing but the scale.
+    # A row for every token: with another file, the drawn rows differ only in scale.
     table = np.random.default_rng(seed).standard_normal((len(choices), size), np.float32)
     table *= np.float32(scale)
     table[known] = vectors
@@ -143,7 +144,7 @@ def _filled(
 def _taken(
     file: io.BufferedReader, wanted: set[bytes], size: int, name: str
 ) -> dict[bytes, np.ndarray]:
-    """The vectors of the wanted words that a file holds."""
+    """Return the vectors of the wanted words that a file holds."""
     head = file.peek(HEAD)[:HEAD]
     number, first = 1, file.readline(_LONGEST).removeprefix(BOM.encode())
     while first and not first.strip():
@@ -181,7 +182,7 @@ def _taken(
 
 
 class _Kept:
-    """What has been taken from a file so far, and how often something was odd."""
+    """Vectors taken from a file so far, with counts of the oddities."""
 
     def __init__(self, wanted: set[bytes], name: str) -> None:
         self.wanted, self.name = wanted, name
@@ -232,32 +233,32 @@ def _stripped(line: bytes) -> bytes:
 
 def _floats(fields: list[bytes]) -> np.ndarray | None:
     try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
             return np.array(fields, np.float32)
     except ValueError:
         return None
 
 
 def _vector(line: bytes, size: int) -> np.ndarray | None:
-    """The last numbers of a line, if they are numbers."""
+    """Return the last `size` fields of a line as numbers; None if a field is no number."""
     return _floats(line.rsplit(None, size)[-size:])
 
 
 def _word(line: bytes, size: int) -> bytes | None:
-    """The word before the last fields of a line; None: too few or too many numbers."""
+    """Return the word before the last `size` fields; None: too few or too many numbers."""
     fields = line.rsplit(None, size)
     if len(fields) > size:
-        # Before the vector's numbers there may be blanks of the word, but no more numbers.
+        # The word may hold blanks, but its last part must not be a number.
         *more, last = fields[0].split()
         return None if more and _is_number(last) else fields[0].strip()
-    # The word may be empty, or, of characters, a blank.
+    # The word may be empty; in a file of characters, it may be a blank.
     before = line[: len(line) - len(line.lstrip())]
     all_numbers = len(fields) == size and _vector(line, size) is not None
     return before[:-1] if before and all_numbers else None
 
 
 def _numbers_at_end(line: bytes) -> int:
-    """How many numbers stand behind the word of a line, which may be a number itself, or empty."""
+    """Count the numbers after the word of a line; the word may be a number, or empty."""
     fields = line.split()
     numbers = sum(1 for _ in itertools.takewhile(_is_number, reversed(fields)))
     return numbers - (numbers == len(fields) and not line[:1].isspace())
@@ -268,7 +269,7 @@ def _is_number(field: bytes) -> bool:
 
 
 def _read_lines(lines: Iterable[bytes], start: int, size: int, kept: _Kept) -> int:
-    """Takes what is wanted from text, whose first line has the number `start`; counts vectors."""
+    """Take the wanted vectors from lines of text, numbered from `start`; count all vectors."""
     wanted, found = kept.wanted, 0
     for number, line in enumerate(lines, start):
         line = _stripped(line)
@@ -294,7 +295,7 @@ def _read_lines(lines: Iterable[bytes], start: int, size: int, kept: _Kept) -> i
 
 
 def _read_records(file: io.BufferedReader, count: int, size: int, kept: _Kept) -> int:
-    """Takes what is wanted from the records of a binary file, whatever their count; counts them."""
+    """Take the wanted vectors from all records of a binary file; count all records."""
     block, start, number = b"", 0, 0
     while True:
         blank = block.find(b" ", start)

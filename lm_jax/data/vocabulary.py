@@ -4,14 +4,15 @@ The rules:
 
 - `char`: every Unicode character is a token.
 - `byte`: every byte of UTF-8 is a token, V = 256, and nothing is unknown.
-- `word`: what stands between white space is a token, and every line ends in `<eos>`, a blank line
-  and an unfinished last one too. This is the convention of the Penn Treebank and WikiText files.
-- `bpe`: byte-pair encoding (`lm_jax.data.bpe`); what is no token of its own is several.
+- `word`: the words between white space are tokens. Every line ends in `<eos>`, including blank
+  lines and an unfinished last line. The Penn Treebank and WikiText files follow this convention.
+- `bpe`: byte-pair encoding (`lm_jax.data.bpe`). Rare strings are split into several tokens, and
+  nothing is unknown.
 
-One token of each is the *boundary*, which ends a line: the newline, the byte 10, `<eos>`. It also
-stands before the first token of a text, so that every token of a text is predicted from something.
-Characters and words that the training text does not hold are `<unk>`. Among words, `<unk>` and
-`<eos>` that stand in a text are those tokens.
+Every vocabulary has a *boundary*, the token that ends a line: the newline, the byte 10, `<eos>`.
+The boundary also precedes the first token of a text, and the first token is predicted from it.
+Characters and words missing from the training text are `<unk>`. With `word`, the strings `<unk>`
+and `<eos>` in a text are the tokens of the same name.
 """
 
 import codecs
@@ -38,9 +39,9 @@ class Vocabulary:
     """The tokens of a model, in the order of their numbers.
 
     Attributes:
-      tokenizer: char, byte, word or bpe; or task: symbols, or names of real inputs, and no text.
+      tokenizer: char, byte, word or bpe; or task: symbols, or names of real inputs, without text.
       tokens: the V tokens; with `byte` and `bpe`, each byte is the character of the same number.
-      rules: with `bpe`, what makes tokens of a text (`lm_jax.data.bpe`).
+      rules: with `bpe`, the rules that split a text into tokens (`lm_jax.data.bpe`).
     """
 
     tokenizer: str
@@ -52,19 +53,23 @@ class Vocabulary:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each token."""
+        """The number of each token, by token."""
         return {token: number for number, token in enumerate(self.tokens)}
 
     @property
     def boundary(self) -> int:
-        """The number of the token that ends a line and stands before a text; a task has none."""
+        """Number of the boundary token.
+
+        Raises:
+          UserError: the vocabulary belongs to a task, which has no boundary.
+        """
         if self.tokenizer == "task":
             raise UserError(NO_TEXT)
         return 10 if self.tokenizer == "byte" else self.numbers[LINE_END[self.tokenizer]]
 
     @property
     def unknown(self) -> int | None:
-        """The number of `<unk>`, or None where nothing can be unknown."""
+        """Number of `<unk>`; None if nothing can be unknown."""
         return None if self.tokenizer in ("byte", "bpe", "task") else self.numbers[UNKNOWN]
 
     @cached_property
@@ -85,12 +90,12 @@ class Vocabulary:
         return np.array([ord(character) for character in shown], "<u4")
 
     def encode(self, text: str, *, ended: bool = True) -> np.ndarray:
-        """The numbers of a text's tokens, int32 [N].
+        """Return the token numbers of a text, int32 [N].
 
         Args:
-          text: any text; what the vocabulary lacks becomes `<unk>`.
-          ended: with words, whether a last line without a newline gets its `<eos>` all the same.
-            A prompt, which goes on, is not ended.
+          text: any text; a token missing from the vocabulary becomes `<unk>`.
+          ended: with words, if True, a last line without a newline gets an `<eos>`. Pass False for
+            a prompt, because a prompt goes on.
         """
         if self.tokenizer == "task":
             raise UserError(NO_TEXT)
@@ -99,15 +104,16 @@ class Vocabulary:
         if self.tokenizer == "char":
             return self._number_of_codepoint[_codepoints(text)]
         if self.tokenizer == "bpe":
-            text.encode()  # refuses a lone surrogate, as bytes do
+            text.encode()  # refuses a lone surrogate, like the tokeniser `byte`
             return self._encode_bpe(text)
         numbers, unknown = self.numbers, self.numbers[UNKNOWN]
         return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
 
     def decode(self, numbers: Sequence[int] | np.ndarray) -> str:
-        """The text of some tokens: `decode(encode(text)) == text`, white space between words aside.
+        """Return the text of some tokens: `decode(encode(text)) == text`.
 
-        `<unk>` among characters shows as U+FFFD, and so do bytes that are not UTF-8.
+        With words, the white space may differ. `<unk>` among characters and bytes that are not
+        UTF-8 show as U+FFFD.
         """
         if self.tokenizer == "byte":
             return bytes(int(number) for number in numbers).decode(errors="replace")
@@ -124,9 +130,9 @@ class Vocabulary:
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 
     def show(self, number: int) -> str:
-        """One token, as a table of tokens should show it: a newline as `\\n`.
+        """Return a token for display in a table: a newline as `\\n`.
 
-        Bytes that are not UTF-8 by themselves show as `\\xe9`.
+        A token that is not UTF-8 by itself shows its bytes as `\\xe9`.
         """
         token = self.tokens[number]
         if self.tokenizer in ("byte", "bpe"):
@@ -138,17 +144,17 @@ class Vocabulary:
         return token if token in (UNKNOWN, LINE_END["word"]) else repr(token)[1:-1]
 
     def to_json(self, **beside: object) -> str:
-        """The vocabulary as JSON, with whatever else is to stand in the same object."""
+        """Write the vocabulary as JSON; `beside` adds entries to the same object."""
         content = {"version": VERSION, "tokenizer": self.tokenizer, "tokens": self.tokens}
         rules = {"rules": self.rules} if self.rules else {}
         return json.dumps({**content, **rules, **beside}, ensure_ascii=False, indent=0) + "\n"
 
     @staticmethod
     def from_json(text: str, name: str = "vocabulary.json") -> "Vocabulary":
-        """The vocabulary that `to_json` wrote.
+        """Read a vocabulary that `to_json` wrote; errors call the text `name`.
 
         Raises:
-          UserError: the text holds none of this version.
+          UserError: the text holds no vocabulary of this version.
         """
         try:
             content = parsed(text, "it")
@@ -178,20 +184,21 @@ BYTES = Vocabulary("byte", tuple(map(chr, range(256))))
 
 
 def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
-    """The vocabulary of a training text.
+    """Build the vocabulary of a training text.
 
-    Among characters and words, `<unk>` comes first and the line's end second, however often they
-    occur; the others follow, the most frequent first and ties in the order of their characters.
+    With characters and words, `<unk>` comes first and the line's end second, whatever their counts.
+    The other tokens follow, the most frequent first, ties in the order of their characters.
 
     Args:
       text: the training text.
       tokenizer: char, byte, word or bpe.
-      size: the most tokens to keep, these two included, None: all; with bpe, the most to make,
+      size: maximum number of tokens, including `<unk>` and the line's end; None: all; with bpe,
         None: `lm_jax.data.bpe.DEFAULT_SIZE`.
-      min_count: how often a character or word must occur to be kept.
+      min_count: minimum count of a character or word in the text.
 
     Raises:
-      UserError: the text is not UTF-8, holds a NUL character, or fewer than two kinds of token.
+      UserError: the text is not UTF-8, holds a NUL character, or has fewer than two distinct
+        tokens; or no token but `<unk>` and the line's end occurs `min_count` times.
     """
     if tokenizer == "byte":
         return BYTES
@@ -228,9 +235,11 @@ def _count(text: Text, tokenizer: str) -> Counter[str]:
 
 
 def encoded(vocabulary: Vocabulary, text: Text) -> Iterator[tuple[np.ndarray, int, int]]:
-    """A text's tokens, block by block: numbers [n], characters in the block, tokens unheard of.
+    """Encode a text block by block.
 
-    Unheard of are those that are `<unk>` without being written so.
+    Yields:
+      the block's token numbers [n], its characters, and its unknown tokens. A token is unknown if
+      it becomes `<unk>`, unless the text itself says `<unk>`.
 
     Raises:
       UserError: the text is not UTF-8, or holds a NUL character.
@@ -255,7 +264,7 @@ def encoded(vocabulary: Vocabulary, text: Text) -> Iterator[tuple[np.ndarray, in
 
 
 def decoded(text: Text) -> Iterator[str]:
-    """A text's characters, block by block, a character never cut in two.
+    """Decode a text block by block, never inside a character.
 
     Raises:
       UserError: names the offset of the first byte that is not UTF-8, or is a NUL.
@@ -284,7 +293,7 @@ def decoded(text: Text) -> Iterator[str]:
 
 
 def whole_words(parts: Iterable[str]) -> Iterator[str]:
-    """The same text, cut anew so that no part ends within a word."""
+    """Cut a text anew; no part ends within a word."""
     held: list[str] = []
     for part in parts:
         cut = max(part.rfind("\n"), part.rfind(" ")) + 1
@@ -313,7 +322,7 @@ def _codepoints(text: str) -> np.ndarray:
 
 
 def _with_last(items: Iterable) -> Iterator[tuple]:
-    """Each item with whether it is the last one."""
+    """Yield each item, with True for the last item and False for the others."""
     waiting = []
     for item in items:
         if waiting:

@@ -1,12 +1,15 @@
-"""A text on its way to the device: whole, or in windows that are read ahead from the disk.
+"""The input pipeline of a text: whole on the device, or in windows read ahead from the disk.
 
-A training text is mapped into memory from the disk and may be larger than memory. Then its streams
-are never made: a `Window` holds what W consecutive updates read of them, and while the device works
-on one, a thread reads the next and puts it on the device. All windows of a text have one shape, so
-that one program reads them, and none crosses the end of an epoch: its ⌈L / T⌉ updates are shared
-out among as few windows as there can be, so evenly that only the last ones have room to spare.
+A training text is mapped into memory from the disk and may be larger than the memory. The streams
+of such a text are never built as a whole. A `Window` holds the part of the streams that W
+consecutive updates read. While the device works on a window, a thread reads the next window and
+puts it on the device.
 
-Letters: B lanes of L targets, T targets of each in one update, W updates.
+All windows of a text have the same shape and share a compiled program. No window crosses the end of
+an epoch. The ⌈L / T⌉ updates of an epoch are divided evenly among as few windows as possible; only
+the last windows may be partly empty.
+
+Letters: B sequences of L targets, T targets a sequence and update, W updates.
 """
 
 import mmap
@@ -21,15 +24,15 @@ from lm_jax.config import Data
 from lm_jax.data.batches import Epoch, Source, Window, steps_per_epoch
 from lm_jax.settings import UserError
 
-SHARE = 0.25  # of the free memory that a text on the device may take
-WINDOW_BYTES = 2**26  # of a window, if nothing else is asked for
+SHARE = 0.25  # largest share of the free memory for a whole text on the device
+WINDOW_BYTES = 2**26  # tokens of a window, if data.window_updates is None
 
 
 class Whole:
-    """What is on the device from first to last.
+    """A source that stays on the device for the whole run.
 
     Attributes:
-      source: it.
+      source: the source.
       epoch: updates of an epoch.
     """
 
@@ -37,16 +40,16 @@ class Whole:
         self.source, self.epoch = source, steps_per_epoch(source, length)
 
     def at(self, step: int) -> tuple[Source, int]:
-        """The source of an update, counted from 0, and the update from which on it is another."""
+        """Return the source of update `step`, and the first update with another source."""
         return self.source, sys.maxsize
 
     def whole(self) -> Source:
-        """All of it on the device."""
+        """Return the whole source, on the device."""
         return self.source
 
 
 class Windows:
-    """Streams of which two windows are on the device, the one that is read and the next.
+    """Streams with two windows on the device: the current window and the next.
 
     Attributes:
       updates: W.
@@ -56,14 +59,14 @@ class Windows:
     def __init__(
         self, tokens: np.ndarray, boundary: int, batch_size: int, length: int, updates: int
     ):
-        """Reads nothing yet.
+        """Set up the windows; reading begins with `at`.
 
         Args:
-          tokens: [N] numbers of tokens, mapped from a disk or not.
-          boundary: the token that stands before the first one.
+          tokens: [N] token numbers, mapped from a disk or not.
+          boundary: the token before the first token.
           batch_size: B.
           length: T.
-          updates: the most that a window may hold.
+          updates: maximum number of updates in a window.
         """
         self._tokens, self._boundary, self._length = tokens, boundary, length
         self._lane = -(-len(tokens) // batch_size)
@@ -75,11 +78,14 @@ class Windows:
         self._read: dict[int, Future[Window]] = {}
 
     def at(self, step: int) -> tuple[Source, int]:
-        """The window of an update, counted from 0, and the update from which on it is another."""
+        """Return the window of update `step`, and the first update with another window.
+
+        Updates count from 0. If the window has not been read ahead, the call waits for the thread.
+        """
         index = step % self.epoch
         number = index // self.updates
         wanted = (number, (number + 1) % self._count)
-        # What is not wanted any more is let go before anything else is read.
+        # Release old windows before reading new ones.
         self._read = {n: self._read[n] for n in wanted if n in self._read}
         for n in wanted:
             if n not in self._read:
@@ -88,7 +94,7 @@ class Windows:
         return self._read[number].result(), step - index + end
 
     def whole(self) -> Source:
-        """Refuses to put all of it on the device.
+        """Refuse to put the whole text on the device.
 
         Raises:
           UserError: always.
@@ -104,20 +110,20 @@ class Windows:
         low, rows = first * self._length, self.updates * self._length + 1
         lanes = np.zeros((len(self._targets), rows), self._tokens.dtype)
         for lane, targets in enumerate(self._targets):
-            here = min(low + rows, targets + 1) - low  # of the lane's tokens, its first input's too
+            here = min(low + rows, targets + 1) - low  # tokens, including the first input
             if not targets or here <= 0:
                 continue
-            start = lane * self._lane + low - 1  # where the window's first input is in the text
+            start = lane * self._lane + low - 1  # index in the text of the window's first input
             if start < 0:
                 lanes[lane, 0] = self._boundary
             lanes[lane, max(0, -start) : here] = self._tokens[max(0, start) : start + here]
             if targets == self._lane:
                 lanes[lane, here:] = lanes[lane, here - 1]
             if isinstance(self._tokens.base, mmap.mmap):
-                # Else what was read, and megabytes around it, would stay in this process's memory.
+                # Else the pages read, and megabytes around them, would stay in memory.
                 self._tokens.base.madvise(mmap.MADV_DONTNEED)
         lengths = np.clip(self._targets - low, 0, rows - 1).astype(np.int32)
-        # In this thread, where it waits for nobody.
+        # In this thread, to keep the training thread from waiting.
         arrays = jax.device_put((np.ascontiguousarray(lanes.T), lengths, np.int32(first)))
         lanes, lengths, first = jax.block_until_ready(arrays)
         return Window(lanes, lengths, first, Epoch(self.epoch))
@@ -127,11 +133,11 @@ Feed = Whole | Windows
 
 
 def window_of(tokens: np.ndarray, data: Data, length: int) -> int | None:
-    """The most updates that a window of a training text may hold; None: it is to be held whole.
+    """Return the maximum number of updates in a window of the text; None: keep the text whole.
 
     Args:
-      tokens: [N] numbers of tokens.
-      data: the config; of its streams.
+      tokens: [N] token numbers.
+      data: the config, with `data.batching="streams"`.
       length: T.
     """
     if data.window_updates is not None:
@@ -142,13 +148,13 @@ def window_of(tokens: np.ndarray, data: Data, length: int) -> int | None:
 
 
 def free_memory() -> int:
-    """Bytes that are free in the machine's memory, or in the device's, if that is less."""
+    """Free memory in bytes: the machine's or the device's, the smaller of the two."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":") for line in file)
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        # Other systems than Linux do not say what is free.
+        # Systems other than Linux: take all of the memory as free.
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     device = jax.local_devices()[0]
     stats = None if device.platform == "cpu" else device.memory_stats()

@@ -130,12 +130,12 @@ __all__ = [
 
 
 def make(train: Train, model: LanguageModel, *, key: Array) -> Estimator:
-    """The estimator that a config names.
+    """Make the gradient estimator named by a config.
 
     Args:
-      train: `Config.train`, resolved; its numbers may be tracers.
+      train: `Config.train`, resolved; the numbers may be tracers.
       model: the language model.
-      key: of what an estimator draws.
+      key: random key of an estimator with random draws.
     """
     if train.gradient == "truncated" and train.k1 is not None and train.k2 is not None:
         return truncated_bptt(model, k1=train.k1, k2=train.k2, clip_delta=train.clip_delta)

@@ -1,10 +1,10 @@
-"""An audit of clipping: how often it cuts, how much, how far it turns, and what that costs.
+"""An audit of clipping: how often gradients are cut, how much, how far they turn, and the cost.
 
 A gradient is clipped by norm, by value (`lm_jax.gradients.clipping`) or by delta, within BPTT
-(`clip_cotangent`). The first never turns it, the other two do. The audit holds the parameters
-still, lets the carry run on over a sequence of batches, and asks of each batch's gradient g what
-clipping makes of it: how much shorter g' is, by how far it turned, and the loss of the same batch
-after the step with g' beside that after the step with g, which clipping did not take.
+(`clip_cotangent`). Clipping by norm never turns the gradient; the other two kinds do. The audit
+keeps the parameters fixed and hands the carry from batch to batch. For the gradient g of each batch
+and the clipped gradient g', the audit measures how much shorter g' is, how far g' is turned, and
+the loss of the same batch after a step with g' beside the loss after a step with g.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,57 +28,57 @@ Apply = Callable[[Params, Params], Params]
 
 
 class Clipped(NamedTuple):
-    """What one kind of clipping did to each update's gradient."""
+    """Effect of one kind of clipping on the gradient of each update."""
 
     cut: Float[Array, " updates"]
-    """By norm: 1 where it cut, else 0; by value: the share of entries that it cut; by delta: the
-    share of time steps and lanes at which it cut δ in some layer, of those that the gradient of a
-    target reaches: with it or before it. NaN where g holds a NaN."""
+    """By norm: 1 if the gradient was cut, else 0. By value: the share of entries cut. By delta: the
+    share of δ_t cut in some layer, over all sequences and over all time steps t up to the last
+    target of a sequence. NaN if g holds a NaN."""
     ratio: Float[Array, " updates"]
-    """‖g'‖ / ‖g‖; NaN where g is zero, as the two below."""
+    """‖g'‖ / ‖g‖; NaN if g is zero, like `cosine` and `angle`."""
     cosine: Float[Array, " updates"]
-    """Of the angle between g' and g."""
+    """Cosine of the angle between g' and g."""
     angle: Float[Array, " updates"]
-    """That angle, in degrees."""
+    """Angle between g' and g, in degrees."""
     after: Float[Array, " updates"]
-    """Nats per token of the same batch after the step with g'."""
+    """Loss of the same batch after a step with g', in nats per token."""
 
 
 class ClipAudit(NamedTuple):
-    """What clipping does to the gradients of a sequence of batches."""
+    """Effect of clipping on the gradients of a sequence of batches."""
 
     norm: Float[Array, " updates"]
-    """‖g‖, of the gradient before clipping."""
+    """‖g‖, before clipping."""
     before: Float[Array, " updates"]
-    """Nats per token of each batch."""
+    """Loss of each batch, in nats per token."""
     unclipped: Float[Array, " updates"]
-    """Nats per token of the same batch after the step with g, which was not taken."""
+    """Loss of the same batch after a step with the unclipped g, in nats per token."""
     kinds: dict[str, Clipped]
-    """Under norm, value and delta, those that were asked for."""
+    """Results under the names norm, value and delta, for each kind with a threshold."""
 
 
 class ClipSummary(NamedTuple):
-    """One kind of clipping over all updates of an audit; updates without a gradient left out."""
+    """Summary of one kind of clipping over all updates of an audit whose gradient is not 0."""
 
     often: Float[Array, ""]
-    """Share of updates whose gradient was changed."""
+    """Share of updates with a changed gradient."""
     share: Float[Array, ""]
     """Mean of `Clipped.cut`."""
     ratio: Float[Array, ""]
     """Mean of ‖g'‖ / ‖g‖."""
     least_ratio: Float[Array, ""]
     cosine: Float[Array, ""]
-    """Mean."""
+    """Mean of `Clipped.cosine`."""
     least_cosine: Float[Array, ""]
     angle: Float[Array, ""]
-    """Mean, in degrees."""
+    """Mean of `Clipped.angle`, in degrees."""
     largest_angle: Float[Array, ""]
     before: Float[Array, ""]
-    """Mean nats per token of the batches, as the two below."""
+    """Mean loss of the batches before a step, in nats per token."""
     after: Float[Array, ""]
-    """After the step with the clipped gradient."""
+    """Mean loss after a step with the clipped gradient, in nats per token."""
     unclipped: Float[Array, ""]
-    """After the step not taken."""
+    """Mean loss after a step with the unclipped gradient, in nats per token."""
 
 
 class Thresholds(NamedTuple):
@@ -87,11 +87,11 @@ class Thresholds(NamedTuple):
     norm: Float[Array, ""]
     value: Float[Array, ""]
     delta: Float[Array, ""] | None
-    """None where no state is recurrent."""
+    """None if no state is recurrent."""
 
 
 def sgd(learning_rate: float | Float[Array, ""]) -> Apply:
-    """The step of plain gradient descent."""
+    """The step of plain gradient descent, a function (params, grads) -> params."""
 
     def apply(rate: Array, params: Params, grads: Params) -> Params:
         return optax.tree.add_scale(params, -rate, grads)
@@ -110,23 +110,23 @@ def clip_audit(
     delta: Threshold | None = None,
     apply: Apply,
 ) -> ClipAudit:
-    """What each kind of clipping does to the gradients of some batches, each kind by itself.
+    """Measure the effect of each kind of clipping, by itself, on the gradients of some batches.
 
-    Thresholds may be tracers; `jax.jit` compiles it once for all of them.
+    Thresholds may be tracers: `jax.jit` compiles the audit once for all thresholds.
 
     Args:
       model, params: the model, without dropout.
-      carry: the model's own, before the first batch; it runs on from batch to batch.
-      batches: of one shape.
-      norm: threshold of the gradient's norm, nats per token per unit of the parameters; None: this
-        kind is left out.
-      value: of each entry, in the same unit; None: left out.
-      delta: of each ‖δ_t‖, see `clip_cotangent`; None: left out.
-      apply: the step, (params, grads) -> params; `sgd` is one.
+      carry: the model's own carry before the first batch; handed on from batch to batch.
+      batches: batches of equal shape.
+      norm: threshold of the gradient's norm, in nats per token per unit of the parameters; None
+        leaves this kind out.
+      value: threshold of each |g_i|, in the same unit; None leaves this kind out.
+      delta: threshold of each ‖δ_t‖, see `clip_cotangent`; None leaves this kind out.
+      apply: the step, (params, grads) -> params, for example `sgd(0.1)`.
 
     Raises:
-      UserError: no kind is asked for, no batch given, the batches differ in shape, the parameters
-        are not floating-point, or delta is given and no state of the model is recurrent.
+      UserError: no threshold is given, there is no batch, the batches differ in shape, a parameter
+        is not floating-point, or delta is given and no state of the model is recurrent.
     """
     if norm is None and value is None and delta is None:
         raise UserError("there is nothing to audit: give a threshold, norm, value or delta")
@@ -167,8 +167,8 @@ def clip_audit(
 
 
 def clip_summary(audit: ClipAudit) -> dict[str, ClipSummary]:
-    """An audit summed up, under the names of its kinds of clipping."""
-    there = audit.norm != 0  # NaN is there, and stays in sight
+    """Summary of each kind of clipping in an audit, under the name of the kind."""
+    there = audit.norm != 0  # true of NaN, which stays visible in the means
 
     def mean(values: Array) -> Array:
         return jnp.mean(values, where=there)
@@ -203,17 +203,17 @@ def quantile_thresholds(
     *,
     share: float = 0.1,
 ) -> Thresholds:
-    """Thresholds that would cut a share of the updates, for a run that was trained without.
+    """Thresholds that would cut a given share of the updates, for a run trained without clipping.
 
-    The quantile of ‖g‖, of the largest |g_i| and of the largest ‖δ_t‖ of any layer over the
-    batches.
+    The thresholds are quantiles over the batches: of ‖g‖, of the largest |g_i|, and of the largest
+    ‖δ_t‖ of any layer.
 
     Args:
       model, params, carry, batches: as for `clip_audit`.
-      share: of updates to be cut, from 0 to 1.
+      share: share of updates to be cut, from 0 to 1.
 
     Raises:
-      UserError: the share is not between 0 and 1; or as for `clip_audit`.
+      UserError: the share is not from 0 to 1; or as for `clip_audit`.
     """
     if not 0 <= share <= 1:
         raise UserError(f"share={share} must be from 0 to 1")
@@ -233,9 +233,9 @@ def quantile_thresholds(
 def _by_delta(
     model: LanguageModel, params: Params, carry: Carry, batch: Batch, threshold: Threshold
 ) -> tuple[Params, Array]:
-    """The gradient with each δ_t clipped, and the share of steps and lanes at which one was.
+    """The gradient with each δ_t clipped, and the share of steps and sequences with a cut δ_t.
 
-    Of those with a target at them or later, for behind the last target there is no δ_t to cut.
+    Only steps up to the last target of each sequence count: δ_t is 0 after the last target.
     """
 
     def clipping(tally: Array) -> tuple[Between]:
@@ -255,11 +255,12 @@ def _watched(
     watched: Array,
     hooks: Callable[[Array], tuple],
 ) -> tuple[Carry, Params, Array]:
-    """The carry after a batch, the gradient of its mean nats, and that of `watched`.
+    """The carry after a batch, the gradient of the mean nats, and the gradient of `watched`.
 
     Args:
-      watched: zeros, whose own gradient is that of the sum of nats.
-      hooks: makes of them what `model.hidden` takes after x.
+      watched: an array of zeros; the gradient with respect to `watched` is that of the *sum* of
+        nats, not divided by the tokens.
+      hooks: watched -> the arguments of `model.hidden` after x.
     """
 
     def nats(params: Params, watched: Array) -> tuple[Array, Carry]:

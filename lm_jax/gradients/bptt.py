@@ -4,25 +4,25 @@ The objective of a batch is the mean cross-entropy over its real tokens, in nats
 
     J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
 
-or what a `noisy` model has in its place (`LanguageModel.loss`),
-
-and its gradient with respect to the recurrent weights is the lecture's double sum over the time t
-of the loss and the time k at which a weight was used,
+or, for a `noisy` model, the loss `LanguageModel.loss` in place of Σ_t J_t. The gradient of J with
+respect to the recurrent weights is the lecture's double sum over the time t of the loss and the
+time k at which a weight was used,
 
     ∂J/∂W = (1/N) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W).
 
-*Full* BPTT (Werbos, 1990) takes every k within the chunk; what lies before the chunk enters through
+*Full* BPTT (Werbos, 1990) takes every k within the chunk; the text before the chunk enters through
 the carry, as a constant. *Truncated* BPTT(k1, k2) (Williams & Peng, 1990, there BPTT(h; h')) sums
-the losses of k1 steps and, for all of them together, takes the k of the last k2 steps: it reads
-each block of k1 tokens with as many tokens before it as it needs, and the state before those is the
-constant. So k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
+the losses of k1 steps and, for all k1 losses together, takes the k of the last k2 steps. Each block
+of k1 tokens is read together with the earlier tokens within these k2 steps; the state before the k2
+steps is a constant. Hence k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
 
-Backpropagation keeps something of every step, O(T). With `recompute` it keeps the carry before each
-of √T segments of √T steps, and reads a segment once more on the way back (Chen et al., 2016): O(√T)
-memory for one more forward pass, and the same gradient.
+Backpropagation stores the residuals of every step: O(T) memory. With `recompute`, backpropagation
+stores only the carry before each of √T segments of √T steps, and reads each segment once more on
+the way back (Chen et al., 2016): O(√T) memory for one more forward pass, and the same gradient.
 
-A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). Its carry is the
-model's own, or more where the estimator must remember more; its `init_carry` makes the first one.
+A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). The carry is the
+model's own carry, with more beside it if the estimator must remember more; `init_carry` makes the
+first carry.
 """
 
 import math
@@ -49,7 +49,7 @@ from lm_jax.settings import UserError
 from lm_jax.trees import limit_norm, norm, scaled
 
 
-@dataclass(frozen=True, eq=False)  # and no NamedTuple, which jax.jit cannot hold on to
+@dataclass(frozen=True, eq=False)  # no NamedTuple: jax.jit cannot weakly reference a tuple
 class Estimator:
     """A gradient estimator: call it with (params, carry, batch) to get (loss, carry, grads).
 
@@ -59,17 +59,17 @@ class Estimator:
     init_carry: Callable[[int], Carry]
     """batch_size -> the carry before the first batch."""
     estimate: Callable[[Params, Carry, Batch], tuple[Array, Carry, Params]]
-    """What a call does."""
+    """(params, carry, batch) -> (loss, carry, grads): the function behind a call."""
     model_carry: Callable[[Params, Carry], Carry]
     """(params, carry) -> the model's own carry before the batch."""
     watched: Callable[[Params, Carry, Batch], tuple[tuple, Array]] | None = None
-    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call with ‖δ_t‖ beside it, over
-    all lanes and layers together, in nats per unit of the carry. δ_t of a layer is all of
-    ∂loss/∂carry_t that arrives there: from step t + 1, and from the layer above at t. None: δ_t is
-    not at hand."""
+    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call, and ‖δ_t‖ over all
+    sequences and layers together, in nats per unit of the carry. δ_t of a layer is the whole
+    ∂loss/∂carry_t: the part from step t + 1 and the part from the layer above at t. None if the
+    estimator has no δ_t."""
     redraw: Callable[[Carry, int | Array], Carry] | None = None
-    """(carry, number) -> the carry whose next draw has this number; a call makes at most T of them.
-    None: nothing is drawn."""
+    """(carry, number) -> the carry whose next random draw has this number; a call makes at most T
+    draws. None if nothing is drawn."""
 
     def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         return self.estimate(params, carry, batch)
@@ -80,16 +80,16 @@ def full_bptt(
 ) -> Estimator:
     """Backpropagation through all T steps of a chunk, by autodiff of the plain scan.
 
-    It keeps what autodiff wants kept of every step: O(T) memory, and O(T) time.
+    Autodiff stores the residuals of every step: O(T) memory, and O(T) time.
 
     Args:
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
-      recompute: whether only the carries between √T segments are kept; for a loss that is a sum
-        over steps, and for noise that is the same at every step.
+      recompute: if True, store only the carries between √T segments. The loss must be a sum over
+        steps, and the noise the same at every step.
 
     Raises:
-      UserError: recompute, and each step of a `noisy` model has a dropout mask of its own.
+      UserError: recompute is True, and each step of a `noisy` model has a dropout mask of its own.
     """
     return _whole(model, _clipping(clip_delta) or PLAIN, recompute)
 
@@ -97,10 +97,11 @@ def full_bptt(
 def explicit_bptt(
     model: LanguageModel, *, clip_delta: float | Array | None = None, recompute: bool = False
 ) -> Estimator:
-    """The same gradient by the backward pass that is written by hand (`models.recurrence`).
+    """Backpropagation through all T steps of a chunk, by a backward pass written by hand.
 
-    It is what training takes unless told otherwise. A cell that is no gated one has no such pass,
-    and is left to autodiff; so is one whose δ is clipped.
+    The gradient equals that of `full_bptt`; see `lm_jax.models.recurrence` for the backward pass.
+    Training uses this estimator by default. A cell without a `gate` has no such pass and is left to
+    autodiff, as is every cell if δ is clipped.
 
     Args:
       model: the language model.
@@ -154,12 +155,12 @@ def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Es
 
 
 def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tuple[Carry, Array]]:
-    """The same reading in ⌈√T⌉ steps at a time, of which only the carries between are kept.
+    """Make `read` work in segments of ⌈√T⌉ steps, with only the carries between them stored.
 
     Args:
       read: (params, carry, *arrays of T steps) -> (carry, nats).
     """
-    again = jax.checkpoint(read, prevent_cse=False)  # a scan lets nothing be merged
+    again = jax.checkpoint(read, prevent_cse=False)  # safe in a scan: XLA merges nothing there
 
     def in_segments(params: Params, carry: Carry, *whole: Array | None) -> tuple[Carry, Array]:
         steps = jax.tree.leaves(whole)[0].shape[0]
@@ -183,14 +184,14 @@ def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tupl
 
 
 class History(NamedTuple):
-    """What truncated BPTT remembers where k2 > k1: the m blocks of k1 tokens before this one."""
+    """Memory of truncated BPTT with k2 > k1: the m blocks of k1 tokens before the present block."""
 
     carry: Carry
     """The model's carry before the oldest block."""
     x: Int[Array, "m k1 B"] | Float[Array, "m k1 B V"]
-    """What the model read in the blocks, of the type that `LanguageModel.reads` has."""
+    """The model's inputs in the blocks, of the dtype of `LanguageModel.reads`."""
     start: Bool[Array, "m B"]
-    """Whether the text starts again at a block."""
+    """True if a sequence's text starts again at the block."""
 
 
 def truncated_bptt(
@@ -198,39 +199,39 @@ def truncated_bptt(
 ) -> Estimator:
     """Truncated backpropagation: k1 steps forward, k2 steps back.
 
-    Each block of k1 tokens is run forward with the ⌈k2 / k1⌉ - 1 blocks before it, under the
-    present parameters, so an update costs about k2 / k1 times the forward work of full BPTT. Where
-    k2 < k1, the losses of the first k1 - k2 steps of a block still teach the readout.
+    Each block of k1 tokens is run forward together with the ⌈k2 / k1⌉ - 1 blocks before, under the
+    present parameters: an update costs about k2 / k1 times the forward work of full BPTT. If
+    k2 < k1, the losses of the first k1 - k2 steps of a block still train the readout.
 
-    A batch may hold several blocks; their gradients are added up. In training it holds one. A
-    model's `change_penalty` compares the steps of a block, not the last of one with the first of
-    the next.
+    A batch may hold several blocks, whose gradients are summed; a batch in training holds a single
+    block. A model's `change_penalty` compares the steps within a block, not the last step of a
+    block with the first step of the next block.
 
-    Where a `noisy` model has masks of each step's own, they are drawn for the step's place, counted
-    from the oldest block that a call reads, so that no two blocks share them.
+    If a `noisy` model draws dropout masks for each step, the draw depends on the step's place,
+    counted from the oldest block that a call reads: no two blocks share a mask.
 
     Args:
       model: the language model.
       k1: steps of a block.
-      k2: steps that the gradient goes back from the end of a block; it may reach before the batch.
+      k2: steps that the gradient goes back from the end of a block; may reach before the batch.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
 
     Raises:
       ValueError: k1 or k2 is not positive, or (when called) k1 does not divide the batch's T, or
-        k2 > k1 and the batch's inputs are not what the model reads.
+        k2 > k1 and the carry has no history or the batch's inputs do not match the history.
     """
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1={k1} and k2={k2} must be 1 or more")
     between = _clipping(clip_delta)
     remembered = -(-k2 // k1) - 1
-    # The first steps of a window, which are out of the gradient's reach.
+    # How many of a window's first steps are out of the gradient's reach.
     constant = (remembered + 1) * k1 - k2
 
     def hidden(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
         return placed(model, first).hidden(params, carry, x, between)
 
     def reached(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
-        """The hidden states of a window's first block, constants where they must be."""
+        """The hidden states of a window's first block, without gradient in the `constant` steps."""
         if not constant:
             return hidden(params, carry, x, first)
         carry, head = jax.lax.stop_gradient(hidden(params, carry, x[:constant], first))
@@ -249,7 +250,7 @@ def truncated_bptt(
         """The summed nats of the newest block, and the carry after the oldest.
 
         Args:
-          first: the place of the oldest block's first step.
+          first: place of the oldest block's first step.
         """
         xs = jnp.concatenate([history.x, x[None]])
         starts = jnp.concatenate([history.start, start[None]])
@@ -302,7 +303,7 @@ def truncated_bptt(
         carry = model.init_carry(batch_size)
         if not remembered:
             return carry
-        # Before the text's first block, which starts afresh, these tokens are read for nothing.
+        # Reading these zeros has no effect: the first block of the text resets the carry.
         one = model.reads
         x = jnp.zeros((remembered, k1, batch_size, *one.shape), one.dtype)
         return History(carry, x, jnp.zeros((remembered, batch_size), bool))
@@ -311,10 +312,10 @@ def truncated_bptt(
 
 
 def _as_remembered(history: Carry, x: Array) -> Array:
-    """A batch's inputs [T, B, ...] in the type of those before them, for a carry keeps its types.
+    """Cast a batch's inputs [T, B, ...] to the dtype of the history, for a carry keeps its dtypes.
 
     Raises:
-      UserError: there is no history, or the inputs before are of another shape or kind.
+      UserError: there is no history, or the inputs in the history have another shape or kind.
     """
     if not isinstance(history, History):
         raise UserError(
@@ -332,17 +333,18 @@ def _as_remembered(history: Carry, x: Array) -> Array:
 
 
 def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None = None) -> Carry:
-    """The identity, through which each lane's gradient passes with at most a norm of `threshold`.
+    """Identity whose backward pass limits the norm of each sequence's gradient to `threshold`.
 
-    δ ← δ min(1, threshold / ‖δ‖), where δ is the gradient with respect to all leaves of the carry
-    of one lane together (Pascanu et al., 2013, algorithm 1, applied at one time step); an
-    estimator clips each layer's carry by itself. The estimators differentiate the *sum* of nats, so
+    δ ← δ min(1, threshold / ‖δ‖), with δ the gradient with respect to all leaves of the carry of
+    one sequence together (Pascanu et al., 2013, algorithm 1, applied at one time step). An
+    estimator clips each layer's carry by itself. The estimators differentiate the *sum* of nats:
     the threshold does not depend on B or T.
 
     Args:
       carry: leaves [B, ...]; integers have no gradient.
       threshold: largest norm, in nats per unit of the carry; infinity changes nothing.
-      tally: [B], read by nothing; its gradient is 1 in the lanes whose δ was scaled down, else 0.
+      tally: [B], not used forward; the gradient of `tally` is 1 for each sequence whose δ was
+        scaled down, else 0.
     """
 
     @jax.custom_vjp
@@ -366,7 +368,7 @@ def _clipping(threshold: float | Array | None) -> Between | None:
 
 
 def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:
-    """Sums over tokens, divided once at the end by how many there are."""
+    """Divide sums over tokens by the number of tokens under the mask."""
     tokens = _tokens(mask)
     share = 1 / tokens
     return nats / tokens, jax.tree.map(lambda g: scaled(g, share), grads)

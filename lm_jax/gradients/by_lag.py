@@ -1,29 +1,29 @@
 """The gradient split over time by the lag from loss to weight.
 
-The lecture's double sum, for the mean J = (1/T) Σ_t J_t of the losses of T steps,
+For the mean J = (1/T) Σ_t J_t of the losses of T steps, the lecture's double sum is
 
     ∂J/∂W = (1/T) Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W),
 
-where h_k is the carry after step k and ∂h_k/∂W the immediate derivative of the step that made it,
-is taken apart by the lag l = t - k (`lm_jax.gradients.credit` has it by the pair). It comes from
-the rows
+with h_k the carry after step k and ∂h_k/∂W the immediate derivative of step k. This module splits
+the sum by the lag l = t - k; `lm_jax.gradients.credit` splits the sum by the pair of t and k. The
+terms of a lag come from the rows
 
     a^l_k = (∂J_{k+l}/∂h_{k+l}) (∂h_{k+l}/∂h_k),     a^{l+1}_k = a^l_{k+1} (∂h_{k+1}/∂h_k),
 
-one for each k. The Jacobian of step k + 1 is the same at every lag, so the transition is linearised
-once at all T steps, and one vector-Jacobian product of all of them together takes the rows one lag
-further and gives the lag's weight gradient Σ_k a^l_k (∂h_k/∂W) as one product over all steps: no
-gradient of a single step is ever held. With the lag the rows become fewer, k < T - l; they are cut
-short a few times on the way.
+one row for each k. The Jacobian of step k + 1 is the same at every lag. The transition is therefore
+linearised once, at all T steps. A single vector-Jacobian product of all T steps together takes the
+rows to the next lag, and gives the lag's weight gradient Σ_k a^l_k (∂h_k/∂W) as a single product
+over all steps: the gradient of a single step is never held. Lag l needs only the rows k < T - l;
+the array of rows is cut short a few times on the way.
 
-The memory is that of the rows, T n numbers for a carry of n, and of the linearisation, T times what
-one step saves. The time is about that of max_lag + 1 backward passes without their recurrence,
-every one a product of T (or T B) rows at once.
+The memory is that of the rows, T n numbers for a carry of n, and of the linearisation, T times the
+residuals of one step. The time is about that of max_lag + 1 backward passes without their
+recurrence, each a product of T (or T B) rows at once.
 
-Where a carry holds a NaN the gradient is NaN at every lag, also where autodiff would call it 0 (as
-it does behind a relu).
+If a carry holds a NaN, the gradient is NaN at every lag, even if autodiff would give 0 (as behind
+a relu).
 
-Letters: T steps, B lanes, n numbers in a carry, l a lag; k and t count from 0.
+Letters: T steps, B sequences, n numbers in a carry, l a lag; k and t count from 0.
 """
 
 from typing import Any
@@ -36,7 +36,8 @@ from lm_jax.gradients.checks import Loss, Step, check_length, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
-# How often the rows are cut short: 4 leaves 5/8 of the work of never, and each cut is compiled.
+# Parts of the loop over lags, each with fewer rows than the part before. 4 parts do 5/8 of the work
+# of a single part; more parts take longer to compile.
 CUTS = 4
 
 
@@ -51,30 +52,30 @@ def gradient_by_lag(
     *,
     lanes: bool = False,
 ) -> Params:
-    """The gradient through the transition, split over the lag l = t - k from loss to weight.
+    """The gradient through the transition, split by the lag l = t - k from loss to weight.
 
     Entry l is (1/T) Σ_t (∂J_t/∂h_t) (∂h_t/∂h_{t-l}) (∂h_{t-l}/∂W). With max_lag = T - 1 the lags
-    sum to the gradient of the mean loss through the transition: what the loss owes to params by
-    itself (a readout's weights) is not in it. The first k2 lags sum to the gradient truncated to k2
-    steps back from every loss, BPTT(1, k2) of `lm_jax.gradients.truncated_bptt`.
+    sum to the gradient of the mean loss through the transition, without the direct derivative of
+    the loss with respect to params (a readout's weights). The first k2 lags sum to the gradient
+    truncated to k2 steps back from every loss, BPTT(1, k2) of `lm_jax.gradients.truncated_bptt`.
 
     Args:
       step: (params, carry, x) -> carry, for one example.
       loss: (params, carry, y) -> nats of one step, for one example.
       params: a tree of floating-point arrays.
-      carry: before the first step, a constant; a tree of floating-point arrays.
+      carry: the carry before the first step, a constant; a tree of floating-point arrays.
       xs, ys: trees of arrays [T, ...].
       max_lag: the largest l, at most T - 1.
-      lanes: whether carry is [B, ...] and xs and ys [T, B, ...]; the mean is then over lanes, too,
-        and their weight gradients are one product.
+      lanes: if True, carry is [B, ...], and xs and ys are [T, B, ...]. The mean is then over
+        sequences, too, and a single product gives the weight gradient of all sequences.
 
     Returns:
       params' tree with a first axis of max_lag + 1 lags, in nats per unit of the weight.
 
     Raises:
-      UserError: xs and ys differ in T, T = 0, lanes differ in B, max_lag is not 0 … T - 1, params
-        or carry are not floating-point, the step changes the carry's structure, shapes or types,
-        or the loss is no scalar.
+      UserError: xs and ys differ in T, T = 0, B differs between arrays, B = 0, max_lag is not
+        0 … T - 1, params or carry are not floating-point, the step changes the structure, shapes or
+        dtypes of the carry, or the loss is no scalar.
     """
     steps, width = _check(step, loss, params, carry, xs, ys, lanes)
     if max_lag < 0:
@@ -91,14 +92,14 @@ def gradient_by_lag(
         return after, (carry, after)
 
     _, trajectory = jax.lax.scan(advance, carry, xs)
-    # Steps and lanes as one axis: contracting two at once is several times slower on a CPU.
+    # Steps and sequences as one axis: contracting two axes is several times slower on a CPU.
     (before, after), xs, ys = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (trajectory, xs, ys)
     )
     a = jax.vmap(jax.grad(loss, 1), (None, 0, 0))(params, after, ys)
 
     def earlier(leaf: Array) -> Array:
-        """a^{l+1}_k stands with step k, where the product has left it with step k + 1."""
+        """Shift rows back by a step: the product leaves a^{l+1}_k at the place of step k + 1."""
         return jnp.concatenate([leaf[width:], jnp.zeros_like(leaf[:width])])
 
     parts = []
@@ -128,7 +129,7 @@ def gradient_by_lag(
 def _check(
     step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, lanes: bool
 ) -> tuple[int, int]:
-    """T and B of data that are seen to be what `gradient_by_lag` says."""
+    """Check the arguments of `gradient_by_lag`; return T and B."""
     if not lanes:
         return check_losses(step, loss, params, carry, xs, ys), 1
     check_length(xs, "xs")

@@ -1,7 +1,7 @@
-"""What the tools of this directory ask of a transition, seen from shapes and types alone.
+"""Checks of a transition and the data, from shapes and dtypes alone.
 
-A transition is step(params, carry, x) -> carry for one example, and xs a tree of arrays of T steps,
-the time on the first axis of each.
+A transition is step(params, carry, x) -> carry for one example; xs is a tree of arrays of T steps,
+with time on the first axis.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Any], Carry]
 Loss = Callable[[Params, Carry, Any], jax.Array]
-"""(params, carry, y) -> nats of one step, a scalar; the carry is that after the step."""
+"""(params, carry, y) -> nats of one step, a scalar; `carry` is the carry after the step."""
 
 
 def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
-    """Sees, without computing anything, that a step can be taken over xs and differentiated.
+    """Check, without computing anything, that `step` runs over xs and can be differentiated.
 
     Args:
       step: (params, carry, x) -> carry.
@@ -30,8 +30,9 @@ def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
       T, the number of steps.
 
     Raises:
-      UserError: T is 0 or not the same in all of xs, params or carry hold what is not
-        floating-point, or the step changes the structure, a shape or a type of the carry.
+      UserError: T is 0 or differs within xs, params or carry hold a leaf that is not
+        floating-point, the carry is empty, or the step changes the structure, a shape or a dtype of
+        the carry.
     """
     steps = check_length(xs, "xs")
     for name, tree in (("params", params), ("carry", carry)):
@@ -55,7 +56,7 @@ def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
 
 
 def check_losses(step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any) -> int:
-    """Sees, without computing anything, that there is a loss at every step of a transition.
+    """Check, without computing anything, that each step of a transition has a scalar loss.
 
     Args:
       step, params, carry, xs: as for `check_transition`.
@@ -84,14 +85,14 @@ def check_losses(step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, 
 
 
 def check_length(xs: Any, name: str) -> int:
-    """The length T of the first axis, which all leaves must share.
+    """Length T of the first axis, shared by all leaves.
 
     Args:
       xs: a tree of arrays [T, ...].
-      name: what an error calls it.
+      name: name of xs in error messages.
 
     Raises:
-      UserError: there is no leaf, a leaf has no axis, T differs between leaves, or is 0.
+      UserError: there is no leaf, a leaf has no axis, T differs between leaves, or T is 0.
     """
     leaves = jax.tree_util.tree_leaves_with_path(_types(xs))
     if not leaves:
@@ -110,7 +111,7 @@ def check_length(xs: Any, name: str) -> int:
 
 
 def check_max_lag(max_lag: int, steps: int) -> None:
-    """Sees that there are as many steps as the largest lag goes back.
+    """Check that the largest lag is at least 0 and at most the number of steps.
 
     Raises:
       UserError: max_lag is negative or longer than T.

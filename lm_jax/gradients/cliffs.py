@@ -1,22 +1,23 @@
 """Cliffs: the loss along the gradient and along the sharpest direction of its Hessian.
 
-Where a recurrent net is close to a bifurcation its loss has walls, and a step that met one throws
+Close to a bifurcation of a recurrent net, the loss has walls, and a step that meets a wall throws
 the parameters far away (Pascanu et al., 2013, section 2.3). With g = ∇J and H = ∇²J, both through
-all steps of time,
+all time steps,
 
     J(θ + d u) = J(θ) + d gᵀu + d² uᵀHu / 2 + …,    ‖u‖ = 1,
 
-so the slices of J along u = g / ‖g‖ and along the eigenvector of H's largest eigenvalue show what
-the curvatures uᵀHu say of the neighbourhood, and where they stop being true of it.
+The curvatures uᵀHu describe J close to θ. Slices of J along u = g / ‖g‖ and along the eigenvector
+of H's largest eigenvalue show how far from θ the description holds.
 
 H is never formed. A product H v costs about two gradients, and Lanczos' method (1950) finds the
-ends of the spectrum from k of them: with orthonormal q_1 … q_k that span v, H v … H^{k-1} v,
+ends of the spectrum from k products. With orthonormal q_1 … q_k spanning v, H v … H^{k-1} v,
 
     H q_j = β_{j-1} q_{j-1} + α_j q_j + β_j q_{j+1},
 
-the eigenvalues of the tridiagonal matrix of α and β approach H's. In floating point the q lose
-their orthogonality and found eigenvalues come up again; each q is therefore made orthogonal to all
-before it, twice. That takes k vectors as long as the parameters.
+and the eigenvalues of the tridiagonal matrix of α and β approach the eigenvalues of H. In floating
+point the q lose their orthogonality, and eigenvalues already found come up again. Each q is
+therefore made orthogonal, twice, to all q before. The method holds k vectors as long as the
+parameters.
 
 Letters: P parameters, k Lanczos steps, u a direction of length 1, d a distance.
 """
@@ -42,26 +43,26 @@ class Sharpest(NamedTuple):
     eigenvalues: Float[Array, " count"]
     """In nats per token per squared unit of the parameters."""
     directions: Params
-    """Their eigenvectors, of length 1: leaves [count, ...]; the sign means nothing."""
+    """The eigenvectors, of length 1: leaves [count, ...]; the sign is arbitrary."""
     residuals: Float[Array, " count"]
-    """‖H v - λ v‖: an eigenvalue of H lies within that of λ."""
+    """‖H v - λ v‖: an eigenvalue of H lies within this distance of λ."""
 
 
 class Cliff(NamedTuple):
-    """The neighbourhood of some parameters on the surface of a loss, in nats per token."""
+    """The surface of a loss around some parameters, in nats per token."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     gradient_curvature: Float[Array, ""]
     """gᵀHg / ‖g‖²."""
     eigenvalue: Float[Array, ""]
-    """The largest of H."""
+    """The largest eigenvalue λ of H."""
     residual: Float[Array, ""]
-    """‖H v - λ v‖."""
+    """‖H v - λ v‖, with v the eigenvector of λ."""
     alignment: Float[Array, ""]
-    """Cosine of the angle between g and v, which is taken with the sign that makes it positive."""
+    """Cosine of the angle between g and v; the sign of v is chosen to make the cosine positive."""
     distances: Float[Array, " distances"]
-    """In units of the parameters; a step against the gradient goes to negative ones."""
+    """Distances of the slices, in units of the parameters; d < 0 goes against the gradient."""
     along_gradient: Float[Array, " distances"]
     """J(θ + d g / ‖g‖)."""
     along_sharpest: Float[Array, " distances"]
@@ -72,8 +73,8 @@ def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> P
     """H v, forward over reverse, at the cost of about two gradients.
 
     Args:
-      loss_fn: params -> scalar, such as `batch_loss`.
-      params: where.
+      loss_fn: params -> scalar, for example `batch_loss(model, carry, batch)`.
+      params: θ, the point.
       vector: v, shaped as the parameters.
 
     Raises:
@@ -86,20 +87,19 @@ def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> P
 def sharpest(
     loss_fn: LossFn, params: Params, key: Array, *, steps: int, count: int = 1
 ) -> Sharpest:
-    """The largest eigenvalues of the Hessian and their directions, by Lanczos' method.
+    """The largest eigenvalues of the Hessian and their eigenvectors, by Lanczos' method.
 
-    Memory is that of `steps` copies of the parameters. With as many steps as there are parameters
-    every eigenvalue is found.
+    Memory is that of `steps` copies of the parameters. With steps = P every eigenvalue is found.
 
     Args:
       loss_fn: params -> scalar.
-      params: where.
-      key: of the first vector.
+      params: θ, the point.
+      key: random key of the first vector.
       steps: k, at most P.
-      count: how many eigenvalues, at most k.
+      count: number of eigenvalues, at most k.
 
     Raises:
-      UserError: a number is out of range, or the parameters are not floating-point.
+      UserError: steps or count is out of range, or the parameters are not floating-point.
     """
     refuse_integers(params)
     flat, unravel = ravel_pytree(params)
@@ -137,7 +137,7 @@ def _lanczos(
 
     def orthogonal(basis: Array, v: Array) -> Array:
         for _ in range(2):
-            # A GPU would otherwise take three digits for enough.
+            # By default a GPU would multiply with only three digits.
             inner = jnp.matmul(basis, v, precision="highest")
             v = v - jnp.matmul(inner, basis, precision="highest")
         return v
@@ -150,8 +150,8 @@ def _lanczos(
         rest = orthogonal(basis, image)
         beta = trees.norm(rest)
         scale = jnp.maximum(scale, trees.norm(image))
-        # The space that q_1 spans is then exhausted, and what is left of it is rounding error: the
-        # method goes on from a vector drawn anew, in the space that is left.
+        # If β is 0, the Krylov space of q_1 is exhausted and the rest is rounding error: go on from
+        # a new random vector, orthogonal to all q.
         spent = beta <= 10 * eps * scale
         fresh = orthogonal(basis, drawn(number + 1))
         rest = orthogonal(basis, jnp.where(spent, fresh, rest) / jnp.where(spent, 1, beta))
@@ -172,15 +172,16 @@ def slices(
 
     Args:
       loss_fn: params -> scalar.
-      params: where the lines meet.
-      directions: leaves [directions, ...], each made a length of 1; one that is zero gives NaN.
-      distances: in units of the parameters.
+      params: θ, the point shared by all lines.
+      directions: u, leaves [directions, ...], each scaled to length 1; a zero direction gives NaN.
+      distances: d, in units of the parameters.
 
     Returns:
       J(θ + d u), in nats per token.
 
     Raises:
-      UserError: there is no distance, or a direction is not shaped as the parameters.
+      UserError: distances is empty, a direction is not shaped as the parameters, or the parameters
+        are not floating-point.
     """
     refuse_integers(params)
     if not distances.size:
@@ -208,11 +209,11 @@ def cliff(
     """The surface of a loss around some parameters: slope, curvatures, and two slices.
 
     Args:
-      loss_fn: params -> scalar, such as `batch_loss`.
-      params: where.
-      key: of Lanczos' first vector.
-      distances: of the slices, in units of the parameters.
-      steps: k of Lanczos' method; no more are taken than there are parameters.
+      loss_fn: params -> scalar, for example `batch_loss(model, carry, batch)`.
+      params: θ, the point.
+      key: random key of Lanczos' first vector.
+      distances: d of the slices, in units of the parameters.
+      steps: k of Lanczos' method; at most P steps are taken.
 
     Raises:
       UserError: as for `sharpest` and `slices`.

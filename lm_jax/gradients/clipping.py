@@ -17,23 +17,28 @@ Threshold = float | Float[Array, ""]
 
 
 def by_norm(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:
-    """The gradient with at most a norm of `threshold`, and whether it was changed.
+    """Limit the norm of a gradient to `threshold`.
 
-    It is right up to the largest float; a norm beyond has no length to cut, and the gradient
-    becomes NaN.
+    Returns:
+      the gradient, and True if the norm was above the threshold. A gradient whose norm is beyond
+      the largest float becomes NaN.
     """
-    # `optax.clip_by_global_norm` divides, so that a clipped gradient stands in memory beside the
-    # gradient; a factor is taken up into what reads it.
+    # `optax.clip_by_global_norm` divides, and XLA holds the quotient in memory beside the gradient.
+    # A factor is fused into the code that reads the gradient.
     return limit_norm(grads, threshold)
 
 
 def by_value(grads: Params, threshold: Threshold) -> tuple[Params, Bool[Array, ""]]:
-    """The gradient with no entry beyond ±`threshold`, and whether it was changed."""
+    """Limit every entry of a gradient to ±`threshold`.
+
+    Returns:
+      the gradient, and True if an entry was beyond the threshold.
+    """
     clipped, _ = optax.clip(threshold).update(grads, optax.EmptyState())
     return clipped, largest(grads) > threshold
 
 
 def largest(grads: Params) -> Float[Array, ""]:
     """The largest |g_i|."""
-    # Without |g|, which would stand in memory beside g.
+    # max |g| would hold |g| in memory beside g.
     return jnp.maximum(optax.tree.max(grads), jnp.negative(optax.tree.min(grads)))

@@ -1,18 +1,18 @@
 """Bias and variance of gradient estimators against a reference, on any text and any parameters.
 
-The parameters are held and the batches read one after another, each estimator with its own carry.
-Let g be the reference's gradient and ĝ an estimate of it, both as one long vector. For each update
+The parameters are fixed. Each estimator reads the batches in order, with a carry of its own. Let g
+be the reference's gradient and ĝ an estimate of g, each as one long vector. For each update
 
     cosine = ⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖),   norm ratio = ‖ĝ‖ / ‖g‖.
 
-Where an estimator draws, it reads all batches R times, each time with other draws. With ḡ_r the
-mean of its gradients over the batches in one such reading, m the mean of the ḡ_r and g the mean of
-the reference's,
+An estimator with random draws reads all batches R times, each time with new draws. Let ḡ_r be the
+mean of the estimator's gradients over the batches in reading r, m the mean of the ḡ_r, and g the
+mean of the reference's gradients. Then
 
-    relative bias = ‖m - g‖ / ‖g‖,   variance = Σ_r ‖ḡ_r - m‖² / (R - 1),
+    relative bias = ‖m - g‖ / ‖g‖,   variance = Σ_r ‖ḡ_r - m‖² / (R - 1).
 
-and of an unbiased estimator ‖m - g‖ has a root mean square of √(variance / R): a relative bias that
-is not well above its standard error, √(variance / R) / ‖g‖, is none that can be seen.
+For an unbiased estimator, ‖m - g‖ has a root mean square of √(variance / R). A relative bias is
+therefore visible only if well above its standard error, √(variance / R) / ‖g‖.
 """
 
 import math
@@ -30,22 +30,23 @@ from lm_jax.models.base import Params
 
 
 class Comparison(NamedTuple):
-    """What one estimator has to the reference; plain numbers, NaN where there is none."""
+    """Comparison of one estimator with the reference, in plain numbers; NaN if undefined."""
 
     cosine: list[float]
-    """By update, of the first draws."""
+    """Cosine of each update, with the first draws."""
     norm_ratio: list[float]
-    """By update, of the first draws."""
+    """Norm ratio of each update, with the first draws."""
     mean_cosine: float
-    """Of the mean over batches and draws."""
+    """Cosine of the mean gradient over batches and draws."""
     relative_bias: float
-    """Of the mean over batches and draws."""
+    """Relative bias of the mean gradient over batches and draws."""
     standard_error: float
-    """Of the relative bias, which chance alone makes this large; 0 where nothing is drawn."""
+    """Standard error of the relative bias: the size due to chance alone; 0 without draws."""
     relative_variance: float
-    """Of the mean over batches, over ‖g‖²; NaN where there is one draw of many that could be."""
+    """Variance of the mean gradient over batches, divided by ‖g‖². 0 for an estimator without
+    random draws; NaN for an estimator with random draws, if R = 1."""
     draws: int
-    """Readings of the batches."""
+    """Number of readings of the batches."""
 
 
 def compare(
@@ -56,17 +57,17 @@ def compare(
     *,
     draws: int = 1,
 ) -> dict[str, Comparison]:
-    """How far estimators are from a reference, update by update and in the mean over draws.
+    """Compare estimators with a reference, update by update and in the mean over draws.
 
-    It holds a few gradients at a time, whatever the number of batches and draws.
+    Memory holds a few gradients at a time, for any number of batches and draws.
 
     Args:
-      estimators: by the names of the result.
-      reference: as a rule `full_bptt`, which is the gradient of each batch by itself. RTRL reaches
-        back before the batch, and differs from it by that where a text goes on.
-      params: held for all batches.
-      batches: of one shape, in the order of the text; the first one starts it.
-      draws: R, readings with other draws, of those estimators that draw.
+      estimators: the estimators, under the names to be used in the result.
+      reference: as a rule `full_bptt`, the gradient of each batch by itself. RTRL reaches back
+        before the batch, and differs from `full_bptt` if a text goes on from batch to batch.
+      params: the parameters, the same for all batches.
+      batches: batches of equal shape, in the order of the text, from the start of the text.
+      draws: R, the number of readings by estimators with random draws.
 
     Raises:
       ValueError: there is no batch, batches differ in shape, or draws is not positive.
@@ -84,13 +85,13 @@ def compare(
 
 
 Reading = tuple[Float[Array, " U"], Float[Array, " U"], Params, Params]
-"""Of all batches: cosines, norm ratios, the estimator's mean gradient and the reference's."""
+"""Over all batches: cosines, norm ratios, mean gradients of the estimator and of the reference."""
 
 
 def _reading(
     estimator: Estimator, reference: Estimator, params: Params, text: Batch
 ) -> Callable[[Int[Array, ""]], Reading]:
-    """The function from the number of the first draw to a reading, compiled."""
+    """Compiled function from the number of the first draw to a reading."""
     updates, _, lanes = text.mask.shape
 
     def read(first: Array, params: Params, text: Batch) -> Reading:

@@ -1,29 +1,30 @@
-"""The gradient split over time by the pair of loss and carry: which step of the past is to blame.
+"""The gradient split over time by the pair of loss and carry: the credit of each past step.
 
 Row t of the map follows the gradient of J_t back from carry to carry,
 
     ∂J_t/∂h_{k-1} = (∂J_t/∂h_k) (∂h_k/∂h_{k-1}),     k = t, t - 1, …,
 
-h_k being the carry that step k hands to step k + 1, of all layers together: what a layer above
-reads within step k is a part of the step, and not in ∂J_t/∂h_k as it is in a layer's δ_k
-(`lm_jax.gradients.bptt.Estimator.watched`). The Jacobian of step k is the same for every row, so
-rows go through it together, as one vector-Jacobian product. To have many of them at every step, and
-none that is 0, the sequence is halved. When each half has its own map, and its rows have come back
-to its beginning, those of the later half go on through the steps of the earlier half,
+with h_k the carry from step k to step k + 1, of all layers together. The path from a layer to the
+layer above within step k is part of step k: a layer's δ_k
+(`lm_jax.gradients.bptt.Estimator.watched`) includes the path, ∂J_t/∂h_k does not. The Jacobian of
+step k is the same for every row, and rows go through step k together, as a single vector-Jacobian
+product. To have many rows at every step, and no row of zeros, the sequence is halved. Each half
+first gets its own map, and its rows go back to the beginning of the half. The rows of the later
+half then go on through the steps of the earlier half,
 
     map = [ earlier    0   ]
           [ across   later ],
 
-and all halves of one size do so side by side: T / 2 rows go through T / 2 steps, in another round
-through T / 4, and so on; that is as many numbers as the map has. Blocks of a few steps, from which
-the first halves are put together, go through with all their rows at once.
+All halves of one size do so side by side: T / 2 rows go through T / 2 steps, in another round
+through T / 4 steps, and so on, together as many numbers as the map has. The smallest halves are
+blocks of a few steps, and a block takes all its rows through at once.
 
-A step is linearised once, on the way forwards. The memory is that of the map, of the rows, T n
-numbers for a carry of n, and of the linearisation, T times what one step saves. The time is about
-that of one backward pass of T / 2 lanes.
+A step is linearised once, in the forward pass. The memory is that of the map, of the rows, T n
+numbers for a carry of n, and of the linearisation, T times the residuals of one step. The time is
+about that of one backward pass of T / 2 sequences.
 
-Where some h_j, k ≤ j ≤ t, holds a NaN, ∂J_t/∂h_k is NaN, also where autodiff would call it 0 (as it
-does behind a relu).
+If some h_j, k ≤ j ≤ t, holds a NaN, ∂J_t/∂h_k is NaN, even if autodiff would give 0 (as behind a
+relu).
 
 Letters: T steps, n numbers in a carry; k and t count from 0.
 """
@@ -40,18 +41,19 @@ from lm_jax.gradients.checks import Loss, Step, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.trees import norm
 
-# The most steps of a block that is not halved: half of its rows are 0, but each round is compiled.
+# Largest number of steps of a block. Half of a block's rows are 0, but each round of halving takes
+# time to compile.
 BLOCK = 8
 
 
 def credit_map(
     step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any
 ) -> Float[Array, "T T"]:
-    """How much each loss changes with each earlier carry: ‖∂J_t/∂carry_k‖₂ in row t, column k.
+    """Gradient norm of each loss with respect to each carry: ‖∂J_t/∂carry_k‖₂ in row t, column k.
 
-    Both indices count the steps: carry_k is the carry after step k, which J_t with t = k reads, so
-    the diagonal is the gradient that the loss gives to its own carry. Traces anew at every call;
-    wrap it in `jax.jit` where it is called often.
+    Both indices count the steps. carry_k is the carry after step k, and J_k reads carry_k: the
+    diagonal is the gradient of each loss with respect to its own carry. Traces anew at every call;
+    wrap in `jax.jit` if called often.
 
     Args:
       step, loss, params, carry, xs, ys: as for `lm_jax.gradients.gradient_by_lag`; one example.
@@ -73,7 +75,7 @@ def credit_map(
     size = -(-steps // count)
 
     def blocks(leaf: Array) -> Array:
-        """[T, ...] -> [blocks, size, ...]; what stands behind T is cut off at the end."""
+        """[T, ...] -> [blocks, size, ...]; `found` below drops the padding behind T."""
         behind = [(0, count * size - steps), *[(0, 0)] * (leaf.ndim - 1)]
         return jnp.pad(leaf, behind, mode="edge").reshape(count, size, *leaf.shape[1:])
 
@@ -97,7 +99,7 @@ def credit_map(
     while len(maps) > 1:
         earlier, later = (jax.tree.map(lambda leaf, n=n: leaf[n::2], (rows, maps)) for n in (0, 1))
         between = jax.tree.map(lambda leaf: by_step(leaf[::2]), saved)
-        # The linearisation of a step that is linear may keep nothing to scan over.
+        # The scan needs a length: a linear step may have no residuals to scan over.
         back, norms = jax.lax.scan(across, later[0], between, maps.shape[-1], reverse=True)
         below = jnp.concatenate([jnp.moveaxis(norms, 0, -1), later[1]], axis=-1)
         above = jnp.pad(earlier[1], [(0, 0), (0, 0), (0, earlier[1].shape[-1])])
@@ -119,12 +121,12 @@ def credit_map(
 def _linearised(
     step: Step, params: Params, carry: Carry, xs: Any
 ) -> tuple[Carry, list[Array], Callable[[list[Array], Carry], Carry]]:
-    """The trajectory, and the transition linearised at every step of it.
+    """The trajectory, and the transition linearised at every step of the trajectory.
 
     Returns:
-      the carries after the steps, leaves [T, ...]; what the linearisations keep, [T, ...]; and the
-      function of one step's share of it and of ∂J/∂carry after the step that gives ∂J/∂carry
-      before. What is the same at all steps (the weights) is kept once.
+      the carries after the steps, leaves [T, ...]; the residuals of the linearisations, [T, ...];
+      and a function (residuals of one step, ∂J/∂carry after the step) -> ∂J/∂carry before the step.
+      Residuals equal at all steps (the weights) are stored once, within the function.
     """
 
     def linearised(carry: Carry, x: Any) -> tuple[Carry, Any]:
@@ -137,7 +139,7 @@ def _linearised(
         if any(not isinstance(v, Literal) and v in varies for v in equation.invars):
             varies.update(equation.outvars)
     form = jax.tree.structure(shape)
-    # Counted from the front, for a linearisation may keep nothing, and then none is the last.
+    # Sliced from the front: without residuals, [-num_leaves:] would take every output.
     leaves = traced.jaxpr.outvars[len(traced.jaxpr.outvars) - form.num_leaves :]
     kept = [not isinstance(v, Literal) and v in varies for v in leaves]
 

@@ -1,13 +1,14 @@
-"""Exposure: the gradient under teacher forcing beside that under the model's own tokens.
+"""Exposure bias: the gradient under teacher forcing compared with the gradient on own tokens.
 
-J_t is the mean nats of the targets at position t of a chunk, over the lanes; g_t its gradient where
-the model has read the text, and ĝ_t where it has read its own tokens since the chunk began
-(`lm_jax.inference.feeding`), the targets being the text's both times. The cosine between the two
-says how much of what teacher forcing teaches at position t is what the model would need when it
-goes on from its own words. At position 0 both have read the same, and it is 1.
+J_t is the mean nats of the targets at position t of a chunk, over the sequences. g_t is the
+gradient of J_t for a model that reads the text. ĝ_t is the gradient of J_t for a model that reads
+its own tokens from the beginning of the chunk on (`lm_jax.inference.feeding`). The targets come
+from the text both times. The cosine between g_t and ĝ_t tells how much of the lesson of teacher
+forcing at position t serves a model that goes on from its own words. At position 0 the inputs are
+the same, and the cosine is 1.
 
-Each position takes one backward pass over the chunk, of which all share one forward pass: O(T²)
-time, and two gradients at a time in memory.
+Each g_t and each ĝ_t takes one backward pass over the chunk; all positions share the forward pass.
+The time is O(T²), and two gradients at a time are in memory.
 """
 
 from collections.abc import Callable
@@ -25,28 +26,28 @@ from lm_jax.settings import UserError
 
 
 class ExposureCosines(NamedTuple):
-    """Two gradients by position in a chunk."""
+    """Cosine and norms of the two gradients at each position of a chunk."""
 
     cosine: Float[Array, " T"]
-    """Between g_t and ĝ_t; NaN where one is zero, because no lane has a target there, or not
+    """Cosine between g_t and ĝ_t; NaN if a gradient is zero (no sequence has a target at t) or not
     finite."""
     forced: Float[Array, " T"]
-    """‖g_t‖, nats per token per unit of the parameters."""
+    """‖g_t‖, in nats per token per unit of the parameters."""
     free: Float[Array, " T"]
-    """‖ĝ_t‖."""
+    """‖ĝ_t‖, in the same unit."""
 
 
 def exposure_cosines(
     model: LanguageModel, params: Params, carry: Carry, batch: Batch, own: Batch
 ) -> ExposureCosines:
-    """Cosine and norms of the gradients of each position's loss, reading the text or own tokens.
+    """Cosine and norms of the gradients at each position, on the text and on own tokens.
 
     Args:
       model, params: the model, without dropout.
-      carry: the model's own, before the batch; made fresh where the batch's text starts.
-      batch: T tokens of B lanes.
-      own: the batch with its inputs replaced, as `lm_jax.inference.feeding.fed` makes it; no more
-        than its inputs is read.
+      carry: the model's own carry before the batch; reset for each sequence whose text starts here.
+      batch: T tokens of B sequences.
+      own: the batch with inputs replaced, made by `lm_jax.inference.feeding.fed`; only the inputs
+        are read.
 
     Raises:
       UserError: the inputs differ in shape, or the parameters are not floating-point.

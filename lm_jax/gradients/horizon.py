@@ -1,8 +1,9 @@
-"""The horizon: how many steps back a share of the gradient lies.
+"""The horizon: the number of steps back that hold a share of the gradient.
 
-One number for a split of the gradient over time, in steps, so that 1 is the present step alone. By
-truncation it is the shortest k2 that is good enough, and so the answer to "which bptt length?"; by
-credit it is how far back a loss looks, whatever the signs with which its gradients add up.
+The horizon reduces a split of the gradient over time to one number of steps; a horizon of 1 is the
+present step alone. By truncation, the horizon is the shortest k2 that is good enough: the answer to
+"which bptt length?". By credit, the horizon is how far back a loss looks, regardless of the signs
+with which gradients add up.
 """
 
 import jax.numpy as jnp
@@ -13,22 +14,23 @@ from lm_jax.settings import UserError
 
 
 def horizon(split: Truncations | Float[Array, " L"], share: float) -> Float[Array, ""]:
-    """How many steps back a share of a gradient lies.
+    """Number of steps back that hold a share of a gradient.
 
-    Of `truncations`: the smallest k2 from which on the relative error is at most 1 - share. Since
-    gradients of different lags may cancel, it may fall below, rise again and fall for good; only
-    the last fall counts. The full gradient is the sum of the lags given, so that it is reached with
-    all of them at the latest: a horizon near L says that the split was too short to tell.
+    For `truncations`: the smallest k2 from which on the relative error is at most 1 - share.
+    Gradients of different lags may cancel: the error may fall below 1 - share, rise again and fall
+    for good. Only the last fall counts. The full gradient is the sum of the lags given, and all L
+    lags together always reach the share: a horizon near L says that the split was too short to
+    tell.
 
-    Of norms by lag (‖g_l‖ of `gradient_by_lag`, or a mean of credits): the smallest number of lags,
-    from 0 on, whose norms sum to the share of the sum of all.
+    For norms by lag (‖g_l‖ of `gradient_by_lag`, or a mean of credits): the smallest number of
+    lags, from 0 on, whose norms sum to the share of the total.
 
     Args:
-      split: `truncations(gradient_by_lag(…))`, or one norm for each lag.
+      split: `truncations(gradient_by_lag(…))`, or a norm for each lag.
       share: between 0 and 1; 0.9 for nine tenths.
 
     Returns:
-      steps, 1 … L. NaN where it is never reached: something is NaN or infinite, or all of it is 0.
+      steps, 1 … L. NaN if the share is never reached: a number is NaN or infinite, or all are 0.
 
     Raises:
       UserError: the share is not between 0 and 1.
@@ -43,19 +45,19 @@ def horizon(split: Truncations | Float[Array, " L"], share: float) -> Float[Arra
 
 
 def credit_horizon(credit: Float[Array, "T T"], share: float) -> Float[Array, ""]:
-    """How many steps back a share of the credit lies, in the mean over the targets of a sentence.
+    """Number of steps back that hold a share of the credit, averaged over a sentence's targets.
 
     The horizon of a row t is the smallest number of lags, from 0 on, whose credits ‖∂J_t/∂carry_k‖,
-    k = t, t - 1, …, sum to the share of the row's sum. It is at most t + 1, so short sentences have
-    short horizons.
+    k = t, t - 1, …, sum to the share of the row's sum. A row's horizon is at most t + 1: short
+    sentences have short horizons.
 
     Args:
       credit: a credit map (`lm_jax.gradients.credit_map`).
       share: between 0 and 1.
 
     Returns:
-      steps. Rows that are 0 (a loss that depends on no carry, a masked target) have no horizon and
-      are left out; NaN where all are, or where a row holds a NaN or ∞.
+      steps. Rows of zeros (a loss that depends on no carry, a masked target) have no horizon and
+      are left out. NaN if all rows are left out, or if a row holds a NaN or ∞.
 
     Raises:
       UserError: the share is not between 0 and 1.
@@ -71,7 +73,7 @@ def credit_horizon(credit: Float[Array, "T T"], share: float) -> Float[Array, ""
 
 
 def _reach(norms: Float[Array, "*rows L"], share: float) -> Float[Array, "*rows"]:
-    """The smallest number of entries along the last axis that sum to the share of all; or NaN."""
+    """Smallest number of entries along the last axis that sum to the share of the total, or NaN."""
     largest = jnp.max(norms, axis=-1, keepdims=True)
     so_far = jnp.cumsum(norms / largest, axis=-1)  # a sum of large norms would be infinite
     short = so_far < share * so_far[..., -1:]

@@ -1,14 +1,14 @@
-"""One-sided Jacobi rotations, which find small singular values beside large ones.
+"""One-sided Jacobi rotations: singular values, with small values accurate beside large values.
 
-A matrix A is kept as rows e^{ℓ_i} u_i. A rotation of two rows leaves the singular values alone, and
-the one that makes the two orthogonal, a_i ← cos θ (a_i + t a_j), a_j ← cos θ (a_j - t a_i), has
+A matrix A is kept as rows e^{ℓ_i} u_i. A rotation of two rows does not change the singular values.
+The rotation a_i ← cos θ (a_i + t a_j), a_j ← cos θ (a_j - t a_i) makes the two rows orthogonal for
 
-    t = 2 s c / (1 - s² + √((1 - s²)² + 4 s² c²)),   c = u_i · u_j,   s = e^{ℓ_j - ℓ_i} ≤ 1,
+    t = 2 s c / (1 - s² + √((1 - s²)² + 4 s² c²)),   c = u_i · u_j,   s = e^{ℓ_j - ℓ_i} ≤ 1.
 
-in which t / s, all that a_j's own length needs, stays finite where s does not differ from 0. Once
-all rows are orthogonal their lengths are the singular values, each with a relative error of ε times
-the condition number of the rows scaled to unit length (Demmel & Veselić, 1992), however far apart
-the lengths are.
+The new length of a_j, relative to the old length, needs only t / s, and t / s stays finite even if
+s is rounded to 0. Once all rows are orthogonal, their lengths are the singular values, each with a
+relative error of ε times the condition number of the rows scaled to unit length (Demmel & Veselić,
+1992), however far apart the lengths are.
 """
 
 import jax
@@ -16,20 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-SWEEPS = 30  # six to ten are usual; each converges quadratically in the end
+SWEEPS = 30  # at most; six to ten are usual, as convergence is quadratic in the end
 
 
 def orthogonal_rows(
     rows: Float[Array, "m n"], logs: Float[Array, " m"]
 ) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
-    """Orthogonal unit rows, and the logarithms of their lengths, by rotations of pairs of rows.
+    """Make the rows of a matrix orthogonal by rotations of pairs of rows.
 
     Args:
       rows: u, of any length.
       logs: ℓ; row i of the matrix is exp(ℓ_i) u_i.
 
     Returns:
-      rows, of length 1 (or 0), and logs, -∞ where the length is 0; in no order.
+      orthogonal rows of length 1 (or 0), and the logarithms of the rows' lengths in the matrix, -∞
+      for a row of length 0; in no order.
     """
     m, n = rows.shape
     even = m + m % 2
@@ -52,7 +53,7 @@ def orthogonal_rows(
         b = cosine[:, None] * (rows[j] - ratio[:, None] * rows[i])
         a, log_a = _unit(a, logs[i])
         b, log_b = _unit(b, logs[j])
-        # Rows that are orthogonal already are left alone, or each turn would cost them a rounding.
+        # Rows already orthogonal are left alone: each rotation would cost a rounding error.
         turn = jnp.abs(c) > tolerance
         a, b = jnp.where(turn[:, None], a, rows[i]), jnp.where(turn[:, None], b, rows[j])
         log_a, log_b = jnp.where(turn, log_a, logs[i]), jnp.where(turn, log_b, logs[j])
@@ -69,12 +70,12 @@ def orthogonal_rows(
 
     start = jnp.asarray(0), jnp.asarray(jnp.inf, rows.dtype), (rows, logs)
     _, _, (rows, logs) = jax.lax.while_loop(more, sweep, start)
-    # The row that made their number even is 0 and stays where it is: its cosines are 0.
+    # The row added to make their number even is 0 and never rotated: its cosines are 0.
     return rows[:m], logs[:m]
 
 
 def _unit(rows: Array, logs: Array) -> tuple[Array, Array]:
-    """Rows of length 1, and their logarithms with what they lost; a row of 0 stays 0."""
+    """Scale rows to length 1 and add the logarithms of the old lengths to `logs`; 0 stays 0."""
     largest = jnp.max(jnp.abs(rows), axis=1)
     safe = jnp.where(largest > 0, largest, 1)
     rows = rows / safe[:, None]
@@ -84,9 +85,9 @@ def _unit(rows: Array, logs: Array) -> tuple[Array, Array]:
 
 
 def _rounds(even: int) -> np.ndarray:
-    """Every pair of rows once, in rounds of pairs that have no row in common: [even-1, 2, even/2].
+    """Every pair of rows once, in rounds of pairs without a common row: [even-1, 2, even/2].
 
-    One row stays and the others walk round a table, as in a tournament.
+    The first row stays and the others move round a table, as in a tournament.
     """
     half = even // 2
     table, rounds = np.arange(even), []

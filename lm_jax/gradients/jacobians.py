@@ -1,20 +1,19 @@
-"""Step Jacobians of any transition, their products, and the singular values of these.
+"""Step Jacobians of any transition, products of step Jacobians, and their singular values.
 
-A transition is step(params, carry, x) -> carry for one example. Its carry, raveled to a vector s of
-n numbers (`jax.flatten_util.ravel_pytree`), goes s_{t+1} = step(s_t, x_t), t = 0 … T-1, and
+A transition is step(params, carry, x) -> carry for one example. The carry, raveled to a vector s of
+n numbers (`jax.flatten_util.ravel_pytree`), follows s_{t+1} = step(s_t, x_t), t = 0 … T-1, with
 
-    J_t = ∂s_{t+1}/∂s_t,        P_l = ∂s_T/∂s_{T-l} = J_{T-1} J_{T-2} … J_{T-l}
+    J_t = ∂s_{t+1}/∂s_t,        P_l = ∂s_T/∂s_{T-l} = J_{T-1} J_{T-2} … J_{T-l}.
 
-is what the lecture multiplies δ with to get l steps back. P_0 = I, and each next product is the
-rows of the last one pulled back through one more step: n vector-Jacobian products at once, without
-J.
-Norms of a product are exponential in l; the rows are therefore kept near 1, and the power of two
-that they were divided by beside them, which costs no digit.
+The lecture multiplies δ by P_l to go l steps back. P_0 = I. The rows of P_{l+1} are the rows of P_l
+pulled back through one more step: n vector-Jacobian products at once, without forming J. The norm
+of a product is exponential in l. The rows are therefore divided by a power of two, held beside
+them, to keep the largest entry near 1; the division costs no digit.
 
-Where a carry is NaN, so is the derivative of the step into it and out of it, whatever autodiff says
-(it says 0 for a relu), and so is every product with that step in it.
+If a carry holds a NaN, the Jacobians of the steps before and after the carry are NaN, even if
+autodiff gives 0 (as for a relu). Every product with one of these Jacobians is NaN, too.
 
-Each function traces anew at every call; wrap it in `jax.jit` where it is called often.
+Each function traces anew at every call; wrap a function in `jax.jit` if called often.
 """
 
 from collections.abc import Callable
@@ -39,14 +38,15 @@ def step_jacobians(step: Step, params: Params, carry: Carry, xs: Any) -> Float[A
     Args:
       step: (params, carry, x) -> carry, for one example.
       params: a tree of floating-point arrays.
-      carry: before the first step; a tree of floating-point arrays, n numbers in all.
+      carry: the carry before the first step; a tree of floating-point arrays, n numbers in all.
       xs: a tree of arrays [T, ...].
 
     Returns:
-      [T, n, n]. NaN where the carry before or after the step holds a NaN.
+      [T, n, n]. NaN for a step whose carry before or after holds a NaN.
 
     Raises:
-      UserError: T = 0, a type is not floating-point, or the step changes the carry's shape.
+      UserError: T = 0, a dtype is not floating-point, or the step changes the carry's structure,
+        shapes or dtypes.
     """
     check_transition(step, params, carry, xs)
     flat, start = flatten(step, params, carry)
@@ -60,18 +60,18 @@ def jacobian_products(
 ) -> Float[Array, "lags n n"]:
     """The products of Jacobians P_l = ∂carry_T/∂carry_{T-l}, l = 0 … max_lag.
 
-    A number too large or too small for its type becomes infinite or 0, as that number would by
-    itself; products of several steps do not overflow on the way.
+    An entry too large or too small for the dtype becomes infinite or 0. Nothing overflows on the
+    way to a product whose entries are within the dtype's range.
 
     Args:
       step, params, carry, xs: as for `step_jacobians`.
       max_lag: the largest l.
 
     Returns:
-      [max_lag + 1, n, n], the identity first. NaN from the first lag on whose product holds a NaN.
+      [max_lag + 1, n, n], the identity first. NaN from the first product that holds a NaN on.
 
     Raises:
-      UserError: max_lag is longer than T; and as `step_jacobians`.
+      UserError: max_lag is negative or longer than T; or as `step_jacobians`.
     """
     flat, state, window = last_window(step, params, carry, xs, max_lag)
     identity = jnp.eye(state.size, dtype=wide(state).dtype)
@@ -83,22 +83,22 @@ def log_singular_values(
 ) -> Float[Array, "lags n"]:
     """The logarithms of the singular values of every product of Jacobians, largest first.
 
-    The values are right, each in proportion to itself and not to the largest, to about ε Σ_t κ(J_t)
-    and to the digits of their logarithms, where ε is the type's precision and κ a condition number:
-    the rows of P_l are kept as lengths
-    times unit rows, orthogonal after every lag (one-sided Jacobi rotations, see
-    `lm_jax.gradients.jacobi`), so that a rounding error is a relative change of one factor. What is
-    lost in a product that is multiplied out, the small values beside the large, is kept, and the
-    logarithms neither overflow nor vanish. A value that is 0 because some J_t is singular comes out
-    as -∞ or as ε beside its neighbours, for κ(J_t) is infinite.
+    Each value has an error of about ε Σ_t κ(J_t), relative to the value itself and not to the
+    largest value, beside the rounding error of its logarithm. Here ε is the dtype's precision and
+    κ a condition number. The rows of P_l are kept as lengths times unit rows, orthogonal after
+    every lag (one-sided Jacobi rotations, see `lm_jax.gradients.jacobi`): a rounding error is a
+    relative change of a single factor. A product that is multiplied out loses small values beside
+    large values; here they are kept, and the logarithms neither overflow nor vanish. A value of 0,
+    due to a singular J_t, comes out as -∞ or as ε beside the neighbouring values, for κ(J_t) is
+    infinite.
 
-    Costs some n rounds of small operations a lag and sweep: for n of a few hundred at most.
+    Costs about n rounds of small operations per lag and sweep: for n of a few hundred at most.
 
     Args:
       step, params, carry, xs, max_lag: as for `jacobian_products`.
 
     Returns:
-      [max_lag + 1, n], in nats. NaN from the first lag on whose product holds a NaN.
+      [max_lag + 1, n], in nats. NaN from the first product that holds a NaN on.
 
     Raises:
       UserError: as `jacobian_products`.
@@ -125,14 +125,14 @@ def singular_values(
 ) -> Float[Array, "lags n"]:
     """The singular values of every product of Jacobians, largest first.
 
-    What is too large or too small for its type is infinite or 0; `log_singular_values` has it, and
-    says how many digits are right.
+    A value too large or too small for the dtype becomes infinite or 0; `log_singular_values` keeps
+    the value, and states its accuracy.
 
     Args:
       step, params, carry, xs, max_lag: as for `jacobian_products`.
 
     Returns:
-      [max_lag + 1, n]; 1 at lag 0. NaN from the first lag on whose product holds a NaN.
+      [max_lag + 1, n]; 1 at lag 0. NaN from the first product that holds a NaN on.
 
     Raises:
       UserError: as `jacobian_products`.
@@ -141,7 +141,7 @@ def singular_values(
 
 
 def flatten(step: Step, params: Params, carry: Carry) -> tuple[FlatStep, Array]:
-    """The transition of the raveled carry, and the raveled carry."""
+    """The transition on raveled carries, and the raveled carry."""
     start, unravel = ravel_pytree(carry)
 
     def flat(s: Array, x: Any) -> Array:
@@ -153,7 +153,7 @@ def flatten(step: Step, params: Params, carry: Carry) -> tuple[FlatStep, Array]:
 def trajectory(
     flat: FlatStep, start: Float[Array, " n"], xs: Any
 ) -> tuple[Float[Array, "T n"], Bool[Array, " T"]]:
-    """The carry before each step, and whether it is free of NaN before and after it."""
+    """The carry before each step, and True for each step whose two carries are free of NaN."""
     end, before = jax.lax.scan(lambda s, x: (flat(s, x), s), start, xs)
     whole = ~jnp.any(jnp.isnan(jnp.concatenate([before, end[None]])), axis=1)
     return before, whole[:-1] & whole[1:]
@@ -162,7 +162,7 @@ def trajectory(
 def last_window(
     step: Step, params: Params, carry: Carry, xs: Any, max_lag: int
 ) -> tuple[FlatStep, Float[Array, " n"], Any]:
-    """The flat transition, the carry max_lag steps before the end, and the xs from there."""
+    """The flat transition, the carry max_lag steps before the end, and xs from this step on."""
     steps = check_transition(step, params, carry, xs)
     check_max_lag(max_lag, steps)
     flat, start = flatten(step, params, carry)
@@ -178,18 +178,18 @@ def pulled_back(
     rows: Float[Array, "m n"],
     measure: Callable[[Array, Array], Array],
 ) -> Array:
-    """What is measured of rows P_l at every lag l = 0 … T, where T is the length of xs.
+    """Apply `measure` to rows P_l at every lag l = 0 … T, with T the length of xs.
 
     Args:
       flat: the transition.
       start: the carry before the first step of xs.
       xs: a tree of arrays [T, ...].
-      rows: at the end, [m, n].
-      measure: (rows[m, n], exponent) -> array, where rows P_l is 2^exponent times these rows, whose
-        largest entry is near 1 or which are all 0.
+      rows: the rows at lag 0, [m, n].
+      measure: (a[m, n], exponent) -> array, with rows P_l = 2^exponent a. The largest entry of a is
+        near 1, or all entries are 0; at lag 0, a is `rows` itself.
 
     Returns:
-      [T + 1, ...]; NaN from the first lag on whose product holds a NaN.
+      [T + 1, ...]; NaN from the first product that holds a NaN on.
     """
     before, sound = trajectory(flat, start, xs)
 
@@ -210,17 +210,17 @@ def pulled_back(
 def pull(
     flat: FlatStep, s: Float[Array, " n"], x: Any, rows: Float[Array, "m n"]
 ) -> Float[Array, "m n"]:
-    """rows J, where J is the step's Jacobian at s."""
+    """The product of `rows` and the step's Jacobian at s."""
     _, back = jax.vjp(lambda s: flat(s, x), s)
     return jax.vmap(lambda row: back(row.astype(s.dtype))[0])(rows).astype(rows.dtype)
 
 
 def scaled(a: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
-    """The array over the power of two that its largest magnitude has, and that power."""
+    """Divide an array by a power of two near its largest magnitude; also return the exponent."""
     exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(a))))[1]
     return jnp.ldexp(a, -exponent), exponent
 
 
 def wide(a: Array) -> Array:
-    """In single precision at least, which is what linear algebra is done in."""
+    """Cast to single precision at least, for linear algebra."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

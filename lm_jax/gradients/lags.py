@@ -1,12 +1,12 @@
-"""Norms of ∂s_T/∂s_{T-l}: how much of a gradient, or of what was read, survives l steps.
+"""Norms of ∂s_T/∂s_{T-l}: how much of a gradient, or of an earlier input, survives l steps.
 
-Of a transition step(params, carry, x) -> carry of one example with a carry s of n numbers, P_l
-being the product of the last l step Jacobians (see `lm_jax.gradients.jacobians`): the spectral norm
-‖P_l‖₂ at one place or averaged over many, the Frobenius norm from random probes, and what four
-simple formulas predict. Pascanu et al. (2013) bound ‖P_l‖₂ by (σ_max γ)^l, with γ the largest slope
-of the activation.
+The functions take a transition step(params, carry, x) -> carry of one example, whose carry s has n
+numbers. P_l is the product of the last l step Jacobians (see `lm_jax.gradients.jacobians`). The
+functions compute the spectral norm ‖P_l‖₂ at one place or averaged over many, the Frobenius norm
+from random probes, and the predictions of four simple formulas. Pascanu et al. (2013) bound ‖P_l‖₂
+by (σ_max γ)^l, with γ the largest slope of the activation.
 
-Each function traces anew at every call; wrap it in `jax.jit` where it is called often.
+Each function is traced anew at every call; wrap a function in `jax.jit` if you call it often.
 """
 
 from typing import Any, NamedTuple
@@ -31,43 +31,43 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
 EXACT_UP_TO = 384
-"""Carries of so many numbers have their products made, where nothing else is asked for."""
+"""Largest carry, in numbers, whose products are computed explicitly by default."""
 ITERATIONS = 64
 TOLERANCE = 1e-5
-"""Of a residual in units of σ; the error of σ is about its square over the gap to the next σ."""
+"""Largest residual, relative to σ; the error of σ is about residual² / gap to the next σ."""
 SLOPES = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0}
-"""γ, the largest derivative of an activation."""
+"""γ, the largest derivative of each activation."""
 
 
 class LagNorms(NamedTuple):
-    """Spectral norms found by iteration, and how far it got."""
+    """Spectral norms found by iteration, and their residuals."""
 
     norms: Float[Array, " lags"]
-    """Never above the true ones but for rounding; below them where not converged."""
+    """At most the true norms, up to rounding; below the true norms before convergence."""
     residuals: Float[Array, " lags"]
-    """Some singular value is within residual × norm of the norm; small where converged."""
+    """Some singular value is within residual × norm of the norm; small after convergence."""
 
 
 class ProbedNorms(NamedTuple):
-    """Frobenius norms by random probes."""
+    """Frobenius norms estimated from random probes."""
 
     norms: Float[Array, " lags"]
-    """The root of the mean over the probes; its square is unbiased."""
+    """Root of the mean square over the probes; the mean square is unbiased."""
     standard_errors: Float[Array, " lags"]
-    """Of the norms, to first order: that of the mean square over twice the norm."""
+    """To first order: the standard error of the mean square, divided by twice the norm."""
 
 
 class PredictedLagNorms(NamedTuple):
-    """What lag norms could be expected to be, each [max_lag + 1] and 1 at lag 0."""
+    """Predictions of the lag norms, each [max_lag + 1] and 1 at lag 0."""
 
     step_norms: Float[Array, " lags"]
-    """Π σ_max(J_t) over the last l steps: an upper bound, met where the steps' directions align."""
+    """Π σ_max(J_t) over the last l steps: an upper bound, reached if the directions align."""
     radius: Float[Array, " lags"] | None
-    """ρ(W_hh)^l: a linear network's rate for large l."""
+    """ρ(W_hh)^l: the rate of a linear network for large l; None without W_hh."""
     slope_norm: Float[Array, " lags"] | None
-    """(σ_max(W_hh) γ)^l: an upper bound that knows no data."""
+    """(σ_max(W_hh) γ)^l: an upper bound for any data; None without W_hh."""
     exponent: Float[Array, " lags"]
-    """exp(λ₁ l), with the largest Lyapunov exponent over all of xs."""
+    """exp(λ₁ l), with λ₁ the largest Lyapunov exponent over all of xs."""
 
 
 def lag_norms(
@@ -79,7 +79,7 @@ def lag_norms(
     *,
     method: str | None = None,
 ) -> Float[Array, " lags"]:
-    """‖∂carry_T/∂carry_{T-l}‖₂, the spectral norm, for l = 0 … max_lag.
+    """Spectral norms ‖∂carry_T/∂carry_{T-l}‖₂ for l = 0 … max_lag.
 
     Args:
       step: (params, carry, x) -> carry, for one example.
@@ -87,12 +87,13 @@ def lag_norms(
       carry: before the first step; a tree of floating-point arrays, n numbers in all.
       xs: a tree of arrays [T, ...]; its end is the T of the formula.
       max_lag: the largest l.
-      method: exact: each product is made, n × n numbers at a time; matrix-free: `lanczos_lag_norms`
-        with its own settings, which also tells how far it converged, for what has not is too
-        small; None: exact for a carry of up to 384 numbers.
+      method: exact: compute each product, n × n numbers at a time; matrix-free: the norms of
+        `lanczos_lag_norms` with its default settings; None: exact for a carry of up to 384 numbers,
+        else matrix-free. A matrix-free norm that has not converged is too small; the residuals of
+        `lanczos_lag_norms` show the convergence.
 
     Returns:
-      [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product holds a NaN.
+      [max_lag + 1], 1 at lag 0; NaN from the first lag on whose product contains a NaN.
 
     Raises:
       UserError: max_lag is longer than T, T = 0, the method is unknown, a type is not
@@ -112,13 +113,14 @@ def lanczos_lag_norms(
     iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,
 ) -> LagNorms:
-    """Lag norms by Jacobian-vector products alone, with their residuals (Golub & Kahan, 1965).
+    """Lag norms from Jacobian-vector products alone, with residuals (Golub & Kahan, 1965).
 
     Args:
       step, params, carry, xs, max_lag: as for `lag_norms`.
-      key: of the random vectors it begins with; None: key 0.
-      iterations: at most so many; each is max_lag steps forth and back.
-      tolerance: it stops when no residual is larger, or none is above what rounding leaves.
+      key: for the random start vectors; None: key 0.
+      iterations: largest number of iterations; each takes max_lag steps forwards and backwards.
+      tolerance: the iteration stops once all residuals are at most the tolerance, or at the level
+        of rounding errors.
 
     Raises:
       UserError: iterations is less than 1; and as `lag_norms`.
@@ -144,14 +146,14 @@ def mean_lag_norms(
 ) -> Float[Array, " lags"]:
     """Lag norms averaged over the ends T' = max_lag, max_lag + every, … ≤ T of a long sequence.
 
-    For lanes, `jax.vmap` it over carry and xs and take the mean.
+    For a batch, apply `jax.vmap` over carry and xs and take the mean.
 
     Args:
       step, params, carry, xs, max_lag, method: as for `lag_norms`.
-      every: steps from one end to the next.
+      every: number of steps between two ends.
 
     Returns:
-      [max_lag + 1], the arithmetic mean; NaN at a lag at which any end's is.
+      [max_lag + 1], the arithmetic mean; NaN at a lag if the norm at any end is NaN.
 
     Raises:
       UserError: every is less than 1; and as `lag_norms`.
@@ -174,18 +176,19 @@ def frobenius_lag_norms(
     key: Array,
     probes: int,
 ) -> ProbedNorms:
-    """‖∂carry_T/∂carry_{T-l}‖_F for l = 0 … max_lag, from random rows v of signs ±1.
+    """Frobenius norms ‖∂carry_T/∂carry_{T-l}‖_F for l = 0 … max_lag, from random signs.
 
-    E ‖v P‖² = tr(P Pᵀ) = ‖P‖_F² (Hutchinson, 1990), and it is so without any error where P Pᵀ is
-    diagonal. One backward pass of the rows gives all lags, which therefore err together.
+    For a row v of random signs ±1, E ‖v P‖² = tr(P Pᵀ) = ‖P‖_F² (Hutchinson, 1990). If P Pᵀ is
+    diagonal, ‖v P‖² has no error. All lags come from the same random rows, so their errors are
+    correlated.
 
     Args:
       step, params, carry, xs, max_lag: as for `lag_norms`.
-      key: of the signs.
-      probes: rows, 2 or more.
+      key: for the signs.
+      probes: number of rows, 2 or more.
 
     Raises:
-      UserError: probes is less than 2, which has no standard error; and as `lag_norms`.
+      UserError: probes is less than 2 (no standard error); and as `lag_norms`.
     """
     if probes < 2:
         raise UserError(f"probes={probes} must be 2 or more, to have a standard error")
@@ -213,12 +216,12 @@ def predicted_lag_norms(
     slope: float = 1.0,
     method: str | None = None,
 ) -> PredictedLagNorms:
-    """What simple formulas say of the lag norms, to stand beside the measured ones.
+    """Predictions of the lag norms by simple formulas, to compare with the measured norms.
 
     Args:
       step, params, carry, xs, max_lag, method: as for `lag_norms`.
-      W_hh: [H, H], the recurrent weights of an ungated network; None: no prediction from them.
-      slope: γ, the largest derivative of its activation, see `SLOPES`.
+      W_hh: [H, H], the recurrent weights of an ungated network; None: no prediction from W_hh.
+      slope: γ, the largest derivative of the network's activation, see `SLOPES`.
 
     Raises:
       UserError: W_hh is not square; and as `lag_norms`.
@@ -239,13 +242,13 @@ def predicted_lag_norms(
         step_norms=jnp.exp(jnp.append(0.0 * lags[:1], jnp.cumsum(jnp.log(each[::-1])))),
         radius=radius,
         slope_norm=slope_norm,
-        # λ₁ may be -∞, and 0 times that is no number.
+        # λ₁ may be -∞, and 0 · -∞ is NaN.
         exponent=jnp.where(lags > 0, jnp.exp(largest * jnp.maximum(lags, 1)), 1),
     )
 
 
 def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
-    """Over a window of exactly max_lag steps."""
+    """Lag norms over a window of exactly max_lag steps."""
     if method not in (None, "exact", "matrix-free"):
         raise UserError(f"method={method!r} must be 'exact', 'matrix-free' or None")
     if method == "matrix-free" or (method is None and start.size > EXACT_UP_TO):
@@ -264,7 +267,7 @@ def _norms(flat: FlatStep, start: Array, xs: Any, method: str | None) -> Array:
 def _norms_at_ends(
     flat: FlatStep, start: Array, xs: Any, max_lag: int, every: int, method: str | None
 ) -> Float[Array, "ends lags"]:
-    """Of every window of max_lag steps, a few at a time: all would fill the memory."""
+    """Lag norms of every window of max_lag steps, a few windows at a time to save memory."""
     before, _ = trajectory(flat, start, xs)
     firsts = jnp.arange(0, before.shape[0] - max_lag + 1, every)
 

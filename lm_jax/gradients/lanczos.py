@@ -1,17 +1,19 @@
-"""The spectral norms of products of Jacobians at all lags, without a matrix of n × n numbers.
+"""Spectral norms of products of Jacobians at all lags, without an n × n matrix.
 
-P_l v costs l Jacobian-vector products and P_lᵀ u as many vector-Jacobian ones. One sweep over time
-does it for all lags at once: a vector for each lag, which joins the others when its step comes.
-From sweeps forth and back Golub & Kahan (1965) build, for each lag, a bidiagonal matrix B,
+P_l v costs l Jacobian-vector products, and P_lᵀ u costs l vector-Jacobian products. A sweep over
+time handles all lags at once, with a vector for each lag; the vector of lag l takes part in the
+last l steps. From forward and backward sweeps, Golub & Kahan (1965) build a bidiagonal matrix B for
+each lag,
 
-    α_k u_k = P v_k - β_{k-1} u_{k-1},        β_k v_{k+1} = Pᵀ u_k - α_k v_k,
+    α_k u_k = P v_k - β_{k-1} u_{k-1},        β_k v_{k+1} = Pᵀ u_k - α_k v_k.
 
-whose largest singular value σ grows to that of P. With p the last component of B's left singular
-vector, ‖Pᵀ u - σ v‖ = β_k |p| while P v = σ u: a singular value of P lies within that *residual* of
-σ, and σ itself is never above ‖P‖₂. Old vectors are not kept, so rounding lets found values come up
-again as copies; the largest is none the worse for it (Paige, 1980, of the symmetric case).
+The largest singular value σ of B grows to the largest singular value of P. Let p be the last
+component of B's left singular vector. Then P v = σ u and ‖Pᵀ u - σ v‖ = β_k |p|: a singular value
+of P lies within this *residual* of σ, and σ is never above ‖P‖₂. Old vectors are not kept, so
+rounding makes copies of converged values appear; the largest value is not affected (Paige, 1980,
+for the symmetric case).
 
-Vectors are divided by a power of two at every step, and that is kept beside them: nothing
+Vectors are divided by a power of two at every step, and the power is kept beside them: nothing
 overflows, and no digit is lost.
 """
 
@@ -24,7 +26,7 @@ from jaxtyping import Array, Float
 from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
 
 BETWEEN_LOOKS = 8
-"""Iterations from one look at B to the next: its eigenvalues cost as much as some of them."""
+"""Iterations between two looks at B; the eigenvalues of B cost as much as several iterations."""
 
 
 def largest_singular_values(
@@ -36,22 +38,22 @@ def largest_singular_values(
     iterations: int,
     tolerance: float,
 ) -> tuple[Float[Array, " lags"], Float[Array, " lags"]]:
-    """σ_max of P_l, l = 0 … T, by Golub-Kahan bidiagonalisation of all lags together.
+    """σ_max of P_l for l = 0 … T, by Golub-Kahan bidiagonalisation of all lags together.
 
-    Memory is that of T vectors of n, a few times, and of T × iterations² numbers. It stops when the
-    residuals of all lags are small enough.
+    The memory is a few times T × n numbers, plus T × iterations² numbers. The iteration stops once
+    the residuals of all lags are small enough.
 
     Args:
       flat: the transition of the raveled carry.
       start: the carry before the first step.
       xs: a tree of arrays [T, ...].
-      key: of the first vectors.
-      iterations: at most so many sweeps forth and back.
-      tolerance: largest residual / σ that is small enough; one of 8 ε l always is, ε being the
+      key: for the random start vectors.
+      iterations: largest number of pairs of sweeps, forwards and backwards.
+      tolerance: largest residual / σ that is small enough; 8 ε l is always small enough, with ε the
         precision of the type.
 
     Returns:
-      σ, and the residual / σ, at every lag; both NaN where the product holds a NaN.
+      (σ, residual / σ) at every lag; both NaN if the product contains a NaN.
     """
     before, sound = trajectory(flat, start, xs)
     lags, n = before.shape
@@ -59,12 +61,12 @@ def largest_singular_values(
     eps = n * jnp.finfo(wide(start).dtype).eps
     v = jax.random.normal(key, (lags, n), wide(start).dtype)
     v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
-    # Below what rounding leaves of l steps there is nothing to be found.
+    # Rounding errors of l steps limit the residual that can be reached.
     enough = jnp.maximum(tolerance, 8 * jnp.finfo(v.dtype).eps * jnp.arange(1, lags + 1))
     enough = enough.astype(v.dtype)
 
     def joined(t: Array, new: Array, old: Array, exponents: Array) -> tuple[Array, Array]:
-        """The new vectors, scaled, of the lags that reach back to step t; else the old."""
+        """The new vectors, scaled, at lags that reach back to step t, else the old vectors."""
         new, more = jax.vmap(scaled)(new.astype(old.dtype))
         reaches = jnp.arange(1, lags + 1) >= lags - t
         return jnp.where(reaches[:, None], new, old), exponents + jnp.where(reaches, more, 0)
@@ -87,32 +89,32 @@ def largest_singular_values(
     def iterate(k: Array, state: tuple) -> tuple:
         u, v, beta, B, scale = state
         image, exponent = forth(v)
-        # All of B is measured in units of the first image.
+        # All of B is in units of the first image.
         scale = jnp.where(k == 0, exponent, scale)
         u, alpha = _unit(_times_power(image, exponent - scale) - beta[:, None] * u)
         image, exponent = back(u)
         v, beta = _unit(_times_power(image, exponent - scale) - alpha[:, None] * v)
         B = B.at[:, k, k].set(alpha)
-        # What is left of v is then rounding error, and no direction to go on in.
+        # A remainder this small is rounding error, not a direction to continue in.
         beta = jnp.where(beta <= eps * jnp.max(B, (1, 2)), 0, beta)
         v = jnp.where(beta[:, None] > 0, v, 0)
-        # Out of bounds after the last iteration, and then dropped.
+        # The index is out of bounds after the last iteration; the entry is then dropped.
         return u, v, beta, B.at[:, k, k + 1].set(beta, mode="drop"), scale
 
     def look(state: tuple) -> tuple:
-        """Some iterations, and what they have come to."""
+        """Run some iterations, then compute σ and the residuals from B."""
         k, inner, found, left = state
         end = jnp.minimum(k + BETWEEN_LOOKS, iterations)
         inner = jax.lax.fori_loop(k, end, iterate, inner)
         _, _, beta, B, _ = inner
-        # The newest β stands in a column that is not there yet.
+        # Drop the newest β: its column is not part of B yet.
         B = jnp.where(jnp.arange(iterations)[None, None, :] < end, B, 0)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)
         values, vectors = jnp.linalg.eigh(known @ known.mT)
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
         residual = beta * jnp.abs(vectors[:, end - 1, -1]) / jnp.where(sigma > 0, sigma, 1)
-        # Once found, a value is kept: going on would add the rounding errors of v, which is near 0.
+        # Keep a converged value: v is near 0 then, and more iterations add rounding errors.
         sigma = jnp.where(left <= enough, found, sigma)
         residual = jnp.where(left <= enough, left, residual)
         return end, inner, sigma, residual
@@ -125,7 +127,7 @@ def largest_singular_values(
     inner = jnp.zeros_like(v), v, zero, B, jnp.zeros((lags,), jnp.int32)
     first = jnp.asarray(0), inner, zero, zero + jnp.inf
     _, (*_, scale), sigma, residual = jax.lax.while_loop(more, look, first)
-    # A lag's product holds the steps from the last one back.
+    # The product at lag l contains the last l steps.
     fine = jnp.cumprod(sound[::-1]) > 0
     norms = jnp.where(fine, jnp.ldexp(sigma, scale), jnp.nan)
     residual = jnp.where(fine, residual, jnp.nan)
@@ -133,7 +135,7 @@ def largest_singular_values(
 
 
 def _unit(vectors: Array) -> tuple[Array, Array]:
-    """Each vector at length 1, and its length; 0 stays 0."""
+    """Vectors scaled to length 1, and their lengths; a zero vector stays zero."""
     length = jnp.linalg.norm(vectors, axis=1)
     return vectors / jnp.where(length == 0, 1, length)[:, None], length
 

@@ -1,9 +1,9 @@
-"""A recurrent language model as the pure functions of one example that the gradient tools take.
+"""A recurrent language model as pure functions of a single example, for the gradient tools.
 
     carry_t = step(params, carry_{t-1}, x_t),   J_t = loss(params, carry_t, y_t)
 
-x_t is the number of a token, and the carry that of all layers together, without an axis of lanes.
-The steps are those of the plain scan, so that every mode of differentiation goes through them.
+x_t is the id of a token. The carry is the state of all layers together, without a batch axis. The
+functions take the steps of the plain scan, so every mode of differentiation works on them.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,25 @@ from lm_jax.models.base import PLAIN, Carry, Params
 from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Array], Carry]
-"""(params, carry, x) -> carry, of one example."""
+"""(params, carry, x) -> carry, for one example."""
 Loss = Callable[[Params, Carry, Any], Array]
-"""(params, carry, y) -> [], the nats of one step."""
+"""(params, carry, y) -> [], the loss of a step in nats."""
 
 
 class Lane(NamedTuple):
-    """One lane of a model."""
+    """A recurrent model for a single sequence."""
 
     carry: Carry
-    """Before the text's first token."""
+    """The state before the first token of the text."""
     step: Step
     loss: Loss
 
 
 def one_lane(model: LanguageModel) -> Lane:
-    """The transition and the loss of a recurrent model without dropout.
+    """The transition and the loss of a recurrent model, for a single sequence.
 
     Raises:
-      UserError: the model has no recurrent state, or dropout.
+      UserError: the model has no recurrent state, or has dropout.
     """
     refuse_dropout(model)
     output = model.output
@@ -57,10 +57,13 @@ def one_lane(model: LanguageModel) -> Lane:
 
 
 def refuse_dropout(model: LanguageModel) -> None:
-    """Returns if a model can be read one step and one lane at a time.
+    """Raise an error if the model has dropout.
+
+    Dropout is drawn for a whole batch at once. A tool that reads single steps of single sequences
+    needs a model without dropout.
 
     Raises:
-      UserError: it is `noisy`, and drops units, of which a whole batch shares the draw.
+      UserError: the model has dropout.
     """
     if model.noise.drops:
         raise UserError(
@@ -70,16 +73,18 @@ def refuse_dropout(model: LanguageModel) -> None:
 
 
 def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
-    """A lane's step and loss as functions of the recurrent layers' parameters, the rest given.
+    """Step and loss as functions of the recurrent layers' parameters alone.
 
-    A table of many words' vectors has no place in a tool that keeps a gradient for every lag.
+    The other parameters are constants: a tool with a gradient for every lag has no memory for the
+    gradient of a large embedding table.
 
     Args:
-      lane: of a model.
-      params: the model's.
+      lane: the functions of a model.
+      params: all parameters of the model.
 
     Returns:
-      (step, loss, layers), the loss as `where_asked` has it.
+      (step, loss, layers): the functions, and the recurrent layers' parameters. The loss takes
+      (y, mask) in place of y, see `where_asked`.
     """
 
     def step(layers: Any, carry: Carry, x: Array) -> Carry:
@@ -92,7 +97,7 @@ def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
 
 
 def where_asked(loss: Loss) -> Loss:
-    """A loss that takes (y, mask) in place of y: 0 where there is no target."""
+    """The loss as a function of (y, mask) in place of y; 0 if mask is False."""
 
     def asked(params: Params, carry: Carry, target: tuple[Array, Array]) -> Array:
         y, real = target
@@ -102,7 +107,7 @@ def where_asked(loss: Loss) -> Loss:
 
 
 def without_lane(carry: Carry) -> Carry:
-    """The only lane of a carry."""
+    """Remove the batch axis of a carry that holds a single sequence."""
     return jax.tree.map(lambda leaf: leaf[0], carry)
 
 

@@ -1,16 +1,16 @@
-"""Lyapunov exponents: the rates at which small changes of a carry grow, in nats a step.
+"""Lyapunov exponents: the rates at which small changes of a carry grow, in nats per step.
 
-Tangent vectors Q_0 [n, count], orthonormal and random, are carried along the trajectory,
+Random orthonormal tangent vectors Q_0 [n, count] are carried along the trajectory,
 
     J_t Q_t = Q_{t+1} R_{t+1},      λ_i = (1/T) Σ_t ln |R_t[i, i]|
 
-(Benettin et al., 1980; of recurrent networks, Engelken et al., 2023), by Jacobian-vector products:
-nothing is n × n where count < n. λ₁ > 0 is chaos and λ₁ < 0 a contraction, and ‖∂s_T/∂s_{T-l}‖
-goes as exp(λ₁ l) for large l. The sum of the first k is the rate at which a volume of k dimensions
-grows. What Q_0 was is forgotten as 1/T.
+(Benettin et al., 1980; for recurrent networks, Engelken et al., 2023), by Jacobian-vector products:
+no array is n × n if count < n. λ₁ > 0 is chaos and λ₁ < 0 a contraction, and ‖∂s_T/∂s_{T-l}‖ grows
+as exp(λ₁ l) for large l. The sum of the first k exponents is the rate at which a volume of k
+dimensions grows. The influence of Q_0 falls as 1/T.
 
-All of it is differentiable in params, which gradient flossing rests on. An exponent that is -∞, for
-J_t has a rank less than count, has no gradient (NaN).
+The exponents are differentiable in params; gradient flossing uses this. An exponent is -∞ if some
+J_t has a rank less than count, and has no gradient then (NaN).
 """
 
 from typing import Any
@@ -42,10 +42,10 @@ def lyapunov_spectrum(
       carry: before the first step; a tree of floating-point arrays, n numbers in all.
       xs: a tree of arrays [T, ...].
       count: exponents, 1 to n.
-      key: of the random tangent vectors to begin with; None: key 0.
+      key: for the random tangent vectors Q_0; None: key 0.
 
     Returns:
-      [count], in nats a step. NaN where the trajectory holds a NaN.
+      [count], in nats per step. NaN if the trajectory contains a NaN.
 
     Raises:
       UserError: count is not in 1 … n, T = 0, a type is not floating-point, or the step changes the
@@ -63,13 +63,13 @@ def lyapunov_convergence(
     *,
     key: Array | None = None,
 ) -> Float[Array, "T count"]:
-    """What `lyapunov_spectrum` would be after each step; its last row is the spectrum.
+    """Lyapunov exponents of the first 1, 2, … T steps; the last row is `lyapunov_spectrum`.
 
     Args:
       step, params, carry, xs, count, key: as for `lyapunov_spectrum`.
 
     Returns:
-      [T, count], in nats a step, each row largest first. NaN from the first NaN on.
+      [T, count], in nats per step, each row largest first. NaN from the first NaN on.
 
     Raises:
       UserError: as `lyapunov_spectrum`.
@@ -89,15 +89,16 @@ def finite_time_exponents(
     *,
     key: Array | None = None,
 ) -> Float[Array, "windows count"]:
-    """The exponents of each window of a trajectory: where in a text the state expands.
+    """Lyapunov exponents of each window: they show the places of a text at which the state expands.
 
     Args:
       step, params, carry, xs, count, key: as for `lyapunov_spectrum`.
-      window: steps of a window; the T mod window steps at the end belong to none.
+      window: steps of a window; the last T mod window steps are left out.
 
     Returns:
-      [T // window, count], in nats a step, in the order of the tangent vectors and so not always
-      falling within a window; their mean over the windows is the exponents over all of them.
+      [T // window, count], in nats per step, in the order of the tangent vectors; the exponents of
+      a window need not be sorted. The mean over the windows is the exponents of all windows
+      together.
 
     Raises:
       UserError: window is not in 1 … T; and as `lyapunov_spectrum`.
@@ -118,16 +119,16 @@ def flossing(
     *,
     key: Array | None = None,
 ) -> Float[Array, ""]:
-    """The penalty of gradient flossing, the mean of λ_i² over the first `count` exponents.
+    """The penalty of gradient flossing: the mean of λ_i² over the `count` largest exponents.
 
-    Differentiated with respect to params it pushes the exponents to 0, where gradients neither
-    vanish nor explode (Engelken, 2023).
+    Its gradient with respect to params pushes the exponents to 0, where gradients neither vanish
+    nor explode (Engelken, 2023).
 
     Args:
       step, params, carry, xs, count, key: as for `lyapunov_spectrum`.
 
     Returns:
-      [], in squared nats a step.
+      [], in (nats per step)².
 
     Raises:
       UserError: as `lyapunov_spectrum`.
@@ -138,7 +139,7 @@ def flossing(
 def _growth(
     step: Step, params: Params, carry: Carry, xs: Any, count: int, key: Array | None
 ) -> Float[Array, "T count"]:
-    """ln |R_t[i, i]| of every step; NaN from the first NaN of a carry or a Jacobian on."""
+    """ln |R_t[i, i]| at every step; NaN from the first NaN of a carry or a Jacobian on."""
     check_transition(step, params, carry, xs)
     flat, start = flatten(step, params, carry)
     if not 1 <= count <= start.size:
@@ -153,9 +154,9 @@ def _growth(
         _, jvp = jax.linearize(lambda s: flat(s, x), s)
         pushed = jax.vmap(jvp, 1, 1)(Q.astype(s.dtype)).astype(Q.dtype)
         fine = fine & sound_t & ~jnp.any(jnp.isnan(pushed))
-        # A decomposition of NaN is not asked for: what LAPACK makes of it is not agreed upon.
+        # Never decompose NaN: the result depends on the LAPACK library.
         Q, R = jnp.linalg.qr(jnp.where(fine, pushed, Q))
-        # R's signs are the library's choice, and go out of both with |R|.
+        # The signs of R depend on the library: take |R|, and flip the columns of Q to match.
         sign = jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
         growth = jnp.log(jnp.abs(jnp.diagonal(R)))
         return (Q * sign[None], fine), jnp.where(fine, growth, jnp.nan)

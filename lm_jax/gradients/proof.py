@@ -1,23 +1,26 @@
-"""The gradient by up to four routes that share as little as they can, and how much they differ.
+"""The gradient by up to four routes that share little code, and the differences between them.
 
-- the route that training takes: explicit BPTT, the backward pass written by hand, of a gated cell;
-  autodiff of the parallel scan of a cell that is linear in its state; any other model is trained by
-  the next route itself, and has none besides;
+- the route of training: for a gated cell, explicit BPTT with a backward pass written by hand; for a
+  cell that is linear in its state, autodiff of the parallel scan. Any other model is trained by the
+  next route, and this route is left out;
 - autodiff of the plain scan;
-- RTRL, forward in time; where its influence would be too large to hold, or a part of the state has
-  no derivative, forward mode along the directions d below: RTRL's recursion for P_t d, not P_t;
-- central differences, (J(θ + ε d) - J(θ - ε d)) / 2ε, along random directions d of length 1, of all
-  parameters and of each block of them, against ⟨∂J/∂θ, d⟩.
+- RTRL, forward in time. If the influence is too large to hold, or a part of the state has no
+  derivative, RTRL is replaced by forward mode along the directions d below: RTRL's recursion for
+  P_t d instead of P_t;
+- central differences, (J(θ + ε d) - J(θ - ε d)) / 2ε, along random directions d of length 1, in all
+  parameters and in each block of parameters, compared with ⟨∂J/∂θ, d⟩.
 
-The first three differ by rounding alone; their difference is the largest over the blocks of
-‖a - b‖ / ‖b‖, where ‖b‖ counts as at least a millionth of the whole gradient's norm. A difference
-quotient errs by ε² where J is curved and by 1/ε where numbers are rounded, so several ε are tried
-and the one nearest to the slope counts: a slope that is wrong agrees with none. Such differences
-are relative to the root mean square of ⟨g, d⟩, ‖g‖ / √P where P numbers are moved. It counts as at
-least a hundredth of that of the whole gradient: of less, the rounding of J would leave nothing.
+The first three routes differ by rounding alone. Their difference is the largest ‖a - b‖ / ‖b‖ over
+the blocks; ‖b‖ counts as at least a millionth of the whole gradient's norm.
 
-All of it is in float64. What rounds on the way, as `model.precision=bfloat16` does, has no
-derivative: routes would differ by the rounding, however right they are, so such a model is refused.
+A difference quotient has an error of order ε² from the curvature of J and an error of order 1/ε
+from rounding. So several ε are tried, and the quotient nearest to the slope ⟨∂J/∂θ, d⟩ counts: a
+wrong slope agrees with no quotient. The difference is relative to the root mean square of ⟨g, d⟩,
+‖g‖ / √P if P numbers are moved. This root mean square counts as at least a hundredth of its value
+for the whole gradient; the rounding of J hides smaller slopes.
+
+All numbers are float64. A model that rounds on the way, as with `model.precision=bfloat16`, is
+refused: rounding has no derivative, so even correct routes would differ.
 """
 
 import math
@@ -37,25 +40,25 @@ from lm_jax.models.base import PLAIN, Params
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
-EXACT = 1e-10  # relative; what differs by rounding stays well below, T steps of it included
-APPROXIMATE = 1e-5  # relative; of a difference quotient
+EXACT = 1e-10  # relative; the rounding errors of T steps stay well below
+APPROXIMATE = 1e-5  # relative; for a difference quotient
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
-AUTODIFF = "autodiff"  # what all are held against
-LARGEST = 2**28  # bytes of an influence that is held
+AUTODIFF = "autodiff"  # the route that all others are compared with
+LARGEST = 2**28  # bytes; a larger influence is not held
 
 
 class Check(NamedTuple):
-    """Two routes to the gradient, and by how much they differ."""
+    """Difference between two routes to the gradient."""
 
     route: str
     against: str
     difference: float
-    """The largest relative one."""
+    """The largest relative difference."""
     tolerance: float
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is within the tolerance; one that is no number is not."""
+        """True if the difference is within the tolerance; False if the difference is NaN."""
         return self.difference <= self.tolerance
 
 
@@ -68,23 +71,24 @@ def verify(
     seed: int = 0,
     largest: int = LARGEST,
 ) -> list[Check]:
-    """Whether the routes to the gradient of a batch agree, from the model's first carry.
+    """Compare the routes to the gradient of a batch, read from the model's initial carry.
 
-    A model without recurrence has no RTRL, and training's route is left out where it is autodiff of
-    the plain scan (`trained_by`).
+    A model without recurrence has no RTRL. The route of training is left out if training uses
+    autodiff of the plain scan (see `trained_by`).
 
     Args:
       model: the language model.
-      params: at which the gradient is taken; they are turned into float64.
-      batch: what is read; a small one will do.
-      directions: random directions of all parameters together; each block gets one more.
-      seed: of the directions.
-      largest: bytes that RTRL's influence may take before forward mode along the directions does
-        its work.
+      params: the point at which the gradient is taken; converted to float64.
+      batch: the tokens to read; a small batch is enough.
+      directions: number of random directions of all parameters together; each block gets a further
+        direction.
+      seed: for the directions.
+      largest: bytes that RTRL's influence may take; forward mode along the directions replaces a
+        larger influence.
 
     Raises:
-      UserError: float64 is switched off, there is no target in the batch, or the model rounds, as
-        with `precision="bfloat16"`: verify the model of the same parameters with "float32".
+      UserError: float64 is switched off, the batch has no target, or the model rounds, as with
+        `precision="bfloat16"`: verify a model of the same parameters with "float32".
     """
     if not jax.config.read("jax_enable_x64"):
         raise UserError("the proof needs float64: jax.config.update('jax_enable_x64', True)")
@@ -140,7 +144,7 @@ def verify(
 
 
 def trained_by(model: LanguageModel) -> str | None:
-    """The name of the route that `explicit_bptt` takes; None: autodiff of the plain scan."""
+    """Name of the route that `explicit_bptt` takes; None for autodiff of the plain scan."""
     cells = [layer.cell for layer in model.stack.layers if layer.cell] if model.stack else []
     if any(cell.gate for cell in cells):
         return "explicit BPTT"
@@ -148,7 +152,7 @@ def trained_by(model: LanguageModel) -> str | None:
 
 
 def _rounded_to(jaxpr: Jaxpr) -> set[str]:
-    """The types to which a program rounds wider ones."""
+    """Names of the floating-point types to which a program rounds wider types."""
     found = set()
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "convert_element_type":
@@ -162,7 +166,7 @@ def _rounded_to(jaxpr: Jaxpr) -> set[str]:
 
 
 def _direction(key: Array, params: Params, block: int | Array) -> Params:
-    """A random direction of length 1 of one block of the parameters; below 0: of all."""
+    """Random direction of length 1 in a block of the parameters; in all blocks if block < 0."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     drawn = [
@@ -178,7 +182,7 @@ def _moved(params: Params, distance: Array | float, d: Params) -> Params:
 
 
 def _apart(a: Params, b: Params) -> float:
-    """The largest relative difference of a block."""
+    """Largest relative difference of a block between two gradients."""
     least = 1e-6 * _norm(b)
     ratios = [
         _over(_norm(x - y), max(_norm(y), least))
@@ -188,7 +192,7 @@ def _apart(a: Params, b: Params) -> float:
 
 
 def _off(slopes: list[Array], grads: Params, d: Params) -> float:
-    """How far the nearest of some slopes along d is from the gradient's, relatively."""
+    """Relative distance between the gradient's slope along d and the nearest of `slopes`."""
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(jax.device_get(d)), strict=True)
     moved = [(g, step) for g, step in pairs if np.any(step)]
     slope = sum(float(np.vdot(g, step)) for g, step in moved)
@@ -199,7 +203,7 @@ def _off(slopes: list[Array], grads: Params, d: Params) -> float:
 
 
 def _worst(ratios: list[float]) -> float:
-    """The largest of some numbers, NaN where one is."""
+    """Largest of some numbers; NaN if any number is NaN."""
     return math.nan if any(map(math.isnan, ratios)) else max(ratios)
 
 
@@ -212,5 +216,5 @@ def _norm(tree: Params) -> float:
 
 
 def _name(path: jax.tree_util.KeyPath) -> str:
-    """layers.0.W_hh, of a leaf's path."""
+    """Name of a leaf from its path, such as layers.0.W_hh."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,15 +1,15 @@
-"""Truncated backpropagation without bias: cut at random, and what is not cut made larger.
+"""Unbiased truncated backpropagation: the gradient is cut at random, and scaled up if not cut.
 
-Where the gradient comes back from t + 1 to t, it is cut with a chance q and else divided by 1 - q,
+On the way back from t + 1 to t, the gradient is cut with probability q and else divided by 1 - q,
 
-    d_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ d_{t+1},   ζ_t = 0 with chance q, else 1 / (1 - q),
+    d_t = ∂J_t/∂s_t + ζ_t (∂s_{t+1}/∂s_t)ᵀ d_{t+1},   ζ_t = 0 with probability q, else 1 / (1 - q).
 
-where d_t is the gradient with respect to the state s_t of all layers.
+Here d_t is the gradient with respect to the state s_t of all layers.
 
-E[ζ_t] is 1 and each path back in time crosses an edge once, so the mean over the draws is the full
-gradient (ARTBP; Tallec & Ollivier, 2017, "Unbiasing truncated backpropagation through time"; their
-chance may change with t). A path over l edges is multiplied by (1 - q)^-l where it is kept, so the
-variance grows with the reach of the gradient; the mean length of a stretch that is not cut is 1/q.
+E[ζ_t] is 1, and each path back in time crosses an edge once. The mean over the draws is therefore
+the full gradient (ARTBP; Tallec & Ollivier, 2017, "Unbiasing truncated backpropagation through
+time"; their q may change with t). A path over l edges is multiplied by (1 - q)^-l if no edge is
+cut, so the variance grows with the reach of the gradient. The mean length between two cuts is 1/q.
 """
 
 from typing import NamedTuple
@@ -26,25 +26,25 @@ from lm_jax.trees import has_gradient
 
 
 class Drawn(NamedTuple):
-    """What randomised truncation remembers."""
+    """State of randomised truncation between batches."""
 
     carry: Carry
-    """The model's own."""
+    """The model's carry."""
     draws: Int[Array, ""]
-    """Batches for which cuts were drawn so far: the number of the next draw."""
+    """Number of batches with cuts drawn so far, which is the number of the next draw."""
 
 
 def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) -> Estimator:
-    """Backpropagation over a chunk, cut at random, whose mean is full BPTT (ARTBP).
+    """Backpropagation over a chunk, cut at random; its mean is full BPTT (ARTBP).
 
-    It keeps what autodiff wants kept of every step, as full BPTT does: O(T) memory, and O(T) time.
-    Every lane has cuts of its own, the same for all layers. What is drawn depends on the key and
-    the carry alone. A carry may also be the model's own.
+    Autodiff keeps the residuals of every step, as in full BPTT: O(T) memory and O(T) time. Every
+    sequence has its own cuts, shared by all layers. The cuts depend on the key and the carry alone.
+    The carry may also be the model's own carry.
 
     Args:
       model: the language model.
-      rate: q, the chance of a cut between one step and the next.
-      key: of all draws.
+      rate: q, the probability of a cut between two steps.
+      key: for all draws.
 
     Raises:
       ValueError: the rate is not from 0 to below 1.
@@ -82,11 +82,11 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
 
 @jax.custom_vjp
 def scale_cotangent(carry: Carry, factor: Float[Array, " B"]) -> Carry:
-    """The identity, through which each lane's gradient passes multiplied by a factor.
+    """The identity; its backward pass multiplies the gradient of each sequence by a factor.
 
     Args:
       carry: leaves [B, ...]; integers have no gradient.
-      factor: of each lane; where it is 0, nothing passes, not even what is not finite.
+      factor: for each sequence; a factor of 0 gives a gradient of 0, even for NaN or ∞.
     """
     del factor
     return carry

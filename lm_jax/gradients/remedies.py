@@ -1,19 +1,20 @@
-"""Remedies for gradients that vanish or explode: penalties whose gradient joins the loss's.
+"""Regularizers against vanishing and exploding gradients: penalties added to the loss.
 
-Ω keeps the norm of the gradient on its way back:
+Ω penalises a change of the gradient's norm on the way back:
 
     Ω = Σ_k Ω_k,   Ω_k = (‖(∂E/∂x_{k+1}) (∂x_{k+1}/∂x_k)‖ / ‖∂E/∂x_{k+1}‖ - 1)²
 
-(Pascanu, Mikolov & Bengio, 2013, equation 9). x_k is the carry that step k hands to step k + 1, of
-all layers together, and ∂E/∂x_k, below d_k, all that reaches it, from its own loss and from later
-ones. Ω asks each step to hand back as much as it gets, in the direction that counts.
+(Pascanu, Mikolov & Bengio, 2013, equation 9). x_k is the carry of all layers together that step k
+hands to step k + 1. ∂E/∂x_k, written d_k below, is the whole gradient at x_k, from the loss of step
+k and from all later losses. Ω asks each step to preserve the norm of the gradient it receives;
+norms in other directions do not matter.
 
-Only the immediate derivative of Ω is taken (equation 10): the parameters move in ∂x_{k+1}/∂x_k, the
-step's own Jacobian, while x_k and d_{k+1} stay as they are. In the paper the carry is the
-pre-activation, whose Jacobian depends on W_hh alone; that of another carry, such as h = tanh(z),
-may depend on the parameters through f'(z), too, and here that counts.
+Only the immediate derivative of Ω is taken (equation 10): the parameters vary in ∂x_{k+1}/∂x_k, the
+Jacobian of the step, while x_k and d_{k+1} stay constant. In the paper the carry is the
+pre-activation, whose Jacobian depends on W_hh alone. The Jacobian of another carry, such as
+h = tanh(z), may depend on the parameters through f'(z), too; here this dependence counts.
 
-A step to which no gradient comes back, d_{k+1} = 0, has no Ω_k: it counts as 0.
+If a step receives no gradient, d_{k+1} = 0, Ω_k is not defined and counts as 0.
 
 Gradient flossing (Engelken, 2023) pushes the largest Lyapunov exponents along the batch towards
 zero (`lm_jax.gradients.lyapunov.flossing`).
@@ -37,15 +38,15 @@ from lm_jax.settings import UserError
 
 
 class Way(NamedTuple):
-    """Of each step of one example what Ω holds constant; leaves [T, ...]."""
+    """The constants of Ω at each step of a single example; leaves [T, ...]."""
 
     carry: Carry
-    """Before the step."""
+    """The carry before the step."""
     x: Any
     direction: Carry
-    """d / ‖d‖ after the step; zero where d is."""
+    """d / ‖d‖ after the step; zero if d is zero."""
     counts: Bool[Array, " T"]
-    """Whether d is not zero."""
+    """True if d is not zero."""
 
 
 def omega(
@@ -58,23 +59,23 @@ def omega(
     *,
     mask: Bool[Array, "*"] | None = None,
 ) -> tuple[Float[Array, ""], Params]:
-    """Ω of one example, and its immediate gradient.
+    """Ω of a single example, and the immediate gradient of Ω.
 
     Args:
-      step: (params, carry, x) -> carry, any transition; its carry is of floating-point arrays.
-      loss: (params, carry, y) -> [], nats of one step; E is their sum.
-      params: what the gradient is with respect to.
+      step: (params, carry, x) -> carry, any transition with a carry of floating-point arrays.
+      loss: (params, carry, y) -> [], nats of a step; E is the sum over the steps.
+      params: the parameters of the gradient.
       carry: before the first step.
       xs: inputs, a tree of arrays [T, ...].
       ys: targets, a tree of arrays [T, ...].
-      mask: [T] which steps have a loss; None: all.
+      mask: [T], True for a step with a loss; None: all steps.
 
     Returns:
-      Ω, a sum over the T steps, and its gradient, shaped as `params`. NaN in a trajectory gives
-      NaN.
+      (Ω, gradient): Ω is a sum over the T steps, the gradient has the shape of `params`. A NaN in
+      the trajectory gives NaN.
 
     Raises:
-      UserError: as `lm_jax.gradients.checks.check_losses`, or the mask is not of T steps.
+      UserError: as `lm_jax.gradients.checks.check_losses`, or the mask does not have T steps.
     """
     steps = check_losses(step, loss, params, carry, xs, ys)
     mask = jnp.ones(steps, bool) if mask is None else mask
@@ -85,17 +86,18 @@ def omega(
 
 
 def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array) -> Estimator:
-    """The estimator whose gradient is that of the loss and of Ω times a weight.
+    """Estimator of the gradient of the loss plus weight × Ω.
 
-    Ω is averaged over the steps and lanes of a batch to which a gradient comes back, as in the
-    program of the paper's authors (github.com/pascanur/trainingRNNs, which has the squares of both
-    norms in the ratio), so its weight does not depend on T. As there, only W_hh moves with it. The
-    loss that is reported is the loss alone.
+    Ω is averaged over the steps and sequences of a batch that receive a gradient, so the weight
+    does not depend on T. The program of the paper's authors does the same
+    (github.com/pascanur/trainingRNNs; its ratio has the squares of both norms). As in the program,
+    Ω changes the gradient of W_hh only. The reported loss does not include Ω.
 
-    It runs every step of the model forwards and backwards once more, and keeps each step's carry.
+    Every step of the model runs forwards and backwards a second time, and each step's carry is
+    kept.
 
     Args:
-      estimator: of the loss's gradient.
+      estimator: of the gradient of the loss.
       model: a recurrent model, without dropout.
       weight: of Ω, in nats.
 
@@ -125,17 +127,17 @@ def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array
 def with_flossing(
     estimator: Estimator, model: LanguageModel, weight: float | Array, count: int
 ) -> Estimator:
-    """The estimator whose gradient is that of the loss and of gradient flossing times a weight.
+    """Estimator of the gradient of the loss plus weight × the penalty of gradient flossing.
 
-    The penalty is the mean over lanes of `flossing` along the batch. The loss that is reported is
-    the loss alone. It takes the transition's tangent and the gradient through it, `count` tangent
-    vectors in each lane.
+    The penalty is `flossing` along the batch, averaged over the sequences. The reported loss does
+    not include the penalty. The cost: `count` tangent vectors for each sequence are pushed through
+    the transition, and the gradient is taken through these tangents.
 
     Args:
-      estimator: of the loss's gradient.
+      estimator: of the gradient of the loss.
       model: a recurrent model, without dropout.
       weight: of the penalty, in steps per nat.
-      count: exponents, the largest ones.
+      count: number of exponents, the largest first.
 
     Raises:
       UserError: the model has no recurrent state, or dropout.
@@ -159,7 +161,7 @@ def _with(
     model: LanguageModel,
     more: Callable[[Params, Carry, Batch], Params],
 ) -> Estimator:
-    """The estimator with a gradient added: of (params, the model's carry before, batch)."""
+    """The estimator with more(params, the model's carry before the batch, batch) added."""
 
     def added(found: tuple, params: Params, carry: Carry, batch: Batch) -> tuple:
         loss, after, grads = found
@@ -183,7 +185,7 @@ def _with(
 def _way(
     step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, mask: Array
 ) -> Way:
-    """Runs an example forwards, and d back along it."""
+    """Run an example forwards, then d backwards."""
 
     def forward(carry: Carry, x: Any) -> tuple[Carry, Carry]:
         return step(params, carry, x), carry
@@ -202,20 +204,20 @@ def _way(
 
 
 def _direction(delta: Carry) -> tuple[Carry, Bool[Array, ""]]:
-    """δ / ‖δ‖, or zero if δ is; and whether it is not."""
+    """(δ / ‖δ‖, True), or (zero, False) if δ is zero."""
     counts = trees.norm(delta) != 0
     unit = trees.normalise(delta)
     return jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), unit), counts
 
 
 def _terms(step: Step, params: Params, way: Way) -> Float[Array, " T"]:
-    """Ω_k of every step."""
+    """Ω_k at every step."""
 
     def term(carry: Carry, x: Any, direction: Carry, counts: Array) -> Array:
         _, back = jax.vjp(lambda carry: step(params, carry, x), carry)
         returned = back(direction)[0]
-        # ‖r‖ = r·r / ‖r‖, whose derivative, r / ‖r‖ held still, is the norm's, and 0 where r is 0:
-        # Ω_k = 1 there, whichever way the parameters go.
+        # ‖r‖ = u·r, with u = r / ‖r‖ held constant, has the derivative of the norm. If r is 0, the
+        # derivative is 0, and Ω_k = 1 for any parameters.
         unit, _ = _direction(jax.lax.stop_gradient(returned))
         norm = trees.dot(unit, returned)
         return jnp.where(counts, (norm - 1) ** 2, 0)

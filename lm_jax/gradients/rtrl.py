@@ -1,18 +1,18 @@
-"""Real-time recurrent learning: the gradient carried forward in time with the state.
+"""Real-time recurrent learning: the gradient is carried forward in time with the state.
 
     s_t = F(θ, s_{t-1}, x_t),   P_t = ∂s_t/∂θ = (∂F/∂s) P_{t-1} + ∂F/∂θ
 
-P_t, the *influence* of the parameters on the state, is known when token t has been read, and with
-it the gradient of the loss at t, ∂J_t/∂θ = (∂J_t/∂s_t) P_t, with nothing kept of the steps before
-(Williams & Zipser, 1989). What only the readout reads has no influence on the state; it gets its
-gradient from the loss of each step directly.
+P_t is the *influence* of the parameters on the state. P_t is known once token t has been read, and
+gives the gradient of the loss at t, ∂J_t/∂θ = (∂J_t/∂s_t) P_t, without any record of earlier steps
+(Williams & Zipser, 1989). Parameters of the readout alone have no influence on the state; their
+gradient comes directly from the loss of each step.
 
-The influence goes on from batch to batch. So the gradient reaches back to where the text started,
-as no BPTT over a chunk does; the part of it from before the batch was found under the parameters
-that there were then.
+The influence is carried from batch to batch. The gradient therefore reaches back to the start of
+the text, further than BPTT over a chunk. The part from before the batch was computed with the
+parameters of that time.
 
-Letters: B lanes; n numbers in a lane's state, all layers and leaves together; P numbers in the
-parameters.
+Letters: B sequences; n numbers in the state of a sequence, all layers and leaves together; P
+numbers in the parameters.
 """
 
 from collections.abc import Callable
@@ -33,26 +33,27 @@ from lm_jax.settings import UserError
 
 
 class Influenced(NamedTuple):
-    """What RTRL remembers."""
+    """State of RTRL between steps."""
 
     carry: Carry
-    """The model's own."""
+    """The model's carry."""
     influence: Params
-    """∂s/∂θ: leaves [B, n, *leaf], for all parameters but the readout's."""
+    """∂s/∂θ: leaves [B, n, *leaf], for all parameters except the readout's."""
 
 
 def rtrl(model: LanguageModel) -> Estimator:
     """Exact real-time recurrent learning (Williams & Zipser, 1989).
 
-    Memory O(B n P), whatever T is, and time O(B n² P) a step: for small models. A carry may also be
-    the model's own, which is taken as one that no parameter has influenced: the gradient is that of
-    full BPTT then.
+    Memory O(B n P) for any T, and time O(B n² P) per step: for small models. The carry may also be
+    the model's own carry; the influence is then zero at first, and the gradient of the batch is the
+    gradient of full BPTT.
 
     Args:
-      model: a recurrent language model, without noise.
+      model: a recurrent language model, without dropout.
 
     Raises:
-      UserError: the model has no recurrent state, one that is not floating-point, or dropout.
+      UserError: the model has no recurrent state, has a state that is not floating-point, or has
+        dropout.
     """
     lane = floating_lane(model)
     _, unravel = ravel_pytree(lane.carry)
@@ -85,7 +86,7 @@ def rtrl(model: LanguageModel) -> Estimator:
 
 
 Stepped = tuple[Any, Array, Params]
-"""What is remembered after a step, the nats of its targets, and its part of the gradient."""
+"""(memory after a step, nats of the step's targets, the step's part of the gradient)."""
 
 
 def online(
@@ -95,13 +96,13 @@ def online(
     step: Callable[[Params, Any, Array, Array, Array], Stepped],
     **more: Any,
 ) -> Estimator:
-    """An estimator that needs no step but the present one.
+    """Estimator that needs the present step only.
 
     Args:
       model: the language model.
-      kind: the class of what it remembers, which has a field `carry`, the model's own, and nothing
-        but zeros where nothing was read. Any other carry is taken as the model's own.
-      init_carry: batch_size -> what it remembers at first.
+      kind: class of the memory. Its field `carry` is the model's carry; all other fields are zero
+        before anything is read. A carry of any other class is taken as the model's own carry.
+      init_carry: batch_size -> initial memory.
       step: (params, memory, x[B], y[B], mask[B]) -> `Stepped`.
       more: further fields of the `Estimator`.
 
@@ -133,10 +134,10 @@ def online(
 
 
 def started(model: LanguageModel, memory: Any, start: Bool[Array, " B"]) -> Any:
-    """What is remembered, with nothing of the lanes whose text starts here."""
+    """Reset the memory of the sequences whose text starts here."""
 
     def forgotten(leaf: Array) -> Array:
-        if not leaf.ndim:  # it belongs to no lane, such as a number of draws
+        if not leaf.ndim:  # belongs to no sequence, such as the number of draws
             return leaf
         return jnp.where(start.reshape((-1,) + (1,) * (leaf.ndim - 1)), 0, leaf)
 
@@ -151,9 +152,9 @@ def at_output(
     y: Array,
     mask: Bool[Array, " B"],
 ) -> tuple[Float[Array, ""], Params, Carry]:
-    """The nats of one step, and its gradient in what the loss reads: parameters and carry."""
+    """The loss of a step in nats, and its gradients with respect to parameters and carry."""
     output = model.output
-    assert output is not None  # `one_lane` has seen to it
+    assert output is not None  # checked by `one_lane`
 
     def nats(params: Params, carry: Carry) -> Array:
         return model.loss(params, output(carry)[None], y[None], mask[None])
@@ -163,25 +164,25 @@ def at_output(
 
 
 def recurrent(params: Params) -> Params:
-    """The parameters that the transition reads: all but the readout's own."""
+    """The parameters of the transition: all except the readout's."""
     return {name: part for name, part in params.items() if name != "readout"}
 
 
 def added(grads: Params, through: Params) -> Params:
-    """The gradient with what came through the state."""
+    """Add the part of the gradient that came through the state."""
     return {**grads, **jax.tree.map(jnp.add, recurrent(grads), through)}
 
 
 def raveled(carry: Carry) -> Float[Array, "B n"]:
-    """The state of each lane as one vector."""
+    """The state of each sequence as a vector."""
     return jax.vmap(lambda lane: ravel_pytree(lane)[0])(carry)
 
 
 def floating_lane(model: LanguageModel) -> Lane:
-    """One lane of a model whose state has derivatives.
+    """The transition and the loss of a model whose state is floating-point.
 
     Raises:
-      UserError: it has none.
+      UserError: a part of the state is not floating-point; and as `one_lane`.
     """
     lane = one_lane(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(lane.carry):

@@ -1,22 +1,23 @@
-"""Sensitivity: how much the state at each time depends on the parameters, ‖∂h_t/∂θ‖_F.
+"""Sensitivity: how strongly the state at each time depends on the parameters, ‖∂h_t/∂θ‖_F.
 
 The derivative of the state with respect to a block θ of the parameters, through all steps so far,
 
     S_t = (∂h_t/∂h_{t-1}) S_{t-1} + ∂h_t/∂θ (immediate),     S before the first step: 0,
 
-multiplies every gradient, ∂J_t/∂θ = (∂J_t/∂h_t) S_t. With a long memory it grows with t even where
-no Jacobian explodes, since the same parameters act again at every step (Zucchet & Orvieto, 2024,
+is a factor of every gradient, ∂J_t/∂θ = (∂J_t/∂h_t) S_t. With a long memory S_t grows with t even
+if no Jacobian explodes, since the same parameters act again at every step (Zucchet & Orvieto, 2024,
 "Recurrent neural networks: vanishing and exploding gradients are not the end of the story").
 
-Exactly (`sensitivity`), S is carried forward as real-time recurrent learning does: n P numbers for
-a state of n and P parameters, and n² P multiplications a step. For larger models
-(`sensitivity_by_probes`), with ξ standard normal on the block and 0 elsewhere,
+`sensitivity` is exact: S is carried forward as in real-time recurrent learning, with n P numbers
+for a state of n numbers and P parameters, and n² P multiplications per step. For larger models,
+`sensitivity_by_probes` draws ξ, standard normal on the block and 0 elsewhere. Then
 
     E ‖S_t ξ‖² = ‖S_t‖_F²,
 
-and one forward-mode pass in the direction ξ gives S_t ξ at all t, for the cost of about two runs.
+and a single forward-mode pass in the direction ξ gives S_t ξ at all t, for the cost of about two
+runs.
 
-h_t is the whole carry after step t, so c is part of it in an LSTM. A state that holds a NaN has a
+h_t is the whole carry after step t; in an LSTM, h_t contains c. A state with a NaN has a
 sensitivity of NaN. Letters: T steps, n numbers in a carry, P in the parameters, K probes.
 """
 
@@ -34,26 +35,26 @@ from lm_jax.trees import blocks, norm
 
 
 class Probed(NamedTuple):
-    """A norm that random probes have measured."""
+    """A norm estimated from random probes."""
 
     norm: Float[Array, " T"]
-    """The root of the mean square, which is unbiased."""
+    """Root of the mean square; the mean square is unbiased."""
     standard_error: Float[Array, " T"]
-    """That of the norm, to first order in that of the mean square."""
+    """Standard error of the norm, to first order in the error of the mean square."""
 
 
 def sensitivity(
     step: Step, params: Params, carry: Carry, xs: Any, *, depth: int | None = 1
 ) -> dict[str, Float[Array, " T"]]:
-    """‖∂h_t/∂θ‖_F at every step, for each block of the parameters, exactly.
+    """Exact ‖∂h_t/∂θ‖_F at every step, for each block of the parameters.
 
     Args:
       step: (params, carry, x) -> carry, for one example.
       params: a tree of floating-point arrays.
       carry: before the first step, a constant; a tree of floating-point arrays.
       xs: a tree of arrays [T, ...].
-      depth: what a block is, see `lm_jax.trees.blocks`: 1, the tree's top level; None,
-        every leaf.
+      depth: level of the tree that defines the blocks, see `lm_jax.trees.blocks`: 1, the top level;
+        None, every leaf.
 
     Returns:
       name of the block -> [T].
@@ -96,15 +97,15 @@ def sensitivity_by_probes(
     probes: int,
     depth: int | None = 1,
 ) -> dict[str, Probed]:
-    """‖∂h_t/∂θ‖_F at every step, for each block of the parameters, from random directions.
+    """Estimate ‖∂h_t/∂θ‖_F at every step, for each block of the parameters, from random probes.
 
-    The relative standard error of a norm is at most 1 / √(2 K), and less where S_t has several
-    singular values of about the same size. It needs the step's derivative in forward mode.
+    The relative standard error of a norm is at most 1 / √(2 K), and less if S_t has several
+    singular values of about the same size. The step must be differentiable in forward mode.
 
     Args:
       step, params, carry, xs, depth: as for `sensitivity`.
-      key: of the draws.
-      probes: K, at least 2; those of a block are run side by side.
+      key: for the random directions.
+      probes: K, at least 2; the probes of a block are run side by side.
 
     Returns:
       name of the block -> norm and standard error, [T] each.
@@ -144,24 +145,24 @@ def sensitivity_by_probes(
 
 
 def _arrays(params: Params) -> tuple[list[Array], Any]:
-    """The leaves, of which a bare number is an array too, and the tree's structure."""
+    """The leaves as arrays, bare numbers included, and the structure of the tree."""
     leaves, structure = jax.tree.flatten(params)
     return [jnp.asarray(leaf) for leaf in leaves], structure
 
 
 def _mean_square(sizes: Float[Array, "K T"]) -> Probed:
-    """The root mean square of norms, of whatever scale, and its standard error."""
+    """The root mean square of norms of any scale, and the standard error."""
     largest = jnp.max(sizes, axis=0)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     squares = jnp.square(sizes / scale[None])
     mean = jnp.mean(squares, axis=0)
     error = jnp.std(squares, axis=0, ddof=1) / jnp.sqrt(sizes.shape[0])
     root = jnp.sqrt(mean)
-    # Where all probes give 0, so does the error: it is 0 / 0 only to first order.
+    # If all probes give 0, the error is 0; the first-order formula gives 0 / 0.
     return Probed(scale * root, scale * error / jnp.where(mean == 0, 1, 2 * root))
 
 
 def _spoiled(derivative: Any, state: Any) -> Any:
-    """The derivative of a state, NaN where the state holds one (autodiff may call it 0)."""
+    """The derivative of a state; NaN if the state contains a NaN (autodiff may give 0)."""
     bad = jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(state)]))
     return jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), derivative)

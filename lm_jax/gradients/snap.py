@@ -1,30 +1,31 @@
-"""SnAp-1: RTRL that keeps the influence only where it arises within one step.
+"""SnAp-1: RTRL that keeps only the influence that arises within a single step.
 
-The influence P = ∂s/∂θ is dense after a few steps, since every unit reaches every other. SnAp-1
-(Menick et al., 2021) keeps of it the entries that are not zero after one step alone, and drops all
-others at each step. Let unit i have the numbers s_i of the carry (h and c of an LSTM, h of the
-others) and be fed by θ_i, the columns g N + i of W_xh and W_hh and the numbers g N + i of the
-cell's other parameters. In one step θ_i reaches no other unit, so
+The influence P = ∂s/∂θ is dense after a few steps, since every unit reaches every other unit.
+SnAp-1 (Menick et al., 2021) keeps the entries of P that are nonzero after a single step, and drops
+all others at each step. Unit i has the numbers s_i of the carry (h and c of an LSTM, h of the other
+cells). Its parameters θ_i are the columns g N + i of W_xh and W_hh, and the numbers g N + i of the
+cell's other parameters. Within a step θ_i reaches no other unit, so
 
     P_t[s_i, θ_i] = K ∘ (D_i P_{t-1}[s_i, θ_i] + ∂s_i/∂θ_i),
 
     D_i = ∂s_i/∂s_{i,t-1} + Σ_g (∂s_i/∂z_h[g N + i]) W_hh[i, g N + i] (∂h_i/∂s_{i,t-1}),
 
-where D is the diagonal of the Jacobian, m × m for each unit, and K is 1 where ∂s_i/∂θ_i is not zero
-everywhere. K matters for the LSTM alone: its output gate reaches h within a step, and c only in
-the next one, so nothing is kept of what W_xo, W_ho, b_o and p_o do to c. All that a unit reads is
-its own, so one jvp with ones for a tangent gives a derivative of all units at once.
+D is the diagonal of the Jacobian, an m × m block for each unit. K is 0 for an entry of ∂s_i/∂θ_i
+that is zero everywhere, else 1. K matters for the LSTM alone: the output gate reaches h within a
+step, but c only in the next step, so the influence of W_xo, W_ho, b_o and p_o on c is dropped. No
+two units read the same number, so a single jvp with a tangent of ones gives a derivative of all
+units at once.
 
-A cell that is linear in its state (`lm_jax.models.linear`) has no W_hh: D is all of the Jacobian,
-nothing is dropped, and SnAp-1 of one layer is exact RTRL. A complex number counts as one, although
-the carry holds its two halves.
+A cell that is linear in its state (`lm_jax.models.linear`) has no W_hh. D is then the whole
+Jacobian, nothing is dropped, and SnAp-1 of a single layer is exact RTRL. In K, a complex number
+counts as a single number, although the carry holds the real and the imaginary part.
 
-In a stack each layer is taken by itself: what a layer's parameters do to the states of the layers
-above is not kept. The gradient of the loss at t in a layer's state at t comes down through the
-layers above within the time step. What lies below the layers, the embedding, gets the part of its
-gradient with k = t alone.
+In a stack each layer is treated alone: the influence of a layer's parameters on the states of the
+layers above is dropped. The gradient of the loss at t with respect to a layer's state at t comes
+down through the layers above within the time step. The embedding, below the layers, gets only the
+part of the gradient with k = t.
 
-Letters: B lanes; N units; m numbers of a unit; R numbers of a parameter that feed a unit (of a
+Letters: B sequences; N units; m numbers of a unit; R numbers of a parameter that feed a unit (for a
 matrix: in each row).
 """
 
@@ -51,25 +52,25 @@ from lm_jax.settings import UserError
 
 
 class Diagonal(NamedTuple):
-    """What SnAp-1 remembers."""
+    """State of SnAp-1 between steps."""
 
     carry: Carry
-    """The model's own."""
+    """The model's carry."""
     influence: list[Params]
-    """Of each layer: leaves [B, m, *leaf], the influence of a column on its unit."""
+    """For each layer: leaves [B, m, *leaf], the influence of each column on the column's unit."""
 
 
 def snap1(model: LanguageModel) -> Estimator:
     """SnAp-1, the sparse approximation of RTRL (Menick et al., 2021).
 
-    Memory O(B m P), whatever T is, and time O(B m² P) a step, with m of 1 or 2. A carry may also be
-    the model's own, which is taken as one that no parameter has influenced.
+    Memory O(B m P) for any T, and time O(B m² P) per step, with m of 1 or 2. The carry may also be
+    the model's own carry; the influence is then zero at first.
 
     Args:
-      model: a recurrent language model of cells with separate `units`, without noise.
+      model: a recurrent language model of cells with separate `units`, without dropout.
 
     Raises:
-      UserError: the model is not recurrent, or a cell has no such units.
+      UserError: the model is not recurrent, a cell has no separate units, or the model has dropout.
     """
     stack: Stack | None = model.stack
     if stack is None:
@@ -97,7 +98,7 @@ def snap1(model: LanguageModel) -> Estimator:
         outside = {name: part for name, part in params.items() if name != "layers"}
 
         def nats(outside: Params, moved: list[Carry]) -> tuple[Array, tuple]:
-            """Those of the step, where each layer's state is moved after it was made."""
+            """The loss of the step in nats, with `moved` added to each layer's new state."""
             whole = {**params, **outside}
             h, carries, read = stack.vectors(whole, x[None]), [], []
             for place, layer in enumerate(stack.layers):
@@ -124,13 +125,13 @@ def snap1(model: LanguageModel) -> Estimator:
 
 
 def _numbers(cell: Cell, carry: Carry) -> Float[Array, "B m N"]:
-    """The numbers of each unit."""
+    """The numbers of each unit, from the carry of a layer."""
     leaves = jax.tree.leaves(carry)
     return jnp.concatenate([leaf.reshape(len(leaf), -1, cell.units) for leaf in leaves], axis=1)
 
 
 def _one_step(cell: Cell) -> Callable[..., Float[Array, "B m N"]]:
-    """(own, carry, z_h, x W_xh) -> the numbers of each unit after a step; z_h may be None."""
+    """Function (own, carry, z_h, x W_xh) -> numbers of each unit after a step; z_h may be None."""
 
     def numbers(own: Params, carry: Carry, z_h: Any, z: Array) -> Array:
         z_x = cell.prepare(own, z[None])[0]
@@ -142,20 +143,21 @@ def _one_step(cell: Cell) -> Callable[..., Float[Array, "B m N"]]:
 
 
 def _own(params: Params) -> Params:
-    """All but the matrices."""
+    """All parameters except W_hh and W_xh."""
     return {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh")}
 
 
 def _slopes(f: Callable[..., Float[Array, "B m N"]], own: Params, *at: Any) -> tuple:
-    """The derivatives of the numbers of each unit in all that this unit reads.
+    """Derivatives of the numbers of each unit with respect to all numbers that the unit reads.
 
     Args:
-      f: (own, *at) -> numbers; of each leaf unit i reads number r N + i alone, r from 0 to R - 1.
-      own: leaves of R N numbers, for all lanes.
+      f: (own, *at) -> numbers; from each leaf, unit i reads the numbers r N + i, r = 0 … R - 1, and
+        no other.
+      own: leaves of R N numbers, shared by all sequences.
       at: leaves [B, R N].
 
     Returns:
-      the arguments, with leaves [B, m, R, N].
+      the tree (own, *at), with leaves [B, m, R, N].
     """
     value, push = jax.linearize(f, own, *at)
     leaves, structure = jax.tree.flatten((own, *at))
@@ -176,27 +178,27 @@ def _slopes(f: Callable[..., Float[Array, "B m N"]], own: Params, *at: Any) -> t
 
 
 def _kept(cell: Cell, shapes: Params) -> dict[str, Bool[np.ndarray, "m R"]]:
-    """K: whether a number of a parameter reaches a number of its unit within one step.
+    """K: True if a number of a parameter reaches a number of the unit within a step.
 
-    A derivative that is not zero everywhere is not zero at a point drawn at random, or, of relu,
-    at one of many.
+    The derivatives are taken at many random points. A derivative that is not zero everywhere is
+    nonzero at a random point, or, for relu, at some of the points.
 
     Args:
-      cell: with separate units.
-      shapes: of the layer's parameters.
+      cell: a cell with separate units.
+      shapes: shapes of the layer's parameters.
     """
     draw = np.random.default_rng(0)
     carry = jax.eval_shape(lambda: cell.init_carry(64))
     z = jax.eval_shape(lambda: jnp.zeros((64, cell.width)))
     at = _own(shapes), carry, None if cell.gate is None else z, z
-    with jax.ensure_compile_time_eval():  # also while a training step is being traced
+    with jax.ensure_compile_time_eval():  # works while a training step is traced, too
         point = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape), a.dtype), at)
         own, _, by_z_h, by_z = jax.jit(functools.partial(_slopes, _one_step(cell)))(*point)
     found = {**own, "W_xh": by_z} | ({} if by_z_h is None else {"W_hh": by_z_h})
     ends = np.cumsum([leaf.shape[1] // by_z.shape[-1] for leaf in jax.tree.leaves(carry)])
 
     def reached(slopes: Float[Array, "B m R N"]) -> Bool[np.ndarray, "m R"]:
-        """What reaches one half of a complex number reaches the number."""
+        """A parameter that reaches one half of a complex number reaches both halves."""
         parts = np.split(np.any(np.asarray(slopes) != 0, axis=(0, 3)), ends[:-1])
         return np.concatenate([np.broadcast_to(part.any(axis=0), part.shape) for part in parts])
 
@@ -211,7 +213,7 @@ def _after(
     read: Float[Array, "B E"] | Int[Array, " B"],
     influence: Params,
 ) -> Params:
-    """The influence after one step of a layer, given that before it."""
+    """The influence after a step of a layer, from the influence before the step."""
     W_xh, h = params["W_xh"], cell.output(before)
     z_h = None if cell.gate is None else product(h, params["W_hh"], cell.precision)
     z = times(read[None], W_xh, cell.precision)[0]
@@ -237,16 +239,16 @@ def _after(
 def _travelled(
     D: Float[Array, "B m m N"], influence: Float[Array, "B m *leaf"], kept: Bool[np.ndarray, "m R"]
 ) -> Array:
-    """K ∘ D P of each unit; D[:, o, a] is what its old number a does to its new number o."""
+    """K ∘ D P for each unit; D[:, o, a] is ∂(new number o) / ∂(old number a)."""
     B, m, _, N = D.shape
     units = jnp.einsum("boai,bari->bori", D, influence.reshape(B, m, -1, N))
-    if not kept.all():  # XLA does not drop a mask that keeps all
+    if not kept.all():  # XLA does not remove a mask that keeps everything
         rows = units.reshape(B, m, -1, kept.shape[1], N)
         units = jnp.where(kept[None, :, None, :, None], rows, 0)
     return units.reshape(influence.shape)
 
 
 def _through(delta: Float[Array, "B m N"], influence: Float[Array, "B m *leaf"]) -> Array:
-    """The gradient that comes through the units, summed over lanes."""
+    """The gradient through the units, summed over the batch."""
     units = influence.reshape(*influence.shape[:2], -1, delta.shape[-1])
     return jnp.einsum("boi,bori->ri", delta, units).reshape(influence.shape[2:])

@@ -1,13 +1,14 @@
 """Eigenvalues and singular values of recurrent weights, whole and gate by gate.
 
-W_hh is [H, G H]: a block of H × H for each of G gates, in the cell's order (i, f, g, o of an LSTM;
-r, z, n of a GRU; one for Elman's network). For an ungated network ∂h_t/∂h_{t-1} is W_hhᵀ with each
-row scaled by the activation's slope, so gradients that go back vanish where σ_max(W_hh) times the
-largest slope is below 1, and can explode only where it is above (Pascanu et al., 2013). A gate's
-block says less by itself, for its Jacobian is scaled by the gates' values.
+W_hh is [H, G H]: a block of H × H for each of G gates, in the cell's order (i, f, g, o for an
+LSTM; r, z, n for a GRU; a single block for Elman's network). For an ungated network, ∂h_t/∂h_{t-1}
+is W_hhᵀ with each row scaled by the activation's slope. Gradients vanish on the way back if
+σ_max(W_hh) times the largest slope is below 1, and can explode only if the product is above 1
+(Pascanu et al., 2013). The block of a gate says less by itself, because its Jacobian is scaled by
+the values of the gates.
 
-JAX has eigenvalues of a matrix that is not symmetric on the CPU only. `recurrent_spectra` therefore
-works on the host, by NumPy, and is not to be jitted; `block_radii` and `block_norms` are.
+JAX computes eigenvalues of a nonsymmetric matrix on the CPU only. `recurrent_spectra` therefore
+uses NumPy on the host and cannot be jitted; `block_radii` and `block_norms` can.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from lm_jax.settings import UserError
 
 
 class Spectrum(NamedTuple):
-    """Of one square block; NumPy's, on the host."""
+    """Spectrum of a square block, as NumPy arrays on the host."""
 
     eigenvalues: np.ndarray
     """[H], complex, the largest magnitude first."""
@@ -36,19 +37,19 @@ class Spectrum(NamedTuple):
 
 
 class RecurrentSpectra(NamedTuple):
-    """Of one W_hh [H, G H]."""
+    """Spectra of a matrix W_hh [H, G H] and of each block."""
 
     singular_values: np.ndarray
-    """[H], of all of W_hh, largest first."""
+    """[H], of the whole W_hh, largest first."""
     blocks: tuple[Spectrum, ...]
-    """One for each gate."""
+    """The spectrum of each gate's block."""
 
 
 def recurrent_spectra(W_hh: Any) -> RecurrentSpectra:
     """Eigenvalues and singular values of recurrent weights and of each block, on the host.
 
     Args:
-      W_hh: [H, G H], an array that is no tracer. All of a block that is not finite is NaN.
+      W_hh: [H, G H], a concrete array, not a tracer. A block that is not finite gives NaN.
 
     Raises:
       UserError: the columns are not a multiple of the rows.
@@ -63,11 +64,11 @@ def spectra_by_layer(params: Params) -> dict[str, RecurrentSpectra]:
     """`recurrent_spectra` of every W_hh in a tree of params.
 
     Args:
-      params: any tree; the leaves whose last key is W_hh are taken, but for those of a cell of
-        one's own that are not [H, G H].
+      params: any tree; the leaves whose last key is W_hh are used. A custom cell's W_hh that is not
+        [H, G H] is left out.
 
     Returns:
-      a dict from where the leaf stands, such as "layers.0.W_hh", to its spectra.
+      a dict from the path of the leaf, such as "layers.0.W_hh", to the spectra.
     """
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): recurrent_spectra(leaf)
@@ -79,7 +80,7 @@ def spectra_by_layer(params: Params) -> dict[str, RecurrentSpectra]:
 
 
 def made_of_blocks(W_hh: Any) -> bool:
-    """Whether it is an array [H, G H], with H and G above 0."""
+    """True for an array [H, G H], with H and G above 0."""
     shape = getattr(W_hh, "shape", ())
     return len(shape) == 2 and min(shape) > 0 and shape[1] % shape[0] == 0
 
@@ -94,7 +95,7 @@ def block_radii(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
       UserError: the columns are not a multiple of the rows.
     """
     blocks = _blocks(W_hh)
-    scales = [_largest(block) for block in blocks]  # or squaring would overflow
+    scales = [_largest(block) for block in blocks]  # keeps the squares from overflowing
     pairs = zip(blocks, scales, strict=True)
     return jnp.stack([scale * spectral_radius(block / scale) for block, scale in pairs])
 
@@ -112,19 +113,20 @@ def block_norms(W_hh: Float[Array, "H GH"]) -> Float[Array, " G"]:
 
 
 def largest_singular_value(W: Float[Array, "M N"]) -> Float[Array, ""]:
-    """σ_max = √ρ(W Wᵀ), by squaring: products alone, on any device and under `jax.jit`.
+    """σ_max = √ρ(W Wᵀ), from matrix products alone, on any device and under `jax.jit`.
 
-    W Wᵀ is normal, so m = 2^squarings leaves a relative error of ln(M) / 4m, which is rounding's.
+    ρ is found by repeated squaring. W Wᵀ is normal, so with m = 2^squarings the relative error is
+    ln(M) / 4m, about the size of rounding errors.
     """
     scale = _largest(W)
-    W = W / scale  # or the product would overflow
+    W = W / scale  # keeps the product from overflowing
     squarings = 52 if W.dtype == jnp.float64 else 24
     square = jnp.matmul(W, W.T, precision="highest")
     return scale * jnp.sqrt(spectral_radius(square, squarings))
 
 
 def _largest(W: Float[Array, "M N"]) -> Float[Array, ""]:
-    """The largest magnitude of an entry, or 1 where it is no number to divide by."""
+    """The largest magnitude of an entry, or 1 if the magnitude is 0 or not finite."""
     largest = jnp.max(jnp.abs(W))
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 

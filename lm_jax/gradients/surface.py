@@ -1,7 +1,7 @@
 """The loss of a batch as a surface over the parameters.
 
-All parameters together are one point of a Euclidean space, and a gradient or a direction is a tree
-shaped as they are; `lm_jax.trees` has its length and the angle between two of them.
+All parameters together are a point of a Euclidean space. A gradient or a direction is a tree with
+the shapes of the parameters; `lm_jax.trees` computes lengths and angles of such trees.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ LossFn = Callable[[Params], Array]
 
 
 def batch_loss(model: LanguageModel, carry: Carry, batch: Batch) -> LossFn:
-    """The mean nats of a batch's real tokens, as a function of the parameters alone.
+    """The mean nats over the targets of a batch, as a function of the parameters alone.
 
     Args:
       model: the language model.
-      carry: the model's, before the batch; made fresh where the batch's text starts.
-      batch: T tokens of B lanes.
+      carry: the model's carry before the batch; reset where the text of a sequence starts.
+      batch: T tokens of B sequences.
     """
 
     def loss(params: Params) -> Float[Array, ""]:
@@ -36,10 +36,11 @@ def batch_loss(model: LanguageModel, carry: Carry, batch: Batch) -> LossFn:
 
 
 def refuse_integers(params: Params) -> None:
-    """Returns if all parameters are floating-point.
+    """Raise an error unless all parameters are floating-point.
 
     Raises:
-      UserError: there is none, or one is not; names it.
+      UserError: the parameters hold no numbers, or a leaf is not floating-point; the message names
+        the leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not sum(jnp.size(leaf) for _, leaf in leaves):

@@ -1,8 +1,8 @@
-"""What every length of truncated backpropagation would lose, from one gradient split by lag.
+"""The error of truncated backpropagation at every length, from a single gradient split by lag.
 
-With g_l the gradient at lag l (`lm_jax.gradients.gradient_by_lag`), the gradient truncated to k2
-steps is the prefix sum G_k2 = Σ_{l < k2} g_l, and what it lacks of the full gradient G is the sum
-of the other lags. So one split answers for all k2 at once, and "which bptt length?" with it.
+Let g_l be the gradient at lag l (`lm_jax.gradients.gradient_by_lag`). The gradient truncated to k2
+steps is the prefix sum G_k2 = Σ_{l < k2} g_l, and the missing part of the full gradient G is the
+sum of the other lags. A single split therefore compares all BPTT lengths k2 at once.
 """
 
 from typing import Any, NamedTuple
@@ -17,30 +17,30 @@ from lm_jax.trees import blocks, cosine, norm
 
 
 class Truncations(NamedTuple):
-    """Truncated gradients against the full one; entry i of each array is k2 = i + 1."""
+    """Truncated gradients compared with the full gradient; entry i of each array is k2 = i + 1."""
 
     norm: Float[Array, " L"]
     """‖G_k2‖."""
     cosine: Float[Array, " L"]
-    """Between G_k2 and G; NaN where one of them is 0."""
+    """Cosine of the angle between G_k2 and G; NaN if either is 0."""
     relative_error: Float[Array, " L"]
-    """‖G_k2 - G‖ / ‖G‖; 0 at the last k2, NaN where G is 0."""
+    """‖G_k2 - G‖ / ‖G‖; 0 at the last k2, NaN if G is 0."""
 
 
 def truncations(by_lag: Params) -> Truncations:
-    """The gradients of all truncation lengths against the full gradient, over all leaves together.
+    """Compare the gradients of all truncation lengths with the full gradient.
 
-    The full gradient is the sum of all lags that are given; that is all there is where they go to
-    T - 1.
+    The norms and angles are over all leaves together. The full gradient is taken as the sum of all
+    lags in `by_lag`; the sum is complete if the lags go to T - 1.
 
     Args:
-      by_lag: what `gradient_by_lag` gives: leaves [L, ...], L = max_lag + 1.
+      by_lag: the result of `gradient_by_lag`: leaves [L, ...], L = max_lag + 1.
 
     Returns:
-      for k2 = 1 … L.
+      the comparison for k2 = 1 … L.
 
     Raises:
-      UserError: there is no leaf, for the transition has no parameters.
+      UserError: `by_lag` has no leaf, because the transition has no parameters.
     """
     lags = jax.tree.leaves(by_lag)
     if not lags:
@@ -56,21 +56,21 @@ def truncations(by_lag: Params) -> Truncations:
 
     zero = [jnp.zeros_like(leaf) for leaf in full]
     _, (norms, cosines) = jax.lax.scan(longer, zero, lags)
-    # What is missing is summed by itself: a difference of two long sums would lose it.
+    # Sum the missing lags directly: a difference of two long sums would lose digits.
     _, missing = jax.lax.scan(rest, zero, lags, reverse=True)
     return Truncations(norms, cosines, missing / norm(full))
 
 
 def truncations_by_block(by_lag: Params, *, depth: int | None = 1) -> dict[str, Truncations]:
-    """`truncations` of each block of the parameters by itself.
+    """`truncations` for each block of the parameters separately.
 
     Args:
       by_lag: as for `truncations`.
-      depth: what a block is, see `lm_jax.trees.blocks`: 1, the tree's top level; None,
-        every leaf.
+      depth: level of the tree that defines the blocks, see `lm_jax.trees.blocks`: 1, the top level;
+        None, every leaf.
 
     Returns:
-      name of the block -> its truncations.
+      name of the block -> truncations of the block.
     """
     leaves: list[Any] = jax.tree.leaves(by_lag)
     return {

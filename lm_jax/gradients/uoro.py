@@ -1,19 +1,20 @@
-"""Unbiased online recurrent optimisation: RTRL's influence as one random product.
+"""Unbiased online recurrent optimisation: RTRL's influence as a random rank-one product.
 
     s̃_t = ρ₀ (∂F/∂s) s̃_{t-1} + ρ₁ ν,   θ̃_t = θ̃_{t-1} / ρ₀ + (νᵀ ∂F/∂θ) / ρ₁
 
-with signs ν drawn anew at each step. E[ν νᵀ] is the identity and E[ν] zero, so where E[s̃ θ̃ᵀ] is the
-influence P before a step, it is (∂F/∂s) P + ∂F/∂θ after it, the influence then (Tallec & Ollivier,
-2018, algorithm 1). So E[(∂J_t/∂s · s̃_t) θ̃_t] is the gradient of J_t that came through the state.
+with random signs ν, drawn anew at each step. E[ν νᵀ] is the identity and E[ν] is zero. If E[s̃ θ̃ᵀ]
+is the influence P before a step, then E[s̃ θ̃ᵀ] after the step is (∂F/∂s) P + ∂F/∂θ, the new
+influence (Tallec & Ollivier, 2018, algorithm 1). By induction, E[(∂J_t/∂s · s̃_t) θ̃_t] is the part
+of the gradient of J_t that comes through the state.
 
-Any ρ will do that is not zero and does not change with the sign of ν; those that make the variance
-smallest have both factors of each product of one length,
+The mean is right for any nonzero ρ that does not change with the sign of ν. The variance is
+smallest if both factors of each product have the same length,
 
-    ρ₀² = ‖θ̃‖ / ‖(∂F/∂s) s̃‖,   ρ₁² = ‖νᵀ ∂F/∂θ‖ / ‖ν‖,
+    ρ₀² = ‖θ̃‖ / ‖(∂F/∂s) s̃‖,   ρ₁² = ‖νᵀ ∂F/∂θ‖ / ‖ν‖.
 
-here with a small ε added to all four norms, so that nothing is divided by zero.
+A small ε is added to all four norms to avoid division by zero.
 
-Letters: B lanes; n numbers in a lane's state; P in the parameters.
+Letters: B sequences; n numbers in the state of a sequence; P in the parameters.
 """
 
 from typing import NamedTuple
@@ -42,31 +43,32 @@ EPSILON = 1e-7
 
 
 class RankOne(NamedTuple):
-    """What UORO remembers."""
+    """State of UORO between steps."""
 
     carry: Carry
-    """The model's own."""
+    """The model's carry."""
     s: Float[Array, "B n"]
     """s̃."""
     theta: Params
-    """θ̃: leaves [B, *leaf], for all parameters but the readout's."""
+    """θ̃: leaves [B, *leaf], for all parameters except the readout's."""
     draws: Int[Array, ""]
-    """Steps for which signs were drawn so far: the number of the next draw."""
+    """Number of steps with signs drawn so far, which is the number of the next draw."""
 
 
 def uoro(model: LanguageModel, *, key: Array) -> Estimator:
     """Unbiased online recurrent optimisation (Tallec & Ollivier, 2018).
 
-    Memory O(B (n + P)), whatever T is; time O(B P) a step, one jvp and one vjp. The gradient is
-    that of RTRL in the mean over the draws. What is drawn depends on the key and the carry alone.
-    A carry may also be the model's own, as for `rtrl`.
+    Memory O(B (n + P)) for any T; time O(B P) per step, a jvp and a vjp. The mean over the draws is
+    the gradient of RTRL. The draws depend on the key and the carry alone. The carry may also be the
+    model's own carry, as for `rtrl`.
 
     Args:
-      model: a recurrent language model, without noise.
-      key: of all draws.
+      model: a recurrent language model, without dropout.
+      key: for all draws.
 
     Raises:
-      UserError: the model has no recurrent state, one that is not floating-point, or dropout.
+      UserError: the model has no recurrent state, has a state that is not floating-point, or has
+        dropout.
     """
     lane = floating_lane(model)
     _, unravel = ravel_pytree(lane.carry)
@@ -111,7 +113,7 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
 
 
 def _ratio(a: Params, b: Params) -> Float[Array, " B"]:
-    """√(‖a‖ / ‖b‖) of each lane."""
+    """√(‖a‖ / ‖b‖) for each sequence."""
     return jnp.sqrt((norm(a, kept=1) + EPSILON) / (norm(b, kept=1) + EPSILON))
 
 

@@ -1,9 +1,9 @@
-"""Credit by class of word: what kind of word is remembered, and what kind of target remembers.
+"""Credit by class of word: the kinds of word remembered, and the kinds of target that remember.
 
-An entry (t, k) of a credit map (`lm_jax.gradients.credit_map`) stands for a target y_t, a word x_k
-that was read, and the lag l = t - k between them. Over many sentences, its mean is taken by lag and
-class of the word, and by lag and class of the target. A class is any number of 0 … C-1 for a word:
-its part of speech, its place in a sentence, or its frequency (`frequency_bands`).
+An entry (t, k) of a credit map (`lm_jax.gradients.credit_map`) stands for a target y_t, an input
+word x_k, and the lag l = t - k between the two. Over many sentences, the credit is averaged by lag
+and class of the word, and by lag and class of the target. A class is a number 0 … C-1 for a word:
+the part of speech, the place in a sentence, or the frequency (`frequency_bands`).
 """
 
 from typing import NamedTuple
@@ -16,19 +16,19 @@ from lm_jax.settings import UserError
 
 
 class ClassCredit(NamedTuple):
-    """Sums over pairs (t, k); those of several maps add up: `jax.tree.map(jnp.add, a, b)`."""
+    """Sums over pairs (t, k); add the sums of several maps with `jax.tree.map(jnp.add, a, b)`."""
 
     by_word: Float[Array, "C T"]
     """Credit by class of the word at k, and by lag."""
     word_pairs: Float[Array, "C T"]
-    """How many pairs that is the sum of."""
+    """Number of pairs in each sum of `by_word`."""
     by_target: Float[Array, "C T"]
     """Credit by class of the target at t, and by lag."""
     target_pairs: Float[Array, "C T"]
-    """How many pairs that is the sum of."""
+    """Number of pairs in each sum of `by_target`."""
 
     def means(self) -> tuple[Float[Array, "C T"], Float[Array, "C T"]]:
-        """The mean credit by class of word and by class of target; NaN where there is no pair."""
+        """The mean credit by class of word and by class of target; NaN if there is no pair."""
         return self.by_word / self.word_pairs, self.by_target / self.target_pairs
 
 
@@ -39,17 +39,17 @@ def credit_by_class(
     count: int,
     mask: Bool[Array, " T"] | None = None,
 ) -> ClassCredit:
-    """Sums a credit map by lag and class, of the word at k and of the target at t.
+    """Sum a credit map by lag and class, for the word at k and for the target at t.
 
-    Sentences of different lengths are given as maps of the longest, under their masks. The sums are
-    divided once, at the end: `ClassCredit.means`.
+    For sentences of different lengths, pass maps of the longest length, with masks. Divide the sums
+    once, at the end, with `ClassCredit.means`.
 
     Args:
       credit: a credit map.
-      words, targets: classes of the words read and of the targets; a class outside 0 … C-1 is no
-        class, and is counted nowhere.
+      words, targets: classes of the words read and of the targets; a class outside 0 … C-1 is
+        ignored.
       count: C.
-      mask: the real steps; None: all. A pair counts where both its steps do.
+      mask: True for real steps; None: all steps. A pair counts if both steps are real.
 
     Returns:
       arrays [C, T], lags along the second axis.
@@ -63,7 +63,7 @@ def credit_by_class(
     of_pair = jnp.where(pairs, credit[t, k], 0)  # [k, lag]
     counted = pairs.astype(credit.dtype)
 
-    # Sums by index, not products with one-hot classes, which would carry one class's NaN to all.
+    # Add by index: a product with one-hot classes would carry the NaN of a class to all classes.
     def by_class(classes: Array, values: Array) -> Array:
         known = jnp.where((classes >= 0) & (classes < count), classes, count)
         columns = jnp.broadcast_to(lag, t.shape)
@@ -78,15 +78,16 @@ def credit_by_class(
 
 
 def frequency_bands(counts: np.ndarray, bands: int) -> np.ndarray:
-    """Sorts a vocabulary into bands of frequency, each with about an equal share of the text.
+    """Sort a vocabulary into bands of frequency, each with about an equal share of the text.
 
-    Words are taken from the most frequent down, ties in the vocabulary's order; a word is in the
-    band in which its first occurrence falls. A word of a larger share than 1 / bands leaves bands
-    after its own empty; words that do not occur are in the last.
+    The occurrences of all words are lined up from the most frequent word down, ties in the order of
+    the vocabulary, and cut into bands of equal length. A word belongs to the band of the word's
+    first occurrence in this line. A word with a share above 1 / bands leaves the next bands empty.
+    Words that do not occur are in the last band.
 
     Args:
-      counts: [V], how often each word occurs.
-      bands: how many.
+      counts: [V], number of occurrences of each word.
+      bands: number of bands.
 
     Returns:
       int32 [V], 0 for the most frequent to bands - 1.
@@ -102,7 +103,7 @@ def frequency_bands(counts: np.ndarray, bands: int) -> np.ndarray:
     total = int(counts.sum())
     if not total:
         raise UserError(f"none of the {counts.size} words occurs")
-    # Not by -counts, which of an unsigned type is no negative number.
+    # Not -counts: an unsigned type has no negative numbers.
     order = np.argsort(counts.max() - counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
     classes = np.empty(counts.size, np.int32)

@@ -1,18 +1,20 @@
 """The adaptive softmax: frequent tokens first, the others in clusters (Grave et al., 2017).
 
 Tokens are numbered by frequency. The head gives a probability to each of the first tokens, the
-shortlist, and to each cluster of the others; a cluster gives one to each of its tokens:
+shortlist, and to each cluster of the other tokens; a cluster gives a probability to each token in
+the cluster:
 
     p(y | h) = softmax(h W_hy + b_y)_y                              for y in the shortlist
     p(y | h) = softmax(h W_hy + b_y)_{s + i} softmax(h P_i W_i + b_i)_{y - c_i}   in cluster i
 
-where s = c_0 is the shortlist's size and cluster i = 0, 1, … holds the tokens from the cutoff c_i
-on. P_i [H, H_i] with H_i = H / factor^(i + 1) (at least 1) makes a rare token cheap.
+with the shortlist's size s = c_0. Cluster i = 0, 1, … holds the tokens from the cutoff c_i on. P_i
+[H, H_i] with H_i = H / factor^(i + 1) (at least 1) makes a rare token cheap.
 
-Few targets are in a cluster, and how many changes with every batch, while compiled shapes do not.
-So the positions of a cluster are brought to the front and read in blocks, and a block that holds
-none of them is skipped (`lax.cond`). The result is exact for any number of them. Going back, a
-block is computed once more, so that no block's logits are kept. Under `vmap` nothing is skipped.
+Few targets are in a cluster. Their number changes with every batch, while compiled shapes cannot
+change. The code therefore moves the positions of a cluster to the front and reads them in blocks,
+and skips a block without positions of the cluster (`lax.cond`). The result is exact for any number
+of positions. The backward pass recomputes each block instead of keeping logits. Under `vmap`
+nothing is skipped.
 
 Letters: N positions, S = s + clusters columns of the head, K positions of a block.
 """
@@ -39,14 +41,14 @@ def adaptive_softmax(
     factor: int = 4,
     precision: Precision = "float32",
 ) -> Readout:
-    """The adaptive softmax; its `loss` is its `nats`.
+    """The adaptive softmax.
 
-    Its `logits` are log-probabilities already.
+    `loss` equals `nats`, and `logits` are normalised log-probabilities.
 
     Args:
       vocab_size: V.
-      cutoffs: numbers of the tokens where a cluster begins, rising.
-      factor: each cluster's inputs are so many times fewer than those of the one before.
+      cutoffs: first token of each cluster, in rising order.
+      factor: ratio of the input sizes of consecutive clusters; rarer clusters have fewer inputs.
       precision: of the products, see `lm_jax.models.product`.
 
     Raises:
@@ -101,10 +103,10 @@ def _within(
     member: Bool[Array, " N"],
     precision: Precision,
 ) -> Float[Array, " N"]:
-    """-ln of a target's probability within a cluster; 0 for the targets outside it."""
+    """-ln of each target's probability within a cluster; 0 for targets outside the cluster."""
     size = h.shape[0]
     blocks = -(-size // BLOCK)
-    # Past the last member stands `size`, which is no position.
+    # Entries past the last member are `size`, an invalid position.
     positions = jnp.nonzero(member, size=blocks * BLOCK, fill_value=size)[0]
     real = positions < size
     clipped = jnp.where(real, positions, 0)
@@ -115,7 +117,7 @@ def _within(
         return jnp.where(real, cross_entropy(z, y), 0)
 
     def read(_: None, xs: tuple[Array, Array, Array]) -> tuple[None, Array]:
-        # The members come first, so the first place tells whether there is any.
+        # Members come first: a block has a member if its first entry is a member.
         skipped = jnp.zeros(BLOCK, h.dtype)
         return None, jax.lax.cond(xs[2][0], block, lambda *_: skipped, *xs)
 

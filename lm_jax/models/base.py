@@ -1,7 +1,7 @@
-"""What a language model is: a tuple of pure functions, and what they share.
+"""The interface of a language model, as a tuple of pure functions, and helpers for all models.
 
-Letters: B lanes, T time steps, V tokens, E the length of a token's vector, H hidden units. Arrays
-are time-major, [T, B, ...].
+Letters: B sequences of a batch, T time steps, V tokens of the vocabulary, E the length of a token's
+vector, H hidden units. Arrays are time-major, [T, B, ...].
 """
 
 from collections.abc import Callable
@@ -23,38 +23,38 @@ DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
 
 
 class Between(NamedTuple):
-    """What happens to the gradient where it comes back over the edge of a time step."""
+    """A hook on the gradient at the edge between two time steps."""
 
     act: Callable[[Carry, Any], Carry]
-    """(carry, at_t) -> carry: the identity going forward; its own gradient is what it is for."""
+    """(carry, at_t) -> carry: the identity in the forward pass, with a gradient of its own."""
     at: Any = None
-    """What `act` reads at each step: leaves [T, ...], one slice a step."""
+    """Inputs of `act`: leaves [T, ...], a slice for each time step."""
     returning: bool = False
-    """Whether it acts only on what comes back from the step after, and not on what the loss and the
-    layers above say of the step's own output."""
+    """If True, act only on the gradient that arrives through the recurrence (from step t + 1), not
+    on the gradient that the loss or the layer above sends into h_t."""
 
 
 PLAIN = Between(lambda carry, _: carry)
-"""Changes nothing, and takes the plain scan, step by step, that every mode of differentiation can
-go through."""
+"""A hook that changes nothing but selects the plain scan, step by step, which supports every mode
+of differentiation."""
 
 
 class LanguageModel(NamedTuple):
-    """P(next token | tokens so far), as pure functions of the parameters.
+    """P(next token | previous tokens), as pure functions of the parameters.
 
-    Every model of the project, recurrent or not, is trained, scored and sampled through these.
+    Training, scoring and sampling use every model, recurrent or not, through these functions only.
     """
 
     init: Callable[[Array], Params]
     """key -> params."""
     init_carry: Callable[[int], Carry]
-    """batch_size -> carry: what the model knows before it has read; every leaf is [B, ...]."""
+    """batch_size -> carry before the first token; every leaf is [B, ...]."""
     hidden: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B], between=None, tap=None) -> (carry, h[T, B, H]).
 
-    `between` is applied to each recurrent layer's carry after every time step. `tap`, [T, B,
-    layers] as `empty_tap` makes it, is read by nothing; its gradient is ‖δ_t‖ of each lane and
-    layer, δ_t being all of ∂L/∂carry_t that arrives at the layer: from step t + 1, and from the
+    `between` is applied to each recurrent layer's carry after every time step. Nothing reads `tap`,
+    the zeros [T, B, layers] of `empty_tap`; the gradient of `tap` is ‖δ_t‖ for each sequence and
+    layer. Here δ_t is all of ∂L/∂carry_t that arrives at the layer: from step t + 1, and from the
     layer above or the readout at t.
     """
     logits: Callable[[Params, Array], Array]
@@ -62,30 +62,31 @@ class LanguageModel(NamedTuple):
     nats: Callable[[Params, Array, Array], Array]
     """(params, h[..., H], y[...]) -> [...]: -ln P(y), the cross-entropy of each target."""
     loss: Callable[[Params, Array, Array, Array], Array]
-    """(params, h[T, B, H], y[T, B], mask[T, B]) -> []: what training minimises, summed over the
-    targets under the mask; the nats, unless the model is `noisy`."""
+    """(params, h[T, B, H], y[T, B], mask[T, B]) -> []: the training loss, summed over the targets
+    under the mask; equal to the sum of the nats, unless the model is `noisy`."""
     noisy: Callable[[Array], "LanguageModel"]
-    """key -> the model as it is trained in one update: with dropout, drawn from the key, and with
-    the readout's way of learning. Where nothing of that is asked for, it is the same model."""
+    """key -> the model for a training update: with dropout drawn from the key, and with the
+    readout's training loss. With neither dropout nor a special training loss, the same model."""
     output: Callable[[Carry], Array] | None = None
-    """carry -> the h[B, H] that `hidden` gave with it; None where no state is recurrent."""
+    """carry -> the h[B, H] that `hidden` returned with this carry; None if no state is
+    recurrent."""
     ready: Callable[[Params, int], Params] = lambda params, tokens: params
-    """(params, tokens) -> params with which `hidden` and `logits` read so many tokens one after
-    another: what is the same for all of them is made once. They are good for nothing else."""
+    """(params, tokens) -> params for decoding `tokens` tokens one at a time, with everything that
+    does not depend on the token precomputed. Do not train or save these params."""
     placed: Callable[[int | Array], "LanguageModel"] | None = None
-    """first -> the model where reading begins at step `first` of an update, for who reads the
-    update's steps in parts: if it is `noisy`, each step's masks are drawn for its place. None where
-    no state is recurrent."""
+    """first -> the model for reading an update's steps in parts, from step `first` on. In a `noisy`
+    model, each step's dropout masks then depend on the step's place in the update, not on the cut.
+    None if no state is recurrent."""
     stack: Any = None
     """The parts of a recurrent model, a `lm_jax.models.recurrence.Stack`; None for any other."""
     reads: jax.ShapeDtypeStruct = TOKEN
-    """Shape and type of what one lane reads at one step: a token, or V real numbers."""
+    """Shape and type of a sequence's input at a time step: a token, or V real numbers."""
     noise: Noise = SILENT
-    """The dropout in `hidden` and `loss`; drawn in a `noisy` model alone."""
+    """Dropout in `hidden` and `loss`; only a `noisy` model draws masks."""
 
 
 def total(nats: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
-    """The sum over the real targets."""
+    """The sum of the nats over the targets under the mask."""
     return jnp.sum(jnp.where(mask, nats, 0))
 
 
@@ -96,7 +97,7 @@ def noiseless(
     logits: Callable[[Params, Array], Array],
     nats: Callable[[Params, Array, Array], Array],
 ) -> LanguageModel:
-    """A model that is trained as it is used: its loss is its nats."""
+    """A language model without noise: the training loss is the sum of the nats."""
     return LanguageModel(
         init,
         init_carry,
@@ -109,7 +110,7 @@ def noiseless(
 
 
 def restart(model: LanguageModel, carry: Carry, start: Bool[Array, " B"]) -> Carry:
-    """The carry, made fresh in the lanes whose text starts here."""
+    """The carry, reset for the sequences whose text starts here."""
     fresh = model.init_carry(start.shape[0])
 
     def choose(new: Array, old: Array) -> Array:
@@ -125,7 +126,10 @@ def empty_tap(model: LanguageModel, mask: Bool[Array, "T B"]) -> Float[Array, "T
 
 
 def placed(model: LanguageModel, first: int | Array) -> LanguageModel:
-    """`LanguageModel.placed`; the model as it is where it has none."""
+    """The model for reading an update from step `first` on, see `LanguageModel.placed`.
+
+    A model without `placed` is returned unchanged.
+    """
     return model if model.placed is None else model.placed(first)
 
 
@@ -135,7 +139,7 @@ def affine(
     b: Float[Array, " N"],
     precision: Precision = "float32",
 ) -> Float[Array, "... N"]:
-    """x W + b over the last axis."""
+    """The affine map x W + b over the last axis of x."""
     z = product(x, W, precision)
     return z + jnp.broadcast_to(b, z.shape)
 
@@ -143,23 +147,25 @@ def affine(
 def scaled_normal(
     key: Array, inputs: int, outputs: int, rows: int | None = None
 ) -> Float[Array, "rows outputs"]:
-    """A matrix of independent N(0, 1 / inputs), which keeps the variance of what it multiplies.
+    """A matrix of independent N(0, 1 / inputs), which preserves the variance of its input.
 
     Args:
-      key: of the draw.
-      inputs: how many numbers of variance 1 it multiplies.
+      key: random key.
+      inputs: fan-in: entries of variance 1 in an input vector.
       outputs: columns.
-      rows: None: as many as inputs.
+      rows: rows of the matrix; None: `inputs`.
     """
     return normal(key, (rows or inputs, outputs)) / jnp.sqrt(inputs)
 
 
 def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
-    """Independent N(0, 1); a large matrix is drawn piece by piece, for a draw takes the room of
-    several arrays of its size.
+    """A matrix of independent N(0, 1).
+
+    A large matrix is drawn piece by piece, because a draw needs memory for several arrays of the
+    same size.
 
     Raises:
-      UserError: see `check_matrix`.
+      UserError: the matrix has 2^31 entries or more.
     """
     check_matrix(*shape)
     size = shape[0] * shape[1]
@@ -177,15 +183,15 @@ def normal(key: Array, shape: tuple[int, int]) -> Float[Array, "rows outputs"]:
 
 
 def check_matrix(rows: int, columns: int) -> None:
-    """Refuses a matrix whose numbers 32 bits cannot count, as most of JAX does.
+    """Refuse a matrix of 2^31 entries or more, because most of JAX counts entries in 32 bits.
 
     Raises:
-      UserError: it has 2^31 numbers or more.
+      UserError: the matrix has 2^31 entries or more.
     """
     if rows * columns >= 2**31:
         raise UserError(f"a matrix of {rows:,} x {columns:,} has 2^31 numbers or more")
 
 
 def count(params: Params) -> int:
-    """How many numbers the parameters hold."""
+    """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,12 +1,12 @@
-"""Recurrent cells, each a function of its pre-activations.
+"""Recurrent cells as functions of their pre-activations.
 
-A cell gets z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h and makes the next carry out of them. All
-z_x of a chunk are one product, and that is the recurrence's business (`lm_jax.models.recurrence`);
-so is z_h where nothing else stands between h and W_hh. It keeps a cell to the lines that set it
-apart: `gate(params, carry, z_h, z_x) -> carry`, elementwise but for layer normalisation.
+A cell computes the next carry from z_h = h_{t-1} W_hh and z_x = x_t W_xh + b_h. The recurrence
+(`lm_jax.models.recurrence`) computes all z_x of a chunk in a single product, and also z_h, if
+nothing stands between h and W_hh. The code of a cell is then only the lines that distinguish the
+cell: `gate(params, carry, z_h, z_x) -> carry`, elementwise except for layer normalisation.
 
-Letters: H units; G columns of W_hh, H for each gate; B lanes. Gates of the LSTM i, f, g, o and of
-the GRU r, z, n, in this order.
+Letters: H units; G columns of W_hh, H for each gate; B sequences of a batch. Gates of the LSTM
+i, f, g, o and of the GRU r, z, n, in this order.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Cell(NamedTuple):
-    """A recurrent cell of H units; its functions work on a batch."""
+    """A recurrent cell of H units, as functions on a batch."""
 
     width: int
     """Columns of W_xh, H for each gate."""
     init: Callable[[Array], Params]
-    """key -> the cell's own params: b_h, and W_hh where it has one."""
+    """key -> the cell's own params: b_h, and W_hh if the cell has a W_hh."""
     init_carry: Callable[[int], Carry]
     """batch_size -> carry; leaves [B, ...]."""
     prepare: Callable[[Params, Array], Array]
@@ -40,19 +40,22 @@ class Cell(NamedTuple):
     step: Callable[[Params, Carry, Array], Carry]
     """(params, carry, z_x[B, width]) -> carry."""
     output: Callable[[Carry], Array]
-    """carry -> h[B, H]: what the next step and the next layer see, a part of the carry."""
+    """carry -> h[B, H]: the hidden state for the next step and the next layer, a part of the
+    carry."""
     gate: Callable[[Params, Carry, Array, Array], Carry] | None = None
-    """(params, carry, z_h, z_x) -> carry, where a step is that with z_h = h W_hh."""
+    """(params, carry, z_h, z_x) -> carry, equal to `step` if z_h = h W_hh; None: `step` has another
+    form."""
     scan: Callable[[Params, Carry, Array], tuple[Carry, Array]] | None = None
-    """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time where a cell
-    can; None: step by step."""
+    """(params, carry, z_x[T, B, width]) -> (carry, h[T, B, H]), in parallel over time; None: the
+    cell runs step by step."""
     units: int | None = None
-    """N units that are coupled through z_h = h W_hh alone, or not at all: unit i of the new
-    carry is made of the old carry's unit i and of numbers g N + i of z_h, of x W_xh and of each of
-    the cell's other params. A leaf of the carry is a number of each unit: [B, N], or [B, 2 N] where
-    that is complex, all real parts before all imaginary ones. None: there are no such units."""
+    """N, the number of units, if units interact only through z_h = h W_hh, or not at all: unit i of
+    the new carry depends on unit i of the old carry and on entries g N + i of z_h, of x W_xh and of
+    each of the cell's other params. A leaf of the carry has an entry for each unit: [B, N], or
+    [B, 2 N] for complex units, all real parts before all imaginary parts. None: units interact in
+    other ways."""
     precision: Precision = "float32"
-    """Of the products with W_xh and W_hh."""
+    """Precision of the products with W_xh and W_hh."""
 
 
 class LSTMState(NamedTuple):
@@ -69,7 +72,7 @@ def elman(
     W_hh: "InitW | None" = None,
     precision: Precision = "float32",
 ) -> Cell:
-    """h_t = f(z_x + z_h) (Elman, 1990).
+    """The Elman cell, h_t = f(z_x + z_h) (Elman, 1990).
 
     Args:
       hidden_size: H.
@@ -105,10 +108,10 @@ def lstm(
     Args:
       hidden_size: H.
       forget_bias: initial bias of f.
-      peepholes: i and f see p ∘ c_{t-1}, o sees p ∘ c_t (Gers & Schmidhuber, 2000; in Graves, 2013,
-        equations 7 to 11).
-      layer_norm: x W_xh and h W_hh are normalised, each with a gain, and the former with a bias,
-        the cell's own; c_t is normalised where h_t reads it (Ba et al., 2016, equations 20 to 22).
+      peepholes: if True, i and f see p ∘ c_{t-1}, and o sees p ∘ c_t (Gers & Schmidhuber, 2000; in
+        Graves, 2013, equations 7 to 11).
+      layer_norm: if True, normalise x W_xh and h W_hh, each with its own gain; b_h is the bias of
+        x W_xh. h_t reads a normalised c_t (Ba et al., 2016, equations 20 to 22).
       W_hh: draws the recurrent weights; None: orthogonal.
       precision: see `lm_jax.models.product`.
     """
@@ -139,7 +142,7 @@ def lstm(
         return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(seen), c)
 
     def init_carry(batch_size: int) -> LSTMState:
-        # Two arrays, for one that stands twice cannot be donated.
+        # Two arrays, because JAX cannot donate an array that appears twice.
         return LSTMState(*(jnp.zeros((batch_size, hidden_size)) for _ in range(2)))
 
     cell = _gated(
@@ -167,13 +170,14 @@ def gru(
 
         r, z = σ(z_x + z_h),  n = tanh(z_x + …),  h_t = (1 - z) n + z h_{t-1}
 
-    where … is (r ∘ h_{t-1}) W_hn in Cho et al. (2014, equation 8; their z is the other way round
-    in later work, as here), and r ∘ (h_{t-1} W_hn + b_hn) with the reset after the product, which
-    lets all of W_hh be one product and is what cuDNN, PyTorch and Flax compute.
+    The reset before the product is … = (r ∘ h_{t-1}) W_hn (Cho et al., 2014, equation 8; later work
+    and this module swap z and 1 - z). The reset after the product is
+    … = r ∘ (h_{t-1} W_hn + b_hn): all of W_hh is then a single product, as in cuDNN, PyTorch and
+    Flax.
 
     Args:
       hidden_size: H.
-      reset_after: whether r scales the product, or the state before it.
+      reset_after: if True, r scales the product; if False, r scales the state before the product.
       W_hh: draws the recurrent weights; None: orthogonal.
       precision: see `lm_jax.models.product`.
     """
@@ -217,13 +221,13 @@ InitW = Callable[[Array, int], Array]
 
 
 def recurrent_weights(kind: str, gain: float | Array) -> InitW:
-    """How a block of W_hh begins.
+    """The initialiser of one gate's block of W_hh.
 
     Args:
       kind: orthogonal (Saxe et al., 2014), every singular value 1; identity (Le et al., 2015);
         spectral: normal entries scaled to a spectral radius of 1 (as in Pascanu et al., 2013);
         normal: entries N(0, 1 / H).
-      gain: a factor.
+      gain: factor on the block.
     """
 
     def draw(key: Array, hidden_size: int) -> Float[Array, "H H"]:
@@ -240,17 +244,17 @@ def recurrent_weights(kind: str, gain: float | Array) -> InitW:
 
 
 def spectral_radius(W: Float[Array, "H H"], squarings: int = 30) -> Float[Array, ""]:
-    """ρ(W) = lim ‖W^m‖^(1/m) (Gelfand, 1941), with m = 2^squarings, on any device.
+    """The spectral radius ρ(W) = lim ‖W^m‖^(1/m) (Gelfand, 1941), with m = 2^squarings.
 
-    ‖W^m‖ ≤ κ ρ^m, so the relative error is at most ln κ / m, where κ is the condition number of the
-    eigenvectors.
+    Runs on any device. Because ‖W^m‖ ≤ κ ρ^m, with the condition number κ of the eigenvectors, the
+    relative error is at most ln κ / m.
     """
 
     def square(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         P, log_scale = carry
-        P = jnp.matmul(P, P, precision="highest")  # a GPU would take three digits for enough
+        P = jnp.matmul(P, P, precision="highest")  # the default on a GPU has about three digits
         norm = jnp.linalg.norm(P)
-        # A nilpotent W becomes zero, and its radius with it.
+        # A nilpotent W becomes zero, and the radius is then zero, too.
         return (P / jnp.where(norm > 0, norm, 1), 2 * log_scale + jnp.log(norm)), None
 
     norm = jnp.linalg.norm(W)
@@ -293,7 +297,7 @@ def _gated(
     init: Callable[[Array], Params] | None = None,
     prepare: Callable[[Params, Array], Array] = add_bias,
 ) -> Cell:
-    """A cell whose step is its gate on z_h = h W_hh."""
+    """A cell with step(params, carry, z_x) = gate(params, carry, h W_hh, z_x)."""
     draw = W_hh or recurrent_weights("orthogonal", 1.0)
     width = gates * hidden_size
 

@@ -3,24 +3,27 @@
     h^1_t = f(Σ_i C(x_{t-(k-1-i)}) W^1_i + b^1)
     h^l_t = f(Σ_i h^{l-1}_{t-(k-1-i) d_l} W^l_i + b^l) (+ h^{l-1}_t),     d_l = dilation^(l-1)
 
-with i from 0 to k - 1, so no layer sees what comes after t. A layer has one W_i for each of the k
-steps that it reads, the same at every t. With gated linear units (Dauphin et al., 2017)
-W_i has 2H columns, which give a and b, and f is a ∘ σ(b). With pooling (Collobert & Weston, 2008,
-there over a whole sentence) the readout sees the largest h^L_t of each channel over the last few
-steps. One output depends on
+with i from 0 to k - 1: no layer sees a token after t. A layer reads k steps, with a matrix W_i for
+each, the same at every t. With gated linear units (Dauphin et al., 2017) W_i has 2H columns for a
+and b, and f is a ∘ σ(b). With pooling (Collobert & Weston, 2008, over a whole sentence) the readout
+sees each channel's maximum of h^L_t over the last few steps. The receptive field of an output is
 
     1 + (k - 1) Σ_l d_l (+ pooling - 1)
 
-tokens, its receptive field. With one layer and no pooling it is `lm_jax.models.window` of order
-k + 1, and the two share the lines below.
+tokens. With a single layer and no pooling the model is `lm_jax.models.window` of order k + 1; both
+models share the functions below.
 
-The carry makes a stream read in chunks a stream read at once. It is the last k - 1 tokens, -1 where
-the text has not begun, which add nothing; the last (k - 1) d_l inputs of every further layer, 0
-before the text; and with pooling the last pooling - 1 outputs, -inf before the text. A chunk's
-gradient goes through the carried tokens to their vectors; carried activations are its constants.
+With the carry, reading a stream in chunks equals reading the stream at once. The carry holds
 
-Letters: k steps that a layer reads, I inputs and G outputs of a product, S steps with those
-carried.
+- the last k - 1 tokens; -1 before the text begins, and -1 adds nothing;
+- the last (k - 1) d_l inputs of every further layer; 0 before the text;
+- with pooling, the last pooling - 1 outputs; -inf before the text.
+
+A chunk's gradient flows through the carried tokens to the tokens' vectors. Carried activations are
+constants.
+
+Letters: k steps that a layer reads, I inputs and G outputs of a product, S steps including the
+carried steps.
 """
 
 from typing import NamedTuple
@@ -38,7 +41,7 @@ from lm_jax.models.readout import Output, Readout
 
 
 class Past(NamedTuple):
-    """What the model carries from chunk to chunk."""
+    """The carry from chunk to chunk."""
 
     tokens: Int[Array, "B places"]
     """The last k - 1 tokens."""
@@ -67,17 +70,17 @@ def convolution(
     """A causal convolutional language model.
 
     Args:
-      embedding: tokens in.
-      readout: tokens out.
+      embedding: from tokens to vectors.
+      readout: from hidden states to tokens.
       width: k, steps that each layer reads.
       hidden_size: H, channels of each layer.
       layers: L.
       dilation: layer l reads every dilation^(l-1)-th step.
       activation: f, a name in `lm_jax.models.cells.ACTIVATIONS`, or glu.
-      pooling: last steps over which each channel's maximum is taken; None: the last one only.
-      residual: whether each layer from the second on adds its input to its output.
-      gain: standard deviation of the initial W times the square root of its inputs, k I.
-      noise: of training; without a key.
+      pooling: number of last steps over which to take each channel's maximum; None: no pooling.
+      residual: if True, each layer from the second on adds its input to its output.
+      gain: standard deviation of the initial W times the square root of the fan-in k I.
+      noise: dropout of training; without a key.
       activation_penalty: see `lm_jax.models.readout.Output`.
       precision: of the products, see `lm_jax.models.product`.
     """
@@ -94,7 +97,7 @@ def convolution(
                 else embedding.init_projection(k, channels)
                 for k in jax.random.split(keys[number], width)
             ]
-            # k blocks of N(0, 1 / I) make a sum of k times the variance.
+            # A sum over k blocks of N(0, 1 / I) has k times the variance.
             W = gain * jnp.stack(blocks) / jnp.sqrt(width)
             return {"W": W, "b": jnp.zeros(channels)}
 
@@ -160,7 +163,7 @@ def convolution(
 def read(
     embedding: Embedding, params: Params, tokens: Int[Array, "S B"], noise: Noise
 ) -> Float[Array, "S B E"] | Int[Array, "S B"]:
-    """What `convolve` reads: the tokens' vectors, zero for no token, or the numbers themselves."""
+    """The input of `convolve`: the tokens' vectors, zero for no token, or the tokens' numbers."""
     vectors = embedding.vectors(params, tokens, noise)
     if embedding.size is None:
         return vectors
@@ -174,15 +177,15 @@ def convolve(
     dilation: int = 1,
     precision: Precision = "float32",
 ) -> Float[Array, "T B G"]:
-    """Σ_i x[t + i d] W_i + b for every t that has them all, T = S - (k - 1) d.
+    """The convolution Σ_i x[t + i d] W_i + b for every t with all k steps in x, T = S - (k - 1) d.
 
-    The sum of k shifted products copies no window. `jax.lax.conv_general_dilated`, which is as fast
-    when called alone, took 40 to 60 times as long on a CPU within a compiled loop, as training is.
+    The sum of k shifted products copies no window. `jax.lax.conv_general_dilated` is as fast when
+    called alone, but took 40 to 60 times as long on a CPU within a compiled loop, as in training.
 
     Args:
-      x: vectors; or numbers of tokens, which stand for one-hot vectors, and below 0 for zero.
-      W: the blocks, the oldest step's first.
-      b: added everywhere.
+      x: vectors; or numbers of tokens, for one-hot vectors, and below 0 for a zero vector.
+      W: blocks W_i, the oldest step first.
+      b: bias, added at every t.
       dilation: d.
       precision: of the products.
     """
@@ -196,7 +199,7 @@ def convolve(
 
 
 def running_maximum(h: Float[Array, "S B H"], steps: int) -> Float[Array, "T B H"]:
-    """The maximum of each run of `steps` steps, T = S - steps + 1, in ⌈log2 steps⌉ passes."""
+    """The maximum over each run of `steps` steps, T = S - steps + 1, in ⌈log2 steps⌉ passes."""
     reach = 1
     while reach < steps:
         more = min(reach, steps - reach)
@@ -206,5 +209,5 @@ def running_maximum(h: Float[Array, "S B H"], steps: int) -> Float[Array, "T B H
 
 
 def after(past: Float[Array, "B P H"], h: Float[Array, "T B H"]) -> Float[Array, "S B H"]:
-    """What was carried, and then this chunk, S = P + T."""
+    """The carried steps followed by this chunk, S = P + T."""
     return jnp.concatenate([past.swapaxes(0, 1), h])

@@ -1,20 +1,20 @@
-"""How often each n-gram of a text occurs: a trie, counted by sorting.
+"""N-gram counts of a text, as a trie built by sorting.
 
-A text s_1 … s_N stands after the boundary token s_0 (`lm_jax.data.vocabulary`). Each of its tokens
-ends one k-gram for every k up to its *reach*, 1 + the tokens before it that may be its context:
+A text s_1 … s_N follows the boundary token s_0 (`lm_jax.data.vocabulary`). A token ends a k-gram
+for every k up to the token's *reach*, 1 + the number of tokens in the longest allowed context:
 
-- as one stream, all of them, s_0 included: the reach of s_t is t + 1, and the context of the first
-  tokens is shorter;
-- bounded by sentences, those from the last boundary token on. That token is the context's `<s>`
-  and, where it is predicted, the `</s>`: every line is `<s> w_1 … w_m </s>`, a blank one
-  `<s> </s>`, and `<s>` itself is never predicted. So do SRILM and KenLM.
+- for a single stream, the context is all earlier tokens, including s_0: the reach of s_t is t + 1,
+  and the first tokens have shorter contexts;
+- bounded by sentences, the context begins at the last boundary token. The boundary token is the
+  `<s>` of a context and the `</s>` of a prediction: a line is `<s> w_1 … w_m </s>`, a blank line
+  `<s> </s>`, and `<s>` itself is never predicted. SRILM and KenLM do the same.
 
 A k-gram is a node of level k. The nodes of a level are numbered in the order of (node of the first
-k - 1 tokens, last token), so that the children of a node are neighbours, sorted by their token. The
-pair is one int64, which does not overflow for a million kinds of token, whatever the order. The
-nodes of level 1 are the V tokens, whether they occur or not.
+k - 1 tokens, last token): the children of a node are neighbours, sorted by token. The pair is a
+single int64, and does not overflow for a vocabulary of a million tokens, at any order. The nodes of
+level 1 are all V tokens, including tokens that do not occur.
 
-Letters: N tokens, V their kinds, M the nodes of a level, n the order.
+Letters: N tokens, V tokens of the vocabulary, M nodes of a level, n the order.
 """
 
 from collections.abc import Iterator
@@ -30,15 +30,15 @@ class Level(NamedTuple):
     """All k-grams of a text, sorted by context, then by token; integers, [M] each."""
 
     context: np.ndarray
-    """The node, one level below, of all tokens but the last; at level 1 the empty context, 0."""
+    """The node, at the level below, of all tokens but the last; at level 1 the empty context, 0."""
     token: np.ndarray
     """The last token."""
     occurrences: np.ndarray
-    """How often it occurs."""
+    """Number of occurrences."""
     first: np.ndarray
-    """Occurrences that no token stands before, or none that may be context."""
+    """Number of occurrences without an allowed context token before the k-gram."""
     shorter: np.ndarray
-    """The node, one level below, of all tokens but the first; empty at level 1."""
+    """The node, at the level below, of all tokens but the first; empty at level 1."""
 
 
 class Counts(NamedTuple):
@@ -51,59 +51,60 @@ class Counts(NamedTuple):
     bounded: bool
 
     def contexts(self, order: int) -> int:
-        """How many nodes the contexts of k-grams are numbered by: 1 for the empty one of k = 1."""
+        """Number of context nodes for k-grams, k = `order`; 1, the empty context, for k = 1."""
         return len(self.levels[order - 2].token) if order > 1 else 1
 
 
 class Found(NamedTuple):
-    """The k-grams of a text, looked up among counted ones."""
+    """The k-grams of a text, looked up in the counts of another text."""
 
     places: np.ndarray
-    """[m] numbers, from 0, of the tokens that end a k-gram."""
+    """[m] positions, from 0, of the tokens that end a k-gram."""
     contexts: np.ndarray
-    """[m] nodes of their contexts; -1: never seen."""
+    """[m] nodes of the k-grams' contexts; -1: never seen."""
     nodes: np.ndarray
     """[m] nodes of the k-grams; -1: never seen."""
 
 
 class Row(NamedTuple):
-    """What speaks against counting longer n-grams, in numbers, for one order k."""
+    """Statistics of sparsity and storage for the k-grams of a single order k."""
 
     order: int
     possible: int
     """V^k."""
     seen: int
-    """Kinds that occur in the training text."""
+    """Distinct k-grams that occur in the training text."""
     once: int
-    """Kinds that occur in it once."""
+    """Distinct k-grams that occur exactly once in the training text."""
     test: int
     """Tokens of the test text that end a k-gram."""
     unseen: int
-    """How many of these k-grams do not occur in the training text."""
+    """Number of k-grams of the test text that do not occur in the training text."""
     bytes: int
-    """What this order adds to the parameters."""
+    """Bytes that this order adds to the parameters."""
 
     @property
     def unseen_share(self) -> float:
-        """Share of the test text's k-grams that the training text lacks; NaN where it has none."""
+        """Share of the test text's k-grams absent from the training text; NaN without k-grams."""
         return self.unseen / self.test if self.test else float("nan")
 
 
 def count(
     tokens: np.ndarray, *, order: int, vocab_size: int, boundary: int, bounded: bool = False
 ) -> Counts:
-    """Counts the n-grams of a text, of order 1 to n.
+    """Count the n-grams of a text, of order 1 to n.
 
     Args:
-      tokens: [N] numbers of tokens, of any integer type; may be mapped from a disk.
+      tokens: [N] numbers of tokens, of any integer type; may be memory-mapped.
       order: n, at least 1.
       vocab_size: V.
-      boundary: the token that ends a line and stands before the text.
-      bounded: contexts end at the last boundary token; False: the text is one stream.
+      boundary: the token that ends a line and precedes the text.
+      bounded: if True, contexts begin at the last boundary token; False: the text is a single
+        stream.
 
     Raises:
-      UserError: the text is empty, the order is below 1 or no n-gram is that long, a token is not
-        below V, or the text's n-grams cannot be numbered by 32 bits.
+      UserError: the text is empty, the order is below 1 or above the longest n-gram, a token is not
+        below V, or the n-grams cannot be numbered in 32 bits.
     """
     check_order(tokens, order=order, boundary=boundary, bounded=bounded)
     text, reach = _text(tokens, vocab_size, boundary, bounded)
@@ -132,16 +133,16 @@ def count(
                 shorter=shorter,
             )
         )
-        # Where no k-gram ends, none is asked for: the next level's places lie within these.
+        # The other entries stay stale, but are not read: the next level's places are a subset.
         node[places] = kind
     return Counts(tuple(levels), vocab_size, boundary, bounded)
 
 
 def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool) -> None:
-    """Returns if a text holds n-grams of an order; arguments as for `count`.
+    """Check that a text holds n-grams of the given order; arguments as for `count`.
 
     Raises:
-      UserError: the order is below 1, or no n-gram of the text is that long.
+      UserError: the order is below 1, or above the text's longest n-gram.
     """
     if order < 1:
         raise UserError(f"order={order} must be 1 or more")
@@ -150,7 +151,7 @@ def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool)
         return
     ends = np.flatnonzero(np.asarray(tokens) == boundary) if bounded else np.zeros(0, np.int64)
     edges = np.concatenate([[-1], ends, [total - 1]])
-    # A line's tokens, and the boundary before them.
+    # The tokens of a line, and the boundary token before the line.
     longest = int(np.max(np.diff(edges))) + 1
     if order > longest:
         raise UserError(
@@ -160,7 +161,7 @@ def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool)
 
 
 def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
-    """Looks up the n-grams of another text, order by order from 1 to n.
+    """Look up the n-grams of another text, order by order from 1 to n.
 
     Args:
       counts: of the training text.
@@ -178,7 +179,7 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
         places = np.flatnonzero(reach >= k)
         contexts = node[places - 1]
         known = level.context.astype(np.int64) * V + level.token
-        keys = contexts * V + text[places]  # of an unseen context negative, which no known one is
+        keys = contexts * V + text[places]  # negative, and never known, for an unseen context
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         nodes = np.where(known[at] == keys, at, -1)
         yield Found(places - 1, contexts, nodes)
@@ -187,11 +188,11 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
 
 
 def continuations(counts: Counts, order: int) -> np.ndarray:
-    """[M] in how many contexts each k-gram stands: kinds of tokens that occur before it.
+    """[M] continuation counts: the number of distinct tokens that occur before each k-gram.
 
-    Occurrences that nothing may stand before are contexts of their own, each. So a k-gram that
-    begins with `<s>` has its plain count, and so has every n-gram of the highest order, n, for
-    there the tokens before it are not counted.
+    Each occurrence without an allowed token before the k-gram counts as a distinct context. A
+    k-gram that begins with `<s>` therefore has the plain count. N-grams of the highest order n also
+    have the plain count, because their preceding tokens are not counted.
     """
     level = counts.levels[order - 1]
     if order == len(counts.levels):
@@ -201,13 +202,16 @@ def continuations(counts: Counts, order: int) -> np.ndarray:
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """D_0 … D_3 of modified Kneser-Ney: what counts of 0, 1, 2, and 3 or more lose.
+    """D_0 … D_3 of modified Kneser-Ney: the discounts on counts of 0, 1, 2, and 3 or more.
 
-    With n_j the k-grams of count j: Y = n_1 / (n_1 + 2 n_2), D_j = j - (j + 1) Y n_{j+1} / n_j
-    (Chen & Goodman, 1998, equation 26), and D_3 goes for larger counts too. A small text may have
-    no k-grams of some count: where n_j or n_{j+1} is 0, or D_j is not between 0 and j, D_j is
-    D_{j-1}, and D_1 is 1/2. So every seen k-gram keeps a part of its count, and every seen context
-    leaves some to the order below.
+    With n_j the number of k-grams of count j (Chen & Goodman, 1998, equation 26),
+
+        Y = n_1 / (n_1 + 2 n_2),   D_j = j - (j + 1) Y n_{j+1} / n_j.
+
+    D_3 also applies to larger counts. A small text may have no k-grams of some count: if n_j or
+    n_{j+1} is 0, or D_j is not between 0 and j, D_j falls back to D_{j-1}, and D_1 to 1/2. Every
+    seen k-gram thus keeps a part of the count, and every seen context leaves some probability to
+    the order below.
 
     Args:
       counts: [M] of one order.
@@ -222,12 +226,12 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
-    """What is possible, seen, seen once, missed and stored, order by order.
+    """Number of k-grams possible, seen, seen once and unseen, and bytes stored, for each order k.
 
     Args:
       counts: of the training text.
       test: [N] tokens of a test text.
-      params: what `lm_jax.models.ngram.fit` made of the counts.
+      params: result of `lm_jax.models.ngram.fit` for the counts.
 
     Raises:
       UserError: the text is empty, or a token is not below V.
@@ -253,7 +257,7 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
 def _text(
     tokens: np.ndarray, vocab_size: int, boundary: int, bounded: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """s_0 … s_N and the longest n-gram that ends at each, 0 at s_0, which is not predicted."""
+    """s_0 … s_N, and the reach of each token; the reach of s_0 is 0, because s_0 is no target."""
     total = len(tokens)
     if not total:
         raise UserError("the text holds no tokens: there is nothing to count")
@@ -261,7 +265,7 @@ def _text(
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise UserError(f"token {wrong} is not in the vocabulary of V={vocab_size}")
-    # Searches step past the last node by up to V, and must not overflow there.
+    # Searches step past the last node by up to V, and this must not overflow.
     if total + vocab_size >= 2**31:
         raise UserError(
             f"{total:,} tokens of {vocab_size:,} kinds are too many n-grams: up to {2**31 - 1:,} "

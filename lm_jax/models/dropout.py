@@ -1,12 +1,15 @@
-"""Noise on the units while a model is trained (Srivastava et al., 2014).
+"""Dropout on the units during training (Srivastava et al., 2014).
 
-Each number is set to zero with a chance q, and the others are divided by 1 - q, which keeps the
-mean. The places where that is done in a recurrent model are those of Zaremba et al. (2014), all but
-the recurrent connections; one mask for all time steps is the "variational" dropout of Gal &
-Ghahramani (2016); whole words of the table, and entries of W_hh, are those of Merity et al. (2018,
-sections 4.1 and 4.3), one draw for an update.
+Each number becomes zero with probability q; the others are divided by 1 - q to preserve the mean.
+The variants:
 
-`Noise` draws all of it from one key. Without a key it does nothing: that is the model in use.
+- `inputs`, `between`, `outputs`: dropout between layers, on all but the recurrent connections
+  (Zaremba et al., 2014);
+- `locked`: "variational" dropout, a single mask for all time steps (Gal & Ghahramani, 2016);
+- `words`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once for
+  an update (Merity et al., 2018, sections 4.1 and 4.3).
+
+`Noise` draws all masks from a single key. Without a key `Noise` does nothing, as in evaluation.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ Chance = float | Array | None  # None: off
 
 
 class Place(enum.IntEnum):
-    """Where numbers are dropped; each place draws from a key of its own."""
+    """Places of dropout; each place draws from a separate key."""
 
     INPUTS = 0
     OUTPUTS = 1
@@ -30,74 +33,76 @@ class Place(enum.IntEnum):
     RECURRENT = 2000  # plus the layer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # its arrays have no hash
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no hash
 class Noise:
-    """The noise of one update."""
+    """The dropout of an update: probabilities, and the key for drawing the masks."""
 
     key: Array | None = None
     locked: bool = False
-    """One mask for all T steps."""
+    """If True, draw a single mask for all T steps."""
     inputs: Chance = None
     between: Chance = None
     outputs: Chance = None
     words: Chance = None
     recurrent: Chance = None
     first: int | Array | None = None
-    """The place in the update of the first step that is read, where not all are read at once."""
+    """Place in the update of the first step to be read, if the update is read in parts."""
 
     def drawn(self, key: Array) -> "Noise":
-        """The same noise, drawn from a key."""
+        """This dropout with a key to draw masks from."""
         return dataclasses.replace(self, key=key)
 
     def placed(self, first: int | Array) -> "Noise":
-        """The same noise where reading begins at step `first` of an update: each step's masks are
-        drawn for its place, so they are its own, wherever the update's steps are cut."""
+        """This dropout for reading an update from step `first` on.
+
+        Each step's masks depend on the step's place in the update, not on the cut into parts.
+        """
         return dataclasses.replace(self, first=first)
 
     def key_of(self, place: int) -> Array | None:
-        """The key of a place."""
+        """The key of a place; None without noise."""
         return None if self.key is None else jax.random.fold_in(self.key, place)
 
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped."""
+        """True if anything is dropped."""
         chances = self.inputs, self.between, self.outputs, self.words, self.recurrent
         return self.key is not None and any(chance is not None for chance in chances)
 
     @property
     def differs_by_step(self) -> bool:
-        """Whether each time step has a mask of its own."""
+        """True if each time step has a different mask."""
         at_steps = self.inputs, self.between, self.outputs
         return self.drops and not self.locked and any(chance is not None for chance in at_steps)
 
     @property
     def on_vectors(self) -> bool:
-        """Whether a token's vector is not its row of the table."""
+        """True if a token's vector may differ from its row of the table C."""
         return self.key is not None and not (self.inputs is None and self.words is None)
 
     def on_inputs(self, vectors: Float[Array, "T B E"]) -> Float[Array, "T B E"]:
-        """The tokens' vectors as the first layer sees them."""
+        """Apply input dropout to the tokens' vectors, for the first layer."""
         return self._over_time(vectors, self.inputs, Place.INPUTS)
 
     def on_layer(self, h: Float[Array, "T B H"], layer: int) -> Float[Array, "T B H"]:
-        """What layer `layer`, counted from 0, hands to the next."""
+        """Apply dropout between layers to the output of layer `layer`, counted from 0."""
         return self._over_time(h, self.between, Place.BETWEEN + layer)
 
     def on_outputs(self, h: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
-        """What the readout sees."""
+        """Apply output dropout to the last layer's output, for the readout."""
         return self._over_time(h, self.outputs, Place.OUTPUTS)
 
     def on_words(
         self, vectors: Float[Array, "T B E"], x: Int[Array, "T B"], vocab_size: int
     ) -> Float[Array, "T B E"]:
-        """The vectors of tokens, those of the dropped words zero."""
+        """Apply word dropout: the vector of each dropped word becomes zero."""
         if self.key is None or self.words is None:
             return vectors
         scale = mask(jax.random.fold_in(self.key, Place.WORDS), self.words, (vocab_size, 1))
         return vectors * scale[x]
 
     def on_recurrent(self, W_hh: Float[Array, "H G"], layer: int) -> Float[Array, "H G"]:
-        """A layer's recurrent weights."""
+        """Apply recurrent dropout to the recurrent weights of layer `layer`."""
         if self.key is None or self.recurrent is None:
             return W_hh
         key = jax.random.fold_in(self.key, Place.RECURRENT + layer)
@@ -120,6 +125,6 @@ SILENT = Noise()
 
 
 def mask(key: Array, chance: Chance, shape: tuple[int, ...]) -> Array:
-    """Zeros with a chance q, and else 1 / (1 - q)."""
+    """A dropout mask: 0 with probability q = `chance`, else 1 / (1 - q)."""
     keep = 1 - jnp.asarray(chance, float)
     return jax.random.bernoulli(key, keep, shape) / keep

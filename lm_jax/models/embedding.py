@@ -1,10 +1,10 @@
-"""Tokens in: what a token's vector, one-hot or learned, contributes to a layer.
+"""Tokens in: learned or one-hot vectors, and their products with a matrix.
 
 A layer reads a token through the product of the token's vector with a matrix. A learned vector is a
-row of the table C [V, E] (Bengio et al., 2003, section 2), which all places that read tokens share.
-A one-hot vector is never written out: the token's number stands for it, and its product with a
-matrix is a row of the matrix. Where the inputs are V real numbers at each step, they stand where
-the one-hot vector of V numbers stands, and everything else is the same.
+row of the table C [V, E] (Bengio et al., 2003, section 2), shared by all readers of tokens. A
+one-hot vector is never written out: the token's number represents the vector, and the product of
+the vector with a matrix is a row of the matrix. If the input of a step is V real numbers, these
+numbers take the place of the V entries of a one-hot vector.
 """
 
 from typing import NamedTuple
@@ -19,21 +19,21 @@ from lm_jax.models.product import Precision, product
 
 
 class Embedding(NamedTuple):
-    """How tokens become vectors."""
+    """The map from tokens to vectors."""
 
     vocab_size: int
     """V."""
     size: int | None
     """E, or None for one-hot vectors."""
     tied: bool = False
-    """Whether the readout multiplies by the table, too."""
+    """If True, the readout multiplies by the table, too."""
     precision: Precision = "float32"
-    """Of the product with real inputs; a token's vector is a row of the table, as it stands."""
+    """Precision of the product with real inputs; a token's vector is an unrounded row of C."""
 
     def init(self, key: Array) -> Params:
         """The table {"C": [V, E]} with entries N(0, 1), or {} for one-hot vectors.
 
-        Where the readout shares it they are N(0, 1 / E), so that logits begin near zero.
+        If the readout shares the table, entries are N(0, 1 / E), and initial logits are near zero.
         """
         if self.size is None:
             return {}
@@ -41,22 +41,22 @@ class Embedding(NamedTuple):
         return {"C": C / jnp.sqrt(self.size) if self.tied else C}
 
     def init_projection(self, key: Array, outputs: int) -> Float[Array, "inputs outputs"]:
-        """The first matrix that a vector meets: [E, outputs], or [V, outputs] if one-hot."""
+        """The matrix that first multiplies a vector: [E, outputs], or [V, outputs] if one-hot."""
         if self.size is None:
-            # One row is read at a time, so one input counts, not V.
+            # A one-hot vector reads a single row, so the fan-in is 1, not V.
             return jax.random.normal(key, (self.vocab_size, outputs))
-        # Keeps the variance, which is 1 / E where the table is tied.
+        # Preserves the variance, which is 1 / E if the table is tied.
         return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
 
     def vectors(
         self, params: Params, x: Int[Array, "T B"] | Float[Array, "T B V"], noise: Noise
     ) -> Float[Array, "T B E"] | Int[Array, "T B"]:
-        """The tokens' vectors: learned ones, or the numbers that stand for one-hot ones.
+        """The tokens' learned vectors; for one-hot vectors, the tokens' numbers themselves.
 
         Args:
-          params: what `init` gave.
+          params: parameters from `init`.
           x: numbers of tokens, below 0 for no token; or real inputs.
-          noise: of this update.
+          noise: dropout of this update.
         """
         if self.size is None:
             return x
@@ -72,15 +72,15 @@ class Embedding(NamedTuple):
         noise: Noise,
         W: Float[Array, "inputs outputs"],
     ) -> tuple[Array, Array]:
-        """Vectors, and the matrix to multiply them by, such that the product is that with W.
+        """Return (inputs, matrix), whose product by `times` is the tokens' vectors times W.
 
-        They are those of `vectors` and W itself; or, where there are more tokens than words and
-        every token's vector is its row of C, the tokens' numbers and C W: the same product, made
-        once for each word.
+        By default these are the result of `vectors`, and W. If vectors are learned, x holds at
+        least V tokens, and no dropout acts on the vectors, the shortcut is taken: the tokens'
+        numbers, and C W, computed once for each word of the vocabulary.
 
         Args:
           params, x, noise: as for `vectors`.
-          W: the first matrix that a vector meets.
+          W: the matrix that first multiplies a vector.
         """
         tokens = jnp.issubdtype(x.dtype, jnp.integer)
         if self.size is None or not tokens or self.vocab_size > x.size or noise.on_vectors:
@@ -93,7 +93,7 @@ def times(
     W: Float[Array, "inputs outputs"],
     precision: Precision = "float32",
 ) -> Float[Array, "..."]:
-    """Each token's vector times W: [..., outputs]."""
+    """Each token's vector times W: [..., outputs]; a token's number picks a row of W."""
     if jnp.issubdtype(vectors.dtype, jnp.integer):
         return W[vectors]
     return product(vectors, W, precision)

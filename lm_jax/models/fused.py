@@ -1,6 +1,6 @@
-"""The cross-entropy of a softmax and its gradient in one sweep, without all logits at once.
+"""The cross-entropy of a softmax and the gradient, computed together in tiles of the logits.
 
-The loss of N targets under a mask, z_t = h_t W + b, and its gradient, as the lecture has it:
+The loss of N targets under a mask, with z_t = h_t W + b, and the gradient, as in the lecture:
 
     J = Σ_t J_t,   J_t = ln Σ_k e^{z_tk} - z_{t, y_t}
     ∂J_t/∂z_t = p_t - onehot(y_t),   p_t = softmax(z_t)
@@ -11,29 +11,30 @@ and zero for the targets outside the mask. With label smoothing s the target is 
 + s / V (`lm_jax.models.readout.softmax`), and the last term of J_t is (1 - s) z_{t, y_t} + s z̄_t,
 with the mean z̄_t = h_t W̄ + b̄ over the columns of W and b.
 
-A sum needs no cotangent of its own for each target, so the gradient is made where the logits are:
-a tile of them is computed, turned into p - onehot(y), multiplied, and forgotten. The derivative of
-J in a direction (dW, db, dh) is then the inner product with that gradient. Reverse mode transposes
-it, which scales the gradient by one number; forward mode and second derivatives come of the same
-rule. Sums and products are accumulated in float32, or in float64 where the inputs are.
+In a sum all targets have the same cotangent. The gradient can therefore be computed together with
+the logits: compute a tile of logits, turn the tile into p - onehot(y), multiply, and discard. The
+derivative of J in a direction (dW, db, dh) is then the inner product with this gradient. Reverse
+mode transposes the inner product and only scales the gradient; forward mode and second derivatives
+follow from the same rule. Sums and products are accumulated in float32, or in float64 for float64
+inputs.
 
 Two kinds of tiles:
 
-- *some targets, all tokens*, where `TILE` logits are those of `FEWEST` targets or more: three
-  products, as in the plain loss. Each tile adds to all of ∂J/∂W, so that they are twice as large;
-- *all targets (`MOST` at a time), some tokens*, of at most `TILE` logits, which stay in the
-  processor's cache: ln Σ e^z is gathered block by block over the vocabulary (Milakov & Gimelshein,
-  2018, algorithm 3), and the logits are computed a second time for p: a fourth product, but no W is
-  read, and no gradient written, more than that once.
+- *some targets, all tokens*, if `TILE` logits cover at least `FEWEST` targets: three products, as
+  in the plain loss. Each tile adds to all of ∂J/∂W; to add less often, tiles are up to 3/2 `TILE`;
+- *all targets (`MOST` at a time), some tokens*, at most `TILE` logits, to stay in the processor's
+  cache: ln Σ e^z is accumulated block by block over the vocabulary (Milakov & Gimelshein, 2018,
+  algorithm 3), and the logits are computed a second time for p. This costs a fourth product, but
+  each pass reads W once, and the gradient is written once.
 
-Where one kind gives way to the other was chosen by timing both on two CPU cores; what the choice
-comes to beside the plain loss, `benchmarks/loss.py` measures.
+The switch between the two kinds was chosen by timing both on two CPU cores; `benchmarks/loss.py`
+measures the result against the plain loss.
 
-Where lanes are on several devices, each sweeps over the targets of its own lanes, and the sums are
-added up once, at the end: the tokens of all lanes in one row would have to be fetched by every
-device, which would then do all of the work.
+If the sequences of a batch are spread over several devices, each device sweeps over the targets of
+its own sequences, and the sums are added once, at the end. Flattening all sequences to a single
+axis would make every device fetch all tokens and do all of the work.
 
-Letters: N targets, n of a tile; V tokens, v of a tile; m and e, maximum and Σ e^{z - m} so far.
+Letters: N targets, n of a tile; V tokens, v of a tile; m and e, running maximum and Σ e^{z - m}.
 """
 
 import functools
@@ -61,16 +62,16 @@ def total_nats(
     table: bool = False,
     precision: Precision = "float32",
 ) -> Float[Array, ""]:
-    """Σ -ln softmax(h W + b)_y over the targets under the mask, in nats.
+    """The total cross-entropy Σ -ln softmax(h W + b)_y of the targets under the mask, in nats.
 
     Args:
       W: [H, V].
-      b: added to the logits; None: nothing.
-      h: what the readout sees; where lanes are on several devices, [T, B, H].
-      y: targets; one that is no token's number makes the sum NaN.
-      mask: which of them count.
+      b: bias of the logits; None: no bias.
+      h: input of the readout; [T, B, H] if the sequences are spread over several devices.
+      y: targets; a number that is not a token's makes the sum NaN.
+      mask: True for each target in the sum.
       smoothing: s; None: the target is the next token alone.
-      table: W is given as its transpose [V, H], a table of tokens' vectors.
+      table: if True, W is the transpose [V, H], a table of tokens' vectors.
       precision: of the factors of the products, see `lm_jax.models.product`.
     """
     V = W.shape[0 if table else 1]
@@ -80,7 +81,7 @@ def total_nats(
 
 
 def tiles(N: int, V: int) -> tuple[int, int]:
-    """(targets, tokens) of a tile."""
+    """Size (targets, tokens) of a tile for N targets and V tokens."""
     n = TILE // V
     if n >= min(N, FEWEST):
         return min(N, 3 * n // 2), V
@@ -90,7 +91,7 @@ def tiles(N: int, V: int) -> tuple[int, int]:
 
 @functools.cache
 def _summed(table: bool, precision: Precision):
-    """The loss (W, b, h[*shape, H], y[*shape], mask[*shape], s) -> [] with its derivative."""
+    """The loss (W, b, h[*shape, H], y[*shape], mask[*shape], s) -> [] with a custom derivative."""
 
     @jax.custom_jvp
     def loss(*given):
@@ -111,7 +112,7 @@ def _summed(table: bool, precision: Precision):
 
 
 def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
-    """What `_sweep` gives, of targets in any shape, from every device that has lanes of them."""
+    """The result of `_sweep` for targets of any shape, summed over all devices with sequences."""
 
     def here(W, b, h, y, mask, s):
         rows = h.reshape(-1, h.shape[-1]), y.reshape(-1), mask.reshape(-1)
@@ -135,7 +136,7 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
 
     whole, lanes = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
     of_grads = (whole, whole, lanes, whole) if gradient else None
-    # The check asks of each array in the sweep's loops whether it differs between devices.
+    # check_vma would require marking each array in the sweep's loops that differs between devices.
     return jax.shard_map(
         part,
         in_specs=(whole, whole, lanes, lanes, lanes, whole),
@@ -145,11 +146,11 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
 
 
 def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
-    """(the loss, its gradient with respect to W, b, h and s, or None)."""
+    """The loss, and the gradient with respect to (W, b, h, s), or None without `gradient`."""
     (N, H), V, wide = h.shape, b.shape[0], _wide(h)
     n, v = tiles(N, V)
     chunks, blocks = -(-N // n), -(-V // v)
-    # As even as can be. The last block of tokens is shifted back to end where the vocabulary does.
+    # As even as possible. The last block of tokens is shifted back to end with the vocabulary.
     n, v = -(-N // chunks), -(-V // blocks)
     axis = 0 if table else 1
     even = 0.0 if s is None else s / V
@@ -168,11 +169,11 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         return jax.lax.dynamic_update_slice_in_dim(a, cut(a, start, axis) + more, start, axis)
 
     def fresh(block, start):
-        """Which tokens of a block are in no block before it, [1, v]."""
+        """Mask [1, v] of the tokens of a block that are in no earlier block."""
         return (start + jnp.arange(v) >= block * v)[None]
 
-    # What is masked is masked in rows and in columns: for a constant that stands beside a tile JAX
-    # makes a tile of its own, which it takes out of the loop, and which is then read every time.
+    # Masks apply to rows and columns, never to a whole tile: JAX would expand a constant to a tile,
+    # hoist the tile out of the loop, and read the tile in every iteration.
     def logits(h, block, start):
         offset = cut(b, start).astype(wide)[None]
         if blocks * v != V:
@@ -180,7 +181,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         return product(h, cut(W, start, axis), ((1,), (1 - axis,))) + offset
 
     def gathered(sums, z, y, block, start):
-        """(m, e, z_y) with one block more."""
+        """Add a block to the running (m, e, z_y)."""
         m, e, z_y = sums
         top = jnp.maximum(m, jax.lax.stop_gradient(jnp.max(z, axis=1)))
         safe = jnp.where(jnp.isneginf(top), 0, top)
@@ -191,7 +192,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         return top, e, jnp.where(inside, here, z_y)
 
     def spread(grads, z, log_sum, h, y, mask, block, start):
-        """(dW, db, dh) with one block more."""
+        """Add a block to the running (dW, db, dh)."""
         dW, db, dh = grads
         p = jnp.exp(z - jnp.where(mask, log_sum, jnp.inf)[:, None])
         number = (start + jnp.arange(v))[None]
@@ -244,10 +245,10 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         jnp.pad(a, ((0, padding),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, n, *a.shape[1:])
         for a in (h, y, mask)
     ]
-    # Each chunk has the blocks' numbers anew: JAX takes out of a loop, and keeps, whatever follows
-    # from its constants, and with constant numbers that is every block of W.
+    # Each chunk gets the block numbers as inputs: JAX hoists out of a loop, and keeps, all results
+    # that depend on constants only. With constant numbers this would be every block of W.
     rows.append(jnp.broadcast_to(jnp.arange(blocks)[None], (chunks, blocks)))
-    # Where the gradient itself is differentiated, a chunk's tiles are made again, too.
+    # Second derivatives recompute a chunk's tiles, too, instead of keeping them.
     swept = jax.checkpoint(chunk)
     start, given = jnp.zeros((), wide), tuple(rows)
     if not gradient:
@@ -256,7 +257,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         zeros = jnp.zeros(W.shape, wide), jnp.zeros(V, wide)
         (nats, dW, db), found = jax.lax.scan(swept, (start, *zeros), given)
     else:
-        # The first chunk's is the gradient that others add to, so W's need not be zero before.
+        # The other chunks add to the first chunk's gradient, so no zeros [H, V] are needed.
         sums, found = swept((start, None, None), jax.tree.map(lambda a: a[0], given))
         found = jax.tree.map(lambda a: a[None], found)
         if chunks > 1:
@@ -277,5 +278,5 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
 
 
 def _wide(a: Array):
-    """The type in which sums over a's numbers are taken."""
+    """The type of sums over the entries of a."""
     return jnp.promote_types(a.dtype, jnp.float32)

@@ -1,11 +1,12 @@
-"""Recurrences that are linear in the state, h_t = a_t ∘ h_{t-1} + b_t, and so parallel over time.
+"""Recurrences linear in the state, h_t = a_t ∘ h_{t-1} + b_t, run in parallel over time.
 
-Neither a_t nor b_t depends on h, so a step is an affine map, and two steps after one another are
-one: (a, b) then (a', b') is (a a', a' b + b'). That is associative, so all T states of a chunk are
-a scan of depth log T (Blelloch, 1990) instead of T steps. Where a gradient estimator acts on every
-step (`between`), and where one token is read at a time, the steps are made one by one.
+Neither a_t nor b_t depends on h. A step is therefore an affine map, and two consecutive steps
+compose to a single affine map: (a, b) then (a', b') is (a a', a' b + b'). The composition is
+associative, and a scan of depth log T (Blelloch, 1990) computes all T states of a chunk. The cells
+run step by step if a gradient estimator acts on every step (`between`), or if tokens are read one
+at a time.
 
-Letters: H units; N complex ones; B lanes.
+Letters: H units; N complex units; B sequences of a batch.
 """
 
 import math
@@ -21,9 +22,9 @@ from lm_jax.settings import UserError
 
 
 def mingru(hidden_size: int) -> Cell:
-    """h_t = (1 - z_t) h_{t-1} + z_t h̃_t with z = σ(W_z x + b_z), h̃ = W_h x + b_h.
+    """The minGRU, h_t = (1 - z_t) h_{t-1} + z_t h̃_t with z = σ(W_z x + b_z), h̃ = W_h x + b_h.
 
-    Feng et al. (2024), algorithm 1; z and h̃ stand in z_x in this order.
+    Feng et al. (2024), algorithm 1; z_x holds z and h̃ in this order.
 
     Args:
       hidden_size: H.
@@ -31,17 +32,17 @@ def mingru(hidden_size: int) -> Cell:
 
     def terms(params: Params, z_x: Array) -> tuple[Array, Array]:
         z, new = jnp.split(z_x, 2, axis=-1)
-        # σ(-z) is 1 - σ(z), without the loss of digits.
+        # σ(-z) is 1 - σ(z) without cancellation.
         return jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * new
 
     return _biased(hidden_size, 2, terms)
 
 
 def minlstm(hidden_size: int) -> Cell:
-    """h_t = f'_t h_{t-1} + i'_t h̃_t, where f' and i' are f and i divided by f + i.
+    """The minLSTM, h_t = f'_t h_{t-1} + i'_t h̃_t with f' = f / (f + i), i' = i / (f + i).
 
-    f = σ(W_f x + b_f), i = σ(W_i x + b_i), h̃ = W_h x + b_h, in this order in z_x: Feng et al.
-    (2024), algorithm 3, where a state is a mean and so does not grow with the length of the text.
+    f = σ(W_f x + b_f), i = σ(W_i x + b_i), h̃ = W_h x + b_h, in this order in z_x (Feng et al.,
+    2024, algorithm 3). A state is a weighted mean and does not grow with the length of the text.
 
     Args:
       hidden_size: H.
@@ -49,7 +50,7 @@ def minlstm(hidden_size: int) -> Cell:
 
     def terms(params: Params, z_x: Array) -> tuple[Array, Array]:
         f, i, new = jnp.split(z_x, 3, axis=-1)
-        # f' = f / (f + i) = σ(ln f - ln i), which is right where both are too small to be divided.
+        # f' = f / (f + i) = σ(ln f - ln i), which holds even if both underflow.
         odds = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
         return jax.nn.sigmoid(odds), jax.nn.sigmoid(-odds) * new
 
@@ -61,17 +62,18 @@ def diagonal(
 ) -> Cell:
     """The linear recurrent unit of Orvieto et al. (2023): s_t = λ ∘ s_{t-1} + γ ∘ (B x_t), complex.
 
-    λ = exp(-exp(ν) + i exp(θ)), so |λ| < 1 whatever the parameters. It begins uniform on the ring
-    r_min ≤ |λ| ≤ r_max with phases in [0, max_phase] (their section 3.2), and γ, kept as its
-    logarithm, at √(1 - |λ|²), which keeps the variance of white inputs.
+    λ = exp(-exp(ν) + i exp(θ)) has |λ| < 1 for all parameters. The initial λ is uniform on the ring
+    r_min ≤ |λ| ≤ r_max with phases in [0, max_phase] (Orvieto et al., section 3.2). The initial γ
+    is √(1 - |λ|²), which preserves the variance of white inputs; the parameter is ln γ.
 
-    The carry is real, the N = H / 2 real parts and then the imaginary ones, and it is the output:
-    their C is the next product, of the layer above or the readout. W_xh holds B likewise.
+    The carry is real, the N = H / 2 real parts before the imaginary parts, and the carry is the
+    output: the C of Orvieto et al. is the next product, in the layer above or the readout. W_xh
+    holds B in the same layout.
 
     Args:
       hidden_size: H, even.
-      r_min, r_max: of |λ| at the beginning, 0 ≤ r_min < r_max ≤ 1.
-      max_phase: of λ at the beginning, radians.
+      r_min, r_max: bounds of |λ| at initialisation, 0 ≤ r_min < r_max ≤ 1.
+      max_phase: largest phase of λ at initialisation, radians.
 
     Raises:
       UserError: H is odd.
@@ -85,10 +87,10 @@ def diagonal(
 
     def init(key: Array) -> Params:
         size, phase = (jax.random.uniform(k, (N,), float) for k in jax.random.split(key))
-        # Off 0 and, for |λ|, off 1, whose logarithms here are no numbers to learn from.
+        # Kept away from 0, and |λ| also from 1: the logarithms below must be finite.
         near = jnp.finfo(size.dtype)
         square = jnp.clip(size * (r_max**2 - r_min**2) + r_min**2, near.tiny, 1 - near.epsneg)
-        decay = -jnp.log(square) / 2  # -ln |λ|, where |λ|² is uniform
+        decay = -jnp.log(square) / 2  # -ln |λ|, with |λ|² uniform
         return {
             "nu": jnp.log(decay),
             "theta": jnp.log(jnp.maximum(max_phase * phase, near.tiny)),
@@ -108,17 +110,18 @@ def diagonal(
 
 
 def as_complex(halves: Float[Array, "*shape H"]) -> Complex[Array, "*shape N"]:
-    """The complex numbers whose real and imaginary parts are the two halves."""
+    """Join halves [..., H] to complex numbers [..., N]: real parts, then imaginary parts."""
     return jax.lax.complex(*jnp.split(halves, 2, axis=-1))
 
 
 def as_real(s: Complex[Array, "*shape N"]) -> Float[Array, "*shape H"]:
-    """The real parts, then the imaginary ones."""
+    """Split complex numbers [..., N] into halves [..., H]: real parts, then imaginary parts."""
     return jnp.concatenate([s.real, s.imag], axis=-1)
 
 
 Terms = Callable[[Params, Array], tuple[Array, Array]]
-"""(params, z_x[..., B, width]) -> a[..., B, H], or [..., 1, H] for all lanes, and b[..., B, H]."""
+"""(params, z_x[..., B, width]) -> (a, b): b[..., B, H], and a[..., B, H], or [..., 1, H] if a is
+the same for all sequences."""
 
 
 def _biased(hidden_size: int, gates: int, terms: Terms) -> Cell:
@@ -136,7 +139,7 @@ def _linear(
     state: Callable[[Array], Array] = lambda carry: carry,
     carry_of: Callable[[Array], Array] = lambda state: state,
 ) -> Cell:
-    """The cell of h_t = a_t h_{t-1} + b_t, where h = state(carry) and carry = carry_of(h)."""
+    """The cell h_t = a_t h_{t-1} + b_t, with h = state(carry) and carry = carry_of(h)."""
 
     def step(params: Params, carry: Array, z_x: Array) -> Array:
         a, b = terms(params, z_x)
@@ -144,7 +147,7 @@ def _linear(
 
     def scan(params: Params, carry: Array, z_x: Array) -> tuple[Array, Array]:
         a, b = terms(params, z_x)
-        # The first step is taken, so that what is left starts from nothing.
+        # Take the first step here: the rest is then a scan from a zero state.
         b = b.at[0].add(a[0] * state(carry))
         _, h = jax.lax.associative_scan(_after_one_another, (a, b))
         h = carry_of(h)

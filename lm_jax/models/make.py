@@ -1,4 +1,4 @@
-"""From a config to a model: the one place in `models` that reads settings."""
+"""Build a model from its config; no other module in `models` reads settings."""
 
 import jax
 from jaxtyping import Array
@@ -21,13 +21,13 @@ from lm_jax.settings import UserError
 
 
 def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> LanguageModel:
-    """The model that a config describes.
+    """The model described by a config.
 
     Args:
-      config: `Config.model`; its numbers may be tracers (`lm_jax.settings.bind`).
+      config: `Config.model`; the numbers may be tracers.
       vocab_size: V.
-      real: whether x is V real numbers at each step, [T, B, V], and y a real number, the square of
-        whose error stands where the nats stand (`lm_jax.models.regression`); for an RNN.
+      real: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real number,
+        and the squared error replaces the nats (`lm_jax.models.regression`).
     """
     if isinstance(config, settings.NGram):
         return ngram(order=config.order, bounded=config.bounded)
@@ -138,7 +138,7 @@ def _cell(config: settings.RNN) -> cells.Cell:
         "diagonal": linear.diagonal,
     }
     if config.cell in parallel:
-        # They have no W_hh: what they multiply by is W_xh, and that is the layer's business.
+        # These cells have no W_hh, and the product with W_xh belongs to the layer.
         return parallel[config.cell](H)._replace(precision=config.precision)
     W_hh = cells.recurrent_weights(config.init, config.gain)
     precision = config.precision
@@ -158,7 +158,7 @@ def _cell(config: settings.RNN) -> cells.Cell:
 
 
 def _uniform(model: LanguageModel, s: float | Array) -> LanguageModel:
-    """The same model, every initial parameter drawn from U(-s, s)."""
+    """The model with every initial parameter drawn from U(-s, s)."""
 
     def init(key: Array) -> Params:
         leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, key))

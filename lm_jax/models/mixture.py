@@ -1,19 +1,19 @@
-"""Two language models as one: the mixture of their probabilities.
+"""The mixture of two language models, by a weighted mean of the two probabilities.
 
     p(y | past) = w p_a(y | past) + (1 - w) p_b(y | past)
 
-Bengio et al. (2003) mix a neural model with an interpolated trigram model, for the two
-err in different places. Any two models of one vocabulary can be mixed, mixtures among them. All of
-it is done with logarithms, so a model may give a token probability zero, as an n-gram model does,
-and w may be 0 or 1.
+Bengio et al. (2003) mix a neural model with an interpolated trigram model, because the two models
+err in different places. Any two models of the same vocabulary can be mixed, including mixtures. The
+code works with log-probabilities: a model may give a token probability zero, as an n-gram model
+does, and w may be 0 or 1.
 
-The weight is found afterwards, from what both models have given to a held-out text: the mean
-log-probability is concave in w, and its slope
+The weight is fitted afterwards, from the probabilities that both models give to a held-out text.
+The mean log-probability is concave in w, and the slope
 
     S(w) = (1/N) Σ_t (p_a(t) - p_b(t)) / (w p_a(t) + (1 - w) p_b(t))
 
-changes sign at most once. EM, which is w ← w + w (1 - w) S(w), comes to the same weight, the slower
-the more the models are alike; halving an interval takes as long for any two.
+changes sign at most once. EM, w ← w + w (1 - w) S(w), converges to the same weight, more slowly the
+more similar the models are; bisection takes the same time for any two models.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ HALVINGS = 60  # below the spacing of float64 near 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Both:
-    """What both models have for a text; an index picks the time steps of both, as of an array."""
+    """The two models' outputs for a text; an index picks time steps of both, as in an array."""
 
     a: Any
     b: Any
@@ -42,12 +42,13 @@ class Both:
 
 
 def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> LanguageModel:
-    """A language model of params (a's, b's), carry (a's, b's) and an h that is `Both`.
+    """The mixture of two language models, as a language model.
 
-    Its loss is its nats, and it has no noise: the models are trained each by itself.
+    params and carry are pairs, model a first; h is a `Both`. The loss is the sum of the nats, and
+    there is no dropout, because each model is trained separately.
 
     Args:
-      a, b: two models of one vocabulary.
+      a, b: two models of the same vocabulary.
       weight: w, the share of a, from 0 to 1.
 
     Raises:
@@ -66,7 +67,7 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> 
         between: Between | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Any]:
-        del tap  # it has no layers of its own
+        del tap  # a mixture has no layers
         carry_a, h_a = a.hidden(params[0], carry[0], x, between)
         carry_b, h_b = b.hidden(params[1], carry[1], x, between)
         return (carry_a, carry_b), Both(h_a, h_b)
@@ -95,14 +96,16 @@ def mixture(a: LanguageModel, b: LanguageModel, weight: float | int | Array) -> 
 
 
 def best_weight(nats_a: np.ndarray, nats_b: np.ndarray) -> float:
-    """The share of model a with which the mixture gives a text the fewest nats.
+    """The share of model a that minimises the mixture's nats on a text.
+
+    If both models agree on every token, all weights are equally good.
 
     Args:
-      nats_a, nats_b: [N] -ln P of each token under either model (`lm_jax.inference.score`); inf
-        where it is zero. Where the models are the same on the text, every weight is as good.
+      nats_a, nats_b: [N] -ln P of each token under each model (`lm_jax.inference.score`); inf for
+        probability zero.
 
     Raises:
-      ValueError: the two differ in length, or a token has probability zero in both.
+      ValueError: the arrays differ in length, or a token has probability zero in both models.
     """
     nats_a, nats_b = np.asarray(nats_a, np.float64), np.asarray(nats_b, np.float64)
     if nats_a.shape != nats_b.shape:
@@ -111,7 +114,7 @@ def best_weight(nats_a: np.ndarray, nats_b: np.ndarray) -> float:
     if impossible.any():
         raise ValueError(f"{impossible.sum()} tokens have probability zero in both models")
     better = nats_a < nats_b
-    # The smaller of the two probabilities over the larger one: no overflow, and 0 for one of zero.
+    # The smaller probability over the larger: cannot overflow, and 0 if the smaller is 0.
     ratio = np.exp(-np.abs(nats_a - nats_b))
 
     def slope(weight: float) -> float:

@@ -1,33 +1,34 @@
 """The n-gram language model: counted, not trained.
 
-Every estimator is one recursion from the longest context to the uniform distribution,
+Every estimator is a recursion from the longest context to the uniform distribution,
 
     p_k(w | c) = alpha_k(c w) + gamma_k(c) p_{k-1}(w | c'),    p_0(w) = 1 / V,
 
-where c is a context of k - 1 tokens, c' is c without its first token, alpha is 0 for an n-gram that
-was not seen and gamma 1 for a context that was not. With C(c w) the count and C(c) = Σ_w C(c w):
+with a context c of k - 1 tokens and c' = c without the first token. alpha is 0 for an unseen
+n-gram, and gamma is 1 for an unseen context. With the counts C(c w) and C(c) = Σ_w C(c w), the
+estimators are:
 
-- maximum likelihood: alpha = C(c w) / C(c), gamma = 0 where c was seen; an unseen context asks the
-  next shorter one.
+- maximum likelihood: alpha = C(c w) / C(c), and gamma = 0 for a seen c; an unseen context backs off
+  to the next shorter context.
 - add-k (Lidstone; k = 1 is Laplace): p(w | c) = (C(c w) + k) / (C(c) + k V). Here gamma leads
   straight to 1 / V, past the shorter contexts.
-- linear interpolation (Jelinek & Mercer, 1980): alpha = λ_k C(c w) / C(c), gamma = 1 - λ_k where c
-  was seen. One weight for each order; EM finds those of the greatest likelihood on held-out text.
+- linear interpolation (Jelinek & Mercer, 1980): alpha = λ_k C(c w) / C(c), and gamma = 1 - λ_k for
+  a seen c. Each order has a weight; EM finds the weights of maximum likelihood on held-out text.
 - modified Kneser-Ney, interpolated (Chen & Goodman, 1998): alpha = (N(c w) - D) / Σ_w N(c w) and
-  gamma = Σ_w D / Σ_w N(c w), where N counts occurrences at order n and, below it, the different
-  tokens before the k-gram (`lm_jax.models.counts.continuations`), and the discount D follows N
+  gamma = Σ_w D / Σ_w N(c w). N counts occurrences at order n and, at lower orders, the distinct
+  tokens before the k-gram (`lm_jax.models.counts.continuations`). The discount D depends on N
   (`lm_jax.models.counts.discounts`). No cutoffs.
 
-Where nothing stands before a context, at the text's beginning or, bounded, at its sentence's, it is
-shorter, and k counts from there.
+At the beginning of the text (or, bounded, of the sentence) contexts are shorter, and the recursion
+starts at the order k that the context allows.
 
-The parameters are a trie of int32 and floats. The h of this model are nodes: those of the contexts
-of 1 to n - 1 tokens, -1 where no token is there to be read, and the number after the last node,
-which has no children, where the context was not seen. The carry is the last n - 2 tokens, as that
-of `lm_jax.models.window`.
+The parameters are a trie of int32 and floats. The h of this model are the nodes of the contexts of
+1 to n - 1 tokens: -1 if the context would begin before the text or sentence, and the number after
+the last node, a node without children, if the context was not seen. The carry is the last n - 2
+tokens, as in `lm_jax.models.window`.
 
-Letters: n order, N contexts at once, V tokens, M nodes of a level. What add-k adds is called `add`,
-for k is the order of a level.
+Letters: n order, N contexts at once, V tokens of the vocabulary, M nodes of a level. The constant
+of add-k is called `add`, because k is the order of a level.
 """
 
 import math
@@ -49,16 +50,16 @@ CLOSE = 1e-9  # nats per token; EM is done when a round gains less
 
 
 def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
-    """The n-gram language model, whose parameters `fit` makes.
+    """The n-gram language model; `fit` makes the parameters.
 
-    Its logits are log-probabilities: -inf where P is 0, as its nats are inf there.
+    The logits are log-probabilities. If P is 0, the logit is -inf and the nats are +inf.
 
     Args:
       order: n, at least 1; the model reads n - 1 tokens.
-      bounded: contexts end at the last boundary token.
+      bounded: if True, contexts begin at the last boundary token.
 
     Raises:
-      UserError: the order is below 1; from `init`, always, for such parameters are counted.
+      UserError: the order is below 1; from `init`, always, because parameters come from counts.
     """
     if order < 1:
         raise UserError(f"order={order} must be 1 or more")
@@ -80,7 +81,7 @@ def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
         tokens = jnp.concatenate([carry.T, x.astype(jnp.int32)])
         nodes, here = [], tokens
         for length in range(1, order):
-            if length > 1:  # each context is a child of the one that ended a token before
+            if length > 1:  # each context is a child of the context that ends a token earlier
                 before, token = here[:-1], tokens[length - 1 :]
                 none = before < 0
                 if bounded:
@@ -102,7 +103,7 @@ def ngram(*, order: int, bounded: bool = False) -> LanguageModel:
 def nats(
     params: Params, h: Int[Array, "*shape places"], y: Int[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """-ln P(y | context) of each target, in nats; +inf where P is 0."""
+    """-ln P(y | context) of each target, in nats; +inf if P is 0."""
     uniform = 1 / params["unigram"].shape[0]
     p = params["unigram"][y]
     for place, level in zip(range(h.shape[-1]), params["levels"], strict=True):
@@ -114,7 +115,7 @@ def nats(
 
 
 def logits(params: Params, h: Int[Array, "*shape places"]) -> Float[Array, "*shape V"]:
-    """ln P of every token after each context; -inf where P is 0."""
+    """ln P of every token after each context; -inf if P is 0."""
     V = params["unigram"].shape[0]
     nodes = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
     p = jnp.broadcast_to(params["unigram"], (nodes.shape[0], V))
@@ -127,14 +128,14 @@ def logits(params: Params, h: Int[Array, "*shape places"]) -> Float[Array, "*sha
 
 
 def _children(level: Params, node: Int[Array, "*s"]) -> tuple[Int[Array, "*s"], Int[Array, "*s"]]:
-    """Where the children of each node begin and end; none, where there is no node."""
+    """Begin and end of each node's children; an empty range if there is no node."""
     begin = level["begin"]
     node = jnp.where(node < 0, begin.shape[0] - 2, node)
     return begin[node], begin[node + 1]
 
 
 def _child(level: Params, node: Int[Array, "*s"], token: Int[Array, "*s"]) -> Int[Array, "*s"]:
-    """The node of each context and token, by binary search; that after the last if not seen."""
+    """The node of each (context, token), by binary search; M, after the last node, if unseen."""
     tokens = level["token"]
     begin, end = _children(level, node)
 
@@ -154,7 +155,7 @@ def _child(level: Params, node: Int[Array, "*s"], token: Int[Array, "*s"]) -> In
 def _add_children(
     level: Params, node: Int[Array, " N"], p: Float[Array, "N V"]
 ) -> Float[Array, "N V"]:
-    """p + alpha of each context's children, some of them at a time: few contexts have many."""
+    """p + alpha of each context's children, in batches, because few contexts have many children."""
     size, V = level["token"].shape[0], p.shape[1]
     begin, end = _children(level, node)
     row, step = jnp.arange(p.shape[0])[:, None], jnp.arange(CHILDREN_AT_ONCE)[None, :]
@@ -178,20 +179,20 @@ def fit(
 ) -> Params:
     """The parameters of an n-gram model.
 
-    {"unigram": p_1 [V], "chained": whether gamma leads to the order below, "boundary": the token
-    that ends a line, "levels": [...]}. Level
-    k = 2 … n, of M k-grams and M' contexts, is {"token": [M], "alpha": [M + 1], "begin": [M' + 2],
-    "gamma": [M' + 1]}: the children of context c are begin[c] … begin[c + 1] - 1, and the last
-    entries stand for what was not seen.
+    {"unigram": p_1 [V], "chained": True if gamma leads to the order below, "boundary": the token
+    that ends a line, "levels": [...]}. Level k = 2 … n, of M k-grams and M' contexts, is
+    {"token": [M], "alpha": [M + 1], "begin": [M' + 2], "gamma": [M' + 1]}. The children of context
+    c are begin[c] … begin[c + 1] - 1; the last entries represent unseen k-grams and contexts.
 
     Args:
       counts: of the training text (`lm_jax.models.counts.count`).
       smoothing: none (maximum likelihood), add-k, interpolated or kneser-ney.
-      add: add-k: what each count is raised by, above 0.
-      weights: interpolated: λ_1 … λ_n, each from 0 to 1, such as `held_out_weights` gives.
+      add: for add-k: the constant added to each count, above 0.
+      weights: for interpolated: λ_1 … λ_n, each from 0 to 1, for example from `held_out_weights`.
 
     Raises:
-      UserError: an unknown smoothing, or one without its numbers, or these out of range.
+      UserError: the smoothing is unknown, or the numbers for the smoothing are missing or out of
+        range.
     """
     n, V = len(counts.levels), counts.vocab_size
     if smoothing == "none":
@@ -233,21 +234,22 @@ def fit(
 
 
 def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:
-    """The weights λ_1 … λ_n of linear interpolation that are likeliest on held-out text, by EM.
+    """The weights λ_1 … λ_n of linear interpolation with maximum held-out likelihood, by EM.
 
-    From order n down, a token is drawn by order k's relative frequencies with probability λ_k, else
-    by the order below; an order whose context was not seen is passed over. The E-step finds how
-    probably each order drew each token, the M-step makes λ_k the share that order k drew of what
-    came down to it. It begins at 1/2 and ends when a round gains less than 1e-9 nats a token.
+    The generative model: from order n down, draw a token by order k's relative frequencies with
+    probability λ_k, else pass to the order below; pass over an order with an unseen context. The
+    E-step computes the probability that each order drew each token. The M-step sets λ_k to the
+    share drawn by order k, among the tokens passed down to order k. EM starts from weights of 1/2
+    and stops when a round gains less than 1e-9 nats per token.
 
     Args:
       counts: of the training text.
-      held_out: [N] tokens of a text that is not part of it.
+      held_out: [N] tokens of a text outside the training text.
 
     Raises:
       UserError: the held-out text is empty, or a token is not below V.
     """
-    drawn, asked = [], []  # [N] each: P by each order's relative frequencies, whether it is asked
+    drawn, asked = [], []  # [N] for each order: P by relative frequencies; context was seen
     for k, found in enumerate(locate(counts, held_out), 1):
         frequency, unseen = _interpolated(counts, k, 1.0)
         p, seen = np.zeros(len(held_out)), np.zeros(len(held_out), bool)
@@ -265,17 +267,17 @@ def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:
         if last - loss < CLOSE:
             return tuple(map(float, weights))
         last = loss
-        came = np.ones(len(held_out))  # the share that came down to order k
+        came = np.ones(len(held_out))  # the share passed down to order k
         for k in reversed(range(len(drawn))):
             stays = np.where(asked[k], came * weights[k] * drawn[k] / below[k + 1], 0.0)
             arrived = np.sum(came[asked[k]])
-            # Rounding may leave a little less than nothing, or let all and a little more stay.
+            # Rounding may push the share above 1, or the rest below 0.
             weights[k] = min(np.sum(stays) / arrived, 1.0) if arrived > 0 else weights[k]
             came = np.maximum(came - stays, 0.0)
 
 
 def _interpolated(counts: Counts, order: int, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """alpha [M] and gamma [M'] of one order; a weight of 1 is maximum likelihood."""
+    """alpha [M] and gamma [M'] of an order; a weight of 1 is maximum likelihood."""
     level = counts.levels[order - 1]
     total = np.bincount(level.context, level.occurrences, counts.contexts(order))
     alpha = weight * level.occurrences / total[level.context]
@@ -299,7 +301,7 @@ def _kneser_ney(counts: Counts, order: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def structure(order: int, leaf: Any) -> Params:
-    """A tree like the parameters of an order, the same leaf everywhere."""
+    """A tree like the parameters of a model of this order, with the same leaf everywhere."""
     level = {"token": leaf, "alpha": leaf, "begin": leaf, "gamma": leaf}
     named = {"unigram": leaf, "chained": leaf, "boundary": leaf}
     return {**named, "levels": [dict(level) for _ in range(order - 1)]}

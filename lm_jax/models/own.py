@@ -1,16 +1,17 @@
-"""A cell of one's own as a layer of a language model, from three lines of Python.
+"""Custom cells: three lines of a user's Python become a layer of a language model.
 
-`model.cell` names it, FILE.py:NAME or package.module:NAME. What stands there may be
+`model.cell` names the cell, FILE.py:NAME or package.module:NAME. The named object may be
 
 - a function (inputs, hidden_size) -> `Transition`, linen cell or nnx cell; a function that makes an
   nnx cell may take `rngs` as well;
-- a linen cell class of Flax, made with features=hidden_size;
-- an nnx cell class of Flax, made with (inputs, hidden_size, rngs=rngs).
+- a linen cell class of Flax, called with features=hidden_size;
+- an nnx cell class of Flax, called with (inputs, hidden_size, rngs=rngs).
 
-All of them become a `Transition`, pure functions for one example, which the layer maps over lanes.
-This is the only module that knows Flax, and it imports it only where a cell is not a `Transition`.
+Each becomes a `Transition`, pure functions for a single example; the layer maps the functions over
+the sequences of a batch. Only this module uses Flax, and imports Flax only for a cell that is not a
+`Transition`.
 
-A file is executed as it is read, once for each content, so what was hashed is what runs.
+The executed code is exactly the hashed content of the file. Each content is executed once.
 """
 
 import contextlib
@@ -38,17 +39,17 @@ from lm_jax.settings import UserError, nearest
 
 
 def layer(cell: str, inputs: int, hidden_size: int, sha256: str | None = None) -> Layer:
-    """A recurrent layer of the cell of a name.
+    """A recurrent layer made from the custom cell with the given name.
 
     Args:
       cell: FILE.py:NAME or package.module:NAME.
       inputs: length of x, V for one-hot vectors.
       hidden_size: H.
-      sha256: of the file; None: the file may be any.
+      sha256: expected hash of the file; None: any file is accepted.
 
     Raises:
-      UserError: there is no such cell, its file is another one or does not run, or the cell does
-        not keep what `Transition` says.
+      UserError: there is no cell with this name, the file has another hash or does not run, or the
+        cell breaks the contract of `Transition`.
     """
     file = source.file_of(cell)
     with _blaming(cell, file):
@@ -58,7 +59,7 @@ def layer(cell: str, inputs: int, hidden_size: int, sha256: str | None = None) -
 
 
 def _named(cell: str, file: Path | None, sha256: str | None) -> Any:
-    """What stands at a name."""
+    """The object that `cell` names."""
     where, name = source.parts(cell)
     code = source.code_of(cell, sha256)
     if file is None or code is None:
@@ -76,13 +77,13 @@ def _named(cell: str, file: Path | None, sha256: str | None) -> Any:
 
 @functools.cache
 def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
-    """The module of a file's content."""
+    """The module that results from executing a file's content."""
     module = types.ModuleType(f"own_{file.stem}_{hashlib.sha256(code).hexdigest()[:12]}")
     module.__file__, module.__package__ = str(file), package
     if package:  # for its relative imports
         importlib.import_module(package)
-    sys.modules[module.__name__] = module  # where dataclasses look their own module up
-    # The file's constants are arrays, even where a model is made while a program is traced.
+    sys.modules[module.__name__] = module  # dataclasses look up their module here
+    # The file's constants are arrays, even if the model is made during a trace.
     with jax.ensure_compile_time_eval():
         exec(compile(code, str(file), "exec"), module.__dict__)
     return module
@@ -90,7 +91,7 @@ def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _blaming(cell: str, file: Path | None) -> Iterator[None]:
-    """Tells any error of a cell's in one line, with the line of its file that was at work."""
+    """Turn any error of a cell into a one-line `UserError` with the line in the cell's file."""
     try:
         yield
     except UserError as error:
@@ -108,7 +109,7 @@ def _blaming(cell: str, file: Path | None) -> Iterator[None]:
 
 
 def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
-    """The transition of what stands at a cell's name."""
+    """The transition made from a named object."""
     if not callable(named):
         raise UserError(f"it is a {type(named).__name__}, no cell and no function that makes one")
     create, kind, made = cast(Callable, named), cast(type, named), None
@@ -118,7 +119,7 @@ def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
         made = create(inputs, hidden_size)
         if isinstance(made, Transition):
             return made
-    from flax import linen, nnx  # takes most of a second, so not before it is needed
+    from flax import linen, nnx  # imported late: takes most of a second
 
     if takes_rngs or (is_class and issubclass(kind, nnx.Module)):
         return _of_nnx(lambda rngs: create(inputs, hidden_size, rngs=rngs), inputs)
@@ -133,10 +134,10 @@ def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
 
 
 def _rngs(function: Callable) -> bool:
-    """Whether a function takes `rngs`."""
+    """True if a function takes `rngs`."""
     try:
         return "rngs" in inspect.signature(function).parameters
-    except ValueError:  # some that are written in C do not say
+    except ValueError:  # some functions written in C have no signature
         return False
 
 
@@ -158,7 +159,7 @@ def _of_linen(cell: Any, inputs: int) -> Transition:
 
 
 def _of_nnx(make: Callable[[Any], Any], inputs: int) -> Transition:
-    """The transition of an nnx cell, given the function from its `rngs` to the cell."""
+    """The transition of an nnx cell, given a function rngs -> cell."""
     from flax import nnx
 
     graph: Any = None
@@ -181,8 +182,8 @@ def _of_nnx(make: Callable[[Any], Any], inputs: int) -> Transition:
     def call(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         return nnx.merge(graph, params)(carry, x)
 
-    jax.eval_shape(init, KEY)  # which learns the graph
-    # Compiled, so that the parameters, which the carry does not need, are not drawn.
+    jax.eval_shape(init, KEY)  # sets `graph`
+    # Compiled: XLA then drops the draws of parameters, which the carry does not need.
     return _of_flax(init, jax.jit(first)(), call, jnp.zeros(inputs))
 
 
@@ -192,10 +193,10 @@ def _of_flax(
     call: Callable[[Params, Carry, Array], tuple[Carry, Array]],
     x: Array,
 ) -> Transition:
-    """The transition of a cell that gives its output beside its carry.
+    """The transition of a Flax cell, which returns (carry, output).
 
-    Where the output is one of the carry's arrays, as in Flax's own cells, it is taken from there;
-    otherwise it becomes a part of the carry.
+    If the output is an array of the carry, as in Flax's own cells, the output is read from the
+    carry. Otherwise the output is stored in the carry.
     """
     place: int | None = None
 
@@ -232,7 +233,7 @@ def _see_nothing_but_params(others: Collection[str]) -> None:
 
 
 def _default_floats(tree: Any) -> Any:
-    """The tree in the type that numbers have by default where Flax's default, float32, stands."""
+    """Cast float32 leaves, Flax's default, to JAX's default floating-point type."""
 
     def cast_leaf(leaf: Array) -> Array:
         return leaf.astype(float) if leaf.dtype == jnp.float32 else leaf

@@ -1,16 +1,17 @@
-"""The product of activations with a matrix of weights, in the precision that a config asks for.
+"""The product of activations with a weight matrix, in float32 or with factors in bfloat16.
 
-In float32, x W is what JAX makes of it (in float64 where the parameters are). In bfloat16 both
-factors are rounded to 8 significant bits and multiplied and summed in float32, which is what the
-matrix units of a GPU or TPU do fastest; the result has the type that it has without. Nothing else
-is rounded: parameters, carries, gates, softmax, sums and gradients keep their type.
+With precision float32, x W is JAX's own product (in float64 if the parameters are float64). With
+precision bfloat16, both factors are rounded to 8 significant bits, and multiplied and summed in
+float32, the fastest mode of the matrix units of a GPU or TPU. The type of the result does not
+depend on the precision. Nothing else is rounded: parameters, carries, gates, softmax, sums and
+gradients keep their type.
 
     x W ≈ bf16(x) bf16(W),   relative error of a term at most 2^-8
     ∂(x W) = ∂x W + x ∂W     each product again in bfloat16 with sums in float32
 
-The second line holds in forward and in reverse mode. It asks XLA for its algorithm BF16_BF16_F32 on
-factors that stay float32, for a factor of type bfloat16 would make its gradient be summed in
-bfloat16, too. A CPU, which gains nothing from bfloat16, runs that algorithm in float32.
+The second line holds in forward and in reverse mode. The code requests XLA's algorithm
+BF16_BF16_F32 on factors of type float32, because the gradient of a factor of type bfloat16 would be
+summed in bfloat16, too. A CPU, which gains nothing from bfloat16, runs this algorithm in float32.
 """
 
 from typing import Literal
@@ -27,23 +28,23 @@ _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
 def product(
     x: Float[Array, "*shape M"], W: Float[Array, "M N"], precision: Precision = "float32"
 ) -> Float[Array, "*shape N"]:
-    """x W over the last axis of x.
+    """The product x W over the last axis of x.
 
     Args:
       x: activations.
       W: weights.
-      precision: of the factors.
+      precision: type to which the factors are rounded.
     """
     return x @ W if precision == "float32" else _rounded_product(x, W)
 
 
 def narrowed(W: Float[Array, "*shape N"], precision: Precision) -> Float[Array, "*shape N"]:
-    """The weights as `narrow_product` takes them, for a loop that should not round them twice."""
+    """Round the weights for `narrow_product`; a loop calls this once, before the first step."""
     return W if precision == "float32" else W.astype(jnp.bfloat16)
 
 
 def narrow_product(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float[Array, "*shape N"]:
-    """x W in the precision of W, where the gradient is written by hand; its type is x's."""
+    """The product x W in the precision of W, in the type of x; for hand-written gradients."""
     if x.dtype == W.dtype:
         return x @ W
     return jnp.matmul(x.astype(W.dtype), W, preferred_element_type=jnp.float32).astype(x.dtype)

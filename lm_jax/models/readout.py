@@ -1,11 +1,11 @@
-"""Tokens out: from what the last layer says to P(next token).
+"""Tokens out: from the last layer's output to P(next token).
 
-A readout is four functions. `logits` and `nats` are exact in every one; `loss` is what training
-minimises at each target, which may be a cheaper estimate or a smoothed target, and may draw from a
-key. Where one of the two is the cross-entropy of a softmax over all V, its sum over many targets
-can be had without their logits (`lm_jax.models.fused`), and is taken so. `Output` is where a model
-meets its readout: it applies the noise on what the readout sees, the penalties on activations, and
-the tied table.
+A readout is four functions: `init`, `logits`, `nats` and `loss`. `logits` and `nats` are exact in
+every readout. `loss` is the training loss of each target: `nats`, a cheaper estimate of `nats`
+(perhaps with random draws from a key), or the loss of a smoothed target. If `nats` or `loss` is the
+cross-entropy of a softmax over all V tokens, the sum over many targets is computed without holding
+all logits (`lm_jax.models.fused`). `Output` joins a model and its readout, and applies the dropout
+on the readout's input, the penalties on activations, and the tied table.
 """
 
 import functools
@@ -24,7 +24,7 @@ from lm_jax.models.product import Precision, product
 
 
 class Readout(NamedTuple):
-    """From h to the next token."""
+    """The functions from h to the next token."""
 
     init: Callable[[Array, int], Params]
     """(key, inputs) -> params."""
@@ -33,14 +33,15 @@ class Readout(NamedTuple):
     nats: Callable[[Params, Array, Array], Array]
     """(params, h[..., H], y[...]) -> [...]: -ln P(y), exactly."""
     loss: Callable[[Params, Array, Array, Array | None], Array]
-    """(params, h[..., H], y[...], key) -> [...]: what training minimises at each target."""
+    """(params, h[..., H], y[...], key) -> [...]: the training loss of each target."""
     tied: bool = False
-    """Whether W_hy is the table of the input vectors, transposed."""
+    """If True, W_hy is the transposed table of input vectors."""
     total_nats: Callable[[Params, Array, Array, Array], Array] | None = None
     """(params, h[..., H], y[...], mask[...]) -> []: the sum of `nats` under the mask, without all
-    logits at once; None: there is no such way. A tied table may stand in params as it is, "C"."""
+    logits at once; None: not available. params may hold a tied table untransposed, as "C"."""
     total_loss: Callable[[Params, Array, Array, Array], Array] | None = None
-    """The same of `loss`, where that draws nothing."""
+    """(params, h[..., H], y[...], mask[...]) -> []: the sum of `loss` under the mask, without all
+    logits at once; None: not available, or `loss` draws from a key."""
 
 
 def softmax(
@@ -51,14 +52,14 @@ def softmax(
     label_smoothing: float | Array | None = None,
     precision: Precision = "float32",
 ) -> Readout:
-    """p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V].
+    """The readout p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V].
 
     Args:
       vocab_size: V.
-      tied: W_hy is not among the parameters: it is the table of input vectors, transposed.
-      bias: whether there is a b_y.
-      label_smoothing: the target of training is (1 - s) of the next token and s / V of every token
-        (Szegedy et al., 2016, section 7).
+      tied: if True, W_hy is not a parameter but the transposed table of input vectors.
+      bias: if True, add b_y.
+      label_smoothing: s; the training target is (1 - s) of the next token plus s / V of every token
+        (Szegedy et al., 2016, section 7). None: no smoothing.
       precision: of h W_hy, see `lm_jax.models.product`.
     """
 
@@ -91,7 +92,7 @@ def softmax(
 
 
 def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: bool) -> Params:
-    """{"W_hy": [H, V], "b_y": [V]}, without what is tied or left out."""
+    """Initial {"W_hy": [H, V], "b_y": [V]}; no W_hy if `tied`, no b_y unless `bias`."""
     params: dict[str, Any] = {} if tied else {"W_hy": scaled_normal(key, inputs, vocab_size)}
     return {**params, "b_y": jnp.zeros(vocab_size)} if bias else params
 
@@ -99,7 +100,7 @@ def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: b
 def linear_logits(
     params: Params, h: Float[Array, "*shape H"], precision: Precision = "float32"
 ) -> Float[Array, "*shape V"]:
-    """h W_hy + b_y."""
+    """The logits h W_hy + b_y."""
     if "b_y" in params:
         return affine(h, params["W_hy"], params["b_y"], precision)
     return product(h, params["W_hy"], precision)
@@ -111,7 +112,7 @@ def linear_nats(
     y: Int[Array, "*shape"],
     precision: Precision = "float32",
 ) -> Float[Array, "*shape"]:
-    """-ln softmax(h W_hy + b_y)_y."""
+    """The nats -ln softmax(h W_hy + b_y)_y of each target y."""
     return cross_entropy(linear_logits(params, h, precision), y)
 
 
@@ -123,14 +124,15 @@ def linear_total_nats(
     smoothing: float | Array | None = None,
     precision: Precision = "float32",
 ) -> Float[Array, ""]:
-    """The sum of `linear_nats` under a mask, with label smoothing; the logits are never held.
+    """The sum of `linear_nats` under a mask, with label smoothing, without holding all logits.
 
     Args:
-      params: {"W_hy": [H, V]} or {"C": [V, H]}, its transpose, and perhaps "b_y".
-      h: what the readout sees.
+      params: {"W_hy": [H, V]} or the transpose {"C": [V, H]}, and perhaps "b_y".
+      h: input of the readout.
       y: targets.
-      mask: which of them count.
-      smoothing, precision: see `softmax`.
+      mask: True for each target in the sum.
+      smoothing: `label_smoothing` of `softmax`.
+      precision: see `softmax`.
     """
     table = "C" in params
     W = params["C" if table else "W_hy"]
@@ -139,28 +141,28 @@ def linear_total_nats(
 
 
 def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """-ln softmax(z)_y."""
+    """The nats -ln softmax(z)_y of each target y, from the logits z."""
     return optax.softmax_cross_entropy_with_integer_labels(z, y)
 
 
 class Output(NamedTuple):
-    """The readout of a whole model's parameters, {"embedding", "readout", …}."""
+    """A readout applied to a whole model's parameters, {"embedding", "readout", …}."""
 
     readout: Readout
     noise: Noise
     activation_penalty: float | Array | None = None
-    """alpha, on what the readout sees (Merity et al., 2017, equation 4)."""
+    """alpha, on the input of the readout after dropout (Merity et al., 2017, equation 4)."""
     change_penalty: float | Array | None = None
     """beta, on h_t - h_{t-1} (Merity et al., 2017, equation 5)."""
 
     def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape V"]:
-        """`LanguageModel.logits`."""
+        """The function `LanguageModel.logits`."""
         return self.readout.logits(self._params(params), h)
 
     def nats(
         self, params: Params, h: Float[Array, "*shape H"], y: Shaped[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        """`LanguageModel.nats`."""
+        """The function `LanguageModel.nats`."""
         return self.readout.nats(self._params(params), h, y)
 
     def loss(
@@ -170,7 +172,7 @@ class Output(NamedTuple):
         y: Shaped[Array, "T B"],
         mask: Bool[Array, "T B"],
     ) -> Float[Array, ""]:
-        """`LanguageModel.loss`."""
+        """The function `LanguageModel.loss`."""
         if self.noise.key is None:
             if self.readout.total_nats is None:
                 return total(self.nats(params, h, y), mask)
@@ -193,6 +195,6 @@ class Output(NamedTuple):
         return {**own, "W_hy": own["C"].T} if self.readout.tied else own
 
     def _untransposed(self, params: Params) -> Params:
-        """The readout's parameters, with a tied table as it is."""
+        """The readout's parameters, with a tied table untransposed."""
         own = params["readout"]
         return {**own, "C": params["embedding"]["C"]} if self.readout.tied else own

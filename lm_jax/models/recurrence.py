@@ -1,28 +1,28 @@
-"""One recurrent layer over time, forwards and backwards.
+"""A recurrent layer over time, with the forward and the backward pass.
 
     z_x[t] = x_t W_xh + b_h              all t in one product, before the scan
     carry_t = gate(carry_{t-1}, h_{t-1} W_hh, z_x[t])
     h_t = output(carry_t)
 
-Backwards (`explicit`) it is the lecture's derivation of backpropagation through time, and no more
-work than that. Let J be what is minimised, and δ_t = ∂J/∂carry_t. What reaches δ_t is what the loss
-at t says of h_t and what comes back from t + 1,
+The backward pass (`explicit`) follows the lecture's derivation of backpropagation through time,
+with no extra work. Let J be the loss, and δ_t = ∂J/∂carry_t. δ_t is the sum of the gradient from
+the loss at t, through h_t, and the gradient from step t + 1,
 
     δ_t = (∂h_t/∂carry_t)ᵀ ∂J_t/∂h_t + (∂gate_{t+1}/∂carry_t)ᵀ δ_{t+1}
           + (∂h_t/∂carry_t)ᵀ W_hh ε_{t+1},
     ε_t = (∂gate_t/∂z_h)ᵀ δ_t,
 
-one product with W_hh a step, in a scan that runs from T to 1. The double sum over the time t of the
-loss and the time k at which a weight was used,
+with a single product with W_hh in each step of a scan from T to 1. The gradient of W_hh is a double
+sum over the time t of the loss and the time k of the weight's use,
 
-    ∂J/∂W_hh = Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W_hh),
+    ∂J/∂W_hh = Σ_t Σ_{k ≤ t} (∂J_t/∂h_t) (∂h_t/∂h_k) (∂h_k/∂W_hh).
 
-has its inner products of Jacobians gathered in ε_k by then, and is Σ_k h_{k-1}ᵀ ε_k: a single
-product over all steps and lanes, after the scan. ∂J/∂z_x[t] leaves the scan as it is, and W_xh and
-b_h get theirs from it in one product, too.
+After the scan, ε_k holds the sum over t with the products of Jacobians, and the gradient is
+Σ_k h_{k-1}ᵀ ε_k: a single product over all steps and sequences. The scan also returns ∂J/∂z_x[t];
+the gradients of W_xh and b_h follow from ∂J/∂z_x in a single product, too.
 
-A `Layer` is what a recurrent model is stacked from. Those of the cells of `lm_jax.models.cells` are
-made by `layer`; those of any other transition by `lm_jax.models.own`.
+A recurrent model is a stack of `Layer`s. `layer` makes a `Layer` from a cell of
+`lm_jax.models.cells`, and `lm_jax.models.own` from any other transition.
 """
 
 from collections.abc import Callable
@@ -50,27 +50,27 @@ class Layer(NamedTuple):
     """batch_size -> carry; leaves [B, ...]."""
     run: Callable[..., tuple[Carry, Array]]
     """(params, carry, x[T, B, E], between=None, tap=None) -> (carry, h[T, B, H]); x may be numbers
-    of tokens [T, B], which stand for one-hot vectors. `between` as in `LanguageModel.hidden`; `tap`
-    [T, B], its part for this layer."""
+    of tokens [T, B], in place of one-hot vectors. `between` as in `LanguageModel.hidden`; `tap`
+    [T, B] is this layer's slice of the model's tap."""
     output: Callable[[Carry], Array]
     """carry -> h[B, H]."""
     cell: Cell | None = None
-    """What it is made of; None where that is another transition."""
+    """The layer's cell; None for a layer made from a `Transition`."""
 
 
 class Stack(NamedTuple):
-    """The parts of a recurrent model, for what must look between them."""
+    """The parts of a recurrent model, for tools that work between the layers."""
 
     vectors: Callable[[Params, Array], Array]
-    """(params of the whole model, x[T, B]) -> what the first layer reads."""
+    """(params of the whole model, x[T, B]) -> inputs of the first layer."""
     layers: tuple[Layer, ...]
     """From the bottom up."""
     residual: bool
-    """Whether each layer from the second on adds its input to its output."""
+    """If True, each layer from the second on adds its input to its output."""
 
 
 def layer(cell: Cell, init_W_xh: Callable[[Array, int], Array]) -> Layer:
-    """A layer of one cell.
+    """A recurrent layer made from a cell.
 
     Args:
       cell: the cell.
@@ -102,15 +102,15 @@ def unroll(
     between: Between | None = None,
     tap: Float[Array, "T B"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
-    """Runs a cell through time.
+    """Run a cell through time.
 
     Args:
       cell: the cell.
-      params: the cell's own.
+      params: parameters of the cell.
       carry: the cell's carry before the first step.
-      z_x: the input's part of the pre-activations, bias included.
+      z_x: the input's part of the pre-activations, including the bias.
       between: applied to the carry after each step (see `LanguageModel.hidden`).
-      tap: has ‖δ_t‖ of each lane for its gradient (see there).
+      tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
 
     Returns:
       the carry after the last step, and h_1 … h_T.
@@ -134,9 +134,9 @@ def over_the_edge(
     at_t: Any,
     tap_t: Float[Array, " B"] | None,
 ) -> tuple[Carry, Array]:
-    """The carry after a step, through which the gradient will come back, and its output.
+    """Apply `between` and the tap to the carry after a step; return the carry and the output h.
 
-    The tap sees δ_t as it comes, before a `between` that is for all of it acts.
+    In the backward pass the tap sees δ_t before a `between` with `returning` False acts on δ_t.
     """
     if between is not None and not between.returning:
         carry = between.act(carry, at_t)
@@ -164,13 +164,14 @@ def explicit(
     z_x: Float[Array, "T B G"],
     tap: Float[Array, "T B"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
-    """What `unroll` does, with the gradient written out by hand (see the module's head).
+    """Run a cell through time, as `unroll` does, with a hand-written gradient (see module head).
 
-    It can be differentiated again and mapped; only forward mode alone (`jax.jvp`) is not to be had.
+    Supports second derivatives and `jax.vmap`, but not forward mode alone (`jax.jvp`).
 
     Args:
       cell: a cell with a `gate`.
-      params, carry, z_x, tap: as for `unroll`; δ_t is at hand, and the tap costs its norm.
+      params, carry, z_x, tap: as for `unroll`; the backward pass has δ_t, and a tap only costs the
+        norm of δ_t.
     """
     gate = cell.gate
     assert gate is not None
@@ -199,7 +200,7 @@ def explicit(
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
             returned, d_own = sums
             before_t, h_t, z_x_t, kept_t, d_h_t = at_t
-            # The output is a part of the carry, so this is the same map at every time.
+            # The output is a part of the carry, so this pullback is the same at every time.
             _, to_carry = jax.vjp(cell.output, before_t)
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
             d_own_t, returned, epsilon, d_z_x = kept_t((own, before_t, h_t, z_x_t))(delta)
@@ -211,8 +212,8 @@ def explicit(
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
             return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
-        # Lanes on several devices: what is summed over lanes is summed once, after the scan.
-        # A mesh in whose shards this already is (`jax.shard_map`) is no business of XLA's.
+        # Sequences on several devices: sum over sequences once, after the scan.
+        # Not inside `jax.shard_map`: there the code runs on a single device's shard.
         spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
         zero_own = jax.tree.map(jnp.zeros_like, own)
         apart = spread and bool(own)
@@ -225,7 +226,7 @@ def explicit(
             d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
         d_z_x = epsilon if d_z_x is None else d_z_x
         if spread:
-            # To make one axis of steps and lanes, each device would fetch the others' lanes.
+            # Flattening steps and sequences would make each device fetch the other devices' data.
             seen, narrow = cell.output(before), narrowed(epsilon, cell.precision)
             d_W_hh = jax.lax.dot_general(
                 seen.astype(narrow.dtype),
@@ -234,7 +235,7 @@ def explicit(
                 preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
             )
             return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, lengths
-        # As matrices, for XLA contracts two axes at once several times more slowly on a CPU.
+        # As matrices: contracting two axes at once is several times slower on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
         columns = W_hh.shape[1]
         d_W_hh = narrow_product(h_before.T, narrowed(epsilon.reshape(-1, columns), cell.precision))
@@ -252,7 +253,7 @@ def explicit(
 
 
 def _frugal(gate: Callable) -> Callable:
-    """A gate whose pullback keeps what is slow to compute; the rest it works out again."""
+    """The gate with a VJP that keeps only the slow-to-compute residuals and recomputes the rest."""
     slow = "tanh", "logistic", "rsqrt"
     return jax.checkpoint(
         gate, policy=lambda primitive, *_, **__: primitive.name in slow, prevent_cse=False
@@ -260,7 +261,10 @@ def _frugal(gate: Callable) -> Callable:
 
 
 def _without(back: Callable, at_hand: Any) -> Partial:
-    """A pullback less the arrays that are at hand; called with such as those, it is whole again."""
+    """Strip from a VJP the residuals that the caller already holds.
+
+    The result takes those arrays, in the structure of `at_hand`, and returns the full VJP.
+    """
     leaves, tree = jax.tree.flatten(back)
     known = [id(leaf) for leaf in jax.tree.leaves(at_hand)]
     places = [known.index(id(leaf)) if id(leaf) in known else None for leaf in leaves]
@@ -275,7 +279,7 @@ def _without(back: Callable, at_hand: Any) -> Partial:
 
 
 def _alike(gate: Callable, own: Params, carry: Carry, z: Array) -> bool:
-    """Whether a gate sees nothing but z_h + z_x, so that both have one gradient."""
+    """True if a gate reads only the sum z_h + z_x: both then have the same gradient."""
     found = []
 
     def both(own: Params, carry: Carry, z_h: Array, z_x: Array) -> None:

@@ -1,10 +1,10 @@
-"""A real number out: a readout for targets that are no tokens.
+"""A readout for real-valued targets: linear regression on the hidden state.
 
     ŷ_t = h_t W_hy + b_y,   loss_t = (y_t - ŷ_t)²
 
-It stands where a language model's readout stands, so what is trained, validated and differentiated
-is the same code; its "nats" are squared errors (up to a factor and a constant the nats of a normal
-distribution around ŷ), and its "logits" are ŷ, one number.
+This readout has the interface of a language model's readout; training, validation and gradients use
+the same code. The "nats" are squared errors (up to a factor and a constant the nats of a normal
+distribution around ŷ), and the "logits" are the single number ŷ.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from lm_jax.models.readout import Readout
 
 
 def regression(precision: Precision = "float32") -> Readout:
-    """The readout of one real number, W_hy [H, 1] and b_y [1].
+    """The readout of a real number, with W_hy [H, 1] and b_y [1].
 
     Args:
       precision: of h W_hy, see `lm_jax.models.product`.

@@ -1,8 +1,9 @@
-"""The recurrent language model: tokens in, recurrent layers on one another, a readout.
+"""The recurrent language model: an embedding, a stack of recurrent layers, a readout.
 
     h^1 = layer(x),  h^l = layer(h^{l-1}) (+ h^{l-1}),  p(x_{t+1} | x_1 … x_t) = readout(h^L_t)
 
-Layer by layer, each one over the whole chunk (Mikolov et al., 2010, for one Elman layer).
+Each layer runs over the whole chunk before the next layer starts (Mikolov et al., 2010, for a
+single Elman layer).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Output, Readout
 from lm_jax.models.recurrence import Layer, Stack
 
-WORDS = "words"  # among the parameters: C W_xh, a row a word
+WORDS = "words"  # key in params for C W_xh, a row for each word
 
 
 def rnn(
@@ -35,13 +36,13 @@ def rnn(
     """A recurrent language model.
 
     Args:
-      embedding: tokens in.
-      layers: from the bottom up, each of `hidden_size` outputs.
-      readout: tokens out.
+      embedding: from tokens to vectors.
+      layers: from the bottom up, each with `hidden_size` outputs.
+      readout: from hidden states to tokens.
       hidden_size: H.
-      residual: whether each layer from the second on adds its input to its output.
-      real: whether it reads V real numbers at each step, not a token.
-      noise: of training; without a key.
+      residual: if True, each layer from the second on adds its input to its output.
+      real: if True, the input of each step is V real numbers, not a token.
+      noise: dropout of training; without a key.
       activation_penalty, change_penalty: see `lm_jax.models.readout.Output`.
     """
 
@@ -63,7 +64,7 @@ def rnn(
 
     def model(noise: Noise) -> LanguageModel:
         def read(params: Params, x: Array) -> tuple[Array, Params]:
-            """What the first layer reads, and the parameters with which it does."""
+            """The first layer's inputs and its parameters for these inputs."""
             first = params["layers"][0]
             if WORDS in params:
                 return x, {**first, "W_xh": params[WORDS]}
@@ -102,7 +103,7 @@ def rnn(
         out = Output(readout, noise, activation_penalty, change_penalty)
         return LanguageModel(
             init=init,
-            # An array of its own for each layer: one that stands twice cannot be donated.
+            # A separate array for each layer: JAX cannot donate an array that appears twice.
             init_carry=lambda batch_size: tuple(layer.init_carry(batch_size) for layer in layers),
             hidden=hidden,
             logits=out.logits,

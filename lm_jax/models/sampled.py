@@ -1,38 +1,39 @@
-"""Readouts that learn from a few drawn tokens instead of all V, and are scored as a softmax.
+"""Readouts trained on a few drawn tokens instead of all V, and evaluated as a softmax.
 
-Tokens are numbered by frequency, and the tokens of an update are drawn by Zipf's law, the
-log-uniform distribution of TensorFlow's samplers, once for all of its targets:
+Tokens are numbered by frequency. The tokens of an update are drawn by Zipf's law, the log-uniform
+distribution of TensorFlow's samplers, once for all targets of the update:
 
     q(k) = ln((k + 2) / (k + 1)) / ln(V + 1),   k = 0 … V - 1
 
 **Sampled softmax** (Jean et al., 2015, for machine translation) is the softmax over the target and
-K drawn tokens. They are drawn without putting any back, as the K largest of ln q + Gumbel noise
-(Kool et al., 2019). With κ the next largest, token k is among them with a chance of
+K drawn tokens. The tokens are drawn without replacement, as the K largest of ln q + Gumbel noise
+(Kool et al., 2019). With κ the next largest, token k is drawn with probability
 
-    π(k) = P(ln q(k) + Gumbel > κ) = 1 - exp(-q(k) e^{-κ}),
+    π(k) = P(ln q(k) + Gumbel > κ) = 1 - exp(-q(k) e^{-κ}).
 
-which is TensorFlow's expected count with e^{-κ} for its number of tries, and ln π is taken from
-every logit, the target's too. A drawn token that is the target itself is left out. Where the model
-is right, P(y | h) ∝ e^z, the mean gradient is then zero, however small K is, up to what the fixed
-number of draws does; elsewhere it is near that of the softmax for large K, and the same for K = V.
+This is TensorFlow's expected count with e^{-κ} as the number of tries. ln π is subtracted from
+every logit, including the target's. A drawn token equal to the target is left out. If the model is
+right, P(y | h) ∝ e^z, the mean gradient is then zero for every K, up to an effect of the fixed
+number of draws. Otherwise the mean gradient is near the softmax's for large K, and equal for K = V.
 
-**Noise-contrastive estimation** (Gutmann & Hyvärinen, 2010; Mnih & Teh, 2012) learns to tell the
-target from K tokens drawn from q, with replacement. The normalising constant is not computed but
-held at V: e^z / V is taken for the probability itself. (The paper holds it at 1. That is the same
-model with ln V less in every bias; held at V, it is near the truth where logits begin near zero,
-with biases or without.) A token is taken for data with the probability σ(s) where
+**Noise-contrastive estimation** (Gutmann & Hyvärinen, 2010; Mnih & Teh, 2012) learns to distinguish
+the target from K tokens drawn from q, with replacement. The normalising constant is not computed
+but fixed at V: e^z / V is taken as the probability. (The paper fixes the constant at 1, the same
+model with every bias lower by ln V. V is near the true constant if logits begin near zero, with
+biases or without.) A token is classified as data with probability σ(s):
 
     s(k) = z_k - ln V - ln K q(k),    loss = -ln σ(s(y)) - Σ_{k drawn} ln σ(-s(k))
 
 For targets from P the mean gradient with respect to z_k is
 
-    (e^{z_k} / V - P(k)) w_k,    w_k = K q(k) / (K q(k) + e^{z_k} / V)
+    (e^{z_k} / V - P(k)) w_k,    w_k = K q(k) / (K q(k) + e^{z_k} / V).
 
-which is zero where the model is right, and that of the likelihood for K → ∞, where w → 1.
+The mean gradient is zero if the model is right. For K → ∞, w → 1, and the mean gradient is the
+likelihood's.
 
-The loss of training is the drawn one, not nats; `nats` and `logits` are those of the softmax. Of
-W_hy it reads the columns of the drawn tokens and of the targets, in one gather, for each one makes
-a dense gradient on the way back.
+The training loss is computed from drawn tokens and is not in nats; `nats` and `logits` are the
+softmax's. The loss reads the columns of W_hy for the drawn tokens and the targets in a single
+gather, because the backward pass of each gather makes a dense gradient.
 """
 
 import functools
@@ -65,7 +66,7 @@ def sampled_softmax(
 
     Args:
       vocab_size: V.
-      samples: K, at most V; with V it is the softmax itself.
+      samples: K, at most V; K = V is the softmax itself.
       tied, bias, precision: see `lm_jax.models.readout.softmax`.
     """
 
@@ -120,13 +121,13 @@ def noise_contrastive(
 
 
 def log_zipf(tokens: Int[Array, "*shape"], vocab_size: int) -> Float[Array, "*shape"]:
-    """ln q of tokens."""
+    """ln q(token), the log-probability of each token under Zipf's law."""
     return jnp.log(jnp.log1p(1 / (tokens + 1.0))) - jnp.log(jnp.log(vocab_size + 1.0))
 
 
 def draw(key: Array, vocab_size: int, samples: int) -> Int[Array, " K"]:
     """Tokens drawn from q, with replacement."""
-    # P(token < k) = ln(k + 1) / ln(V + 1), turned round.
+    # Inverse of the distribution function P(token < k) = ln(k + 1) / ln(V + 1).
     edge = jnp.exp(jax.random.uniform(key, (samples,)) * jnp.log(vocab_size + 1.0))
     return jnp.clip(edge.astype(jnp.int32) - 1, 0, vocab_size - 1)
 
@@ -134,12 +135,12 @@ def draw(key: Array, vocab_size: int, samples: int) -> Int[Array, " K"]:
 def draw_distinct(
     key: Array, vocab_size: int, samples: int
 ) -> tuple[Int[Array, " K"], Callable[[Array], Array]]:
-    """Tokens drawn from q without replacement, and tokens -> ln π, given the draw's κ."""
+    """Tokens drawn from q without replacement, and tokens -> ln π for the κ of this draw."""
     every = jnp.arange(vocab_size)
     if samples == vocab_size:
         return every, lambda tokens: jnp.zeros(tokens.shape)
     noisy = log_zipf(every, vocab_size) + jax.random.gumbel(key, (vocab_size,))
-    # Without the barrier XLA merges the slices below into the selection, no longer sees one in it,
+    # Without the barrier XLA fuses the slices below with the top-k, no longer recognises the top-k,
     # and sorts all V.
     largest, drawn = jax.lax.optimization_barrier(jax.lax.top_k(noisy, samples + 1))
 
@@ -156,7 +157,7 @@ def _columns(
     y: Int[Array, " N"],
     precision: Precision,
 ) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
-    """The logits of the drawn tokens, for every position, and that of its own target."""
+    """The logits of the drawn tokens at every position, and the logit of each position's target."""
     tokens = jnp.concatenate([drawn, y])
     W = params["W_hy"][:, tokens]
     cut = drawn.shape[0]
@@ -175,7 +176,7 @@ def _exact(
     bias: bool,
     precision: Precision,
 ) -> Readout:
-    """The softmax, with another loss."""
+    """The softmax readout with another training loss."""
     return Readout(
         init=lambda key, inputs: init_linear(key, inputs, vocab_size, tied=tied, bias=bias),
         logits=lambda params, h: linear_logits(params, h, precision),

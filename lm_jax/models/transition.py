@@ -1,7 +1,7 @@
-"""A recurrent cell as pure functions for one example, and the layer of a model that it makes.
+"""Recurrent cells as pure functions for a single example, and the layers made from these cells.
 
-Whatever is no `Cell`, whose products the recurrence can take together, is a `Transition`: it is
-mapped over lanes and takes its steps one by one.
+The recurrence can batch the matrix products of a `Cell`. Any other cell is a `Transition`: the
+layer maps the functions over the sequences of a batch and runs step by step.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from lm_jax.models.base import Between, Carry, Params
 from lm_jax.models.recurrence import Layer, over_the_edge
 from lm_jax.settings import UserError
 
-# What a key looks like, for what is only traced.
+# Shape and type of a key, for tracing.
 KEY = jax.ShapeDtypeStruct((), jax.eval_shape(jax.random.key, 0).dtype)
 
 
 class Transition(NamedTuple):
-    """A recurrent cell as pure functions for one example."""
+    """A recurrent cell as pure functions for a single example."""
 
     init: Callable[[Array], Params]
     """key -> params: any tree of floating-point arrays."""
@@ -29,14 +29,14 @@ class Transition(NamedTuple):
     step: Callable[[Params, Carry, Array], Carry]
     """(params, carry, x[inputs]) -> carry, of the same structure, shapes and types."""
     output: Callable[[Carry], Array] = lambda carry: carry
-    """carry -> h[H]: what the layer above and the readout see."""
+    """carry -> h[H]: the hidden state that the layer above or the readout sees."""
 
 
 def layer(cell: Transition, inputs: int) -> Layer:
-    """A recurrent layer of a transition. Token numbers become the one-hot vectors they stand for.
+    """A recurrent layer made from a transition; tokens at the input become one-hot vectors.
 
     Args:
-      cell: for one example.
+      cell: functions for a single example.
       inputs: length of x, V for one-hot vectors.
     """
 
@@ -64,15 +64,15 @@ def layer(cell: Transition, inputs: int) -> Layer:
 
 
 def check(cell: Transition, inputs: int, hidden_size: int) -> None:
-    """Sees, without computing anything, that a cell keeps what `Transition` says.
+    """Check that a cell has the types and shapes of a `Transition`, by tracing alone.
 
     Args:
-      cell: for one example.
+      cell: functions for a single example.
       inputs: length of x.
       hidden_size: H, the length of h.
 
     Raises:
-      UserError: it does not.
+      UserError: `init`, `step` or `output` returns another type, structure or shape.
     """
     params = jax.eval_shape(lambda key: _arrays(cell.init(key)), KEY)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -113,5 +113,5 @@ def _type(leaf: Any) -> str:
 
 
 def _arrays(tree: Any) -> Any:
-    """The tree with arrays for leaves; a bare number has the type that it has by default."""
+    """The tree with arrays for leaves; a Python number becomes an array of JAX's default type."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)

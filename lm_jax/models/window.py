@@ -3,15 +3,16 @@
     h = f([C(x_{t-n+2}); …; C(x_t)] W + b),   p(x_{t+1} | x_{t-n+2} … x_t) = softmax(h U + b_y)
 
 Further hidden layers stand on h, each f(h W_l + b_l). With direct connections the readout sees the
-window's vectors beside the last hidden layer, so that U has a block of rows for them, too. In the
-paper y = b + W x + U tanh(d + H x), so its H is W here, its d is b, its b is b_y, and its W and U
-are the two parts of U; there the newest token comes first in x.
+window's vectors beside the last hidden layer, and U has a block of rows for these vectors, too. The
+paper writes y = b + W x + U tanh(d + H x): the paper's H is W here, d is b, b is b_y, and W and U
+are the two parts of U. In the paper the newest token comes first in x.
 
-The carry is the last n - 2 tokens, so that a stream read in chunks is a stream read at once; with
-the newest input they make the window. A place before the text's beginning holds no token (-1) and
-adds nothing. W is a block of rows for each of the n - 1 places, W [n - 1, E, H], so the sum over
-places is a causal convolution over the vectors (`lm_jax.models.convolution.convolve`), and W grows
-with n: what is learned of a token at one place is not known at another. U is the readout's W_hy.
+The carry is the last n - 2 tokens; together with the newest input they make the window. With this
+carry, reading a stream in chunks equals reading the stream at once. A place before the text's
+beginning holds no token (-1) and adds nothing. W [n - 1, E, H] has a block of rows for each of the
+n - 1 places, and the sum over places is a causal convolution over the vectors
+(`lm_jax.models.convolution.convolve`). W grows with n: knowledge about a token at a place is not
+shared with the other places. U is the readout's W_hy.
 """
 
 import jax
@@ -44,15 +45,15 @@ def window(
     """A fixed-window language model.
 
     Args:
-      embedding: tokens in; with `direct`, learned vectors.
-      readout: tokens out.
+      embedding: from tokens to vectors; learned vectors if `direct`.
+      readout: from hidden states to tokens.
       order: n; the model reads n - 1 tokens.
       hidden_size: H.
-      layers: hidden layers.
+      layers: number of hidden layers.
       activation: f, a name in `lm_jax.models.cells.ACTIVATIONS`.
-      direct: whether the readout sees the window's vectors, too.
-      gain: standard deviation of the initial hidden weights times the square root of their inputs.
-      noise: of training; without a key.
+      direct: if True, the readout sees the window's vectors, too.
+      gain: standard deviation of the initial hidden weights times the square root of their fan-in.
+      noise: dropout of training; without a key.
       activation_penalty: see `lm_jax.models.readout.Output`.
       precision: of the products, see `lm_jax.models.product`.
     """
@@ -71,7 +72,7 @@ def window(
         ]
         return {
             "embedding": embedding.init(tokens),
-            # n - 1 blocks of N(0, 1 / E) make a sum of n - 1 times the variance.
+            # A sum over n - 1 blocks of N(0, 1 / E) has n - 1 times the variance.
             "W": gain * jnp.stack(blocks) / jnp.sqrt(places),
             "b": jnp.zeros(hidden_size),
             "layers": stacked,

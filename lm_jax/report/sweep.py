@@ -28,7 +28,7 @@ def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | No
         zip(plan.groups, distinctions(plan.groups), strict=True), 1
     ):
         print(f"group {number}: {_as_lanes(group)}{_apart(fields)}")
-        if halving is not None and group.shape.train is not None:
+        if halving is not None and group.config.train is not None:
             steps = train_of(group.trials[0].config).steps
             rungs = ", ".join(f"{rung:,}" for rung in halving.rungs(steps)) or "nowhere"
             print(f"  judged at {rungs}: one in {halving.factor} goes on")
@@ -37,7 +37,7 @@ def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | No
 def _as_lanes(group: Group) -> str:
     count = len(group.trials)
     trials = "1 trial" if count == 1 else f"{count} trials"
-    if group.shape.train is None:
+    if group.config.train is None:
         return f"{trials}, counted one by one" if count > 1 else f"{trials}, counted"
     each = lane_bytes(group)
     memory = f"about {_bytes(each)} each, of which {lanes_that_fit(each):,} fit"

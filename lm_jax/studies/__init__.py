@@ -1,1 +1,1 @@
-"""Questions about how a model's gradient travels through time, asked of a model and its text."""
+"""Studies of a model on its text: how the gradient travels through time."""

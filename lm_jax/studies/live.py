@@ -1,17 +1,17 @@
-"""How far the gradient reaches, asked of a model between two updates of its training.
+"""Reach of the gradient, measured between two updates of the training.
 
-The questions are those of `lm_jax.gradients`, of a few lanes of the batch that comes next and of
-the parameters as they are, without dropout:
+The measurements are tools of `lm_jax.gradients`, applied to a few sequences of the next batch and
+to the current parameters, without dropout:
 
 - by lag: the norm of the gradient of the recurrent layers' weights at each lag l = t - k, and the
-  horizon: how many steps back half, 90 % and 99 % of that gradient lie, by the relative error of
-  the truncated gradients;
-- lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, h being the state of all layers and T
-  the end of the chunk; the arithmetic mean over the lanes, as it is over places in the study of a
-  run;
-- spectra: the spectral radius and the largest singular value of each block of every W_hh, of
-  those that are made of square blocks;
-- lyapunov: the largest exponent along the chunk, its mean over the lanes.
+  horizon: the number of steps back that hold half, 90 % and 99 % of this gradient, by the relative
+  error of the truncated gradients;
+- lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, with h the state of all layers and T
+  the end of the chunk; the arithmetic mean over the sequences (the study of a run takes the mean
+  over several ends T, too);
+- spectra: the spectral radius and the largest singular value of each block of every W_hh made of
+  square blocks;
+- lyapunov: the largest exponent along the chunk, averaged over the sequences.
 """
 
 import functools
@@ -38,15 +38,15 @@ from lm_jax.trees import norm
 SHARES = (0.5, 0.9, 0.99)
 
 Answers = dict[str, Any]
-"""Arrays under their names in a row of metrics.jsonl."""
+"""Arrays by name, as in a row of metrics.jsonl."""
 
 
 @functools.lru_cache(maxsize=16)
 def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Batch], Answers]:
-    """The compiled questions: (params, carry, batch) -> answers.
+    """Compile the measurements into a function (params, carry, batch) -> answers.
 
     Args:
-      probe: which of them.
+      probe: the measurements to take.
       model: a recurrent model.
 
     Raises:
@@ -68,7 +68,7 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
             def norms(own: tuple[Carry, Array]) -> Array:
                 return lag_norms(lane.step, params, *own, len(x) - 1)
 
-            # One lane after another, in the memory of one.
+            # One sequence after another, in the memory of a single sequence.
             each = jax.lax.map(norms, (carry, jnp.moveaxis(x, 1, 0)))
             answers["lag_norms"] = jnp.mean(each, axis=0)
         if probe.spectra:
@@ -88,22 +88,24 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
 def split_by_lag(
     lane: Lane, params: Params, carry: Carry, batch: Batch
 ) -> tuple[Float[Array, " T"], Truncations, dict[str, Float[Array, ""]]]:
-    """The gradient of the recurrent layers' weights, of the mean over a batch's targets, by lag.
+    """Split the gradient of the mean loss over a batch's targets by lag.
+
+    The gradient is with respect to the weights of the recurrent layers.
 
     Args:
-      lane: of the model.
-      params: the model's.
-      carry: of all lanes, before the batch.
-      batch: T steps of B lanes.
+      lane: the transition and loss of the model.
+      params: all parameters of the model.
+      carry: of all sequences, before the batch.
+      batch: T steps of B sequences.
 
     Returns:
-      the norm at each lag, in nats per unit of the weights; the truncations; the horizon of each
-      share of `SHARES`, in steps.
+      (norms, truncations, horizons): the norm at each lag, in nats per unit of the weights; the
+      truncated gradients; the horizon of each share of `SHARES`, in steps.
     """
     step, loss, layers = of_layers(lane, params)
     target, last = (batch.y, batch.mask), len(batch.x) - 1
     lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, lanes=True)
-    # The tool's mean is over all places, of which the mask may leave out some.
+    # `gradient_by_lag` divides by the number of all places, masked places included.
     targets = batch.mask.size / jnp.maximum(jnp.sum(batch.mask), 1)
     lags = jax.tree.map(lambda leaf: leaf * targets.astype(leaf.dtype), lags)
     split = truncations(lags)
@@ -111,7 +113,7 @@ def split_by_lag(
 
 
 def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:
-    """A figure for each gate's block of W_hh, by layer; none for a layer without such a matrix."""
+    """Measure each gate's block of W_hh, by layer; skip a layer without square blocks."""
     return {
         str(place): measure(own["W_hh"])
         for place, own in enumerate(layers)

@@ -1,9 +1,9 @@
-"""What a study looks at: a chunk of a text, or whole sequences of a task.
+"""Input of a study: a chunk of a text, or whole sequences of a task.
 
-A text is cut into B lanes of which one chunk of T tokens is looked at, the state warmed up on the
-chunk before it. Of a task it is B sequences of T steps, each from a fresh carry.
+A text is cut into B sequences. The study reads a chunk of T tokens of each sequence, after a
+warm-up on the chunk before. A task gives B sequences of T steps, each from a fresh carry.
 
-Letters: T steps of the chunk, B lanes, N steps of a long trajectory, S words of a sentence.
+Letters: T steps of the chunk, B sequences, N steps of a long trajectory, S words of a sentence.
 """
 
 from typing import NamedTuple
@@ -20,29 +20,29 @@ from lm_jax.settings import UserError
 
 
 class Chunk(NamedTuple):
-    """What a study looks at."""
+    """Input of a study."""
 
     carry: Carry
-    """Of B lanes, before the batch."""
+    """State of B sequences before the batch."""
     batch: Batch
-    """T steps of each lane; of a text, every one has a target."""
+    """T steps of each sequence; in a text, every step has a target."""
     path: np.ndarray
-    """[N], or [N, I] of real inputs: what the first lane reads from there on, for what needs a long
-    trajectory."""
+    """[N], or [N, I] for real inputs: the inputs of the first sequence from the batch on, for tools
+    that need a long trajectory."""
     counts: np.ndarray | None
-    """[V], how often each token occurs in the text; None of a task."""
+    """[V], number of occurrences of each token in the text; None for a task."""
 
 
 def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
-    """Whole sequences of a task, from a fresh carry.
+    """Chunk of whole sequences of a task, from a fresh carry.
 
     Args:
       model: the model.
-      batch: of the task.
-      lanes: B, the sequences that are looked at.
+      batch: a batch of the task.
+      lanes: B, the number of sequences to take.
 
     Raises:
-      UserError: the batch has not so many.
+      UserError: `lanes` is not from 1 to the number of sequences in the batch.
     """
     most = batch.mask.shape[1]
     if not 1 <= lanes <= most:
@@ -52,14 +52,14 @@ def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
 
 
 def sentence(boundary: int, tokens: np.ndarray) -> Batch:
-    """The words of a sentence as one lane, each the target of the one before it.
+    """Batch of a single sentence, in which each word is the target of the word before.
 
     Args:
-      boundary: the token that stands before the first one.
+      boundary: the token before the first word.
       tokens: [S].
 
     Raises:
-      UserError: there are none.
+      UserError: the sentence is empty.
     """
     if not len(tokens):
         raise UserError("the sentence is empty")
@@ -77,16 +77,17 @@ def chunk(
     length: int,
     lanes: int,
 ) -> Chunk:
-    """A chunk of a text and the state before it.
+    """Chunk of a text, with the state before the chunk.
 
     Args:
       model, params, vocabulary: a trained model.
-      tokens: [N] of the text.
-      length: T.
-      lanes: B.
+      tokens: all tokens of the text.
+      length: T, 2 or more.
+      lanes: B, 1 or more.
 
     Raises:
-      UserError: the text is too short for two chunks in every lane.
+      UserError: `length` or `lanes` is too small, or the text is too short for two chunks in every
+        sequence.
     """
     if length < 2 or lanes < 1:
         raise UserError(f"length={length} must be 2 or more and lanes={lanes} 1 or more")
@@ -97,7 +98,7 @@ def chunk(
             f"chunks of length={length} are needed: give a longer text, fewer lanes or a shorter "
             "length"
         )
-    # A text is kept in the smallest type that its vocabulary fits; a model reads 32 bits.
+    # The text has the smallest integer type that fits the vocabulary; a model reads int32.
     path = tokens[length - 1 : min(share, 16 * length) - 1].astype(np.int32)
     source = streams(tokens[: share * lanes], vocabulary.boundary, lanes)
     first, batch = (batch_at(source, step, length) for step in range(2))

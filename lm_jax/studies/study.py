@@ -1,10 +1,10 @@
-"""Everything that the gradient tools say of one model on one text, or on sequences of one task.
+"""All results of the gradient tools for a model on a text, or on sequences of a task.
 
-What is looked at is B lanes of T steps (`lm_jax.studies.passage`). Where a tool is about one
-example, it is mapped over the lanes and its figures are their mean. The parameters whose gradients
-are taken apart are those of the recurrent layers.
+The tools read B sequences of T steps (`lm_jax.studies.passage`). A tool for a single example is
+mapped over the sequences, and the results are averaged. Gradients are with respect to the
+parameters of the recurrent layers.
 
-Letters: T steps of the chunk, B lanes, L lags 0 … L-1, n numbers in the carry of one lane.
+Letters: T steps of the chunk, B sequences, L lags 0 … L-1, n numbers in the carry of a sequence.
 """
 
 from collections.abc import Callable
@@ -31,75 +31,75 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.studies.live import SHARES, split_by_lag
 from lm_jax.studies.passage import Chunk
 
-BANDS = 4  # of frequency
-EXPONENTS = 8  # of Lyapunov's spectrum, the largest ones
-WINDOW = 8  # tokens of a finite-time exponent, where there are so many
-PROBES = 16  # random directions for a sensitivity
-ENDS = 2  # places of the chunk at which lag norms end
+BANDS = 4  # bands of word frequency
+EXPONENTS = 8  # number of Lyapunov exponents, the largest first
+WINDOW = 8  # tokens for a finite-time exponent; fewer if the trajectory is shorter
+PROBES = 16  # random directions for the sensitivity
+ENDS = 2  # intervals between the first and the last end of the lag norms
 
 
 class Lags(NamedTuple):
-    """How long a change of the state lasts: ‖∂carry_T/∂carry_{T-l}‖₂."""
+    """Persistence of a change of the state: ‖∂carry_T/∂carry_{T-l}‖₂."""
 
     measured: np.ndarray
-    """[L], the mean over lanes and ends."""
+    """[L], the mean over sequences and ends T."""
     predicted: PredictedLagNorms
-    """[L] each, the mean over lanes."""
+    """[L] each, the mean over sequences."""
 
 
 class ByLag(NamedTuple):
-    """How far back the gradient of the recurrent weights comes from."""
+    """The gradient of the recurrent weights, split by lag."""
 
     norms: np.ndarray
-    """[T], ‖∂loss/∂W‖ of each lag, in nats per unit of the weights."""
+    """[T], ‖∂loss/∂W‖ at each lag, in nats per unit of the weights."""
     truncations: Truncations
-    """Of the lengths k2 = 1 … T."""
+    """Truncated gradients for k2 = 1 … T."""
     horizon: dict[str, float]
-    """Share of the gradient -> steps back."""
+    """Share of the gradient -> number of steps back."""
 
 
 class Dynamics(NamedTuple):
-    """What the recurrence does to small changes."""
+    """Effect of the recurrence on small changes."""
 
     spectra: dict[str, RecurrentSpectra]
-    """By layer; none where a cell has no W_hh."""
+    """By path of W_hh; a layer without a W_hh of square blocks is left out."""
     convergence: np.ndarray
-    """[N, k], the k largest Lyapunov exponents after each token, in nats a step."""
+    """[N, k], the k largest Lyapunov exponents up to each token, in nats per step."""
     windows: np.ndarray
-    """[N / w], the largest exponent in each window of w tokens, in nats a step."""
+    """[N / w], the largest exponent in each window of w tokens, in nats per step."""
     text: list[str]
-    """The windows' tokens."""
+    """The tokens of each window."""
 
 
 class Credit(NamedTuple):
-    """Which words a loss looks back to."""
+    """Credit of the words that a loss depends on."""
 
     words: list[str]
-    """[S], the words read, of one sentence; of a task, the inputs of one sequence."""
+    """[S], the words read in a sentence; for a task, the inputs of a sequence."""
     targets: list[str]
-    """[S], the words to be said; empty where nothing is asked for."""
+    """[S], the words to predict; an empty string at a step without a target."""
     map: np.ndarray
     """[S, S], ‖∂J_t/∂carry_k‖, in nats per unit of the state."""
     by_word: np.ndarray | None
-    """[bands, T], mean credit of a word by its frequency and the lag, over the chunk; None of a
-    task, as the next two."""
+    """[bands, T], mean credit over the chunk, by frequency of the input word and by lag; None for a
+    task."""
     by_target: np.ndarray | None
-    """[bands, T], the same by the target's frequency."""
+    """[bands, T], mean credit by frequency of the target and by lag; None for a task."""
     bands: list[str] | None
-    """What the bands are, the most frequent words first."""
+    """Description of each band, the most frequent words first; None for a task."""
     horizon: dict[str, float]
-    """Share of the credit -> steps back, the mean over the chunk's lanes."""
+    """Share of the credit -> number of steps back, averaged over the chunk's sequences."""
 
 
 class Reach(NamedTuple):
-    """How a gradient travels through time."""
+    """Results of a study: the travel of a gradient through time."""
 
     lags: Lags
     by_lag: ByLag
     dynamics: Dynamics
     credit: Credit
     sensitivity: dict[str, Probed]
-    """‖∂carry_t/∂W‖ over the chunk's first lane, by weight."""
+    """‖∂carry_t/∂W‖ along the chunk's first sequence, by weight."""
 
 
 def reach(
@@ -112,15 +112,15 @@ def reach(
     slope: float | None = None,
     seed: int = 0,
 ) -> Reach:
-    """How a model's gradient travels through a chunk of text and through a sentence, or a task's.
+    """Measure how a model's gradient travels through a chunk and through a sentence.
 
     Args:
       model, params, vocabulary: a trained recurrent model.
-      chunk: of a text, or `sequences`.
-      sentence: S steps of one lane that the credit map is about, from a fresh state.
-      slope: of an ungated network of one layer, the largest derivative of its activation
-        (`lm_jax.gradients.lags.SLOPES`), for what is predicted from its W_hh; None: any other.
-      seed: of the random directions.
+      chunk: a chunk of a text, or `sequences` of a task.
+      sentence: S steps of a single sequence for the credit map, read from a fresh state.
+      slope: the largest derivative of the activation (`lm_jax.gradients.lags.SLOPES`) of an ungated
+        network with a single layer, to predict lag norms from W_hh; None for any other model.
+      seed: for the random directions.
 
     Raises:
       UserError: the model has no recurrent state.
@@ -217,7 +217,7 @@ def _sensitivity(lane: Lane, params: Params, chunk: Chunk, seed: int) -> dict[st
 
 
 def _over_lanes(of_lane: Callable[..., Any], params: Params, carry: Carry, *along: Array) -> Any:
-    """(params, carry, *along) -> figures, compiled, of every lane; `along` are arrays [T, B]."""
+    """Compiled of_lane(params, carry, *along) for every sequence; `along` are arrays [T, B]."""
     return jax.jit(jax.vmap(of_lane, (None, 0, *[1] * len(along))))(params, carry, *along)
 
 
@@ -230,14 +230,14 @@ def _floats(values: dict[str, Array]) -> dict[str, float]:
 
 
 def _shown(vocabulary: Vocabulary, values: np.ndarray) -> list[str]:
-    """Tokens [S] as words, and real numbers [S] or [S, I] as their digits."""
+    """Tokens [S] as words; real numbers [S] or [S, I] as digits."""
     if np.issubdtype(values.dtype, np.integer):
         return [vocabulary.show(int(token)) for token in values]
     return [", ".join(f"{number:.3g}" for number in np.atleast_1d(row)) for row in values]
 
 
 def _names(bands: np.ndarray, counts: np.ndarray) -> list[str]:
-    """How many words a band has, and how often they occur."""
+    """Description of each band: the number of words, and how often the words occur."""
     names = []
     for band in range(BANDS):
         of_band = counts[(bands == band) & (counts > 0)]

@@ -1,9 +1,9 @@
-"""What the next updates of a run would do to its loss: clipped or not, along the gradient or not.
+"""Effects of the next updates of a run on the loss.
 
-The parameters are held still and the batches are those that the run would read next. What clipping
-cuts off, what other estimators would give in the gradient's place, how steep and how sharply curved
-the loss is there, and how the gradient would differ if the model read its own tokens, are four
-looks at the same gradients.
+The parameters stay fixed, and the batches are the next batches of the run. Four measurements look
+at the same gradients: the part that clipping cuts off; the results of other gradient estimators;
+the slope and curvature of the loss; and the change of the gradient if the model reads its own
+tokens.
 """
 
 from collections.abc import Sequence
@@ -39,30 +39,30 @@ from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
 from lm_jax.trees import norm
 
-REACH = 10  # updates' lengths to each side of a slice through the loss
-PLACES = 41  # of a slice
-LANES, READ, DRAWS = 4, 4, 4  # of the batches that estimators are compared on
-SHARE = 0.1  # of updates that thresholds would cut where a run has none
+REACH = 10  # lengths of an update to each side of a slice through the loss
+PLACES = 41  # points of a slice
+LANES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimators on
+SHARE = 0.1  # share of updates that the suggested thresholds would cut
 
 
 class Updates(NamedTuple):
-    """What the next updates would do."""
+    """Effects of the next updates."""
 
     thresholds: Thresholds
-    """Of the clipping that is audited."""
+    """Thresholds of the audited clipping."""
     suggested: Thresholds
-    """Those that would cut about a tenth of the updates."""
+    """Thresholds that would cut about a tenth of the updates."""
     clipping: dict[str, ClipSummary]
-    """By kind: norm, value, delta."""
+    """Summary of each kind of clipping: norm, value, delta."""
     estimators: dict[str, Comparison]
-    """By name, against full backpropagation through time, on some lanes of the first batches."""
+    """Comparison of each estimator with full BPTT, on some sequences of the first batches."""
     length: float
-    """Of the first update, clipped as the run clips it not at all: ‖θ' - θ‖."""
+    """Length ‖θ' - θ‖ of the first update, taken without clipping."""
     cliff: Cliff
-    """Of the first batch's loss."""
+    """Slope and curvature of the first batch's loss."""
     exposure: ExposureCosines | None
-    """Of the first batch: the text's tokens against the model's own; None of a task, whose answers
-    are not read."""
+    """Gradient on the first batch, with the text's tokens as inputs or the model's own; None for a
+    task, because the model does not read its answers."""
 
 
 def updates(
@@ -76,17 +76,17 @@ def updates(
     text: bool = True,
     seed: int = 0,
 ) -> Updates:
-    """What some updates would do to the loss of a recurrent model, its dropout left out.
+    """Measure the effects of some updates on the loss of a recurrent model, without dropout.
 
     Args:
       model, params: the model.
-      carry: the model's, before the first batch.
-      batches: that come next, of one shape.
-      thresholds: of the run's clipping by norm, by value and within BPTT; one that is None is taken
-        from `quantile_thresholds`.
+      carry: the model's carry before the first batch.
+      batches: the next batches, all of the same shape.
+      thresholds: of the run's clipping by norm, by value and within BPTT; None is replaced by the
+        threshold of `quantile_thresholds`.
       apply: (params, grads) -> params, the run's optimizer, as a `jax.tree_util.Partial`.
-      text: whether the batches are of a text, of which the model could read its own.
-      seed: of the model's own tokens and of the first direction that is tried.
+      text: True if the batches are of a text; the model can then read its own tokens.
+      seed: for the model's own tokens and the start of the search for the sharpest direction.
 
     Raises:
       UserError: there are no batches, or the parameters are not floating-point.
@@ -143,15 +143,15 @@ def estimators(
 ) -> dict[str, Estimator]:
     """The estimators that a model's size and cells allow, by name.
 
-    RTRL is left out where its influence, lanes × n × P numbers, would take more than 256 MiB, and
-    SnAp-1 where a cell has no separate units.
+    RTRL is left out if its influence, B × n × P numbers, takes more than 256 MiB. SnAp-1 is
+    left out if a cell has no separate units.
 
     Args:
       model, params: a recurrent model.
-      steps: T; truncation is to blocks of its three largest proper divisors, each an update of
-        its own but for the parameters, which stay as they are.
+      steps: T; the truncated estimators have k1 = k2 equal to the three largest proper divisors of
+        T, and the parameters stay fixed from block to block.
       lanes: B.
-      key: of what is drawn.
+      key: for all draws.
     """
     lengths = [k for k in range(1, steps) if steps % k == 0][-3:]
     made = {f"truncated, k1=k2={k}": truncated_bptt(model, k1=k, k2=k) for k in lengths}

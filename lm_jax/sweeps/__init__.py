@@ -1,4 +1,4 @@
-"""Many runs of one experiment: their points, how they share programs, what they come to."""
+"""Sweeps: many runs of an experiment, from the points to the table of results."""
 
 from lm_jax.sweeps.executors import executor_called
 from lm_jax.sweeps.frame import sweep_frame

@@ -1,12 +1,12 @@
-"""Executors: where the jobs of a sweep are done, and what happens when one fails.
+"""Executors: run the jobs of a sweep, and retry failed trials.
 
 here        in this process
-processes   in several of this machine, each with cores, or a GPU, of its own
+processes   in several processes of this machine, each with separate cores, or a separate GPU
 ray         on the nodes of a Ray cluster
 slurm       as jobs of a Slurm cluster
 
-A job that fails, or whose process dies, does not stop the others. When they are through, each trial
-that it has left behind is tried again by itself in a fresh process, a stated number of times.
+If a job fails, or its process dies, the other jobs continue. Afterwards each unfinished trial of
+the failed jobs is tried again, alone in a fresh process, a given number of times.
 """
 
 import signal
@@ -25,32 +25,33 @@ from lm_jax.sweeps.work import do
 
 @runtime_checkable
 class Executor(Protocol):
-    """What does jobs."""
+    """Protocol of an executor: runs jobs, on this machine or on others."""
 
     @property
     def workers(self) -> int:
-        """How many jobs are done at once."""
+        """Number of jobs run at the same time."""
         ...
 
     def run(
         self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
     ) -> Iterator[Ended]:
-        """Does jobs, and tells of each as it ends.
+        """Runs jobs, and yields each job as the job ends.
 
         Args:
-          jobs: what to do.
-          received: signals to stop, as they come in; what is being done is saved, the rest is left.
+          jobs: the jobs.
+          received: stop signals; the list grows as signals arrive. After a signal, running jobs
+            save and stop, and waiting jobs do not start.
           watch: see `Watcher`.
         """
         ...
 
     def fresh(self) -> "Executor":
-        """What does a job in a fresh process."""
+        """Return an executor that runs each job in a fresh process."""
         ...
 
 
 class Here:
-    """Does one job after another in this process."""
+    """Runs jobs in turn in this process."""
 
     workers = 1
 
@@ -58,7 +59,7 @@ class Here:
         self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
     ) -> Iterator[Ended]:
         """See `Executor`."""
-        parts = [part for job in jobs for part in job.parts()]  # each is told of as it ends
+        parts = [part for job in jobs for part in job.parts()]  # to yield each trial as it ends
         parts.sort(key=lambda part: part.trials[0].number)
         texts = Texts(jobs[0].text) if jobs else None
         for part in parts:
@@ -79,16 +80,17 @@ def execute(
     retries: int = 1,
     watch: Watcher | None = None,
 ) -> Iterator[Ended]:
-    """Does the jobs of a sweep, and tells of each as it ends.
+    """Runs the jobs of a sweep, and yields each job as the job ends.
 
-    A job's trials have then ended, or failed (error.json says how), or, where a signal has come,
-    been saved. Those that have failed are told of again after each further attempt.
+    By then each trial of the job has ended, has failed (see error.json), or, after a signal, has
+    been saved. A failed trial is yielded again after each further attempt.
 
     Args:
-      jobs: what to do; `divided` makes them.
-      executor: where.
-      received: signals to stop, as they come in (`lm_jax.training.signals.stop_signals`).
-      retries: how often a trial that has failed is tried again.
+      jobs: the jobs, made by `divided`.
+      executor: runs the jobs.
+      received: stop signals (`lm_jax.training.signals.stop_signals`); the list grows as signals
+        arrive.
+      retries: number of further attempts at a failed trial.
       watch: see `Watcher`.
     """
     for _ in range(retries + 1):
@@ -103,7 +105,7 @@ def execute(
 
 
 def _with_lost(ended: Ended) -> Ended:
-    """A job's end with the trials among the failed that have neither ended nor failed."""
+    """Add a "Lost" failure to `ended` for each trial that neither ended nor failed."""
     lost = [trial for trial in ended.job.unfinished() if trial.number not in ended.failed]
     failure = Failure(ended.how, "Lost", "")
     for trial in lost:
@@ -112,15 +114,16 @@ def _with_lost(ended: Ended) -> Ended:
 
 
 def executor_called(name: str, *, workers: int | None = None, cores: int | None = None) -> Executor:
-    """An executor by its name; to be called before signals are collected.
+    """Make the executor with a given name; call this before `stop_signals`.
 
     Args:
       name: here, processes, ray or slurm.
-      workers: of processes, how many jobs at once; None: as many as there is room for.
-      cores: of ray and slurm, how many a job has; None: one.
+      workers: number of simultaneous jobs, for processes only; None: see `Processes`.
+      cores: cores of each job, for ray and slurm only; None: 1.
 
     Raises:
-      UserError: there is none of that name, or what it needs is missing, or is not what it takes.
+      UserError: the name is unknown, the executor does not take the given option, or a package,
+        cluster or device is missing.
     """
     known: dict[str, Callable[[], Executor]] = {
         "here": Here,

@@ -1,4 +1,4 @@
-"""A trial that broke off with an error: error.json in its directory, until it comes to its end."""
+"""Failed trials: error.json in the run directory, until a later attempt succeeds."""
 
 import json
 import traceback
@@ -13,18 +13,18 @@ NAME = "error.json"
 
 
 class Failure(NamedTuple):
-    """What went wrong with a trial."""
+    """The error of a failed trial."""
 
     error: str
-    """In one line."""
+    """Type and first line of the message."""
     type: str
     traceback: str
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        """An exception in words.
+        """Make a failure from an exception, as text.
 
-        The exception itself holds on to every array of the frames that it went through.
+        The exception itself would keep the arrays of every frame in the traceback alive.
         """
         kind = type(error).__name__
         lines = str(error).strip().splitlines()
@@ -33,14 +33,14 @@ class Failure(NamedTuple):
 
 
 def record(run_dir: Path, failure: Failure, attempt: int) -> None:
-    """Writes down what a trial died of, and at which attempt."""
+    """Writes error.json: the failure of a trial, and the number of the attempt."""
     run_dir.mkdir(parents=True, exist_ok=True)
     told = {**failure._asdict(), "attempt": attempt}
     write_whole(run_dir / NAME, json.dumps(told, indent=2) + "\n")
 
 
 def read(run_dir: Path) -> Row | None:
-    """What was written down, or None where nothing was."""
+    """Read error.json; None if there is no such file."""
     try:
         found = parsed((run_dir / NAME).read_bytes(), NAME)
     except FileNotFoundError:
@@ -53,5 +53,5 @@ def read(run_dir: Path) -> Row | None:
 
 
 def forget(run_dir: Path) -> None:
-    """Takes the error away from a trial that has come to its end after all."""
+    """Removes error.json, after a later attempt has succeeded."""
     (run_dir / NAME).unlink(missing_ok=True)

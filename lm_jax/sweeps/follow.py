@@ -1,4 +1,4 @@
-"""What trials in other processes do, read from their directories as it is written."""
+"""Follow the journals of trials in other processes."""
 
 import dataclasses
 import os
@@ -14,20 +14,20 @@ BETWEEN_LOOKS = 1.0  # seconds
 
 @dataclasses.dataclass
 class _Place:
-    """How far a trial's journal has been read, and told."""
+    """Position in a trial's journal: the rows read, and the rows passed on."""
 
     watch: Watch
     file: int = -1
-    """The number of the file that was read: a journal that is written anew has another."""
+    """Inode number of the file; a rewritten journal has another number."""
     seen: int = 0
-    """Bytes of it that have been read."""
+    """Bytes read."""
     step: int = -1
-    """Of the last row that was told."""
+    """Step of the last row passed on."""
     kinds: set[str] = dataclasses.field(default_factory=set)
-    """Of the rows at that step that were told."""
+    """Kinds of the rows passed on at `step`."""
 
     def tell(self, row: Row) -> None:
-        """Tells of a row, unless it has been told; the steps of a journal never fall."""
+        """Calls `watch` with a row not passed on before; the steps of a journal never fall."""
         step, kind = row["step"], row["kind"]
         if step < self.step or (step == self.step and kind in self.kinds):
             return
@@ -38,10 +38,10 @@ class _Place:
 
 
 class Follower:
-    """Tells of new rows in metrics.jsonl as `lm_jax.train` would in this process.
+    """Calls `watch` with new rows of metrics.jsonl, as `lm_jax.train` does within a process.
 
-    A run that goes on from a checkpoint writes its journal anew, without the rows after it. Those
-    that it makes again are not told again.
+    A run resumed from a checkpoint rewrites the journal without the rows after the checkpoint, and
+    then computes these rows again. The follower does not pass such a row on twice.
     """
 
     def __init__(self, watch: Watcher):
@@ -50,7 +50,7 @@ class Follower:
         self._next = 0.0
 
     def look(self, jobs: Sequence[Job], *, last: bool = False) -> None:
-        """Reads what is new of some jobs' trials, if it is time, or if it is the last time."""
+        """Reads the new rows of some jobs' trials, at most once per second, or if `last` is set."""
         if time.monotonic() < self._next and not last:
             return
         for job in jobs:
@@ -73,7 +73,7 @@ class Follower:
             file.seek(place.seen)
             lines = file.read().splitlines(keepends=True)
             place.seen = file.tell()
-        if lines and not lines[-1].endswith(b"\n"):  # it is just being written
+        if lines and not lines[-1].endswith(b"\n"):  # the line is still being written
             place.seen -= len(lines.pop())
         for row, _ in whole_rows(lines, is_row):
             place.tell(row)

@@ -1,4 +1,4 @@
-"""The table of a sweep as a frame of polars or pandas, which are optional."""
+"""Results of a sweep as a data frame of polars or pandas (both optional)."""
 
 import math
 from collections.abc import Iterable
@@ -14,16 +14,16 @@ REST = ("seconds", "bad_step", "error", "parameters", "trial", "flags")
 
 
 def sweep_frame(sweep_dir: str | Path, kind: Literal["polars", "pandas"] = "polars") -> Any:
-    """The results of a sweep as a frame, one row a trial, in the trials' order.
+    """Return the results of a sweep as a data frame, a row per trial, in the trials' order.
 
     Args:
-      sweep_dir: the sweep.
-      kind: which library's frame.
+      sweep_dir: directory of the sweep.
+      kind: library of the frame.
 
     Returns:
-      a frame with the columns `number`, `name`, `status` and so on; one for each path that the
-      sweep changes, under its name, such as `train.learning_rate`; `success` of tasks; and the
-      probe's, such as `probe.lyapunov`. A value that a trial does not have is null.
+      a frame with the columns `number`, `name`, `status` and others; a column for each path changed
+      by the sweep, such as `train.learning_rate`; `success` for tasks; and the results of the live
+      probe, such as `probe.lyapunov`. A missing value is null.
 
     Raises:
       UserError: there is no sweep, or the library is not installed.
@@ -74,7 +74,7 @@ def _flattened(values: Any, prefix: str) -> Row:
 
 
 def _of_one_type(values: Iterable[Any]) -> list[Any]:
-    """A column as a frame wants it: numbers all int or all float; what is mixed, as text."""
+    """Convert a column to a single type: int and float to float, any other mixture to str."""
     values = list(values)
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) < 2:

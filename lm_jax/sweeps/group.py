@@ -1,9 +1,9 @@
-"""Trials that share a program, trained side by side.
+"""Train the trials of a group side by side.
 
-Each trial is a run in a directory of its own and goes its own course (`Descent.course`): it writes
-its own journal, validates, probes and saves by itself. Only its updates are made together with
-those of the others, as lanes. So a trial can be stopped, killed and gone on with as any other run,
-and the others neither wait for one that is over nor notice one that diverges.
+Each trial is a run in a separate directory, with a separate journal, validation, probes and
+checkpoints (`Descent.course`). Only the updates of all trials are made together, as lanes. A trial
+can therefore be stopped, killed and resumed like any other run. If a trial ends or diverges, the
+other trials continue undisturbed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from lm_jax.training.journal import Watch
 from lm_jax.training.loop import opened
 
 Judge = Callable[[int, Mapping[Trial, float]], set[Trial]]
-"""(update, validation nats of the trials that have come there) -> those that go on."""
+"""Maps (update, validation nats of the trials that reached it) to the trials that continue."""
 
 
 def train_group(
@@ -35,20 +35,20 @@ def train_group(
     rungs: Sequence[int] = (),
     width: int | None = None,
 ) -> dict[Trial, Exception]:
-    """Trains trials of one group to their ends, or goes on where an earlier call stopped.
+    """Trains the trials of a group to their ends, or resumes after an earlier call.
 
     Args:
-      trials: whose configs have one shape and read one text.
-      sweep_dir: where their directories are.
+      trials: trials whose configs share a shape and a text.
+      sweep_dir: directory of the sweep, with the run directories of the trials.
       corpus: the text.
-      received: signals to stop, as they come in.
-      watch: called with each trial as it begins, for what `lm_jax.train` is to tell of it.
-      judge: says at each rung which trials go on; the others end there as pruned.
-      rungs: the updates at which it is asked.
+      received: stop signals; the list grows as signals arrive.
+      watch: called with each trial as the trial begins; returns the `watch` of `lm_jax.train`.
+      judge: chooses at each rung the trials to continue; the others end there as pruned.
+      rungs: call `judge` at these updates.
       width: see `Lanes`.
 
     Returns:
-      what went wrong with a trial, if anything did; the others have gone on.
+      the exception of each failed trial; a failure does not stop the other trials.
     """
     failed: dict[Trial, Exception] = {}
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def train_group(
             try:
                 held = opened(trial.config, run_dir, corpus, received, told, like)
                 work = stack.enter_context(held)
-            except Exception as error:  # whatever it is, it is this trial's
+            except Exception as error:  # fails this trial only
                 failed[trial] = error
                 continue
             if isinstance(work, Descent):
@@ -74,18 +74,18 @@ def train_group(
 
 
 def _one_by_one(works: Mapping[Trial, Descent], failed: dict[Trial, Exception]) -> None:
-    """Trains runs whose text does not fit on the device, each from windows of its own."""
+    """Trains trials in turn, for a text prefetched in windows."""
     for trial, work in works.items():
         try:
             if work.rungs:
-                work.feed.whole()  # refuses: at a rung all must be there at once
+                work.feed.whole()  # raises: at a rung all trials must be there at once
             work.run()
         except Exception as error:
             failed[trial] = error
 
 
 class _Crew:
-    """The works of a group, on their common way."""
+    """The training of a group: all trials advance together."""
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ class _Crew:
     ):
         self.works, self.failed, self.judge = works, failed, judge
         first = next(iter(works.values()))
-        self.lanes = Lanes(first.program, first.source, len(works), width=width)
+        self.lanes = Lanes(first.vocab_size, first.source, len(works), width=width)
         self.pace = Pace()
         self.courses: dict[Trial, Generator[int | Rung, bool | None, None]] = {}
         self.asked: dict[Trial, int | Rung] = {}
-        """What each trial that goes on is waiting for: its updates, or a verdict."""
+        """Request of each running trial: the update to advance to, or a rung to be judged at."""
 
     def run(self) -> None:
-        """Until every trial is over, or has been stopped."""
+        """Trains until every trial has ended or has been stopped."""
         try:
             for trial, work in self.works.items():
                 self.courses[trial] = work.course()
@@ -118,22 +118,22 @@ class _Crew:
                 course.close()
 
     def _resume(self, trial: Trial, answer: bool | None) -> None:
-        """Lets a trial do what it has to between updates."""
+        """Runs a trial's work between updates (log, validate, save) up to the next request."""
         self.asked.pop(trial, None)
         try:
             self.asked[trial] = self.courses[trial].send(answer)
         except StopIteration:
             pass
-        except Exception as error:  # a full disk, say: the others go on
+        except Exception as error:  # for example a full disk: the other trials continue
             self.failed[trial] = error
 
     def _judge_rungs(self) -> None:
-        """Answers those at the lowest rung, once nobody is on the way to it."""
+        """Judges the trials at the lowest rung, once no other trial is still on the way there."""
         waiting = {t: rung for t, rung in self.asked.items() if isinstance(rung, Rung)}
         if not waiting or self.judge is None:
             return
         if any(self.works[trial].received for trial in waiting):
-            # Others have stopped on their way here: these would be judged without them.
+            # A signal stopped other trials before the rung; a judgement now would miss them.
             for trial in waiting:
                 self._resume(trial, None)
             return
@@ -147,13 +147,13 @@ class _Crew:
             self._resume(trial, trial in kept)
 
     def _advance(self, due: dict[Trial, int]) -> None:
-        """Makes updates until a trial is where it wants to be, or its loss is not finite."""
+        """Makes updates until a trial reaches the requested update or the loss is not finite."""
         works = [self.works[trial] for trial in due]
         before = [int(work.state.step) for work in works]
         self.lanes = self.lanes.for_fewer(len(works))
-        self.lanes.put([work.state for work in works], [work.numbers for work in works])
+        self.lanes.put([work.state for work in works], [work.config for work in works])
         for work in works:
-            del work.state  # the lanes have it
+            del work.state  # the lanes hold it now
         received, pace, steps = works[0].received, self.pace, before
         while True:
             began = time.perf_counter()

@@ -1,17 +1,18 @@
-"""Successive halving: the trials of a sweep that do badly end early.
+"""Successive halving: end the worse trials of a sweep early.
 
-Rungs lie at r, rη, rη², … updates, below a trial's last; r is `first`, η is `factor`. Of all trials
-that have come to a rung so far, whatever their group, the best ⌈n/η⌉ by their validation there go
-on. Those that come together are judged together; nobody waits for a trial that is still to come,
-so an early one may go on that would not have later. One that is ended is not taken up again.
+Rungs lie at r, rη, rη², … updates, below the last update of a trial; r is `first`, η is `factor`.
+If n trials have reached a rung so far, in any group, then the best ⌈n/η⌉ by their validation loss
+at the rung continue. Trials arriving together are judged together. No trial waits for later trials,
+and an early trial may therefore continue although later trials are better. A trial ended at a rung
+is never resumed.
 
-A judgement is on the disk, a line of rungs.jsonl, before anyone acts on it. A trial that comes to a
-rung again, after a kill, is told what is written there; so a sweep in one process judges in the
-same way wherever it is killed. Several processes judge one at a time, in the order in which they
-come.
+A judgement is written to disk, as a line of rungs.jsonl, before any trial acts on the judgement. If
+a trial is killed and reaches a rung again, the judgement on disk holds. The judgements of a sweep
+in a single process therefore do not depend on when the sweep is killed. Several processes judge in
+turn, in order of arrival.
 
-Source: Li et al. (2020), "A System for Massively Parallel Hyperparameter Tuning", MLSys, whose
-algorithm takes up a trial again where there are more and worse later.
+Source: Li et al. (2020), "A System for Massively Parallel Hyperparameter Tuning", MLSys. Their
+algorithm resumes a stopped trial after enough worse trials have arrived; this module does not.
 """
 
 import fcntl
@@ -32,17 +33,18 @@ from lm_jax.training import journal
 RUNGS = "rungs.jsonl"
 
 Judgement = dict[str, Any]
-"""A line: `step`; `nats` of those that came, by their directories; `kept`, those that go on."""
+"""A line of rungs.jsonl: `step`; `nats` of the judged trials, by directory; `kept`, the
+directories of the trials that continue."""
 
 
 @dataclass(frozen=True)
 class Halving:
-    """When trials are judged, and how many go on."""
+    """Settings of successive halving."""
 
     first: int
-    """The update of the first rung."""
+    """Update of the first rung, r."""
     factor: int = 3
-    """One in so many goes on, and the next rung is so many times as far."""
+    """η: the best 1/η of the trials continue, and each rung is η times the rung before."""
 
     def __post_init__(self):
         for name, value, least in (("first", self.first, 1), ("factor", self.factor, 2)):
@@ -52,7 +54,7 @@ class Halving:
                 )
 
     def rungs(self, steps: int) -> tuple[int, ...]:
-        """The updates at which a trial of so many is judged; none, where it is too short."""
+        """Return the rungs of a trial of `steps` updates; empty if the trial is too short."""
         found, rung = [], self.first
         while rung < steps:
             found.append(rung)
@@ -60,10 +62,10 @@ class Halving:
         return tuple(found)
 
     def check(self, configs: Sequence[Config]) -> None:
-        """Refuses trials of which none would be judged.
+        """Refuses a sweep in which every trial ends at or before the first rung.
 
         Raises:
-          UserError: no trial has an update beyond the first rung.
+          UserError: halving would judge no trial.
         """
         steps = [config.train.steps for config in configs if config.train is not None]
         if not steps:
@@ -75,9 +77,10 @@ class Halving:
             )
 
     def updates(self, trials: int, steps: int) -> int:
-        """What trials of so many updates come to that reach each rung together, in updates.
+        """Total updates of `trials` runs of `steps` updates, if all reach each rung together.
 
-        Fewer where some diverge; more where they come in several slices.
+        The actual total is smaller if trials diverge, and larger if the trials arrive at a rung in
+        several groups.
         """
         spent, before = 0, 0
         for rung in (*self.rungs(steps), steps):
@@ -86,7 +89,7 @@ class Halving:
         return spent
 
     def judge(self, sweep_dir: Path) -> Judge:
-        """What `train_group` asks at each rung; any process of the sweep may have its own."""
+        """Make the `judge` of `train_group`; each process of the sweep may make another."""
 
         def judged(step: int, nats: Mapping[Trial, float]) -> set[Trial]:
             here = {trial.directory: loss for trial, loss in nats.items()}
@@ -96,9 +99,9 @@ class Halving:
         return judged
 
     def _decided(self, path: Path, step: int, here: Mapping[str, float]) -> set[str]:
-        """Those that go on: as it is written down, or as it is found now and written down."""
+        """Directories of the continuing trials: read from rungs.jsonl, or judged and recorded."""
         with files.opened(path, "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             before = [row for row in _whole(file) if row["step"] == step]
             come = {name: loss for row in before for name, loss in row["nats"].items()}
             kept = {name for row in before for name in row["kept"]}
@@ -116,12 +119,12 @@ class Halving:
 def survivors(
     here: Mapping[str, float], factor: int, before: Sequence[float | None] = ()
 ) -> set[str]:
-    """Those that are among the best 1/factor of all, by nats; a loss that is not finite never is.
+    """Names of the trials among the best 1/factor of all, by nats; never a non-finite loss.
 
     Args:
-      here: nats of those who are to be judged.
+      here: nats of the trials to judge, by name.
       factor: see `Halving`.
-      before: nats of those who were judged earlier, and who have the better of a tie.
+      before: nats of the trials judged earlier; in a tie the earlier trial ranks first.
     """
     come = [(_rank(loss), "") for loss in before]
     come += [(_rank(loss), name) for name, loss in here.items()]
@@ -130,7 +133,7 @@ def survivors(
 
 
 def judgements(sweep_dir: Path) -> list[Judgement]:
-    """What has been judged in a sweep so far, in order."""
+    """Read the judgements of a sweep so far, in order."""
     path = sweep_dir / RUNGS
     if not path.exists():
         return []
@@ -143,7 +146,7 @@ def _rank(loss: float | None) -> float:
 
 
 def _whole(file: IO[bytes]) -> list[Judgement]:
-    """The rows of a file that is locked; what is torn or damaged is cut off."""
+    """Read the rows of a locked file, and cut off a torn or damaged end."""
     file.seek(0)
     found = list(journal.whole_rows(file, _is_judgement))
     file.truncate(sum(length for _, length in found))

@@ -1,7 +1,7 @@
-"""Jobs: what of a sweep one worker does at a time, and what became of it.
+"""Jobs: units of work of a sweep, each done by a single worker.
 
-A job is told to another process, here or on another machine, as JSON. A text that is only in memory
-is kept beside it, once for the whole sweep.
+A job goes to another process, on this or another machine, as JSON. A text given in memory is
+written next to the job files, once for the whole sweep.
 """
 
 import dataclasses
@@ -22,75 +22,75 @@ from lm_jax.sweeps.plan import Trial
 from lm_jax.training.journal import Watch, read_result
 
 Watcher = Callable[[Trial], Watch]
-"""Called with each trial as it begins, for what `lm_jax.train` is to tell of it."""
+"""Called with each trial as the trial begins; returns the `watch` of `lm_jax.train`."""
 
 
 @runtime_checkable
 class Group(Protocol):
-    """Trials that belong together."""
+    """A group of trials: the part of `lm_jax.sweeps.plan.Group` that jobs need."""
 
     @property
     def trials(self) -> Sequence[Trial]: ...
 
     @property
     def vectorised(self) -> bool:
-        """Whether they are lanes of one program."""
+        """True if the trials can train as lanes of a single program."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What one worker does at a time."""
+    """Trials for a worker to train."""
 
     sweep_dir: Path
     trials: tuple[Trial, ...]
-    """Of one group, or of several where they are not vectorised."""
+    """Trials of a single group, or, if not vectorised, of any groups."""
     vectorised: bool
-    """Whether they are lanes of one program; a trial that is left of such a group still is."""
+    """If True, train the trials as lanes of a single program, even if only one trial is left."""
     lanes: int | None = None
-    """Most trials side by side; None: all."""
+    """Largest number of trials side by side; None: all."""
     text: str | Sequence[str] | None = None
-    """With `data.source="memory"`, see `lm_jax.train`."""
+    """The text for `data.source="memory"`, as in `lm_jax.train`."""
     halving: Halving | None = None
-    """When trials are judged; None: never."""
+    """Settings of successive halving; None: no halving."""
     attempt: int = 1
 
     @property
     def name(self) -> str:
-        """Of the job, in its sweep."""
+        """Name of the job within the sweep: number of the first trial, and attempt."""
         return f"{self.trials[0].number:03d}-{self.attempt}"
 
     def place(self, trial: Trial) -> Path:
-        """The run directory of a trial."""
+        """Return the run directory of a trial."""
         return self.sweep_dir / trial.directory
 
     def unfinished(self) -> list[Trial]:
-        """The trials that have not come to their ends."""
+        """List the trials whose runs have not ended."""
         return [trial for trial in self.trials if not is_over(self.place(trial), trial.config)]
 
     def parts(self) -> "list[Job]":
-        """The job as several, of which each trial is one, where they are not lanes of a program."""
+        """Split the job into a job per trial, unless the trials are lanes of a single program."""
         if self.vectorised:
             return [self]
         return [dataclasses.replace(self, trials=(trial,)) for trial in self.trials]
 
     def alone(self, trial: Trial) -> "Job":
-        """The next attempt at one of the trials."""
+        """Make the job of the next attempt at a trial, alone."""
         return dataclasses.replace(self, trials=(trial,), attempt=self.attempt + 1)
 
 
 class Ended(NamedTuple):
-    """A job that has come to an end, good or bad."""
+    """A job that has ended, with success or failures."""
 
     job: Job
     failed: dict[int, Failure]
-    """What went wrong with a trial, by the trial's number."""
+    """Failures of trials, by the trial's number."""
     how: str = "it was not come to"
-    """What is to be said of trials that have neither ended nor failed."""
+    """Error message for trials that neither ended nor failed."""
 
 
 def is_over(run_dir: Path, config: Config) -> bool:
-    """Whether a run's result.json is its last word under a config."""
+    """True if a run has ended and, under `config`, has nothing left to do."""
     result = read_result(run_dir)
     if result is None or result["status"] == "stopped":
         return False
@@ -108,21 +108,21 @@ def divided(
     text: str | Sequence[str] | None = None,
     halving: Halving | None = None,
 ) -> list[Job]:
-    """A sweep as jobs, enough of them that every worker has one.
+    """Divide a sweep into jobs, at least one per worker if there are enough trials.
 
     Args:
-      groups: of the sweep.
-      sweep_dir: where its trials are.
-      workers: how many there are to do the jobs. With several, no job is longer than its lanes are
-        wide, so that what is done is done.
-      lanes: most trials of a group side by side; None: all that a worker has of it.
-      text: with `data.source="memory"`, see `lm_jax.train`.
-      halving: when trials are judged, if they are.
+      groups: groups of the sweep.
+      sweep_dir: directory of the sweep.
+      workers: number of workers. With several workers, a vectorised job has at most `lanes` trials:
+        no finished trial waits for a second row of lanes.
+      lanes: largest number of trials side by side; None: all trials of a job.
+      text: the text for `data.source="memory"`, as in `lm_jax.train`.
+      halving: settings of successive halving; None: no halving.
     """
     together = [group.trials for group in groups if group.vectorised]
     single = [trial for group in groups if not group.vectorised for trial in group.trials]
     shares = [(share, True) for trials in together for share in _parts(trials, workers, lanes)]
-    # Dealt out: a worker does several, and loads everything that they need but once.
+    # A worker takes several of these trials in one job, to load texts and libraries only once.
     dealt = [single[first::workers] for first in range(min(workers, len(single)))]
     shares += [(share, False) for share in dealt]
     shares.sort(key=lambda share: share[0][0].number)
@@ -143,7 +143,7 @@ def _parts(trials: Sequence[Trial], workers: int, lanes: int | None) -> Iterator
 
 
 def write_job(job: Job, path: Path, **more: Any) -> None:
-    """Writes a job, and what else a worker is to know of, for `read_job`."""
+    """Writes a job and further settings (`more`) of the worker, for `read_job`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = None
     if job.text is not None:
@@ -173,7 +173,7 @@ def write_job(job: Job, path: Path, **more: Any) -> None:
 
 
 def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
-    """A job that was written, and what else was; the trials' points stay at home."""
+    """Read a job and the further settings from a file; the trials' points are not in the file."""
     told = parsed(path.read_bytes(), str(path))
     trials = [
         Trial(

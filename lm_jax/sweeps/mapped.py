@@ -1,111 +1,114 @@
-"""Many runs as lanes of one compiled program.
+"""Many runs as lanes of a single compiled program.
 
-Runs whose configs differ in numbers alone have one program (`lm_jax.training.step.program`). Here
-they go through it side by side: their states are stacked on a leading axis, [lanes, ...], each with
-its own numbers, and `advance` of one run is mapped over that axis. The axis is sharded over the
-devices; a device takes its lanes `width` at a time, by `vmap`, and one such row after another.
+Runs whose configs differ only in numbers share their compiled functions (`lm_jax.training.step`).
+This module advances the runs side by side: train states and configs are stacked on a leading axis,
+[lanes, ...], and `run_until` of a single run is mapped over the axis. The axis is sharded over the
+devices. Each device works in rows of `width` lanes: `vmap` within a row, and one row after another.
 
-No lane sees another. A lane stops where it is told to, or at the first loss that is not finite, and
-is then carried along as it is; where fewer runs than lanes are left, the rest are such lanes. What
-a lane computes depends on the width, but on neither the number of lanes nor its place.
+The lanes are independent. A lane stops at a given update, or at the first loss that is not finite;
+afterwards the lane's state stays unchanged. If fewer runs than lanes are left, the spare lanes
+stand still in the same way. The result of a lane depends on the width, but not on the number of
+lanes or on the lane's place.
 
-On a CPU the width is 1, for wider rows were no faster there; `benchmarks/sweeps.py` compares a
-lane's update with a lone run's. On an accelerator all lanes of a device are one row.
+On a CPU the width is 1, because wider rows were no faster there; `benchmarks/sweeps.py` compares an
+update of a lane with an update of a single run. On an accelerator all lanes of a device are one
+row.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lm_jax.config import Config
 from lm_jax.data.batches import Source
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import Program
+from lm_jax.training.step import run_until
 
 AXIS = PartitionSpec("lanes")
 EVERYWHERE = PartitionSpec()
 
 
 class Lanes:
-    """The states of several runs, on the devices.
+    """The stacked train states of several runs, on the devices.
 
     Attributes:
-      count: how many lanes there are, at least as many as were asked for.
+      count: number of lanes, at least the number requested.
     """
 
     def __init__(
         self,
-        program: Program,
+        vocab_size: int,
         source: Source,
         count: int,
         *,
         devices: Sequence[Any] | None = None,
         width: int | None = None,
     ):
-        """Makes room for runs.
+        """Prepares lanes, without states yet.
 
         Args:
-          program: of the one shape that all of them have.
-          source: what all of them read.
-          count: how many there will be, at most.
-          devices: where; None: all of the default backend.
-          width: lanes in a row; None: 1 on a CPU, and all of a device's elsewhere.
+          vocab_size: V of all runs.
+          source: training tokens, read by all runs.
+          count: largest number of runs.
+          devices: devices to use; None: all devices of the default backend.
+          width: lanes in a row; None: 1 on a CPU, elsewhere all lanes of a device.
         """
-        self._program, self._asked = program, width
+        self._vocab_size, self._asked = vocab_size, width
         devices = jax.devices() if devices is None else list(devices)
         on_cpu = devices[0].platform == "cpu"
-        # A map over one lane would be compiled in another way than one over several.
+        # XLA compiles a map over a single lane differently from a map over several lanes.
         each = max(2, -(-count // len(devices)))
         width = width or (1 if on_cpu else each)
         each = -(-each // width) * width
         self.count, self._width = each * len(devices), width
         self._mesh = Mesh(np.array(devices), ("lanes",), axis_types=(AxisType.Auto,))
         self._source = jax.device_put(source, NamedSharding(self._mesh, EVERYWHERE))
-        self._advance = _mapped(program.advance, self._mesh, width)
+        self._advance = _mapped(vocab_size, self._mesh, width)
         self._states: Any = None
-        self._numbers: dict[str, Any] = {}
+        self._configs: Any = None
 
     def for_fewer(self, count: int) -> "Lanes":
-        """Lanes for that many runs, where those that stand still would cost half of the work."""
+        """Fewer lanes for `count` runs if at least half of the present lanes would stand still."""
         if self._width == 1 or 2 * count > self.count:
             return self
         devices = list(self._mesh.devices.flat)
-        fewer = Lanes(self._program, self._source, count, devices=devices, width=self._asked)
+        fewer = Lanes(self._vocab_size, self._source, count, devices=devices, width=self._asked)
         return fewer if fewer.count < self.count else self
 
-    def put(self, states: Sequence[TrainState], numbers: Sequence[Mapping[str, Any]]) -> None:
-        """Takes runs in, one or more; the lanes that are left over repeat the first."""
+    def put(self, states: Sequence[TrainState], configs: Sequence[Config]) -> None:
+        """Stacks the states of the runs, at least 1; spare lanes repeat the first run."""
         spare = self.count - len(states)
         self._states = self._stacked([*states, *[states[0]] * spare])
-        self._numbers = self._stacked([*numbers, *[numbers[0]] * spare])
+        self._configs = self._stacked([*configs, *[configs[0]] * spare])
 
     def advance(self, stops: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Makes updates.
+        """Advances every run to its own stop.
 
         Args:
-          stops: for each run, the update to stop at; a run that is there already stays.
+          stops: the update to stop at, for each run; a run already there stays unchanged.
 
         Returns:
-          each run's updates made so far, and whether its loss is finite.
+          two arrays [runs]: the number of updates made, and True if the loss is finite.
         """
         still = [0] * (self.count - len(stops))
         at = self._placed(np.array([*stops, *still], np.int32))
-        self._states = self._advance(self._states, self._source, self._numbers, at)
+        self._states = self._advance(self._configs, self._states, self._source, at)
         runs = len(stops)
         nats = np.asarray(self._states.record.nats)
         return np.asarray(self._states.step)[:runs], np.isfinite(nats)[:runs]
 
     def take(self, runs: int) -> list[TrainState]:
-        """The states of the first so many lanes, which are given up here."""
+        """Return the states of the first `runs` lanes, on the host, and free all lanes."""
         host = jax.tree.map(np.asarray, self._states)
         self._states = None
         return [jax.tree.map(lambda leaf, lane=lane: leaf[lane, ...], host) for lane in range(runs)]
 
     def _stacked(self, trees: Sequence[Any]) -> Any:
-        # One after another, or all would be stacked on the host and on the devices at once.
+        # Leaf by leaf: otherwise all leaves would be on the host and on the devices at once.
         return jax.tree.map(
             lambda *leaves: self._placed(np.stack([np.asarray(leaf) for leaf in leaves])), *trees
         )
@@ -115,19 +118,19 @@ class Lanes:
 
 
 @functools.lru_cache(maxsize=32)
-def _mapped(advance: Callable[..., TrainState], mesh: Mesh, width: int) -> Callable[..., Any]:
-    """`Program.advance` of many lanes: (states, source, numbers, stops) -> states."""
+def _mapped(vocab_size: int, mesh: Mesh, width: int) -> Callable[..., Any]:
+    """Map `run_until` over lanes: (configs, states, source, stops) -> states."""
 
-    def local(states: Any, source: Source, numbers: Any, stops: Any) -> Any:
+    def local(configs: Any, states: Any, source: Source, stops: Any) -> Any:
         def lane(own: tuple) -> TrainState:
-            state, numbers, stop = own
-            return advance(state, source, numbers, stop)
+            config, state, stop = own
+            return run_until(config, state, source, stop, vocab_size)
 
-        # A batch of one would be a vmap over one lane, which is not the program of a lone run.
+        # batch_size=1 would vmap over one lane and compile another program than a single run's.
         rows = None if width == 1 else width
-        return jax.lax.map(lane, (states, numbers, stops), batch_size=rows)
+        return jax.lax.map(lane, (configs, states, stops), batch_size=rows)
 
-    specs = (AXIS, EVERYWHERE, AXIS, AXIS)
-    # Nothing goes from lane to lane, which is what the check would have to prove.
+    specs = (AXIS, AXIS, EVERYWHERE, AXIS)
+    # The lanes do not communicate, and check_vma cannot prove this.
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=AXIS, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=1)

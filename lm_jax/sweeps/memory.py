@@ -1,12 +1,12 @@
-"""How much memory a trial takes beside others, and how many of them fit.
+"""Memory of a lane, and the number of lanes that fit into the free memory.
 
-One lane takes about twice its train state, for the new one is made while the old one is read, and
-the activations of a chunk of B × T tokens. Each matrix W of m × n gives n numbers for every token
-it is applied to, and backpropagation as many again:
+A lane needs about twice the train state, because the new state is made while the old state is read,
+and the activations of a chunk of B × T tokens. Each matrix W of size m × n produces n numbers for
+every token, and backpropagation as many again:
 
-    bytes = 2 · state + 2 · B · T · (Σ_W n_W + V if the readout has no matrix of its own) · itemsize
+    bytes = 2 · state + 2 · B · T · (Σ_W n_W + V if the readout is tied) · itemsize
 
-which is an estimate: what the compiler keeps, recomputes or never holds is its business.
+This is an estimate: the compiler may keep or recompute any array.
 """
 
 import jax
@@ -15,28 +15,28 @@ import jax.numpy as jnp
 from lm_jax.config import Network, Softmax
 from lm_jax.data.windows import free_memory
 from lm_jax.sweeps.plan import Group
-from lm_jax.training.step import arguments, program
+from lm_jax.training.step import chunk_length, init
 
-SHARE = 0.5  # of the free memory that lanes may take
+SHARE = 0.5  # share of the free memory that lanes may use
 
 
 def lane_bytes(group: Group) -> int:
-    """Bytes that one trial of a group takes; nothing is computed.
+    """Estimate the bytes of a single trial of a group, from shapes alone.
 
     Args:
-      group: of models that are trained.
+      group: trials of a model trained by gradients.
     """
-    compiled = program(group.shape, group.vocab_size)
-    state = jax.eval_shape(compiled.init, arguments(group.trials[0].config))
+    config = group.config
+    state = init.eval_shape(config, group.vocab_size)
     columns = sum(leaf.shape[-1] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
-    model = group.shape.model
+    model = config.model
     if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
         columns += group.vocab_size
-    tokens = group.shape.data.batch_size * compiled.length
+    tokens = config.data.batch_size * chunk_length(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)
 
 
 def lanes_that_fit(each: int) -> int:
-    """How many lanes of so many bytes fit into half of the free memory; one at least."""
+    """Number of lanes of `each` bytes in half of the free memory; at least 1."""
     return max(1, int(free_memory() * SHARE) // each)

@@ -1,4 +1,4 @@
-"""The directories of some trials as bytes, where two machines share no disk."""
+"""Run directories as bytes, for machines without a shared disk."""
 
 import io
 import shutil
@@ -10,7 +10,7 @@ from lm_jax.sweeps.jobs import Job
 
 
 def packed(job: Job) -> bytes:
-    """The directories of a job's trials, checkpoints included, as far as there are any."""
+    """Pack the existing run directories of a job, with checkpoints, into a tar archive."""
     parcel = io.BytesIO()
     with tarfile.open(fileobj=parcel, mode="w") as tar:
         for trial in job.trials:
@@ -20,7 +20,7 @@ def packed(job: Job) -> bytes:
 
 
 def unpack(job: Job, parcel: bytes) -> None:
-    """Puts directories that were packed elsewhere in the place of those that are here."""
+    """Replaces the run directories of a job with the directories in an archive."""
     arrived = job.sweep_dir / "jobs" / f"{job.name}.parcel"
     files.remove(arrived)
     arrived.mkdir(parents=True)
@@ -36,7 +36,7 @@ def _replace(old: Path, new: Path) -> None:
     trash = old.with_name(f"{old.name}.trash")
     files.remove(trash)
     old.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists():  # moved away at once: half a run must not be taken for a run
+    if old.exists():  # a rename is atomic: a kill leaves no half-removed run directory
         old.rename(trash)
     new.rename(old)
     shutil.rmtree(trash, ignore_errors=True)

@@ -1,12 +1,12 @@
-"""What a sweep is before anything of it starts: its trials, and which of them share a program.
+"""The plan of a sweep: the trials, grouped by compiled program.
 
-A point is a mapping from dotted paths to values, {"model.cell": "lstm"}; what it is a point of is a
-config, and the two together are a trial. Trials of which only numbers differ (fields marked
-`Mark.ARGUMENT`: learning rate, thresholds, rates, gain, seed) are a group: one compiled program
-trains them all, as lanes side by side. Any other difference, one in how many updates are made or
-how often a record is written among them, puts trials into different groups.
+A point is a mapping from dotted paths to values, {"model.cell": "lstm"}. A trial is a config with
+the values of a point. If trials differ only in numbers (fields marked `Mark.LEAF`: learning
+rate, thresholds, rates, gain, seed), they form a group: a single compiled program trains all trials
+of the group, as lanes side by side. Any other difference puts trials into different groups, even a
+difference in the number of updates or in how often a record is written.
 
-All that can be refused is refused here, by the trial's number and name.
+The plan checks every point before any trial starts; an error names the trial's number and name.
 """
 
 import dataclasses
@@ -15,27 +15,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.files import write_whole
-from lm_jax.settings import Mark, UserError, digest, fields, parsed, shape
+from lm_jax.settings import Mark, UserError, digest, fields, parsed
 from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.loop import fitted
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # each is itself alone, and may be a key
+@dataclasses.dataclass(frozen=True, eq=False)  # equal by identity, to serve as a dict key
 class Trial:
-    """A point of a sweep, ready to be run."""
+    """A point of a sweep, ready to run."""
 
     number: int
-    """From 1 on, in the order of the points."""
+    """Counted from 1, in the order of the points."""
     name: str
     point: Point
     config: Config
-    """Resolved, and its epochs turned into steps."""
+    """Resolved config, with epochs converted to steps."""
     directory: str
-    """Its run directory within the sweep's: trials/NNN-DIGEST."""
+    """Run directory, relative to the sweep's directory: trials/NNN-DIGEST."""
 
     def __str__(self) -> str:
         return f"point {self.number} of the sweep, {self.name!r}"
@@ -43,48 +45,52 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Trials that differ only in numbers that the compiled program takes as arguments."""
+    """Trials with the same compiled program, differing only in the program's arguments."""
 
     trials: tuple[Trial, ...]
-    shape: Config
-    """What their programs depend on: `lm_jax.settings.shape` of each trial's config."""
+    """At least one. Their configs have the same pytree structure."""
     vocab_size: int
-    """V of their text."""
+    """V, the vocabulary size of the text."""
+
+    @property
+    def config(self) -> Config:
+        """The config of the first trial, for everything in which the trials do not differ."""
+        return self.trials[0].config
 
     @property
     def vectorised(self) -> bool:
-        """Whether they can be lanes of one program: there are several, and they are trained."""
-        return len(self.trials) > 1 and self.shape.train is not None
+        """True if the trials can train as lanes: several trials of a model trained by gradients."""
+        return len(self.trials) > 1 and self.config.train is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A sweep that nothing speaks against."""
+    """The trials and groups of a sweep, after all checks."""
 
     trials: tuple[Trial, ...]
     groups: tuple[Group, ...]
-    """In the order of their first trials."""
+    """Groups, in the order of their first trials."""
 
 
 class Texts:
-    """The texts of a sweep, each of which is read once."""
+    """Cache of the texts of a sweep: each text is read once."""
 
     def __init__(self, memory: str | Sequence[str] | None = None):
-        """Reads nothing yet.
+        """Makes an empty cache.
 
         Args:
-          memory: with `data.source="memory"`, see `lm_jax.train`.
+          memory: the text for `data.source="memory"`, as `text` of `lm_jax.train`.
         """
         self._memory = memory
         self._known: dict[Data, Corpus] = {}
 
     def of(self, data: Data) -> Corpus:
-        """The text that a config names.
+        """Return the text of a data config.
 
         Raises:
           UserError: as `lm_jax.data.corpus.load`.
         """
-        # Which text it is depends on none of these, unless it is generated sequence by sequence.
+        # The text does not depend on these fields, unless it is generated sequence by sequence.
         read = data
         if not data.drawn:
             read = dataclasses.replace(data, batch_size=1, length=1, batching="streams")
@@ -94,10 +100,11 @@ class Texts:
 
 
 def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Config]:
-    """The resolved config of every point, by the point's name.
+    """Resolve the config of every point; the keys are the points' names.
 
     Raises:
-      UserError: there are no points, two are the same run, or one does not fit; names the point.
+      UserError: there are no points, two points give the same run, or a point is not valid; the
+        message names the point.
     """
     if not points:
         raise UserError("the sweep has no points")
@@ -107,7 +114,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
         try:
             _check_values(point)
             changed = resolve(override(config, point))
-        except (ValueError, TypeError) as error:  # also a value that JSON does not know
+        except (ValueError, TypeError) as error:  # also for a value without a JSON form
             raise UserError(f"{_called(number, name)}: {error}") from None
         other, first = seen.setdefault(changed, (number, name))
         if other != number:
@@ -120,7 +127,7 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
 
 
 def _check_values(point: Point) -> None:
-    """Refuses a value that is no value of a field, but holds several of them."""
+    """Refuses a mapping or config as a value: a point sets single fields."""
     for path, value in point.items():
         if isinstance(value, Mapping):
             held = [str(name) for name in value]
@@ -135,12 +142,12 @@ def _check_values(point: Point) -> None:
 def plan(
     config: Config, points: Mapping[str, Point], text: str | Sequence[str] | None = None
 ) -> Plan:
-    """The trials of a sweep and their groups; each text is read once.
+    """Plan the trials and groups of a sweep; each text is read once.
 
     Args:
-      config: what the points change.
-      points: what each trial changes, by the trial's name.
-      text: with `data.source="memory"`, see `lm_jax.train`.
+      config: base config, changed by the points.
+      points: settings of each trial; the keys are the trials' names.
+      text: the text for `data.source="memory"`, as in `lm_jax.train`.
 
     Raises:
       UserError: as `sweep_configs`, or a point does not fit its text.
@@ -168,39 +175,40 @@ def _called(number: int, name: str) -> str:
 def _groups(trials: Iterable[Trial], sizes: Iterable[int]) -> tuple[Group, ...]:
     members: dict[Any, list[Trial]] = {}
     for trial, size in zip(trials, sizes, strict=True):
-        members.setdefault((shape(trial.config), _cadence(trial.config), size), []).append(trial)
-    return tuple(Group(tuple(own), key[0], key[2]) for key, own in members.items())
+        key = jax.tree.structure(trial.config), _cadence(trial.config), size
+        members.setdefault(key, []).append(trial)
+    return tuple(Group(tuple(own), key[2]) for key, own in members.items())
 
 
 def _cadence(config: Config) -> tuple[tuple[str, Any], ...]:
-    """The fields that may change when a run goes on, which are the host's business."""
+    """Values of the adjustable fields (steps, intervals), read by the host only."""
     return tuple((path, value) for path, value, marks in fields(config) if Mark.ADJUSTABLE in marks)
 
 
 def distinctions(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Of each group, the fields that keep it apart from others, and their values there.
+    """List, for each group, its values of the fields in which the groups differ.
 
-    Of a number that some groups have switched off, whether it is on: a bool.
+    If some groups switch a number off, the value given for the number is a bool: True if on.
     """
     known = [_fields_that_part(group.trials[0].config) for group in groups]
     values: dict[str, set[str]] = {}
     for own in known:
         for path, value in own.items():
             values.setdefault(path, set()).add(repr(value))
-    # A field that only some kinds have is told by the kind.
+    # A field that only some kinds have needs no mention: the kind itself differs.
     parting = [path for path, seen in values.items() if len(seen) > 1]
     return [{path: own[path] for path in parting if path in own} for own in known]
 
 
 def _fields_that_part(config: Config) -> dict[str, Any]:
     return {
-        path: value is not None if Mark.ARGUMENT in marks else value
+        path: value is not None if Mark.LEAF in marks else value
         for path, value, marks in fields(config)
     }
 
 
 def written(trials: Iterable[Trial]) -> dict[str, Any]:
-    """What sweep.json says of the trials, by their names."""
+    """Entries of sweep.json: the point and the config's digest of each trial, by name."""
     return {
         trial.name: {"point": plain_point(trial.point), "digest": trial.directory.split("-")[-1]}
         for trial in trials
@@ -214,21 +222,22 @@ def settle(
     halving: Mapping[str, int] | None = None,
     growing: bool = False,
 ) -> None:
-    """Writes down what a sweep is, or sees that it is the sweep that was written down.
+    """Writes sweep.json, or checks the sweep against an existing sweep.json.
 
     Args:
-      sweep_dir: where the sweep lives.
-      trials: all of it.
-      halving: the fields of its halving, if there is one.
-      growing: whether there may be more trials than were written down.
+      sweep_dir: directory of the sweep.
+      trials: all trials of the sweep.
+      halving: fields of the sweep's `Halving`; None: no halving.
+      growing: if True, the sweep may have more trials than sweep.json lists.
 
     Raises:
-      UserError: another sweep lives there; says in what. Or a link stands where it would write.
+      UserError: the directory holds another sweep (the message names the difference), or a
+        symbolic link stands in place of a directory of the sweep.
     """
     path, trials = sweep_dir / "sweep.json", list(trials)
     places = (sweep_dir / trial.directory for trial in trials)
     files.refuse_links(sweep_dir / "trials", sweep_dir / "jobs", *places)
-    # As JSON would give it back: tuples are lists there.
+    # Through JSON, to compare with the file: JSON turns tuples into lists.
     here = json.loads(json.dumps({"halving": halving, "trials": written(trials)}))
     if path.exists():
         try:

@@ -1,13 +1,13 @@
-"""Points of a sweep: what each trial changes, a mapping from dotted paths to values.
+"""Points of a sweep: the settings of each trial, as mappings from dotted paths to values.
 
     grid({"train.learning_rate": [0.1, 0.01], "seed": [0, 1, 2]})       every combination: 6 points
     zipped({"model.hidden_size": [64, 512], "data.batch_size": [32, 8]})     the nth with the nth: 2
-    draw({"train.learning_rate": log_uniform(1e-4, 1e-1)}, count=32)    at random, always the same
-    chain(a, b)        the points of a, then those of b
-    crossed(a, b)      each point of a with each of b
-    lanes({"seed": range(64)})      a grid that is sure to train as one compiled program
+    draw({"train.learning_rate": log_uniform(1e-4, 1e-1)}, count=32)    at random, by a fixed seed
+    chain(a, b)        the points of a, then the points of b
+    crossed(a, b)      each point of a with each point of b
+    lanes({"seed": range(64)})      a grid, checked to train as a single compiled program
 
-All of them are lists of dicts, and a list written down by hand is as good.
+Each result is a list of dicts; a list written by hand works as well.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ Values = Mapping[str, Any]  # by path: an iterable of values
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, to be drawn from.
+    """A distribution over numbers from `low` to `high`.
 
-    Real numbers uniformly or, with `log`, their logarithms uniformly; with `whole`, integers
-    uniformly, both ends included.
+    Real numbers, uniform by default; with `log`, the logarithm is uniform instead. With `whole`,
+    integers, uniform, including both ends.
     """
 
     low: float | int
@@ -41,7 +41,7 @@ class Range:
     whole: bool = False
 
     def draw(self, generator: np.random.Generator) -> float | int:
-        """One number."""
+        """Draw a number."""
         if self.whole:
             return int(generator.integers(int(self.low), int(self.high), endpoint=True))
         if self.log:
@@ -52,12 +52,12 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Some values, each as likely as any other."""
+    """A uniform distribution over a list of values."""
 
     values: tuple[Any, ...]
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """One of them."""
+        """Draw a value."""
         return self.values[int(generator.integers(len(self.values)))]
 
 
@@ -65,15 +65,15 @@ Space = Mapping[str, Range | Choice]
 
 
 class Drawn(list[dict[str, Any]]):
-    """Points that were drawn, and what they were drawn from, for a searcher to take over.
+    """Random points, with their space and seed for an Optuna search.
 
     Attributes:
-      space: by path: what its values are drawn from.
-      seed: of the draws.
+      space: the distribution of each path.
+      seed: seed of the draws.
     """
 
     def __init__(self, space: Space, count: int, seed: int):
-        """Draws `count` points of a space, value by value in the order of its paths."""
+        """Draws `count` points of a space, value by value in the order of the paths."""
         self.space, self.seed = dict(space), seed
         generator = np.random.default_rng(seed)
         super().__init__(
@@ -83,24 +83,24 @@ class Drawn(list[dict[str, Any]]):
 
 
 def log_uniform(low: float | int, high: float | int) -> Range:
-    """Real numbers whose logarithms are uniform between those of two positive numbers."""
+    """Distribution of x with log x uniform between log `low` and log `high`, both positive."""
     return _range("log_uniform", low, high, log=True)
 
 
 def uniform(low: float | int, high: float | int) -> Range:
-    """Real numbers, uniform between two."""
+    """Uniform distribution of real numbers between `low` and `high`."""
     return _range("uniform", low, high)
 
 
 def integers(low: float | int, high: float | int) -> Range:
-    """Integers from `low` to `high`, both included."""
+    """Uniform distribution of integers from `low` to `high`, including both ends."""
     if int(low) != low or int(high) != high:
         raise UserError(f"integers({low}, {high}): both ends must be integers")
     return _range("integers", low, high, whole=True)
 
 
 def choice(values: Iterable[Any]) -> Choice:
-    """One of some values."""
+    """Uniform distribution over the given values."""
     return Choice(tuple(_listed("choice", "of", values)))
 
 
@@ -115,20 +115,20 @@ def _range(
 
 
 def grid(values: Values) -> Points:
-    """Every combination of the values at some paths; the last path changes fastest.
+    """List every combination of the values of all paths; the last path changes fastest.
 
     Raises:
-      UserError: a path has no list of values; names the path.
+      UserError: the values of a path are not a list, or are empty; the message names the path.
     """
     columns = {path: _listed("grid", path, own) for path, own in values.items()}
     return [dict(zip(columns, row, strict=True)) for row in itertools.product(*columns.values())]
 
 
 def zipped(values: Values) -> Points:
-    """The first values of all paths together, then the second ones, and so on.
+    """Combine the nth values of all paths, for n = 1, 2, …
 
     Raises:
-      UserError: a path has no list of values, or more or fewer than another one.
+      UserError: the values of a path are not a list, or two paths differ in the number of values.
     """
     columns = {path: _listed("zipped", path, own) for path, own in values.items()}
     counts = {path: len(own) for path, own in columns.items()}
@@ -139,12 +139,12 @@ def zipped(values: Values) -> Points:
 
 
 def chain(*parts: Iterable[Point]) -> Points:
-    """The points of all parts, one part after another."""
+    """Concatenate the points of all parts."""
     return [dict(point) for part in parts for point in part]
 
 
 def crossed(first: Iterable[Point], *others: Iterable[Point]) -> Points:
-    """Each point of the first part together with each of the others; the last changes fastest.
+    """Merge points of all parts, in every combination; the last part changes fastest.
 
     Raises:
       UserError: two parts change the same path.
@@ -159,15 +159,15 @@ def crossed(first: Iterable[Point], *others: Iterable[Point]) -> Points:
 
 
 def draw(space: Mapping[str, Any], *, count: int = 32, seed: int = 0) -> Drawn:
-    """Points drawn at random, the same ones for the same seed.
+    """Draw points at random, always the same points for a given seed.
 
     Args:
-      space: by path: `log_uniform`, `uniform`, `integers` or `choice`.
-      count: how many points.
-      seed: of the draws.
+      space: the distribution of each path: `log_uniform`, `uniform`, `integers` or `choice`.
+      count: number of points.
+      seed: seed of the draws.
 
     Raises:
-      UserError: a path has something else, or count is no positive number.
+      UserError: a path has anything else, or `count` is not positive.
     """
     for path, values in space.items():
         if not isinstance(values, Range | Choice):
@@ -180,17 +180,18 @@ def draw(space: Mapping[str, Any], *, count: int = 32, seed: int = 0) -> Drawn:
 
 
 def lanes(values: Values) -> Points:
-    """A grid over numbers alone, so that its points are lanes of one compiled program.
+    """Make a grid over numbers only: all points train as lanes of a single compiled program.
 
     Raises:
-      UserError: a path is no field, or its field changes shapes; names it.
+      UserError: a path is not a field, or its values change the compiled program; the message
+        names the path.
     """
     points = grid(values)
     for path in values:
         marks = marks_at(Config, path)
         if marks is None:
             raise UserError(f"lanes: there is no field {path}{nearest_field(path, Config)}")
-        if Mark.ARGUMENT not in marks:
+        if Mark.LEAF not in marks:
             raise UserError(f"lanes: {path} changes the compiled program: put it into a grid")
         if any(point[path] is None for point in points):
             raise UserError(
@@ -210,12 +211,12 @@ def _listed(what: str, path: str, values: Any) -> Sequence[Any]:
 
 
 def plain_point(point: Point) -> dict[str, Any]:
-    """A point as JSON knows it."""
+    """Convert the values of a point to plain JSON values."""
     return {path: plain(value) for path, value in point.items()}
 
 
 def flags(point: Point) -> str:
-    """A point as flags of a command line."""
+    """Format a point as flags of a command line."""
     words = []
     for path, value in plain_point(point).items():
         flag = path.replace("_", "-")

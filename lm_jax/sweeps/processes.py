@@ -1,7 +1,8 @@
-"""Jobs in processes of this machine, each with cores, or a GPU, of its own.
+"""Run jobs in processes of this machine, each with separate cores, or a separate GPU.
 
-The workers are in sessions of their own, so that an interrupt from the keyboard reaches this
-process alone, which passes it on: they save and leave. A second one ends them where they are.
+Each worker runs in a new session. An interrupt from the keyboard therefore reaches only this
+process, and this process forwards the signal: the workers save and exit. A second interrupt ends
+the workers at once.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ BETWEEN_LOOKS = 0.1  # seconds
 
 
 class Share(NamedTuple):
-    """What of the machine a worker has to itself."""
+    """The cores and the GPU of a worker."""
 
     cores: list[int]
     gpu: str | None
@@ -40,20 +41,20 @@ class _Worker(NamedTuple):
 
 
 class Processes:
-    """Runs each job in a fresh process, several at once.
+    """Runs each job in a fresh process, several at the same time.
 
     Attributes:
-      workers: how many at once.
+      workers: number of simultaneous jobs.
     """
 
     def __init__(self, workers: int | None = None):
         """Divides the machine.
 
         Args:
-          workers: how many; None: one a GPU, or two on a machine without.
+          workers: number of workers; None: 1 per GPU, or 2 on a machine without a GPU.
 
         Raises:
-          UserError: there are not so many GPUs, or cores, or it is less than one worker.
+          UserError: `workers` is below 1, or above the number of GPUs or cores.
         """
         if workers is not None and workers < 1:
             raise UserError(f"workers={workers} must be 1 or more")
@@ -71,7 +72,7 @@ class Processes:
         ]
 
     def fresh(self) -> "Processes":
-        """What does a job in a fresh process."""
+        """See `Executor`."""
         return self
 
     def run(
@@ -133,7 +134,7 @@ def _let_go(one: _Worker) -> None:
 
 
 def _how(one: _Worker) -> str:
-    """What is said of the trials that a worker has left behind."""
+    """Error message for the unfinished trials of a worker whose process has ended."""
     status, log = one.process.returncode, one.path.with_suffix(".log")
     if status >= 0:
         return f"its process ended with status {status}; see {log}"
@@ -143,16 +144,16 @@ def _how(one: _Worker) -> str:
 
 
 def cores_here() -> list[int]:
-    """The cores that this process may use."""
+    """Numbers of the CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def _gpus() -> list[str]:
-    """The GPUs that a JAX process would see, by what CUDA_VISIBLE_DEVICES calls them.
+    """List the GPUs visible to a JAX process, by the names of CUDA_VISIBLE_DEVICES.
 
-    JAX itself is not asked: it would take the memory that the workers need.
+    The list does not come from JAX, because JAX would reserve the GPU memory of the workers.
     """
     if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not importlib.util.find_spec("jax_plugins"):
         return []

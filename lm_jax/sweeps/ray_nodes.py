@@ -1,8 +1,9 @@
-"""Jobs on the nodes of a Ray cluster. This is the only module that knows Ray.
+"""Run jobs on the nodes of a Ray cluster. No other module uses Ray.
 
-Nodes need not share a disk: a job takes what there is of its trials with it, is done in a folder of
-its node, and its trials come home when it ends, or when it is told to stop. So a job whose node has
-died is begun again on another node from where it stood when it left home.
+The nodes need no shared disk. A job carries the existing run directories of the trials to a node,
+works in a temporary directory there, and returns the run directories at the end, or after a stop
+signal. If the node dies, the job starts again on another node, from the run directories on this
+machine.
 """
 
 import dataclasses
@@ -30,18 +31,19 @@ MOVES = 3  # nodes that may die under a job before it counts as a failure
 
 
 class Ray:
-    """Runs each job as a task of a Ray cluster, in a fresh process of one of its nodes."""
+    """Runs each job as a task of a Ray cluster, in a fresh process on a node."""
 
     def __init__(self, cores: int = 1):
-        """Joins the cluster that there is (RAY_ADDRESS says where), or starts one of this machine.
+        """Joins the Ray cluster at RAY_ADDRESS, or starts a cluster on this machine.
 
-        To be called before signals are collected: Ray has handlers of its own.
+        Call this before `stop_signals`, because Ray installs signal handlers.
 
         Args:
-          cores: of each job. Where the cluster has GPUs, each job has one of them, too.
+          cores: cores of each job. If the cluster has GPUs, each job also gets a GPU.
 
         Raises:
-          UserError: Ray is not installed, or cannot be reached, or no job fits, or it has no core.
+          UserError: Ray is not installed, the cluster cannot be reached, `cores` is below 1, or no
+            node has room for a job.
         """
         if cores < 1:
             raise UserError(f"cores={cores} must be 1 or more")
@@ -51,7 +53,7 @@ class Ray:
             raise UserError("--executor ray needs Ray: pip install ray") from None
         self._ray, self._cores = ray, cores
         if not ray.is_initialized():
-            # The nodes work with this very code, whatever they have installed.
+            # The nodes use this copy of lm_jax, whichever version they have installed.
             code = {"py_modules": [str(Path(lm_jax.__file__).parent)]}
             quiet = {"log_to_driver": False, "logging_level": "error"}
             try:
@@ -65,7 +67,7 @@ class Ray:
 
     @property
     def workers(self) -> int:
-        """How many jobs the cluster has room for, as it is now."""
+        """Number of jobs that fit into the cluster at present."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         has_gpus = self._gpus > 0
         room = [int(node.get("CPU", 0) // self._cores) for node in nodes]
@@ -74,7 +76,7 @@ class Ray:
 
     @property
     def _gpus(self) -> int:
-        """Of each job."""
+        """Number of GPUs of each job, 0 or 1."""
         return int(self._ray.cluster_resources().get("GPU", 0) > 0)
 
     def fresh(self) -> "Ray":
@@ -84,7 +86,7 @@ class Ray:
     def run(
         self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
     ) -> Iterator[Ended]:
-        """See `Executor`; `watch` is told of a job's trials when they come home."""
+        """See `Executor`; `watch` receives the rows of a trial only after the job has returned."""
         ray = self._ray
         follower = None if watch is None else Follower(watch)
         waiting = deque((job, MOVES) for job in jobs)
@@ -128,7 +130,7 @@ class Ray:
         return NodeAffinitySchedulingStrategy(here, soft=True)
 
     def _sent(self, job: Job, text: Any, bell: Any) -> Any:
-        # A fresh process for each task; what is to be tried again is decided elsewhere.
+        # A fresh process for each task (max_calls=1); `execute` decides about retries.
         task = self._ray.remote(
             num_cpus=self._cores, num_gpus=self._gpus, max_calls=1, max_retries=0
         )(_worked)
@@ -137,7 +139,7 @@ class Ray:
 
 
 class _Bell:
-    """What tells the tasks to stop."""
+    """Ray actor: an event that tells the tasks to stop."""
 
     def __init__(self):
         self._rung = False
@@ -152,8 +154,8 @@ class _Bell:
 def _worked(
     job: Job, text: Any, parcel: bytes, settings: dict[str, Any], cores: int, bell: Any
 ) -> tuple[bytes, dict[int, Failure]]:
-    """Does a job on a node; gives its trials' directories, and what went wrong."""
-    # Compiled programs suit the processor that they were compiled on.
+    """Runs a job on a node; returns the packed run directories, and the failures by trial."""
+    # No compilation cache: a compiled program may not suit the processor of another node.
     worker.inherit({**settings, "jax_compilation_cache_dir": None}, cores)
     with tempfile.TemporaryDirectory(prefix="lm_jax-") as folder:
         job = dataclasses.replace(job, text=text, sweep_dir=Path(folder))
@@ -173,5 +175,5 @@ def _listen(bell: Any, received: list[signal.Signals]) -> None:
 
 
 def _told(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error  # of what the task itself has raised
+    cause = getattr(error, "cause", None) or error  # the exception raised within the task
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"

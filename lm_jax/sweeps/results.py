@@ -1,19 +1,19 @@
-"""What the trials of a sweep have come to: results.jsonl, one row a trial, in the trials' order.
+"""Results of a sweep: results.jsonl, with a row per trial, in the trials' order.
 
-A row is read off the trial's own directory, so the table can be had again whatever happened to it:
+Each row is computed from the trial's run directory, and a lost table can be written again:
 
-    number, name, trial, point, flags     which trial it is; `trial` is its directory
-    settings            values of all paths that any point of the sweep changes, where it has them
+    number, name, trial, point, flags     identity of the trial; `trial` is the run directory
+    settings            values of all paths changed by any point, if the trial's config has the path
     status              finished, diverged, stopped, pruned or failed
-    bad_step            diverged: the first update whose loss, or validation, was not finite
-    error               failed: in one line; the rest is in the trial's error.json
-    step, steps         updates made, and asked for
-    seconds             of training
-    best_validation, last_validation, test      mean nats per token (of real tasks, squared error)
-    probe, first_probe, gradient                what its records come to (`lm_jax.sweeps.summaries`)
+    bad_step            if diverged: the first update whose loss, or validation, was not finite
+    error               if failed: the error in one line; error.json in the run directory has more
+    step, steps         updates made, and updates requested
+    seconds             training time
+    best_validation, last_validation, test      mean nats per token (regression: squared error)
+    probe, first_probe, gradient                summaries of the records, `lm_jax.sweeps.summaries`
 
-and all that the trial's result.json holds. Means over seeds have the standard error s / √n, where
-s is the standard deviation of the n seeds, with n − 1 in the denominator.
+and all entries of the trial's result.json. Means over seeds have the standard error s / √n, with s
+the standard deviation of the n seeds, computed with n − 1 in the denominator.
 """
 
 import json
@@ -46,7 +46,7 @@ FILE = "results.jsonl"
 
 
 class Probed(Known):
-    """One look of a live probe."""
+    """Results of a live probe at an update."""
 
     horizon: dict[str, Figure] = {}
     spectral_radius: dict[str, list[Figure]] = {}
@@ -55,7 +55,7 @@ class Probed(Known):
 
 
 class TrialRow(Known):
-    """What is read again of a row."""
+    """Fields of a row of results.jsonl, checked on reading."""
 
     number: Whole
     name: str
@@ -78,14 +78,14 @@ class TrialRow(Known):
 
 
 class Results:
-    """The table of a sweep that is being run.
+    """The results table of a running sweep.
 
     Attributes:
-      rows: of the trials that have come to an end, of whatever kind.
+      rows: rows of the trials that have ended, with any status.
     """
 
     def __init__(self, sweep_dir: Path, trials: Sequence[Trial]):
-        """Reads what the trials have come to so far."""
+        """Reads the results of all trials at present."""
         self._sweep_dir = sweep_dir
         self._swept = sorted({path for trial in trials for path in trial.point})
         self._rows = {trial.number: self._row(trial) for trial in trials}
@@ -95,17 +95,17 @@ class Results:
         return [row for row in self._rows.values() if row is not None]
 
     def ended(self, trial: Trial) -> None:
-        """Takes note that a trial has come to an end, and writes the table anew."""
+        """Updates the row of a trial after its end, and rewrites the table."""
         self._rows[trial.number] = self._row(trial)
         self.write()
 
     def write(self) -> None:
-        """Writes the table, whole."""
+        """Writes the whole table."""
         lines = "".join(as_json(row) + "\n" for row in self.rows)
         write_whole(self._sweep_dir / FILE, lines)
 
     def _row(self, trial: Trial) -> Row | None:
-        """What a trial's directory says; None where it has not come to an end."""
+        """Build a trial's row from the run directory; None if the trial has not ended."""
         run_dir = self._sweep_dir / trial.directory
         failure, result = failures.read(run_dir), read_result(run_dir)
         if failure is None and result is None:
@@ -127,7 +127,7 @@ class Results:
             "step": rows[-1]["step"] if rows else 0,
             "seconds": max((row.get("seconds", 0.0) for row in rows), default=0.0),
         }
-        # A result.json says nothing of what the sweep knows better.
+        # The sweep's own entries override the entries of result.json.
         return own | so_far | (_broken(failure) if failure else _ended(result or {})) | own
 
 
@@ -143,7 +143,7 @@ def _validated(rows: list[Row]) -> Row:
 
 
 def _written(values: Row) -> Row:
-    """Values as strict JSON has them: what is infinite is a word, which a config reads back."""
+    """Replace infinity by the string "inf" (strict JSON has no infinity; a config reads it)."""
     return {path: "inf" if value == math.inf else value for path, value in values.items()}
 
 
@@ -157,10 +157,10 @@ def _broken(failure: Row) -> Row:
 
 
 def read_results(sweep_dir: str | Path) -> list[Row]:
-    """The rows of a sweep's results.jsonl.
+    """Read the rows of a sweep's results.jsonl.
 
     Raises:
-      UserError: there are none, or the file is damaged.
+      UserError: there is no such file, or the file is damaged.
     """
     path = Path(sweep_dir) / FILE
     try:
@@ -180,7 +180,7 @@ def read_results(sweep_dir: str | Path) -> list[Row]:
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
-    """The rows, best first: by best validation, those that diverged or failed last."""
+    """Sort rows by best validation, best first; diverged and failed trials come last."""
 
     def place(row: Row) -> tuple[bool, float, int]:
         best = row["best_validation"]
@@ -191,25 +191,25 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
 
 
 class Fold(NamedTuple):
-    """Trials that differ in nothing but the seed."""
+    """Mean results of trials that differ only in the seed."""
 
     settings: dict[str, Any]
-    """What they have in common, of what the sweep changes."""
+    """Common settings, among the paths changed by the sweep."""
     name: str
-    """The flags that say so."""
+    """The common settings as flags of the command line."""
     best_validation: tuple[float, float]
-    """Mean and standard error over the trials that finished; NaN where there are too few."""
+    """Mean and standard error over the finished trials; NaN if there are too few."""
     test: tuple[float, float]
     success: tuple[float, float]
-    """Of tasks: the share of the test's sequences that are right."""
+    """For tasks: accuracy, the share of correct test sequences."""
     finished: int
-    """Trials that finished, which the means are over."""
+    """Number of finished trials, n of the means."""
     of: int
-    """Trials in all."""
+    """Number of all trials."""
 
 
 def folded(rows: Iterable[Row]) -> list[Fold]:
-    """The rows with the seeds folded, best first; nothing where no two differ in the seed alone."""
+    """Average rows over seeds, best first; empty if no two trials differ only in the seed."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         rest = {path: value for path, value in row["settings"].items() if path != "seed"}

@@ -1,6 +1,6 @@
-"""Jobs as jobs of a Slurm cluster. This is the only module that knows submitit.
+"""Run jobs as jobs of a Slurm cluster. No other module uses submitit.
 
-All nodes see the sweep's directory: a job is done there, saved there and gone on with there.
+All nodes must see the sweep's directory: jobs train, save and resume in this directory.
 """
 
 import signal
@@ -18,10 +18,10 @@ BETWEEN_LOOKS = 1.0  # seconds
 
 
 class Slurm:
-    """Hands every job to Slurm, which decides how many are done at once.
+    """Submits every job to Slurm; Slurm decides how many jobs run at the same time.
 
     Attributes:
-      workers: into how many jobs a large group is divided.
+      workers: number of jobs for the trials of a large group.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class Slurm:
         parameters: Mapping[str, Any] | None = None,
         cluster: str = "slurm",
     ):
-        """Makes ready to submit.
+        """Prepares the submission.
 
         Args:
-          cores: of each job.
-          workers: into how many jobs a large group is divided.
-          parameters: what else submitit.AutoExecutor.update_parameters takes, such as
+          cores: cores of each job.
+          workers: number of jobs for the trials of a large group.
+          parameters: further arguments of submitit.AutoExecutor.update_parameters, for example
             {"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 600}.
-          cluster: "local" makes the jobs processes of this machine.
+          cluster: "slurm", or "local" to run the jobs as processes of this machine.
 
         Raises:
-          UserError: submitit is not installed, or there is no Slurm here, or a number is below 1.
+          UserError: submitit is not installed, this machine has no Slurm, or a number is below 1.
         """
         for name, value in (("cores", cores), ("workers", workers)):
             if value < 1:

@@ -1,14 +1,16 @@
-"""Points that Optuna suggests: each batch is asked for with what came of the earlier ones in view.
+"""Points suggested by Optuna: each batch depends on the results of the earlier batches.
 
-Of a space, as `lm_jax.sweeps.points.draw` takes it, the tree-structured Parzen estimator draws
-points that the good ones so far make likely and the others do not. Those of one batch are trained
-side by side, so while they are drawn each counts as a bad one to those that follow it.
+The tree-structured Parzen estimator fits a density to the good points and another to the bad
+points, and suggests points with a large ratio of the densities. The space is as for
+`lm_jax.sweeps.points.draw`. The points of a batch train side by side; while a batch is drawn, each
+pending point counts as bad, to keep the next points of the batch away from the pending points.
 
-    asked.jsonl      the space and the seed; then each batch that was asked for, and what it came to
-    study.db         the same as a study of Optuna's, named "sweep", for its own tools to look at
+    asked.jsonl      the space and the seed; then each batch of points, and its results
+    study.db         the trials as an Optuna study named "sweep", for Optuna's own tools
 
-A batch depends on the space, the seed and what was told before it, and on nothing else. It is on
-the disk before it is handed out. So a search that is killed anywhere goes on as if it had not been.
+A batch depends only on the space, the seed and the earlier results, and is on disk before any of
+its trials starts. A search killed at any time therefore continues with the same points as a search
+that was never killed.
 
 Source: Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization", NeurIPS, section 4.
 """
@@ -30,42 +32,42 @@ from lm_jax.sweeps.points import Choice, Point, Range, Space
 from lm_jax.training.journal import Row
 
 ASKED, STUDY = "asked.jsonl", "study.db"
-NAME = "sweep"  # of the study
-TRIES = 20  # of the estimator, before a point that was not asked for yet is drawn at random
+NAME = "sweep"  # name of the Optuna study
+TRIES = 20  # suggestions tried for a new point, before a new point is drawn at random
 
 
 class Outcome(NamedTuple):
-    """What a trial has come to."""
+    """Result of a trial."""
 
     status: str
     """finished, pruned, diverged or failed."""
     step: int
     nats: float | None
-    """Of validation, a token: the best of a finished trial, the last of a pruned one."""
+    """Validation nats per token: the best of the run, or, of a pruned trial, the last."""
 
 
 class Search:
-    """Points that are asked for batch by batch, in the directory of a sweep.
+    """An Optuna search, batch by batch, saved in the directory of a sweep.
 
     Attributes:
-      asked: the points so far, by the trial's number, from 1 on.
-      told: what came of them.
+      asked: all points suggested until now, by the trial's number, counted from 1.
+      told: results of trials, by the trial's number.
     """
 
     def __init__(
         self, space: Space, count: int, sweep_dir: str | Path, *, batch: int = 8, seed: int = 0
     ):
-        """Begins a search, or goes on with the one that is there; writes nothing yet.
+        """Begins a search, or resumes the search in the directory; writes nothing yet.
 
         Args:
-          space: by path, what its values are drawn from.
-          count: points in all; there may be more of them when a search goes on.
-          sweep_dir: where asked.jsonl is.
-          batch: points that are asked for together.
-          seed: of all draws.
+          space: the distribution of each path.
+          count: total number of points; may be larger when a search is resumed.
+          sweep_dir: directory of the sweep, with asked.jsonl.
+          batch: number of points in a batch.
+          seed: seed of all draws.
 
         Raises:
-          UserError: Optuna is not installed, the space has fewer points than are asked for, or the
+          UserError: Optuna is not installed, the space has fewer than `count` points, or the
             directory holds another search.
         """
         for name, value in (("count", count), ("batch", batch)):
@@ -86,7 +88,7 @@ class Search:
             self._read()
 
     def _read(self) -> None:
-        """Takes over the search that is there, if it is this one."""
+        """Reads asked.jsonl, and refuses the file of another search."""
         try:
             lines = self._path.read_bytes().splitlines()
             first, *rows = [parsed(line, str(self._path)) for line in lines]
@@ -109,9 +111,9 @@ class Search:
         self._take(row)
 
     def ask(self) -> dict[int, Point]:
-        """The trials that are to be trained next, by number; none when the search is over.
+        """Return the next points to train, by trial number; empty if the search is over.
 
-        Those that were asked for and have not been told of come first.
+        As long as earlier points have no result, `ask` returns these points and draws no new batch.
         """
         with _quiet() as optuna:
             self._publish(optuna)
@@ -122,11 +124,11 @@ class Search:
         return {number: self.asked[number] for number in sorted(self.asked.keys() - self.told)}
 
     def tell(self, rows: Iterable[Row]) -> None:
-        """Takes note of what trials have come to.
+        """Records the results of trials.
 
         Args:
-          rows: of results.jsonl; of them, those count that were asked for, are over, and have not
-            been told of.
+          rows: rows of results.jsonl. Rows of unknown, stopped or already recorded trials are
+            ignored.
         """
         new = {
             str(row["number"]): [row["status"], row["step"], _nats(row)]
@@ -137,7 +139,7 @@ class Search:
             self._write({"told": new})
 
     def _drawn(self, optuna: Any, count: int) -> list[Point]:
-        """As many points as that, none of which has been asked for."""
+        """Draw `count` points, all new to the search."""
         seed, random = np.random.SeedSequence([self._seed, len(self.asked)]).generate_state(2)
         sampler = optuna.samplers.TPESampler(seed=int(seed), constant_liar=True)
         study = optuna.create_study(sampler=sampler)
@@ -152,7 +154,7 @@ class Search:
     def _new(
         self, optuna: Any, study: Any, known: set[str], generator: np.random.Generator
     ) -> Point:
-        """A point that is not known: the estimator's, unless it stays where it has been."""
+        """Draw a new point: by the estimator, or at random after `TRIES` known suggestions."""
         for _ in range(TRIES):
             point = self._point(study.ask(self._distributions(optuna)).params)
             if as_json(point) not in known:
@@ -163,18 +165,18 @@ class Search:
                 return point
 
     def _trials(self, optuna: Any) -> list[Any]:
-        """The trials that have been told of, as Optuna's."""
+        """Convert the trials with a result to Optuna trials."""
         states, found = optuna.trial.TrialState, []
         for number, (status, step, nats) in sorted(self.told.items()):
             here: dict[str, Any]
             if status == "finished":
                 here = {"state": states.COMPLETE, "value": math.inf if nats is None else nats}
-            elif status == "diverged":  # worse than whatever has an end
+            elif status == "diverged":  # worse than any finished trial
                 here = {"state": states.COMPLETE, "value": math.inf}
             elif status == "pruned":
                 at = {} if nats is None else {step: nats}
                 here = {"state": states.PRUNED, "intermediate_values": at}
-            else:  # which says nothing about the point
+            else:  # an error says nothing about the point
                 here = {"state": states.FAIL}
             params = {
                 path: json.dumps(value) if isinstance(self._space[path], Choice) else value
@@ -191,7 +193,7 @@ class Search:
         return found
 
     def _publish(self, optuna: Any) -> None:
-        """Adds to study.db what it does not hold yet."""
+        """Adds missing trials to study.db."""
         if self.told.keys() <= self._published:
             return
         place = self._path.with_name(STUDY).absolute()
@@ -208,7 +210,10 @@ class Search:
         self._published = set(self.told)
 
     def _distributions(self, optuna: Any) -> dict[str, Any]:
-        """The space in Optuna's words; a choice is one of JSON texts, for it takes no lists."""
+        """Convert the space to Optuna distributions; a choice becomes a choice of JSON strings.
+
+        Optuna does not take lists as the values of a choice.
+        """
         kinds, found = optuna.distributions, {}
         for path, values in self._space.items():
             if isinstance(values, Choice):
@@ -228,7 +233,7 @@ class Search:
 
 
 def _size(values: Range | Choice) -> float | int:
-    """How many values there are."""
+    """Number of values of a distribution; infinite for real numbers."""
     if isinstance(values, Choice):
         return len(set(map(json.dumps, values.values)))
     return int(values.high) - int(values.low) + 1 if values.whole else math.inf
@@ -250,7 +255,7 @@ def _optuna() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[Any]:
-    """Optuna, which does not tell of each study that it makes."""
+    """Yield the optuna module, with info messages switched off meanwhile."""
     optuna = _optuna()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

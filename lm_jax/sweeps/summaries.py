@@ -1,10 +1,10 @@
-"""What a trial's records come to, in a few numbers for its row of results.jsonl.
+"""Summaries of a trial's records for results.jsonl.
 
-    probe           horizon, spectral_radius, lyapunov and lag_norm by the last look of a live probe
-    first_probe     the same by its first look, before the first update: what the start is like
-    gradient        clipped, the share of all updates whose gradient was cut; the means over the
-                    updates of its norm before (grad_norm) and after (grad_norm_clipped), and the
-                    largest one before (grad_norm_max)
+    probe           horizon, spectral_radius, lyapunov and lag_norm of the last live probe
+    first_probe     horizon, … of the first live probe, before the first update
+    gradient        clipped, the share of updates with a clipped gradient; the mean gradient norm
+                    before clipping (grad_norm) and after clipping (grad_norm_clipped); the largest
+                    norm before clipping (grad_norm_max)
 
 lag_norm is ‖∂h_T/∂h_{T-l}‖₂ at the longest lag of the chunk, l = T - 1.
 """
@@ -19,13 +19,14 @@ MEANS = ("clipped", "grad_norm", "grad_norm_clipped")
 
 
 def summaries(rows: Sequence[Row]) -> Row:
-    """The summaries of a trial, those it has.
+    """Summarise the records of a trial.
 
     Args:
-      rows: of its metrics.jsonl.
+      rows: rows of metrics.jsonl.
 
     Returns:
-      `probe`, `first_probe` and `gradient`; None where a record was not finite.
+      `probe`, `first_probe` and `gradient`, as far as there are records; a value is None if a
+      record was not finite.
     """
     found: Row = {}
     probes = [row for row in rows if row["kind"] == "probe"]
@@ -51,7 +52,7 @@ def _of_gradient(records: Sequence[Row]) -> Row:
     for name in MEANS:
         values = [row[name] for row in records]
         known = None not in values
-        # A record holds a mean over its own updates, of which the first one has fewer.
+        # Weighted: each record is a mean over its updates, and the first record has fewer.
         found[name] = (
             sum(value * made for value, made in zip(values, updates, strict=True)) / ends[-1]
             if known

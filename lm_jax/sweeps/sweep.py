@@ -1,13 +1,13 @@
-"""A sweep: a run at every point, group by group, in one directory, and a table over them.
+"""Run a sweep: a run at every point, in a common directory, and a table of the results.
 
     sweep.json            the points, and the digests of their configs
-    trials/NAME/          a run directory a point
-    results.jsonl         one row a trial that has ended (lm_jax.sweeps.results)
+    trials/NAME/          a run directory per point
+    results.jsonl         a row per ended trial (lm_jax.sweeps.results)
 
-Trials that differ in numbers alone are lanes of one program (`lm_jax.sweeps.group`); how many, and
-in which process, is no matter of the sweep, so that it may change when a sweep goes on. Killing one
-costs nothing: called again, it passes over the trials that are done, goes on with those that were
-not, and tries once more those that broke off with an error.
+Trials that differ only in numbers are lanes of a single program (`lm_jax.sweeps.group`). The number
+of lanes and the executor are not part of the sweep, and may change when a sweep is resumed. A
+killed sweep loses nothing: called again, `sweep` skips the trials that have ended, resumes the
+unfinished trials, and tries the failed trials once more.
 """
 
 import dataclasses
@@ -45,28 +45,31 @@ def sweep(
     halving: Halving | None = None,
     suggest: int | None = None,
 ) -> list[Row]:
-    """Trains a model at every point, or goes on where an earlier call stopped.
+    """Trains a model at every point, or resumes after an earlier call.
 
-    A trial that breaks off with an error does not stop the others: its row says so. SIGTERM saves
-    and raises SystemExit(143); SIGINT saves and raises KeyboardInterrupt, a second one at once.
+    If a trial fails, the other trials continue, and the row of the trial has the error. SIGTERM
+    saves and raises SystemExit(143). SIGINT saves and raises KeyboardInterrupt; a second SIGINT
+    raises at once.
 
     Args:
-      config: what the points change.
-      points: what each trial changes, by the trial's name; with `suggest`, what `draw` gives.
-      sweep_dir: where the sweep lives; made if it does not exist.
-      text: with `data.source="memory"`, see `lm_jax.train`.
-      watch: called with a trial's name as it begins, for what `lm_jax.train` is to tell of it.
-      executor: where trials are trained (`lm_jax.sweeps.executors`); None: in this process.
-      lanes: most trials side by side; None: as many as are thought to fit into half of the memory.
-      retries: how often a trial that has failed is tried again, alone and in a fresh process.
-      halving: when those that do badly are ended; None: never.
-      suggest: instead of the points drawn, as many that Optuna suggests, so many at a time.
+      config: base config, changed by the points.
+      points: settings of each trial, by the trial's name; with `suggest`, a result of `draw`.
+      sweep_dir: directory of the sweep; made if missing.
+      text: the text for `data.source="memory"`, as in `lm_jax.train`.
+      watch: called with a trial's name as the trial begins; returns the `watch` of `lm_jax.train`.
+      executor: runs the trials (`lm_jax.sweeps.executors`); None: in this process.
+      lanes: largest number of trials side by side; None: an estimate of the number for half of the
+        free memory.
+      retries: number of further attempts at a failed trial, alone and in a fresh process.
+      halving: settings of successive halving; None: no halving.
+      suggest: batch size of an Optuna search; the search replaces the drawn points by as many
+        suggested points. None: no search.
 
     Returns:
       the rows of results.jsonl, in the order of the points (`lm_jax.sweeps.results`).
 
     Raises:
-      UserError: a point, the text or the directory will not do; nothing has been changed.
+      UserError: a point, the text or the directory is not valid; nothing has been changed.
     """
     sweep_dir, executor = Path(sweep_dir), executor or Here()
     for name, value, least in (("lanes", lanes, 1), ("retries", retries, 0)):
@@ -92,7 +95,7 @@ def sweep(
         return Results(sweep_dir, trials)
 
     def go(planned: Plan, results: Results, received: list[signal.Signals]) -> None:
-        # Those that share no program are dealt out together, whatever groups they are.
+        # Trials that cannot be lanes are divided among the workers together, across groups.
         apart = [group for group in planned.groups if not group.vectorised]
         shares = [[group] for group in planned.groups if group.vectorised]
         jobs = [
@@ -120,7 +123,7 @@ def sweep(
             assert planned is not None
             go(planned, results, received)
         else:
-            # What broke off earlier is tried once more, also where nothing is left to be asked for.
+            # Retry the failed trials of an earlier call, even if there is nothing left to ask.
             again = any(row["status"] == "failed" for row in results.rows)
             while not received and (searching.ask() or again):
                 again = False
@@ -134,7 +137,7 @@ def sweep(
 
 
 def _by_name(points: Mapping[str, Point] | Mapping[int, Point] | Drawn) -> dict[str, Point]:
-    """Points by their names; those without are called by their flags.
+    """Name the points: names stay, numbered points get number and flags, drawn points get flags.
 
     Raises:
       UserError: a point was drawn twice.
@@ -155,7 +158,7 @@ def _by_name(points: Mapping[str, Point] | Mapping[int, Point] | Drawn) -> dict[
 
 
 def _lanes(group: Group, most: int | None) -> int | None:
-    """How many trials of a group go side by side."""
+    """Number of lanes for a group; None if the trials cannot be lanes."""
     if not group.vectorised:
         return None
     fit = lanes_that_fit(lane_bytes(group))

@@ -1,7 +1,7 @@
-"""A job done: its trials trained, side by side where they can be, and what goes wrong written down.
+"""Do a job: train the trials, side by side if possible, and record failures.
 
-Where the program of a group does not find the memory that it needs, half as many lanes are tried,
-each from its newest checkpoint, down to one.
+If a group runs out of memory, the number of lanes is halved, down to 1 if necessary; each trial
+resumes from the newest checkpoint.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ def do(
     watch: Watcher | None = None,
     texts: Texts | None = None,
 ) -> dict[int, Failure]:
-    """Trains the trials of a job to their ends, or goes on where an earlier attempt stopped.
+    """Trains the trials of a job to their ends, or resumes after an earlier attempt.
 
     Args:
-      job: what to do.
-      received: signals to stop, as they come in; all is saved then.
+      job: the job.
+      received: stop signals; the list grows as signals arrive. After a signal all trials are saved.
       watch: see `Watcher`.
-      texts: of the job's sweep, as far as this process has read them.
+      texts: cache of the sweep's texts; None: a new cache.
 
     Returns:
-      what went wrong with a trial, by its number; the others have gone on. It is in the trials'
-      directories, too.
+      the failures, by the trial's number, also recorded as error.json in the run directories. A
+      failure does not stop the other trials.
     """
     texts = Texts(job.text) if texts is None else texts
     done = _in_rows if job.vectorised else _in_turn
@@ -81,7 +81,7 @@ def _row(
             trials, job.sweep_dir, corpus, received, watch=watch, judge=judge, rungs=rungs
         )
         return {trial.number: Failure.of(error) for trial, error in wrong.items()}
-    except Exception as error:  # it is everyone's who is not through
+    except Exception as error:  # fails every unfinished trial of the row
         failure, left = Failure.of(error), job.unfinished()
         return {trial.number: failure for trial in trials if trial in left}
 
@@ -100,7 +100,7 @@ def _in_turn(
             break
         try:
             if job.halving is not None and trial.config.train is not None:
-                # It is asked at its rungs, as those are that are trained side by side.
+                # A group of one, to be judged at the rungs.
                 alone = dataclasses.replace(job, trials=(trial,))
                 failed |= _in_rows(alone, received, watch, texts)
                 continue
@@ -112,7 +112,7 @@ def _in_turn(
                     work.run()
             if trial not in job.unfinished():
                 forget(job.place(trial))
-        except Exception as error:  # whatever it is, it is this trial's
+        except Exception as error:  # fails this trial only
             failed[trial.number] = Failure.of(error)
             record(job.place(trial), failed[trial.number], job.attempt)
     return failed

@@ -1,10 +1,10 @@
-"""A worker: a Python process that does one job and leaves.
+"""A worker: a Python process that does a single job and exits.
 
     python -m lm_jax.sweeps.worker JOBFILE
 
-It writes what became of the job beside the job's file; where that is missing, it has died. It saves
-and leaves when its standard input ends, too, so that it does not outlive the process that started
-it, however that one ends.
+The worker writes an outcome file next to JOBFILE; if the outcome is missing, the worker has died.
+The worker also saves and exits when standard input closes, and therefore never outlives the process
+that started the worker, even if that process is killed.
 """
 
 import json
@@ -33,27 +33,27 @@ INHERITED = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
 )
-"""Settings of JAX that bits depend on, or where compiled programs are kept."""
+"""Settings of JAX that affect the bits of results, and the place of the compilation cache."""
 
 
 def inherited() -> dict[str, Any]:
-    """Those settings, as they are here."""
+    """Return the current values of the settings in `INHERITED`."""
     return {name: getattr(jax.config, name) for name in INHERITED}
 
 
 def inherit(settings: dict[str, Any], devices: int) -> None:
-    """Makes them so in a process that has not used JAX yet, with so many CPU devices."""
+    """Applies settings of JAX and the number of CPU devices; call this before any use of JAX."""
     for name, value in {**settings, "jax_num_cpu_devices": devices}.items():
         jax.config.update(name, value)
 
 
 def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
-    """Writes a job for a worker; returns its file.
+    """Writes a job file for a worker; returns the absolute path of the file.
 
     Args:
-      job: what to do.
-      devices: into how many the CPU is to be divided.
-      cores: those that the worker is to keep to, where nothing else sees to that.
+      job: the job.
+      devices: number of JAX devices on the CPU.
+      cores: CPU cores for the worker; None: no restriction by the worker.
     """
     path = job.sweep_dir / "jobs" / f"{job.name}.json"
     _outcome(path).unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
 
 
 def ended(job: Job, path: Path, how: str) -> Ended:
-    """What became of a job whose worker is gone, with `how` it went."""
+    """Read the outcome of a job after the worker's exit; `how` describes the exit."""
     try:
         told = parsed(_outcome(path).read_bytes(), "the outcome", dict[int, Failure])
     except (FileNotFoundError, UserError):
@@ -71,7 +71,7 @@ def ended(job: Job, path: Path, how: str) -> Ended:
 
 
 def run(path: Path) -> int:
-    """Does a job; returns the exit status."""
+    """Does the job of a job file; returns the exit status."""
     job, told = read_job(path)
     if told["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, told["cores"])

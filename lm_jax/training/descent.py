@@ -22,10 +22,11 @@ from lm_jax.config import Config, LiveProbe, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.models.base import Carry
-from lm_jax.settings import UserError, shape
+from lm_jax.settings import UserError
 from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
+from lm_jax.training.devices import mesh_of
 from lm_jax.training.feed import feed_of
 from lm_jax.training.journal import Watch
 from lm_jax.training.judging import Judge, Stopped
@@ -33,7 +34,17 @@ from lm_jax.training.outcome import kept, result, train_row
 from lm_jax.training.pace import Pace
 from lm_jax.training.pretrained import pretrained
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import arguments, batch_of, program
+from lm_jax.training.step import (
+    after_validation,
+    batch_of,
+    chunk_length,
+    eval_model,
+    init,
+    peek_batch,
+    reset_metrics,
+    run_until,
+    shard,
+)
 
 PLACE = ("step", "kind", "split")  # the columns that identify a row of metrics.jsonl
 
@@ -78,15 +89,16 @@ class Descent:
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
-        self.program = program(shape(config), len(corpus.vocabulary), devices)
-        length = self.program.length
-        self.feed = feed_of(config, corpus, length) if like is None else like.feed
+        self.vocab_size = len(corpus.vocabulary)
+        self.mesh = mesh_of(devices, config.data.batch_size)
+        self.length = chunk_length(config)
+        self.model = eval_model(config, self.vocab_size)
+        self.feed = feed_of(config, corpus, self.length) if like is None else like.feed
         self.epoch = self.feed.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
-        self.numbers = arguments(config)
         known = None if like is None else like.judge
-        self.judge = Judge(config.data, corpus, length, received, known)
+        self.judge = Judge(config.data, corpus, self.length, received, known)
         self.vectors = None if steps_saved(run_dir) else pretrained(self.config, self.corpus)
         self.rungs: frozenset[int] = frozenset()
 
@@ -99,11 +111,15 @@ class Descent:
             began = time.perf_counter()
             source, end = self.feed.at(step)
             stop = min(pace.until(step, due), end)
-            self.state = self.program.advance(self.state, source, self.numbers, stop)
+            self.state = self.advance(self.state, source, stop)
             self.state.step.block_until_ready()
             taken = time.perf_counter() - began
             self.trained += taken
             pace.took(stop - step, taken)
+
+    def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
+        """The state after `stop` updates, all read from `source`; the given state is consumed."""
+        return run_until(self.config, state, source, stop, self.vocab_size, self.mesh)
 
     def advanced(self, state: TrainState, stop: int) -> TrainState:
         """The state after `stop` updates, made from `state`, an earlier state that is consumed."""
@@ -111,18 +127,19 @@ class Descent:
         while True:
             source, end = self.feed.at(step)
             step = min(stop, end)
-            state = self.program.advance(state, source, self.numbers, step)
+            state = self.advance(state, source, step)
             if step == stop:
                 return state
             state.step.block_until_ready()  # or many windows would pile up on the device
 
     def batch(self, step: int) -> Batch:
-        """The batch of update `step`."""
-        return batch_of(self.config, self.feed.at(step)[0], step, self.program.length)
+        """The batch of update number `step` + 1."""
+        return batch_of(self.config, self.feed.at(step)[0], step)
 
     def about(self, state: TrainState) -> tuple[Carry, Batch]:
         """The model's carry and the batch of the next update."""
-        return self.program.about(state, self.feed.at(int(state.step))[0], self.numbers)
+        source, _ = self.feed.at(int(state.step))
+        return peek_batch(self.config, state, source, self.vocab_size)
 
     @property
     def source(self) -> Source:
@@ -182,15 +199,19 @@ class Descent:
 
     def restored(self, until: int | None = None) -> TrainState:
         """The newest saved state, at `until` or earlier; without a checkpoint, the first state."""
-        template = jax.eval_shape(self.program.init, self.numbers)
-        state = restore(self.run_dir, template, until=until)
+        state = restore(self.run_dir, self.template, until=until)
         if state is not None:
             self.vectors = None
-            return self.program.place(state, self.numbers)
+            return shard(self.config, state, self.vocab_size, self.mesh)
         # If checkpoints exist but none is intact, the vectors have not been read yet.
         self.vectors = self.vectors or pretrained(self.config, self.corpus)
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
-        return self.program.init(self.numbers, table)
+        return init(self.config, self.vocab_size, table, self.mesh)
+
+    @property
+    def template(self) -> TrainState:
+        """Shapes and types of the state; nothing is computed."""
+        return init.eval_shape(self.config, self.vocab_size)
 
     def _train(self) -> "Generator[int | Rung, bool | None, str]":
         train = self.settings
@@ -259,7 +280,7 @@ class Descent:
         )
         self.journal.seconds += self.trained
         self._start_clock()
-        self.state = self.program.clear(self.state)
+        self.state = reset_metrics(self.config, self.state)
         self._write(row)
 
     def _start_clock(self) -> None:
@@ -267,9 +288,9 @@ class Descent:
 
     def _validate(self) -> None:
         """Compute the mean nats on the validation split and update the verdict."""
-        loss = self.judge.judged(self.program.model, self.state.judged, "validation")
+        loss = self.judge.judged(self.model, self.state.judged, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
-        self.state = self.program.judge(self.state, nats, self.numbers)
+        self.state = after_validation(self.config, self.state, nats)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row()})
 
@@ -281,7 +302,7 @@ class Descent:
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
         carry, batch = self.about(self.state)
-        answers = live(probe, self.program.model)(self.state.params, carry, batch)
+        answers = live(probe, self.model)(self.state.params, carry, batch)
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
@@ -305,9 +326,9 @@ class Descent:
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = judged.get(step)
         if known is None:  # the journal was lost
-            known = self.judge.judged(self.program.model, params, "validation").row()
+            known = self.judge.judged(self.model, params, "validation").row()
         known = {name: value for name, value in known.items() if name not in PLACE}
-        loss = self.judge.judged(self.program.model, params, "test")
+        loss = self.judge.judged(self.model, params, "test")
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},
             "test": {**loss.row(), "unknown": self.corpus.test.unknown},

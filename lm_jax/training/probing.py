@@ -106,7 +106,7 @@ def probe(
         line = passage.sequences(run.model, seen.batch, 1).batch
     else:
         tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
-        length = min(work.program.length, LONGEST) if length is None else length
+        length = min(work.length, LONGEST) if length is None else length
         seen, line = _of_text(run, params, tokens, sentence, length=length, lanes=lanes)
     slope = _slope(run.config)
     far = reach(run.model, params, run.vocabulary, seen, line, slope=slope, seed=seed)

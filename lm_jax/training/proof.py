@@ -8,10 +8,9 @@ from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
 from lm_jax.models import count
-from lm_jax.settings import shape
 from lm_jax.training.feed import feed_of
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import arguments, batch_of, program
+from lm_jax.training.step import batch_of, chunk_length, eval_model, init
 
 LANES, STEPS = 2, 8
 
@@ -55,15 +54,15 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     model = dataclasses.replace(config.model, precision="float32")  # the other is refused
     config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
-    made = program(shape(config), len(corpus.vocabulary))
-    params = made.init(arguments(config)).params
-    source, _ = feed_of(config, corpus, made.length).at(0)
-    whole = batch_of(config, source, 0, made.length)
+    vocab_size = len(corpus.vocabulary)
+    params = init(config, vocab_size).params
+    source, _ = feed_of(config, corpus, chunk_length(config)).at(0)
+    whole = batch_of(config, source, 0)
     # A task asks at the end of its sequences, behind which nothing is asked.
     first = max(config.data.steps - STEPS, 0) if config.data.drawn else 0
     seen = slice(first, first + STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
     batch = Batch(x, y, mask, whole.start[:LANES])
-    checks = gradients.verify(made.model, params, batch)
+    checks = gradients.verify(eval_model(config, vocab_size), params, batch)
     steps, lanes = batch.mask.shape
     return Proof(checks, lanes, steps, count(params), precision)

@@ -23,6 +23,7 @@ from lm_jax.training.journal import Row, read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
+from lm_jax.training.step import after_validation, reset_metrics
 
 NEIGHBOURS = 2  # a record's gradient norm is compared with this many records on each side
 
@@ -86,7 +87,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
 
     @jax.jit
     def nats(params, carry, batch):
-        return batch_loss(work.program.model, carry, batch)(params)
+        return batch_loss(work.model, carry, batch)(params)
 
     found, state = [], None
     for step in _suspects(records):
@@ -127,14 +128,14 @@ def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> Tr
             continue
         state = work.advanced(state, row["step"])
         if kind == "train":
-            state = work.program.clear(state)
+            state = reset_metrics(work.config, state)
             continue
         if row["nats"] is None:
             raise UserError(
                 f"{work.run_dir} cannot be replayed beyond step {row['step']}: its validation there"
                 " was not finite, and metrics.jsonl does not say whether it was infinite"
             )
-        state = work.program.judge(state, jnp.asarray(row["nats"], float), work.numbers)
+        state = after_validation(work.config, state, jnp.asarray(row["nats"], float))
     return work.advanced(state, step)
 
 

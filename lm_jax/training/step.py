@@ -1,29 +1,35 @@
-"""The training step, and a compiled loop of many training steps.
+"""The training step: pure functions of (config, state, source), and a compiled loop of steps.
 
-`program` compiles a config's shape once; the config's numbers (learning rate, thresholds, seed) are
-arguments. The number of steps of the loop is an argument too. A run may therefore be stopped and
-resumed at any step without a new compilation and without changing a bit of the result. A step reads
-only the text and the `TrainState`, and a checkpoint holds exactly the `TrainState`.
+A config is a pytree. Its numbers (learning rate, thresholds, seed) are arguments of the functions
+compiled here, and so is the number of steps that the loop runs. Therefore another learning rate
+compiles nothing. A run may also be stopped and resumed at any step without a new compilation and
+without changing a bit of the result. A step reads only the config, the text and the `TrainState`,
+and a checkpoint holds the `TrainState`.
+
+Arguments that the functions share:
+
+- config: resolved (`lm_jax.config.resolve`); its numbers may be tracers.
+- source: the tokens on the device (`lm_jax.data.batches`).
+- vocab_size: V.
+- mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`); None for one.
 """
 
 import enum
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.inference.feeding import fed
 from lm_jax.models import LanguageModel
-from lm_jax.models.base import Carry, Params
-from lm_jax.settings import bind, numbers
-from lm_jax.training.devices import NOWHERE, lanes_axes, mesh_of, sharded, spread_over
+from lm_jax.models.base import Carry
+from lm_jax.training.devices import NOWHERE, lanes_axes, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     TrainState,
@@ -36,11 +42,11 @@ from lm_jax.training.state import (
 )
 from lm_jax.trees import norm
 
-Numbers = Mapping[str, Any]
+SHARED = ("vocab_size", "mesh")
 
 
 class Draw(enum.IntEnum):
-    """Uses of the seed; each use folds a number of this enumeration into the key."""
+    """Uses of the seed; each folds a number of its own into the key."""
 
     INIT = 0
     ORDER = 1
@@ -49,221 +55,233 @@ class Draw(enum.IntEnum):
     ESTIMATOR = 4
 
 
-class Program(NamedTuple):
-    """The compiled functions of a config's shape."""
-
-    model: LanguageModel
-    init: Callable[..., TrainState]
-    """(numbers, vectors=None) -> the state before the first step; pretrained vectors [V, E] replace
-    the randomly initialised embedding."""
-    advance: Callable[[TrainState, Source, Numbers, Any], TrainState]
-    """(state, source, numbers, stop) -> the state after `stop` steps of the run in all, or after
-    the first step with a loss that is not finite; the given state is consumed."""
-    judge: Callable[[TrainState, Any, Numbers], TrainState]
-    """(state, mean validation nats, numbers) -> the state with the verdict, the best parameters and
-    the average updated for this validation; the given state is consumed."""
-    place: Callable[[TrainState, Numbers], TrainState]
-    """(state, numbers) -> the state sharded over the devices, from arrays on any device; the given
-    state is consumed."""
-    about: Callable[[TrainState, Source, Numbers], tuple[Carry, Batch]]
-    """(state, source, numbers) -> the model's carry and the batch of the next update."""
-    clear: Callable[[TrainState], TrainState]
-    """state -> the state with an empty record; the given state is consumed."""
-    length: int
-    """Tokens of each sequence in one step."""
-
-
-def arguments(config: Config) -> dict[str, Array]:
-    """The numbers of a config, as arrays for the functions of a `Program`."""
-    return {
-        path: jnp.asarray(value, jnp.uint32 if path == "seed" else type(value))
-        for path, value in numbers(config).items()
-    }
-
-
-@functools.lru_cache(maxsize=32)
-def program(shape: Config, vocab_size: int, devices: int = 1) -> Program:
-    """The compiled program of a run.
+# The function runs once: more optimization would save less time than the compiler takes for it.
+@functools.partial(
+    jax.jit,
+    static_argnames=SHARED,
+    compiler_options={"xla_backend_optimization_level": "1"},
+)
+def init(
+    config: Config,
+    vocab_size: int,
+    vectors: Float[Array, "V E"] | None = None,
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """The state before the first update.
 
     Args:
-      shape: `lm_jax.settings.shape` of a resolved config.
+      config: see above.
       vocab_size: V.
-      devices: number of devices to share the sequences of a batch; each device holds all the
-        parameters (`training.devices`).
-
-    Raises:
-      UserError: there are fewer devices, or the batch cannot be divided evenly among the devices.
+      vectors: pretrained embedding; None to initialize the embedding like any other parameter.
+      mesh: see above.
     """
-    train, data = train_of(shape), shape.data
-    length = train.k1 if train.k1 is not None and data.batching == "streams" else data.length
-    watched = length if isinstance(train.probe, LiveProbe) and train.probe.deltas else None
-    mesh = mesh_of(devices, data.batch_size)
-    make = functools.partial(models.make, vocab_size=vocab_size, real=data.real)
-
-    def spread(state: TrainState, config: Config) -> TrainState:
-        if mesh is None:
-            return state
-        carry, rest = state.carry, state._replace(carry=None)
-        axes = lanes_axes(_estimator(config, make(config.model)).init_carry, data.batch_size)
-        rest = sharded(mesh, rest, jax.tree.map(lambda _: NOWHERE, rest))
-        return rest._replace(carry=sharded(mesh, carry, axes))
-
-    def init(values: Numbers, vectors: Array | None = None) -> TrainState:
-        config = bind(shape, values)
-        model = make(config.model)
-        params = model.init(_key(config, Draw.INIT))
-        if vectors is not None:
-            params = {**params, "embedding": {"C": vectors.astype(float)}}
-        none = jnp.zeros((), jnp.int32)
-        state = TrainState(
-            step=none,
-            params=params,
-            opt_state=optimizer(train_of(config), 0.0).init(params),
-            carry=_estimator(config, model).init_carry(data.batch_size),
-            record=empty_record(watched),
-            verdict=Verdict(none, jnp.full((), jnp.inf, float), none, none, none, jnp.ones(())),
-            best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
-            average=empty_average(params, train.optimizer.patience)
-            if isinstance(train.optimizer, ASGD)
-            else None,
-        )
-        return spread(state, config)
-
-    def place(state: TrainState, values: Numbers) -> TrainState:
-        return spread(state, bind(shape, values))
-
-    def update(state: TrainState, source: Source, config: Config) -> TrainState:
-        train = train_of(config)
-        model = make(config.model)
-        noise = jax.random.fold_in(_key(config, Draw.NOISE), state.step)
-        grad_fn = _estimator(config, model.noisy(noise))
-        if train.omega is not None:
-            grad_fn = gradients.with_omega(grad_fn, model, train.omega)
-        if train.flossing is not None:
-            exponents = train.flossing_exponents
-            grad_fn = gradients.with_flossing(grad_fn, model, train.flossing, exponents)
-        batch = batch_of(config, source, state.step, length)
-        if mesh is not None:
-            axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
-            batch = sharded(mesh, batch, axes)
-        if isinstance(train.feeding, OwnTokens):
-            batch = fed(
-                model,
-                state.params,
-                grad_fn.model_carry(state.params, state.carry),
-                batch,
-                jax.random.fold_in(_key(config, Draw.FEEDING), state.step),
-                own_share(train.feeding, state.step),
-                train.feeding.draw == "likeliest",
-            )
-        if grad_fn.watched is None or watched is None:
-            (loss, carry, grads), deltas = grad_fn(state.params, state.carry, batch), None
-        else:
-            (loss, carry, grads), deltas = grad_fn.watched(state.params, state.carry, batch)
-        grad_norm = norm(grads)
-        clipped, changed, clipped_norm = clip(train, grads, grad_norm)
-        rate = learning_rate(
-            train,
-            state.step,
-            state.step // steps_per_epoch(source, length),
-            state.verdict.cut,
-        )
-        rule = optimizer(train, rate, clipped_norm)
-        updates, opt_state = rule.update(clipped, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if isinstance(config.model, Network) and config.model.freeze_vectors:
-            params = _with_embedding_of(state.params, params)
-        record = add(
-            state.record,
-            tokens=jnp.sum(batch.mask, dtype=jnp.int32),
-            loss=loss,
-            grad_norm=grad_norm,
-            clipped_norm=clipped_norm,
-            clipped=changed,
-            rate=rate,
-            deltas=deltas,
-        )
-        state = state._replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            carry=carry,
-            record=record,
-            average=None if state.average is None else averaged(state, params),
-        )
-        return spread(state, config)
-
-    def advance(state: TrainState, source: Source, values: Numbers, stop: Array) -> TrainState:
-        with spread_over(mesh):
-            return advanced(state, source, bind(shape, values), stop)
-
-    def advanced(state: TrainState, source: Source, config: Config, stop: Array) -> TrainState:
-
-        def goes_on(state: TrainState) -> Array:
-            # Stop at the first loss that is not finite, so that the result does not depend on when
-            # the host looks at the loss.
-            return (state.step < stop) & jnp.isfinite(state.record.nats)
-
-        return jax.lax.while_loop(goes_on, lambda state: update(state, source, config), state)
-
-    def about(state: TrainState, source: Source, values: Numbers) -> tuple[Carry, Batch]:
-        config = bind(shape, values)
-        made = _estimator(config, make(config.model))
-        batch = batch_of(config, source, state.step, length)
-        return made.model_carry(state.params, state.carry), batch
-
-    def judge(state: TrainState, nats: Array, values: Numbers) -> TrainState:
-        schedule, verdict = train_of(bind(shape, values)).schedule, state.verdict
-        better = nats < verdict.best_nats
-        waited = jnp.where(better, 0, verdict.waited + 1)
-        cut = verdict.cut
-        if isinstance(schedule, Plateau):
-            tired = waited >= schedule.patience
-            cut = jnp.where(tired, cut * schedule.factor, cut)
-            waited = jnp.where(tired, 0, waited)
-        best = state.best_params
-        if best is not None:
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.judged, best)
-        verdict = Verdict(
-            step=state.step,
-            best_nats=jnp.minimum(nats, verdict.best_nats),
-            best_step=jnp.where(better, state.step, verdict.best_step),
-            stale=jnp.where(better, 0, verdict.stale + 1),
-            waited=waited,
-            cut=cut,
-        )
-        average = None if state.average is None else looked_at(state.average, state.step, nats)
-        return state._replace(verdict=verdict, best_params=best, average=average)
-
-    def clear(state: TrainState) -> TrainState:
-        return state._replace(record=empty_record(watched))
-
-    return Program(
-        model=make(shape.model),
-        # `init` runs once: a better program would save less time than its compilation takes.
-        init=jax.jit(init, compiler_options={"xla_backend_optimization_level": "1"}),
-        advance=jax.jit(advance, donate_argnums=0),
-        place=jax.jit(place, donate_argnums=0),
-        about=jax.jit(about),
-        judge=jax.jit(judge, donate_argnums=0),
-        clear=jax.jit(clear, donate_argnums=0),
-        length=length,
+    train, model = train_of(config), _model(config, vocab_size)
+    params = model.init(_key(config, Draw.INIT))
+    if vectors is not None:
+        params = {**params, "embedding": {"C": vectors.astype(float)}}
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(
+        step=zero,
+        params=params,
+        opt_state=optimizer(train, 0.0).init(params),
+        carry=_estimator(config, model).init_carry(config.data.batch_size),
+        record=empty_record(_watched(config)),
+        verdict=Verdict(zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())),
+        best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
+        average=empty_average(params, train.optimizer.patience)
+        if isinstance(train.optimizer, ASGD)
+        else None,
     )
+    return _shard(config, state, vocab_size, mesh)
 
 
-def batch_of(config: Config, source: Source, step: Int[Array, ""] | int, length: int) -> Batch:
-    """The batch of update `step`: T = `length` tokens of each sequence; all of a generated one."""
-    steps = config.data.steps if config.data.drawn else length
+@functools.partial(jax.jit, static_argnames=SHARED, donate_argnames="state")
+def run_until(
+    config: Config,
+    state: TrainState,
+    source: Source,
+    stop: Int[Array, ""] | int,
+    vocab_size: int,
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """The state after `stop` updates, or after the first update whose loss is not finite.
+
+    The given state is consumed.
+    """
+
+    def goes_on(state: TrainState) -> Array:
+        # The loop ends at the first non-finite loss, whenever the host looks at the state next.
+        return (state.step < stop) & jnp.isfinite(state.record.nats)
+
+    def one_more(state: TrainState) -> TrainState:
+        return update(config, state, source, vocab_size, mesh)
+
+    with spread_over(mesh):
+        return jax.lax.while_loop(goes_on, one_more, state)
+
+
+def update(
+    config: Config, state: TrainState, source: Source, vocab_size: int, mesh: Mesh | None = None
+) -> TrainState:
+    """One update: batch, gradient, clipping, optimizer, record."""
+    train, model = train_of(config), _model(config, vocab_size)
+    batch = batch_of(config, source, state.step)
+    if mesh is not None:
+        axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
+        batch = sharded(mesh, batch, axes)
+    estimate = _estimator(config, model.noisy(_key(config, Draw.NOISE, state.step)))
+    if train.omega is not None:
+        estimate = gradients.with_omega(estimate, model, train.omega)
+    if train.flossing is not None:
+        estimate = gradients.with_flossing(
+            estimate, model, train.flossing, train.flossing_exponents
+        )
+    if isinstance(train.feeding, OwnTokens):
+        batch = fed(
+            model,
+            state.params,
+            estimate.model_carry(state.params, state.carry),
+            batch,
+            _key(config, Draw.FEEDING, state.step),
+            own_share(train.feeding, state.step),
+            train.feeding.draw == "likeliest",
+        )
+    if _watched(config) is None or estimate.watched is None:
+        (loss, carry, grads), deltas = estimate(state.params, state.carry, batch), None
+    else:
+        (loss, carry, grads), deltas = estimate.watched(state.params, state.carry, batch)
+    grad_norm = norm(grads)
+    clipped, changed, clipped_norm = clip(train, grads, grad_norm)
+    epoch = state.step // steps_per_epoch(source, chunk_length(config))
+    rate = learning_rate(train, state.step, epoch, state.verdict.cut)
+    rule = optimizer(train, rate, clipped_norm)
+    updates, opt_state = rule.update(clipped, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if isinstance(config.model, Network) and config.model.freeze_vectors:
+        params = {**params, "embedding": state.params["embedding"]}  # pyright: ignore
+    record = add(
+        state.record,
+        tokens=jnp.sum(batch.mask, dtype=jnp.int32),
+        loss=loss,
+        grad_norm=grad_norm,
+        clipped_norm=clipped_norm,
+        clipped=changed,
+        rate=rate,
+        deltas=deltas,
+    )
+    state = state._replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        carry=carry,
+        record=record,
+        average=None if state.average is None else averaged(state, params),
+    )
+    return _shard(config, state, vocab_size, mesh)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) -> TrainState:
+    """The state with the result of a validation: best parameters, patience, plateau, averaging.
+
+    The given state is consumed.
+
+    Args:
+      config: see above.
+      state: the state whose parameters were validated.
+      nats: mean loss per token of the validation split.
+    """
+    schedule, verdict = train_of(config).schedule, state.verdict
+    better = nats < verdict.best_nats
+    waited = jnp.where(better, 0, verdict.waited + 1)
+    cut = verdict.cut
+    if isinstance(schedule, Plateau):
+        tired = waited >= schedule.patience
+        cut = jnp.where(tired, cut * schedule.factor, cut)
+        waited = jnp.where(tired, 0, waited)
+    best = state.best_params
+    if best is not None:
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.judged, best)
+    verdict = Verdict(
+        step=state.step,
+        best_nats=jnp.minimum(nats, verdict.best_nats),
+        best_step=jnp.where(better, state.step, verdict.best_step),
+        stale=jnp.where(better, 0, verdict.stale + 1),
+        waited=waited,
+        cut=cut,
+    )
+    average = None if state.average is None else looked_at(state.average, state.step, nats)
+    return state._replace(verdict=verdict, best_params=best, average=average)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def reset_metrics(config: Config, state: TrainState) -> TrainState:
+    """The state with an empty record. The given state is consumed."""
+    return state._replace(record=empty_record(_watched(config)))
+
+
+@functools.partial(jax.jit, static_argnames="vocab_size")
+def peek_batch(
+    config: Config, state: TrainState, source: Source, vocab_size: int
+) -> tuple[Carry, Batch]:
+    """The model's carry and the batch of the next update."""
+    estimate = _estimator(config, _model(config, vocab_size))
+    return estimate.model_carry(state.params, state.carry), batch_of(config, source, state.step)
+
+
+@functools.partial(jax.jit, static_argnames=SHARED, donate_argnames="state")
+def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
+    """The state sharded over the devices. The given state is consumed."""
+    return _shard(config, state, vocab_size, mesh)
+
+
+def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
+    """The batch of update number `step` + 1."""
+    steps = config.data.steps if config.data.drawn else chunk_length(config)
     return batch_at(source, step, steps, _key(config, Draw.ORDER))
 
 
-def _with_embedding_of(old: Any, new: Any) -> Params:
-    return {**new, "embedding": old["embedding"]}
+def chunk_length(config: Config) -> int:
+    """T: tokens of each sequence in one update."""
+    k1 = train_of(config).k1
+    return k1 if k1 is not None and config.data.batching == "streams" else config.data.length
+
+
+def eval_model(config: Config, vocab_size: int) -> LanguageModel:
+    """The model of a config, to be evaluated but not to be initialized.
+
+    Configs that differ in numbers alone have one model, and therefore one compiled evaluation.
+    """
+    return _eval_model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
+
+
+def _shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
+    if mesh is None:
+        return state
+    carry, rest = state.carry, state._replace(carry=None)
+    init_carry = _estimator(config, _model(config, vocab_size)).init_carry
+    axes = lanes_axes(init_carry, config.data.batch_size)
+    rest = sharded(mesh, rest, jax.tree.map(lambda _: NOWHERE, rest))
+    return rest._replace(carry=sharded(mesh, carry, axes))
+
+
+def _model(config: Config, vocab_size: int) -> LanguageModel:
+    return models.make(config.model, vocab_size, real=config.data.real)
+
+
+_eval_model = functools.lru_cache(maxsize=32)(_model)
 
 
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
     return gradients.make(train_of(config), model, key=_key(config, Draw.ESTIMATOR))
 
 
-def _key(config: Config, draw: Draw) -> Array:
-    return jax.random.fold_in(jax.random.key(config.seed), draw)
+def _key(config: Config, draw: Draw, step: Int[Array, ""] | None = None) -> Array:
+    key = jax.random.fold_in(jax.random.key(config.seed), draw)
+    return key if step is None else jax.random.fold_in(key, step)
+
+
+def _watched(config: Config) -> int | None:
+    """Number of time steps with a recorded ‖δ_t‖; None if the run records none."""
+    probe = train_of(config).probe
+    return chunk_length(config) if isinstance(probe, LiveProbe) and probe.deltas else None
