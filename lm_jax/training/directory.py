@@ -130,7 +130,7 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
     """Write the vocabulary and the config of a new run, or check the text of an existing run.
 
     Raises:
-      UserError: the text is not the text that the run was begun with.
+      UserError: the text has changed since the start of the run.
     """
     if (run_dir / "config.json").exists():
         read_vocabulary(run_dir)
@@ -141,10 +141,10 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
 
 
 def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
-    """Check that a corpus is the corpus that a run was begun on.
+    """Compare a corpus with the corpus at the start of the run.
 
     Raises:
-      UserError: the corpus is another.
+      UserError: the two differ.
     """
     path = run_dir / "vocabulary.json"
     known = parsed(_read(run_dir, "vocabulary.json"), str(path)).get("corpus")

@@ -51,7 +51,7 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     train_of(config)
     assert isinstance(config.model, Network)  # because `train` is set
     precision = config.model.precision
-    model = dataclasses.replace(config.model, precision="float32")  # float64 allows no other
+    model = dataclasses.replace(config.model, precision="float32")  # `verify` refuses any other
     config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
     vocab_size = len(corpus.vocabulary)

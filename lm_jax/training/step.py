@@ -1,17 +1,17 @@
 """The training step: pure functions of (config, state, source), and a compiled loop of steps.
 
-A config is a pytree. Its numbers (learning rate, thresholds, seed) are arguments of the functions
-compiled here, and so is the number of steps that the loop runs. Therefore another learning rate
+A config is a pytree. The numbers of the config (learning rate, thresholds, seed) and the number of
+steps of the loop are arguments of the functions compiled here. Therefore another learning rate
 compiles nothing. A run may also be stopped and resumed at any step without a new compilation and
 without changing a bit of the result. A step reads only the config, the text and the `TrainState`,
 and a checkpoint holds the `TrainState`.
 
-Arguments that the functions share:
+Arguments of several functions:
 
-- config: resolved (`lm_jax.config.resolve`); its numbers may be tracers.
+- config: resolved (`lm_jax.config.resolve`); numbers may be tracers.
 - source: the tokens on the device (`lm_jax.data.batches`).
 - vocab_size: V.
-- mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`); None for one.
+- mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`), or None.
 """
 
 import enum
@@ -46,7 +46,7 @@ SHARED = ("vocab_size", "mesh")
 
 
 class Draw(enum.IntEnum):
-    """Uses of the seed; each folds a number of its own into the key."""
+    """Uses of the seed; each use folds another number into the key."""
 
     INIT = 0
     ORDER = 1
@@ -250,7 +250,7 @@ def chunk_length(config: Config) -> int:
 def eval_model(config: Config, vocab_size: int) -> LanguageModel:
     """The model of a config, to be evaluated but not to be initialized.
 
-    Configs that differ in numbers alone have one model, and therefore one compiled evaluation.
+    Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """
     return _eval_model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
