@@ -95,8 +95,8 @@ def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple
         usable = near[:, None, :] & there.T[None]
         some = jnp.any(usable, axis=-1)
         products = jnp.where(usable, jnp.einsum("tbh,nbh->tbn", h, hs), -jnp.inf)
-        # Subtracting the maximum cancels in the ratio; products with θ can then overflow only to
-        # -inf, which is P = 0.
+        # The maximum cancels between numerator and denominator. After the subtraction, products
+        # with θ can overflow only to -inf, which is P = 0.
         most = jnp.where(some, jnp.max(products, axis=-1), 0)
         weights = jnp.where(usable, state.flatness * (products - most[..., None]), -jnp.inf)
         same = batch.y[:, :, None] == ys.T[None]

@@ -42,7 +42,7 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
         return
     headings = {"token": "      ln P  token", "sentence": "      ln P   tokens  line"}
     for number, row in enumerate(rows):
-        if number == 0:  # after the first row, so that an error is not preceded by a heading
+        if number == 0:  # only once a row exists: an error must come without a heading
             print(headings[by])
         print(row)
     loss = tally.loss

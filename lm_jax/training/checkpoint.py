@@ -37,7 +37,7 @@ from lm_jax import files
 from lm_jax.settings import UserError, parsed
 
 KEPT = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
-COPIED = 2**27  # bytes; a state up to this size is copied, and written during training
+COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
 AT_ONCE = 2**25  # bytes of the leaves restored together
 
 Found = TypeVar("Found")
@@ -196,7 +196,7 @@ class Checkpoint:
 
 
 def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | None:
-    """The state of the newest intact checkpoint, or None if there is no checkpoint (`newest`).
+    """The state of the newest intact checkpoint, or None if no checkpoint is intact (`newest`).
 
     Args:
       run_dir: the run.
@@ -212,7 +212,7 @@ def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | 
 def newest(
     run_dir: Path, use: Callable[[Checkpoint], Found], *, until: int | None = None
 ) -> Found | None:
-    """Apply `use` to the newest intact checkpoint; return None if there is no checkpoint.
+    """Apply `use` to the newest intact checkpoint; return None if no checkpoint is intact.
 
     A damaged checkpoint is skipped with a warning.
 

@@ -63,7 +63,7 @@ class Descent:
     Attributes:
       state: the current train state; the driver of `course` assigns the next state here.
       trained: seconds spent on the updates since the last record; the driver adds the seconds.
-      rungs: at these steps the run validates and asks the driver for leave to continue.
+      rungs: at these steps the run validates and asks the driver for permission to continue.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Descent:
         Yields:
           either a step, as an int: the driver makes updates up to this step, or fewer, or until the
           loss is not finite; or a `Rung`: the driver sends True to continue the run, False to
-          prune the run, or None without a decision. After None the run is saved and stopped; a
+          prune the run, or None if nobody decides. After None the run is saved and stopped; a
           resumed run yields the same rung again.
         """
         self.state = self.restored()
@@ -321,7 +321,7 @@ class Descent:
         return int(self.state.step), int(self.state.verdict.step)
 
     def _splits(self) -> dict[str, journal.Row]:
-        """Validation and test metrics of the kept parameters; the journal has the former."""
+        """Metrics of the kept parameters: validation from the journal, test computed now."""
         step, params = kept(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = judged.get(step)
@@ -336,5 +336,5 @@ class Descent:
 
 
 def too_few(steps: int, made: int) -> UserError:
-    """The error for a run with more updates made than `train.steps` asks for."""
+    """The error for a run that has made more updates than `train.steps`."""
     return UserError(f"train.steps={steps} is less than the {made} of this run so far")

@@ -46,7 +46,7 @@ def state_at(run: Run, step: int, *, text: str | Sequence[str] | None = None) ->
     A validation or a record due at this step is already included.
 
     Args:
-      run: a run, not in training now.
+      run: a run that no process is training now.
       step: number of updates made, from 0 (before the first update) to `run.step`.
       text: with `data.source=memory`, the text given to `lm_jax.train`.
 
@@ -64,13 +64,13 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     """The update that raised the loss most, among the updates of two conspicuous records.
 
     The first is the record with the largest rise in mean nats over the previous record. The second
-    is the record whose largest gradient norm is the highest multiple of the median of the
+    is the record whose largest gradient norm is the highest multiple of the median norm of the
     neighbouring records. The updates of both records, and of the record before each, are made
     again, one by one. The rise of an update is measured on the update's own batch, without dropout
     or scheduled sampling. A difference in difficulty between batches therefore does not count.
 
     Args:
-      run: a run, not in training now.
+      run: a run that no process is training now.
       text: with `data.source=memory`, the text given to `lm_jax.train`.
 
     Returns:
