@@ -180,7 +180,7 @@ def _rounds(
       count: B; when a line ends, the next batch starts another line in the same column.
       length: T.
 
-    Returns:
+    Yields:
       for each batch: positions of the targets among the tokens of all lines [T, B]; the mask
       [T, B], True for a target; and the batch.
     """
