@@ -1,4 +1,4 @@
-"""What a trained model is for: log-probabilities of text, and text."""
+"""Uses of a trained model: log-probabilities of text, and generated text."""
 
 from lm_jax.inference.beam import Found, beam
 from lm_jax.inference.blocks import Block, Line, blocks, line_blocks, lines

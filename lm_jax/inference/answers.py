@@ -1,7 +1,7 @@
-"""What a model answers to a task: the loss where something is asked, and how often all is right.
+"""Metrics of a model on a task: the loss of the answers, and the share of sequences all right.
 
-Validation and test are fixed sequences that training never reads (`lm_jax.data.tasks.held_out`),
-so their figures depend on no batch size and no seed.
+Validation and test are fixed sequences, never read in training (`lm_jax.data.tasks.held_out`). The
+metrics therefore do not depend on the batch size or the seed.
 """
 
 import functools
@@ -21,14 +21,14 @@ from lm_jax.models.base import Params
 
 
 class Answers(NamedTuple):
-    """What a model made of some sequences of a task."""
+    """Sums over the sequences of a task."""
 
     nats: float
-    """-ln P of all that was asked for; of a real task, the sum of squared errors."""
+    """-ln P of all answers; in a regression task, the sum of squared errors."""
     tokens: int
-    """How much was asked for."""
+    """Number of answers."""
     right: int
-    """Sequences all of whose answers are right."""
+    """Number of sequences without a wrong answer."""
     sequences: int
     task: Task
 
@@ -37,10 +37,10 @@ class Answers(NamedTuple):
         return self.nats / self.tokens
 
     def row(self) -> dict[str, float | int | None]:
-        """The figures under their names in metrics.jsonl and result.json.
+        """The metrics by name, as in metrics.jsonl and result.json.
 
-        `perplexity` is None where the task is real, and so is what goes by characters: a task has
-        none.
+        `perplexity` is None for a regression task. `bits_per_character` and `characters` are always
+        None, because a task has no characters.
         """
         return {
             "nats": self.nats_per_token,
@@ -57,13 +57,13 @@ class Answers(NamedTuple):
 def answers(
     model: LanguageModel, params: Params, task: Task, data: Data, split: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The loss of each answer, [n], and which sequences are right, [B], batch by batch.
+    """For each batch, the loss of each answer, [n], and True for each sequence all right, [B].
 
     Args:
       model, params: the model.
-      task: what it is asked.
+      task: the task.
       data: the config of the task.
-      split: validation or test.
+      split: "validation" or "test".
     """
     read = _reader(model, task)
     for draw in held_out(data, split):
@@ -73,7 +73,7 @@ def answers(
 
 
 def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> Answers:
-    """The sums of what `answers` gives, in float64."""
+    """Sums over the batches yielded by `answers`, in float64."""
     nats, tokens, right, sequences = 0.0, 0, 0, 0
     for block, correct in blocks:
         nats += float(np.sum(block, dtype=np.float64))

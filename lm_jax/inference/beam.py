@@ -1,10 +1,10 @@
 """The likeliest continuation of a prompt, by beam search (Lowerre, 1976).
 
-Of all ways to go on, the W likeliest are kept after every token, each with its ln P; the next
-tokens of all of them compete for the next W places. There is no normalisation by length: what is
-sought is the largest ln P. A hypothesis that has drawn the stop token stays as it is, the stop
-token's ln P included, and goes on to compete. With W at least as large as the number of
-hypotheses at the last step but one, the search is exact.
+After every token, the search keeps the W likeliest hypotheses, each with its ln P. All next tokens
+of all W hypotheses compete for the next W places. There is no normalisation by length: the search
+looks for the largest ln P. A hypothesis with the stop token stays as it is, with the stop token's
+ln P included, and continues to compete. The search is exact if W is at least the number of
+hypotheses at the last step but one.
 
 Letters: W hypotheses side by side, N steps, V tokens of the vocabulary.
 """
@@ -28,12 +28,12 @@ WIDEST = 10_000
 
 
 class Found(NamedTuple):
-    """What a beam search came to."""
+    """Result of a beam search."""
 
     text: str
-    """The prompt and its continuation, the stop token left out."""
+    """The prompt and the continuation, without the stop token."""
     tokens: np.ndarray
-    """[n] numbers of the continuation's tokens, the stop token among them."""
+    """[n], the token numbers of the continuation, including the stop token."""
     log_p: float
     """ln P of these tokens, after the prompt."""
 
@@ -48,17 +48,17 @@ def beam(
     prompt: str = "",
     stop: str | None = None,
 ) -> Found:
-    """The likeliest continuation that a beam search finds.
+    """Find the likeliest continuation of a prompt by beam search.
 
     Args:
       model, params, vocabulary: a trained model, as in `lm_jax.inference.samples`.
-      length: tokens to go on for, unless the stop token comes first.
+      length: number of tokens to add, unless the stop token comes first.
       width: W.
-      prompt: what the model reads first.
-      stop: a token that ends a continuation; it counts for ln P and is no part of the text.
+      prompt: text for the model to read first.
+      stop: a token that ends a continuation; ln P includes the stop token, the text does not.
 
     Raises:
-      UserError: a number out of range, an unknown token in the prompt or as `stop`.
+      UserError: a number is out of range, or the prompt or `stop` has an unknown token.
     """
     check_length(length)
     if not 1 <= width <= WIDEST:
@@ -74,7 +74,7 @@ def beam(
         backwards.append(token[place])
         place = parent[place]
     found = np.array(backwards[::-1], np.int32)
-    # After its stop token a hypothesis has nothing but more of them.
+    # After the first stop token a hypothesis has only further stop tokens.
     before = found[: int(np.argmax(found == end))] if end in found else found
     text = vocabulary.decode(np.concatenate([read, before]))
     return Found(text, found[: len(before) + 1], best)
@@ -87,14 +87,14 @@ def _search(model: LanguageModel, length: int, width: int) -> Callable[..., tupl
     def program(params: Params, prompt: Int[Array, " P"], end: Int[Array, ""]) -> tuple:
         lanes = jnp.broadcast_to(prompt[:, None], (*prompt.shape, width))
         carry, h = model.hidden(params, model.init_carry(width), lanes)
-        # All lanes are the same yet: only the first may be gone on from.
+        # All hypotheses are still equal: only the first may be continued.
         log_p = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf)
         over = jnp.zeros(width, bool)
 
         def step(state: tuple, _: None) -> tuple[tuple, tuple]:
             carry, h, log_p, over = state
             more = jax.nn.log_softmax(model.logits(params, h), axis=-1)
-            # What is over goes on in one way only, which costs nothing.
+            # A finished hypothesis has a single continuation, the stop token, with ln P = 0.
             only = jnp.where(jnp.arange(more.shape[-1]) == end, 0.0, -jnp.inf)
             more = jnp.where(over[:, None], only[None], more)
             log_p, best = jax.lax.top_k((log_p[:, None] + more).ravel(), width)

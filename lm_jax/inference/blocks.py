@@ -1,9 +1,10 @@
-"""A text scored as it is read, block by block, so that it may be longer than memory.
+"""Scores of a text computed during reading, block by block; the text may be larger than memory.
 
-The text goes through one lane in chunks of the scorer's length, the state running on. Or line by
-line: each line goes through one of many lanes from a fresh carry, and a lane whose line has ended
-takes another at the next chunk. What is held is a chunk of every lane, what a file gives at one
-reading (`lm_jax.data.text.BLOCK`), and, line by line, some lines that are being scored.
+`blocks` reads the text as one sequence, in chunks of the scorer's length, and carries the state
+from chunk to chunk. `line_blocks` scores each line from a fresh carry, many lines in a batch; when
+a line ends, the next chunk starts another line in the same place of the batch. Memory holds one
+chunk of each sequence, one block of the file (`lm_jax.data.text.BLOCK`), and in `line_blocks` some
+lines waiting for scores.
 """
 
 import heapq
@@ -23,43 +24,43 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
-LANES = 512  # lines scored side by side, fewer where the vocabulary is large
+LANES = 512  # lines scored together, fewer if the vocabulary is large
 LINE_LENGTH = 4  # tokens of a line in one call
-LINES_AT_ONCE = 1 << 18  # tokens of the lines that are dealt out to the lanes together
-LINES_AT_FIRST = 1 << 10  # of the first of them, so that the first line need not wait for so many
+LINES_AT_ONCE = 1 << 18  # tokens of a group of lines to distribute over the batch
+LINES_AT_FIRST = 1 << 10  # tokens of the first group, for an early first result
 
 
 class Block(NamedTuple):
-    """A stretch of a text, scored."""
+    """A scored part of a text."""
 
     tokens: np.ndarray
-    """[n] numbers of its tokens."""
+    """[n], token numbers."""
     nats: np.ndarray
-    """[n] -ln P of each, given what was read before it."""
+    """[n], -ln P of each token, given all earlier tokens."""
     characters: int
-    """Characters read from the text since the block before; their sum is that of the text."""
+    """Number of characters read since the previous block; the sum over blocks is the text's."""
     unknown: int
-    """Tokens read since then that the vocabulary lacks."""
+    """Number of tokens read since the previous block and missing from the vocabulary."""
 
 
-SHOWN = 60  # tokens of a line's beginning that are kept to show it
+SHOWN = 60  # tokens of a line's beginning to keep for display
 
 
 class Line(NamedTuple):
-    """A line of a text, scored."""
+    """A scored line of a text."""
 
     number: int
-    """Counted from 1."""
+    """Line number, from 1."""
     tokens: int
-    """Its tokens, the line's end among them."""
+    """Number of tokens, including the line end."""
     nats: float
     """-ln P of the line."""
     beginning: np.ndarray
-    """Numbers of its first tokens, `SHOWN` at most."""
+    """Token numbers of the beginning of the line, at most `SHOWN`."""
 
 
 class _Piece(NamedTuple):
-    """A stretch of a text, not yet scored; the fields are those of `Block`."""
+    """A part of a text before scoring, with the fields of `Block` except `nats`."""
 
     tokens: np.ndarray
     characters: int
@@ -67,16 +68,16 @@ class _Piece(NamedTuple):
 
 
 def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -> Iterator[Block]:
-    """-ln P of each token of a text, a chunk at a time, the state running on throughout.
+    """Score a text chunk by chunk: -ln P of each token, with the state carried through the text.
 
     Args:
-      scorer: how; `lm_jax.inference.static(model, length)` is the model as it is.
+      scorer: the scorer; `lm_jax.inference.static(model, length)` for the unchanged model.
       params: the model's parameters.
       vocabulary: the model's vocabulary.
-      text: what to score; tokens that the vocabulary lacks count as `<unk>`.
+      text: the text to score; tokens missing from the vocabulary count as `<unk>`.
 
     Raises:
-      UserError: when it is come to: the text is empty, or not UTF-8.
+      UserError: during the iteration, if the text is empty or not UTF-8.
     """
     state, sent = scorer.init(params, 1), None
 
@@ -86,7 +87,7 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
 
     for piece, batch in batches(vocabulary, text, scorer.length):
         before_it, (state, nats) = sent, scorer.read(params, state, batch)
-        # The device is at this chunk while the host looks at the last one.
+        # The device computes this chunk while the host handles the last chunk.
         sent = piece, nats
         if before_it:
             yield block(*before_it)
@@ -95,10 +96,10 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
 
 
 def batches(vocabulary: Vocabulary, text: Text, length: int) -> Iterator[tuple[_Piece, Batch]]:
-    """A text in one lane, a batch [T, 1] at a time, each with the tokens that are its targets.
+    """Batches [T, 1] of a text read as a single sequence, each with the part of the text scored.
 
     Args:
-      vocabulary: makes tokens of it.
+      vocabulary: the vocabulary for encoding the text.
       text: any text.
       length: T.
 
@@ -116,9 +117,9 @@ def batches(vocabulary: Vocabulary, text: Text, length: int) -> Iterator[tuple[_
 def line_blocks(
     model: LanguageModel, params: Params, vocabulary: Vocabulary, text: Text
 ) -> Iterator[Block]:
-    """-ln P of each token of a text, a line at a time, each line by itself from a fresh carry.
+    """Score a text line by line: -ln P of each token, with a fresh carry for each line.
 
-    Args and Raises: as `blocks`; only the model as it is scores lines.
+    Args and Raises: as `blocks`; lines are always scored by the unchanged model.
     """
     at_once = max(1, LOGITS_AT_ONCE // len(vocabulary))
     length = min(LINE_LENGTH, at_once)
@@ -139,8 +140,8 @@ def line_blocks(
         for places, mask, batch in _rounds(lines, vocabulary.boundary, count, length):
             carry, nats = read(params, carry, batch)
             found.append((places, mask, nats))
-        # The device is at these lines while the host looks at those before; the first ones, which
-        # are few, wait for no others.
+        # The device computes these lines while the host handles the previous group. The first
+        # group is small and is yielded at once.
         if sent:
             yield from scored(*sent)
         sent = lines, found
@@ -156,7 +157,7 @@ def _lines(vocabulary: Vocabulary, text: Text) -> Iterator[_Piece]:
 
 
 def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
-    """Lines until they have so many tokens, or more by the last of them; at first a few."""
+    """Groups of lines with `tokens` tokens or slightly more; the first group is smaller."""
     group, held, enough = [], 0, min(tokens, LINES_AT_FIRST)
     for line in lines:
         group.append(line)
@@ -171,28 +172,28 @@ def _groups(lines: Iterator[_Piece], tokens: int) -> Iterator[list[_Piece]]:
 def _rounds(
     lines: list[_Piece], boundary: int, count: int, length: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-    """Lines side by side in lanes, T tokens of each at a time, longest lines first.
+    """Batches of B lines, T tokens of each at a time, longest lines first.
 
     Args:
-      lines: to be read.
-      boundary: what stands before a line.
-      count: B, lanes; one that has come to the end of its line takes another.
+      lines: the lines to read.
+      boundary: the token before a line.
+      count: B; when a line ends, the next batch starts another line in the same column.
       length: T.
 
-    Returns:
-      for each round the places of its targets among the lines' tokens [T, B], whether there are
-      any, and the batch.
+    Yields:
+      for each batch: positions of the targets among the tokens of all lines [T, B]; the mask
+      [T, B], True for a target; and the batch.
     """
     flat = np.concatenate([line.tokens for line in lines])
     sizes = np.array([len(line.tokens) for line in lines])
     offsets = np.cumsum(sizes) - sizes
-    free = [(0, lane) for lane in range(count)]  # when each lane is free
+    free = [(0, lane) for lane in range(count)]  # the round at which each column is free
     begins: dict[int, list[tuple[int, int]]] = {}
     for line in np.argsort(-sizes, kind="stable").tolist():
         first, lane = free[0]
         begins.setdefault(first, []).append((lane, line))
         heapq.heapreplace(free, (first + -(-int(sizes[line]) // length), lane))
-    # Of each lane's line: where its next token stands, and how many are left.
+    # For the line in each column: position of the next token, and number of tokens left.
     place, left, start = np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool)
     steps = np.arange(length)[:, None]
     for number in range(max(when for when, _ in free)):
@@ -208,7 +209,7 @@ def _rounds(
 
 
 def lines(vocabulary: Vocabulary, blocks: Iterable[Block]) -> Iterator[Line]:
-    """The same figures by line, each up to and with its boundary token."""
+    """Sum the scores of blocks by line; each line includes the boundary token at its end."""
     number, tokens, nats = 1, 0, 0.0
     beginning = np.zeros(0, np.int32)
     for block in blocks:
@@ -228,7 +229,7 @@ def lines(vocabulary: Vocabulary, blocks: Iterable[Block]) -> Iterator[Line]:
 def _cut(
     vocabulary: Vocabulary, text: Text, edges: Callable[[np.ndarray], Sequence[int] | np.ndarray]
 ) -> Iterator[_Piece]:
-    """A text's tokens, cut where `edges(tokens)` says that pieces end."""
+    """Pieces of a text's tokens, cut at the positions `edges(tokens)`."""
     held, characters, unknown, total = np.zeros(0, np.int32), 0, 0, 0
     for numbers, more_characters, more_unknown in encoded(vocabulary, text):
         held = np.append(held, numbers)
@@ -248,7 +249,7 @@ def _cut(
 def _batch(
     rows: Sequence[np.ndarray], before: Sequence[int], start: Sequence[bool], length: int
 ) -> Batch:
-    """Rows of at most T targets side by side, each with the token that stands before it."""
+    """A batch of rows of at most T targets each, with the token before each row."""
     x, y = np.zeros((2, length, len(rows)), np.int32)
     mask = np.zeros((length, len(rows)), bool)
     for lane, (row, token) in enumerate(zip(rows, before, strict=True)):
@@ -256,5 +257,5 @@ def _batch(
         x[1 : len(row), lane] = row[:-1]
         y[: len(row), lane] = row
         mask[: len(row), lane] = True
-    # As NumPy's arrays: to make JAX's of them is a computation, which waits for those before.
+    # NumPy arrays: the conversion to JAX arrays would wait for earlier computations.
     return Batch(*cast(Any, (x, y, mask, np.asarray(start))))

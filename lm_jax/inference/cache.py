@@ -1,14 +1,14 @@
-"""The continuous cache: words are likelier where the model was in a similar state before.
+"""The continuous cache: a word is likelier if the word followed a similar hidden state before.
 
-Each of the last N hidden states h_i is kept with the token x_{i+1} that came after it, and
+The cache keeps each of the last N hidden states h_i with the next token x_{i+1}, and
 
     p_cache(w) ∝ Σ_i 1{w = x_{i+1}} exp(θ h_t · h_i)
     p(w) = (1 - λ) p_model(w) + λ p_cache(w)
 
-(Grave et al., 2017, section 3). θ, the flatness, is 0 for a cache that counts words. Before the
-first state is kept, p is p_model. λ = 0 is the model as it is.
+(Grave et al., 2017, section 3). With flatness θ = 0 the cache counts words. While the cache is
+empty, p is p_model. λ = 0 is the unchanged model.
 
-Letters: T tokens of a chunk, N states kept, B lanes, H units.
+Letters: T tokens of a chunk, N states in the cache, B sequences, H units.
 """
 
 import functools
@@ -25,32 +25,33 @@ from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
-LARGEST = 100_000  # states kept
-PRODUCTS = 1 << 22  # h_t · h_i of one lane in one call
+LARGEST = 100_000  # states in the cache
+PRODUCTS = 1 << 22  # products h_t · h_i of one sequence in one call
 
 
 class _State(NamedTuple):
     carry: Carry
     h: Float[Array, "N B H"]
-    """The states kept, the oldest first."""
+    """The states in the cache, oldest first."""
     y: Int[Array, "N B"]
-    """The token after each."""
+    """The token after each state."""
     there: Bool[Array, "N B"]
     weight: Float[Array, ""]
     flatness: Float[Array, ""]
 
 
 def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) -> Scorer:
-    """A scorer that mixes the model with a cache of its own hidden states.
+    """A scorer that mixes the model with a cache of the model's hidden states.
 
     Args:
-      model: a language model with one hidden state of floating-point numbers for each token.
+      model: a language model with a floating-point hidden state for each token.
       size: N.
       weight: λ, from 0 to below 1.
       flatness: θ, 0 or more.
 
     Raises:
-      UserError: a number is out of range; (when it begins) the model has no such hidden state.
+      UserError: a number is out of range; or, at the start of scoring, the model has no
+        floating-point hidden state.
     """
     if not 1 <= size <= LARGEST:
         raise UserError(f"cache={size} must be from 1 to {LARGEST:,}")
@@ -89,12 +90,13 @@ def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple
         there = jnp.concatenate([state.there & ~batch.start[None], batch.mask])
         nats = model.nats(params, h, batch.y)
         time, place = jnp.arange(h.shape[0])[:, None], jnp.arange(hs.shape[0])[None]
-        # State i is one of the N before state t, which stands at place N + t.
+        # State t is at position N + t; the N positions before are in the cache.
         near = (place >= time) & (place < kept + time)
         usable = near[:, None, :] & there.T[None]
         some = jnp.any(usable, axis=-1)
         products = jnp.where(usable, jnp.einsum("tbh,nbh->tbn", h, hs), -jnp.inf)
-        # A factor of all, and no product of θ then overflows but to -inf, which is P = 0.
+        # The maximum cancels between numerator and denominator. After the subtraction, products
+        # with θ can overflow only to -inf, which is P = 0.
         most = jnp.where(some, jnp.max(products, axis=-1), 0)
         weights = jnp.where(usable, state.flatness * (products - most[..., None]), -jnp.inf)
         same = batch.y[:, :, None] == ys.T[None]

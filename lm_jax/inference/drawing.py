@@ -1,25 +1,27 @@
-"""Drawing text from a model: each token from its softmax, then read back as the next input.
+"""Sampling text from a model: draw each token from the softmax and feed it back as the next input.
 
-A token is drawn from p = softmax(z / τ), z the model's logits, cut down in this order to
+A token is drawn from p = softmax(z / τ), with logits z, restricted in this order to
 
 1. the top-k likeliest tokens (Fan et al., 2018);
-2. of these, renormalised, the nucleus: the fewest likeliest whose probabilities reach top-p
-   (Holtzman et al., 2020, section 3.1);
+2. of these, renormalised, the nucleus: the smallest set of likeliest tokens with total probability
+   at least top-p (Holtzman et al., 2020, section 3.1);
 3. of these, the tokens with at least min-p times the probability of the likeliest (Nguyen et al.,
    2024);
 
-and renormalised. A tie goes to the token of the lower number. At τ = 0 the likeliest is taken,
-and where τ is so small that no other one would be.
+and renormalised. A tie goes to the token of the lower number. At τ = 0, or if τ is too small for
+any other token to win, the likeliest token is taken.
 
-The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954); that of lane i at place t depends
-on the seed, i and t alone. So a sample is the same whichever others are drawn beside it and in
-whatever chunks it comes. The noise of a whole chunk of tokens is made at once, beside the chunk
-before, and asked for by another thread: what one thread asks of a CPU, JAX runs one after another.
-The numbers are arguments of one compiled program, which draws a chunk of
-tokens a call, a smaller one where the noise of so many would be large. It reads a prompt by the
-same steps, so prompts and texts of all lengths share it.
+The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954). The noise of sample i at position
+t depends only on the seed, i and t. A sample therefore does not depend on the other samples or on
+the size of the chunks.
 
-Letters: B samples side by side, N tokens of a chunk, V tokens of the vocabulary.
+A compiled program draws a chunk of tokens per call; the chunk is smaller if the noise of a chunk
+would be large. The sampling options are arguments of the program. The program reads a prompt by the
+same steps, and prompts and texts of all lengths share the program. The noise of the next chunk is
+computed in parallel with the present chunk. Another thread requests the noise, because JAX on a CPU
+runs the requests of a single thread one after another.
+
+Letters: B samples, N tokens of a chunk, V tokens of the vocabulary.
 """
 
 import functools
@@ -37,13 +39,13 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.readout import cross_entropy
 
-CHUNK = 64  # tokens drawn between two looks of the host
-LONG_CHUNK = 256  # the same where nobody waits for the first of them
-NUMBERS_AT_ONCE = 1 << 20  # of a chunk's noise, and of its logits, 4 MiB each in float32
+CHUNK = 64  # tokens per call of the compiled program
+LONG_CHUNK = 256  # tokens per call if nobody waits for the first tokens
+NUMBERS_AT_ONCE = 1 << 20  # numbers in a chunk's noise and in the logits, 4 MiB each in float32
 
 
 class Cuts(NamedTuple):
-    """Which tokens may be drawn; the numbers may be tracers."""
+    """Limits on the tokens to draw from; the numbers may be tracers."""
 
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
@@ -51,15 +53,15 @@ class Cuts(NamedTuple):
 
 
 class State(NamedTuple):
-    """Between two tokens."""
+    """State of the sampler between two tokens."""
 
     carry: Carry
     token: Int[Array, " B"]
-    """The newest token, not yet read."""
+    """The newest token, not yet read by the model."""
 
 
 def cuts(size: int, top_k: int | None, top_p: float | None, min_p: float | None) -> Cuts | None:
-    """The cuts that are asked for, of V = `size` tokens; None where there are none."""
+    """The limits for a vocabulary of V = `size` tokens; None if no limit is given."""
     if top_k is None and top_p is None and min_p is None:
         return None
     return Cuts(
@@ -82,19 +84,19 @@ def draws(
     seed: int,
     chunk: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Drawn tokens [n, B] and their nats [n, B], chunk by chunk, the prompt left out.
+    """Yield drawn tokens [n, B] and their nats [n, B], chunk by chunk, without the prompt.
 
     Args:
       model, params: the model.
       size: V.
-      boundary: the token that stands before the prompt.
-      prompt: [P] numbers of tokens.
-      length: tokens to draw for each sample.
+      boundary: the token before the prompt.
+      prompt: [P], token numbers.
+      length: number of tokens to draw for each sample.
       count: B.
       temperature: τ.
-      limits: which tokens may be drawn; None: all.
-      seed: of the draws.
-      chunk: N, the most tokens of a chunk; the tokens do not depend on it.
+      limits: limits on the tokens to draw from; None for all tokens.
+      seed: seed of the draws.
+      chunk: N, the largest chunk; the tokens do not depend on N.
     """
     total = len(prompt) + length
     steps = max(1, min(chunk, NUMBERS_AT_ONCE // (count * size)))
@@ -119,7 +121,7 @@ def draws(
             noise, after = coming.result(), first + steps
             if after < total:
                 coming = beside.submit(noise_from, after)
-            # The device is at this chunk while the host looks at the last one.
+            # The device computes this chunk while the host handles the last chunk.
             state, *found = advance(params, state, forced[first:after], noise, warmth, limits)
             if ahead is not None and first > len(prompt):
                 yield trimmed(*ahead)
@@ -130,11 +132,11 @@ def draws(
 
 @functools.lru_cache(maxsize=16)
 def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
-    """The compiled program that draws N tokens for each of B samples.
+    """The compiled program for drawing N tokens for each of B samples.
 
-    It takes (params, state, forced[N], noise[N, B, V], temperature, cuts) and gives (state,
-    tokens[N, B], nats[N, B]). The params may be what `model.ready` has made of them. Where `forced`
-    is not negative, it is the token, whatever the draw.
+    The program maps (params, state, forced[N], noise[N, B, V], temperature, cuts) to (state,
+    tokens[N, B], nats[N, B]). `params` may be the result of `model.ready`. A token of `forced` that
+    is not negative replaces the drawn token.
     """
 
     def program(
@@ -145,7 +147,7 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
         temperature: Float[Array, ""],
         cuts: Cuts | None,
     ) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
-        # At temperature 0 the division has no meaning.
+        # At temperature 0 the logits are not divided.
         divisor = jnp.where(temperature > 0, temperature, 1)
 
         def step(state: State, given: tuple) -> tuple[State, tuple]:
@@ -159,7 +161,7 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
             token = jnp.where(only >= 0, only, drawn)
             return State(carry, token), (token, z)
 
-        # Four tokens in one turn of the loop: a twentieth less time at the size of the quickstart.
+        # Unrolling four steps saves a twentieth of the time at the size of the quickstart.
         unroll = min(4, forced.size)
         state, (tokens, z) = jax.lax.scan(step, state, (forced, noise), unroll=unroll)
         return state, tokens, cross_entropy(z, tokens)
@@ -168,10 +170,10 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
 
 
 def kept(logits: Float[Array, "*shape V"], cuts: Cuts) -> Bool[Array, "*shape V"]:
-    """The tokens that are left after top-k, top-p and min-p, in this order (see above).
+    """True for the tokens left after top-k, top-p and min-p, in this order (see above).
 
     Args:
-      logits: log-probabilities but for a constant, already divided by the temperature.
+      logits: log-probabilities up to a constant, already divided by the temperature.
       cuts: top_k >= 1; 0 < top_p <= 1; 0 <= min_p < 1.
     """
     order = jnp.argsort(logits, axis=-1, stable=True, descending=True)
@@ -181,17 +183,18 @@ def kept(logits: Float[Array, "*shape V"], cuts: Cuts) -> Bool[Array, "*shape V"
     among = jnp.broadcast_to(among, logits.shape)
     p = jax.nn.softmax(jnp.where(among, best_first, -jnp.inf), axis=-1)
     before = jnp.cumsum(p, axis=-1) - p
-    # A sum that rounding brings up to 1 too early must not cut when nothing is to be cut.
+    # With top-p = 1 nothing may be cut, even if rounding brings the sum to 1 too early.
     among &= (before < cuts.top_p) | (cuts.top_p >= 1)
     among &= p >= cuts.min_p * p[..., :1]
-    # Each cut leaves the first few of the order; the first one, too, where top_p underflows to 0.
+    # Each limit keeps the first few tokens of the order, and at least the first, even if top_p
+    # underflows to 0.
     return rank < jnp.maximum(jnp.sum(among, axis=-1, keepdims=True), 1)
 
 
 def divisor(temperature: float) -> np.ndarray:
-    """τ as the device divides by it; 0 takes the likeliest."""
+    """The divisor τ in the device's float type; 0 means taking the likeliest token."""
     numbers = jnp.finfo(jnp.asarray(0.0).dtype)
-    # Where τ is as small as that, noise is nothing beside z / τ, which may be infinite.
+    # With so small a τ, z / τ may be infinite and the noise has no effect.
     if temperature < math.sqrt(numbers.tiny):
         temperature = 0.0
     return np.asarray(min(temperature, float(numbers.max)), numbers.dtype)
@@ -199,7 +202,7 @@ def divisor(temperature: float) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _noise(keys: Array, first: Array, steps: int, size: int) -> Float[Array, "N B V"]:
-    """Gumbel noise of N = `steps` places from `first` on."""
+    """Gumbel noise of N = `steps` positions, starting at position `first`."""
 
     def draw(place: Array, key: Array) -> Array:
         return jax.random.gumbel(jax.random.fold_in(key, place), (size,))

@@ -1,19 +1,19 @@
-"""Dynamic evaluation: the model goes on learning from the text that it is scored on.
+"""Dynamic evaluation: the model continues to learn from the text during scoring.
 
-Each chunk is scored first, with what was learned from the chunks before it, and learned from then
-(Krause et al., 2018, section 5). With θ_g the trained parameters, θ those of now, and g the
-gradient of the chunk's mean nats per token, backpropagated no further than the chunk's beginning,
+Each chunk is first scored with the present parameters and then used for an update (Krause et al.,
+2018, section 5). Let θ_g be the trained parameters, θ the present parameters, and g the gradient of
+the chunk's mean nats per token, backpropagated to the beginning of the chunk. The rules are
 
     SGD    θ ← θ - η g + λ (θ_g - θ)
     RMS    θ ← θ - η g / (√MS + ε) + min(λ R, 1) (θ_g - θ),   R = √MS / avg(√MS)
 
-where MS is the mean over batches of the training text of each weight's squared gradient. As in the
-authors' program (github.com/benkrause/dynamic-evaluation, dynamiceval.py), MS is made of gradients
-of the mean over 100 lanes, ε is added to the root, avg is the mean over the arrays of the
-parameters of each one's mean, and no weight is pulled beyond its trained value. Only √MS is ever
-held: where gradients explode, MS itself is beyond the largest float.
+with MS the mean of each weight's squared gradient over batches of the training text. As in the
+authors' program (github.com/benkrause/dynamic-evaluation, dynamiceval.py), a gradient in MS is that
+of the mean loss over 100 sequences; ε is added to the root; avg takes the mean of each parameter
+array and then the mean over the arrays; and no weight is pulled beyond the trained value. The
+program stores only √MS, because MS overflows if gradients explode.
 
-λ = 0 and η = 0 is the model as it is.
+λ = 0 and η = 0 is the unchanged model.
 """
 
 import functools
@@ -33,18 +33,18 @@ from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
-LANES = 100  # of the training text, for the mean squared gradient
+LANES = 100  # sequences in a batch of the training text, for the mean squared gradient
 BATCHES = 500
 LONGEST = 100_000  # tokens of a chunk
 
 
 class Rule(NamedTuple):
-    """How much each weight learns; both fields are shaped as the parameters, or have scalars."""
+    """Update rule; each field has the structure of the parameters, with full or scalar leaves."""
 
     rate: Params
-    """Of the gradient, in weight² per nat."""
+    """Factor of the gradient, in weight² per nat."""
     pull: Params
-    """Of the way back to the trained value, from 0 to 1."""
+    """Factor of the difference to the trained value, from 0 to 1."""
 
 
 class _State(NamedTuple):
@@ -74,7 +74,7 @@ def sgd(params: Params, *, learning_rate: float, decay: float = 0.0) -> Rule:
 def rms(
     root_mean_square: Params, *, learning_rate: float, decay: float = 0.0, epsilon: float = 2e-5
 ) -> Rule:
-    """The rule that divides by the root of the mean squared gradient.
+    """The RMS rule, which divides the gradient by the root of the mean squared gradient.
 
     Args:
       root_mean_square: √MS, shaped as the parameters (`root_mean_square_gradient`).
@@ -83,7 +83,7 @@ def rms(
       epsilon: ε > 0, in nats per unit of weight.
 
     Raises:
-      UserError: a number is out of range, or one of √MS is not finite.
+      UserError: a number is out of range, or √MS has a number that is not finite.
     """
     _check(learning_rate, decay)
     if not 0 < epsilon < float("inf"):
@@ -95,7 +95,7 @@ def rms(
             "nothing to divide by"
         )
     largest = functools.reduce(jnp.maximum, map(jnp.max, leaves))
-    largest = jnp.where(largest > 0, largest, 1)  # or the sums of a mean might overflow
+    largest = jnp.where(largest > 0, largest, 1)  # without scaling, the means might overflow
     average = sum(jnp.mean(leaf / largest) for leaf in leaves) / len(leaves)
 
     def pull(leaf: ArrayLike) -> Array:
@@ -108,22 +108,23 @@ def rms(
 
 
 def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
-    """A scorer that learns from each chunk once it has scored it.
+    """A scorer with an update of the parameters after each scored chunk.
 
     Args:
       model: the language model.
-      rule: of `sgd` or `rms`.
-      length: T, tokens of a chunk, 100,000 at most: an update each.
+      rule: from `sgd` or `rms`.
+      length: T, tokens of a chunk, at most 100,000.
 
     Raises:
-      UserError: (when it begins) the parameters are not all floating-point numbers.
+      UserError: the length is out of range; or, at the start of scoring, the parameters are not all
+        floating-point numbers.
     """
     if not 1 <= length <= LONGEST:
         raise UserError(f"dynamic-length={length} must be from 1 to {LONGEST:,}")
 
     def init(params: Params, batch_size: int) -> _State:
         check_floating(params)
-        # Copies, for the state is consumed.
+        # Copied, because the state is consumed.
         params, rule_now = jax.tree.map(jnp.copy, (params, rule))
         return _State(params, model.init_carry(batch_size), rule_now)
 
@@ -131,10 +132,10 @@ def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
 
 
 def check_floating(params: Params) -> None:
-    """Refuses parameters that have no gradient.
+    """Refuse parameters without a gradient.
 
     Raises:
-      UserError: one of them is no floating-point number, or there are none.
+      UserError: a parameter is not floating-point, or there are no parameters.
     """
     leaves = jax.tree.leaves(params)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
@@ -175,11 +176,11 @@ def root_mean_square_gradient(
 
     Args:
       model, params: a trained model.
-      tokens: [N] the tokens of its training text.
-      boundary: the token that stands before them.
-      length: T, tokens of each lane in a batch, as in the text that is to be scored.
-      lanes: read side by side; fewer where the text is short.
-      most: batches to read at most, so that no more of the text than these is read.
+      tokens: [N], the tokens of the training text.
+      boundary: the token before the text.
+      length: T, tokens of each sequence in a batch, as in the text to be scored.
+      lanes: number of sequences in a batch; fewer for a short text.
+      most: largest number of batches to read.
     """
     check_floating(params)
     lanes = max(1, min(lanes, len(tokens) // length))

@@ -1,11 +1,11 @@
-"""The exposure gap: what a model loses when it must go on from its own words.
+"""Exposure bias: the loss of a model that reads generated tokens instead of the text.
 
-A text is cut into chunks of T tokens. Under teacher forcing the model reads the text's tokens;
-running freely it reads its own after the chunk's first one (`lm_jax.inference.feeding`), and is
-asked for the text's next token all the same. Both begin each chunk with the state that the text
-before it has left. The difference in nats, by position in the chunk, is how errors pile up where
-the model has only ever been trained on the text (Bengio et al., 2015; Ranzato et al., 2016, call it
-exposure bias). At position 0 it is zero.
+A text is cut into chunks of T tokens. Under teacher forcing the model reads the tokens of the text.
+In free running the model reads the first token of the chunk and then its own samples
+(`lm_jax.inference.feeding`). The targets are the text's next tokens in both cases, and both start
+each chunk from the state left by the preceding text. The difference in nats, by position in the
+chunk, shows how errors accumulate in a model trained only on the text (Bengio et al., 2015; Ranzato
+et al., 2016, call this exposure bias). At position 0 the difference is zero.
 """
 
 import functools
@@ -33,20 +33,20 @@ class Exposure(NamedTuple):
     """Nats per token by position in a chunk."""
 
     forced: np.ndarray
-    """[T] mean nats where the model reads the text."""
+    """[T], mean nats under teacher forcing."""
     free: np.ndarray
-    """[T] mean nats where it reads its own tokens."""
+    """[T], mean nats in free running."""
     tokens: np.ndarray
-    """[T] how many tokens each is the mean of."""
+    """[T], number of tokens in each mean."""
 
     def mean(self, nats: np.ndarray) -> float:
-        """Nats per token over all positions, of `forced` or `free`."""
+        """Mean nats per token over all positions; `nats` is `forced` or `free`."""
         return float(np.sum(nats * self.tokens) / np.sum(self.tokens))
 
     @property
     def gap(self) -> float:
-        """Nats per token that free running costs."""
-        # Infinite under both where a counted model gives P = 0: then there is no gap to speak of.
+        """Mean nats per token in free running, minus the mean under teacher forcing."""
+        # If an n-gram model gives P = 0, both means are infinite and the gap is NaN.
         return self.mean(self.free) - self.mean(self.forced)
 
 
@@ -60,18 +60,18 @@ def exposure(
     greedy: bool = False,
     seed: int = 0,
 ) -> Exposure:
-    """Mean nats per token, by position, reading the text and reading the model's own tokens.
+    """Mean nats per token by position, under teacher forcing and in free running.
 
     Args:
       model, params: a trained model.
-      vocabulary: its vocabulary.
-      text: read in one lane, chunk by chunk; the last one may be shorter.
+      vocabulary: the model's vocabulary.
+      text: the text, read as a single sequence in chunks; the last chunk may be shorter.
       length: T.
-      greedy: the model reads its likeliest token; else one drawn from its softmax.
-      seed: of the draws.
+      greedy: if True, free running reads the likeliest token instead of a sample.
+      seed: seed of the samples.
 
     Raises:
-      UserError: a number out of range; the text is empty, or not UTF-8.
+      UserError: a number is out of range; the text is empty, or not UTF-8.
     """
     longest = chunk_length(len(vocabulary))
     if not 1 <= length <= longest:

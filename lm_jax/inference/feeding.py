@@ -1,9 +1,9 @@
-"""A batch whose inputs are, in part, what the model itself would have said.
+"""Scheduled sampling: a batch with some input tokens replaced by samples of the model.
 
-With rate ε, each input token but the first of a chunk is replaced by the model's own draw from
-p(x_t | x̂_1 … x̂_{t-1}), where x̂ are the inputs as replaced so far; the targets stay the text's.
-ε = 0 is teacher forcing, ε = 1 free running, and what lies between is scheduled sampling (Bengio
-et al., 2015, section 2.4), with ε one minus the paper's.
+Each input token of a chunk, except the first, is replaced with probability ε by a draw from
+p(x_t | x̂_1 … x̂_{t-1}), where x̂ are the inputs after replacement. The targets do not change. ε = 0
+is teacher forcing, ε = 1 is free running, and a value between is scheduled sampling (Bengio et al.,
+2015, section 2.4; the paper's ε is 1 - ε here).
 """
 
 import jax
@@ -25,20 +25,20 @@ def fed(
     rate: Float[Array, ""],
     greedy: bool = False,
 ) -> Batch:
-    """The batch with each input after the first replaced, with probability `rate`.
+    """The batch with each input after the first replaced with probability `rate`.
 
-    No gradient flows through it: tokens have none.
+    No gradient flows through the replaced tokens.
 
     Args:
-      model, params: who draws.
-      carry: before the batch; made fresh where the batch's text starts, as an estimator does.
-      batch: T tokens of B lanes.
-      key: of the draws.
-      rate: from 0, which gives the very batch, to 1.
-      greedy: replace by the model's likeliest token, not by a draw.
+      model, params: the model to sample from.
+      carry: the carry before the batch; reset for each sequence with `batch.start`.
+      batch: T tokens of B sequences.
+      key: key of the draws.
+      rate: ε, from 0 (no change) to 1.
+      greedy: if True, replace by the model's likeliest token instead of a sample.
 
     Raises:
-      UserError: the batch holds real numbers, which no token of the model's replaces.
+      UserError: the inputs are real numbers, not tokens.
     """
     if not jnp.issubdtype(batch.x.dtype, jnp.integer):
         raise UserError(f"the batch's inputs are {batch.x.dtype}, and a model says tokens alone")

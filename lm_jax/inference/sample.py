@@ -1,4 +1,4 @@
-"""Samples of text from a model, whole or as they come (`lm_jax.inference.drawing` draws them)."""
+"""Samples of text from a model, whole or as a stream (see `lm_jax.inference.drawing`)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from lm_jax.models.base import Params
 
 
 class Sample(NamedTuple):
-    """What was drawn after a prompt."""
+    """A sample of text after a prompt."""
 
     text: str
-    """The prompt and how it goes on, the stop token left out."""
+    """The prompt and the continuation, without the stop token."""
     tokens: np.ndarray
-    """[n] numbers of the drawn tokens, prompt and stop token left out."""
+    """[n], numbers of the drawn tokens, without prompt and stop token."""
     nats: np.ndarray
-    """[n] -ln P of each under the model itself, before temperature and cuts."""
+    """[n], -ln P of each drawn token under the model, before temperature and limits."""
     stopped: bool
-    """Whether the stop token ended it."""
+    """True if the stop token ended the sample."""
 
 
 def samples(
@@ -40,23 +40,26 @@ def samples(
     stop: str | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """Several samples at once; the same seed gives the same, and `count` changes none of them.
+    """Draw several samples at once.
+
+    The same seed gives the same samples. A larger `count` adds samples and does not change the
+    first ones.
 
     Args:
       model, params: a trained model, `run.model` and `run.params`.
-      vocabulary: its vocabulary, `run.vocabulary`.
-      length: the most tokens to draw for each sample.
-      count: B, how many samples.
-      prompt: what the model reads first; without one it starts as a text does.
-      temperature: τ; 0 takes the most likely token each time.
-      top_k, top_p, min_p: see `lm_jax.inference.drawing`; None: not cut that way.
-      stop: a token that ends a sample, and is no part of it, written as it is or as
-        `Vocabulary.show` writes it.
-      seed: of the draws.
+      vocabulary: the model's vocabulary, `run.vocabulary`.
+      length: largest number of tokens to draw for each sample.
+      count: B, the number of samples.
+      prompt: text for the model to read first; "" to start at the beginning of a text.
+      temperature: τ; 0 takes the likeliest token each time.
+      top_k, top_p, min_p: see `lm_jax.inference.drawing`; None for no limit.
+      stop: a token that ends a sample and is not part of the sample, written literally or in the
+        form of `Vocabulary.show`.
+      seed: seed of the draws.
 
     Raises:
-      UserError: a number out of range, a prompt with characters or words that the model has never
-        seen, a stop token that is not in the vocabulary.
+      UserError: a number is out of range, the prompt has characters or words unknown to the model,
+        or the stop token is not in the vocabulary.
     """
     check(
         vocabulary,
@@ -70,7 +73,7 @@ def samples(
     )
     read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
-    # One program for most samples, and one for long ones, which spares a quarter of their time.
+    # Long samples take another program, with larger chunks, and save a quarter of the time.
     chunk = CHUNK if len(read) + length <= LONG_CHUNK else LONG_CHUNK
     chosen = (length, count, temperature, limits, seed, chunk)
     size, boundary = len(vocabulary), vocabulary.boundary
@@ -90,7 +93,7 @@ def samples(
 
 
 def sample(model: LanguageModel, params: Params, vocabulary: Vocabulary, **wishes: Any) -> str:
-    """The text of one sample: a prompt and how the model goes on from it.
+    """The text of one sample: the prompt and the model's continuation.
 
     Args:
       model, params, vocabulary: see `samples`.
@@ -113,7 +116,7 @@ def stream(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The text that `sample` gives, piece by piece as it is drawn.
+    """The text of `sample`, yielded piece by piece during drawing.
 
     Args and Raises: as `samples`.
     """
@@ -129,18 +132,18 @@ def stream(
 
 
 def spelled(vocabulary: Vocabulary, chunks: Iterable[np.ndarray]) -> Iterator[str]:
-    """The text of tokens that come in chunks; the pieces together are the text of all at once.
+    """Decode tokens chunk by chunk; the joined pieces equal the text of all tokens together.
 
-    A character whose bytes have not all come waits for them.
+    A character is yielded only when all bytes of the character have arrived.
     """
     shown, waiting = np.zeros(0, np.int32), np.zeros(0, np.int32)
     for chunk in chunks:
         waiting = np.concatenate([waiting, chunk])
         before, text = vocabulary.decode(shown), vocabulary.decode(np.append(shown, waiting))
-        # What ends in U+FFFD may be an unfinished character, else it stays and is shown later.
+        # A U+FFFD at the end may be an unfinished character. A real U+FFFD is shown later.
         if len(waiting) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[len(before) :]
-            # One token of context tells how the next one joins on.
+            # One token of context determines how the next token is joined.
             shown, waiting = waiting[-1:], waiting[:0]
     if len(waiting):
         yield vocabulary.decode(np.append(shown, waiting))[len(vocabulary.decode(shown)) :]
@@ -152,7 +155,7 @@ def _preceded(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndar
 
 
 def _span(tokens: np.ndarray, end: int | None) -> int:
-    """How many tokens stand before the stop token."""
+    """The number of tokens before the stop token."""
     ends = tokens == end if end is not None else np.zeros(len(tokens), bool)
     return int(np.argmax(ends)) if ends.any() else len(tokens)
 
@@ -160,7 +163,7 @@ def _span(tokens: np.ndarray, end: int | None) -> int:
 def _until_all(
     chunks: Iterator[tuple[np.ndarray, np.ndarray]], end: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Chunks up to the one in which the last of the samples has met the stop token."""
+    """The chunks until every sample has reached the stop token."""
     over = False
     for tokens, nats in chunks:
         yield tokens, nats

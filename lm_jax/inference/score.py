@@ -1,8 +1,8 @@
-"""What a model gives a text: -ln P of each token, the carry running through from first to last.
+"""Cross-entropy of a text: -ln P of each token, with the carry kept from first to last token.
 
-Nothing here depends on a batch size: a text is read in one lane, from its first token to its last,
-and the sum is taken in float64. Only where a model was trained on independent sentences is it
-judged on sentences, each from a fresh carry.
+The results do not depend on a batch size. A text is read as a single sequence, from the first token
+to the last, and summed in float64. Only a model trained on independent sentences is evaluated on
+sentences, each from a fresh carry.
 """
 
 import math
@@ -30,11 +30,11 @@ from lm_jax.models.base import Params
 
 
 class Reading(NamedTuple):
-    """A text as a model is judged on it."""
+    """A text prepared for evaluation."""
 
     source: Streams | Sentences
     length: int
-    """Tokens of each lane in one call of the compiled program."""
+    """Tokens of each sequence in a call of the compiled program."""
 
 
 class Loss(NamedTuple):
@@ -46,7 +46,7 @@ class Loss(NamedTuple):
     characters: int
     """Length of the text in Unicode characters."""
     unknown: int
-    """Tokens that the vocabulary lacks; each is scored as `<unk>`."""
+    """Number of tokens missing from the vocabulary; each is scored as `<unk>`."""
 
     @property
     def nats_per_token(self) -> float:
@@ -59,16 +59,17 @@ class Loss(NamedTuple):
 
     @property
     def bits_per_character(self) -> float | None:
-        """-log2 P(text) / characters; None where tokens are unknown, whose characters P leaves out.
+        """-log2 P(text) / characters; None if the text has unknown tokens.
 
-        Infinite where there are bytes but none that begins a character.
+        P does not cover the characters of an unknown token. The value is infinite if the text has
+        bytes but no byte that begins a character.
         """
         if self.unknown:
             return None
         return self.nats / math.log(2) / self.characters if self.characters else math.inf
 
     def row(self) -> dict[str, float | int | None]:
-        """The figures under their names in metrics.jsonl and result.json."""
+        """The metrics by name, as in metrics.jsonl and result.json."""
         return {
             "nats": self.nats_per_token,
             "perplexity": self.perplexity,
@@ -80,24 +81,24 @@ class Loss(NamedTuple):
 
 
 def perplexity_of(nats_per_token: float) -> float:
-    """exp(mean nats per token), infinite where that is no number of the machine's; NaN of NaN."""
+    """exp(mean nats per token); infinity on overflow, NaN for NaN."""
     return math.inf if nats_per_token > 700 else math.exp(nats_per_token)
 
 
 def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:
-    """A text as one stream."""
+    """Prepare a text as a single stream."""
     return Reading(streams(tokens, vocabulary.boundary, 1), chunk_length(len(vocabulary)))
 
 
 def sentence_reading(
     tokens: np.ndarray, vocabulary: Vocabulary, batch_size: int, length: int
 ) -> Reading:
-    """A text as independent sentences, cut as in training (`lm_jax.data.batches.sentences`)."""
+    """Prepare a text as sentences, cut as in training (`lm_jax.data.batches.sentences`)."""
     return Reading(sentences(tokens, vocabulary.boundary, batch_size, length), length)
 
 
 def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterator[np.ndarray]:
-    """-ln P of each token, [n] at a time, in the text's order where it is read as one stream."""
+    """Yield -ln P of each token, [n] at a time; for a stream, in the order of the text."""
     source, length = reading
     read = reader(model)
     carry = model.init_carry(source.lengths.shape[-1])
@@ -108,7 +109,7 @@ def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterat
 
 
 def total(blocks: Iterable[np.ndarray], characters: int, unknown: int) -> Loss:
-    """The sum of what `token_nats` gives, in float64; `characters`, `unknown`: of the text."""
+    """Sum the arrays of `token_nats` in float64; `characters` and `unknown` count the text's."""
     nats, tokens = 0.0, 0
     for block in blocks:
         nats += float(np.sum(block, dtype=np.float64))
@@ -123,29 +124,29 @@ def evaluate(
 
     Args:
       model, params: the model.
-      reading: the text's tokens.
-      characters: of the text.
-      unknown: its tokens that the vocabulary lacks.
+      reading: the prepared text.
+      characters: number of characters of the text.
+      unknown: number of tokens missing from the vocabulary.
     """
     return total(token_nats(model, params, reading), characters, unknown)
 
 
-# Apart from the model's program, which then is the same for texts of every length.
+# Compiled apart from the model's program, which is thereby the same for texts of every length.
 _batch_at = jax.jit(batch_at, static_argnums=2)
 
 
 class Score(NamedTuple):
-    """What a model says of a text."""
+    """Score of a text under a model."""
 
     tokens: np.ndarray
-    """[N] numbers of the text's tokens."""
+    """[N], token numbers of the text."""
     nats: np.ndarray
-    """[N] -ln P of each token, given all before it."""
+    """[N], -ln P of each token, given all earlier tokens."""
     loss: Loss
 
     @property
     def unknown(self) -> int:
-        """Tokens that the vocabulary lacks."""
+        """Number of tokens missing from the vocabulary."""
         return self.loss.unknown
 
 
@@ -156,13 +157,13 @@ def score(
     text: str | Text,
     scorer: Scorer | None = None,
 ) -> Score:
-    """-ln P of a text, in all and by token (`blocks` gives it piece by piece).
+    """Score a text: -ln P in total and by token (`blocks` yields the scores block by block).
 
     Args:
       model, params: a trained model, `run.model` and `run.params`.
-      vocabulary: its vocabulary, `run.vocabulary`.
-      text: what to score; tokens that the vocabulary lacks count as `<unk>`.
-      scorer: another way than the model as it is: `lm_jax.inference.dynamic` or `cache`.
+      vocabulary: the model's vocabulary, `run.vocabulary`.
+      text: the text to score; tokens missing from the vocabulary count as `<unk>`.
+      scorer: `lm_jax.inference.dynamic` or `cache`; None for the unchanged model.
 
     Raises:
       UserError: the text is empty, or not UTF-8.
@@ -176,17 +177,17 @@ def score(
 
 
 class Tally:
-    """The sums over scored blocks, taken as they go by.
+    """Running totals over scored blocks.
 
     Attributes:
-      loss: the cross-entropy of what has gone by.
+      loss: the cross-entropy of the blocks yielded by `over` until now.
     """
 
     def __init__(self) -> None:
         self.loss = Loss(0.0, 0, 0, 0)
 
     def over(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """The same blocks, each counted when it is asked for."""
+        """Yield the blocks unchanged, and add each block to the totals."""
         for block in blocks:
             nats, tokens, characters, unknown = self.loss
             self.loss = Loss(

@@ -1,8 +1,8 @@
-"""How a chunk of text is scored: by the model as it is, unless another scorer is asked for.
+"""Scorers: functions that score a text chunk by chunk and keep a state between chunks.
 
-A scorer goes over a text chunk by chunk and keeps what it must from one to the next. The model as
-it is (`lm_jax.inference.static`) keeps its carry; `lm_jax.inference.dynamic` learns on the way, and
-`lm_jax.inference.cache` remembers.
+The scorer of the unchanged model (`lm_jax.inference.static`) keeps the carry.
+`lm_jax.inference.dynamic` also updates the parameters; `lm_jax.inference.cache` also keeps a cache
+of hidden states.
 """
 
 import functools
@@ -22,18 +22,18 @@ State = Any
 
 
 class Scorer(NamedTuple):
-    """-ln P of each token of a text, chunk by chunk."""
+    """A scorer: -ln P of each token of a text, chunk by chunk."""
 
     init: Callable[[Params, int], State]
     """(params, batch_size) -> the state before the first chunk."""
     read: Callable[[Params, State, Batch], tuple[State, Array]]
-    """(params, state, batch) -> (state, nats[T, B]); compiled, and the state given is consumed."""
+    """(params, state, batch) -> (state, nats[T, B]); compiled; the given state is consumed."""
     length: int
     """T, tokens of a chunk."""
 
 
 def chunk_length(size: int) -> int:
-    """Tokens of one lane in one call: few enough for their logits to stay small.
+    """Tokens of a sequence per call: few enough to keep the logits small.
 
     Args:
       size: V.

@@ -1,22 +1,24 @@
-"""The model as it is, on one text from first token to last: in lanes, where the model forgets.
+"""Scoring with the unchanged model, in parallel segments of the text if the model forgets.
 
-Token t is scored given all before it, so a recurrent model must come to it through every step of
-the text. But a model that forgets comes to the same state from anywhere. So a long stretch of text
-is cut into lanes that are read side by side. Each begins, from a fresh carry, some tokens before
-its own first one, and there its state is held against the one in which the lane before it ends,
+Token t is scored given all earlier tokens, and a recurrent model must in general read the text step
+by step. But a model with fading memory reaches the same state from any initial state. A long
+stretch of text is therefore cut into segments, read in parallel. Each segment starts from a fresh
+carry, W tokens before its own first token. The state at its first token (begun) is compared with
+the state at the end of the preceding segment (end):
 
     |begun_{i+1} - end_i| ≤ 256 ε max(1, |end_i|)    for each number of the carry,
 
-ε being the distance from 1 to the next number. Where that holds at every seam, each lane has gone
-on from where the one before it ended, up to what rounding does to a state at every step anyhow, and
-the figures are those of one pass. Where it does not, the stretch is read again, token after token,
-and so is the rest of the text. Nothing is assumed of the model: the test is made on this very text.
+with ε the distance from 1 to the next floating-point number. If the test holds at every seam, each
+segment continues from the end of the preceding segment, up to rounding errors like those of every
+step, and the scores are those of a single pass. If the test fails, this stretch and the rest of the
+text are read token by token. The method assumes nothing about the model, because the test is made
+on the text itself.
 
-It is the largest Lyapunov exponent that decides (`lm_jax.gradients.lyapunov_spectrum`): a
-difference of states is exp(λ₁ W) times as large W tokens later, so in float32 a seam holds where
+The largest Lyapunov exponent λ₁ decides the outcome (`lm_jax.gradients.lyapunov_spectrum`). A
+difference of states is multiplied by exp(λ₁ W) over W tokens; in float32 a seam therefore holds if
 λ₁ is below about ln(256 ε) / W = -0.08 nats a step.
 
-Letters: T tokens of a stretch, W that a lane reads before its own.
+Letters: T tokens of a stretch, W warm-up tokens of a segment.
 """
 
 import functools
@@ -34,23 +36,23 @@ from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.rnn import RNNModel
 
-LANES = 64
-WARM = 128  # tokens that a lane reads before its own
-FEW = 8  # lanes that are tried first
-CHUNKS = 32  # N tokens each, of a stretch
-SEAM = 256  # ε
+LANES = 64  # segments of a stretch
+WARM = 128  # W, warm-up tokens of a segment
+FEW = 8  # segments to test first
+CHUNKS = 32  # chunks of N tokens in a stretch
+SEAM = 256  # tolerance at a seam, in ε
 
 
 class _State(NamedTuple):
-    """Between two stretches of text."""
+    """State between two stretches of text."""
 
     carry: Carry
     forgets: Bool[Array, ""]
-    """Whether every seam so far has held."""
+    """True if every seam has held until now."""
 
 
 def stretch_length(size: int) -> int:
-    """T: tokens that are scored in one call, in as many lanes as there may be.
+    """T, the number of tokens to score in a call with the full number of segments.
 
     Args:
       size: V.
@@ -60,19 +62,20 @@ def stretch_length(size: int) -> int:
 
 
 def static(model: LanguageModel, length: int) -> Scorer:
-    """The model as it is.
+    """The scorer of the unchanged model.
 
     Args:
       model: the language model.
-      length: T, tokens of a call, best as `stretch_length` gives it: they are read in equal parts
-        of at most `chunk_length` tokens, side by side from `LANES` times twice `WARM` on.
+      length: T, tokens per call, best from `stretch_length`. The tokens are read in equal parts of
+        at most `chunk_length` tokens; a call with at least 2 · `WARM` · `LANES` tokens is read in
+        parallel segments.
     """
 
     def init(params: Params, batch_size: int) -> _State:
         return _State(model.init_carry(batch_size), jnp.asarray(True))
 
     def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
-        # A program of its own for what is short, which compiles in a fraction of the time.
+        # A short text takes another program, which compiles in a fraction of the time.
         long = np.sum(batch.mask) >= 2 * WARM * LANES
         return _reader(model)(params, state, batch, bool(long))
 
@@ -93,12 +96,12 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
         def over(
             carry: Carry, begin: Array, steps: Array | int, rows: int, noted: bool
         ) -> tuple[Carry, Array]:
-            """Reads `steps` tokens from each place of `begin` on, a few rows of them at once."""
+            """Read `steps` tokens from each position in `begin`, `rows` tokens at a time."""
 
             def piece(number: Array, reached: tuple[Carry, Array]) -> tuple[Carry, Array]:
                 carry, nats = reached
                 place = begin[None] + (number * rows + jnp.arange(rows))[:, None]
-                here = jnp.minimum(place, len(x) - 1)  # behind the text, where nothing is noted
+                here = jnp.minimum(place, len(x) - 1)  # positions after the text are not scored
                 carry, h = model.hidden(params, carry, x[here])
                 if noted:
                     nats = nats.at[place].set(model.nats(params, h, y[here]), mode="drop")
@@ -119,7 +122,8 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
                 last = jax.tree.map(lambda leaf: leaf[-1:], ends)
                 return last, nats, jnp.all(held | (begin[1:] >= count))
 
-            # A few lanes come to the same places from other states, before all are read in vain.
+            # Test first if a few segments reach the same states from other initial states; if not,
+            # reading all segments would be wasted.
             few = jax.tree.map(lambda leaf: leaf[:FEW], begun)
             other = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), few)
             again, _ = over(other, begin[1 : FEW + 1] - warm, warm, rows, False)
@@ -143,7 +147,7 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
 
 
 def _at_once(model: LanguageModel, params: Params, carry: Carry, length: int) -> int:
-    """N: the most tokens whose logits are small, of which T is a multiple."""
+    """N, the largest divisor of T with small logits for N tokens."""
 
     def logits(params: Params, carry: Carry, x: Int[Array, "1 1"]) -> Array:
         return model.logits(params, model.hidden(params, carry, x)[1])
@@ -154,7 +158,7 @@ def _at_once(model: LanguageModel, params: Params, carry: Carry, length: int) ->
 
 
 def _alike(found: Carry, expected: Carry) -> Bool[Array, " B"]:
-    """Whether two carries are the same in each lane, but for rounding."""
+    """True for each segment with equal carries, up to rounding."""
 
     def close(a: Array, b: Array) -> Array:
         if jnp.issubdtype(a.dtype, jnp.inexact):

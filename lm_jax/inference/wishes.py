@@ -1,4 +1,4 @@
-"""What may be asked of a sample, and what may not: each mistake one line that names the flag."""
+"""Validation of the sampling options; an error message is one line and names the flag."""
 
 import math
 
@@ -8,8 +8,8 @@ from lm_jax.data.formats import BOM
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, nearest
 
-LONGEST = 10**8  # tokens drawn by one call
-MOST = 10_000  # samples drawn side by side
+LONGEST = 10**8  # tokens drawn per call
+MOST = 10_000  # samples drawn per call
 
 
 def check(
@@ -23,10 +23,10 @@ def check(
     min_p: float | None,
     seed: int,
 ) -> None:
-    """Refuses numbers that `lm_jax.inference.samples` cannot take.
+    """Refuse numbers out of range for `lm_jax.inference.samples`.
 
     Raises:
-      UserError: names the first number that is out of range, and the range.
+      UserError: names the first number out of range, and the range.
     """
     check_length(length)
     check_seed(seed)
@@ -45,37 +45,37 @@ def check(
 
 
 def check_length(length: int) -> None:
-    """Refuses a number of tokens to draw that is out of range.
+    """Refuse a number of tokens to draw that is out of range.
 
     Raises:
-      UserError: it is.
+      UserError: the number is out of range.
     """
     if not 1 <= length <= LONGEST:
         raise UserError(f"length={length} must be from 1 to {LONGEST:,}")
 
 
 def check_seed(seed: int) -> None:
-    """Refuses a seed that is out of range.
+    """Refuse a seed that is out of range.
 
     Raises:
-      UserError: it is.
+      UserError: the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must be from 0 to {2**32 - 1}")
 
 
 def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
-    """The numbers of a prompt's tokens, int32 [P]; a byte-order mark at its head is none.
+    """The token numbers of a prompt, int32 [P]; a byte-order mark at the start is dropped.
 
     Raises:
-      UserError: the model has never seen one of them; or the prompt is no Unicode.
+      UserError: a token of the prompt is unknown to the model, or the prompt is not Unicode.
     """
     prompt = prompt.removeprefix(BOM)
     try:
         read = vocabulary.encode(prompt, ended=False)
     except UnicodeEncodeError:
         raise UserError(f"the prompt {prompt!r} is not UTF-8") from None
-    # `<unk>` written in a prompt of words is that token, not one that was never seen.
+    # A literal `<unk>` in a prompt of words is the token `<unk>`, not an unknown word.
     if vocabulary.unknown in read:
         pieces = prompt.split() if vocabulary.tokenizer == "word" else list(prompt)
         for piece in pieces:
@@ -85,20 +85,21 @@ def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
 
 
 def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:
-    """The number of a token that is written as it is or as `Vocabulary.show` writes it.
+    """The number of a token, written literally or in the form of `Vocabulary.show`.
 
     Raises:
-      UserError: the vocabulary holds no such token.
+      UserError: the vocabulary does not have the token.
     """
     if stop is None:
         return None
     written = stop
     if vocabulary.tokenizer in ("byte", "bpe"):
-        # Each byte of these tokens is the character of its number; half a surrogate is no token's.
+        # These tokens are stored with a character for each byte; no token has a lone surrogate.
         written = stop.encode(errors="surrogatepass").decode("latin-1")
     if written in vocabulary.numbers:
         return vocabulary.numbers[written]
-    # `\xa0` is the byte, not the character whose bytes are a token too: the bytes come first.
+    # `\xa0` means the byte, even if the bytes of the character U+00A0 are a token: the lowest
+    # number wins, and the bytes come first.
     shown = {vocabulary.show(number): number for number in reversed(range(len(vocabulary)))}
     if stop not in shown:
         raise UserError(

@@ -1,1 +1,1 @@
-"""What people see of a run."""
+"""Reports of runs and sweeps: terminal output, tables and HTML pages."""

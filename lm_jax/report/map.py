@@ -1,7 +1,8 @@
-"""The page of a sweep, sweep.html: its trials best first, and maps over the fields that it varies.
+"""The page of a sweep, sweep.html: the trials, best first, and maps over the varied fields.
 
-Where two fields vary beside the seed, each measure has a heat map over them, seeds averaged; where
-one does, a curve. A cell in which trials diverged or failed says how many.
+If two fields vary besides the seed, each measure has a heat map over the two fields, averaged over
+seeds. If a single field varies, each measure has a curve. A cell shows the number of diverged or
+failed trials.
 """
 
 import math
@@ -19,16 +20,16 @@ FILE = "sweep.html"
 
 
 def write_sweep(sweep_dir: str | Path) -> Path:
-    """Writes the page of a sweep into its directory, from its results.jsonl.
+    """Write the page of a sweep into the sweep's directory, from results.jsonl.
 
     Args:
-      sweep_dir: where the sweep lives.
+      sweep_dir: the directory of the sweep.
 
     Returns:
       the path of the page.
 
     Raises:
-      UserError: the sweep has no results, or its file is damaged.
+      UserError: the sweep has no results, or results.jsonl is damaged.
     """
     rows = read_results(sweep_dir)
     over = sum(row["status"] == "finished" for row in rows)
@@ -68,12 +69,12 @@ MEANS = (
 
 
 def heat_map(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -> Figure:
-    """A measure over two fields.
+    """A heat map of a measure over two fields.
 
     Args:
-      rows: of results.jsonl.
-      measure: the colour.
-      fields: the path and the values of the vertical axis, and those of the horizontal one.
+      rows: the rows of results.jsonl.
+      measure: the measure shown as the colour.
+      fields: path and values of the vertical axis, then of the horizontal axis.
     """
     (down, lines), (across, columns) = fields.items()
     cells = [
@@ -106,12 +107,12 @@ def heat_map(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]
 
 
 def curve(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -> Figure:
-    """A measure over one field: the means, and the trials.
+    """A curve of a measure over a single field: the means, and a point per trial.
 
     Args:
-      rows: of results.jsonl.
-      measure: the height.
-      fields: the path and the values of the horizontal axis.
+      rows: the rows of results.jsonl.
+      measure: the measure on the vertical axis.
+      fields: path and values of the horizontal axis.
     """
     ((path, values),) = fields.items()
     means = [cell(at(rows, {path: value}), measure) for value in values]
@@ -121,7 +122,7 @@ def curve(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -
         for row in at(rows, {path: value})
         if row["status"] == "finished" and (figure_ := measure.read(row)) is not None
     ]
-    # Plotly leaves truth values, which are numbers to Python, out of an axis of numbers.
+    # Python counts booleans as numbers, but Plotly drops them from a numeric axis.
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     axis: dict[str, Any] = {"type": "linear" if numeric else "category"}
     if numeric and values[0] > 0 and values[-1] >= 10 * values[0]:
@@ -171,7 +172,7 @@ def _words(one: Cell) -> str:
 
 
 def _label(value: Any) -> str:
-    """A value of a field on an axis."""
+    """The axis label of a field's value."""
     if value is None:
         return "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -206,7 +207,7 @@ def _status(row: Row) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table without the columns that say nothing."""
+    """A table without empty columns."""
 
     def said(value: Any) -> bool:
         return value is not None and not (isinstance(value, float) and math.isnan(value))

@@ -1,9 +1,8 @@
-"""What the trials of a sweep are compared by, and its mean over the seeds of each setting.
+"""Measures for the comparison of trials in a sweep, and their means over the seeds of a setting.
 
-A measure reads one number off a row of results.jsonl. The trials that agree in the fields on the
-axes of a map share a cell; a cell's figure is the mean over those of them that finished, of norms
-the geometric mean: they span orders of magnitude, and what is added up along a chunk is their
-logarithm.
+A measure reads a number from a row of results.jsonl. Trials with equal values of the fields on the
+axes of a map share a cell. A cell shows the mean over the finished trials of the cell. For norms
+the mean is geometric: norms span orders of magnitude, and along a chunk their logarithms add up.
 """
 
 import math
@@ -17,30 +16,30 @@ SHARE = "0.9"
 
 
 class Measure(NamedTuple):
-    """A number of each trial."""
+    """A number to compare trials by."""
 
     name: str
     words: str
-    """What it is, for a figure's title."""
+    """Description, for the title of a figure."""
     read: Callable[[Row], float | None]
-    """None where a trial does not have it, or it is not finite."""
+    """Number of a trial; None if the trial does not have the number or the number is not finite."""
     log: bool = False
-    """Whether it is a norm: drawn and averaged by its logarithm."""
+    """True for a norm: drawn on a logarithmic scale, with a geometric mean."""
 
 
 class Cell(NamedTuple):
-    """The trials of one place of a map."""
+    """Summary of the trials in a cell of a map."""
 
     mean: float | None
-    """None: none of them finished with that number."""
+    """Mean over the finished trials; None if no finished trial has the number."""
     lost: int
-    """How many diverged or failed."""
+    """Number of diverged or failed trials."""
     of: int
-    """How many they are."""
+    """Number of trials."""
 
 
 def measures(rows: Sequence[Row]) -> list[Measure]:
-    """Those of which some trial has a number, the result first."""
+    """The measures with a number in at least one trial, with the results of the runs first."""
     return [one for one in _all() if any(one.read(row) is not None for row in rows)]
 
 
@@ -123,7 +122,7 @@ def _largest_radius(part: str) -> Callable[[Row], float | None]:
 
 
 def cell(rows: Iterable[Row], measure: Measure) -> Cell:
-    """The figure of the trials that share a place."""
+    """Summarise the trials of a cell by a measure."""
     rows = list(rows)
     over = [row for row in rows if row["status"] == "finished"]
     values = [value for row in over if (value := measure.read(row)) is not None]
@@ -142,9 +141,9 @@ def _mean(values: Sequence[float], *, log: bool) -> float | None:
 
 
 def varied(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """The fields in which trials differ beside their seeds, and the values of each, in order.
+    """The fields that differ between trials, except the seed, with the sorted values of each.
 
-    Numbers rise; after them comes what is written in words, as it came, and None, which is off.
+    Numbers come first, in increasing order; then words, in the order of the rows; then None (off).
     """
     found: dict[str, list[Any]] = {}
     for row in rows:
@@ -164,7 +163,7 @@ def _place(value: Any) -> tuple[int, float | int]:
 
 
 def at(rows: Iterable[Row], settings: dict[str, Any]) -> list[Row]:
-    """The rows whose settings are these."""
+    """The rows with the given settings."""
     return [
         row
         for row in rows

@@ -1,8 +1,8 @@
-"""One page that holds everything and opens without a network: figures, tables and words.
+"""Self-contained HTML pages with figures, tables and text, readable without a network.
 
-A figure is a dict as Plotly reads it, {"data": [...], "layout": {...}}, made without Plotly
-(`lm_jax.report.figures`). This is the only module that knows the library; its script stands in the
-page once, 4.8 MB of it.
+A figure is a dict in Plotly's format, {"data": [...], "layout": {...}}, made without Plotly
+(`lm_jax.report.figures`). No other module uses Plotly. A page contains Plotly's script once
+(4.8 MB).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,14 +40,14 @@ LAYOUT: dict[str, Any] = {
 
 
 class Table(NamedTuple):
-    """Rows under a head; what is no string is written with four digits."""
+    """A table: a header and rows; cells are formatted by `number`."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
 class Section(NamedTuple):
-    """A question, what the answer says, and what shows it."""
+    """A section of a page: a title, an explanation, and figures or tables."""
 
     title: str
     words: str
@@ -55,13 +55,13 @@ class Section(NamedTuple):
 
 
 def write_page(path: Path, title: str, words: str, sections: Iterable[Section]) -> None:
-    """Writes a page, whole or not at all.
+    """Write a page atomically.
 
     Args:
-      path: of the HTML file.
-      title: of the page.
-      words: what stands under the title.
-      sections: in their order.
+      path: path of the HTML file.
+      title: title of the page.
+      words: text under the title.
+      sections: sections of the page, in order.
     """
     body, script = [], True
     for section in sections:
@@ -70,7 +70,7 @@ def write_page(path: Path, title: str, words: str, sections: Iterable[Section]) 
             if isinstance(part, Table):
                 body.append(_table(part))
                 continue
-            # The first figure brings the library's script.
+            # The first figure includes Plotly's script.
             body.append(_figure(part, script))
             script = False
     head = f"<h1>{escape(title)}</h1>\n<p>{escape(words)}</p>"
@@ -84,7 +84,7 @@ def write_page(path: Path, title: str, words: str, sections: Iterable[Section]) 
 
 
 def number(value: Any) -> str:
-    """A value of a table: four digits of what is not whole."""
+    """The text of a table cell: four digits for a float, all digits for an integer."""
     if isinstance(value, str):
         return value
     if value is None:

@@ -1,7 +1,7 @@
-"""What `score` and `sample` print: tables for people, strict JSON for programs.
+"""Output of the commands `score` and `sample`: tables for people, strict JSON for programs.
 
-All is printed as it comes, so that a text may be longer than memory. A JSON object is written in
-parts: its long list first, and the sums, which are known at the end, after it.
+Results are printed during the computation, and a text may be larger than memory. A JSON object is
+written in parts: first the long list, then the sums, known only at the end.
 """
 
 import json
@@ -17,13 +17,13 @@ from lm_jax.report.terminal import NONE, UNPAID
 
 
 def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_json: bool) -> None:
-    """Prints the scored blocks of a text as they come, and their sums.
+    """Print the scored blocks of a text during scoring, and then the totals.
 
     Args:
-      vocabulary: of the tokens.
-      blocks: from `lm_jax.inference.blocks` or `line_blocks`.
-      by: token, sentence or none: what a row is for.
-      as_json: one JSON object instead of a table.
+      vocabulary: the vocabulary of the tokens.
+      blocks: scored blocks, from `lm_jax.inference.blocks` or `line_blocks`.
+      by: "token", "sentence" or "none": print a row per token, a row per sentence, or no rows.
+      as_json: if True, print a JSON object instead of a table.
     """
     tally = Tally()
     passing = tally.over(blocks)
@@ -42,7 +42,7 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
         return
     headings = {"token": "      ln P  token", "sentence": "      ln P   tokens  line"}
     for number, row in enumerate(rows):
-        if number == 0:  # a model or a text that is refused is refused before the first row
+        if number == 0:  # only once a row exists: an error must come without a heading
             print(headings[by])
         print(row)
     loss = tally.loss
@@ -57,7 +57,7 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
 
 
 def _print_object(name: str, rows: Iterator[str], tally: Tally) -> None:
-    """Prints the rows, if there are any, and what the tally is after them, as one object."""
+    """Print the rows, if any, and then the totals, as a single JSON object."""
     opened = False
     for row in rows:
         print(",\n" if opened else f'{{"{name}": [', row, sep="", end="")
@@ -83,7 +83,7 @@ def _line(vocabulary: Vocabulary, line: Line, as_json: bool) -> str:
 
 
 def show_exposure(found: Exposure, *, as_json: bool) -> None:
-    """Prints nats by position, reading the text and reading the model's own tokens."""
+    """Print the nats by position, under teacher forcing and in free running."""
     forced, free = found.mean(found.forced), found.mean(found.free)
     if as_json:
         by_position = {name: np.asarray(value).tolist() for name, value in found._asdict().items()}
@@ -109,7 +109,7 @@ def _print_gap(place: str, forced: float, free: float, tokens: int) -> None:
 
 
 def show_samples(samples: list[Sample], vocabulary: Vocabulary, *, as_json: bool) -> None:
-    """Prints samples one after another, each under a line with its number and its ln P."""
+    """Print samples, each after a line with the number and ln P of the sample."""
     for number, sample in enumerate(samples, 1):
         log_p = -float(np.sum(sample.nats, dtype=np.float64))
         if as_json:
@@ -124,14 +124,14 @@ def show_samples(samples: list[Sample], vocabulary: Vocabulary, *, as_json: bool
 
 
 def show_stream(pieces: Iterable[str]) -> None:
-    """Prints a text piece by piece, as it is drawn."""
+    """Print a text piece by piece during sampling."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
 
 def show_beam(found: Found, vocabulary: Vocabulary, *, as_json: bool) -> None:
-    """Prints the text that a beam search found, and its ln P."""
+    """Print the text found by a beam search, and ln P of the continuation."""
     if as_json:
         tokens = [vocabulary.tokens[token] for token in found.tokens.tolist()]
         print(object_as_json({"text": found.text, "log_p": found.log_p, "tokens": tokens}))

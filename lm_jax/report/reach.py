@@ -1,6 +1,6 @@
-"""The sections of a page on how far a gradient reaches.
+"""Sections of a page on the reach of a gradient.
 
-Each section asks one question; its words say how the figure is to be read.
+The title of a section is a question; the text explains how to read the figure.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from lm_jax.studies.study import ByLag, Credit, Dynamics, Lags, Reach
 
 
 def reach_sections(reach: Reach) -> list[Section]:
-    """The sections of how a gradient travels through time."""
+    """The sections of a page on the reach of a gradient through time."""
     return [
         _horizon(reach.by_lag),
         _lags(reach.lags),
@@ -92,7 +92,7 @@ def _lags(lags: Lags) -> Section:
 
 
 def _credit(credit: Credit) -> Section:
-    # Of a task, a row for each step that asks for something. The upper triangle is empty, not zero.
+    # For a task, only time steps with a target have a row. The upper triangle is empty, not zero.
     asked = [(row, said) for row, said in zip(credit.map, credit.targets, strict=True) if said]
     logs = [[float(np.log10(value)) if value > 0 else None for value in row] for row, _ in asked]
     targets = [said for _, said in asked]
@@ -134,18 +134,18 @@ def _credit(credit: Credit) -> Section:
 
 
 def _ticks(words: list[str]) -> dict[str, Any]:
-    """An axis that shows every word."""
+    """Axis settings with a label for every word."""
     shown = [_seen(word) for word in words]
     return {"tickmode": "array", "tickvals": list(range(len(words))), "ticktext": shown}
 
 
 def _seen(word: str) -> str:
-    """A word as it can be seen: a blank has a sign of its own."""
+    """The word with a visible sign for each space."""
     return word.replace(" ", "\N{OPEN BOX}")
 
 
 def _bands(credit: Credit) -> list[Section]:
-    """None where words have no frequency."""
+    """The section on word frequency; empty if words have no frequency."""
     if credit.bands is None or credit.by_word is None or credit.by_target is None:
         return []
     figures = [

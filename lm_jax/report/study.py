@@ -1,4 +1,4 @@
-"""The gradient study of a run as files: probe.json, the numbers, and probe.html, the figures."""
+"""Files of the gradient analysis of a run: numbers in probe.json, figures in probe.html."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ from lm_jax.training import Probe, Run
 
 
 def write_study(run: Run, probe: Probe, stem: str) -> Path:
-    """Writes what a probe has found into the run's directory.
+    """Write the results of a probe into the directory of the run.
 
     Args:
-      run: that was probed.
-      probe: what was found.
-      stem: of the files, `probe` or `probe-1234`.
+      run: the run.
+      probe: the results.
+      stem: stem of the file names, `probe` or `probe-1234`.
 
     Returns:
       the path of the page.
@@ -51,7 +51,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
 
 
 def as_plain(value: Any) -> Any:
-    """Tuples with names as dicts, arrays as lists, complex numbers as [real, imaginary]."""
+    """The value for JSON: named tuples as dicts, arrays as lists, complex as [real, imaginary]."""
     if hasattr(value, "_asdict"):
         return {name: as_plain(inner) for name, inner in value._asdict().items()}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: what is about to be run, and what it has come to."""
+"""A sweep in the terminal: the plan before the sweep, and the results after the sweep."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from lm_jax.training.journal import Row
 
 
 def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | None = None) -> None:
-    """Prints the trials of a sweep, their groups, and what memory these take.
+    """Print the trials of a sweep, the groups of trials, and the memory needed by each group.
 
     Args:
-      plan: the sweep.
-      command: what trains a point by itself, as a command line.
-      halving: when trials are judged, if they are.
+      plan: the plan of the sweep.
+      command: returns the command line for training a point alone.
+      halving: the schedule of successive halving; None without pruning.
     """
     for trial in plan.trials:
         print(f"{trial.number} {trial.name}: {command(trial.point)}")
@@ -59,11 +59,11 @@ def _apart(fields: dict[str, Any]) -> str:
 
 
 def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
-    """Prints the trials of a sweep, best first, and below it the means over seeds.
+    """Print the trials of a sweep, best first, and then the means over seeds.
 
     Args:
-      rows: as `lm_jax.sweep` gives them.
-      command: what trains a point by itself, as a command line.
+      rows: the rows returned by `lm_jax.sweep`.
+      command: returns the command line for training a point alone.
     """
     best_first = ranked(rows)
     columns = _columns(best_first)
@@ -98,7 +98,7 @@ TRIAL_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
     "bits/char": (_split("test", "bits_per_character"), ".3f"),
     "right": (_split("test", "success"), ".1%"),
 }
-# Of trials without perplexities: tasks, or none that came to an end.
+# For trials without perplexities: tasks, or sweeps without a finished trial.
 LOSS_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
     "validation": (lambda row: row["best_validation"], ".4f"),
     "test": (lambda row: row["test"], ".4f"),
@@ -106,7 +106,7 @@ LOSS_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What there is to show of the trials, column by column."""
+    """The columns of the table of trials, without empty columns."""
     shown = {"trial": [row["name"] + _unfinished(row) for row in rows]}
     text = any(_split("test", "perplexity")(row) is not None for row in rows)
     columns = TRIAL_COLUMNS if text else LOSS_COLUMNS | TRIAL_COLUMNS

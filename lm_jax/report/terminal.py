@@ -1,4 +1,4 @@
-"""A run in the terminal: what is about to be trained, a progress bar, and a table at the end."""
+"""A run in the terminal: progress bars, and tables of results."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ TEXT_COLUMNS = {
     "tokens": ("tokens", ","),
     "unknown": ("unknown", ","),
 }
-WIDE = 1000  # columns, more than a table needs
+WIDE = 1000  # characters, more than the width of any table
 NONE = "–"
 UNPAID = "every character must be paid for, and those of unknown tokens are not"
 TASK_COLUMNS = {
@@ -38,20 +38,20 @@ TASK_COLUMNS = {
 
 
 def stdout_console() -> Console:
-    """The standard output; in a file or a pipe, where nothing ends a line, tables go whole."""
+    """The console on standard output; tables in a file or a pipe are not wrapped."""
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if narrow else WIDE)
 
 
 def waiting(why: str) -> contextlib.AbstractContextManager:
-    """A sign of life on the standard error, where it is a terminal."""
+    """Context with a spinner on standard error, if standard error is a terminal."""
     return Console(stderr=True).status(why)
 
 
 class Bars:
-    """Bars on the standard error, where it is a terminal: a name, how far, `said`.
+    """Progress bars on standard error, if it is a terminal: a name, the progress, and `said`.
 
-    They stay until the context is left.
+    The bars stay until the context ends.
     """
 
     def __init__(self) -> None:
@@ -74,26 +74,26 @@ class Bars:
 
 
 def literal(text: str) -> str:
-    """A text that is to be shown as it is."""
+    """The text with Rich's markup escaped."""
     return escape(text)
 
 
 class Display(Bars):
-    """Shows a training run on the standard error: a bar in a terminal, else a line a row.
+    """Display of a training run on standard error: a progress bar in a terminal, else lines.
 
-    Give `display.watch` to `lm_jax.train`, within `with Display(...) as display`.
+    Pass `display.watch` to `lm_jax.train`, inside `with Display(...) as display`.
     """
 
     def __init__(
         self, name: str, steps: int, epochs: int | None = None, unit: str = "nats a token"
     ):
-        """Shows `steps` updates, or as many as some epochs turn out to be; `unit` is the loss's."""
+        """Show a run of `steps` updates, or of `epochs` epochs; `unit` is the unit of the loss."""
         self.epochs, self.unit = epochs, unit
         super().__init__()
         self.task = self.progress.add_task(escape(name), total=steps, said="compiling")
 
     def watch(self, step: int, row: Row | None) -> None:
-        """Takes what `lm_jax.train` tells; the bar appears when there is something to show."""
+        """Show a step and row from `lm_jax.train`; the bar appears at the first call."""
         self.progress.start()
         if row is None:
             self.progress.update(self.task, completed=step)
@@ -124,7 +124,7 @@ class Display(Bars):
 
 
 def show_result(run: Run) -> None:
-    """Prints what a run has come to, as a table."""
+    """Print the result of a run as a table."""
     result = run.result
     if result is None:
         return
@@ -157,7 +157,7 @@ def show_result(run: Run) -> None:
 
 
 def show_table(columns: dict[str, list[str]]) -> None:
-    """Prints columns by their headings, the first one flush left."""
+    """Print a table from columns by heading; the first column is aligned left."""
     table = Table()
     for number, heading in enumerate(columns):
         table.add_column(
@@ -169,7 +169,7 @@ def show_table(columns: dict[str, list[str]]) -> None:
 
 
 def show_probe(probe: Probe) -> None:
-    """Prints what a gradient study has found, in short."""
+    """Print a summary of a gradient analysis."""
     reach, updates = probe.reach, probe.updates
     table = Table(show_header=False)
     table.add_column()
@@ -196,7 +196,7 @@ def show_probe(probe: Probe) -> None:
 
 
 def spike_in_words(spike: Spike) -> str:
-    """What is said of the update that was looked for."""
+    """A sentence about the update with the largest rise of the loss."""
     figures = f"from {spike.before:.4f} to {spike.after:.4f} nats a token"
     if spike.after <= spike.before:
         return f"no update raised its own batch's loss; {spike.step:,} lowered it least, {figures}"
@@ -204,7 +204,7 @@ def spike_in_words(spike: Spike) -> str:
 
 
 def _reach(row: Row) -> str:
-    """What a row of kind probe says, in a line."""
+    """A line about a row of kind "probe"."""
     parts = []
     if "horizon" in row:
         steps = ", ".join(
@@ -224,7 +224,7 @@ def _reach(row: Row) -> str:
 
 
 def show_proof(proof: Proof) -> None:
-    """Prints by how much the routes to a gradient differ, as a table."""
+    """Print the differences between the gradient methods as a table."""
     table = Table()
     for column in ("route", "against", "difference", "tolerance", "agrees"):
         table.add_column(
@@ -261,7 +261,7 @@ def _vectors(row: Row) -> str:
 
 
 def _ngrams(rows: list[Row]) -> Table:
-    """What speaks against counting longer n-grams, order by order."""
+    """A table of counts by n-gram order: sparsity and memory, the cost of longer n-grams."""
     table = Table()
     for column in ("n", "possible", "seen", "seen once", "unseen in test", "stored"):
         table.add_column(column, justify="right")
@@ -278,7 +278,7 @@ def _ngrams(rows: list[Row]) -> Table:
 
 
 def figure(value: float | int | str | None, form: str) -> str:
-    """A number of a row, where null is what is not finite, or words in its place."""
+    """The text of a number; "not finite" for None; a string is returned unchanged."""
     if isinstance(value, str):
         return value
     return "not finite" if value is None else format(value, form)

@@ -1,6 +1,6 @@
-"""The sections of a page on what the next updates would do.
+"""Sections of a page on the effect of the next updates.
 
-Each section asks one question; its words say how the figure is to be read.
+The title of a section is a question; the text explains how to read the figure.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from lm_jax.studies.updates import Updates
 
 
 def update_sections(updates: Updates) -> list[Section]:
-    """The sections of what the next updates would do."""
+    """The sections of a page on the effect of the next updates."""
     read = [] if updates.exposure is None else [_exposure(updates.exposure)]
     return [_estimators(updates), _clipping(updates), _cliff(updates), *read]
 

@@ -1,4 +1,4 @@
-"""A sweep in the terminal while it goes on."""
+"""Progress of a sweep in the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,18 @@ from lm_jax.training.journal import Row, Watch
 
 
 class SweepDisplay(Bars):
-    """Shows a sweep on the standard error: a bar a group in a terminal, else a line a validation.
+    """Display of a sweep on standard error: a bar per group in a terminal, else lines.
 
-    Give `display.watch` to `lm_jax.sweep`, within `with SweepDisplay(...) as display`.
+    Outside a terminal, each validation prints a line. Pass `display.watch` to `lm_jax.sweep`,
+    inside `with SweepDisplay(...) as display`.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, int]], others: int = 0):
-        """Takes what is to come.
+        """Prepare a bar for each group.
 
         Args:
-          groups: of each, the updates of its trials by their names.
-          others: updates of each trial that is in none of them, but will be suggested later.
+          groups: for each group, the number of updates of each trial, by trial name.
+          others: number of updates of a trial outside all groups, suggested later.
         """
         super().__init__()
         self._others = others
@@ -32,7 +33,7 @@ class SweepDisplay(Bars):
         group.task = self.progress.add_task(literal(name), total=total, said=group.said())
 
     def watch(self, name: str) -> Watch:
-        """What is told of a trial, by its name; the bars appear with the first."""
+        """The callback for the trial called `name`; the bars appear at the first call."""
         self.progress.start()
         group = next((own for own in self._groups if name in own.updates), None)
         if group is None:
@@ -52,7 +53,7 @@ class SweepDisplay(Bars):
 
 
 class _GroupBar:
-    """What is known of the trials of a group while they go on."""
+    """Progress of the trials in a group."""
 
     task: Any
 
@@ -63,7 +64,7 @@ class _GroupBar:
         self.diverged: set[str] = set()
 
     def take(self, name: str, step: int, row: Row | None) -> None:
-        """Takes note of what a trial has come to."""
+        """Record the progress of a trial."""
         self.made[name] = step
         if row is None or "nats" not in row:
             return
@@ -73,7 +74,7 @@ class _GroupBar:
             self.best = min(self.best, row["nats"])
 
     def said(self) -> str:
-        """Beside the bar."""
+        """The text beside the bar."""
         over = sum(self.made[name] >= steps for name, steps in self.updates.items() if steps)
         alive = len(self.updates) - over - len(self.diverged)
         best = "" if math.isinf(self.best) else f", best {self.best:.4f}"

@@ -1,4 +1,4 @@
-"""From a config to a trained model in a run directory."""
+"""Training: from a config to a trained model in a run directory."""
 
 from lm_jax.training.loop import train
 from lm_jax.training.probing import Probe, probe

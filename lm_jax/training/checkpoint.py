@@ -1,18 +1,19 @@
 """Checkpoints: the arrays of a train state in `checkpoints/STEP/`, with a digest of every file.
 
-Orbax writes the arrays, in the background, while training goes on. What it does not see is damage:
-a flipped byte is restored as it is, or brings down a thread. So a checkpoint is
+Orbax writes the arrays in the background while training continues. Orbax does not detect damage: a
+flipped byte is restored unnoticed, or crashes a thread. A checkpoint therefore consists of
 
-    checkpoints/00000500/arrays/        what Orbax has written
-    checkpoints/00000500/sha256.json    the SHA-256 of each file in it
+    checkpoints/00000500/arrays/        the files written by Orbax
+    checkpoints/00000500/sha256.json    the SHA-256 of each file in arrays/
 
-put together under another name and renamed when it is whole; and restoring takes the newest one
-whose files all match. The arrays are stored flat, under names such as `params/layers/0/W_hh`, and
-restored into a template with the real structure. This is the only module that knows Orbax.
+The folder is written under a temporary name and renamed when complete. Restoring takes the newest
+checkpoint with all digests right. The arrays are stored flat, under names like
+`params/layers/0/W_hh`, and restored into a template with the real structure. No other module uses
+Orbax.
 
-With a million words a state is gigabytes, so none is held twice. A state is written from the memory
-that it lies in, uncompressed, for what compresses holds what it compresses; the leaves are restored
-one after another, many small ones at a time.
+With a vocabulary of a million words a state takes gigabytes, and no second copy is held. A state is
+written directly from its own memory, without compression, because a compressor holds its input. The
+leaves are restored in groups: a large leaf alone, many small leaves together.
 """
 
 import gc
@@ -35,28 +36,28 @@ import numpy as np
 from lm_jax import files
 from lm_jax.settings import UserError, parsed
 
-KEPT = 2  # checkpoints; the older one is for when the newer is found damaged
-COPIED = 2**27  # bytes: a state that takes no more is copied, and written while training goes on
-AT_ONCE = 2**25  # bytes of leaves that are restored together
+KEPT = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
+COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
+AT_ONCE = 2**25  # bytes of the leaves restored together
 
 Found = TypeVar("Found")
 
-# Orbax is not made for two threads at once: runs side by side, or one that is read while it trains.
+# Orbax does not support two threads: several runs in one process, or loading a run in training.
 _ORBAX = threading.Lock()
 
 
 class OtherModel(UserError):
-    """A checkpoint is whole, but of another model."""
+    """The checkpoint is intact but belongs to another model."""
 
 
 class AsStored:
-    """A leaf of a template that is restored in whatever shape and type it was saved."""
+    """A leaf of a template to be restored in the shape and type of the saved array."""
 
     shape, dtype, size = None, None, 1
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree under names such as `params/layers/0/W_hh`, empty arrays left out."""
+    """The leaves of a tree under names like `params/layers/0/W_hh`, without empty arrays."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -66,7 +67,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over the names, types, shapes and contents of a tree's arrays, in order of names."""
+    """SHA-256 over the names, types, shapes and contents of a tree's arrays, sorted by name."""
     total = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree).items()):
         array = np.ascontiguousarray(leaf)
@@ -76,10 +77,10 @@ def digest(tree: Any) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run that trains: one writer, at work in the background."""
+    """Writer of the checkpoints of a run, with a background thread."""
 
     def __init__(self, run_dir: Path, step: int):
-        """Takes the folder over for a run that goes on from `step`."""
+        """Prepare the folder for a run that resumes from `step`."""
         self._folder = run_dir / "checkpoints"
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
@@ -88,23 +89,23 @@ class Checkpoints:
             if re.fullmatch(r"[0-9]{8,}\.(partial|trash)", path.name):  # left by a crash
                 files.remove(path)
         for damaged in newer:
-            # Out of the way, or they would count among the newest that are kept.
+            # Renamed, or the damaged checkpoints would count among the newest and be kept.
             path = self._folder / f"{damaged:08d}"
             files.remove(path.with_suffix(".damaged"))
             path.rename(path.with_suffix(".damaged"))
 
     def save(self, state: Any) -> None:
-        """Saves a state under its step; returns when its memory may be taken over by an update.
+        """Save a state under its step; return when an update may overwrite the state's memory.
 
-        That is when it is copied, before it is written. On a CPU, where a state lies in the memory
-        that training needs, one of more than `COPIED` bytes is not copied but written first.
+        The state is usually copied and then written in the background. On a CPU, a state of more
+        than `COPIED` bytes is not copied, to save memory; the call returns after the write.
 
         Raises:
-          OSError, ValueError: this save or the one before it has failed, because the disk is full,
-            say.
+          OSError, ValueError: this save or the previous save failed, for example because the disk
+            is full.
         """
         self.wait()
-        # On a CPU, views.
+        # On a CPU the arrays are views.
         arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
         large = sum(array.nbytes for array in arrays.values()) > COPIED
         if _on_cpu() and not large:
@@ -112,13 +113,13 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, int(state.step), arrays)
         if _on_cpu() and large:
             self.wait()
-            arrays.clear()  # JAX takes no memory over while there is a view of it, but copies it
+            arrays.clear()  # as long as a view exists, JAX copies the memory instead of reusing it
 
     def wait(self) -> None:
-        """Returns once the last save is on the disk.
+        """Wait until the last save is on the disk.
 
         Raises:
-          OSError, ValueError: it has failed.
+          OSError, ValueError: the save failed.
         """
         if self._writing is not None:
             self._writing.result()
@@ -140,7 +141,7 @@ class Checkpoints:
         with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
         files.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
-        if path.exists():  # found damaged, or stopped before the validation at its step
+        if path.exists():  # damaged, or saved before the validation at the same step
             _remove(path)
         partial.rename(path)
         for old in _steps(self._folder)[:-KEPT]:
@@ -148,26 +149,27 @@ class Checkpoints:
 
 
 class Checkpoint:
-    """A checkpoint that was found whole."""
+    """An intact checkpoint."""
 
     def __init__(self, path: Path):
-        """Reads what arrays there are.
+        """Check the digests and read the shapes and types of the arrays.
 
         Raises:
-          OSError, ValueError: it is damaged.
+          OSError, ValueError: the checkpoint is damaged.
         """
         self._path, self._stored = path, _read(path)
 
     def restored(self, template: Any, *, part: bool = False) -> Any:
-        """The state, in memory of JAX's own.
+        """The state, in memory owned by JAX.
 
         Args:
           template: a tree of arrays, `jax.ShapeDtypeStruct` or `AsStored`, structured as the state.
-          part: the template is only a part of the state, by its names; no more is read.
+          part: True if the template is a part of the state, selected by name; only this part is
+            read.
 
         Raises:
-          OtherModel: the checkpoint is of another model.
-          OSError, ValueError: it is gone.
+          OtherModel: the checkpoint belongs to another model.
+          OSError, ValueError: the checkpoint is gone.
         """
         wanted = named_leaves(template)
         _check(self._path, self._stored, wanted, part)
@@ -176,7 +178,7 @@ class Checkpoint:
         for names in groups:
             found |= {name: _owned(array) for name, array in self._load(names).items()}
             if len(groups) > 1:
-                gc.collect()  # Orbax leaves circles that have hold of the arrays
+                gc.collect()  # Orbax leaves reference cycles that hold the arrays
         leaves, structure = jax.tree.flatten(template)
         chosen = iter([found[name] for name in wanted])
         return structure.unflatten(
@@ -194,15 +196,15 @@ class Checkpoint:
 
 
 def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | None:
-    """The newest state that is whole, or None where there is none (`newest`).
+    """The state of the newest intact checkpoint, or None if no checkpoint is intact (`newest`).
 
     Args:
       run_dir: the run.
       template: see `Checkpoint.restored`.
-      until: the last step that is new enough; None: whatever is newest.
+      until: last step to consider; None for no limit.
 
     Raises:
-      OtherModel: the checkpoint is of another model.
+      OtherModel: the checkpoint belongs to another model.
     """
     return newest(run_dir, lambda checkpoint: checkpoint.restored(template), until=until)
 
@@ -210,14 +212,14 @@ def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | 
 def newest(
     run_dir: Path, use: Callable[[Checkpoint], Found], *, until: int | None = None
 ) -> Found | None:
-    """What is made of the newest checkpoint that is whole, or None where there is none.
+    """Apply `use` to the newest intact checkpoint; return None if no checkpoint is intact.
 
-    A damaged checkpoint is passed over with a warning.
+    A damaged checkpoint is skipped with a warning.
 
     Args:
       run_dir: the run.
-      use: what makes it.
-      until: the last step that is new enough; None: whatever is newest.
+      use: function of the checkpoint; the result of the call is returned.
+      until: last step to consider; None for no limit.
     """
     folder = run_dir / "checkpoints"
     for step in reversed(_steps(folder)):
@@ -234,15 +236,15 @@ def newest(
 
 
 def steps_saved(run_dir: Path) -> list[int]:
-    """The steps of a run's checkpoints, damaged ones among them, in rising order."""
+    """The steps of a run's checkpoints in increasing order, including damaged checkpoints."""
     return _steps(run_dir / "checkpoints")
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder; entries of other names are not looked at.
+    """The steps of the checkpoints in a folder, sorted; entries with other names are ignored.
 
     Raises:
-      UserError: the folder, or an entry that has a checkpoint's name, is something else.
+      UserError: the folder is a file, or an entry has the name of a checkpoint but is none.
     """
     files.refuse_links(folder)
     if folder.exists() and not folder.is_dir():
@@ -253,7 +255,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a checkpoint has not been removed meanwhile, by the process that trains."""
+    """True unless the training process has removed the checkpoint in the meantime."""
     files.refuse_links(path)
     try:
         inside = {inner.name for inner in path.iterdir()}
@@ -267,7 +269,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The shape and type of each array, once all files have been compared with their digests."""
+    """The shape and type of each array, after a check of all files against the digests."""
     from orbax.checkpoint import v1 as ocp
 
     known = parsed((path / "sha256.json").read_bytes(), "sha256.json", dict[str, str])
@@ -280,7 +282,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _together(stored: Mapping[str, Any]) -> list[list[str]]:
-    """The names of arrays, in groups that take `AT_ONCE` bytes at most, or are one array."""
+    """The names of the arrays in groups of at most `AT_ONCE` bytes; a larger array is alone."""
     groups, room = [], 0
     for name, array in stored.items():
         size = math.prod(array.shape) * array.dtype.itemsize
@@ -293,10 +295,10 @@ def _together(stored: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _owned(array: np.ndarray) -> jax.Array:
-    """The array, in memory that an update can take over."""
+    """The array, in memory that an update may overwrite."""
     put = jax.device_put(array)
     if _on_cpu() and put.unsafe_buffer_pointer() == array.ctypes.data:
-        put = jnp.copy(put)  # NumPy's memory is not JAX's to take over
+        put = jnp.copy(put)  # JAX must not overwrite NumPy's memory
     return jax.block_until_ready(put)
 
 
@@ -332,7 +334,7 @@ def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], par
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: what is half deleted must not look like a checkpoint.
+    # Renamed first: a half-deleted folder must not look like a checkpoint.
     trash = path.with_name(f"{path.name}.trash")
     path.rename(trash)
     shutil.rmtree(trash)

@@ -1,8 +1,7 @@
-"""A run of a model that is counted, not trained: one pass over the text, and the same directory.
+"""A run of an n-gram model: counts in a single pass over the text, in an ordinary run directory.
 
-It has one checkpoint, of step 0, and one row of metrics.jsonl for each split it is judged on. What
-speaks against counting longer n-grams stands in result.json under `ngrams`
-(`lm_jax.models.counts.Row`).
+The run has one checkpoint, at step 0, and one row of metrics.jsonl per evaluated split. The entry
+`ngrams` of result.json shows the cost and sparsity of longer n-grams (`lm_jax.models.counts.Row`).
 """
 
 import itertools
@@ -25,24 +24,24 @@ from lm_jax.models.ngram import fit, held_out_weights, structure
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import AsStored, Checkpoints, digest
 
-JUDGED = ("validation", "test")  # splits
+JUDGED = ("validation", "test")  # splits to evaluate
 
 
 class CountedState(NamedTuple):
-    """What is saved of a counted model."""
+    """The saved state of an n-gram model."""
 
     step: np.ndarray
-    """0: no updates."""
+    """0, the number of updates."""
     params: Params
 
 
 def template(model: NGram) -> dict[str, Any]:
-    """The structure of the state, for restoring it."""
+    """The structure of the saved state, as a template for restoring."""
     return {"step": AsStored(), "params": structure(model.order, AsStored())}
 
 
 class Counting:
-    """One process at work on a run of a counted model."""
+    """Run of an n-gram model, in a single process."""
 
     def __init__(
         self,
@@ -52,10 +51,10 @@ class Counting:
         received: list[signal.Signals],
         watch: journal.Watch,
     ):
-        """Counts the training text.
+        """Count the n-grams of the training text.
 
         Raises:
-          UserError: no n-gram of it is as long as the config's order.
+          UserError: the text has no n-gram as long as the config's order.
         """
         assert isinstance(config.model, NGram)
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
@@ -73,9 +72,9 @@ class Counting:
         self.seconds = time.perf_counter() - began
 
     def run(self) -> None:
-        """Judges the model and writes the run down.
+        """Evaluate the model and write the metrics, the checkpoint and the result.
 
-        After a signal it returns without a result, and the run is counted anew next time.
+        After a signal the method returns without a result; the next call counts again.
         """
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
@@ -98,7 +97,7 @@ class Counting:
             checkpoints.close()
 
     def _loss(self, split: Split) -> Loss:
-        """The cross-entropy of a split, or of its beginning where a signal has come."""
+        """The cross-entropy of a split, or of the beginning of the split if a signal arrived."""
         blocks = token_nats(self.model, self.params, reading(split.tokens, self.corpus.vocabulary))
         unstopped = itertools.takewhile(lambda _: not self.received, blocks)
         return total(unstopped, split.characters, split.unknown)
@@ -122,7 +121,7 @@ class Counting:
 
 
 def fitted(model: NGram, counts: Counts, held_out: np.ndarray) -> Params:
-    """The parameters that a config asks for."""
+    """The parameters of an n-gram model, fitted to the counts by the config's smoothing."""
     weights = held_out_weights(counts, held_out) if model.smoothing == "interpolated" else None
     add = 1.0 if model.k is None else model.k
     params = fit(counts, smoothing=model.smoothing, add=add, weights=weights)

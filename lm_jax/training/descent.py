@@ -1,10 +1,10 @@
-"""A run of a model that is trained by gradients: descend, validate, save, stop and go on.
+"""The trainer of a model trained by gradients: update, validate, save, stop and resume.
 
-All that decides what comes next is in the train state, so a run that was stopped, killed or broken
-off in the middle of a validation goes on from its newest checkpoint to the very same bits.
+The next step depends on the train state alone. A run stopped, killed or interrupted during a
+validation therefore resumes from the newest checkpoint and reaches the same result, bit for bit.
 
-What a run does between two updates is its `course`; who makes the updates is told apart from it.
-Alone, a run makes its own; in a sweep the updates of many runs are made side by side.
+The generator `course` does everything between two updates; a driver makes the updates. `run`
+drives a single run; a sweep drives many runs and makes their updates side by side.
 """
 
 import math
@@ -46,24 +46,24 @@ from lm_jax.training.step import (
     shard,
 )
 
-PLACE = ("step", "kind", "split")  # what a row of metrics.jsonl is about
+PLACE = ("step", "kind", "split")  # the columns that identify a row of metrics.jsonl
 
 
 class Rung(NamedTuple):
-    """A place where a run is asked for, to be judged among others (`Descent.rungs`)."""
+    """A step at which a trial is compared with others and may be pruned (`Descent.rungs`)."""
 
     step: int
     nats: float
-    """Of the validation at this step, per token."""
+    """Mean nats per token of the validation at this step."""
 
 
 class Descent:
-    """One process at work on a run.
+    """Trainer of a run, in a single process.
 
     Attributes:
-      state: where the run stands; who drives its `course` puts the next one here.
-      trained: seconds that the updates since the last record have taken; the driver adds to it.
-      rungs: updates at which the run validates and asks whether to go on.
+      state: the current train state; the driver of `course` assigns the next state here.
+      trained: seconds spent on the updates since the last record; the driver adds the seconds.
+      rungs: at these steps the run validates and asks the driver for permission to continue.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Descent:
         like: "Descent | None" = None,
         devices: int = 1,
     ):
-        """Makes ready to work.
+        """Prepare the trainer.
 
         Args:
-          config: resolved.
-          run_dir: where the run lives.
-          corpus: its text.
-          received: signals to stop, as they come in.
+          config: a resolved config.
+          run_dir: the directory of the run.
+          corpus: the text of the run.
+          received: stop signals received; the caller appends to this list as signals arrive.
           watch: see `lm_jax.train`.
-          like: another run's work on the same text, whose arrays serve this one, too.
-          devices: how many share the lanes of a batch.
+          like: another trainer on the same text; the two trainers share arrays.
+          devices: number of devices to share the sequences of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
@@ -103,7 +103,7 @@ class Descent:
         self.rungs: frozenset[int] = frozenset()
 
     def run(self) -> None:
-        """Trains until the run is over or a signal comes, and writes result.json."""
+        """Train until the run ends or a signal arrives, and write result.json."""
         pace = Pace()
         for due in self.course():
             assert isinstance(due, int)  # there are no rungs
@@ -118,11 +118,11 @@ class Descent:
             pace.took(stop - step, taken)
 
     def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
-        """The state after `stop` updates, all of them in `source`; the state given is consumed."""
+        """The state after `stop` updates, all read from `source`; the given state is consumed."""
         return run_until(self.config, state, source, stop, self.vocab_size, self.mesh)
 
     def advanced(self, state: TrainState, stop: int) -> TrainState:
-        """The state after `stop` updates of a run that went on, from one before, consumed."""
+        """The state after `stop` updates, made from `state`, an earlier state that is consumed."""
         step = int(state.step)
         while True:
             source, end = self.feed.at(step)
@@ -130,33 +130,34 @@ class Descent:
             state = self.advance(state, source, step)
             if step == stop:
                 return state
-            state.step.block_until_ready()  # or one window after another would be put there
+            state.step.block_until_ready()  # or many windows would pile up on the device
 
     def batch(self, step: int) -> Batch:
-        """What an update reads."""
+        """The batch of update number `step` + 1."""
         return batch_of(self.config, self.feed.at(step)[0], step)
 
     def about(self, state: TrainState) -> tuple[Carry, Batch]:
-        """The model's carry and the batch of the update that comes next."""
+        """The model's carry and the batch of the next update."""
         source, _ = self.feed.at(int(state.step))
         return peek_batch(self.config, state, source, self.vocab_size)
 
     @property
     def source(self) -> Source:
-        """What is read, all of it on the device.
+        """The whole training data, on the device.
 
         Raises:
-          UserError: it is read in windows.
+          UserError: the training text is read in windows.
         """
         return self.feed.whole()
 
     def course(self) -> "Generator[int | Rung, bool | None, None]":
-        """The whole run but its updates, from where it stands to its result.json.
+        """Everything in the run except the updates, from the current state to result.json.
 
         Yields:
-          an update: the driver makes updates until that one, or less, or until the loss is not
-          finite; or a rung, in answer to which the driver sends whether the run is to go on, or
-          None where nobody is judged: the run is saved there, and asks again when it goes on.
+          either a step, as an int: the driver makes updates up to this step, or fewer, or until the
+          loss is not finite; or a `Rung`: the driver sends True to continue the run, False to
+          prune the run, or None if nobody decides. After None the run is saved and stopped; a
+          resumed run yields the same rung again.
         """
         self.state = self.restored()
         step = int(self.state.step)
@@ -172,7 +173,7 @@ class Descent:
             place = {"step": 0, "kind": "vectors", "split": "train"}
             found, of = self.vectors.found, len(self.corpus.vocabulary)
             self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
-            self.vectors = None  # as large as the table that was made of them
+            self.vectors = None  # frees as much memory as the embedding takes
         self._start_clock()
         try:
             try:
@@ -197,12 +198,12 @@ class Descent:
             self.checkpoints.close()
 
     def restored(self, until: int | None = None) -> TrainState:
-        """The newest state that was saved, at `until` or before it, or that before the start."""
+        """The newest saved state, at `until` or earlier; without a checkpoint, the first state."""
         state = restore(self.run_dir, self.template, until=until)
         if state is not None:
             self.vectors = None
             return shard(self.config, state, self.vocab_size, self.mesh)
-        # Where checkpoints are saved but none is whole, the vectors were not read yet.
+        # If checkpoints exist but none is intact, the vectors have not been read yet.
         self.vectors = self.vectors or pretrained(self.config, self.corpus)
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
         return init(self.config, self.vocab_size, table, self.mesh)
@@ -245,9 +246,9 @@ class Descent:
                 self.watch(step, None)
 
     def _next(self, step: int) -> int:
-        """The update after `step` at which something is due."""
+        """The first step after `step` with a record, validation, probe or checkpoint due."""
         train = self.settings
-        if step == 0:  # a record of its own: it shows ln V, and that the run is alive
+        if step == 0:  # a separate first record shows ln V, and that the run is alive
             return 1
         every = [train.log_every, self.validate_every, train.checkpoint_every]
         if isinstance(train.probe, LiveProbe):
@@ -256,15 +257,15 @@ class Descent:
         return min(train.steps, *(step + n - step % n for n in every), *rungs)
 
     def _diverged(self, step: int) -> bool:
-        """Whether the loss of the updates up to a step, or of the validation there, is no number.
+        """True if the training or the validation loss recorded at `step` is not finite.
 
-        The rows tell, for the state's record is cleared when it is written down.
+        The journal's rows are read because writing a record clears the record in the state.
         """
         rows = [row for row in self.journal.rows if row["step"] == step and "nats" in row]
         return any(row["nats"] is None or not math.isfinite(row["nats"]) for row in rows)
 
     def _validated(self, step: int) -> float:
-        """What was validated at a step, in nats per token."""
+        """Validation loss at `step`, in nats per token."""
         rows = (row for row in self.journal.rows if row["kind"] == "evaluation")
         return next(row["nats"] for row in rows if row["step"] == step)
 
@@ -286,7 +287,7 @@ class Descent:
         self.trained, self.logged = 0.0, int(self.state.step)
 
     def _validate(self) -> None:
-        """Judges the parameters by their mean nats on the validation split."""
+        """Compute the mean nats on the validation split and update the verdict."""
         loss = self.judge.judged(self.model, self.state.judged, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = after_validation(self.config, self.state, nats)
@@ -294,7 +295,7 @@ class Descent:
         self._write({**place, **loss.row()})
 
     def _probe(self, step: int, last: bool) -> None:
-        """Asks how far the gradient reaches, of the batch that comes next; changes nothing."""
+        """Measure the reach of the gradient on the next batch; the state does not change."""
         probe = self.settings.probe
         if not isinstance(probe, LiveProbe) or (step % probe.every and not last):
             return
@@ -316,15 +317,15 @@ class Descent:
             self.saved = self._moment()
 
     def _moment(self) -> tuple[int, int]:
-        """What changes with the state: its step, or the validation at that step."""
+        """The steps of the state and of the last validation; together they identify the state."""
         return int(self.state.step), int(self.state.verdict.step)
 
     def _splits(self) -> dict[str, journal.Row]:
-        """The kept parameters' figures; those of validation are in the journal."""
+        """Metrics of the kept parameters: validation from the journal, test computed now."""
         step, params = kept(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = judged.get(step)
-        if known is None:  # the file was lost
+        if known is None:  # the journal was lost
             known = self.judge.judged(self.model, params, "validation").row()
         known = {name: value for name, value in known.items() if name not in PLACE}
         loss = self.judge.judged(self.model, params, "test")
@@ -335,5 +336,5 @@ class Descent:
 
 
 def too_few(steps: int, made: int) -> UserError:
-    """What is said of a run that has made more updates than it is asked for."""
+    """The error for a run that has made more updates than `train.steps`."""
     return UserError(f"train.steps={steps} is less than the {made} of this run so far")

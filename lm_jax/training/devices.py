@@ -1,11 +1,11 @@
-"""One batch on several devices: each has some of the lanes, and all of the parameters.
+"""A batch on several devices: each device has some of the sequences and all of the parameters.
 
-Lanes do not see one another, so a device reads its own through time, forwards and backwards. What
-is one number, or one array, for the whole batch (the loss, each weight's gradient) is a sum over
-lanes, and XLA adds up the devices' parts where it is used: once an update for a product over all
-steps, as those of the explicit pass are. A program for one device holds nothing of this.
+The sequences of a batch are independent, and each device runs the forward and backward pass of its
+own sequences. The loss and the gradients of the weights are sums over sequences; XLA adds up the
+parts of the devices. A gradient computed as a product over all time steps, as in the explicit
+backward pass, is added up once per update. The program for a single device contains none of this.
 
-Bits depend on the number of devices, for sums are taken in another order.
+The last bits depend on the number of devices, because the order of summation changes.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
 
 NOWHERE = -1
-"""In place of the lanes' axis, for an array that every device has whole."""
+"""Value in place of the batch axis, for an array replicated on every device."""
 
 
 def device_count(devices: int | None) -> int:
-    """How many devices to use: as many as are asked for, or all.
+    """The number of devices to use.
 
     Args:
-      devices: None: every device of JAX's default backend.
+      devices: the number asked for; None for all devices of JAX's default backend.
 
     Raises:
-      UserError: there are fewer, or it is not positive.
+      UserError: the machine has fewer devices, or the number is not positive.
     """
     there = jax.device_count()
     if devices is None:
@@ -40,10 +40,10 @@ def device_count(devices: int | None) -> int:
 
 
 def mesh_of(devices: int, batch_size: int) -> Mesh | None:
-    """The first devices in a row, along the lanes; None for one.
+    """A one-dimensional mesh of the first devices, along the batch axis; None for one device.
 
     Raises:
-      UserError: there are fewer, or batch_size lanes cannot be divided evenly.
+      UserError: the machine has fewer devices, or batch_size is not divisible by the number.
     """
     count = device_count(devices)
     if batch_size % count:
@@ -57,14 +57,14 @@ def mesh_of(devices: int, batch_size: int) -> Mesh | None:
 
 
 def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Within it the functions that are traced can tell that lanes are on several devices."""
+    """Context in which traced functions can see that the batch is on several devices."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def lanes_axes(init_carry: Callable[[int], Carry], batch_size: int) -> Any:
-    """The axis of each leaf of a carry that grows with the batch, or NOWHERE."""
+    """The batch axis of each leaf of a carry; NOWHERE for a leaf without a batch axis."""
 
     def grows(one: Any, two: Any) -> int:
         sizes = enumerate(zip(one.shape, two.shape, strict=True))
@@ -75,12 +75,12 @@ def lanes_axes(init_carry: Callable[[int], Carry], batch_size: int) -> Any:
 
 
 def sharded(mesh: Mesh, tree: Any, axes: Any) -> Any:
-    """A tree within a compiled function, laid out over the devices.
+    """The tree with its leaves sharded over the devices; for use inside a compiled function.
 
     Args:
       mesh: the devices.
       tree: arrays.
-      axes: for each, which axis the lanes are, or NOWHERE.
+      axes: the batch axis of each array, or NOWHERE.
     """
 
     def place(leaf: Any, axis: int) -> Any:

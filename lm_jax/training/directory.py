@@ -1,12 +1,12 @@
-"""A run directory: whose it is, what it holds, and whether a config may go on in it.
+"""A run directory: the lock, the files, and the check that a config may resume the run.
 
 config.json       the resolved config
 vocabulary.json   the tokens, and a digest of the corpus
-metrics.jsonl     a row a record (lm_jax.training.journal)
+metrics.jsonl     one row per record (lm_jax.training.journal)
 checkpoints/      train states (lm_jax.training.checkpoint)
-result.json       the last word
-error.json        what a trial of a sweep has failed of last, if it has
-.lock             the process that is at work here
+result.json       the final result
+error.json        the last error of a trial in a sweep, if the trial failed
+.lock             the process that holds the directory
 """
 
 import contextlib
@@ -27,18 +27,18 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iterator[None]:
-    """Makes the directory if need be, and keeps other processes out of it.
+    """Lock the directory against other processes; create the directory if necessary.
 
-    The operating system lets go of the lock when the process dies, however it dies. A mistake that
-    is found before anything is written leaves no directory behind.
+    The operating system releases the lock when the process dies, even after kill -9. A user error
+    raised before anything is written leaves no new directory behind.
 
     Args:
       run_dir: the directory.
-      what: what lives there, in words.
-      sign: the file by which it is known.
+      what: the kind of content ("run"), for error messages.
+      sign: a file present in every directory of this kind.
 
     Raises:
-      UserError: another process is at work there; the path is a file, or not writable, or holds
+      UserError: another process holds the directory; the path is a file, or not writable, or holds
         files but no run.
     """
     made = not run_dir.exists()
@@ -68,13 +68,13 @@ def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iter
             yield
         except UserError:
             if made and [path.name for path in run_dir.iterdir()] == [LOCK]:
-                (run_dir / LOCK).unlink()  # nothing came of it
+                (run_dir / LOCK).unlink()  # nothing was written
                 run_dir.rmdir()
             raise
 
 
 def _is_ours(name: str) -> bool:
-    # Before config.json, a run that broke down at its very start leaves these at most.
+    # A run that failed before writing config.json leaves at most these files.
     return name in (LOCK, "vocabulary.json", "error.json") or name.endswith(".partial")
 
 
@@ -82,7 +82,7 @@ def read_config(run_dir: Path) -> Config:
     """The config of a run.
 
     Raises:
-      UserError: there is no run there, or of another version.
+      UserError: the directory holds no run, or a run of another version.
     """
     return from_json(Config, _read(run_dir, "config.json"), str(run_dir / "config.json"))
 
@@ -91,7 +91,7 @@ def read_vocabulary(run_dir: Path) -> Vocabulary:
     """The vocabulary of a run.
 
     Raises:
-      UserError: there is no run there, or of another version.
+      UserError: the directory holds no run, or a run of another version.
     """
     path = run_dir / "vocabulary.json"
     return Vocabulary.from_json(_read(run_dir, "vocabulary.json"), str(path))
@@ -108,10 +108,11 @@ def _read(run_dir: Path, name: str) -> str:
 
 
 def refuse_changes(run_dir: Path, config: Config) -> None:
-    """Returns if a config may start, or go on, in a directory.
+    """Check that a config may start or resume a run in a directory.
 
     Raises:
-      UserError: a run of another config lives there; names each field that differs.
+      UserError: the directory holds a run of another config; the message names each field that
+        differs.
     """
     try:
         if not (run_dir / "config.json").exists():
@@ -126,10 +127,10 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
 
 
 def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
-    """Writes down what a run is, or sees that it is the run that was written down.
+    """Write the vocabulary and the config of a new run, or check the text of an existing run.
 
     Raises:
-      UserError: the text is not the one that the run was begun with.
+      UserError: the text has changed since the start of the run.
     """
     if (run_dir / "config.json").exists():
         read_vocabulary(run_dir)
@@ -140,10 +141,10 @@ def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
 
 
 def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
-    """Returns if a corpus is the one that a run was begun on.
+    """Compare a corpus with the corpus at the start of the run.
 
     Raises:
-      UserError: it is another one.
+      UserError: the two differ.
     """
     path = run_dir / "vocabulary.json"
     known = parsed(_read(run_dir, "vocabulary.json"), str(path)).get("corpus")
@@ -155,5 +156,5 @@ def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Writes config.json."""
+    """Write config.json."""
     write_whole(run_dir / "config.json", to_json(config))

@@ -1,4 +1,4 @@
-"""What a config's updates read: the task, or the training text, whole or in windows."""
+"""The training input of a config: a task, or the training text, whole or in windows."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from lm_jax.data.windows import Feed, Whole, Windows, window_of
 
 
 def source_of(config: Config, corpus: Corpus, length: int) -> Source:
-    """The task, or the training text on the device, read as the config says, `length` at a time."""
+    """The task, or the training text on the device, batched as streams or as sentences."""
     if corpus.task is not None:
         return corpus.task
     read = streams if config.data.batching == "streams" else partial(sentences, length=length)
@@ -17,7 +17,11 @@ def source_of(config: Config, corpus: Corpus, length: int) -> Source:
 
 
 def feed_of(config: Config, corpus: Corpus, length: int) -> Feed:
-    """The same on its way to the device: in windows, where it does not fit or that is asked for."""
+    """The input pipeline: the whole training data on the device, or windows of a large text.
+
+    A text is read in windows if the device cannot hold the whole text, or if the config asks for
+    windows.
+    """
     tokens = corpus.train.tokens
     if corpus.task is None and config.data.batching == "streams":
         updates = window_of(tokens, config.data, length)

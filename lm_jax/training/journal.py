@@ -1,9 +1,8 @@
-"""What a run writes down: metrics.jsonl and result.json.
+"""The metrics and the result of a run: metrics.jsonl and result.json.
 
-metrics.jsonl has one writer and one JSON object a line; a number that is not finite is `null`. Rows
-are safe on the disk before the checkpoint of their step is. After a crash, rows beyond the
-checkpoint that the run goes on from are taken away again, so the file reads as if nothing had
-happened.
+metrics.jsonl has a single writer and a JSON object per line; a number that is not finite is `null`.
+Rows are on the disk before the checkpoint of the same step. When a run resumes after a crash, rows
+later than the checkpoint are removed, and the file reads as if the crash had not happened.
 """
 
 import json
@@ -23,19 +22,19 @@ Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Figure = Number | None
-"""None for what is not finite."""
+"""A number; None if not finite."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Known(pydantic.BaseModel):
-    """What of a JSON object is read again, with its type; more may stand there."""
+    """Typed fields of a JSON object read by the program; the object may have more fields."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
 
 
 class Vectors(Known):
-    """How many tokens have pretrained vectors."""
+    """Number of tokens with pretrained vectors."""
 
     found: Whole
     of: Whole
@@ -43,7 +42,7 @@ class Vectors(Known):
 
 
 class TrainRow(Known):
-    """The updates since the last such row."""
+    """Row for the updates since the last training row."""
 
     kind: Literal["train"]
     step: Annotated[Step, Field(gt=0)]
@@ -58,7 +57,7 @@ class TrainRow(Known):
 
 
 class EvaluationRow(Known):
-    """A split, scored."""
+    """Row for an evaluation of a split."""
 
     kind: Literal["evaluation"]
     step: Step
@@ -67,7 +66,7 @@ class EvaluationRow(Known):
 
 
 class VectorsRow(Vectors):
-    """What was read before the first update."""
+    """Row for the pretrained vectors, read before the first update."""
 
     kind: Literal["vectors"]
     step: Step
@@ -75,7 +74,7 @@ class VectorsRow(Vectors):
 
 
 class ProbeRow(Known):
-    """What a live probe has answered."""
+    """Row for the measurements of a live probe."""
 
     kind: Literal["probe"]
     step: Step
@@ -90,7 +89,7 @@ AnyRow = Annotated[TrainRow | EvaluationRow | VectorsRow | ProbeRow, Field(discr
 
 
 class Split(Known):
-    """The figures of a split, in a result."""
+    """Metrics of a split, in a result."""
 
     nats: Figure
     perplexity: Figure
@@ -102,7 +101,7 @@ class Split(Known):
 
 
 class Ngrams(Known):
-    """What is counted of n-grams of one order."""
+    """Counts of the n-grams of an order, in a result."""
 
     order: Whole
     possible: Number
@@ -113,7 +112,7 @@ class Ngrams(Known):
 
 
 class Result(Known):
-    """What a run came to."""
+    """Contents of result.json."""
 
     status: Literal["finished", "diverged", "stopped", "pruned"]
     step: Step
@@ -129,18 +128,18 @@ class Result(Known):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a line that is torn or damaged ends the reading."""
+    """The rows of a metrics.jsonl, up to the first incomplete or damaged line."""
     if not path.exists():
         return []
     return [row for row, _ in whole_rows(path.read_bytes().splitlines(keepends=True), is_row)]
 
 
 def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[tuple[Row, int]]:
-    """Each row of some lines of JSON and the bytes of its line, up to one that is torn or damaged.
+    """Each row and the number of bytes of its line, up to the first incomplete or damaged line.
 
     Args:
-      lines: with their ends.
-      good: whether a row has what it is to have.
+      lines: lines of JSON, with line ends.
+      good: returns True if a row is valid; the first invalid row ends the iteration.
     """
     for line in lines:
         try:
@@ -153,7 +152,7 @@ def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[
 
 
 def is_row(row: Row) -> bool:
-    """Whether a row is one of a metrics.jsonl: its kind, its place and its numbers."""
+    """True if the row is valid in a metrics.jsonl: kind, step, split and numbers."""
     return fits(row, AnyRow)
 
 
@@ -161,22 +160,23 @@ class Journal:
     """The open metrics.jsonl of a run.
 
     Attributes:
-      rows: those that stand.
-      seconds: of training, according to them.
+      rows: the rows of the file.
+      seconds: training time according to the rows.
     """
 
     def __init__(self, run_dir: Path, step: int, judged: int, *, vectors_again: bool = False):
-        """Opens the file of a run that goes on, and takes away what came after.
+        """Open the file, and remove the rows later than the state that the run resumes from.
 
         Args:
           run_dir: the run.
-          step: the step that it goes on from.
-          judged: the step of the last validation that it knows of.
-          vectors_again: whether it has read its pretrained vectors, and will write so.
+          step: step of the state that the run resumes from.
+          judged: step of the last validation in this state.
+          vectors_again: True if the run has read the pretrained vectors again; the old row about
+            the vectors is then removed.
         """
         path = run_dir / "metrics.jsonl"
         vectors = -1 if vectors_again else step
-        # A live probe asks before each update.
+        # A live probe measures before the update, so a resumed run repeats the probe of `step`.
         known = {"train": step, "evaluation": judged, "vectors": vectors, "probe": step - 1}
         self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
         write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
@@ -184,13 +184,13 @@ class Journal:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Adds a row, and hands it to the operating system."""
+        """Append a row and flush the file to the operating system."""
         self.rows.append(row)
         self._file.write(as_json(row) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Returns when all rows are on the disk."""
+        """Wait until all rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -199,14 +199,14 @@ class Journal:
 
 
 def write_result(run_dir: Path, result: Row) -> None:
-    """Writes result.json, the last word on a run."""
+    """Write result.json, the final result of a run."""
     write_whole(
         run_dir / "result.json", json.dumps(finite({"version": VERSION, **result}), indent=2)
     )
 
 
 def read_result(run_dir: Path) -> Row | None:
-    """What `write_result` wrote, or None where a run has not come to an end, or its end is lost."""
+    """The contents of result.json, or None if the run has not ended or the file is damaged."""
     try:
         result = parsed((run_dir / "result.json").read_bytes(), "result.json")
     except (FileNotFoundError, UserError):

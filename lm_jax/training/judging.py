@@ -1,4 +1,4 @@
-"""How a run is judged: the figures of its validation and its test split, all of either."""
+"""Evaluation of a run on the whole validation split and the whole test split."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ Block = TypeVar("Block")
 
 
 class Stopped(Exception):
-    """A signal came while a split was being read."""
+    """A signal arrived during the evaluation of a split."""
 
 
 class Judge:
-    """What knows the splits, and parameters by their figures.
+    """Evaluator of parameters on the splits of a corpus.
 
     Attributes:
-      validation: the validation split, ready to be read again and again; None of a task.
+      validation: the validation split, prepared once for all validations; None for a task.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Judge:
         received: Sequence[signal.Signals],
         like: "Judge | None" = None,
     ):
-        """Makes the validation split ready.
+        """Prepare the validation split.
 
         Args:
-          data: the config.
-          corpus: its text.
-          length: of sentences, where a longer one is cut.
-          received: signals to stop, as they come in.
-          like: another one of the same text, whose arrays serve this one, too.
+          data: the data config.
+          corpus: the text.
+          length: number of tokens at which longer sentences are cut.
+          received: stop signals received; the caller appends to this list as signals arrive.
+          like: another evaluator on the same text; the two evaluators share arrays.
         """
         self._data, self._corpus, self._length, self._received = data, corpus, length, received
         if like is not None:
@@ -49,10 +49,10 @@ class Judge:
             self.validation = None if corpus.task else self._reading(corpus.validation)
 
     def judged(self, model: LanguageModel, params: Params, name: str) -> Loss | Answers:
-        """The figures of the split of that name.
+        """Evaluate the parameters on the split called `name`.
 
         Raises:
-          Stopped: a signal came on the way.
+          Stopped: a signal arrived during the evaluation.
         """
         task, split = self._corpus.task, getattr(self._corpus, name)
         if task:

@@ -1,4 +1,4 @@
-"""A run from its config to its result, made or gone on with."""
+"""Start or resume a run: from the config to the result."""
 
 import contextlib
 import signal
@@ -30,26 +30,27 @@ def train(
     watch: Watch | None = None,
     devices: int | None = None,
 ) -> Run:
-    """Trains a model, or goes on where an earlier call on the same directory stopped.
+    """Train a model, or resume the run that an earlier call began in the same directory.
 
     SIGTERM saves and raises SystemExit(143); SIGINT saves and raises KeyboardInterrupt. In both
-    cases, and after a crash of any kind, the same call goes on.
+    cases, and after any crash, the same call resumes the run.
 
     Args:
-      config: what to train; in a directory with a run, the config of that run but for fields that
-        are `lm_jax.settings.Adjustable`.
-      run_dir: where the run lives; made if it does not exist.
+      config: the config of the run. To resume a run, only fields marked as
+        `lm_jax.settings.Adjustable` may differ from the config of the run.
+      run_dir: directory of the run; created if missing.
       text: with `data.source="memory"`, one text, or three (training, validation, test).
-      watch: called as watch(step, row) about once a second, with a row of metrics.jsonl where one
-        was written and else with None.
-      devices: how many share the lanes of a batch, whose size they divide; None: all there are. It
-        is no part of the config: a run may go on with another number, but for the last bits.
+      watch: called as watch(step, row) about once a second; row is the newly written row of
+        metrics.jsonl, or None.
+      devices: number of devices that share the sequences of a batch; a divisor of the batch size;
+        None for all devices. The number is not part of the config: a run may resume with another
+        number, but then the last bits differ.
 
     Returns:
-      the run, as `load_run` gives it.
+      the run, as from `load_run`.
 
     Raises:
-      UserError: the config, the text or the directory will not do; nothing has been changed.
+      UserError: the config, the text or the directory is not usable; nothing has been changed.
     """
     run_dir = Path(run_dir)
     config, corpus = prepared(config, text)
@@ -60,7 +61,7 @@ def train(
     ):
         if work is not None:
             work.run()
-    del work  # and its state with it, which is no more needed than it was as it ended
+    del work  # frees the memory of the state before the run is loaded
     leave(received)
     return load_run(run_dir)
 
@@ -75,18 +76,18 @@ def opened(
     like: Descent | None = None,
     devices: int = 1,
 ) -> "Iterator[Descent | Counting | None]":
-    """A run's directory, made if need be and kept from other processes, and the work that is left.
+    """Create or open a run directory, lock the directory, and yield the trainer of the run.
 
     Args:
-      config, corpus: as `prepared` gives them.
-      run_dir: where the run lives.
+      config, corpus: as returned by `prepared`.
+      run_dir: directory of the run.
       received, watch, like, devices: see `Descent`.
 
     Yields:
-      what will do the work; None where the run is over.
+      the trainer, or the run of an n-gram model; None if the run is over.
 
     Raises:
-      UserError: the text or the directory will not do; nothing has been changed.
+      UserError: the text or the directory is not usable; nothing has been changed.
     """
     directory.refuse_changes(run_dir, config)
     with directory.claimed(run_dir):
@@ -96,7 +97,7 @@ def opened(
             yield None
             return
         tell = watch or (lambda step, row: None)
-        # Whatever does not fit the text is refused before anything is written.
+        # A config that does not fit the text is refused here, before anything is written.
         if config.train is None:
             work = Counting(config, run_dir, corpus, received, tell)
         else:
@@ -106,7 +107,7 @@ def opened(
 
 
 def leave(received: Sequence[signal.Signals]) -> None:
-    """Ends the process as it was told to, where it was."""
+    """End the process if a signal was received, with the exception of the signal."""
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
     if signal.SIGINT in received:
@@ -114,10 +115,10 @@ def leave(received: Sequence[signal.Signals]) -> None:
 
 
 def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[Config, Corpus]:
-    """The config with all that follows from it and its text filled in, and the text.
+    """The resolved config, with all derived fields filled in, and the corpus.
 
     Raises:
-      UserError: the text cannot be had, or the config does not fit it.
+      UserError: the text cannot be read, or the config does not fit the text.
     """
     config = resolve(config)
     corpus = load(config.data, text)
@@ -125,18 +126,18 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
 
 
 def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None) -> Config:
-    """The resolved config with all that follows from its text filled in.
+    """The resolved config, with the fields that depend on the text filled in.
 
     Args:
       config: the config.
-      corpus: its text.
-      epochs: updates in an epoch, as far as they are known of ways to read the corpora; what is
-        found is added, for to count them takes the whole text to the device.
+      corpus: the text.
+      epochs: cache of the number of updates per epoch, by data config and length. New numbers are
+        added, because counting the updates takes the whole text to the device.
 
     Raises:
       UserError: the config does not fit the text.
     """
-    # Refuses what does not fit V.
+    # Refuses a model that does not fit V.
     models.make(config.model, len(corpus.vocabulary), real=config.data.real)
     if isinstance(config.model, NGram):
         check_order(
@@ -161,10 +162,10 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
 
 
 def _goes_on(run_dir: Path, config: Config) -> bool:
-    """Whether there is anything left to do for a run.
+    """True if the run is not over.
 
     Raises:
-      UserError: it has made more steps than the config asks for.
+      UserError: the run has made more steps than the config asks for.
     """
     result = journal.read_result(run_dir)
     if result is None or result["status"] == "stopped":
@@ -172,7 +173,7 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
     try:
         if load_run(run_dir).step < result["step"]:
             return True
-    except UserError:  # what it had come to is damaged
+    except UserError:  # the checkpoints are damaged
         return True
     if config.train is None:
         return False

@@ -1,4 +1,4 @@
-"""From a config to Optax: the optimizer, its clipping, and what follows a schedule."""
+"""The Optax optimizer of a config, gradient clipping, and the schedules."""
 
 from typing import cast
 
@@ -27,15 +27,16 @@ SQUARES = (settings.Adam, settings.AdamW, settings.RMSprop)
 def clip(
     train: settings.Train, grads: Params, length: Float[Array, ""]
 ) -> tuple[Params, Bool[Array, ""], Float[Array, ""]]:
-    """What is done to the whole gradient before the optimizer sees it: by norm, then by value.
+    """Clip the whole gradient, by norm and then by value.
 
     Args:
-      train: the config; its numbers may be tracers.
+      train: the config; numbers may be tracers.
       grads: the gradient.
-      length: its norm.
+      length: the norm of `grads`.
 
     Returns:
-      the gradient, whether it was changed, and its norm now.
+      the clipped gradient, True if clipping changed the gradient, and the norm of the clipped
+      gradient.
     """
     changed = jnp.zeros((), bool)
     if train.clip_norm is not None:
@@ -55,14 +56,14 @@ def optimizer(
     learning_rate: float | Float[Array, ""],
     length: float | Float[Array, ""] = 0.0,
 ) -> optax.GradientTransformation:
-    """The optimizer of one step, weight decay included.
+    """The optimizer of a step, weight decay included.
 
     Args:
-      train: the config; its numbers may be tracers.
-      learning_rate: of this step.
-      length: norm of the gradient of this step. If its square is beyond the largest float, an
-        optimizer that squares makes the parameters NaN: divided by ∞, they would stand still for
-        good.
+      train: the config; numbers may be tracers.
+      learning_rate: the learning rate of this step.
+      length: the norm of this step's gradient. If the square of the norm overflows, an optimizer
+        with squared gradients makes the parameters NaN. Otherwise the optimizer would divide by ∞
+        and leave the parameters unchanged for the rest of the run.
     """
     if isinstance(train.optimizer, SQUARES):
         learning_rate = jnp.where(jnp.isinf(jnp.square(length)), jnp.nan, learning_rate)
@@ -99,10 +100,10 @@ def learning_rate(
     """The learning rate of a step.
 
     Args:
-      train: the config, resolved; its numbers may be tracers.
-      step: updates made so far.
-      epoch: epochs completed so far.
-      cut: the product of a plateau's cuts so far; 1 with any other schedule.
+      train: the resolved config; numbers may be tracers.
+      step: number of updates made.
+      epoch: number of epochs completed.
+      cut: the product of the plateau schedule's cuts; 1 with any other schedule.
     """
     schedule = train.schedule
     share, steps = cut, jnp.asarray(step, float)
@@ -118,14 +119,15 @@ def learning_rate(
 
 
 def own_share(feeding: settings.OwnTokens, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The share of inputs that are the model's own tokens at a step (Bengio et al., 2015, 2.4).
+    """The share of inputs drawn from the model at a step (Bengio et al., 2015, section 2.4).
 
-    The paper's three curves, each shifted and scaled so that it goes from `start` to `end`: a line,
-    1 - exp(-5 s), and the logistic function of 12 s - 6, where s is the share of `steps` made.
+    The curve is a line, 1 - exp(-5 s), or the logistic function of 12 s - 6, as in the paper. Here
+    s is `step` divided by the config's `steps`, at most 1. Each curve is shifted and scaled to go
+    from `start` to `end`.
 
     Args:
-      feeding: the config, resolved; its numbers may be tracers.
-      step: updates made so far.
+      feeding: the resolved config; numbers may be tracers.
+      step: number of updates made.
     """
     steps = cast(Array, feeding.steps)  # a resolved config's is not None
     way = jnp.clip(jnp.asarray(step, float) / jnp.maximum(steps, 1), 0, 1)

@@ -1,4 +1,4 @@
-"""What a run writes of itself: a row for each record of its updates, and at its end its result."""
+"""The metrics of a run: a row per record of updates, and the final result."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,14 +15,14 @@ from lm_jax.training.state import TrainState
 
 
 def train_row(state: TrainState, *, epoch: int, made: int, trained: float, seconds: float) -> Row:
-    """The row of metrics.jsonl for the updates since the last one.
+    """The row of metrics.jsonl for the updates since the last training row.
 
     Args:
-      state: whose record it is.
-      epoch: updates of an epoch.
-      made: how many of the record's updates this process has made.
-      trained: the seconds that those took.
-      seconds: of all updates.
+      state: the state with the record.
+      epoch: number of updates in an epoch.
+      made: number of the record's updates made by this process.
+      trained: seconds taken by these updates.
+      seconds: seconds taken by all updates of the run.
     """
     record = jax.tree.map(np.asarray, state.record)
     steps, step, tokens = int(record.steps), int(state.step), record.tokens
@@ -47,7 +47,7 @@ def train_row(state: TrainState, *, epoch: int, made: int, trained: float, secon
 
 
 def kept(state: TrainState) -> tuple[int, Params]:
-    """The parameters that a run ends with, and their step."""
+    """The step and the parameters to keep: the best validated, or else the last."""
     if state.best_params is None or int(state.verdict.step) == 0:
         return int(state.step), state.judged
     return int(state.verdict.best_step), state.best_params
@@ -62,15 +62,15 @@ def result(
     splits: Mapping[str, Row],
     seconds: float,
 ) -> Row:
-    """What result.json holds.
+    """The contents of result.json.
 
     Args:
-      config: resolved.
-      state: the last one.
-      rows: of metrics.jsonl.
-      status: how the run ended.
-      splits: the figures of the kept parameters, where they were taken.
-      seconds: of all updates.
+      config: the resolved config.
+      state: the last state.
+      rows: the rows of metrics.jsonl.
+      status: how the run ended, for example "finished".
+      splits: metrics of the kept parameters by split; empty if the run did not finish.
+      seconds: seconds taken by all updates.
     """
     (parameters_step, params), step = kept(state), int(state.step)
     vectors = {
@@ -94,6 +94,6 @@ def result(
 
 
 def _speed(rows: Sequence[Row]) -> float:
-    """Training tokens a second: the median over the records, one of which compiles."""
+    """Training tokens per second: the median over the records, because the first compiles."""
     speeds = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
     return float(np.median(speeds)) if speeds else 0.0

@@ -1,4 +1,4 @@
-"""The pretrained word vectors that a run begins with."""
+"""The pretrained word vectors for the initial embedding of a run."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lm_jax.data.vectors import Vectors, read_vectors
 
 
 def pretrained(config: Config, corpus: Corpus) -> Vectors | None:
-    """The vectors that a fresh run begins with, where its config names some."""
+    """The pretrained vectors named by the config, for a new run; None if there are none."""
     model = config.model
     if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
         return None

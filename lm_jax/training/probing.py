@@ -1,4 +1,4 @@
-"""The gradient study of a run: how far its gradient reaches, and what its next updates would do."""
+"""The gradient analysis of a run: the reach of the gradient, the effect of the next updates."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -29,20 +29,20 @@ from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
 from lm_jax.trees import norm
 
-BATCHES = 8  # updates that are looked at
-LANES = 4  # of the text that is looked at
-LONGEST = 64  # tokens of the chunk and of the sentence, if nothing else is asked for
+BATCHES = 8  # number of updates to analyse
+LANES = 4  # default number of sequences in the chunk
+LONGEST = 64  # most tokens of the chunk and of the sentence, by default
 
 
 class Probe(NamedTuple):
-    """What the gradient tools say of a run."""
+    """Results of the gradient tools for a run."""
 
     step: int
-    """Updates made before the ones that are looked at."""
+    """Step before the first analysed update."""
     parameters_step: int
-    """Of the parameters whose reach is measured."""
+    """Step of the parameters used to measure the reach."""
     spike: Spike | None
-    """The update at which the loss rose most, where it was looked for."""
+    """The update that raised the loss most; None unless `step="spike"` was given."""
     length: int
     """T of the chunk."""
     lanes: int
@@ -62,27 +62,27 @@ def probe(
     seed: int = 0,
     text: str | Sequence[str] | None = None,
 ) -> Probe:
-    """How a run's gradient travels through a text, and what its next updates would do.
+    """Measure the reach of a run's gradient through a text, and the effect of its next updates.
 
-    A run on sequences that are drawn is looked at on some that it has never read, whole; the credit
-    map is of the first.
+    A run on generated sequences is analysed on whole held-out sequences; the credit map then reads
+    the first sequence.
 
     Args:
-      run: a recurrent model, trained, or stopped on the way; it is only read.
-      step: the update before which all is looked at, from 0 to `run.step`, replayed; "spike": that
-        at which the loss rose most; None: the reach is that of the run's kept parameters, and the
-        updates are those after its last one.
-      tokens: [N] of the text that is looked at; None: the run's validation text.
-      sentence: for the credit map; None: the text's first line of a fair length.
-      length: T; None: that of the run's updates, 64 at most.
-      lanes: B; 100 at most where sequences are drawn.
-      seed: of whatever is drawn.
-      text: with `data.source=memory`, what `lm_jax.train` was given.
+      run: the run of a recurrent model, finished or stopped; its files do not change.
+      step: the step to analyse, from 0 to `run.step`; its state is replayed. With "spike", the
+        step before the update that raised the loss most. With None, the reach is measured with the
+        run's kept parameters, and the updates follow the run's last update.
+      tokens: [N], the text to analyse; None for the run's validation text.
+      sentence: the sentence of the credit map; None for the text's first line of 32 tokens or more.
+      length: T; None for the length of the run's updates, at most 64.
+      lanes: B; at most 100 for generated sequences.
+      seed: seed of the random probes and samples.
+      text: with `data.source=memory`, the text given to `lm_jax.train`.
 
     Raises:
       UserError: the model has no recurrent state; a number is out of range; the text or the
-        sentence is too short; the sentence is no Unicode; tokens, sentence or length are given for
-        sequences that are drawn; as `lm_jax.training.state_at`.
+        sentence is too short; the sentence is not Unicode; tokens, sentence or length are given for
+        generated sequences; as `lm_jax.training.state_at`.
     """
     check_seed(seed)
     drawn = run.config.data.drawn
@@ -130,7 +130,7 @@ def probe(
 def _of_text(
     run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, lanes: int
 ) -> tuple[passage.Chunk, Batch]:
-    """The chunk and the sentence of a text that are looked at."""
+    """The chunk of a text to analyse, and the sentence of the credit map."""
     vocabulary = run.vocabulary
     try:
         line = (
@@ -145,7 +145,7 @@ def _of_text(
 
 
 def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
-    """The first line of a text with at least half as many tokens as are shown, or its beginning."""
+    """The first line with at least LONGEST / 2 tokens, else the text; at most LONGEST tokens."""
     ends = np.flatnonzero(tokens == boundary) + 1
     for line in np.split(tokens, ends):
         if len(line) >= LONGEST // 2:
@@ -154,7 +154,7 @@ def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
 
 
 def _slope(config: Config) -> float | None:
-    """γ of an ungated network of one layer."""
+    """γ, the largest slope of the activation, of a one-layer Elman network; None for others."""
     model = config.model
     if isinstance(model, RNN) and model.cell == "elman" and model.layers == 1:
         return SLOPES[model.activation or "tanh"]
@@ -162,7 +162,7 @@ def _slope(config: Config) -> float | None:
 
 
 def _optimizer(work: Descent, state: TrainState) -> Apply:
-    """The step that the run's optimizer would take from its state, clipping left out."""
+    """The update of the run's optimizer from `state`, without clipping."""
     train = train_of(work.config)
     rate = learning_rate(train, state.step, state.step // work.epoch, state.verdict.cut)
 
@@ -171,5 +171,5 @@ def _optimizer(work: Descent, state: TrainState) -> Apply:
         changes, _ = rule.update(grads, opt_state, params)
         return optax.apply_updates(params, changes)
 
-    # Within a closure the state would be a constant of each program, in memory of its own.
+    # In a closure the state would be a constant of each program and take memory once more.
     return jax.tree_util.Partial(apply, state.opt_state, rate)

@@ -1,4 +1,4 @@
-"""The proof that the gradient of a config is right: a few tokens of its own text, in float64."""
+"""Gradient check of a config: all gradient methods on a few tokens of the text, in float64."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LANES, STEPS = 2, 8
 
 
 class Proof(NamedTuple):
-    """What was checked, and on what."""
+    """Results of a gradient check, and the size of the checked batch."""
 
     checks: list[Check]
     lanes: int
@@ -25,40 +25,40 @@ class Proof(NamedTuple):
     """T of the batch."""
     parameters: int
     precision: str
-    """`model.precision` of the config. What was checked is the model of float32 products, which in
-    float64 are not rounded at all."""
+    """`model.precision` of the config. The checked model has precision "float32"; in float64 the
+    products of this model are not rounded."""
 
     @property
     def holds(self) -> bool:
-        """Whether all routes agree."""
+        """True if all methods agree."""
         return all(check.agrees for check in self.checks)
 
 
 def prove(config: Config, *, text: str | None = None) -> Proof:
-    """Whether the routes to the gradient agree on a config's own model and text.
+    """Check that all gradient methods agree on the model and text of a config.
 
-    On the initial parameters and the first tokens of the first lanes, at most 8 of 2 lanes, or of a
-    task the last; the model as it is used, without dropout, the other noise of training and the
-    rounding of `model.precision`.
+    The check uses the initial parameters and at most 8 tokens of at most 2 sequences: the first
+    tokens of a text, or the last steps of a task. The model has no dropout, no other training noise
+    and no rounding by `model.precision`.
 
     Args:
-      config: what would be trained.
+      config: the config to check.
       text: as for `lm_jax.train`.
 
     Raises:
-      UserError: the config or the text will not do, or float64 is switched off.
+      UserError: the config or the text is not usable, or float64 is switched off.
     """
     train_of(config)
-    assert isinstance(config.model, Network)  # it is trained
+    assert isinstance(config.model, Network)  # because `train` is set
     precision = config.model.precision
-    model = dataclasses.replace(config.model, precision="float32")  # the other is refused
+    model = dataclasses.replace(config.model, precision="float32")  # `verify` refuses any other
     config = dataclasses.replace(config, model=model)
     config, corpus = prepared(config, text)
     vocab_size = len(corpus.vocabulary)
     params = init(config, vocab_size).params
     source, _ = feed_of(config, corpus, chunk_length(config)).at(0)
     whole = batch_of(config, source, 0)
-    # A task asks at the end of its sequences, behind which nothing is asked.
+    # The targets of a task are at the end of the sequences.
     first = max(config.data.steps - STEPS, 0) if config.data.drawn else 0
     seen = slice(first, first + STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))

@@ -1,10 +1,10 @@
-"""A run as it was: its state before any update, and the update at which its loss rose most.
+"""Replay of a run: the state before any update, and the update that raised the loss most.
 
-A run is a function of its config and its text, so any state it has been in is had again by going
-the same way from the newest checkpoint before it, or from the start: to the very same bits on the
-same machine, since how many updates the compiled loop makes at once changes none. What validation
-said on that way is not computed again but read from metrics.jsonl, and so is where records ended,
-for that may be asked for in another way when a run goes on. Nothing is written.
+A run is a function of its config and text. Repeating the updates from the newest earlier
+checkpoint, or from the start, therefore gives any earlier state again. On the same machine every
+bit is the same, because the number of updates per call of the compiled loop does not change the
+result. Validation losses are read from metrics.jsonl and not computed again. The steps of the
+records are also read there, since a resumed run may have another `log_every`. Nothing is written.
 """
 
 from collections.abc import Sequence
@@ -25,33 +25,34 @@ from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import after_validation, reset_metrics
 
-NEIGHBOURS = 2  # records on each side that a record's gradient norm is compared with
+NEIGHBOURS = 2  # a record's gradient norm is compared with this many records on each side
 
 
 class Spike(NamedTuple):
-    """An update that made the loss of its own batch rise."""
+    """An update and the loss of its own batch before and after."""
 
     step: int
-    """Updates made before it: `state_at(run, step)` is the state that it changed."""
+    """Number of updates made earlier: `state_at(run, step)` is the state before this update."""
     before: float
-    """Nats per token of the update's batch under the parameters before it."""
+    """Nats per token of the update's batch, under the parameters before the update."""
     after: float
-    """Of the same batch, from the same carry, under the parameters after it."""
+    """Nats per token of the same batch from the same carry, under the parameters after the
+    update."""
 
 
 def state_at(run: Run, step: int, *, text: str | Sequence[str] | None = None) -> TrainState:
-    """The state of a run just before one of its updates.
+    """The state of a run after `step` updates.
 
-    A validation or a record that was due there has been made.
+    A validation or a record due at this step is already included.
 
     Args:
-      run: one that is not being trained.
-      step: updates made, from 0, the state before the first, to `run.step`.
-      text: with `data.source=memory`, what `lm_jax.train` was given.
+      run: a run that no process is training now.
+      step: number of updates made, from 0 (before the first update) to `run.step`.
+      text: with `data.source=memory`, the text given to `lm_jax.train`.
 
     Raises:
-      UserError: the step is out of range; the run is not trained by gradients; its text cannot be
-        had, or has changed since.
+      UserError: the step is out of range; the run is not trained by gradients; the text of the run
+        is missing or has changed.
     """
     if not 0 <= step <= run.step:
         raise UserError(f"step={step} must be from 0 to the {run.step} updates of {run.run_dir}")
@@ -60,20 +61,21 @@ def state_at(run: Run, step: int, *, text: str | Sequence[str] | None = None) ->
 
 
 def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
-    """The update at which the loss rose most, of those that the run's records point to.
+    """The update that raised the loss most, among the updates of two conspicuous records.
 
-    Two records are looked into, each with the one before it: that whose mean nats lie highest above
-    the record's before it, and that whose largest gradient norm is the highest multiple of the
-    median of its neighbours'. All their updates are made again, one by one, and the rise of each is
-    taken on its own batch, as the model reads the text, so that one batch's being harder than the
-    next does not count.
+    The first is the record with the largest rise in mean nats over the previous record. The second
+    is the record whose largest gradient norm is the highest multiple of the median norm of the
+    neighbouring records. The updates of both records, and of the record before each, are made
+    again, one by one. The rise of an update is measured on the update's own batch, without dropout
+    or scheduled sampling. A difference in difficulty between batches therefore does not count.
 
     Args:
-      run: one that is not being trained.
-      text: with `data.source=memory`, what `lm_jax.train` was given.
+      run: a run that no process is training now.
+      text: with `data.source=memory`, the text given to `lm_jax.train`.
 
     Returns:
-      the first update of the highest rise; a loss that is no longer finite is the highest.
+      the update with the largest rise, the first in a tie; the change from a finite loss to NaN or
+      infinity is the largest rise.
 
     Raises:
       UserError: as for `state_at`, or the run has no record yet.
@@ -90,7 +92,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     found, state = [], None
     for step in _suspects(records):
         state = replayed(work, work.restored(step) if state is None else state, rows, step)
-        # A copy, for the update takes the state's buffers over.
+        # Copied, because the update consumes the state's buffers.
         seen = work.about(state)
         carry, batch = jax.tree.map(jnp.copy, seen)
         before = float(nats(state.params, carry, batch))
@@ -101,7 +103,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
 
 
 def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[Row]]:
-    """The process that a run was, on its text, and the rows of its metrics.jsonl.
+    """The trainer of a run, prepared on the run's text, and the rows of metrics.jsonl.
 
     Args and Raises: as `state_at`.
     """
@@ -118,7 +120,7 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[R
 
 
 def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> TrainState:
-    """The state after `step` updates, from an earlier one, which is consumed."""
+    """The state after `step` updates, replayed from `state`, an earlier state that is consumed."""
     done = {"train": int(state.step), "evaluation": int(state.verdict.step)}
     for row in rows:
         kind = row["kind"]
@@ -138,7 +140,7 @@ def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> Tr
 
 
 def _suspects(records: list[Row]) -> list[int]:
-    """The updates of the records that stand out, and of those before them."""
+    """The updates of the two conspicuous records, and of the record before each."""
     nats, norms = (
         np.array([_number(row[name]) for row in records]) for name in ("nats", "grad_norm_max")
     )
@@ -149,12 +151,12 @@ def _suspects(records: list[Row]) -> list[int]:
 
 
 def _difference(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """after - before, and -∞ where there was nothing left to rise from."""
+    """The difference `after - before`; -∞ if `before` is not finite."""
     return np.subtract(after, before, out=np.full(len(after), -np.inf), where=np.isfinite(before))
 
 
 def _multiples(norms: np.ndarray) -> np.ndarray:
-    """Each norm as a multiple of the median of the finite ones around it."""
+    """Ratio of each norm to the median of the finite, positive neighbours; 1 without any."""
     multiples = np.ones(len(norms))
     for n, norm in enumerate(norms):
         around = np.concatenate([norms[max(n - NEIGHBOURS, 0) : n], norms[n + 1 :][:NEIGHBOURS]])
@@ -165,5 +167,5 @@ def _multiples(norms: np.ndarray) -> np.ndarray:
 
 
 def _number(value: float | None) -> float:
-    """What is not finite was written down as null, and is more than any number."""
+    """The value, or infinity for null, NaN and the infinities (null in the file)."""
     return float("inf") if value is None or not np.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A run as programs see it, read from its directory."""
+"""A run loaded from a run directory, for use in programs."""
 
 import dataclasses
 import warnings
@@ -20,27 +20,29 @@ from lm_jax.training.checkpoint import Checkpoint, newest, restore
 
 
 class Run(NamedTuple):
-    """A run that was trained, or is being trained."""
+    """A finished run, or a run in training."""
 
     config: Config
     vocabulary: Vocabulary
     model: LanguageModel
     params: Params
-    """The best on validation; the last ones before the first validation or without keep_best."""
+    """The parameters with the lowest validation loss; the last parameters before the first
+    validation or without keep_best."""
     step: int
-    """Updates made when the newest checkpoint was saved."""
+    """Number of updates made at the newest checkpoint."""
     result: journal.Row | None
-    """result.json, or None where the run has not come to an end."""
+    """Contents of result.json, or None if the run has not ended."""
     run_dir: Path
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """A run from its directory, whether it has ended or not.
+    """Load a finished or unfinished run from a run directory.
+
+    If the file of a custom cell has changed, the model uses the present file, with a warning.
 
     Raises:
-      UserError: there is no run, or no checkpoint that is whole, or the file of its own cell is
-        gone. Where that file has changed, the model is that of the file as it is now, and a warning
-        says so.
+      UserError: the directory holds no run, or no intact checkpoint, or the file of the custom cell
+        is gone.
     """
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
@@ -57,7 +59,7 @@ def load_run(run_dir: str | Path) -> Run:
 
 
 def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str, Any]:
-    """The step, and the parameters that the run has kept; nothing else is read."""
+    """The step and the kept parameters; nothing else is read from the checkpoint."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     found = saved.restored({"step": step, "verdict": {"step": step}}, part=True)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -71,7 +73,7 @@ def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str,
 
 
 def _as_it_is_now(model: Model, run_dir: Path) -> Model:
-    """The model's settings with the file of its own cell as it is, and a warning if it changed."""
+    """The model's settings with the present file of a custom cell; warn if the file changed."""
     if not isinstance(model, RNN) or model.cell_sha256 is None:
         return model
     found = sha256_of(model.cell)

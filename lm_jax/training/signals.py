@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM from a scheduler, SIGINT from the keyboard."""
+"""Stop signals: SIGTERM from a scheduler, SIGINT from the keyboard."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once.
+    """Collect SIGTERM and SIGINT in a list; a second SIGINT raises KeyboardInterrupt at once.
 
-    Outside the main thread, where Python allows no handlers, the list stays empty.
+    Outside the main thread Python allows no handlers, and the list stays empty.
     """
     received: list[signal.Signals] = []
 

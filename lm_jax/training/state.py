@@ -1,4 +1,4 @@
-"""What a run is between two updates, all of which a checkpoint holds, and how its parts go on."""
+"""The whole state of a run between two updates, as saved in a checkpoint, and the update rules."""
 
 from typing import NamedTuple, cast
 
@@ -13,68 +13,67 @@ from lm_jax.models.base import Carry, Params
 class Record(NamedTuple):
     """Statistics of the steps since the last record was written.
 
-    Losses and norms are kept as means: a sum of many loses its digits one after another, and may be
-    beyond the largest float.
+    Losses and norms are kept as running means: a long sum loses precision and may overflow.
     """
 
     steps: Int[Array, ""]
     low_high: UInt32[Array, "2"]
-    """Number of tokens as two integers of 32 bits, the low one first; see `tokens`."""
+    """Number of tokens as two 32-bit integers, low half first; see `tokens`."""
     nats: Float[Array, ""]
-    """Mean over the tokens."""
+    """Mean loss per token."""
     grad_norm: Float[Array, ""]
-    """Mean."""
+    """Mean norm of the gradient before clipping, over the steps."""
     grad_norm_max: Float[Array, ""]
     clipped_norm: Float[Array, ""]
-    """Mean of the norm after clipping."""
+    """Mean norm of the gradient after clipping, over the steps."""
     clipped: Int[Array, ""]
-    """Steps on which clipping changed the gradient."""
+    """Number of steps with a gradient changed by clipping."""
     learning_rate: Float[Array, ""]
     """Learning rate of the last step."""
     deltas: Float[Array, " T"] | None
-    """Mean ‖δ_t‖ at each step of the chunk (`Estimator.watched`); None where it is not watched."""
+    """Mean ‖δ_t‖ at each time step of the chunk (`Estimator.watched`); None if not asked for."""
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, read on the host."""
+        """Number of tokens, as an integer on the host."""
         low, high = (int(part) for part in self.low_high)
         return low + (high << 32)
 
 
 class Verdict(NamedTuple):
-    """What the validations so far amount to."""
+    """Statistics of all validations, for early stopping and the plateau schedule."""
 
     step: Int[Array, ""]
-    """The last step judged."""
+    """Step of the last validation."""
     best_nats: Float[Array, ""]
-    """Lowest mean nats per token so far."""
+    """Lowest mean nats per token."""
     best_step: Int[Array, ""]
     stale: Int[Array, ""]
-    """Validations since the best one."""
+    """Number of validations since the best validation."""
     waited: Int[Array, ""]
-    """Validations since the best one or the last cut of the learning rate."""
+    """Number of validations since the best validation or the last cut of the learning rate."""
     cut: Float[Array, ""]
-    """Product of the cuts of the learning rate."""
+    """Factor on the learning rate: the product of all cuts."""
 
 
 class Average(NamedTuple):
-    """The mean of the parameters since validation stopped getting better (`ASGD`)."""
+    """Mean of the parameters since the validation loss stopped improving (`ASGD`)."""
 
     params: Params
-    """The mean; until it begins, the parameters themselves."""
+    """The mean; before averaging begins, the current parameters."""
     begun: Int[Array, ""]
-    """The step whose parameters are the first in the mean; 0 before it begins."""
+    """Step of the first parameters in the mean; 0 before averaging begins."""
     recent: Float[Array, " n"]
-    """Mean nats of the last n validations, the newest last."""
+    """Mean nats of the last n validations, newest last."""
     older: Float[Array, ""]
-    """The lowest of all validations before those."""
+    """Lowest mean nats of all validations before `recent`."""
 
 
 class TrainState(NamedTuple):
-    """All that a run is, between two steps."""
+    """The whole state of a run between two steps."""
 
     step: Int[Array, ""]
-    """Updates made."""
+    """Number of updates made."""
     params: Params
     opt_state: optax.OptState
     carry: Carry
@@ -82,13 +81,13 @@ class TrainState(NamedTuple):
     record: Record
     verdict: Verdict
     best_params: Params | None
-    """Parameters that were best on validation; None where they are not kept."""
+    """Parameters with the lowest validation loss; None without `train.keep_best`."""
     average: Average | None
-    """None where there is none."""
+    """None unless the optimizer is `ASGD`."""
 
     @property
     def judged(self) -> Params:
-        """The parameters that validation sees."""
+        """The parameters to validate: the average with `ASGD`, else the current parameters."""
         return self.params if self.average is None else self.average.params
 
 
@@ -103,7 +102,7 @@ def empty_average(params: Params, patience: int) -> Average:
 
 
 def averaged(state: TrainState, params: Params) -> Average:
-    """The average with the parameters of one more step in it."""
+    """The average with the new parameters of one more step."""
     average = cast(Average, state.average)
     count = jnp.where(average.begun > 0, state.step + 2 - average.begun, 1)
     mean = jax.tree.map(lambda mean, new: mean + (new - mean) / count, average.params, params)
@@ -111,7 +110,7 @@ def averaged(state: TrainState, params: Params) -> Average:
 
 
 def looked_at(average: Average, step: Array, nats: Array) -> Average:
-    """The average after a validation, which may begin it (Merity et al., 2018, algorithm 1)."""
+    """The average after a validation; averaging may begin (Merity et al., 2018, algorithm 1)."""
     begins = (average.begun == 0) & (nats > average.older)
     return average._replace(
         begun=jnp.where(begins, step, average.begun),
@@ -121,7 +120,7 @@ def looked_at(average: Average, step: Array, nats: Array) -> Average:
 
 
 def empty_record(watched: int | None = None) -> Record:
-    """A record of no steps, with δ_t of a chunk of so many steps, or without."""
+    """An empty record; `watched` is the number of time steps in `deltas`."""
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
     deltas = None if watched is None else jnp.zeros(watched)
     return Record(none, jnp.zeros(2, jnp.uint32), zero, zero, zero, zero, none, zero, deltas)
@@ -138,7 +137,7 @@ def add(
     rate: Array,
     deltas: Array | None = None,
 ) -> Record:
-    """A record with one more step in it."""
+    """The record with one more step added."""
     steps = record.steps + 1
     more = tokens.astype(jnp.uint32)
     low = record.low_high[0] + more

@@ -1,17 +1,17 @@
 """The training step: pure functions of (config, state, source), and a compiled loop of steps.
 
-A config is a pytree. Its numbers (learning rate, thresholds, seed) are arguments of the functions
-compiled here, and so is the number of steps that the loop runs. Therefore another learning rate
-compiles nothing, and the place where a run is stopped and resumed changes neither what is compiled
-nor a single bit of the result. The `TrainState` holds everything that a step reads besides the
-config and the text, and a checkpoint holds the `TrainState`.
+A config is a pytree. The numbers of the config (learning rate, thresholds, seed) and the number of
+steps of the loop are arguments of the functions compiled here. Therefore another learning rate
+compiles nothing. A run may also be stopped and resumed at any step without a new compilation and
+without changing a bit of the result. A step reads only the config, the text and the `TrainState`,
+and a checkpoint holds the `TrainState`.
 
-Arguments that the functions share:
+Arguments of several functions:
 
-- config: resolved (`lm_jax.config.resolve`); its numbers may be tracers.
+- config: resolved (`lm_jax.config.resolve`); numbers may be tracers.
 - source: the tokens on the device (`lm_jax.data.batches`).
 - vocab_size: V.
-- mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`); None for one.
+- mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`), or None.
 """
 
 import enum
@@ -46,7 +46,7 @@ SHARED = ("vocab_size", "mesh")
 
 
 class Draw(enum.IntEnum):
-    """Uses of the seed; each folds a number of its own into the key."""
+    """Uses of the seed; each use folds another number into the key."""
 
     INIT = 0
     ORDER = 1
@@ -72,7 +72,7 @@ def init(
     Args:
       config: see above.
       vocab_size: V.
-      vectors: pretrained embedding; None: drawn like any other parameter.
+      vectors: pretrained embedding; None to initialize the embedding like any other parameter.
       mesh: see above.
     """
     train, model = train_of(config), _model(config, vocab_size)
@@ -106,11 +106,11 @@ def run_until(
 ) -> TrainState:
     """The state after `stop` updates, or after the first update whose loss is not finite.
 
-    The state given is consumed.
+    The given state is consumed.
     """
 
     def goes_on(state: TrainState) -> Array:
-        # The loop ends at the first non-finite loss, wherever the host looks at the state next.
+        # The loop ends at the first non-finite loss, whenever the host looks at the state next.
         return (state.step < stop) & jnp.isfinite(state.record.nats)
 
     def one_more(state: TrainState) -> TrainState:
@@ -184,11 +184,11 @@ def update(
 def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) -> TrainState:
     """The state with the result of a validation: best parameters, patience, plateau, averaging.
 
-    The state given is consumed.
+    The given state is consumed.
 
     Args:
       config: see above.
-      state: whose parameters were validated.
+      state: the state whose parameters were validated.
       nats: mean loss per token of the validation split.
     """
     schedule, verdict = train_of(config).schedule, state.verdict
@@ -216,7 +216,7 @@ def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def reset_metrics(config: Config, state: TrainState) -> TrainState:
-    """The state with an empty record. The state given is consumed."""
+    """The state with an empty record. The given state is consumed."""
     return state._replace(record=empty_record(_watched(config)))
 
 
@@ -231,12 +231,12 @@ def peek_batch(
 
 @functools.partial(jax.jit, static_argnames=SHARED, donate_argnames="state")
 def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
-    """The state laid out over the devices. The state given is consumed."""
+    """The state sharded over the devices. The given state is consumed."""
     return _shard(config, state, vocab_size, mesh)
 
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
-    """The batch that update number `step` + 1 reads."""
+    """The batch of update number `step` + 1."""
     steps = config.data.steps if config.data.drawn else chunk_length(config)
     return batch_at(source, step, steps, _key(config, Draw.ORDER))
 
@@ -250,7 +250,7 @@ def chunk_length(config: Config) -> int:
 def eval_model(config: Config, vocab_size: int) -> LanguageModel:
     """The model of a config, to be evaluated but not to be initialized.
 
-    Configs that differ in numbers alone have one model, and therefore one compiled evaluation.
+    Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """
     return _eval_model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
@@ -282,6 +282,6 @@ def _key(config: Config, draw: Draw, step: Int[Array, ""] | None = None) -> Arra
 
 
 def _watched(config: Config) -> int | None:
-    """Number of steps at which ‖δ_t‖ is recorded; None: at none."""
+    """Number of time steps with a recorded ‖δ_t‖; None if the run records none."""
     probe = train_of(config).probe
     return chunk_length(config) if isinstance(probe, LiveProbe) and probe.deltas else None
