@@ -30,18 +30,18 @@ from lm_jax.experiment import (
     load_experiment,
     with_kinds,
 )
-from lm_jax.report.map import write_sweep
-from lm_jax.report.printed import (
+from lm_jax.report.probe_page import write_study
+from lm_jax.report.score_table import (
     show_beam,
     show_exposure,
     show_samples,
     show_score,
     show_stream,
 )
-from lm_jax.report.study import write_study
 from lm_jax.report.sweep import show_plan, show_sweep
+from lm_jax.report.sweep_page import write_sweep
+from lm_jax.report.sweep_progress import SweepDisplay
 from lm_jax.report.terminal import Display, show_probe, show_proof, show_result, waiting
-from lm_jax.report.watching import SweepDisplay
 from lm_jax.settings import UserError, digest, nearest
 from lm_jax.sweeps import Halving, executor_called, plan
 from lm_jax.sweeps.processes import cores_here
@@ -83,7 +83,7 @@ def train_command(default: Config) -> Callable[..., int]:
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
             return 1
-        if not config.data.drawn:
+        if not config.data.generated:
             text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
             print(f"\na sample:\n\n{text.strip()}\n")
         print(run_dir)
@@ -111,7 +111,7 @@ def divide_cpu(devices: int) -> None:
 def display_of(name: str, config: Config) -> Display:
     """Make the progress display of a run."""
     train = config.train
-    unit = "squared error" if config.data.real else "nats a token"
+    unit = "squared error" if config.data.regression else "nats a token"
     return Display(name, train.steps, train.epochs, unit) if train else Display(name, 0)
 
 
@@ -320,7 +320,9 @@ def score(
             weight, flatness = filled(remembering, weight=0.1, flatness=0.1).values()
             scorer = inference.cache(run.model, size=cache, weight=weight, flatness=flatness)
         else:
-            scorer = inference.static(run.model, inference.stretch_length(len(run.vocabulary)))
+            scorer = inference.parallel_scorer(
+                run.model, inference.stretch_length(len(run.vocabulary))
+            )
         blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
@@ -431,7 +433,7 @@ def sample(
       mix_weight: share of the first run in the mixture; 0.5 if not given.
     """
     only_with("--mix", mix, **{"mix-weight": mix_weight})
-    wishes = {
+    options = {
         "count": count,
         "temperature": temperature,
         "top_k": top_k,
@@ -439,7 +441,7 @@ def sample(
         "min_p": min_p,
         "seed": seed,
     }
-    drawn = filled(wishes)
+    drawn = filled(options)
     if beam is not None and drawn:
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
     run = mixed(reading_text(run_dir), mix, mix_weight)
@@ -480,7 +482,7 @@ def probe(
       seed: seed of the random directions and of the model's own tokens.
     """
     run = lm_jax.load_run(run_dir)
-    if text is not None and run.config.data.drawn:
+    if text is not None and run.config.data.generated:
         raise UserError(f"--text={text}: {run_dir} was trained on sequences that are drawn")
     # Python reads no integer of thousands of digits.
     if step not in (None, "spike") and not (step.isdecimal() and len(step) < 19):

@@ -160,7 +160,7 @@ def against_ourselves(rounds: int) -> list[Row]:
 
     text = texts.splits(config.data)["train"]
     tokens = corpus.train.tokens
-    static = inference.static(model, inference.stretch_length(len(vocabulary)))
+    static = inference.parallel_scorer(model, inference.stretch_length(len(vocabulary)))
     ways = {
         "training's forward half": forward(model, params, config, tokens, vocabulary.boundary),
         "scored line by line": lambda: list(inference.line_blocks(model, params, vocabulary, text)),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loss [--rounds N] [--rows PATTERN]
 
-`lm_jax.models.fused.total_nats`, against Optax's cross-entropy on all logits, and against PyTorch's
+`fused_cross_entropy`, against Optax's cross-entropy on all logits, and against PyTorch's
 cross-entropy on a linear layer, if PyTorch is installed. 700 targets, W [H, V], the gradient with
 respect to W, b and h. Each side runs in a separate process; the processes make a call in turn,
 A B A B. The table has the median time over the rounds, and the peak memory of the process minus the
@@ -45,7 +45,7 @@ def make_ours(V: int, H: int) -> Callable[[], float]:
 
     W, b, h, y = (jnp.asarray(a) for a in inputs(V, H))
     mask = jnp.ones(TARGETS, bool)
-    both = jax.jit(jax.value_and_grad(fused.total_nats, (0, 1, 2)))
+    both = jax.jit(jax.value_and_grad(fused.fused_cross_entropy, (0, 1, 2)))
     return lambda: float(jax.block_until_ready(both(W, b, h, y, mask))[0])
 
 

@@ -18,7 +18,7 @@ from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
-from lm_jax.training.devices import mesh_of
+from lm_jax.training.devices import make_mesh
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
 
@@ -77,7 +77,7 @@ def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
 def updates(size: Size, devices: int) -> Way:
     """Make whole training steps on a given number of devices."""
     config = config_of(size)
-    V, mesh = size.vocabulary, mesh_of(devices, config.data.batch_size)
+    V, mesh = size.vocabulary, make_mesh(devices, config.data.batch_size)
     lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
     source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
 

@@ -41,8 +41,8 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
-from lm_jax.studies.live import Answers, live
-from lm_jax.training.feed import source_of
+from lm_jax.studies.live import Measurements, live
+from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until
 from lm_jax.trees import norm
@@ -112,7 +112,7 @@ def check_deltas(plain: Training, watching: Training) -> None:
     demand("the deltas and autodiff's", explicit, full, 1e-3)
 
 
-def check_answers(probe: LiveProbe, training: Training, answers: Answers) -> None:
+def check_answers(probe: LiveProbe, training: Training, answers: Measurements) -> None:
     """Checks the spectra against NumPy, and the gradient by lag against autodiff."""
     params, carry, batch = training.next()
     W = np.asarray(params["layers"][0]["W_hh"], float)
@@ -127,7 +127,7 @@ def by_autodiff(
     probe: LiveProbe, training: Training, params: Params, carry: Carry, batch: Any
 ) -> jax.Array:
     """Compute ‖g_l‖ by autodiff with respect to separate parameters for every time step."""
-    lane = g.one_lane(training.model)
+    lane = g.single_example(training.model)
     lanes = probe.lanes
     steps = batch.x.shape[0]
 
@@ -178,7 +178,7 @@ def while_training(rounds: int) -> Row:
     plain = Training(config, corpus)
     watching = Training(replace(config, train=replace(train, probe=DELTAS)), corpus)
     probe, questions = LiveProbe(), live(LiveProbe(), plain.model)
-    answers: list[Answers] = []
+    answers: list[Measurements] = []
 
     def ask() -> None:
         answers.append(jax.block_until_ready(questions(*at)))

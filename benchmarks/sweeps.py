@@ -25,7 +25,7 @@ from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
 from lm_jax.config import RNN, Config, Data, Train, resolve
 from lm_jax.data.batches import streams
-from lm_jax.sweeps.mapped import Lanes
+from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training.step import init, run_until
 
 ROOT = Path(__file__).parent.parent
@@ -70,11 +70,11 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
         )
         source = streams(tokens, 0, batch)
         configs = [replace(config, seed=n) for n in range(TRIALS)]
-        lanes = Lanes(V, source, TRIALS)
-        lanes.put([init(each, V) for each in configs], configs)
+        lanes = VmappedRuns(V, source, TRIALS)
+        lanes.stack([init(each, V) for each in configs], configs)
         reached, alone = 0, init(config, V)
 
-        def beside(updates: int, lanes: Lanes = lanes) -> None:
+        def beside(updates: int, lanes: VmappedRuns = lanes) -> None:
             nonlocal reached
             reached += updates
             lanes.advance([reached] * TRIALS)

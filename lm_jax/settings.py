@@ -2,9 +2,10 @@
 
 A settings object is a JAX pytree. The type of each field says what the field is:
 
-- `Number`, `Scale`, `Rate`, `Chance`, `Weight`, `Count`, `Seed`: a number that changes no shape.
-  The number is a leaf, so a function compiled by `jax.jit` takes the number as an argument:
-  another value compiles nothing, and `jax.vmap` maps the function over stacked configs.
+- `Positive`, `PositiveFinite`, `UnitInterval`, `Probability`, `NonNegative`, `Count`,
+  `PositiveCount`, `Seed`: a number that changes no shape. The number is a leaf, so a function
+  compiled by `jax.jit` takes the number as an argument: another value compiles nothing, and
+  `jax.vmap` maps the function over stacked configs.
 - Nested settings: a subtree.
 - `Adjustable`: a field that may change when a run goes on; any other change makes another run. No
   compiled function reads the field, and the pytree leaves the field out.
@@ -38,7 +39,7 @@ Settings = TypeVar("Settings")
 
 
 class UserError(ValueError):
-    """A mistake in a flag, a config, a corpus or a run directory, told in one line."""
+    """A one-line message about a mistake in a flag, a config, a corpus or a run directory."""
 
 
 class Mark(enum.Enum):
@@ -57,11 +58,13 @@ def _in_float32(value: float) -> float:
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 # Not strict, so that the string that JSON needs for an infinite threshold is read back.
-Number = Annotated[float, Mark.LEAF, Field(gt=0, strict=False)]
-Scale = Annotated[float, Mark.LEAF, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
-Rate = Annotated[float, Mark.LEAF, Field(ge=0, le=1)]
-Chance = Annotated[float, Mark.LEAF, Field(ge=0, lt=1)]
-Weight = Annotated[float, Mark.LEAF, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Mark.LEAF, Field(gt=0, strict=False)]
+PositiveFinite = Annotated[
+    float, Mark.LEAF, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)
+]
+UnitInterval = Annotated[float, Mark.LEAF, Field(ge=0, le=1)]
+Probability = Annotated[float, Mark.LEAF, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Mark.LEAF, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**31)]
 PositiveCount = Annotated[int, Mark.LEAF, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**32)]
@@ -91,7 +94,7 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
 
 def _register(kind: type) -> None:
-    """Register a settings class as a pytree; the head of this module says of what leaves."""
+    """Register a settings class as a pytree with the leaves named at the head of this module."""
     marks = {name: set(_marks(hint)) for name, hint in _hints(kind).items()}
     leaves = [
         name
@@ -120,7 +123,7 @@ def _register(kind: type) -> None:
 
 
 def _typed(name: str, config: Any) -> Any:
-    """A leaf; a Python number becomes a NumPy scalar, whose type JAX does not take for weak."""
+    """The value of a field; a Python number becomes a NumPy scalar, to have no weak type in JAX."""
     value = getattr(config, name)
     if type(value) is int:
         return np.uint32(value) if name == "seed" else np.int64(value)
@@ -128,9 +131,9 @@ def _typed(name: str, config: Any) -> Any:
 
 
 def alternatives(kind: type, path: str) -> dict[str, type]:
-    """The classes that may stand at a dotted path of some settings, by their `kind`.
+    """The alternative classes at a dotted path of a settings class, by `kind`.
 
-    Nothing, where the path names no field or one without alternatives.
+    Empty if the path names no field, or a field without alternatives.
     """
     classes = [kind]
     for name in path.split("."):
@@ -140,7 +143,7 @@ def alternatives(kind: type, path: str) -> dict[str, type]:
 
 
 def _classes(hint: Any) -> Iterator[type]:
-    """The classes of settings that a type allows."""
+    """The settings classes in a type."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         yield hint
     for member in typing.get_args(hint):
@@ -148,7 +151,7 @@ def _classes(hint: Any) -> Iterator[type]:
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
-    """Every field of a config that is no config itself: dotted path, value, marks."""
+    """Dotted path, value and marks of every field of a config, nested fields included."""
     hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -169,27 +172,29 @@ def _marks(hint: Any) -> Iterator[Mark]:
 
 
 def marks_at(kind: type, path: str) -> frozenset[Mark] | None:
-    """The marks that the field at a dotted path of some settings has, whatever kinds stand there.
+    """The marks of the field at a dotted path, common to all alternatives at the path.
 
-    None, where no alternative has such a field.
+    None if no alternative has a field there.
     """
     found = [frozenset(_marks(hint)) for hint in _hints_at(kind, path)]
     return frozenset.intersection(*found) if found else None
 
 
 def words_at(kind: type, path: str) -> list[str]:
-    """The words that the field at a dotted path takes, None left out; True and False are those of a
-    truth value. Empty if its type lists none."""
+    """The words accepted by the field at a dotted path, without None; empty if any word will do.
+
+    A bool accepts True and False.
+    """
     return list(dict.fromkeys(word for hint in _hints_at(kind, path) for word in words_of(hint)))
 
 
 def types_at(kind: type, path: str) -> set[Any]:
-    """The plain types that the field at a dotted path takes, `type(None)` among them."""
+    """The plain types accepted by the field at a dotted path, perhaps with `type(None)`."""
     return {plain for hint in _hints_at(kind, path) for plain in plain_types(hint)}
 
 
 def plain_types(hint: Any) -> Iterator[Any]:
-    """The types that a type is a union of, without what is annotated."""
+    """The members of a union, without annotations."""
     if typing.get_origin(hint) is Annotated:
         yield from plain_types(hint.__origin__)
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -200,7 +205,7 @@ def plain_types(hint: Any) -> Iterator[Any]:
 
 
 def words_of(hint: Any) -> Iterator[str]:
-    """The words that a type consists of, None left out."""
+    """The words of a literal type, without None."""
     if hint is bool:
         yield from ("True", "False")
     elif typing.get_origin(hint) is Literal:
@@ -211,7 +216,7 @@ def words_of(hint: Any) -> Iterator[str]:
 
 
 def _hints_at(kind: type, path: str) -> list[Any]:
-    """The types of the field at a dotted path, whatever kinds stand there."""
+    """The types of the field at a dotted path, for all alternatives at the path."""
     *parents, name = path.split(".")
     classes = [kind]
     for parent in parents:
@@ -235,9 +240,9 @@ def replace_at(config: Settings, path: str, value: Any) -> Settings:
 
 
 def differences(old: Any, new: Any, *, adjustable: bool = True) -> list[str]:
-    """The fields in which two configs differ, a line each: `train.steps: 100 -> 200`.
+    """A line for each field that differs between two configs: `train.steps: 100 -> 200`.
 
-    With `adjustable=False`, those that may change when a run goes on are passed over.
+    With `adjustable=False`, without the fields marked `Mark.ADJUSTABLE`.
     """
     before = {path: value for path, value, _ in fields(old)}
     after = {path: value for path, value, _ in fields(new)}
@@ -252,7 +257,7 @@ def differences(old: Any, new: Any, *, adjustable: bool = True) -> list[str]:
 
 
 def digest(config: Any) -> str:
-    """A short name of the run: hex digits that depend on every field but the adjustable ones."""
+    """A short name of the run: hex digits from all fields except the adjustable ones."""
     kept = {
         path: repr(value) for path, value, marks in fields(config) if Mark.ADJUSTABLE not in marks
     }
@@ -262,19 +267,19 @@ def digest(config: Any) -> str:
 def to_json(config: Any) -> str:
     """Settings as indented JSON with a version; `from_json` gives the equal settings back.
 
-    What is not finite goes as a string, "Infinity", for JSON has no number for it.
+    JSON has no infinite numbers: infinity becomes the string "Infinity".
     """
     values = json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
     return json.dumps({"version": VERSION, **values}, indent=2) + "\n"
 
 
 def from_json(kind: type[Settings], text: str, name: str) -> Settings:
-    """The settings that `to_json` wrote.
+    """The settings in a text written by `to_json`.
 
     Args:
       kind: the class of settings.
       text: JSON.
-      name: what to call the text in an error, such as a file's path.
+      name: name of the text in an error message, such as a file's path.
 
     Raises:
       UserError: the text holds no such settings, or of another version; names the key.
@@ -293,7 +298,7 @@ def parsed(text: str | bytes, name: str, kind: Any = dict[str, Any]) -> Any:
 
     Args:
       text: JSON, bytes in UTF-8.
-      name: what to call the text in an error, such as a file's path.
+      name: name of the text in an error message, such as a file's path.
       kind: the type that the value must have, as pydantic checks it.
 
     Raises:
@@ -314,7 +319,7 @@ def parsed(text: str | bytes, name: str, kind: Any = dict[str, Any]) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value that was read from JSON is of a type, as pydantic checks it."""
+    """True if a value from JSON has a type, checked by pydantic."""
     try:
         _adapter(kind).validate_python(value, strict=True)
     except pydantic.ValidationError:
@@ -326,14 +331,14 @@ _adapter = functools.lru_cache(pydantic.TypeAdapter)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it, where it is a number of NumPy or a tuple."""
+    """The value with lists for tuples and Python numbers for NumPy numbers, as in JSON."""
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
 
 def explain(error: pydantic.ValidationError, kind: type) -> str:
-    """One line for refused settings: the first field that does not fit, and why."""
+    """The one-line message for refused settings: the first wrong field, and why."""
     first = error.errors(include_url=False)[0]
     known = {part for path in paths(kind) for part in path.split(".")}
     path = [str(part) for part in first["loc"]]
@@ -358,7 +363,7 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A refused value in an error, cut where it is long."""
+    """A refused value for an error message, shortened if long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a deep list
@@ -367,11 +372,11 @@ def _shown(value: Any) -> str:
 
 
 Needs = tuple[tuple[str, str], ...]
-"""Which alternatives must be chosen at which paths, from the top down."""
+"""Pairs (path, kind) of the alternatives to choose, from the top down."""
 
 
 def paths(kind: type) -> dict[str, list[Needs]]:
-    """Every dotted path that settings may have, and the choices that each can be had by."""
+    """Every dotted path of a settings class, with the choices that give the path a field."""
     found: dict[str, list[Needs]] = {}
     _collect(kind, "", (), found)
     return found
@@ -389,18 +394,18 @@ def _collect(kind: type, prefix: str, needs: Needs, found: dict[str, list[Needs]
 
 
 def last_of(path: str) -> str:
-    """The name by which a field is known: its last part, or that before `.kind`."""
+    """The last part of a path, or the part before `.kind`."""
     return path.removesuffix(".kind").rpartition(".")[2]
 
 
 def named_so(name: str, known: Iterable[str]) -> str | None:
-    """The path whose last part is a name, the shortest where there are several."""
+    """The shortest path with the given last part."""
     same = [path for path in known if last_of(path) == name]
     return min(same, key=lambda path: path.count("."), default=None)
 
 
 def nearest_field(typed: str, kind: type) -> str:
-    """`"; did you mean 'x'?"` for the field that a name means, by its last part or by letters."""
+    """`"; did you mean 'x'?"` with the field closest to a wrong name, or nothing."""
     known, last = list(paths(kind)), plainly(last_of(typed))
     found = named_so(last, known)
     if found is None and (meant := setting_meant(last)):
@@ -417,7 +422,7 @@ def nearest_field(typed: str, kind: type) -> str:
 
 
 def nearest_value(path: str, value: Any, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the value that one means, of the field or of another one."""
+    """`"; did you mean 'x'?"` with a known synonym of a wrong value, or nothing."""
     meant = value_meant(path, value, known) if isinstance(value, str) else None
     if meant is None:
         return ""
@@ -426,7 +431,7 @@ def nearest_value(path: str, value: Any, known: Iterable[str]) -> str:
 
 
 def as_fields(meant: Iterable[tuple[str, str | None]]) -> str:
-    """What was meant as a program would have it: `model.cell='lstm'`."""
+    """Settings as a program writes them: `model.cell='lstm'`."""
     said = [
         repr(path) if value is None else f"{path}={value if value.isdigit() else repr(value)}"
         for path, value in meant
@@ -435,6 +440,6 @@ def as_fields(meant: Iterable[tuple[str, str | None]]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known name closest to a wrong one, or nothing."""
+    """`"; did you mean 'x'?"` with the known name closest to a wrong name, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

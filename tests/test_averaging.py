@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax.config import ASGD, SGD, OwnTokens, Train
+from lm_jax.config import ASGD, SGD, ScheduledSampling, Train
 from lm_jax.training import state as states
 from lm_jax.training.optimizer import optimizer, own_share
 
@@ -89,7 +89,7 @@ def test_weight_decay_is_a_gradient_of_half_the_squared_norm():
 
 @pytest.mark.parametrize("curve", ["linear", "exponential", "sigmoid"])
 def test_the_share_of_own_tokens_goes_from_start_to_end_and_stays(curve):
-    feeding = OwnTokens(start=0.2, end=0.8, curve=curve, steps=10)
+    feeding = ScheduledSampling(start=0.2, end=0.8, curve=curve, steps=10)
     shares = np.array([float(own_share(feeding, jnp.int32(n))) for n in range(14)])
     np.testing.assert_allclose(shares[[0, 10, 13]], [0.2, 0.8, 0.8], atol=1e-12)
     assert np.all(np.diff(shares[:11]) > 0)
@@ -104,7 +104,7 @@ def test_own_tokens_at_a_share_of_none_are_teacher_forcing(tmp_path):
     base = tiny.config(train={"steps": 6})
     forced = lm_jax.train(base, tmp_path / "forced", text=tiny.TEXT)
     for number, (share, same) in enumerate([(0.0, True), (1.0, False)]):
-        feeding = OwnTokens(start=share, end=share, steps=4)
+        feeding = ScheduledSampling(start=share, end=share, steps=4)
         config = tiny.config(train={"steps": 6, "feeding": feeding})
         run = lm_jax.train(config, tmp_path / str(number), text=tiny.TEXT)
         assert (run.result["sha256"] == forced.result["sha256"]) == same
@@ -112,7 +112,7 @@ def test_own_tokens_at_a_share_of_none_are_teacher_forcing(tmp_path):
 
 @pytest.mark.parametrize("gradient", [{}, {"gradient": "truncated", "k1": 4, "k2": 9}], ids=str)
 def test_a_run_on_its_own_tokens_resumes_to_the_bit(gradient, tmp_path):
-    feeding = OwnTokens(start=0.5, end=0.5, draw="likeliest", steps=4)
+    feeding = ScheduledSampling(start=0.5, end=0.5, draw="likeliest", steps=4)
     whole, parts = ({"steps": n, "feeding": feeding, **gradient} for n in (10, 5))
     long = lm_jax.train(tiny.config(train=whole), tmp_path / "long", text=tiny.TEXT)
     lm_jax.train(tiny.config(train=parts), tmp_path / "parts", text=tiny.TEXT)

@@ -9,7 +9,7 @@ import tiny
 from lm_jax import gradients as g
 from lm_jax.config import RecurrentDropout
 from lm_jax.data.batches import Batch
-from lm_jax.models.base import Between
+from lm_jax.models.base import EdgeHook
 
 MODEL = tiny.rnn(layers=2)
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
@@ -141,7 +141,7 @@ def test_truncated_bptt_is_its_definition_across_the_chunk_s_edge(k1, k2):
 
 NOISY = tiny.rnn(
     layers=2, dropout=RecurrentDropout(inputs=0.5, between=0.3, outputs=0.3, recurrent=0.3)
-).noisy(jax.random.key(7))
+).for_training(jax.random.key(7))
 
 
 def test_the_blocks_of_a_batch_draw_masks_of_their_own():
@@ -162,7 +162,7 @@ def test_the_masks_of_a_step_do_not_depend_on_where_a_text_is_cut(k1, k2):
     batch = tiny.batch(length=12) if k1 == 4 else BATCH
     estimator = g.truncated_bptt(NOISY, k1=k1, k2=k2)
     found = jax.jit(estimator.estimate)(PARAMS, estimator.init_carry(tiny.B), batch)
-    whole = NOISY.placed((-(-k2 // k1) - 1) * k1)
+    whole = NOISY.at_step((-(-k2 // k1) - 1) * k1)
     full = jax.jit(g.full_bptt(whole).estimate)(PARAMS, NOISY.init_carry(tiny.B), batch)
     np.testing.assert_allclose(found[0], full[0], rtol=1e-12)
     if k2 >= tiny.T and k1 < 4:
@@ -176,7 +176,7 @@ def test_the_state_before_a_batch_has_been_read_with_the_masks_of_its_update():
         before = carry
         _, carry, _ = estimator(PARAMS, carry, tiny.batch(seed, length=2, start=not seed))
     # Its last two blocks are the two that stand before the batch.
-    state, _ = NOISY.placed(0).hidden(PARAMS, before.carry, before.x.reshape(4, tiny.B))
+    state, _ = NOISY.at_step(0).hidden(PARAMS, before.carry, before.x.reshape(4, tiny.B))
     fresh = jnp.zeros(tiny.B, bool)
     before = before._replace(start=jnp.stack([fresh, fresh]))
     tiny.assert_trees_close(estimator.model_carry(PARAMS, before), state)
@@ -254,7 +254,7 @@ def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each
     carry = model.init_carry(tiny.B)
 
     def loss(shifts):
-        between = Between(lambda carry, shift: jax.tree.map(jnp.add, carry, shift), shifts)
+        between = EdgeHook(lambda carry, shift: jax.tree.map(jnp.add, carry, shift), shifts)
         _, h = model.hidden(params, carry, batch.x, between)
         return model.loss(params, h, batch.y, batch.mask) / batch.mask.sum()
 
@@ -288,7 +288,7 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
     """
     model = tiny.rnn(layers=2)
     params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch(lanes=1)
-    lane = g.one_lane(model)
+    lane = g.single_example(model)
     x, y = batch.x[:, 0], batch.y[:, 0]
     zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), lane.carry)
 

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from lm_jax import models
-from lm_jax.models import cells, linear
-from lm_jax.models.base import PLAIN
+from lm_jax.models import cells, linear_recurrences
+from lm_jax.models.base import NO_HOOK
 from lm_jax.models.recurrence import CellLayer, unroll
 from lm_jax.settings import UserError
 
@@ -86,9 +86,9 @@ CELLS = {
     "both": (cells.LSTMCell(H, peepholes=True, layer_norm=True), lstm),
     "gru": (cells.GRUCell(H), gru),
     "gru, reset before": (cells.ResetBeforeGRUCell(H), functools.partial(gru, before=True)),
-    "mingru": (linear.MinGRUCell(H), mingru),
-    "minlstm": (linear.MinLSTMCell(H), minlstm),
-    "diagonal": (linear.LRUCell(H), diagonal),
+    "mingru": (linear_recurrences.MinGRUCell(H), mingru),
+    "minlstm": (linear_recurrences.MinLSTMCell(H), minlstm),
+    "diagonal": (linear_recurrences.LRUCell(H), diagonal),
 }
 every_cell = pytest.mark.parametrize("name", CELLS)
 
@@ -135,7 +135,7 @@ def results(name):
         "formula": lambda *given: by_formula(formula, *given),
     }
     if cell.scan is not None:
-        routes["steps"] = lambda *given: made.run(*given, PLAIN)
+        routes["steps"] = lambda *given: made.run(*given, NO_HOOK)
 
     @jax.jit
     def every(params, carry, x):
@@ -244,16 +244,16 @@ def test_layer_norm_does_not_see_the_scale_of_the_products():
 
 def test_minlstm_is_a_mean_where_both_gates_are_shut():
     """f = i = exp(-800), 0 in float64: the state is still half the old and half the new one."""
-    cell = linear.MinLSTMCell(1)
+    cell = linear_recurrences.MinLSTMCell(1)
     z_x = jnp.array([[[-800.0, -800.0, 3.0]]])
-    for between in (None, PLAIN):
+    for between in (None, NO_HOOK):
         carry, _ = unroll(cell, {}, jnp.array([[1.0]]), z_x, between)
         np.testing.assert_allclose(carry, 2.0, rtol=1e-12)
 
 
 def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
     """|λ|² is uniform between the squared radii, the phase up to its maximum; γ² = 1 - |λ|²."""
-    cell = linear.LRUCell(4000, r_min=0.5, r_max=0.9, max_phase=1.0)
+    cell = linear_recurrences.LRUCell(4000, r_min=0.5, r_max=0.9, max_phase=1.0)
     params = jax.tree.map(np.asarray, cell.init(key))
     size, phase = np.exp(-np.exp(params["nu"])), np.exp(params["theta"])
     for numbers, low, high in ((size**2, 0.25, 0.81), (phase, 0, 1)):
@@ -264,7 +264,7 @@ def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
 
 
 def test_gamma_keeps_the_variance_of_white_inputs(key):
-    cell = linear.LRUCell(400, r_min=0.4, r_max=0.9)
+    cell = linear_recurrences.LRUCell(400, r_min=0.4, r_max=0.9)
     params = cell.init(key)
     z_x = cell.prepare(params, jax.random.normal(key, (60, 50, 400)))
     carry, _ = unroll(cell, params, cell.init_carry(50), z_x)
@@ -284,7 +284,7 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 
     monkeypatch.setattr(jax.random, "uniform", at_the_edge)
     with jax.enable_x64(False):
-        cell = linear.LRUCell(4, r_min=ring[0], r_max=ring[1], max_phase=0.1)
+        cell = linear_recurrences.LRUCell(4, r_min=ring[0], r_max=ring[1], max_phase=0.1)
         params = cell.init(key)
     for name, leaf in params.items():
         assert leaf.dtype == jnp.float32
@@ -292,7 +292,10 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 
 
 def test_a_diagonal_recurrence_of_odd_size_is_refused():
-    for make in (lambda: linear.LRUCell(5), lambda: tiny.rnn(cell="diagonal", hidden_size=5)):
+    for make in (
+        lambda: linear_recurrences.LRUCell(5),
+        lambda: tiny.rnn(cell="diagonal", hidden_size=5),
+    ):
         with pytest.raises(
             UserError, match=r"model.hidden_size=5 must be even with model.cell=dia"
         ):

@@ -15,8 +15,8 @@ import tiny
 
 import lm_jax
 from lm_jax.config import RNN, Config, Copy, Data, Train
-from lm_jax.training.counted import Counting
 from lm_jax.training.loop import prepared
+from lm_jax.training.ngram_run import NGramRun
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
@@ -564,21 +564,21 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
         EXPERIMENT + "\ndef sweep():\n    return {str(n): "
         '{"model.kind": "ngram", "model.order": n} for n in (1, 2, 3)}\n'
     )
-    real = Counting.run
+    real = NGramRun.run
 
     def broken(self):
         if self.config.model.order == 3:
             raise MemoryError("no memory")
         real(self)
 
-    monkeypatch.setattr(Counting, "run", broken)
+    monkeypatch.setattr(NGramRun, "run", broken)
     status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
     assert status == 1
     shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert shown == ["2", "1", "3 (failed)"]
     assert "failed: 3: MemoryError: no memory (trials/003-" in out
     assert "itself: python run.py train lab.py --model.kind ngram --model.order 2\n" in out
-    monkeypatch.setattr(Counting, "run", real)
+    monkeypatch.setattr(NGramRun, "run", real)
     assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0
 
 

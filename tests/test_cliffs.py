@@ -8,7 +8,7 @@ import tiny
 from jax.flatten_util import ravel_pytree
 
 from lm_jax import gradients as g
-from lm_jax.models.base import PLAIN
+from lm_jax.models.base import NO_HOOK
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn(cell="lstm", embedding_size=2, hidden_size=3)
@@ -23,7 +23,7 @@ FLAT, UNRAVEL = ravel_pytree(PARAMS)
 def plain_loss(flat):
     """The same, by the plain scan and its autodiff."""
     params = UNRAVEL(flat)
-    _, h = MODEL.hidden(params, CARRY, BATCH.x, PLAIN)
+    _, h = MODEL.hidden(params, CARRY, BATCH.x, NO_HOOK)
     return jnp.sum(MODEL.nats(params, h, BATCH.y) * MASK) / 13
 
 
@@ -49,7 +49,7 @@ def test_a_hessian_vector_product_through_the_explicit_pass_is_the_dense_one(den
 def test_lanczos_finds_the_eigenvalues_of_the_dense_hessian(dense, key):
     """With as many steps as parameters all of them, none twice, and their directions."""
     values, vectors = np.linalg.eigh(dense[1])
-    program = jax.jit(lambda key: g.sharpest(LOSS, PARAMS, key, steps=FLAT.size, count=8))
+    program = jax.jit(lambda key: g.top_eigenpairs(LOSS, PARAMS, key, steps=FLAT.size, count=8))
     found = program(key)
     np.testing.assert_allclose(found.eigenvalues, values[::-1][:8], rtol=1e-9)
     directions = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(found.directions))
@@ -60,7 +60,7 @@ def test_lanczos_finds_the_eigenvalues_of_the_dense_hessian(dense, key):
 
 def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense, key):
     values = np.linalg.eigvalsh(dense[1])
-    found = jax.jit(lambda key: g.sharpest(LOSS, PARAMS, key, steps=6, count=2))(key)
+    found = jax.jit(lambda key: g.top_eigenpairs(LOSS, PARAMS, key, steps=6, count=2))(key)
     for value, residual, direction in zip(
         found.eigenvalues,
         found.residuals,
@@ -79,7 +79,7 @@ def parabola(diagonal):
 
 @jax.jit
 def all_five(diagonal, key):
-    return g.sharpest(parabola(diagonal), jnp.ones(5), key, steps=5, count=5)
+    return g.top_eigenpairs(parabola(diagonal), jnp.ones(5), key, steps=5, count=5)
 
 
 @pytest.mark.parametrize("diagonal", [[-3.0, -3, -3, -3, -2], [0.0, 0, 0, 0, 0], [5.0, 5, 5, 1, 1]])
@@ -91,7 +91,7 @@ def test_lanczos_goes_on_where_the_space_of_its_first_vector_is_exhausted(diagon
 
 
 def test_where_the_loss_is_not_a_number_nor_is_the_curvature(key):
-    found = g.sharpest(lambda x: jnp.sum(x**3) * jnp.nan, jnp.ones(3), key, steps=2)
+    found = g.top_eigenpairs(lambda x: jnp.sum(x**3) * jnp.nan, jnp.ones(3), key, steps=2)
     assert np.isnan(found.eigenvalues[0])
     assert np.isnan(found.residuals[0])
 
@@ -141,7 +141,7 @@ def test_the_slices_have_the_slope_and_the_curvature_that_the_cliff_tells(cliff)
 def test_a_slice_of_a_parabola_is_the_parabola_whatever_the_length_of_the_direction():
     distances = jnp.array([-2.0, 0.0, 0.5])
     directions = jnp.array([[100.0, 0.0], [0.0, 1e-30], [0.0, 0.0]])
-    lines = g.slices(parabola([1.0, 4.0]), jnp.array([1.0, 1.0]), directions, distances)
+    lines = g.loss_slices(parabola([1.0, 4.0]), jnp.array([1.0, 1.0]), directions, distances)
     np.testing.assert_allclose(lines[0], ((1 + distances) ** 2 + 4) / 2, rtol=1e-12)
     np.testing.assert_allclose(lines[1], (1 + 4 * (1 + distances) ** 2) / 2, rtol=1e-12)
     assert np.all(np.isnan(lines[2]))
@@ -169,13 +169,13 @@ def test_what_has_no_surface_is_refused(key):
     x = jnp.ones(3)
     for steps in (0, 4):
         with pytest.raises(UserError, match=f"steps={steps} must be from 1 to the 3 parameters"):
-            g.sharpest(parabola([1.0, 1, 1]), x, key, steps=steps)
+            g.top_eigenpairs(parabola([1.0, 1, 1]), x, key, steps=steps)
     with pytest.raises(UserError, match="count=3 must be from 1 to steps=2"):
-        g.sharpest(parabola([1.0, 1, 1]), x, key, steps=2, count=3)
+        g.top_eigenpairs(parabola([1.0, 1, 1]), x, key, steps=2, count=3)
     with pytest.raises(UserError, match="distances is empty"):
         g.cliff(parabola([1.0, 1, 1]), x, key, distances=jnp.zeros(0))
     with pytest.raises(UserError, match="shaped as the parameters"):
-        g.slices(parabola([1.0, 1, 1]), x, jnp.ones(3), jnp.zeros(1))
+        g.loss_slices(parabola([1.0, 1, 1]), x, jnp.ones(3), jnp.zeros(1))
     with pytest.raises(UserError, match=r"params\['n'\] is of type int32"):
         g.hessian_vector_product(jnp.sum, {"n": jnp.ones(2, jnp.int32)}, {"n": jnp.ones(2)})
     with pytest.raises(UserError, match="hold no numbers"):

@@ -242,7 +242,7 @@ def test_noise_has_its_places(place):
 
     h, loss = h_and_loss(plain)
     tiny.assert_trees_equal(h_and_loss(model), (h, loss))
-    noisy_h, noisy_loss = h_and_loss(model.noisy(jax.random.key(5)))
+    noisy_h, noisy_loss = h_and_loss(model.for_training(jax.random.key(5)))
     assert bool(jnp.all(noisy_h == h)) == (place == "outputs")
     assert noisy_loss != loss
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lm_jax.settings import UserError
-from lm_jax.training.devices import device_count, mesh_of
+from lm_jax.training.devices import device_count, make_mesh
 
 WORK = """
 import json, os, re, sys
@@ -26,10 +26,10 @@ import numpy as np
 import lm_jax, tiny
 from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Softmax, Train
 from lm_jax.settings import UserError
-from lm_jax.training.feed import source_of
+from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import chunk_length, init, run_until
-from lm_jax.training.devices import mesh_of
+from lm_jax.training.devices import make_mesh
 
 def config(model, batch_size=4, **train):
     model = dict(hidden_size=8, embedding_size=4) | model
@@ -54,7 +54,7 @@ for name, (model, train) in CASES.items():
     V, ends = len(corpus.vocabulary), []
     source = source_of(chosen, corpus, chunk_length(chosen))
     for devices in (1, 4):
-        mesh = mesh_of(devices, chosen.data.batch_size)
+        mesh = make_mesh(devices, chosen.data.batch_size)
         state = init(chosen, V, None, mesh)
         compiled = run_until.lower(chosen, state, source, 3, V, mesh).compile()
         ends.append(run_until(chosen, state, source, 3, V, mesh))
@@ -133,4 +133,4 @@ def test_more_devices_than_there_are_is_refused():
         with pytest.raises(UserError, match=f"devices={devices}"):
             device_count(devices)
     assert device_count(1) == 1
-    assert mesh_of(1, 3) is None
+    assert make_mesh(1, 3) is None

@@ -1,4 +1,4 @@
-"""Noise of training: what is dropped, where, and that nothing is dropped in use."""
+"""DropoutMasks of training: what is dropped, where, and that nothing is dropped in use."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 from lm_jax.config import Dropout, RecurrentDropout
-from lm_jax.models.dropout import SILENT, Noise, mask
+from lm_jax.models.dropout import NO_DROPOUT, DropoutMasks, mask
 
-EVERYWHERE = Noise(inputs=0.3, between=0.4, outputs=0.5, words=0.6, recurrent=0.7)
+EVERYWHERE = DropoutMasks(inputs=0.3, between=0.4, outputs=0.5, words=0.6, recurrent=0.7)
 ONES = jnp.ones((tiny.T, tiny.B, 50))
 
 
@@ -29,14 +29,14 @@ def places(noise):
     }
 
 
-@pytest.mark.parametrize("noise", [EVERYWHERE, SILENT.drawn(jax.random.key(0))])
+@pytest.mark.parametrize("noise", [EVERYWHERE, NO_DROPOUT.with_key(jax.random.key(0))])
 def test_without_a_key_or_a_chance_it_is_the_identity(noise):
     for name, a in places(noise).items():
         assert np.all(a == 1), name
 
 
 def test_what_is_dropped_is_zero_and_the_mean_stays(key):
-    draws = jax.jit(jax.vmap(lambda key: places(EVERYWHERE.drawn(key))))
+    draws = jax.jit(jax.vmap(lambda key: places(EVERYWHERE.with_key(key))))
     for name, a in draws(jax.random.split(key, 2000)).items():
         chance = getattr(EVERYWHERE, name.split(",")[0])
         values = np.unique(a)
@@ -50,7 +50,7 @@ def test_what_is_dropped_is_zero_and_the_mean_stays(key):
 def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
     for locked in (True, False):
         noise = dataclasses.replace(EVERYWHERE, locked=locked)
-        drawn = jax.jit(lambda key, noise=noise: places(noise.drawn(key)))(key)
+        drawn = jax.jit(lambda key, noise=noise: places(noise.with_key(key)))(key)
         for name in ("inputs", "between", "outputs"):
             constant = np.all(drawn[name] == drawn[name][:1])
             assert constant == locked, name
@@ -60,9 +60,9 @@ def test_locked_masks_are_constant_over_time_and_fresh_ones_are_not(key):
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_steps_that_are_read_apart_have_the_masks_of_their_places(key, locked):
-    noise, ones = Noise(key, locked, inputs=0.5), jnp.ones((6, 3, 8))
-    whole = noise.placed(2).on_inputs(ones)
-    parts = [noise.placed(2).on_inputs(ones[:4]), noise.placed(6).on_inputs(ones[4:])]
+    noise, ones = DropoutMasks(key, locked, inputs=0.5), jnp.ones((6, 3, 8))
+    whole = noise.at_step(2).on_inputs(ones)
+    parts = [noise.at_step(2).on_inputs(ones[:4]), noise.at_step(6).on_inputs(ones[4:])]
     np.testing.assert_array_equal(jnp.concatenate(parts), whole)
     assert len({step.tobytes() for step in np.asarray(whole)}) == (1 if locked else 6)
     if locked:
@@ -70,8 +70,8 @@ def test_steps_that_are_read_apart_have_the_masks_of_their_places(key, locked):
 
 
 def test_places_and_layers_draw_masks_of_their_own(key):
-    same = Noise(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
-    drawn = jax.jit(lambda key: places(same.drawn(key)))(key)
+    same = DropoutMasks(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
+    drawn = jax.jit(lambda key: places(same.with_key(key)))(key)
     drawn = {name: np.asarray(a) for name, a in drawn.items() if name != "words"}
     for name, a in drawn.items():
         for other, b in drawn.items():
@@ -84,17 +84,17 @@ def test_places_and_layers_draw_masks_of_their_own(key):
 def test_word_dropout_zeroes_whole_words_everywhere_in_the_chunk(key):
     x = tiny.batch().x
     vectors = jax.random.normal(key, (tiny.T, tiny.B, 4))
-    read = np.asarray(Noise(key, words=0.5).on_words(vectors, x, tiny.V) / vectors)
+    read = np.asarray(DropoutMasks(key, words=0.5).on_words(vectors, x, tiny.V) / vectors)
     for token in range(tiny.V):
         assert len(np.unique(np.round(read[np.asarray(x) == token], 12))) == 1
     assert set(np.unique(np.round(read, 12))) == {0, 2}
 
 
 def test_recurrent_dropout_multiplies_w_hh_and_nothing_else(key):
-    dropped = tiny.rnn(layers=2, dropout=RecurrentDropout(recurrent=0.5)).noisy(key)
+    dropped = tiny.rnn(layers=2, dropout=RecurrentDropout(recurrent=0.5)).for_training(key)
     plain = tiny.rnn(layers=2)
     params, x = tiny.moved(plain.init(key)), tiny.batch().x
-    noise = Noise(key, recurrent=0.5)
+    noise = DropoutMasks(key, recurrent=0.5)
     masked = [
         {**layer, "W_hh": noise.on_recurrent(layer["W_hh"], number)}
         for number, layer in enumerate(params["layers"])
@@ -109,7 +109,7 @@ def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
     rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2, "recurrent": 0.5}
     model = tiny.rnn(layers=2, dropout=RecurrentDropout(**rates, locked=True))
     params, batch = tiny.moved(model.init(key)), tiny.batch()
-    noisy, noise = model.noisy(key), Noise(key, locked=True, **rates)
+    noisy, noise = model.for_training(key), DropoutMasks(key, locked=True, **rates)
     carry, h = noisy.hidden(params, noisy.init_carry(tiny.B), batch.x)
 
     vectors = noise.on_words(params["embedding"]["C"][batch.x], batch.x, tiny.V)
@@ -152,7 +152,9 @@ def test_without_rates_a_noisy_model_is_the_model(key, make):
 
         return jax.value_and_grad(loss)(params)
 
-    noisy, plain = jax.jit(lambda: (loss_and_grads(model.noisy(key)), loss_and_grads(model)))()
+    noisy, plain = jax.jit(
+        lambda: (loss_and_grads(model.for_training(key)), loss_and_grads(model))
+    )()
     tiny.assert_trees_equal(noisy, plain)
 
 
@@ -163,7 +165,7 @@ def test_dropout_is_seen_in_training_and_not_in_use(key, make):
     plain = make(layers=2)
     dropped = make(layers=2, dropout=kind(**rates), activation_penalty=2.0)
     params = tiny.moved(plain.init(key))
-    noisy = [dropped.noisy(jax.random.key(seed)) for seed in (0, 1)]
+    noisy = [dropped.for_training(jax.random.key(seed)) for seed in (0, 1)]
     without, in_use, one, other = losses(params, plain, dropped, *noisy)
     assert without == in_use
     assert len({float(one), float(other), float(in_use)}) == 3
@@ -174,12 +176,12 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
     alpha, beta = 1.7, 0.6
     model = tiny.rnn(
         dropout=RecurrentDropout(outputs=0.5), activation_penalty=alpha, change_penalty=beta
-    ).noisy(key)
-    bare = tiny.rnn(dropout=RecurrentDropout(outputs=0.5)).noisy(key)
+    ).for_training(key)
+    bare = tiny.rnn(dropout=RecurrentDropout(outputs=0.5)).for_training(key)
     params, y = tiny.moved(model.init(key)), tiny.batch().y
     h = jax.random.normal(key, (tiny.T, tiny.B, 5))
     real = np.arange(tiny.T)[:, None] < np.array([[tiny.T, 4, 1]])
-    seen = np.asarray(Noise(key, outputs=0.5).on_outputs(h))
+    seen = np.asarray(DropoutMasks(key, outputs=0.5).on_outputs(h))
     expected = 0.0
     for t, lane in np.argwhere(real):
         expected += alpha * np.mean(seen[t, lane] ** 2)

@@ -18,9 +18,9 @@ from lm_jax import gradients as g
 from lm_jax import models
 from lm_jax.config import Convolution
 from lm_jax.data.batches import Batch
-from lm_jax.inference.feeding import fed
+from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import restart, transition
-from lm_jax.models.base import PLAIN
+from lm_jax.models.base import NO_HOOK
 from lm_jax.models.regression import RegressionReadout
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
@@ -34,8 +34,10 @@ def made(readout, *, real, locked=False):
     """A model of tokens, or of V real numbers at each step."""
     embedding = models.Embedding(V, 3)
     layers = tuple(models.CellLayer(models.ElmanCell(H), below) for below in (embedding, H))
-    noise = models.Noise(locked=locked, inputs=0.3, between=0.3, outputs=0.3, recurrent=0.3)
-    return models.RNNModel(embedding, readout, layers=layers, hidden_size=H, real=real, noise=noise)
+    noise = models.DropoutMasks(locked=locked, inputs=0.3, between=0.3, outputs=0.3, recurrent=0.3)
+    return models.RNNModel(
+        embedding, readout, layers=layers, hidden_size=H, real_inputs=real, dropout=noise
+    )
 
 
 MODELS = {
@@ -75,9 +77,9 @@ TRUNCATED = {"k2 < k1": (4, 3), "k2 = k1": (2, 2), "k2 > k1": (2, 5), "k2 > T": 
 
 def with_dropout(model):
     """The estimators that may be given a model with dropout, each with how it is made."""
-    noisy = model.noisy(KEY)
+    noisy = model.for_training(KEY)
     # Masks of each step's own; without a place all T steps would be drawn at once.
-    at_start = noisy.placed(0)
+    at_start = noisy.at_step(0)
     return {
         "full": g.full_bptt(at_start),
         "explicit": g.explicit_bptt(at_start),
@@ -96,7 +98,7 @@ def without_dropout(model):
 def inexact(model):
     """Those whose gradient is another; of these a draw, or a penalty, must be the same."""
     return {
-        "artbp": g.randomised_bptt(model.noisy(KEY), rate=0.4, key=KEY),
+        "artbp": g.randomised_bptt(model.for_training(KEY), rate=0.4, key=KEY),
         "snap1": g.snap1(model),
         "uoro": g.uoro(model, key=KEY),
         "omega": g.with_omega(g.truncated_bptt(model, k1=2, k2=5), model, WEIGHT),
@@ -131,7 +133,7 @@ def reference(kind, noisy):
     `places` are those of the dropout masks; the parameters below the readout move at the steps
     `moving`; the losses of the steps `counted` are summed, over the second batch's targets.
     """
-    model = MODELS[kind].noisy(KEY) if noisy else MODELS[kind]
+    model = MODELS[kind].for_training(KEY) if noisy else MODELS[kind]
     x, y, mask, start = TEXTS[kind]
     x, y, mask = (leaf.reshape(2 * T, *leaf.shape[2:]) for leaf in (x, y, mask))
     starts = jnp.zeros((2 * T, B), bool).at[jnp.array([0, T])].set(start)
@@ -139,10 +141,10 @@ def reference(kind, noisy):
     def nats(params, places, moving, counted):
         def step(carry, at_t):
             x, y, mask, start, place, moves, counts = at_t
-            there = model.placed(place)
+            there = model.at_step(place)
             still = jax.lax.stop_gradient(params)
             seen = jax.tree.map(lambda a, b: jnp.where(moves, a, b), params, still)
-            carry, h = there.hidden(seen, restart(model, carry, start), x[None], PLAIN)
+            carry, h = there.hidden(seen, restart(model, carry, start), x[None], NO_HOOK)
             loss = there.loss(params, h, y[None], mask[None])
             return carry, jnp.where(counts, loss, 0)
 
@@ -281,11 +283,11 @@ def test_the_simplest_recurrences_have_their_gradient_by_every_route(layer, hidd
 
 def test_what_takes_a_step_by_itself_refuses_dropout():
     model = MODELS["tokens"]
-    noisy = model.noisy(KEY)
+    noisy = model.for_training(KEY)
     for make in (
         g.rtrl,
         g.snap1,
-        g.one_lane,
+        g.single_example,
         lambda model: g.uoro(model, key=KEY),
         lambda model: g.with_omega(g.full_bptt(model), model, WEIGHT),
         lambda model: g.with_flossing(g.full_bptt(model), model, WEIGHT, 1),
@@ -298,9 +300,12 @@ def test_what_takes_a_step_by_itself_refuses_dropout():
 def test_recomputing_refuses_masks_of_each_step_s_own():
     for make in (g.full_bptt, g.explicit_bptt):
         make(MODELS["tokens"], recompute=True)
-        make(made(models.SoftmaxReadout(V), real=False, locked=True).noisy(KEY), recompute=True)
+        make(
+            made(models.SoftmaxReadout(V), real=False, locked=True).for_training(KEY),
+            recompute=True,
+        )
         with pytest.raises(UserError, match="locked=True"):
-            make(MODELS["tokens"].noisy(KEY), recompute=True)
+            make(MODELS["tokens"].for_training(KEY), recompute=True)
 
 
 def test_a_history_refuses_what_the_model_does_not_read():
@@ -377,9 +382,9 @@ def test_a_model_s_own_tokens_have_the_text_s_type_and_replace_no_real_numbers()
         model, batch = MODELS[kind], jax.tree.map(lambda leaf: leaf[0], TEXTS[kind])
         at = model, PARAMS[kind], model.init_carry(B), batch, KEY, jnp.ones(())
         if kind == "tokens":
-            own = fed(*at)
+            own = sample_inputs(*at)
             assert own.x.dtype == jnp.int64
             assert np.any(own.x != batch.x)
         else:
             with pytest.raises(UserError, match="inputs are float64"):
-                fed(*at)
+                sample_inputs(*at)

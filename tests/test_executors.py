@@ -12,7 +12,7 @@ import tiny
 from lm_jax.config import RNN, NGram, override
 from lm_jax.files import write_whole
 from lm_jax.settings import UserError
-from lm_jax.sweeps import follow, work
+from lm_jax.sweeps import run_job, tail
 from lm_jax.sweeps.executors import Here, execute, executor_called
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
@@ -21,9 +21,9 @@ from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
-from lm_jax.training.descent import Descent
 from lm_jax.training.journal import read_result
 from lm_jax.training.loop import prepared
+from lm_jax.training.trainer import Trainer
 
 BASE = tiny.config(
     model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
@@ -74,9 +74,9 @@ def undisturbed(tmp_path_factory):
 
 PLANT = """
 import os, pathlib, signal
-from lm_jax.training import descent
+from lm_jax.training import trainer
 
-real, flag = descent.Descent._save, pathlib.Path({flag!r})
+real, flag = descent.Trainer._save, pathlib.Path({flag!r})
 
 def save(self):
     step = int(self.state.step)
@@ -87,7 +87,7 @@ def save(self):
         os.kill(os.getpid(), signal.SIGKILL)
     real(self)
 
-descent.Descent._save = save
+descent.Trainer._save = save
 """
 
 
@@ -144,7 +144,7 @@ def test_a_signal_is_passed_on_and_leaves_trials_that_go_on(tmp_path):
 def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(follow, "BETWEEN_LOOKS", 0)
+    monkeypatch.setattr(tail, "BETWEEN_LOOKS", 0)
     (job,) = divided([group(1)], tmp_path)
     path = job.place(job.trials[0]) / "metrics.jsonl"
     path.parent.mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once
         write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     told = []
-    follower = follow.Follower(lambda trial: lambda step, row: told.append((step, row["kind"])))
+    follower = tail.Tail(lambda trial: lambda step, row: told.append((step, row["kind"])))
     write((1, 100, 200), 1234.5678)
     follower.look([job])
     assert told == [(1, "train"), (100, "train"), (200, "train"), (200, "evaluation")]
@@ -167,7 +167,7 @@ def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once
 
 
 def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, monkeypatch):
-    real, calls = Descent.restored, []
+    real, calls = Trainer.restored, []
 
     def broken(self):
         if self.run_dir.name == "002" and len(calls) < 2:
@@ -175,7 +175,7 @@ def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, mon
             raise ZeroDivisionError
         return real(self)
 
-    monkeypatch.setattr(Descent, "restored", broken)
+    monkeypatch.setattr(Trainer, "restored", broken)
     ends = []
     for ended in execute(divided([group()], tmp_path, text=tiny.TEXT), Again(), [], retries=2):
         ends.append(ended)
@@ -196,7 +196,7 @@ def test_half_as_many_lanes_where_memory_is_short(undisturbed, tmp_path, monkeyp
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
         return train_group(trials, *arguments, **options)
 
-    monkeypatch.setattr(work, "train_group", short)
+    monkeypatch.setattr(run_job, "train_group", short)
     (ended,) = done([group()], tmp_path, Here())
     assert (widths, ended.failed) == ([3, 1, 1, 1], {})
     assert bits(tmp_path, group().trials) == undisturbed
@@ -206,7 +206,7 @@ def test_memory_that_is_short_for_one_is_a_failure_of_each(tmp_path, monkeypatch
     def short(trials, *arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-    monkeypatch.setattr(work, "train_group", short)
+    monkeypatch.setattr(run_job, "train_group", short)
     (ended,) = done([group()], tmp_path, Here(), retries=0)
     assert sorted(ended.failed) == [1, 2, 3]
     assert "RESOURCE_EXHAUSTED" in failure(tmp_path, group().trials[2])["error"]

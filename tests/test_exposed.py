@@ -8,7 +8,7 @@ import tiny
 from jax.flatten_util import ravel_pytree
 
 from lm_jax import gradients as g
-from lm_jax.inference.feeding import fed
+from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import restart
 from lm_jax.settings import UserError
 
@@ -24,7 +24,7 @@ cosines = jax.jit(lambda params, batch, own: g.exposure_cosines(MODEL, params, C
 
 @pytest.fixture(scope="module")
 def own():
-    return fed(MODEL, PARAMS, CARRY, BATCH, jax.random.key(1), jnp.ones(()))
+    return sample_inputs(MODEL, PARAMS, CARRY, BATCH, jax.random.key(1), jnp.ones(()))
 
 
 @jax.jit

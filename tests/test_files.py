@@ -18,17 +18,17 @@ from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.vectors import read_vectors
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, from_json, parsed
-from lm_jax.sweeps import failures, integers, read_results, suggest, worker
+from lm_jax.sweeps import failures, integers, optuna_search, read_results, worker
+from lm_jax.sweeps.archive import packed, unpack
 from lm_jax.sweeps.halving import Halving, judgements
 from lm_jax.sweeps.jobs import Job, read_job
-from lm_jax.sweeps.parcel import packed, unpack
-from lm_jax.sweeps.plan import plan, settle
+from lm_jax.sweeps.optuna_search import ASKED, OptunaSearch
+from lm_jax.sweeps.plan import plan, write_or_check_manifest
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.results import Results
-from lm_jax.sweeps.suggest import ASKED, Search
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
-from lm_jax.training.counted import CountedState
+from lm_jax.training.ngram_run import CountedState
 
 DAMAGE = {
     "nested 100,000 deep": b"[" * 100_000,
@@ -194,7 +194,9 @@ def test_digests_that_are_damaged_are_a_damaged_checkpoint(saved):
 def test_what_a_sweep_has_written_is_named_where_it_is_damaged(content, tmp_path):
     trials = plan(tiny.config(), {"a": {"seed": 1}}, tiny.TEXT).trials
     (tmp_path / "sweep.json").write_bytes(content)
-    assert refusal(lambda: settle(tmp_path, trials)).startswith(f"{tmp_path}/sweep.json is damaged")
+    assert refusal(lambda: write_or_check_manifest(tmp_path, trials)).startswith(
+        f"{tmp_path}/sweep.json is damaged"
+    )
     (tmp_path / "results.jsonl").write_bytes(content + b"\n")
     said = refusal(lambda: read_results(tmp_path))
     assert said.startswith(f"{tmp_path}/results.jsonl is damaged (line 1")
@@ -261,10 +263,10 @@ def test_a_result_says_nothing_of_what_a_sweep_knows_better(counted, tmp_path):
 
 @damaged
 def test_a_damaged_search_is_named(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(suggest, "_optuna", lambda: None)  # which has no say in reading
+    monkeypatch.setattr(optuna_search, "_optuna", lambda: None)  # which has no say in reading
     space, path = {"seed": integers(1, 9)}, tmp_path / ASKED
     path.write_bytes(content)
-    said = refusal(lambda: Search(space, 2, tmp_path))
+    said = refusal(lambda: OptunaSearch(space, 2, tmp_path))
     assert said in (f"{path} is damaged", f"{path} is of another search: its space is another")
 
 
@@ -453,10 +455,12 @@ def test_a_sweep_writes_through_no_link(tmp_path, monkeypatch):
         sweep_dir = tmp_path / name.replace("/", "-")
         (sweep_dir / name).parent.mkdir(parents=True)
         (sweep_dir / name).symlink_to(outside)
-        assert f"{name} is a link to" in refusal(lambda at=sweep_dir: settle(at, trials))
+        assert f"{name} is a link to" in refusal(
+            lambda at=sweep_dir: write_or_check_manifest(at, trials)
+        )
         assert not (sweep_dir / "sweep.json").exists()
     (tmp_path / "rungs.jsonl").symlink_to(outside / "kept")
-    judge = Halving(1).judge(tmp_path)
+    judge = Halving(1).pruner(tmp_path)
     assert "rungs.jsonl is a link to" in refusal(lambda: judge(1, {trials[0]: 1.0}))
     job = Job(tmp_path, trials, vectorised=False)
     path = worker.written(job, 1)
@@ -475,11 +479,11 @@ def test_a_parcel_is_unpacked_beside_links_and_not_through_them(tmp_path):
     outside.mkdir()
     place.mkdir(parents=True)
     (place / "error.json").write_text("{}")
-    parcel = packed(job)
+    archive = packed(job)
     (tmp_path / "sweep" / "jobs").mkdir()
-    (tmp_path / "sweep" / "jobs" / f"{job.name}.parcel").symlink_to(outside)
+    (tmp_path / "sweep" / "jobs" / f"{job.name}.archive").symlink_to(outside)
     place.with_name(f"{place.name}.trash").symlink_to(outside)
-    unpack(job, parcel)
+    unpack(job, archive)
     assert (place / "error.json").read_text() == "{}"
     assert not list(outside.iterdir())
 

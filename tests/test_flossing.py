@@ -13,7 +13,7 @@ from lm_jax.settings import UserError
 
 MODEL = tiny.rnn(cell="gru")
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
-LANE = g.one_lane(MODEL)
+LANE = g.single_example(MODEL)
 WEIGHT, COUNT = 0.7, 2
 # One lane goes on from an earlier text, the others begin theirs.
 BATCH = tiny.batch()._replace(start=jnp.array([True, False, True]))

@@ -25,7 +25,7 @@ from lm_jax.config import (
 from lm_jax.data.batches import Batch
 from lm_jax.data.tasks import task_of
 from lm_jax.models import transition
-from lm_jax.models.base import PLAIN
+from lm_jax.models.base import NO_HOOK
 
 KEY = jax.random.key(3)
 BATCH = tiny.batch()
@@ -76,7 +76,7 @@ def test_rtrl_is_full_bptt_of_a_chunk(case):
 def test_rtrl_is_full_bptt_of_a_tied_readout_with_what_training_adds_at_each_step():
     readout = Softmax(tied=True, label_smoothing=0.2)
     model, params = made(embedding_size=4, readout=readout, activation_penalty=0.5)
-    noisy, carry = model.noisy(KEY), some_carry(model)
+    noisy, carry = model.for_training(KEY), some_carry(model)
     loss, _, grads = jax.jit(g.rtrl(noisy))(params, carry, RAGGED)
     expected_loss, _, expected = jax.jit(g.full_bptt(noisy))(params, carry, RAGGED)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
@@ -218,7 +218,7 @@ def in_numbers(layer):
     first, unravel = ravel_pytree(layer.init_carry(1))
 
     def step(own, s, read):
-        after, _ = layer.run(own, unravel(s), read[None, None], PLAIN)
+        after, _ = layer.run(own, unravel(s), read[None, None], NO_HOOK)
         return ravel_pytree(after)[0]
 
     return step, lambda s: layer.output(unravel(s))[0], first
@@ -486,7 +486,7 @@ def test_randomised_truncation_draws_for_each_step_and_lane_of_real_inputs_too()
         model=RNN(embedding_size=None, hidden_size=3),
         train=Train(gradient="artbp", cut_rate=0.0, steps=1),
     )
-    made = models.make(config.model, 2, real=True)
+    made = models.make(config.model, 2, regression=True)
     batch = task_of(config.data).batch(jax.random.key(0), 0)
     params, carry = made.init(jax.random.key(1)), made.init_carry(3)
     found = g.randomised_bptt(made, rate=0.0, key=jax.random.key(2))(params, carry, batch)

@@ -46,11 +46,11 @@ def plain(W, b, h, s, y, mask):
 
 
 def ours(W, b, h, s, y, mask):
-    return fused.total_nats(W, b, h, y, mask, s)
+    return fused.fused_cross_entropy(W, b, h, y, mask, s)
 
 
 def of_table(W, b, h, s, y, mask):
-    return fused.total_nats(W.T, b, h, y, mask, s, table=True)
+    return fused.fused_cross_entropy(W.T, b, h, y, mask, s, table=True)
 
 
 def derivatives(loss, args, y, mask):
@@ -118,14 +118,14 @@ def test_large_logits_and_tokens_ruled_out_do_no_harm(cut):
         nats = -jnp.take_along_axis(log_p, y[:, None] - 5, 1)[:, 0]
         return jnp.sum(jnp.where(mask, nats, 0))
 
-    both = (lambda W: fused.total_nats(W, b, h, y, mask), of_the_others)
+    both = (lambda W: fused.fused_cross_entropy(W, b, h, y, mask), of_the_others)
     found, wanted = (jax.jit(jax.value_and_grad(f))(1000 * W) for f in both)
     tiny.assert_trees_close(found, wanted)
 
 
 def test_a_target_that_is_no_token_is_nan_and_nothing_where_it_is_masked(cut):
     (W, b, h, _), y, mask = given()
-    nats = jax.jit(lambda y, mask: fused.total_nats(W, b, h, y, mask))
+    nats = jax.jit(lambda y, mask: fused.fused_cross_entropy(W, b, h, y, mask))
     for wrong in (-1, V):
         assert np.isnan(nats(y.at[3].set(wrong), mask.at[3].set(True)))
         off = mask.at[3].set(False)
@@ -136,7 +136,7 @@ def test_bfloat16_is_accumulated_in_float32():
     (W, b, h, _), y, mask = given()
     low = tuple(a.astype(jnp.bfloat16) for a in (W, b, h))
     wide = [a.astype(float) for a in low]
-    total = lambda W, b, h: fused.total_nats(W, b, h, y, mask)  # noqa: E731
+    total = lambda W, b, h: fused.fused_cross_entropy(W, b, h, y, mask)  # noqa: E731
     value, grads = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*low)
     exact, exact_grads = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*wide)
     assert value.dtype == jnp.float32
@@ -171,7 +171,7 @@ def test_no_array_of_the_compiled_gradient_is_as_large_as_the_logits(monkeypatch
     shapes = ((8, 2000), (2000,), (500, 8), (500,), (500,))
     kinds = (float, float, float, jnp.int32, bool)
     args = [jax.ShapeDtypeStruct(s, k) for s, k in zip(shapes, kinds, strict=True)]
-    grad = jax.jit(jax.grad(fused.total_nats, (0, 1, 2)))
+    grad = jax.jit(jax.grad(fused.fused_cross_entropy, (0, 1, 2)))
     analysis = grad.lower(*args).compile().memory_analysis()
     assert analysis is not None
     held = analysis.temp_size_in_bytes
@@ -202,7 +202,9 @@ def test_a_model_s_loss_is_its_readout_s_and_its_penalties(key, tied):
 
         return of
 
-    both = jax.jit(lambda p: [jax.value_and_grad(loss(m))(p) for m in (model.noisy(key), model)])
+    both = jax.jit(
+        lambda p: [jax.value_and_grad(loss(m))(p) for m in (model.for_training(key), model)]
+    )
     wanted = jax.jit(
         lambda p: [jax.value_and_grad(lambda p, i=i: by_hand(p)[i])(p) for i in (0, 1)]
     )

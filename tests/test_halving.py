@@ -127,7 +127,7 @@ def come(judge, everyone, slices=SLICES):
 
 def test_a_sweep_that_is_killed_anywhere_judges_in_the_same_way(tmp_path):
     everyone, halving = trials(7), Halving(10, 2)
-    undisturbed = come(halving.judge(tmp_path), everyone)
+    undisturbed = come(halving.pruner(tmp_path), everyone)
     # Of 7, the best 4 at the first rung are 6, 2, 7 and 4; of 3 at the second, 4 and 6.
     assert undisturbed == [{2, 4}, {4}, {6, 7}, {6}]
     whole = (tmp_path / RUNGS).read_bytes()
@@ -136,21 +136,21 @@ def test_a_sweep_that_is_killed_anywhere_judges_in_the_same_way(tmp_path):
         torn.mkdir()
         (torn / RUNGS).write_bytes(whole[:end])
         assert len(judgements(torn)) == whole[:end].count(b"\n")
-        assert come(halving.judge(torn), everyone) == undisturbed
+        assert come(halving.pruner(torn), everyone) == undisturbed
         assert (torn / RUNGS).read_bytes() == whole
 
 
 def test_the_order_in_which_trials_of_a_slice_are_given_is_all_the_same(tmp_path):
     everyone, halving = trials(4), Halving(10, 4)
     tie = {everyone[n]: 1.0 for n in (3, 1, 0, 2)}
-    assert halving.judge(tmp_path)(10, tie) == {everyone[0]}
+    assert halving.pruner(tmp_path)(10, tie) == {everyone[0]}
     (tmp_path / RUNGS).unlink()
-    assert halving.judge(tmp_path)(10, dict(reversed(tie.items()))) == {everyone[0]}
+    assert halving.pruner(tmp_path)(10, dict(reversed(tie.items()))) == {everyone[0]}
 
 
 def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path):
     everyone = trials(3)
-    Halving(10).judge(tmp_path)(10, dict(zip(everyone, (2.0, 1.0, math.nan), strict=True)))
+    Halving(10).pruner(tmp_path)(10, dict(zip(everyone, (2.0, 1.0, math.nan), strict=True)))
     assert judgements(tmp_path) == [
         {
             "step": 10,
@@ -168,7 +168,7 @@ def test_processes_that_judge_at_once_judge_one_after_another(tmp_path):
     start = threading.Barrier(6)
 
     def work(own):
-        judge = halving.judge(tmp_path)
+        judge = halving.pruner(tmp_path)
         start.wait()
         for first in range(0, 10, 2):
             pair = own[first : first + 2]
@@ -211,7 +211,7 @@ def groups():
 def swept(groups, path, judge, halving):
     for group in groups[0]:
         rungs = halving.rungs(CONFIG.train.steps)
-        assert train_group(group, path, groups[1], [], judge=judge, rungs=rungs) == {}
+        assert train_group(group, path, groups[1], [], prune=judge, rungs=rungs) == {}
 
 
 def results(groups, path):
@@ -226,7 +226,7 @@ def test_groups_share_the_rungs_and_may_be_killed_at_any(groups, tmp_path):
     halving, whole, broken = Halving(5, 3), tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    swept(groups, whole, halving.judge(whole), halving)
+    swept(groups, whole, halving.pruner(whole), halving)
     undisturbed, rows = results(groups, whole), judgements(whole)
     assert [row["step"] for row in rows] == [5, 15, 5, 15][: len(rows)]
     assert len(rows) >= 3
@@ -240,7 +240,7 @@ def test_groups_share_the_rungs_and_may_be_killed_at_any(groups, tmp_path):
     killed = []
 
     def deadly(step, nats):
-        kept = halving.judge(broken)(step, nats)
+        kept = halving.pruner(broken)(step, nats)
         place = (step, frozenset(trial.number for trial in nats))
         if place not in killed:
             killed.append(place)

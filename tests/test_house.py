@@ -26,7 +26,7 @@ DOORS = {
     "orbax": "lm_jax/training/checkpoint.py",
     "tensorflow_datasets": "lm_jax/data/tfds.py",
     "tokenizers": "lm_jax/data/bpe.py",
-    "flax": "lm_jax/models/own.py",
+    "flax": "lm_jax/models/custom_cell.py",
     "rich": "lm_jax/report/terminal.py",
     "plotly": "lm_jax/report/page.py",
     "tyro": "run.py",
@@ -34,7 +34,7 @@ DOORS = {
     "polars": "lm_jax/sweeps/frame.py",
     "ray": "lm_jax/sweeps/ray_nodes.py",
     "submitit": "lm_jax/sweeps/slurm.py",
-    "optuna": "lm_jax/sweeps/suggest.py",
+    "optuna": "lm_jax/sweeps/optuna_search.py",
 }
 
 

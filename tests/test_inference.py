@@ -13,7 +13,7 @@ from lm_jax.data.vocabulary import BYTES, Vocabulary, build
 from lm_jax.inference import beam, sample, samples, stream
 from lm_jax.inference.drawing import Cuts, cuts, divisor, drawing, draws, kept
 from lm_jax.inference.sample import spelled
-from lm_jax.inference.wishes import prompt_tokens, stop_token
+from lm_jax.inference.sampling_options import prompt_tokens, stop_token
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -110,8 +110,8 @@ def test_numbers_too_small_or_large_for_the_device_are_taken_as_their_limits():
     shifted = {**PARAMS, "readout": {**PARAMS["readout"], "b_y": PARAMS["readout"]["b_y"] + 400}}
     for small in (5e-324, 1e-310, 1e-306):
         assert drawn(top_p=small, seed=5) == drawn(temperature=small, seed=5) == greedy
-        wishes = {"length": 12, "temperature": small, "top_k": 3, "seed": 5}
-        assert sample(MODEL, shifted, CHARS, **wishes) == greedy
+        options = {"length": 12, "temperature": small, "top_k": 3, "seed": 5}
+        assert sample(MODEL, shifted, CHARS, **options) == greedy
     assert drawn(min_p=1e-310) == drawn()
     with jax.enable_x64(False):
         assert [divisor(τ) for τ in (0.0, 1e-45, 1e-37)] == [0, 0, 0]
@@ -169,10 +169,10 @@ def test_a_stop_token_ends_a_sample_and_is_no_part_of_it():
 
 @pytest.mark.parametrize("vocabulary", [CHARS, WORDS], ids=["char", "word"])
 def test_a_text_in_pieces_is_the_text_at_once(vocabulary):
-    wishes = {"length": 300, "prompt": "\n", "seed": 4}
-    pieces = list(stream(MODEL, PARAMS, vocabulary, **wishes))
+    options = {"length": 300, "prompt": "\n", "seed": 4}
+    pieces = list(stream(MODEL, PARAMS, vocabulary, **options))
     assert len(pieces) >= 3
-    assert "".join(pieces) == sample(MODEL, PARAMS, vocabulary, **wishes)
+    assert "".join(pieces) == sample(MODEL, PARAMS, vocabulary, **options)
 
 
 def test_no_character_is_shown_before_all_its_bytes_are_there():

@@ -31,7 +31,7 @@ def powers(matrix, count):
     return [np.linalg.matrix_power(np.asarray(matrix), power) for power in range(count)]
 
 
-def one_lane(cell):
+def single_example(cell):
     """A transition for one example of a cell that works on a batch."""
 
     def step(params, carry, x):
@@ -52,7 +52,7 @@ def of(name):
     params = {"W_xh": jax.random.normal(first, (N, cell.width)), **cell.init(own)}
     carry = jax.tree.map(lambda leaf: leaf[0], cell.init_carry(1))
     flat, unravel = ravel_pytree(carry)
-    return one_lane(cell), params, unravel(jax.random.normal(begin, flat.shape))
+    return single_example(cell), params, unravel(jax.random.normal(begin, flat.shape))
 
 
 @functools.cache

@@ -10,15 +10,15 @@ import tiny
 
 from lm_jax.config import RNN, override
 from lm_jax.sweeps.group import train_group
-from lm_jax.sweeps.mapped import Lanes
 from lm_jax.sweeps.plan import Trial
+from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import digest, steps_saved
-from lm_jax.training.descent import Descent
-from lm_jax.training.feed import source_of
+from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import chunk_length, init, run_until
+from lm_jax.training.trainer import Trainer
 
 BASE = tiny.config(
     model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
@@ -58,16 +58,16 @@ def made():
 def advanced(made, runs, width, stop=7, params=None):
     """The states of some runs after `stop` updates as lanes."""
     V, source, configs = made
-    lanes = Lanes(V, source, len(runs), width=width)
+    lanes = VmappedRuns(V, source, len(runs), width=width)
     states = [init(configs[run], V) for run in runs]
     if params is not None:
         states = [
             state._replace(params=params(run, state))
             for run, state in zip(runs, states, strict=True)
         ]
-    lanes.put(states, [configs[run] for run in runs])
+    lanes.stack(states, [configs[run] for run in runs])
     _, finite = lanes.advance([stop] * len(runs))
-    return lanes.take(len(runs)), finite
+    return lanes.unstack(len(runs)), finite
 
 
 @pytest.mark.parametrize("width", [1, 2])
@@ -103,8 +103,8 @@ def test_a_lane_that_diverges_stands_still_and_harms_no_other(made):
 
 def test_lanes_stop_where_each_is_told_to(made):
     V, source, configs = made
-    lanes = Lanes(V, source, 3, width=2)
-    lanes.put([init(config, V) for config in configs[:3]], configs[:3])
+    lanes = VmappedRuns(V, source, 3, width=2)
+    lanes.stack([init(config, V) for config in configs[:3]], configs[:3])
     steps, _ = lanes.advance([2, 0, 5])
     assert steps.tolist() == [2, 0, 5]
     assert lanes.count == 4
@@ -112,10 +112,10 @@ def test_lanes_stop_where_each_is_told_to(made):
 
 def test_lanes_that_stand_still_are_given_up_where_they_cost(made):
     V, source, _ = made
-    assert Lanes(V, source, 8, width=8).for_fewer(4).count == 8
-    assert Lanes(V, source, 8).for_fewer(2).count == 8
-    assert Lanes(V, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
-    wide = Lanes(V, source, 8, width=2)
+    assert VmappedRuns(V, source, 8, width=8).for_fewer(4).count == 8
+    assert VmappedRuns(V, source, 8).for_fewer(2).count == 8
+    assert VmappedRuns(V, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
+    wide = VmappedRuns(V, source, 8, width=2)
     assert wide.for_fewer(5) is wide
     assert wide.for_fewer(4).count == 4
 
@@ -144,7 +144,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_group_is_its_runs(undisturbed, tmp_path):
     config, corpus = points()[1]
-    work = Descent(config, tmp_path / "alone", corpus, [], lambda step, row: None)
+    work = Trainer(config, tmp_path / "alone", corpus, [], lambda step, row: None)
     (tmp_path / "alone").mkdir()
     work.run()
     alone = [row["nats"] for row in read_rows(tmp_path / "alone" / "metrics.jsonl")]
@@ -178,14 +178,14 @@ def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed,
 
 
 def test_what_breaks_one_trial_does_not_stop_the_others(undisturbed, tmp_path, monkeypatch):
-    real = Descent._save
+    real = Trainer._save
 
     def full(self):
         if self.run_dir.name == "002" and int(self.state.step) == 10:
             raise OSError("no space left on device")
         real(self)
 
-    monkeypatch.setattr(Descent, "_save", full)
+    monkeypatch.setattr(Trainer, "_save", full)
     corpus = points()[0][1]
     failed = train_group(trials(3), tmp_path, corpus, [])
     assert {trial.name: str(error) for trial, error in failed.items()} == {
@@ -219,12 +219,12 @@ def test_the_worst_are_pruned_at_a_rung_and_stay_so(tmp_path):
         return set(sorted(nats, key=nats.__getitem__)[: len(nats) - 1])
 
     four = trials(4)
-    train_group(four, tmp_path, corpus, [], judge=judge, rungs=(7, 14))
+    train_group(four, tmp_path, corpus, [], prune=judge, rungs=(7, 14))
     results = {t.name: load_run(tmp_path / t.directory).result for t in four}
     assert [step for step, _ in asked] == [7, 14]
     out = [max(nats, key=nats.__getitem__) for _, nats in asked]
     assert [results[name]["status"] for name in out] == ["pruned", "pruned"]
     assert [results[name]["step"] for name in out] == [7, 14]
     assert sum(result["status"] == "finished" for result in results.values()) == 2
-    train_group(four, tmp_path, corpus, [], judge=judge, rungs=(7, 14))
+    train_group(four, tmp_path, corpus, [], prune=judge, rungs=(7, 14))
     assert len(asked) == 2

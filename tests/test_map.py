@@ -8,8 +8,8 @@ import tiny
 
 from lm_jax.config import override
 from lm_jax.experiment import load_experiment
-from lm_jax.report.map import curve, heat_map, sweep_sections, write_sweep
 from lm_jax.report.measures import Measure, measures, varied
+from lm_jax.report.sweep_page import curve, heat_map, sweep_sections, write_sweep
 from lm_jax.settings import UserError
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import plan

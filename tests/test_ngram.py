@@ -205,7 +205,7 @@ def test_a_restarted_lane_knows_nothing():
     np.testing.assert_array_equal(mixed, [[-1, -1], [0, 1]])
 
 
-# Counting.
+# NGramRun.
 
 
 @both_modes

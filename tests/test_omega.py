@@ -12,7 +12,7 @@ from lm_jax.settings import UserError
 
 MODEL = tiny.rnn(cell="gru")
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
-LANE = g.one_lane(MODEL)
+LANE = g.single_example(MODEL)
 BATCH = tiny.batch()
 
 

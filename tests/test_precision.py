@@ -13,7 +13,7 @@ from lm_jax.config import Config, Data, Train
 from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
-from lm_jax.models.product import narrow_product, product
+from lm_jax.models.matmul import matmul, matmul_in
 from lm_jax.settings import UserError
 from lm_jax.training import prove
 from lm_jax.training.step import init
@@ -54,7 +54,7 @@ def float32():
 
 def estimate(config, key, dtype="bfloat16", estimator=g.explicit_bptt):
     """(function of params and the carry, params, carry)."""
-    model = make(dataclasses.replace(config, precision=dtype), V).noisy(key)
+    model = make(dataclasses.replace(config, precision=dtype), V).for_training(key)
     grad_fn = estimator(model)
     params, carry = model.init(key), grad_fn.init_carry(B)
     read = batch(key)
@@ -134,9 +134,9 @@ def test_float32_is_the_product_of_jax(key, float32):
     x, W = jnp.ones((3, 2)), jnp.ones((2, 4))
     ours, plain = (
         str(jax.make_jaxpr(jax.grad(lambda x, W: f(x, W).sum(), (0, 1)))(x, W))  # noqa: B023
-        for f in (product, jnp.matmul)
+        for f in (matmul, jnp.matmul)
     )
-    assert narrow_product(x, W).dtype == jnp.float32
+    assert matmul_in(x, W).dtype == jnp.float32
     for line in ours, plain:
         assert "convert_element_type" not in line
         assert "bf16" not in line
@@ -152,7 +152,7 @@ def test_a_product_goes_through_every_mode(key):
     """
     x = jax.random.randint(key, (3, 5), -9, 9).astype(float)
     W = jax.random.randint(key, (5, 2), -9, 9).astype(float)
-    both = [lambda x, W: product(x, W, "bfloat16"), lambda x, W: x @ W]
+    both = [lambda x, W: matmul(x, W, "bfloat16"), lambda x, W: x @ W]
     squares = [lambda x, W, f=f: jnp.sum(f(f(x, W), W.T)) for f in both]
     pairs = [[jax.jvp(f, (x, W), (x + 1, W - 1)) for f in both]]
     pairs += [[jax.vmap(f, (0, None))(x[:, None], W) for f in both]]
@@ -162,7 +162,7 @@ def test_a_product_goes_through_every_mode(key):
     pairs += [[jax.jvp(jax.grad(f, (0, 1)), few, few)[1] for f in squares]]
     for ours, plain in pairs:
         jax.tree.map(np.testing.assert_array_equal, ours, plain)
-    assert product(x, W, "bfloat16").dtype == x.dtype
+    assert matmul(x, W, "bfloat16").dtype == x.dtype
 
 
 def test_the_explicit_pass_is_differentiated_again(key, float32):

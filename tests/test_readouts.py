@@ -261,7 +261,7 @@ def test_every_readout_learns_nearly_what_the_softmax_learns(key):
 
         def step(state, key):
             params, opt_state = state
-            grads = jax.grad(lambda params: mean(model.noisy(key), params))(params)
+            grads = jax.grad(lambda params: mean(model.for_training(key), params))(params)
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 

@@ -56,7 +56,7 @@ def test_neither_do_they_where_all_steps_share_their_noise(key):
         cell="gru", layers=2, dropout=NOISE, activation_penalty=0.1,
         readout=SampledSoftmax(samples=3),
     )  # fmt: skip
-    agree(*both_ways(model.noisy(jax.random.key(5)), tiny.batch(length=11), key))
+    agree(*both_ways(model.for_training(jax.random.key(5)), tiny.batch(length=11), key))
 
 
 def test_four_times_the_steps_take_about_twice_the_memory(key):

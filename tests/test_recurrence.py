@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
-from lm_jax.models.base import PLAIN, Between
+from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.embedding import Embedding
 
 H, B, T = 3, 2, 5
@@ -22,7 +22,7 @@ CELLS = {
 
 def plain(cell, params, carry, z_x):
     """The scan as it stands: any hook between the steps asks for it."""
-    return recurrence.unroll(cell, params, carry, z_x, PLAIN)
+    return recurrence.unroll(cell, params, carry, z_x, NO_HOOK)
 
 
 def case(name):
@@ -54,7 +54,7 @@ def test_the_gradient_by_hand_is_that_of_autodiff(name):
     tiny.assert_trees_close(by_hand, autodiff)
 
 
-@pytest.mark.parametrize("between", [None, PLAIN], ids=["by hand", "plain"])
+@pytest.mark.parametrize("between", [None, NO_HOOK], ids=["by hand", "plain"])
 @pytest.mark.parametrize("name", CELLS)
 def test_the_tap_has_the_norm_of_delta_for_its_gradient(name, between):
     """δ_t is what autodiff gives for a shift added to the carry after step t."""
@@ -67,7 +67,7 @@ def test_the_tap_has_the_norm_of_delta_for_its_gradient(name, between):
 
         def hooked(*args):
             if tap is None:
-                return recurrence.unroll(*args, Between(shifted, shifts))
+                return recurrence.unroll(*args, EdgeHook(shifted, shifts))
             return recurrence.unroll(*args, between, tap)
 
         return objective(hooked, cell)(params, carry, z_x)
@@ -176,8 +176,8 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
     layer = recurrence.CellLayer(CELLS["gru"], embedding)
     model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
     params = tiny.moved(model.init(jax.random.key(1)))
-    assert model.ready(params, words - 1) is params
-    ready = model.ready(params, words)
+    assert model.precompute(params, words - 1) is params
+    ready = model.precompute(params, words)
     carry, x = model.init_carry(1), jnp.array([[3]])
     for _ in range(2):
         tiny.assert_trees_close(model.hidden(ready, carry, x), model.hidden(params, carry, x))

@@ -15,7 +15,7 @@ from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import replay, spike, state_at, step
 from lm_jax.training.checkpoint import digest, restore
-from lm_jax.training.feed import source_of
+from lm_jax.training.input_pipeline import source_of
 
 # Validation decides on the learning rate, on the average and on the parameters kept.
 CONFIG = tiny.config(
@@ -50,7 +50,7 @@ def copied(run, folder, *without):
 
 def test_a_state_on_the_way_is_the_one_that_was_saved_there(run, tmp_path):
     """Every bit of it, from the start and from the checkpoint before it."""
-    assert float(saved(run).verdict.cut) < 1
+    assert float(saved(run).early_stopping.cut) < 1
     assert int(saved(run).average.begun) > 0
     for name, removed in (("before", [18]), ("start", [15, 18])):
         older = copied(run, tmp_path / name, *removed)

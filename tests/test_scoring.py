@@ -17,16 +17,16 @@ from lm_jax.data.batches import batch_at, streams
 from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.gradients import full_bptt
-from lm_jax.inference import fed, line_blocks, lines, score, static
+from lm_jax.inference import line_blocks, lines, parallel_scorer, sample_inputs, score
 from lm_jax.inference.score import perplexity_of
-from lm_jax.report.printed import show_score
+from lm_jax.report.score_table import show_score
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)), size=1.0)
 CHARS = Vocabulary("char", ("<unk>", "\n", "a", "b", "c", "d", " "))
 WORDS = Vocabulary("word", ("<unk>", "<eos>", "the", "cat", "sat", "on", "mat"))
-STATIC = importlib.import_module("lm_jax.inference.static")
+STATIC = importlib.import_module("lm_jax.inference.parallel")
 RANDOM = np.random.default_rng(0)
 TEXT = "".join(RANDOM.choice(list("abcd \n"), 130, p=[0.2] * 4 + [0.1] * 2))
 
@@ -73,7 +73,9 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
     for block, length in ((7, 5), (1000, 130), (64, 32), (3, 200)):
         monkeypatch.setattr(texts, "BLOCK", block)
         found = list(
-            inference.blocks(static(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT + "é"))
+            inference.blocks(
+                parallel_scorer(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT + "é")
+            )
         )
         assert max(len(part.tokens) for part in found) <= length
         np.testing.assert_allclose(
@@ -114,20 +116,20 @@ def test_a_text_in_lanes_is_the_text_token_after_token(case, monkeypatch):
     def at_once(params):
         return model.nats(params, model.hidden(params, model.init_carry(1), x)[1], y)[:, 0]
 
-    scorer, states = static(model, 512), []
+    scorer, states = parallel_scorer(model, 512), []
 
     def read(params, state, batch):
-        state, nats = scorer.read(params, state, batch)
+        state, nats = scorer.score_chunk(params, state, batch)
         states.append(bool(state.forgets))
         return state, nats
 
-    found = score(model, params, CHARS, text, scorer._replace(read=read))
+    found = score(model, params, CHARS, text, scorer._replace(score_chunk=read))
     np.testing.assert_allclose(found.nats, at_once(params), rtol=1e-11)
     assert states == [case != "remembers"] * 3
     if case == "remembers":  # without a look at the seams it would have been read in lanes
         monkeypatch.setattr(STATIC, "SEAM", np.inf)
         STATIC._reader.cache_clear()
-        wrong = score(model, params, CHARS, text, static(model, 512)).nats
+        wrong = score(model, params, CHARS, text, parallel_scorer(model, 512)).nats
         np.testing.assert_allclose(wrong[:128], found.nats[:128], rtol=1e-11)
         assert not np.any(np.isclose(wrong[128:512], found.nats[128:512], rtol=1e-3))
 
@@ -143,7 +145,7 @@ def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):
 
     text = texts.Text("endless", "", endless)
     for found in (
-        inference.blocks(static(MODEL, 32), PARAMS, CHARS, text),
+        inference.blocks(parallel_scorer(MODEL, 32), PARAMS, CHARS, text),
         line_blocks(MODEL, PARAMS, CHARS, text),
     ):
         taken.clear()
@@ -176,7 +178,9 @@ def test_lines_add_up_whatever_the_blocks():
         found = list(
             lines(
                 CHARS,
-                inference.blocks(static(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT)),
+                inference.blocks(
+                    parallel_scorer(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT)
+                ),
             )
         )
         np.testing.assert_allclose([line.nats for line in found], expected, rtol=1e-12)
@@ -201,7 +205,7 @@ def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(cap
     found = score(model, params, BYTES, text).loss
     assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
     for as_json in (True, False):
-        blocks = inference.blocks(static(model, 4), params, BYTES, text)
+        blocks = inference.blocks(parallel_scorer(model, 4), params, BYTES, text)
         show_score(BYTES, blocks, by="token", as_json=as_json)
     as_object, _, table = capsys.readouterr().out.partition("      ln P")
     assert json.loads(as_object)["bits_per_character"] is None
@@ -298,7 +302,7 @@ def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch)
 
 
 def test_a_cache_needs_hidden_states_and_learning_needs_weights():
-    counts = tiny.altered(MODEL, hidden=lambda params, carry, x, between=None: (carry, x))
+    counts = tiny.altered(MODEL, hidden=lambda params, carry, x, hook=None: (carry, x))
     with pytest.raises(UserError, match="--cache needs a model with hidden states"):
         score(
             counts, PARAMS, CHARS, "ab", inference.cache(counts, size=3, weight=0.1, flatness=0.0)
@@ -347,7 +351,7 @@ def test_a_number_out_of_range_is_refused(make, said):
 
 @jax.jit
 def _fed(batch, key, rate):
-    return fed(MODEL, PARAMS, MODEL.init_carry(tiny.B), batch, key, rate)
+    return sample_inputs(MODEL, PARAMS, MODEL.init_carry(tiny.B), batch, key, rate)
 
 
 def test_inputs_are_replaced_at_the_rate_that_is_asked_for(key):
@@ -364,7 +368,7 @@ def test_inputs_are_replaced_at_the_rate_that_is_asked_for(key):
 def test_what_a_model_is_fed_greedily_is_its_likeliest_token(key):
     batch = tiny.batch(length=8)
     carry = MODEL.init_carry(tiny.B)
-    own = fed(MODEL, PARAMS, carry, batch, key, jnp.ones(()), greedy=True)
+    own = sample_inputs(MODEL, PARAMS, carry, batch, key, jnp.ones(()), greedy=True)
     _, h = MODEL.hidden(PARAMS, carry, own.x)
     np.testing.assert_array_equal(own.x[1:], jnp.argmax(MODEL.logits(PARAMS, h), -1)[:-1])
     assert np.any(own.x != batch.x)
@@ -373,10 +377,12 @@ def test_what_a_model_is_fed_greedily_is_its_likeliest_token(key):
 def test_no_gradient_flows_through_what_a_model_is_fed(key):
     batch, carry = tiny.batch(), MODEL.init_carry(tiny.B)
     estimator = full_bptt(MODEL)
-    own = fed(MODEL, PARAMS, carry, batch, key, jnp.ones(()))
+    own = sample_inputs(MODEL, PARAMS, carry, batch, key, jnp.ones(()))
 
     def loss(params):
-        return estimator(params, carry, fed(MODEL, params, carry, batch, key, jnp.ones(())))[0]
+        return estimator(
+            params, carry, sample_inputs(MODEL, params, carry, batch, key, jnp.ones(()))
+        )[0]
 
     tiny.assert_trees_close(jax.grad(loss)(PARAMS), estimator(PARAMS, carry, own)[2])
 

@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 import lm_jax
 from lm_jax import gradients as g
 from lm_jax.config import RNN, LiveProbe
-from lm_jax.models import cells, linear
+from lm_jax.models import cells, linear_recurrences
 from lm_jax.settings import UserError
 from lm_jax.training import probing
 from lm_jax.training.journal import read_rows
@@ -319,9 +319,9 @@ CELLS = {
     "lstm with layer normalisation": cells.LSTMCell(3, layer_norm=True),
     "gru, reset after": cells.GRUCell(2),
     "gru, reset before": cells.ResetBeforeGRUCell(2),
-    "mingru": linear.MinGRUCell(2),
-    "minlstm": linear.MinLSTMCell(2),
-    "diagonal": linear.LRUCell(2),
+    "mingru": linear_recurrences.MinGRUCell(2),
+    "minlstm": linear_recurrences.MinLSTMCell(2),
+    "diagonal": linear_recurrences.LRUCell(2),
 }
 
 

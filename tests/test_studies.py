@@ -26,19 +26,19 @@ from lm_jax.config import (
     Window,
     resolve,
 )
-from lm_jax.data.batches import batch_at, first_lanes, streams
+from lm_jax.data.batches import batch_at, first_sequences, streams
 from lm_jax.data.corpus import load
 from lm_jax.data.tasks import held_out
 from lm_jax.data.vocabulary import BYTES
-from lm_jax.report.reach import reach_sections
-from lm_jax.report.study import as_plain, write_study
-from lm_jax.report.updates import update_sections
+from lm_jax.report.probe_page import as_plain, write_study
+from lm_jax.report.reach_sections import reach_sections
+from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import UserError
 from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
 from lm_jax.studies.updates import estimators
 from lm_jax.training import probing, spike, state_at, step
-from lm_jax.training.feed import source_of
+from lm_jax.training.input_pipeline import source_of
 from lm_jax.trees import norm
 
 # --- live -----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def answers():
 
 
 def test_live_answers_are_the_tools_called_one_by_one(answers):
-    lane = g.one_lane(MODEL)
+    lane = g.single_example(MODEL)
 
     def loss(params, carry, target):
         y, asked = target
@@ -266,7 +266,7 @@ def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):
     by_lag = found.reach.by_lag
     np.testing.assert_allclose(by_lag.truncations.norm[-1], norm(grads["layers"]), rtol=1e-9)
     np.testing.assert_allclose(by_lag.truncations.cosine[-1], 1, rtol=1e-9)
-    lane = g.one_lane(run.model)
+    lane = g.single_example(run.model)
 
     @jax.jit
     def at_end(carry, x, y):
@@ -283,7 +283,7 @@ def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):
 
 
 def test_the_credit_map_is_of_the_sentence_from_its_start(run, found):
-    lane, y = g.one_lane(run.model), run.vocabulary.encode(SENTENCE)
+    lane, y = g.single_example(run.model), run.vocabulary.encode(SENTENCE)
     x = np.append(run.vocabulary.boundary, y[:-1])
     whole = jax.jit(lambda *at: g.credit_map(lane.step, lane.loss, *at))
     expected = whole(run.params, lane.carry, jnp.asarray(x), jnp.asarray(y))
@@ -342,7 +342,7 @@ def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
 def test_a_text_of_two_short_chunks_is_enough(run):
     tokens = run.vocabulary.encode("cats")
     seen = passage.chunk(run.model, run.params, run.vocabulary, tokens, length=2, lanes=1)
-    lane = g.one_lane(run.model)
+    lane = g.single_example(run.model)
     dynamics = study._dynamics(lane, run.params, run.vocabulary, seen)
     assert dynamics.text == ["a t"]
     carry = jax.tree.map(lambda leaf: leaf[0], seen.carry)
@@ -394,7 +394,7 @@ def solver(request, tmp_path_factory):
 def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     found = lm_jax.probe(solver, lanes=2)
     assert (found.step, found.length, found.lanes) == (4, 20, 2)
-    batch = first_lanes(held_out(solver.config.data, "validation")[0](), 2)
+    batch = first_sequences(held_out(solver.config.data, "validation")[0](), 2)
     estimate = jax.jit(g.full_bptt(solver.model).estimate)
     _, _, grads = estimate(solver.params, solver.model.init_carry(2), batch)
     by_lag, credit = found.reach.by_lag, found.reach.credit

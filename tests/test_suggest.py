@@ -11,10 +11,10 @@ import tiny
 
 import lm_jax
 from lm_jax.settings import UserError
-from lm_jax.sweeps import suggest
+from lm_jax.sweeps import optuna_search
+from lm_jax.sweeps.optuna_search import ASKED, STUDY, OptunaSearch
 from lm_jax.sweeps.points import choice, draw, integers, log_uniform, uniform
-from lm_jax.sweeps.suggest import ASKED, STUDY, Search
-from lm_jax.training.descent import Descent
+from lm_jax.training.trainer import Trainer
 
 SPACE = draw(
     {
@@ -54,7 +54,7 @@ def searched(search, steps=99):
 def undisturbed(tmp_path_factory):
     pytest.importorskip("optuna")
     path = tmp_path_factory.mktemp("whole")
-    return path, searched(Search(SPACE, 22, path, batch=5))
+    return path, searched(OptunaSearch(SPACE, 22, path, batch=5))
 
 
 def test_every_point_is_one_of_the_space_and_none_comes_twice(undisturbed):
@@ -73,13 +73,13 @@ def test_every_point_is_one_of_the_space_and_none_comes_twice(undisturbed):
 
 def test_the_seed_and_what_was_told_say_what_comes_next(undisturbed, tmp_path):
     _, asked = undisturbed
-    other = Search(SPACE, 22, tmp_path, batch=5, seed=1)
+    other = OptunaSearch(SPACE, 22, tmp_path, batch=5, seed=1)
     assert not {json.dumps(p) for p in other.ask().values()} & {
         json.dumps(p) for p in asked.values()
     }
     for end, told in (("better", 0.5), ("same", None)):
         (tmp_path / end).mkdir()
-        search = Search(SPACE, 22, tmp_path / end, batch=5)
+        search = OptunaSearch(SPACE, 22, tmp_path / end, batch=5)
         searched(search, 2)
         batch = search.ask()
         rows = [row(number, point) for number, point in batch.items()]
@@ -100,7 +100,7 @@ def test_a_search_that_is_killed_after_any_write_goes_on_as_if_it_had_not_been(
         killed.mkdir()
         if done:
             (killed / ASKED).write_text("".join(lines[: 1 + done]))
-        search = Search(SPACE, 22, killed, batch=5)
+        search = OptunaSearch(SPACE, 22, killed, batch=5)
         if done % 2:  # asked for, and not told of
             first = 1 + 5 * (done // 2)
             assert search.ask() == {n: asked[n] for n in range(first, min(first + 5, 23))}
@@ -110,13 +110,13 @@ def test_a_search_that_is_killed_after_any_write_goes_on_as_if_it_had_not_been(
 
 def test_what_is_told_of_one_trial_at_a_time_is_the_same(undisturbed, tmp_path):
     _, asked = undisturbed
-    search = Search(SPACE, 22, tmp_path, batch=5)
+    search = OptunaSearch(SPACE, 22, tmp_path, batch=5)
     for number in (2, 5, 4, 1, 3):
         batch = search.ask()
         assert number in batch
         others = [row(n, point, "stopped") for n, point in batch.items() if n != number]
         search.tell([*others, row(number, batch[number])])
-        search = Search(SPACE, 22, tmp_path, batch=5)
+        search = OptunaSearch(SPACE, 22, tmp_path, batch=5)
     assert searched(search) == asked
 
 
@@ -128,23 +128,23 @@ def test_the_search_closes_in_on_what_is_good(undisturbed, tmp_path):
 
 def test_a_small_space_is_asked_for_whole(tmp_path):
     pytest.importorskip("optuna")
-    asked = searched(Search(SMALL, 6, tmp_path, batch=4))
+    asked = searched(OptunaSearch(SMALL, 6, tmp_path, batch=4))
     every = {(layers, cell) for layers in (1, 2, 3) for cell in ("elman", "lstm")}
     assert {tuple(point.values()) for point in asked.values()} == every
 
 
 def test_a_search_may_be_given_more_points(undisturbed, tmp_path):
     path, asked = undisturbed
-    search = Search(SPACE, 10, tmp_path, batch=5)
+    search = OptunaSearch(SPACE, 10, tmp_path, batch=5)
     assert searched(search) == {number: asked[number] for number in range(1, 11)}
     assert search.ask() == {}
-    assert searched(Search(SPACE, 22, tmp_path, batch=5)) == asked
+    assert searched(OptunaSearch(SPACE, 22, tmp_path, batch=5)) == asked
     assert (tmp_path / ASKED).read_text() == (path / ASKED).read_text()
 
 
 def test_the_study_lies_there_for_optuna_and_says_how_each_trial_ended(tmp_path):
     optuna = pytest.importorskip("optuna")
-    search = Search(SPACE, 5, tmp_path, batch=5)
+    search = OptunaSearch(SPACE, 5, tmp_path, batch=5)
     batch = search.ask()
     ends = ["finished", "pruned", "diverged", "failed", "finished"]
     rows = [row(n, batch[n], status) for n, status in enumerate(ends, 1)]
@@ -154,7 +154,7 @@ def test_the_study_lies_there_for_optuna_and_says_how_each_trial_ended(tmp_path)
     assert search.ask() == {1: batch[1], 2: batch[2]}
     search.tell(rows)
     # What was killed before the study was written is made up for.
-    assert Search(SPACE, 5, tmp_path).ask() == {}
+    assert OptunaSearch(SPACE, 5, tmp_path).ask() == {}
     assert search.ask() == {}
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / STUDY}")
     trials = optuna.load_study(study_name="sweep", storage=storage).trials
@@ -179,7 +179,7 @@ def test_optuna_is_as_talkative_afterwards_as_before(tmp_path, capfd):
     before = optuna.logging.get_verbosity()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        searched(Search(SMALL, 2, tmp_path))
+        searched(OptunaSearch(SMALL, 2, tmp_path))
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr().err == ""
 
@@ -197,7 +197,7 @@ def test_optuna_is_as_talkative_afterwards_as_before(tmp_path, capfd):
 def test_a_search_that_cannot_be_or_is_another_is_refused(change, said, undisturbed):
     asked = {"space": SPACE, "count": 5, **change}
     with pytest.raises(UserError, match=said):
-        Search(asked.pop("space"), asked.pop("count"), undisturbed[0], **asked)
+        OptunaSearch(asked.pop("space"), asked.pop("count"), undisturbed[0], **asked)
 
 
 def test_a_damaged_search_is_refused(tmp_path):
@@ -205,19 +205,19 @@ def test_a_damaged_search_is_refused(tmp_path):
     for damage in ("", "{", "[]\n[]\n", '{"seed": 0}\n{"told": 3}\n'):
         (tmp_path / ASKED).write_text(damage)
         with pytest.raises(UserError, match=r"is damaged|of another search"):
-            Search(SPACE, 5, tmp_path)
+            OptunaSearch(SPACE, 5, tmp_path)
 
 
 def test_without_optuna_the_user_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"Optuna is not installed: pip install"):
-        Search(SPACE, 5, tmp_path)
+        OptunaSearch(SPACE, 5, tmp_path)
 
 
 def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypatch):
     """Without Optuna, which has no say once all points are asked for."""
     quiet = SimpleNamespace(get_verbosity=lambda: 0, set_verbosity=lambda level: None, WARNING=0)
-    points, real = [{"seed": 1}, {"seed": 2}], Descent.course
+    points, real = [{"seed": 1}, {"seed": 2}], Trainer.events
 
     def course(self):
         if self.config.seed == 2:
@@ -229,11 +229,11 @@ def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypa
         rows = lm_jax.sweep(tiny.config(), drawn, tmp_path, text=tiny.TEXT, suggest=2, retries=0)
         return [row["status"] for row in rows]
 
-    monkeypatch.setattr(suggest, "_optuna", lambda: SimpleNamespace(logging=quiet))
-    monkeypatch.setattr(Search, "_publish", lambda self, optuna: None)
-    monkeypatch.setattr(Search, "_drawn", lambda self, optuna, count: points)
+    monkeypatch.setattr(optuna_search, "_optuna", lambda: SimpleNamespace(logging=quiet))
+    monkeypatch.setattr(OptunaSearch, "_publish", lambda self, optuna: None)
+    monkeypatch.setattr(OptunaSearch, "_drawn", lambda self, optuna, count: points)
     with monkeypatch.context() as broken:
-        broken.setattr(Descent, "course", course)
+        broken.setattr(Trainer, "course", course)
         assert run() == ["finished", "failed"]
     asked = (tmp_path / ASKED).read_bytes()
     assert run() == ["finished", "finished"]

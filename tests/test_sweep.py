@@ -17,7 +17,7 @@ from lm_jax.settings import UserError
 from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
 from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
-from lm_jax.sweeps.plan import settle
+from lm_jax.sweeps.plan import write_or_check_manifest
 from lm_jax.training import loop
 from lm_jax.training.step import init
 
@@ -84,18 +84,18 @@ def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
 
 def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_path, monkeypatch):
     whole = lm_jax.sweep(BASE, POINTS, tmp_path / "whole", text=tiny.TEXT)
-    real, calls = loop.Counting.run, []
+    real, calls = loop.NGramRun.run, []
 
     def broken(self):
         calls.append(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Counting, "run", broken)
+    monkeypatch.setattr(loop.NGramRun, "run", broken)
     with pytest.raises(KeyboardInterrupt):
         lm_jax.sweep(BASE, POINTS, tmp_path / "sweep", text=tiny.TEXT)
     assert len((tmp_path / "sweep" / "results.jsonl").read_text().splitlines()) == 1
-    monkeypatch.setattr(loop.Counting, "run", real)
-    monkeypatch.setattr(loop.Descent, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.NGramRun, "run", real)
+    monkeypatch.setattr(loop.Trainer, "run", lambda self: pytest.fail("trained again"))
     rows = lm_jax.sweep(BASE, POINTS, tmp_path / "sweep", text=tiny.TEXT)
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in whole]
 
@@ -192,7 +192,7 @@ def swept(tmp_path_factory):
         "broken": {"seed": 13, "train.learning_rate": 0.01},
         "counted": POINTS["counted"],
     }
-    real = loop.Descent.course
+    real = loop.Trainer.events
 
     def course(self):
         if self.config.seed == 13:
@@ -200,7 +200,7 @@ def swept(tmp_path_factory):
         yield from real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Descent, "course", course)
+        patch.setattr(loop.Trainer, "course", course)
         rows = lm_jax.sweep(BASE, points, folder, text=tiny.TEXT, retries=0)
     return folder, points, {row["name"]: row for row in rows}
 
@@ -308,8 +308,8 @@ def test_a_frame_s_columns_are_of_one_type():
 
 def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path):
     trials = plan(BASE, {"a": {"seed": 1}, "b": {"seed": 2}}, tiny.TEXT).trials
-    settle(tmp_path, trials)
-    settle(tmp_path, trials)
+    write_or_check_manifest(tmp_path, trials)
+    write_or_check_manifest(tmp_path, trials)
     others = {
         "its points are 2, not 1": {"a": {"seed": 1}},
         "point 2, 'b', has other settings": {"a": {"seed": 1}, "b": {"seed": 3}},
@@ -319,10 +319,10 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
     }
     for said, points in others.items():
         with pytest.raises(UserError, match=f"holds another sweep: {said}"):
-            settle(tmp_path, plan(BASE, points, tiny.TEXT).trials)
+            write_or_check_manifest(tmp_path, plan(BASE, points, tiny.TEXT).trials)
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        settle(tmp_path, trials)
+        write_or_check_manifest(tmp_path, trials)
 
 
 def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkeypatch):

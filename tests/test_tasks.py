@@ -26,10 +26,10 @@ from lm_jax.config import (
     Memorisation,
     Multiplication,
     NGram,
-    OwnTokens,
     Permutation,
     RecurrentDropout,
     SampledSoftmax,
+    ScheduledSampling,
     TemporalOrder,
     Train,
     Window,
@@ -226,7 +226,7 @@ def test_real_inputs_stand_where_the_one_hot_vectors_stood():
     x = jnp.array([[0, 1], [1, 1], [0, 0]])
     for size in (None, 4):
         config = RNN(embedding_size=size, hidden_size=5)
-        tokens, real = models.make(config, 2), models.make(config, 2, real=True)
+        tokens, real = models.make(config, 2), models.make(config, 2, regression=True)
         params = real.init(jax.random.key(0))
         carry = real.init_carry(2)
         same = tokens.hidden(params, carry, x)
@@ -299,7 +299,7 @@ def brute_force(run, split):
             if not batch.mask[t, lane]:
                 continue
             z, y = said[t, lane], np.asarray(batch.y)[t, lane]
-            if run.config.data.real:
+            if run.config.data.regression:
                 losses.append((z[0] - y) ** 2)
                 good = abs(z[0] - y) < 0.04
             else:
@@ -405,7 +405,7 @@ SENTENCES = {"batching": "sentences", "length": 64}
             "train.k2=65 does not fit data.source=task with data.length=64: a sequence is read",
         ),
         (
-            lambda: Config(data=Data(task=Copy()), train=Train(feeding=OwnTokens())),
+            lambda: Config(data=Data(task=Copy()), train=Train(feeding=ScheduledSampling())),
             "train.feeding.kind=own is not read with data.task=copy",
         ),
         (lambda: Config(data=Data(task=Copy()), model=RNN(vectors="a")), "are no words"),
@@ -441,4 +441,4 @@ def test_a_task_is_a_source_by_its_name():
     assert override(config, {"data.task.kind": "adding"}).data.task == Adding()
     assert lm_jax.settings.from_json(Config, lm_jax.settings.to_json(config), "there") == config
     window = Config(data=Data(task=Copy()), model=Window(dropout=Dropout(words=0.1)))
-    assert window.data.drawn
+    assert window.data.generated

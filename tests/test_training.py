@@ -24,7 +24,7 @@ from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
 from lm_jax.data.batches import streams
 from lm_jax.inference.score import evaluate, reading
 from lm_jax.settings import UserError
-from lm_jax.training import journal, step
+from lm_jax.training import evaluator, journal, step, trainer
 from lm_jax.training.checkpoint import digest, restore
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,6 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
     """The first and the second validation, and the reading of the test split at the end."""
     config, readings = KINDS["full"], []
     lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    from lm_jax.training import judging
 
     def interrupted(*arguments):
         readings.append(arguments)
@@ -90,13 +89,13 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
                 os.kill(os.getpid(), signal.SIGTERM)
             yield block
 
-    token_nats = judging.token_nats
-    monkeypatch.setattr(judging, "token_nats", interrupted)
+    token_nats = evaluator.token_nats
+    monkeypatch.setattr(evaluator, "token_nats", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     rows = rows_of(tmp_path / "parts")
     assert len([row for row in rows if row["kind"] == "evaluation"]) == nth - 1
-    monkeypatch.setattr(judging, "token_nats", token_nats)
+    monkeypatch.setattr(evaluator, "token_nats", token_nats)
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["splits"] == lm_jax.load_run(tmp_path / "whole").result["splits"]
@@ -104,20 +103,19 @@ def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, m
 
 def test_a_validation_is_not_written_down_twice(tmp_path, monkeypatch):
     """Stopped within it, gone on, and killed before the next checkpoint: it is done once more."""
-    from lm_jax.training import judging
 
     config = tiny.config(train={"validate_every": 6, "checkpoint_every": 100})
     lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    token_nats = judging.token_nats
+    token_nats = evaluator.token_nats
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return token_nats(*arguments)
 
-    monkeypatch.setattr(judging, "token_nats", interrupted)
+    monkeypatch.setattr(evaluator, "token_nats", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    monkeypatch.setattr(judging, "token_nats", token_nats)
+    monkeypatch.setattr(evaluator, "token_nats", token_nats)
 
     def killed(now, row):
         if now == 10:
@@ -131,10 +129,9 @@ def test_a_validation_is_not_written_down_twice(tmp_path, monkeypatch):
 
 def test_a_stop_is_heeded_within_about_a_second_of_slow_steps(tmp_path, monkeypatch):
     """However far the next record is, the loop runs for as many steps as it has learnt to fit."""
-    from lm_jax.training import pace
 
     looks = []
-    monkeypatch.setattr(pace, "BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(trainer, "SECONDS_PER_CALL", 0.0)
     config = tiny.config(train={"steps": 7, "log_every": 7, "validate_every": 7})
     lm_jax.train(config, tmp_path, text=tiny.TEXT, watch=lambda step, row: looks.append(step))
     assert looks[:7] == [1, 2, 3, 4, 5, 6, 7]
@@ -387,7 +384,7 @@ def test_a_record_is_what_its_steps_did(tmp_path):
     assert [row["step"] for row in rows] == [1, 5, 7]
 
     from lm_jax import data, gradients
-    from lm_jax.training.feed import source_of
+    from lm_jax.training.input_pipeline import source_of
 
     corpus = data.load(config.data, tiny.TEXT)
     source = source_of(config, corpus, 8)
@@ -440,11 +437,10 @@ def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
 
 
 def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monkeypatch):
-    from lm_jax.training import pace
 
     found, relu = [], RNN(embedding_size=4, hidden_size=5, activation="relu", layers=2)
     for seconds in (0.0, 100.0):
-        monkeypatch.setattr(pace, "BETWEEN_LOOKS", seconds)
+        monkeypatch.setattr(trainer, "SECONDS_PER_CALL", seconds)
         config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
         run = lm_jax.train(config, tmp_path / str(seconds), text=tiny.TEXT)
         found.append((run.result["status"], run.result["step"], rows_of(run.run_dir)))
@@ -458,9 +454,7 @@ def test_a_run_that_diverged_and_lost_its_result_ends_the_same(where, tmp_path, 
     relu = RNN(embedding_size=4, hidden_size=5, activation="relu")
     config = tiny.config(train={"learning_rate": 1e200} if where == "training" else {}, model=relu)
     if where == "validation":
-        from lm_jax.training import judging
-
-        monkeypatch.setattr(judging, "token_nats", lambda *_: iter([np.full((4, 1), np.inf)]))
+        monkeypatch.setattr(evaluator, "token_nats", lambda *_: iter([np.full((4, 1), np.inf)]))
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
     assert run.result["status"] == "diverged"
     rows, result = rows_of(tmp_path), {**run.result, "tokens_per_second": 0}
@@ -479,22 +473,21 @@ def test_a_run_that_lost_its_rows_and_its_result_is_judged_once_more(tmp_path):
 
 
 def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_path, monkeypatch):
-    from lm_jax.training import descent
 
     (tmp_path / "vectors.txt").write_text("a 1 2 3 4\ne 4 3 2 1\n")
     vectors = str(tmp_path / "vectors.txt")
     config = tiny.config(model=RNN(embedding_size=4, hidden_size=5, vectors=vectors))
     whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    read = descent.pretrained
+    read = trainer.pretrained
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return read(*arguments)
 
-    monkeypatch.setattr(descent, "pretrained", interrupted)
+    monkeypatch.setattr(trainer, "pretrained", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    monkeypatch.setattr(descent, "pretrained", read)
+    monkeypatch.setattr(trainer, "pretrained", read)
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["vectors"] == whole.result["vectors"]

@@ -14,7 +14,7 @@ import lm_jax
 from lm_jax import inference
 from lm_jax.config import RNN, Config, Data, NGram
 from lm_jax.data.text import in_memory
-from lm_jax.report.printed import show_score
+from lm_jax.report.score_table import show_score
 from lm_jax.report.sweep import show_sweep
 from lm_jax.report.terminal import UNPAID, Display, show_result
 

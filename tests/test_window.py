@@ -59,7 +59,7 @@ def test_a_place_more_is_a_block_more(direct, key):
 
 def test_both_uses_of_the_window_see_the_same_dropped_inputs():
     dropout = Dropout(inputs=0.5, words=0.2)
-    model = tiny.window(order=3, direct=True, dropout=dropout).noisy(jax.random.key(7))
+    model = tiny.window(order=3, direct=True, dropout=dropout).for_training(jax.random.key(7))
     params = tiny.moved(model.init(jax.random.key(0)))
     h = np.asarray(hidden(model, params, tiny.batch().x))
     x, a = h[..., :-H], h[..., -H:]

@@ -1,4 +1,4 @@
-"""Windows: what is read ahead from the disk trains as what is on the device, to the last bit."""
+"""Prefetched: what is read ahead from the disk trains as what is on the device, to the last bit."""
 
 import resource
 
@@ -13,12 +13,12 @@ from lm_jax import settings
 from lm_jax.config import Copy, Data, resolve
 from lm_jax.data import windows
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
-from lm_jax.data.windows import Windows, window_of
+from lm_jax.data.windows import Prefetched, window_updates
 from lm_jax.settings import UserError
 from lm_jax.training import state_at, step
 from lm_jax.training.checkpoint import digest, restore
-from lm_jax.training.descent import Descent
 from lm_jax.training.loop import prepared
+from lm_jax.training.trainer import Trainer
 
 BOUNDARY = 0
 # N, B, T, W: a last window that is not full; empty lanes and a short one; windows of one update;
@@ -30,7 +30,7 @@ TEXTS = [(67, 3, 4, 4), (23, 6, 1, 2), (40, 4, 3, 1), (30, 2, 4, 9), (7, 2, 10, 
 def test_a_window_gives_the_batches_that_the_whole_streams_give(N, B, T, W):
     """Every number of them, those under the mask too, over two epochs and a start in the middle."""
     tokens = np.arange(1, N + 1, dtype=np.uint8)
-    whole, feed = streams(tokens, BOUNDARY, B), Windows(tokens, BOUNDARY, B, T, W)
+    whole, feed = streams(tokens, BOUNDARY, B), Prefetched(tokens, BOUNDARY, B, T, W)
     epoch = steps_per_epoch(whole, T)
     assert feed.epoch == epoch
     assert feed.updates <= W
@@ -48,7 +48,7 @@ def test_a_window_gives_the_batches_that_the_whole_streams_give(N, B, T, W):
 
 
 def test_outside_of_its_window_an_update_has_no_targets():
-    feed = Windows(np.arange(1, 61, dtype=np.uint8), BOUNDARY, 2, 5, 2)
+    feed = Prefetched(np.arange(1, 61, dtype=np.uint8), BOUNDARY, 2, 5, 2)
     source, end = feed.at(2)
     assert end == 4
     targets = [int(batch_at(source, update, 5).mask.sum()) for update in range(6)]
@@ -58,7 +58,7 @@ def test_outside_of_its_window_an_update_has_no_targets():
 def test_a_mapped_text_is_read_a_window_ahead_and_no_further(tmp_path, monkeypatch):
     np.arange(1, 121, dtype=np.uint8).tofile(tmp_path / "tokens")
     mapped = np.memmap(tmp_path / "tokens", np.uint8, "r")
-    feed, read = Windows(mapped, BOUNDARY, 2, 5, 3), []
+    feed, read = Prefetched(mapped, BOUNDARY, 2, 5, 3), []
     plain = feed._window
     monkeypatch.setattr(feed, "_window", lambda number: (read.append(number), plain(number))[1])
     whole = streams(np.asarray(mapped), BOUNDARY, 2)
@@ -96,10 +96,10 @@ def state_of(run, until=None):
 
 def test_training_from_windows_is_training_from_the_device(whole, windowed):
     """Every bit of the last state, over more than two epochs, and every figure of the records."""
-    work = Descent(*prepared_work(windowed))
-    assert isinstance(work.feed, Windows)
-    assert 2 * work.feed.epoch < 53
-    assert work.feed.updates < work.feed.epoch
+    work = Trainer(*prepared_work(windowed))
+    assert isinstance(work.pipeline, Prefetched)
+    assert 2 * work.pipeline.epoch < 53
+    assert work.pipeline.updates < work.pipeline.epoch
     assert digest(state_of(windowed)) == digest(state_of(whole))
     for name in ("sha256", "splits", "parameters_step"):
         assert windowed.result[name] == whole.result[name]
@@ -127,7 +127,7 @@ def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
         assert digest(state_at(windowed, at, text=tiny.TEXT)) == digest(
             state_at(whole, at, text=tiny.TEXT)
         )
-    one, other = Descent(*prepared_work(windowed)), Descent(*prepared_work(whole))
+    one, other = Trainer(*prepared_work(windowed)), Trainer(*prepared_work(whole))
     for update in range(1, 9):  # as many as a probe looks at
         tiny.assert_trees_equal(one.batch(update), other.batch(update))
     state = one.restored(30)
@@ -135,7 +135,7 @@ def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
 
 
 def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
-    work = Descent(*prepared_work(windowed))
+    work = Trainer(*prepared_work(windowed))
     state = step.init(work.config, work.vocab_size)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
     after = work.advanced(state._replace(params=broken), 11)
@@ -146,8 +146,8 @@ def test_a_text_that_does_not_fit_comes_in_windows(monkeypatch):
     tokens, data = np.zeros(1000, np.uint16), Data(batch_size=4, length=5)
     for free, updates in ((8000, None), (7999, 2**26 // 40)):
         monkeypatch.setattr(windows, "free_memory", lambda free=free: free)
-        assert window_of(tokens, data, 5) == updates
-    assert window_of(tokens, Data(batch_size=4, length=5, window_updates=3), 5) == 3
+        assert window_updates(tokens, data, 5) == updates
+    assert window_updates(tokens, Data(batch_size=4, length=5, window_updates=3), 5) == 3
 
 
 def test_free_memory_is_in_bytes_and_less_than_there_is():
@@ -160,4 +160,4 @@ def test_windows_that_would_not_be_read_are_refused(windowed):
         with pytest.raises(UserError, match=r"data\.window_updates is read only"):
             Data(**fields, window_updates=3)
     with pytest.raises(UserError, match=r"data\.window_updates.* one by one"):
-        _ = Descent(*prepared_work(windowed)).source
+        _ = Trainer(*prepared_work(windowed)).source

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from lm_jax.config.compatibility import check_compatibility
 from lm_jax.config.data import Data
-from lm_jax.config.fits import refuse_misfits
 from lm_jax.config.model import (
     RNN,
     AdaptiveSoftmax,
@@ -50,9 +50,9 @@ from lm_jax.config.train import (
     LiveProbe,
     Momentum,
     NoProbe,
-    OwnTokens,
     Plateau,
     RMSprop,
+    ScheduledSampling,
     TeacherForcing,
     Train,
 )
@@ -98,12 +98,12 @@ __all__ = [
     "Network",
     "NoProbe",
     "NoiseContrastive",
-    "OwnTokens",
     "Permutation",
     "Plateau",
     "RMSprop",
     "RecurrentDropout",
     "SampledSoftmax",
+    "ScheduledSampling",
     "Softmax",
     "Task",
     "TeacherForcing",
@@ -129,7 +129,7 @@ class Config:
     """Seed of the initial parameters and of every other draw."""
 
     def __post_init__(self) -> None:
-        refuse_misfits(self.data, self.model, self.train)
+        check_compatibility(self.data, self.model, self.train)
         if isinstance(self.model, NGram):
             # An n-gram model ignores `train`: drop it, or equal runs could differ in config.
             object.__setattr__(self, "train", None)

@@ -69,7 +69,7 @@ class Data:
         return "file" if self.train is not None else "builtin"
 
     @property
-    def drawn(self) -> bool:
+    def generated(self) -> bool:
         """True if the sequences are generated for each update: any task but the Markov text."""
         return isinstance(self.task, Sequences)
 
@@ -83,7 +83,7 @@ class Data:
         return self.length if own is None else own
 
     @property
-    def real(self) -> bool:
+    def regression(self) -> bool:
         """True if the inputs and the target are real numbers instead of tokens."""
         return isinstance(self.task, REAL)
 
@@ -105,7 +105,7 @@ class Data:
                 )
         if self.origin == "task":
             self._check_task()
-        if self.window_updates is not None and (self.batching != "streams" or self.drawn):
+        if self.window_updates is not None and (self.batching != "streams" or self.generated):
             raise ValueError(
                 "data.window_updates is read only with data.batching=streams, of a text"
             )
@@ -147,6 +147,6 @@ class Data:
             )
         if self.steps > self.length:
             raise ValueError(f"{field}={self.steps} is more than data.length={self.length}")
-        for field, idle in IDLE.items() if self.drawn else ():
+        for field, idle in IDLE.items() if self.generated else ():
             if getattr(self, field) != idle:
                 raise ValueError(f"data.{field} is not read with {name}, which is no text")

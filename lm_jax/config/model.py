@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import Chance, Scale, Size, Weight, nearest_value, settings
+from lm_jax.settings import NonNegative, PositiveFinite, Probability, Size, nearest_value, settings
 
 Activation = Literal["tanh", "sigmoid", "relu"]
 
@@ -25,7 +25,7 @@ class Softmax:
     needs model.embedding-size equal to model.hidden-size."""
     bias: bool = True
     """Add a bias b_y to the logits."""
-    label_smoothing: Chance | None = None
+    label_smoothing: Probability | None = None
     """Training: share of each target's probability spread evenly over the vocabulary; None: none.
     """
 
@@ -77,13 +77,13 @@ class Dropout:
 
     locked: bool = False
     """Use the same mask at all time steps of an update (Gal & Ghahramani, 2016)."""
-    inputs: Chance | None = None
+    inputs: Probability | None = None
     """Share of the entries of the input vectors."""
-    between: Chance | None = None
+    between: Probability | None = None
     """Share of the units between each hidden layer and the next."""
-    outputs: Chance | None = None
+    outputs: Probability | None = None
     """Share of the readout's inputs."""
-    words: Chance | None = None
+    words: Probability | None = None
     """Share of the vocabulary with all-zero vectors throughout an update."""
 
 
@@ -91,7 +91,7 @@ class Dropout:
 class RecurrentDropout(Dropout):
     """Dropout rates in training; the remaining values are scaled up. None: no dropout."""
 
-    recurrent: Chance | None = None
+    recurrent: Probability | None = None
     """Share of the entries of W_hh, fixed over all steps of an update (Merity et al., 2018)."""
 
 
@@ -112,13 +112,13 @@ class Network:
         Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive, Field(discriminator="kind")
     ] = Softmax()
     dropout: Dropout = Dropout()
-    activation_penalty: Weight | None = None
+    activation_penalty: NonNegative | None = None
     """alpha: training adds alpha times the mean square of the readout's inputs to the mean loss
     (Merity et al., 2017); None: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the factors of each matrix product; sums and everything else stay float32.
     bfloat16 is for GPUs and TPUs."""
-    uniform: Scale | None = None
+    uniform: PositiveFinite | None = None
     """s: draw every initial weight and bias from U(-s, s); None: each by its own rule."""
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Window(Network):
     """Nonlinearity of the hidden layers."""
     direct: bool = False
     """Also connect the window's vectors directly to the readout (Bengio's W)."""
-    gain: Scale = 1.0
+    gain: PositiveFinite = 1.0
     """Initial hidden weights: standard deviation of W times the square root of its inputs."""
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Convolution(Network):
     only."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
-    gain: Scale = 1.0
+    gain: PositiveFinite = 1.0
     """Initial weights: standard deviation times the square root of a layer's inputs."""
 
     def __post_init__(self) -> None:
@@ -239,7 +239,7 @@ class RNN(Network):
     """SHA-256 of the file of your own cell: a changed file is another run; filled in."""
     activation: Activation | None = None
     """elman: f in h_t = f(x_t W_xh + h_{t-1} W_hh + b_h); None: tanh."""
-    forget_bias: Weight | None = None
+    forget_bias: NonNegative | None = None
     """lstm: initial bias of the forget gate; None: 1."""
     peepholes: bool = False
     """lstm: connect the cell state to the gates (Gers & Schmidhuber, 2000)."""
@@ -257,9 +257,9 @@ class RNN(Network):
     init: Literal["orthogonal", "identity", "spectral", "normal"] = "orthogonal"
     """elman, lstm, gru: initial W_hh of each gate, times model.gain. orthogonal; identity;
     spectral: normal entries scaled to a spectral radius of 1; normal: variance 1 / H."""
-    gain: Scale = 1.0
+    gain: PositiveFinite = 1.0
     """elman, lstm, gru: factor of the initial W_hh."""
-    change_penalty: Weight | None = None
+    change_penalty: NonNegative | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
     loss (Merity et al., 2017); None: none."""
     dropout: RecurrentDropout = RecurrentDropout()
@@ -304,7 +304,7 @@ class NGram:
     """kneser-ney: interpolated and modified (Chen & Goodman, 1999); interpolated: each order with a
     weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood.
     """
-    k: Scale | None = None
+    k: PositiveFinite | None = None
     """add-k: constant added to each count; None: 1."""
     bounded: bool = True
     """Stop each context at the beginning of its line; False: read the text as a single stream."""

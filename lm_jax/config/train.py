@@ -6,14 +6,14 @@ from pydantic import Field
 
 from lm_jax.settings import (
     Adjustable,
-    Chance,
     Count,
-    Number,
+    NonNegative,
+    Positive,
     PositiveCount,
-    Rate,
-    Scale,
+    PositiveFinite,
+    Probability,
     Size,
-    Weight,
+    UnitInterval,
     settings,
 )
 
@@ -46,7 +46,7 @@ class Momentum:
 
     kind: Literal["momentum"] = "momentum"
     """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
-    momentum: Rate = 0.9
+    momentum: UnitInterval = 0.9
     """Share of the last update carried over to the next."""
     nesterov: bool = False
     """Look ahead by one update (Nesterov, 1983)."""
@@ -58,11 +58,11 @@ class Adam:
 
     kind: Literal["adam"] = "adam"
     """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
-    b1: Rate = 0.9
+    b1: UnitInterval = 0.9
     """Decay of the mean of gradients, per update."""
-    b2: Rate = 0.999
+    b2: UnitInterval = 0.999
     """Decay of the mean of squared gradients, per update."""
-    eps: Scale = 1e-8
+    eps: PositiveFinite = 1e-8
     """Added to the root of the mean square."""
 
 
@@ -72,13 +72,13 @@ class AdamW:
 
     kind: Literal["adamw"] = "adamw"
     """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
-    b1: Rate = 0.9
+    b1: UnitInterval = 0.9
     """Decay of the mean of gradients, per update."""
-    b2: Rate = 0.999
+    b2: UnitInterval = 0.999
     """Decay of the mean of squared gradients, per update."""
-    eps: Scale = 1e-8
+    eps: PositiveFinite = 1e-8
     """Added to the root of the mean square."""
-    weight_decay: Weight = 1e-4
+    weight_decay: NonNegative = 1e-4
     """Share of each weight subtracted per update, times the learning rate."""
 
 
@@ -88,9 +88,9 @@ class RMSprop:
 
     kind: Literal["rmsprop"] = "rmsprop"
     """The optimizer: sgd, asgd, momentum, adam, adamw or rmsprop. Each has its own flags."""
-    decay: Rate = 0.9
+    decay: UnitInterval = 0.9
     """Decay of the mean of squared gradients, per update."""
-    eps: Scale = 1e-8
+    eps: PositiveFinite = 1e-8
     """Added to the mean square before taking the root."""
 
 
@@ -112,7 +112,7 @@ class Cosine:
     """Updates until the full learning rate."""
     steps: Count | None = None
     """Updates until the end of the descent; None: train.steps."""
-    final: Rate = 0.05
+    final: UnitInterval = 0.05
     """The learning rate at the end, as a share of train.learning_rate."""
 
 
@@ -124,7 +124,7 @@ class Epochs:
     """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
     constant_epochs: Count = 4
     """Epochs at the full learning rate."""
-    factor: Rate = 0.5
+    factor: UnitInterval = 0.5
     """Factor of the learning rate from each epoch to the next."""
 
 
@@ -134,7 +134,7 @@ class Plateau:
 
     kind: Literal["plateau"] = "plateau"
     """The schedule: constant, cosine, epochs or plateau. Each has its own flags."""
-    factor: Rate = 0.25
+    factor: UnitInterval = 0.25
     """Factor of the learning rate at each reduction."""
     patience: PositiveCount = 1
     """Validations in a row without a new best before each reduction."""
@@ -149,7 +149,7 @@ class TeacherForcing:
 
 
 @settings
-class OwnTokens:
+class ScheduledSampling:
     """Scheduled sampling (Bengio et al., 2015): some inputs are the model's own predictions.
 
     With start = end = 1 all inputs but the first are the model's own. The first input of a chunk
@@ -160,9 +160,9 @@ class OwnTokens:
     """Inputs in training: teacher (the text) or own (scheduled sampling). own has more flags."""
     draw: Literal["sample", "likeliest"] = "sample"
     """sample: the model's token is drawn from its softmax; likeliest: the most likely token."""
-    start: Rate = 0.0
+    start: UnitInterval = 0.0
     """Share of the model's own tokens among the inputs at the first update."""
-    end: Rate = 1.0
+    end: UnitInterval = 1.0
     """Share of the model's own tokens among the inputs after `steps` updates."""
     curve: Literal["linear", "exponential", "sigmoid"] = "linear"
     """Shape of the share's curve from start to end."""
@@ -215,7 +215,7 @@ class Train:
     """Number of updates."""
     epochs: Adjustable | None = None
     """Passes over the training text; sets train.steps. None: use train.steps."""
-    learning_rate: Number = 0.003
+    learning_rate: Positive = 0.003
     """Full learning rate; the schedule gives a share of this rate."""
     schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (
         Constant()
@@ -223,7 +223,9 @@ class Train:
     optimizer: Annotated[
         SGD | ASGD | Momentum | Adam | AdamW | RMSprop, Field(discriminator="kind")
     ] = Adam()
-    feeding: Annotated[TeacherForcing | OwnTokens, Field(discriminator="kind")] = TeacherForcing()
+    feeding: Annotated[TeacherForcing | ScheduledSampling, Field(discriminator="kind")] = (
+        TeacherForcing()
+    )
     gradient: Literal["explicit", "full", "truncated", "artbp", "rtrl", "snap1", "uoro"] = (
         "explicit"
     )
@@ -241,24 +243,24 @@ class Train:
     """truncated: tokens of a sequence between updates; None: data.length."""
     k2: Size | None = None
     """truncated: time steps that the gradient goes back from each update."""
-    cut_rate: Chance | None = None
+    cut_rate: Probability | None = None
     """artbp: probability of a cut between each time step and the next."""
-    clip_norm: Number | None = None
+    clip_norm: Positive | None = None
     """Threshold of the whole gradient's norm; None: no clipping."""
-    clip_value: Number | None = None
+    clip_value: Positive | None = None
     """Threshold of each entry of the gradient, after clip_norm; None: no clipping."""
-    clip_delta: Number | None = None
+    clip_delta: Positive | None = None
     """Threshold of the norm of δ_t, inside backpropagation at every time step t. δ_t is the
     gradient of a sequence's summed loss that arrives at a layer's state from step t + 1 and from
     the layer above at t. None: no clipping."""
     probe: Annotated[NoProbe | LiveProbe, Field(discriminator="kind")] = NoProbe()
-    weight_decay: Weight | None = None
+    weight_decay: NonNegative | None = None
     """Share of each weight added to its gradient after clipping (an L2 penalty; adamw has its own,
     separate from the gradient); None: none."""
-    omega: Weight | None = None
+    omega: NonNegative | None = None
     """Weight of the regulariser Ω on W_hh, which preserves the gradient's norm on its way back
-    (Pascanu et al., 2013, equation 9; `lm_jax.gradients.remedies`); None: none."""
-    flossing: Weight | None = None
+    (Pascanu et al., 2013, equation 9; `lm_jax.gradients.regularizers`); None: none."""
+    flossing: NonNegative | None = None
     """Weight of gradient flossing, the mean square of the largest Lyapunov exponents along the
     batch, in steps per nat (Engelken, 2023); None: none."""
     flossing_exponents: Size = 8

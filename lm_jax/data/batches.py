@@ -201,7 +201,7 @@ def batch_at(
     return Batch(chunk[:-1], chunk[1:], mask, start)
 
 
-def first_lanes(batch: Batch, count: int) -> Batch:
+def first_sequences(batch: Batch, count: int) -> Batch:
     """Return the first `count` sequences of a batch."""
     x, y, mask = (leaf[:, :count] for leaf in (batch.x, batch.y, batch.mask))
     return Batch(x, y, mask, batch.start[:count])

@@ -28,7 +28,7 @@ SHARE = 0.25  # largest share of the free memory for a whole text on the device
 WINDOW_BYTES = 2**26  # tokens of a window, if data.window_updates is None
 
 
-class Whole:
+class InMemory:
     """A source that stays on the device for the whole run.
 
     Attributes:
@@ -48,7 +48,7 @@ class Whole:
         return self.source
 
 
-class Windows:
+class Prefetched:
     """Streams with two windows on the device: the current window and the next.
 
     Attributes:
@@ -129,10 +129,10 @@ class Windows:
         return Window(lanes, lengths, first, Epoch(self.epoch))
 
 
-Feed = Whole | Windows
+InputPipeline = InMemory | Prefetched
 
 
-def window_of(tokens: np.ndarray, data: Data, length: int) -> int | None:
+def window_updates(tokens: np.ndarray, data: Data, length: int) -> int | None:
     """Return the maximum number of updates in a window of the text; None: keep the text whole.
 
     Args:

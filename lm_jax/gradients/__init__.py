@@ -3,7 +3,24 @@
 from jaxtyping import Array
 
 from lm_jax.config import Train
-from lm_jax.gradients.audit import (
+from lm_jax.gradients.artbp import randomised_bptt
+from lm_jax.gradients.bptt import (
+    Estimator,
+    clip_cotangent,
+    explicit_bptt,
+    full_bptt,
+    truncated_bptt,
+)
+from lm_jax.gradients.by_lag import gradient_by_lag
+from lm_jax.gradients.cliffs import (
+    Cliff,
+    TopEigenpairs,
+    cliff,
+    hessian_vector_product,
+    loss_slices,
+    top_eigenpairs,
+)
+from lm_jax.gradients.clipping_audit import (
     ClipAudit,
     Clipped,
     ClipSummary,
@@ -13,18 +30,10 @@ from lm_jax.gradients.audit import (
     quantile_thresholds,
     sgd,
 )
-from lm_jax.gradients.bptt import (
-    Estimator,
-    clip_cotangent,
-    explicit_bptt,
-    full_bptt,
-    truncated_bptt,
-)
-from lm_jax.gradients.by_lag import gradient_by_lag
-from lm_jax.gradients.cliffs import Cliff, Sharpest, cliff, hessian_vector_product, sharpest, slices
 from lm_jax.gradients.compare import Comparison, compare
 from lm_jax.gradients.credit import credit_map
-from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
+from lm_jax.gradients.example import SingleExample, single_example
+from lm_jax.gradients.exposure_bias import ExposureCosines, exposure_cosines
 from lm_jax.gradients.horizon import credit_horizon, horizon
 from lm_jax.gradients.jacobians import (
     jacobian_products,
@@ -39,7 +48,7 @@ from lm_jax.gradients.lags import (
     mean_lag_norms,
     predicted_lag_norms,
 )
-from lm_jax.gradients.lane import Lane, one_lane
+from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.gradients.lyapunov import (
     finite_time_exponents,
     flossing,
@@ -47,13 +56,11 @@ from lm_jax.gradients.lyapunov import (
     lyapunov_spectrum,
 )
 from lm_jax.gradients.proof import Check, verify
-from lm_jax.gradients.randomised import randomised_bptt
-from lm_jax.gradients.remedies import omega, with_flossing, with_omega
+from lm_jax.gradients.regularizers import omega, with_flossing, with_omega
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.sensitivity import Probed, sensitivity, sensitivity_by_probes
 from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.spectra import block_norms, block_radii, recurrent_spectra, spectra_by_layer
-from lm_jax.gradients.surface import batch_loss
 from lm_jax.gradients.truncations import Truncations, truncations, truncations_by_block
 from lm_jax.gradients.uoro import uoro
 from lm_jax.gradients.word_credit import ClassCredit, credit_by_class, frequency_bands
@@ -69,10 +76,10 @@ __all__ = [
     "Comparison",
     "Estimator",
     "ExposureCosines",
-    "Lane",
     "Probed",
-    "Sharpest",
+    "SingleExample",
     "Thresholds",
+    "TopEigenpairs",
     "Truncations",
     "batch_loss",
     "block_norms",
@@ -99,12 +106,12 @@ __all__ = [
     "lag_norms",
     "lanczos_lag_norms",
     "log_singular_values",
+    "loss_slices",
     "lyapunov_convergence",
     "lyapunov_spectrum",
     "make",
     "mean_lag_norms",
     "omega",
-    "one_lane",
     "predicted_lag_norms",
     "quantile_thresholds",
     "randomised_bptt",
@@ -113,12 +120,12 @@ __all__ = [
     "sensitivity",
     "sensitivity_by_probes",
     "sgd",
-    "sharpest",
+    "single_example",
     "singular_values",
-    "slices",
     "snap1",
     "spectra_by_layer",
     "step_jacobians",
+    "top_eigenpairs",
     "truncated_bptt",
     "truncations",
     "truncations_by_block",

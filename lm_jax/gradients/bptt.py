@@ -4,7 +4,7 @@ The objective of a batch is the mean cross-entropy over its real tokens, in nats
 
     J = (1/N) Σ_t J_t,   J_t = -ln p(y_t | x_1 … x_t)
 
-or, for a `noisy` model, the loss `LanguageModel.loss` in place of Σ_t J_t. The gradient of J with
+or, for a model in training, `LanguageModel.loss` in place of Σ_t J_t. The gradient of J with
 respect to the recurrent weights is the lecture's double sum over the time t of the loss and the
 time k at which a weight was used,
 
@@ -36,9 +36,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import (
-    PLAIN,
-    Between,
+    NO_HOOK,
     Carry,
+    EdgeHook,
     LanguageModel,
     Params,
     restart,
@@ -87,9 +87,9 @@ def full_bptt(
         steps, and the noise the same at every step.
 
     Raises:
-      UserError: recompute is True, and each step of a `noisy` model has a dropout mask of its own.
+      UserError: recompute is True, and each step has a dropout mask of its own.
     """
-    return _whole(model, _clipping(clip_delta) or PLAIN, recompute)
+    return _whole(model, _clipping(clip_delta) or NO_HOOK, recompute)
 
 
 def explicit_bptt(
@@ -112,14 +112,14 @@ def explicit_bptt(
     return _whole(model, _clipping(clip_delta), recompute)
 
 
-def _whole(model: LanguageModel, between: Between | None, recompute: bool) -> Estimator:
+def _whole(model: LanguageModel, hook: EdgeHook | None, recompute: bool) -> Estimator:
     def read(
         params: Params, carry: Carry, x: Array, y: Array, mask: Array, tap: Array | None
     ) -> tuple[Carry, Array]:
-        after, h = model.hidden(params, carry, x, between, tap)
+        after, h = model.hidden(params, carry, x, hook, tap)
         return after, model.loss(params, h, y, mask)
 
-    if recompute and model.noise.differs_by_step:
+    if recompute and model.dropout.differs_by_step:
         raise UserError(
             "recompute reads the steps twice, and needs dropout of one mask: locked=True"
         )
@@ -205,7 +205,7 @@ def truncated_bptt(
     block. A model's `change_penalty` compares the steps within a block, not the last step of a
     block with the first step of the next block.
 
-    If a `noisy` model draws dropout masks for each step, the draw depends on the step's place,
+    If the model draws dropout masks for each step, the draw depends on the step's place,
     counted from the oldest block that a call reads: no two blocks share a mask.
 
     Args:
@@ -220,13 +220,13 @@ def truncated_bptt(
     """
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1={k1} and k2={k2} must be 1 or more")
-    between = _clipping(clip_delta)
+    hook = _clipping(clip_delta)
     remembered = -(-k2 // k1) - 1
     # How many of a window's first steps are out of the gradient's reach.
     constant = (remembered + 1) * k1 - k2
 
     def hidden(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
-        return model.placed(first).hidden(params, carry, x, between)
+        return model.at_step(first).hidden(params, carry, x, hook)
 
     def reached(params: Params, carry: Carry, x: Array, first: Array) -> tuple[Carry, Array]:
         """The hidden states of a window's first block, without gradient in the `constant` steps."""
@@ -257,7 +257,7 @@ def truncated_bptt(
         for block in range(1, remembered + 1):
             first = first + k1
             carry, h = hidden(params, restart(model, carry, starts[block]), xs[block], first)
-        return model.placed(first).loss(params, h, y, mask), oldest
+        return model.at_step(first).loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
         steps, lanes = batch.mask.shape
@@ -294,7 +294,7 @@ def truncated_bptt(
             return carry
         now = carry.carry
         for block, (x, start) in enumerate(zip(carry.x, carry.start, strict=True)):
-            now, _ = model.placed(block * k1).hidden(params, restart(model, now, start), x)
+            now, _ = model.at_step(block * k1).hidden(params, restart(model, now, start), x)
         return now
 
     def init_carry(batch_size: int) -> Carry:
@@ -359,10 +359,10 @@ def clip_cotangent(carry: Carry, threshold: float | Array, tally: Array | None =
     return identity(carry, jnp.asarray(threshold, float), tally)
 
 
-def _clipping(threshold: float | Array | None) -> Between | None:
+def _clipping(threshold: float | Array | None) -> EdgeHook | None:
     if threshold is None:
         return None
-    return Between(lambda carry, _: clip_cotangent(carry, threshold))
+    return EdgeHook(lambda carry, _: clip_cotangent(carry, threshold))
 
 
 def per_token(nats: Array, grads: Params, mask: Array) -> tuple[Array, Params]:

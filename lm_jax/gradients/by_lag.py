@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lm_jax.gradients.checks import Loss, Step, check_length, check_losses
+from lm_jax.gradients.validation import Loss, Step, check_length, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 

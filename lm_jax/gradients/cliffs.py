@@ -32,12 +32,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lm_jax import models, trees
-from lm_jax.gradients.surface import LossFn, refuse_integers
+from lm_jax.gradients.loss_surface import LossFn, refuse_integers
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
 
-class Sharpest(NamedTuple):
+class TopEigenpairs(NamedTuple):
     """The largest eigenvalues of a Hessian, the largest first."""
 
     eigenvalues: Float[Array, " count"]
@@ -84,9 +84,9 @@ def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> P
     return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
 
 
-def sharpest(
+def top_eigenpairs(
     loss_fn: LossFn, params: Params, key: Array, *, steps: int, count: int = 1
-) -> Sharpest:
+) -> TopEigenpairs:
     """The largest eigenvalues of the Hessian and their eigenvectors, by Lanczos' method.
 
     Memory is that of `steps` copies of the parameters. With steps = P every eigenvalue is found.
@@ -123,7 +123,7 @@ def sharpest(
         return trees.norm(product(direction) - value * direction)
 
     residuals = jax.lax.map(residual, (found, directions))
-    return Sharpest(found, jax.vmap(unravel)(directions), residuals)
+    return TopEigenpairs(found, jax.vmap(unravel)(directions), residuals)
 
 
 def _lanczos(
@@ -165,7 +165,7 @@ def _lanczos(
     return alpha, beta, basis
 
 
-def slices(
+def loss_slices(
     loss_fn: LossFn, params: Params, directions: Params, distances: Float[Array, " distances"]
 ) -> Float[Array, "directions distances"]:
     """The loss along straight lines through the parameters.
@@ -216,18 +216,18 @@ def cliff(
       steps: k of Lanczos' method; at most P steps are taken.
 
     Raises:
-      UserError: as for `sharpest` and `slices`.
+      UserError: as for `top_eigenpairs` and `loss_slices`.
     """
     refuse_integers(params)
     loss, grads = jax.value_and_grad(loss_fn)(params)
     uphill = trees.normalise(grads)
     curvature = trees.dot(uphill, hessian_vector_product(loss_fn, params, uphill))
-    top = sharpest(loss_fn, params, key, steps=min(steps, models.count(params)))
+    top = top_eigenpairs(loss_fn, params, key, steps=min(steps, models.count(params)))
     v = jax.tree.map(lambda leaf: leaf[0], top.directions)
     alignment = trees.cosine(grads, v)
     v = jax.tree.map(lambda leaf: jnp.where(alignment < 0, -leaf, leaf), v)
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), uphill, v)
-    along_gradient, along_sharpest = slices(loss_fn, params, both, distances)
+    along_gradient, along_sharpest = loss_slices(loss_fn, params, both, distances)
     return Cliff(
         loss=loss,
         gradient_norm=trees.norm(grads),

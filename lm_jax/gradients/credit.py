@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.checks import Loss, Step, check_losses
+from lm_jax.gradients.validation import Loss, Step, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.trees import norm
 
@@ -98,9 +98,9 @@ def credit_map(
     maps = jnp.moveaxis(norms, 0, -1)  # [blocks, t, k]
     while len(maps) > 1:
         earlier, later = (jax.tree.map(lambda leaf, n=n: leaf[n::2], (rows, maps)) for n in (0, 1))
-        between = jax.tree.map(lambda leaf: by_step(leaf[::2]), saved)
+        hook = jax.tree.map(lambda leaf: by_step(leaf[::2]), saved)
         # The scan needs a length: a linear step may have no residuals to scan over.
-        back, norms = jax.lax.scan(across, later[0], between, maps.shape[-1], reverse=True)
+        back, norms = jax.lax.scan(across, later[0], hook, maps.shape[-1], reverse=True)
         below = jnp.concatenate([jnp.moveaxis(norms, 0, -1), later[1]], axis=-1)
         above = jnp.pad(earlier[1], [(0, 0), (0, 0), (0, earlier[1].shape[-1])])
         maps = jnp.concatenate([above, below], axis=1)

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.gradients.checks import Step, check_max_lag, check_transition
 from lm_jax.gradients.jacobi import orthogonal_rows
+from lm_jax.gradients.validation import Step, check_max_lag, check_transition
 from lm_jax.models.base import Carry, Params
 
 FlatStep = Callable[[Array, Any], Array]

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.checks import Step, check_max_lag, check_transition
 from lm_jax.gradients.jacobians import (
     FlatStep,
     flatten,
@@ -27,6 +26,7 @@ from lm_jax.gradients.jacobians import (
 from lm_jax.gradients.lanczos import largest_singular_values
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.spectra import block_norms, block_radii, largest_singular_value
+from lm_jax.gradients.validation import Step, check_max_lag, check_transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.checks import Step, check_transition
 from lm_jax.gradients.jacobians import flatten, trajectory, wide
+from lm_jax.gradients.validation import Step, check_transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 

@@ -36,9 +36,9 @@ from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, explicit_bptt, full_bptt
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.models import LanguageModel, count, restart
-from lm_jax.models.base import PLAIN, Params
+from lm_jax.models.base import NO_HOOK, Params
 from lm_jax.models.cells import GatedCell
-from lm_jax.models.linear import LinearCell
+from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
@@ -103,7 +103,7 @@ def verify(
     carry = model.init_carry(lanes)
 
     def mean_nats(params: Params) -> Float[Array, ""]:
-        _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, PLAIN)
+        _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, NO_HOOK)
         return model.loss(params, h, batch.y, batch.mask) / jnp.sum(batch.mask)
 
     if narrow := _rounded_to(jax.make_jaxpr(mean_nats)(params).jaxpr):

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
-from lm_jax.gradients.lane import Lane, one_lane, refuse_dropout
+from lm_jax.gradients.example import SingleExample, check_no_dropout, single_example
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params, restart
 from lm_jax.models.rnn import RNNModel
@@ -110,7 +110,7 @@ def online(
     Raises:
       UserError: the model has dropout.
     """
-    refuse_dropout(model)
+    check_no_dropout(model)
 
     def estimate(params: Params, carry: Any, batch: Batch) -> tuple[Array, Any, Params]:
         lanes = batch.x.shape[1]
@@ -154,7 +154,7 @@ def at_output(
     mask: Bool[Array, " B"],
 ) -> tuple[Float[Array, ""], Params, Carry]:
     """The loss of a step in nats, and its gradients with respect to parameters and carry."""
-    assert isinstance(model, RNNModel)  # checked by `one_lane`
+    assert isinstance(model, RNNModel)  # checked by `single_example`
 
     def nats(params: Params, carry: Carry) -> Array:
         return model.loss(params, model.output(carry)[None], y[None], mask[None])
@@ -178,13 +178,13 @@ def raveled(carry: Carry) -> Float[Array, "B n"]:
     return jax.vmap(lambda lane: ravel_pytree(lane)[0])(carry)
 
 
-def floating_lane(model: LanguageModel) -> Lane:
+def floating_lane(model: LanguageModel) -> SingleExample:
     """The transition and the loss of a model whose state is floating-point.
 
     Raises:
-      UserError: a part of the state is not floating-point; and as `one_lane`.
+      UserError: a part of the state is not floating-point; and as `single_example`.
     """
-    lane = one_lane(model)
+    lane = single_example(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(lane.carry):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             where = jax.tree_util.keystr(path)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.checks import Step, check_transition
+from lm_jax.gradients.validation import Step, check_transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 from lm_jax.trees import blocks, norm

@@ -16,7 +16,7 @@ step, but c only in the next step, so the influence of W_xo, W_ho, b_o and p_o o
 two units read the same number, so a single jvp with a tangent of ones gives a derivative of all
 units at once.
 
-A cell that is linear in its state (`lm_jax.models.linear`) has no W_hh. D is then the whole
+A cell that is linear in its state (`lm_jax.models.LinearCell`) has no W_hh. D is then the whole
 Jacobian, nothing is dropped, and SnAp-1 of a single layer is exact RTRL. In K, a complex number
 counts as a single number, although the carry holds the real and the imaginary part.
 
@@ -42,10 +42,10 @@ from jaxtyping import Array, Bool, Float, Int
 from lm_jax.gradients.bptt import Estimator
 from lm_jax.gradients.rtrl import Stepped, online
 from lm_jax.models import LanguageModel
-from lm_jax.models.base import PLAIN, Carry, Params
+from lm_jax.models.base import NO_HOOK, Carry, Params
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import times
-from lm_jax.models.product import product
+from lm_jax.models.matmul import matmul
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.transition import KEY
@@ -102,7 +102,7 @@ def snap1(model: LanguageModel) -> Estimator:
             whole = {**params, **outside}
             h, carries, read = model.vectors(whole, x[None]), [], []
             for place, layer in enumerate(model.layers):
-                after, _ = layer.run(params["layers"][place], memory.carry[place], h, PLAIN)
+                after, _ = layer.run(params["layers"][place], memory.carry[place], h, NO_HOOK)
                 carries.append(jax.tree.map(jnp.add, after, moved[place]))
                 read.append(h[0])
                 new = layer.output(carries[-1])[None]
@@ -216,7 +216,7 @@ def _after(
     """The influence after a step of a layer, from the influence before the step."""
     W_xh, h = params["W_xh"], cell.output(before)
     gated = isinstance(cell, GatedCell)
-    z_h = product(h, params["W_hh"], cell.precision) if gated else None
+    z_h = matmul(h, params["W_hh"], cell.precision) if gated else None
     z = times(read[None], W_xh, cell.precision)[0]
     own, by_carry, by_z_h, by_z = _slopes(_one_step(cell), _own(params), before, z_h, z)
     D = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)

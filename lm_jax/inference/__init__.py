@@ -4,12 +4,12 @@ from lm_jax.inference.beam import Found, beam
 from lm_jax.inference.blocks import Block, Line, blocks, line_blocks, lines
 from lm_jax.inference.cache import cache
 from lm_jax.inference.dynamic import Rule, dynamic, rms, root_mean_square_gradient, sgd
-from lm_jax.inference.exposure import Exposure, exposure
-from lm_jax.inference.feeding import fed
+from lm_jax.inference.exposure_bias import Exposure, exposure
+from lm_jax.inference.parallel import parallel_scorer, stretch_length
 from lm_jax.inference.sample import Sample, sample, samples, stream
+from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.inference.score import Loss, Score, Tally, evaluate, score
 from lm_jax.inference.scorer import Scorer
-from lm_jax.inference.static import static, stretch_length
 
 __all__ = [
     "Block",
@@ -28,16 +28,16 @@ __all__ = [
     "dynamic",
     "evaluate",
     "exposure",
-    "fed",
     "line_blocks",
     "lines",
+    "parallel_scorer",
     "rms",
     "root_mean_square_gradient",
     "sample",
+    "sample_inputs",
     "samples",
     "score",
     "sgd",
-    "static",
     "stream",
     "stretch_length",
 ]

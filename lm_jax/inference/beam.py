@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.wishes import check_length, prompt_tokens, stop_token
+from lm_jax.inference.sampling_options import check_length, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError

@@ -71,7 +71,7 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
     """Score a text chunk by chunk: -ln P of each token, with the state carried through the text.
 
     Args:
-      scorer: the scorer; `lm_jax.inference.static(model, length)` for the unchanged model.
+      scorer: the scorer; `lm_jax.inference.parallel(model, length)` for the unchanged model.
       params: the model's parameters.
       vocabulary: the model's vocabulary.
       text: the text to score; tokens missing from the vocabulary count as `<unk>`.
@@ -86,7 +86,7 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
         return Block(piece.tokens, found, piece.characters, piece.unknown)
 
     for piece, batch in batches(vocabulary, text, scorer.length):
-        before_it, (state, nats) = sent, scorer.read(params, state, batch)
+        before_it, (state, nats) = sent, scorer.score_chunk(params, state, batch)
         # The device computes this chunk while the host handles the last chunk.
         sent = piece, nats
         if before_it:

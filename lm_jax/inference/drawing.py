@@ -103,7 +103,7 @@ def draws(
     forced = np.full(-(-total // steps) * steps, -1, np.int32)
     forced[: len(prompt)] = prompt
     keys, advance = _lane_keys(seed, count), drawing(model)
-    params = model.ready(params, steps * count)
+    params = model.precompute(params, steps * count)
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
     warmth = divisor(temperature)
 
@@ -135,8 +135,8 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
     """The compiled program for drawing N tokens for each of B samples.
 
     The program maps (params, state, forced[N], noise[N, B, V], temperature, cuts) to (state,
-    tokens[N, B], nats[N, B]). `params` may be the result of `model.ready`. A token of `forced` that
-    is not negative replaces the drawn token.
+    tokens[N, B], nats[N, B]). `params` may be the result of `model.precompute`. A token of `forced`
+    that is not negative replaces the drawn token.
     """
 
     def program(

@@ -7,7 +7,7 @@ import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference.drawing import CHUNK, LONG_CHUNK, cuts, draws
-from lm_jax.inference.wishes import check, prompt_tokens, stop_token
+from lm_jax.inference.sampling_options import check, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -92,14 +92,14 @@ def samples(
     ]
 
 
-def sample(model: LanguageModel, params: Params, vocabulary: Vocabulary, **wishes: Any) -> str:
+def sample(model: LanguageModel, params: Params, vocabulary: Vocabulary, **options: Any) -> str:
     """The text of one sample: the prompt and the model's continuation.
 
     Args:
       model, params, vocabulary: see `samples`.
-      **wishes: length, prompt, temperature, top_k, top_p, min_p, stop, seed, as in `samples`.
+      **options: length, prompt, temperature, top_k, top_p, min_p, stop, seed, as in `samples`.
     """
-    return samples(model, params, vocabulary, **wishes, count=1)[0].text
+    return samples(model, params, vocabulary, **options, count=1)[0].text
 
 
 def stream(

@@ -23,8 +23,8 @@ from lm_jax.data.batches import (
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference.blocks import Block, blocks
+from lm_jax.inference.parallel import parallel_scorer, stretch_length
 from lm_jax.inference.scorer import Scorer, chunk_length, reader
-from lm_jax.inference.static import static, stretch_length
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -168,7 +168,7 @@ def score(
     Raises:
       UserError: the text is empty, or not UTF-8.
     """
-    scorer = scorer or static(model, stretch_length(len(vocabulary)))
+    scorer = scorer or parallel_scorer(model, stretch_length(len(vocabulary)))
     text = in_memory("text", text) if isinstance(text, str) else text
     tally = Tally()
     found = list(tally.over(blocks(scorer, params, vocabulary, text)))

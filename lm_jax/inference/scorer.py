@@ -1,6 +1,6 @@
 """Scorers: functions that score a text chunk by chunk and keep a state between chunks.
 
-The scorer of the unchanged model (`lm_jax.inference.static`) keeps the carry.
+The scorer of the unchanged model (`lm_jax.inference.parallel`) keeps the carry.
 `lm_jax.inference.dynamic` also updates the parameters; `lm_jax.inference.cache` also keeps a cache
 of hidden states.
 """
@@ -26,7 +26,7 @@ class Scorer(NamedTuple):
 
     init: Callable[[Params, int], State]
     """(params, batch_size) -> the state before the first chunk."""
-    read: Callable[[Params, State, Batch], tuple[State, Array]]
+    score_chunk: Callable[[Params, State, Batch], tuple[State, Array]]
     """(params, state, batch) -> (state, nats[T, B]); compiled; the given state is consumed."""
     length: int
     """T, tokens of a chunk."""

@@ -3,9 +3,9 @@
 from lm_jax.models.base import LanguageModel, count, restart
 from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
 from lm_jax.models.convolution import ConvolutionModel
-from lm_jax.models.dropout import Noise
+from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.linear import LinearCell, LRUCell, MinGRUCell, MinLSTMCell
+from lm_jax.models.linear_recurrences import LinearCell, LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.make import make
 from lm_jax.models.mixture import Mixture, best_weight
 from lm_jax.models.ngram import NGramModel
@@ -19,6 +19,7 @@ __all__ = [
     "Cell",
     "CellLayer",
     "ConvolutionModel",
+    "DropoutMasks",
     "ElmanCell",
     "Embedding",
     "GRUCell",
@@ -32,7 +33,6 @@ __all__ = [
     "MinLSTMCell",
     "Mixture",
     "NGramModel",
-    "Noise",
     "RNNModel",
     "Readout",
     "SoftmaxReadout",

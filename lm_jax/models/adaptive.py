@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.models.base import Params, scaled_normal
-from lm_jax.models.product import Precision, product
+from lm_jax.models.matmul import Precision, matmul
 from lm_jax.models.readout import Readout, cross_entropy, init_linear, linear_logits
 from lm_jax.settings import UserError
 
@@ -49,7 +49,7 @@ class AdaptiveSoftmaxReadout(Readout):
     factor: int = dataclasses.field(default=4, kw_only=True)
     """Ratio of the input sizes of consecutive clusters; rarer clusters have fewer inputs."""
     precision: Precision = dataclasses.field(default="float32", kw_only=True)
-    """Precision of the products, see `lm_jax.models.product`."""
+    """Precision of the products, see `lm_jax.models.matmul`."""
 
     def __post_init__(self) -> None:
         V = self.vocab_size
@@ -80,7 +80,7 @@ class AdaptiveSoftmaxReadout(Readout):
         head = jax.nn.log_softmax(linear_logits(params, h, precision))
         parts = [head[..., :shortlist]]
         for i, own in enumerate(params["clusters"]):
-            narrow = product(h, own["P"], precision)
+            narrow = matmul(h, own["P"], precision)
             within = jax.nn.log_softmax(linear_logits(own, narrow, precision))
             parts.append(within + head[..., shortlist + i, None])
         return jnp.concatenate(parts, axis=-1)
@@ -115,7 +115,7 @@ def _within(
 
     @jax.checkpoint
     def block(h: Array, y: Array, real: Array) -> Array:
-        z = linear_logits(params, product(h, params["P"], precision), precision)
+        z = linear_logits(params, matmul(h, params["P"], precision), precision)
         return jnp.where(real, cross_entropy(z, y), 0)
 
     def read(_: None, xs: tuple[Array, Array, Array]) -> tuple[None, Array]:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from lm_jax.models.dropout import SILENT, Noise
-from lm_jax.models.product import Precision, product
+from lm_jax.models.dropout import NO_DROPOUT, DropoutMasks
+from lm_jax.models.matmul import Precision, matmul
 from lm_jax.settings import UserError
 
 Params = Any
@@ -22,19 +22,19 @@ Carry = Any
 DRAWN_AT_ONCE = 1 << 22  # numbers, 16 MiB in float32
 
 
-class Between(NamedTuple):
+class EdgeHook(NamedTuple):
     """A hook on the gradient at the edge between two time steps."""
 
     act: Callable[[Carry, Any], Carry]
     """(carry, at_t) -> carry: the identity in the forward pass, with a gradient of its own."""
     at: Any = None
     """Inputs of `act`: leaves [T, ...], a slice for each time step."""
-    returning: bool = False
+    recurrent_only: bool = False
     """If True, act only on the gradient that arrives through the recurrence (from step t + 1), not
     on the gradient that the loss or the layer above sends into h_t."""
 
 
-PLAIN = Between(lambda carry, _: carry)
+NO_HOOK = EdgeHook(lambda carry, _: carry)
 """A hook that changes nothing but selects the plain scan, step by step, which supports every mode
 of differentiation."""
 
@@ -46,8 +46,8 @@ class LanguageModel(abc.ABC):
     model is a frozen dataclass: models of equal settings are equal, and share compiled functions.
     """
 
-    noise: Noise = SILENT
-    """Dropout in `hidden` and `loss`; only a `noisy` model draws masks."""
+    dropout: DropoutMasks = NO_DROPOUT
+    """Dropout in `hidden` and `loss`; a model from `for_training` draws masks."""
 
     @abc.abstractmethod
     def init(self, key: Array) -> Params:
@@ -63,12 +63,12 @@ class LanguageModel(abc.ABC):
         params: Params,
         carry: Carry,
         x: Array,
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Read x[T, B] from a carry: (carry, h[T, B, H]).
 
-        `between` is applied to each recurrent layer's carry after every time step. Nothing reads
+        `hook` is applied to each recurrent layer's carry after every time step. Nothing reads
         `tap`, the zeros [T, B, layers] of `empty_tap`; the gradient of `tap` is ‖δ_t‖ for each
         sequence and layer. Here δ_t is all of ∂L/∂carry_t that arrives at the layer: from step
         t + 1, and from the layer above or the readout at t.
@@ -87,11 +87,11 @@ class LanguageModel(abc.ABC):
     ) -> Float[Array, ""]:
         """The training loss, summed over the targets under the mask.
 
-        Equal to the sum of the nats, unless the model is `noisy`.
+        Equal to the sum of the nats, unless the model comes from `for_training`.
         """
         return total(self.nats(params, h, y), mask)
 
-    def noisy(self, key: Array) -> "LanguageModel":
+    def for_training(self, key: Array) -> "LanguageModel":
         """The model for a training update.
 
         With dropout drawn from the key, and with the readout's training loss. With neither dropout
@@ -100,7 +100,7 @@ class LanguageModel(abc.ABC):
         del key
         return self
 
-    def ready(self, params: Params, tokens: int) -> Params:
+    def precompute(self, params: Params, tokens: int) -> Params:
         """Params for decoding `tokens` tokens one at a time.
 
         Everything that does not depend on the token is precomputed. Do not train or save these
@@ -109,11 +109,11 @@ class LanguageModel(abc.ABC):
         del tokens
         return params
 
-    def placed(self, first: int | Array) -> "LanguageModel":
+    def at_step(self, first: int | Array) -> "LanguageModel":
         """The model for reading an update's steps in parts, from step `first` on.
 
-        In a `noisy` model, each step's dropout masks then depend on the step's place in the update,
-        not on the cut. A model without recurrent layers is returned unchanged.
+        The dropout masks of a step then depend on the step's place in the update, not on the
+        cut. A model without recurrent layers is returned unchanged.
         """
         del first
         return self
@@ -150,7 +150,7 @@ def affine(
     precision: Precision = "float32",
 ) -> Float[Array, "... N"]:
     """The affine map x W + b over the last axis of x."""
-    z = product(x, W, precision)
+    z = matmul(x, W, precision)
     return z + jnp.broadcast_to(b, z.shape)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Carry, Params, check_matrix
-from lm_jax.models.product import Precision, product
+from lm_jax.models.matmul import Precision, matmul
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -57,7 +57,7 @@ class Cell(abc.ABC):
     hidden_size: int
     """H."""
     precision: Precision = dataclasses.field(default="float32", kw_only=True)
-    """Precision of the products with W_xh and W_hh, see `lm_jax.models.product`."""
+    """Precision of the products with W_xh and W_hh, see `lm_jax.models.matmul`."""
 
     gates: ClassVar[int] = 1
     """Columns of W_xh for each unit."""
@@ -131,7 +131,7 @@ class GatedCell(RecurrentCell):
         """The carry after a time step, equal to `step` if z_h = h W_hh."""
 
     def step(self, params: Params, carry: Carry, z_x: Array) -> Carry:
-        z_h = product(self.output(carry), params["W_hh"], self.precision)
+        z_h = matmul(self.output(carry), params["W_hh"], self.precision)
         return self.gate(params, carry, z_h, z_x)
 
 
@@ -247,10 +247,10 @@ class ResetBeforeGRUCell(RecurrentCell):
 
     def step(self, params: Params, carry: Array, z_x: Array) -> Array:
         H, W_hh = self.hidden_size, params["W_hh"]
-        z_rz = z_x[:, : 2 * H] + product(carry, W_hh[:, : 2 * H], self.precision)
+        z_rz = z_x[:, : 2 * H] + matmul(carry, W_hh[:, : 2 * H], self.precision)
         r, z = jnp.split(z_rz, 2, axis=-1)
         seen = jax.nn.sigmoid(r) * carry
-        n = z_x[:, 2 * H :] + product(seen, W_hh[:, 2 * H :], self.precision)
+        n = z_x[:, 2 * H :] + matmul(seen, W_hh[:, 2 * H :], self.precision)
         return _between_old_and_new(carry, z, n)
 
 

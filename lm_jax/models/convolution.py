@@ -33,12 +33,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params, scaled_normal
+from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import ACTIVATIONS
-from lm_jax.models.dropout import Noise
+from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.matmul import Precision
 from lm_jax.models.neural import NeuralModel
-from lm_jax.models.product import Precision
 
 
 class Past(NamedTuple):
@@ -72,7 +72,7 @@ class ConvolutionModel(NeuralModel):
     gain: float | Array = 1.0
     """Standard deviation of the initial W times the square root of the fan-in k I."""
     precision: Precision = "float32"
-    """Precision of the products, see `lm_jax.models.product`."""
+    """Precision of the products, see `lm_jax.models.matmul`."""
 
     def draw(self, key: Array) -> Params:
         H, k = self.hidden_size, self.width
@@ -111,21 +111,21 @@ class ConvolutionModel(NeuralModel):
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        del between, tap  # no carry is recurrent
+        del hook, tap  # no carry is recurrent
         f = jax.nn.glu if self.activation == "glu" else ACTIVATIONS[self.activation]
         steps = x.shape[0]
         tokens = jnp.concatenate([carry.tokens.T, x.astype(carry.tokens.dtype)])
         first, *further = params["layers"]
-        seen = read(self.embedding, params["embedding"], tokens, self.noise)
+        seen = read(self.embedding, params["embedding"], tokens, self.dropout)
         h = f(convolve(seen, first["W"], first["b"], precision=self.precision))
         inputs = []
         for number, own in enumerate(further, start=1):
             seen = after(carry.inputs[number - 1], h)
             inputs.append(seen[steps:].swapaxes(0, 1))
-            seen = self.noise.on_layer(seen, number - 1)
+            seen = self.dropout.on_layer(seen, number - 1)
             new = f(convolve(seen, own["W"], own["b"], self.dilation**number, self.precision))
             h = seen[-steps:] + new if self.residual else new
         outputs = None
@@ -137,10 +137,10 @@ class ConvolutionModel(NeuralModel):
 
 
 def read(
-    embedding: Embedding, params: Params, tokens: Int[Array, "S B"], noise: Noise
+    embedding: Embedding, params: Params, tokens: Int[Array, "S B"], dropout: DropoutMasks
 ) -> Float[Array, "S B E"] | Int[Array, "S B"]:
     """The input of `convolve`: the tokens' vectors, zero for no token, or the tokens' numbers."""
-    vectors = embedding.vectors(params, tokens, noise)
+    vectors = embedding.vectors(params, tokens, dropout)
     if embedding.size is None:
         return vectors
     return jnp.where(tokens[..., None] >= 0, vectors, 0)

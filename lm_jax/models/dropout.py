@@ -9,7 +9,7 @@ The variants:
 - `words`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once for
   an update (Merity et al., 2018, sections 4.1 and 4.3).
 
-`Noise` draws all masks from a single key. Without a key `Noise` does nothing, as in evaluation.
+`DropoutMasks` draws all masks from a single key, and does nothing without a key, as in evaluation.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Chance = float | Array | None  # None: off
+Probability = float | Array | None  # None: off
 
 
 class Place(enum.IntEnum):
@@ -34,25 +34,25 @@ class Place(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class DropoutMasks:
     """The dropout of an update: probabilities, and the key for drawing the masks."""
 
     key: Array | None = None
     locked: bool = False
     """If True, draw a single mask for all T steps."""
-    inputs: Chance = None
-    between: Chance = None
-    outputs: Chance = None
-    words: Chance = None
-    recurrent: Chance = None
+    inputs: Probability = None
+    between: Probability = None
+    outputs: Probability = None
+    words: Probability = None
+    recurrent: Probability = None
     first: int | Array | None = None
     """Place in the update of the first step to be read, if the update is read in parts."""
 
-    def drawn(self, key: Array) -> "Noise":
+    def with_key(self, key: Array) -> "DropoutMasks":
         """This dropout with a key to draw masks from."""
         return dataclasses.replace(self, key=key)
 
-    def placed(self, first: int | Array) -> "Noise":
+    def at_step(self, first: int | Array) -> "DropoutMasks":
         """This dropout for reading an update from step `first` on.
 
         Each step's masks depend on the step's place in the update, not on the cut into parts.
@@ -108,7 +108,7 @@ class Noise:
         key = jax.random.fold_in(self.key, Place.RECURRENT + layer)
         return W_hh * mask(key, self.recurrent, W_hh.shape)
 
-    def _over_time(self, a: Array, chance: Chance, place: int) -> Array:
+    def _over_time(self, a: Array, chance: Probability, place: int) -> Array:
         if self.key is None or chance is None:
             return a
         key = jax.random.fold_in(self.key, place)
@@ -121,10 +121,10 @@ class Noise:
         return a * jax.vmap(at_step)(self.first + jnp.arange(len(a)))
 
 
-SILENT = Noise()
+NO_DROPOUT = DropoutMasks()
 
 
-def mask(key: Array, chance: Chance, shape: tuple[int, ...]) -> Array:
+def mask(key: Array, chance: Probability, shape: tuple[int, ...]) -> Array:
     """A dropout mask: 0 with probability q = `chance`, else 1 / (1 - q)."""
     keep = 1 - jnp.asarray(chance, float)
     return jax.random.bernoulli(key, keep, shape) / keep

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params, normal, scaled_normal
-from lm_jax.models.dropout import Noise
-from lm_jax.models.product import Precision, product
+from lm_jax.models.dropout import DropoutMasks
+from lm_jax.models.matmul import Precision, matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Embedding:
         return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
 
     def vectors(
-        self, params: Params, x: Int[Array, "T B"] | Float[Array, "T B V"], noise: Noise
+        self, params: Params, x: Int[Array, "T B"] | Float[Array, "T B V"], dropout: DropoutMasks
     ) -> Float[Array, "T B E"] | Int[Array, "T B"]:
         """The tokens' learned vectors; for one-hot vectors, the tokens' numbers themselves.
 
@@ -63,14 +63,14 @@ class Embedding:
             return x
         vectors = times(x, params["C"], self.precision)
         if jnp.issubdtype(x.dtype, jnp.integer):
-            vectors = noise.on_words(vectors, x, self.vocab_size)
-        return noise.on_inputs(vectors)
+            vectors = dropout.on_words(vectors, x, self.vocab_size)
+        return dropout.on_inputs(vectors)
 
-    def before(
+    def projected(
         self,
         params: Params,
         x: Int[Array, "T B"] | Float[Array, "T B V"],
-        noise: Noise,
+        dropout: DropoutMasks,
         W: Float[Array, "inputs outputs"],
     ) -> tuple[Array, Array]:
         """Return (inputs, matrix), whose product by `times` is the tokens' vectors times W.
@@ -80,13 +80,13 @@ class Embedding:
         numbers, and C W, computed once for each word of the vocabulary.
 
         Args:
-          params, x, noise: as for `vectors`.
+          params, x, dropout: as for `vectors`.
           W: the matrix that first multiplies a vector.
         """
         tokens = jnp.issubdtype(x.dtype, jnp.integer)
-        if self.size is None or not tokens or self.vocab_size > x.size or noise.on_vectors:
-            return self.vectors(params, x, noise), W
-        return x, product(params["C"], W, self.precision)
+        if self.size is None or not tokens or self.vocab_size > x.size or dropout.on_vectors:
+            return self.vectors(params, x, dropout), W
+        return x, matmul(params["C"], W, self.precision)
 
 
 def times(
@@ -97,4 +97,4 @@ def times(
     """Each token's vector times W: [..., outputs]; a token's number picks a row of W."""
     if jnp.issubdtype(vectors.dtype, jnp.integer):
         return W[vectors]
-    return product(vectors, W, precision)
+    return matmul(vectors, W, precision)

@@ -45,13 +45,13 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.product import Precision, narrowed
+from lm_jax.models.matmul import Precision, round_weights
 
 TILE = 1 << 21  # logits, 8 MiB in float32
 FEWEST, MOST = 64, 1024  # targets of a tile
 
 
-def total_nats(
+def fused_cross_entropy(
     W: Float[Array, "..."],
     b: Float[Array, " V"] | None,
     h: Float[Array, "*shape H"],
@@ -72,7 +72,7 @@ def total_nats(
       mask: True for each target in the sum.
       smoothing: s; None: the target is the next token alone.
       table: if True, W is the transpose [V, H], a table of tokens' vectors.
-      precision: of the factors of the products, see `lm_jax.models.product`.
+      precision: of the factors of the products, see `lm_jax.models.matmul`.
     """
     V = W.shape[0 if table else 1]
     offset = jnp.zeros(V, W.dtype) if b is None else b
@@ -156,8 +156,8 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     even = 0.0 if s is None else s / V
     sharp = 1.0 if s is None else 1 - s
 
-    def product(a, c, sides):
-        a, c = narrowed(a, precision), narrowed(c, precision)
+    def matmul(a, c, sides):
+        a, c = round_weights(a, precision), round_weights(c, precision)
         return jax.lax.dot_general(a, c, (sides, ((), ())), preferred_element_type=wide)
 
     def cut(a, start, axis=0):
@@ -178,7 +178,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
         offset = cut(b, start).astype(wide)[None]
         if blocks * v != V:
             offset = jnp.where(fresh(block, start), offset, -jnp.inf)
-        return product(h, cut(W, start, axis), ((1,), (1 - axis,))) + offset
+        return matmul(h, cut(W, start, axis), ((1,), (1 - axis,))) + offset
 
     def gathered(sums, z, y, block, start):
         """Add a block to the running (m, e, z_y)."""
@@ -204,12 +204,12 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
             off -= jnp.where(mask, even, 0)[:, None] * (number >= 0).astype(wide)
         low = off.astype(h.dtype)
         pair = (low, h) if table else (h, low)
-        more = product(*pair, ((0,), (0,))), jnp.sum(off, axis=0)
+        more = matmul(*pair, ((0,), (0,))), jnp.sum(off, axis=0)
         if dW is None:
             dW, db = more
         else:
             dW, db = put(dW, more[0], start, axis), put(db, more[1], start)
-        return dW, db, dh + product(low, cut(W, start, axis), ((1,), (axis,)))
+        return dW, db, dh + matmul(low, cut(W, start, axis), ((1,), (axis,)))
 
     def chunk(carry, given):
         nats, dW, db = carry

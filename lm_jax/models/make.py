@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm_jax import config as settings
-from lm_jax.models import own
+from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
 from lm_jax.models.base import LanguageModel
 from lm_jax.models.cells import (
@@ -15,9 +15,9 @@ from lm_jax.models.cells import (
     ResetBeforeGRUCell,
 )
 from lm_jax.models.convolution import ConvolutionModel
-from lm_jax.models.dropout import Noise
+from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.linear import LRUCell, MinGRUCell, MinLSTMCell
+from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -28,22 +28,22 @@ from lm_jax.models.window import WindowModel
 from lm_jax.settings import UserError
 
 
-def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> LanguageModel:
+def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -> LanguageModel:
     """The model described by a config.
 
     Args:
       config: `Config.model`; the numbers may be tracers.
       vocab_size: V.
-      real: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real number,
-        and the squared error replaces the nats (`lm_jax.models.regression`).
+      regression: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real
+        number, and the squared error replaces the nats (`lm_jax.models.regression`).
     """
     if isinstance(config, settings.NGram):
         return NGramModel(order=config.order, bounded=config.bounded)
-    readout = RegressionReadout(config.precision) if real else _readout(config, vocab_size)
+    readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {
         "hidden_size": config.hidden_size,
-        "noise": _noise(config.dropout),
+        "dropout": _dropout(config.dropout),
         "activation_penalty": config.activation_penalty,
         "uniform": config.uniform,
     }
@@ -79,7 +79,7 @@ def make(config: settings.Model, vocab_size: int, *, real: bool = False) -> Lang
         readout,
         layers=_layers(config, embedding),
         residual=config.residual,
-        real=real,
+        real_inputs=regression,
         change_penalty=config.change_penalty,
         **shared,
     )
@@ -110,8 +110,8 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
     )
 
 
-def _noise(dropout: settings.Dropout) -> Noise:
-    return Noise(
+def _dropout(dropout: settings.Dropout) -> DropoutMasks:
+    return DropoutMasks(
         locked=dropout.locked,
         inputs=dropout.inputs,
         between=dropout.between,
@@ -126,7 +126,7 @@ def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
     if ":" in config.cell:
         first = embedding.vocab_size if embedding.size is None else embedding.size
         inputs = [first] + [H] * (config.layers - 1)
-        return tuple(own.layer(config.cell, n, H, config.cell_sha256) for n in inputs)
+        return tuple(custom_cell.layer(config.cell, n, H, config.cell_sha256) for n in inputs)
     cell = _cell(config)
     return tuple(CellLayer(cell, H if number else embedding) for number in range(config.layers))
 

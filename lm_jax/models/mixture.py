@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.base import Carry, EdgeHook, LanguageModel, Params
 
 HALVINGS = 60  # below the spacing of float64 near 1
 
@@ -74,12 +74,12 @@ class Mixture(LanguageModel):
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Both]:
         del tap  # a mixture has no layers
-        carry_a, h_a = self.a.hidden(params[0], carry[0], x, between)
-        carry_b, h_b = self.b.hidden(params[1], carry[1], x, between)
+        carry_a, h_a = self.a.hidden(params[0], carry[0], x, hook)
+        carry_b, h_b = self.b.hidden(params[1], carry[1], x, hook)
         return (carry_a, carry_b), Both(h_a, h_b)
 
     def logits(self, params: Params, h: Both) -> Float[Array, "*shape V"]:

@@ -12,23 +12,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from lm_jax.models.base import LanguageModel, Params, total
-from lm_jax.models.dropout import SILENT, Noise, Place
+from lm_jax.models.dropout import NO_DROPOUT, DropoutMasks, Place
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.readout import Readout
 
 
 @dataclasses.dataclass(frozen=True)
 class NeuralModel(LanguageModel):
-    """What the window, convolutional and recurrent models share.
+    """The common part of the window, convolutional and recurrent models.
 
-    The parameters are {"embedding": …, "readout": …} and those of the layers.
+    The parameters are {"embedding": …, "readout": …} and the parameters of the layers.
     """
 
     embedding: Embedding
     readout: Readout
     hidden_size: int = dataclasses.field(kw_only=True)
     """H."""
-    noise: Noise = dataclasses.field(default=SILENT, kw_only=True)
+    dropout: DropoutMasks = dataclasses.field(default=NO_DROPOUT, kw_only=True)
     """Dropout of training; without a key."""
     activation_penalty: float | Array | None = dataclasses.field(default=None, kw_only=True)
     """alpha, on the input of the readout after dropout (Merity et al., 2017, equation 4)."""
@@ -69,9 +69,9 @@ class NeuralModel(LanguageModel):
         mask: Bool[Array, "T B"],
     ) -> Float[Array, ""]:
         own = self._of_readout(params)
-        if self.noise.key is None:
+        if self.dropout.key is None:
             return self.readout.total_nats(own, h, y, mask)
-        seen, key = self.noise.on_outputs(h), self.noise.key_of(Place.READOUT)
+        seen, key = self.dropout.on_outputs(h), self.dropout.key_of(Place.READOUT)
         loss = self.readout.total_loss(own, seen, y, mask, key)
         if self.activation_penalty is not None:
             loss += total(self.activation_penalty * jnp.mean(seen**2, axis=-1), mask)
@@ -80,8 +80,8 @@ class NeuralModel(LanguageModel):
             loss += total(self.change_penalty * jnp.pad(change, ((1, 0), (0, 0))), mask)
         return loss
 
-    def noisy(self, key: Array) -> "NeuralModel":
-        return dataclasses.replace(self, noise=self.noise.drawn(key))
+    def for_training(self, key: Array) -> "NeuralModel":
+        return dataclasses.replace(self, dropout=self.dropout.with_key(key))
 
     def _of_readout(self, params: Params) -> Params:
         own = params["readout"]

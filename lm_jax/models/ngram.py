@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, LanguageModel, Params
+from lm_jax.models.base import Carry, EdgeHook, LanguageModel, Params
 from lm_jax.models.counts import Counts, continuations, discounts, locate
 from lm_jax.settings import UserError, nearest
 
@@ -82,10 +82,10 @@ class NGramModel(LanguageModel):
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Int[Array, "T B places"]]:
-        del between, tap  # tokens carry no gradient
+        del hook, tap  # tokens carry no gradient
         T = x.shape[0]
         tokens = jnp.concatenate([carry.T, x.astype(jnp.int32)])
         nodes, here = [], tokens

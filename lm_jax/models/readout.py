@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from lm_jax.models import fused
 from lm_jax.models.base import Params, affine, scaled_normal, total
-from lm_jax.models.product import Precision, product
+from lm_jax.models.matmul import Precision, matmul
 
 
 class Readout(abc.ABC):
@@ -87,7 +87,7 @@ class SoftmaxReadout(Readout):
     """s; the training target is (1 - s) of the next token plus s / V of every token (Szegedy et
     al., 2016, section 7). None: no smoothing."""
     precision: Precision = dataclasses.field(default="float32", kw_only=True)
-    """Precision of h W_hy, see `lm_jax.models.product`."""
+    """Precision of h W_hy, see `lm_jax.models.matmul`."""
 
     def init(self, key: Array, inputs: int) -> Params:
         return init_linear(key, inputs, self.vocab_size, tied=self.tied, bias=self.bias)
@@ -130,7 +130,7 @@ def linear_logits(
     W = output_weights(params)
     if "b_y" in params:
         return affine(h, W, params["b_y"], precision)
-    return product(h, W, precision)
+    return matmul(h, W, precision)
 
 
 def output_weights(params: Params) -> Float[Array, "H V"]:
@@ -159,7 +159,7 @@ def linear_total_nats(
     table = "C" in params
     W = params["C" if table else "W_hy"]
     b = params.get("b_y")
-    return fused.total_nats(W, b, h, y, mask, smoothing, table=table, precision=precision)
+    return fused.fused_cross_entropy(W, b, h, y, mask, smoothing, table=table, precision=precision)
 
 
 def cross_entropy(z: Float[Array, "*shape V"], y: Int[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -36,11 +36,11 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params, scaled_normal
+from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import Embedding, times
-from lm_jax.models.linear import LinearCell
-from lm_jax.models.product import narrow_product, narrowed
+from lm_jax.models.linear_recurrences import LinearCell
+from lm_jax.models.matmul import matmul_in, round_weights
 from lm_jax.trees import norm
 
 
@@ -61,12 +61,12 @@ class Layer(abc.ABC):
         params: Params,
         carry: Carry,
         x: Float[Array, "T B E"] | Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         """Run over time; x may be numbers of tokens [T, B], in place of one-hot vectors.
 
-        `between` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap.
+        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap.
         """
 
     @abc.abstractmethod
@@ -99,12 +99,12 @@ class CellLayer(Layer):
         params: Params,
         carry: Carry,
         x: Array,
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         cell = self.cell
         z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
-        return unroll(cell, params, carry, z_x, between, tap)
+        return unroll(cell, params, carry, z_x, hook, tap)
 
     def output(self, carry: Carry) -> Float[Array, "*T B H"]:
         return self.cell.output(carry)
@@ -115,7 +115,7 @@ def unroll(
     params: Params,
     carry: Carry,
     z_x: Float[Array, "T B G"],
-    between: Between | None = None,
+    hook: EdgeHook | None = None,
     tap: Float[Array, "T B"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a cell through time.
@@ -131,36 +131,36 @@ def unroll(
     Returns:
       the carry after the last step, and h_1 … h_T.
     """
-    if between is None and tap is None and isinstance(cell, LinearCell):
+    if hook is None and tap is None and isinstance(cell, LinearCell):
         return cell.scan(params, carry, z_x)
-    if between is None and isinstance(cell, GatedCell):
+    if hook is None and isinstance(cell, GatedCell):
         return explicit(cell, params, carry, z_x, tap)
 
     def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
         z_x_t, *edge = at_t
-        return over_the_edge(cell.step(params, carry, z_x_t), cell.output, between, *edge)
+        return over_the_edge(cell.step(params, carry, z_x_t), cell.output, hook, *edge)
 
-    return jax.lax.scan(step, carry, (z_x, between and between.at, tap))
+    return jax.lax.scan(step, carry, (z_x, hook and hook.at, tap))
 
 
 def over_the_edge(
     carry: Carry,
     output: Callable[[Carry], Array],
-    between: Between | None,
+    hook: EdgeHook | None,
     at_t: Any,
     tap_t: Float[Array, " B"] | None,
 ) -> tuple[Carry, Array]:
-    """Apply `between` and the tap to the carry after a step; return the carry and the output h.
+    """Apply `hook` and the tap to the carry after a step; return the carry and the output h.
 
-    In the backward pass the tap sees δ_t before a `between` with `returning` False acts on δ_t.
+    In the backward pass the tap sees δ_t before a `hook` with `recurrent_only` False acts on δ_t.
     """
-    if between is not None and not between.returning:
-        carry = between.act(carry, at_t)
+    if hook is not None and not hook.recurrent_only:
+        carry = hook.act(carry, at_t)
     if tap_t is not None:
         carry = _tapped(carry, tap_t)
     h = output(carry)
-    if between is not None and between.returning:
-        carry = between.act(carry, at_t)
+    if hook is not None and hook.recurrent_only:
+        carry = hook.act(carry, at_t)
     return carry, h
 
 
@@ -196,10 +196,10 @@ def explicit(
         W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
     ) -> tuple[tuple[Carry, Array], tuple]:
         del tap
-        W = narrowed(W_hh, cell.precision)
+        W = round_weights(W_hh, cell.precision)
 
         def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
-            z_h = narrow_product(cell.output(carry), W)
+            z_h = matmul_in(cell.output(carry), W)
             after, back = jax.vjp(_frugal(gate), own, carry, z_h, z_x_t)
             h = cell.output(after)
             return after, (h, carry, _without(back, (own, carry, h, z_x_t)))
@@ -210,7 +210,7 @@ def explicit(
     def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
         W_hh, own, before, h, z_x, kept = saved
         returned_last, d_h = cotangents
-        W = narrowed(W_hh, cell.precision)
+        W = round_weights(W_hh, cell.precision)
         alike = _alike(gate, own, returned_last, z_x[0])
 
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
@@ -220,7 +220,7 @@ def explicit(
             _, to_carry = jax.vjp(cell.output, before_t)
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
             d_own_t, returned, epsilon, d_z_x = kept_t((own, before_t, h_t, z_x_t))(delta)
-            returned = jax.tree.map(jnp.add, returned, *to_carry(narrow_product(epsilon, W.T)))
+            returned = jax.tree.map(jnp.add, returned, *to_carry(matmul_in(epsilon, W.T)))
             if apart:
                 d_own_t = zero_own
             twice = None if alike else d_z_x
@@ -243,7 +243,7 @@ def explicit(
         d_z_x = epsilon if d_z_x is None else d_z_x
         if spread:
             # Flattening steps and sequences would make each device fetch the other devices' data.
-            seen, narrow = cell.output(before), narrowed(epsilon, cell.precision)
+            seen, narrow = cell.output(before), round_weights(epsilon, cell.precision)
             d_W_hh = jax.lax.dot_general(
                 seen.astype(narrow.dtype),
                 narrow,
@@ -254,7 +254,7 @@ def explicit(
         # As matrices: contracting two axes at once is several times slower on a CPU.
         h_before = cell.output(before).reshape(-1, W_hh.shape[0])
         columns = W_hh.shape[1]
-        d_W_hh = narrow_product(h_before.T, narrowed(epsilon.reshape(-1, columns), cell.precision))
+        d_W_hh = matmul_in(h_before.T, round_weights(epsilon.reshape(-1, columns), cell.precision))
         return d_W_hh, d_own, returned, d_z_x, lengths
 
     @jax.custom_vjp

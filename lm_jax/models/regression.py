@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.models.base import Params, affine, scaled_normal
-from lm_jax.models.product import Precision
+from lm_jax.models.matmul import Precision
 from lm_jax.models.readout import Readout
 
 
@@ -22,7 +22,7 @@ class RegressionReadout(Readout):
     """The readout of a real number, with W_hy [H, 1] and b_y [1]."""
 
     precision: Precision = "float32"
-    """Precision of h W_hy, see `lm_jax.models.product`."""
+    """Precision of h W_hy, see `lm_jax.models.matmul`."""
 
     def init(self, key: Array, inputs: int) -> Params:
         return {"W_hy": scaled_normal(key, inputs, 1), "b_y": jnp.zeros(1)}

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params
+from lm_jax.models.base import Carry, EdgeHook, Params
 from lm_jax.models.neural import NeuralModel
 from lm_jax.models.recurrence import CellLayer, Layer
 
-WORDS = "words"  # key in params for C W_xh, a row for each word
+PROJECTED = "projected"  # key in params for C W_xh, a row for each word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RNNModel(NeuralModel):
     """From the bottom up, each with `hidden_size` outputs."""
     residual: bool = False
     """If True, each layer from the second on adds its input to its output."""
-    real: bool = False
+    real_inputs: bool = False
     """If True, the input of each step is V real numbers, not a token."""
 
     def draw(self, key: Array) -> Params:
@@ -48,18 +48,18 @@ class RNNModel(NeuralModel):
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"] | Float[Array, "T B V"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Float[Array, "T B layers"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         carries = []
         h, first = self._first(params, x)
         above = params["layers"][1:]
         for number, (layer, own) in enumerate(zip(self.layers, [first, *above], strict=True)):
-            seen = self.noise.on_layer(h, number - 1) if number else h
-            if self.noise.recurrent is not None:
-                own = {**own, "W_hh": self.noise.on_recurrent(own["W_hh"], number)}
+            seen = self.dropout.on_layer(h, number - 1) if number else h
+            if self.dropout.recurrent is not None:
+                own = {**own, "W_hh": self.dropout.on_recurrent(own["W_hh"], number)}
             tap_here = None if tap is None else tap[..., number]
-            layer_carry, new = layer.run(own, carry[number], seen, between, tap_here)
+            layer_carry, new = layer.run(own, carry[number], seen, hook, tap_here)
             h = seen + new if self.residual and number else new
             carries.append(layer_carry)
         return tuple(carries), h
@@ -71,34 +71,34 @@ class RNNModel(NeuralModel):
 
     def vectors(self, params: Params, x: Array) -> Array:
         """The inputs of the first layer, for x[T, B] and the params of the whole model."""
-        return self.embedding.vectors(params["embedding"], x, self.noise)
+        return self.embedding.vectors(params["embedding"], x, self.dropout)
 
-    def ready(self, params: Params, tokens: int) -> Params:
+    def precompute(self, params: Params, tokens: int) -> Params:
         if not isinstance(self.layers[0], CellLayer) or tokens < self.embedding.vocab_size:
             return params
         every = jnp.arange(self.embedding.vocab_size)[:, None]
         x, first = self._first(params, every)
-        return {**params, WORDS: first["W_xh"]} if x is every else params
+        return {**params, PROJECTED: first["W_xh"]} if x is every else params
 
-    def placed(self, first: int | Array) -> "RNNModel":
-        return dataclasses.replace(self, noise=self.noise.placed(first))
+    def at_step(self, first: int | Array) -> "RNNModel":
+        return dataclasses.replace(self, dropout=self.dropout.at_step(first))
 
     def empty_tap(self, mask: Bool[Array, "T B"]) -> Float[Array, "T B layers"]:
         return jnp.zeros((*mask.shape, len(self.layers)))
 
     @property
     def reads(self) -> jax.ShapeDtypeStruct:
-        if not self.real:
+        if not self.real_inputs:
             return super().reads
         return jax.ShapeDtypeStruct((self.embedding.vocab_size,), jnp.result_type(float))
 
     def _first(self, params: Params, x: Array) -> tuple[Array, Params]:
         """The first layer's inputs and its parameters for these inputs."""
         first = params["layers"][0]
-        if WORDS in params:
-            return x, {**first, "W_xh": params[WORDS]}
+        if PROJECTED in params:
+            return x, {**first, "W_xh": params[PROJECTED]}
         if not isinstance(self.layers[0], CellLayer):
             return self.vectors(params, x), first
         table = params["embedding"]
-        vectors, W_xh = self.embedding.before(table, x, self.noise, first["W_xh"])
+        vectors, W_xh = self.embedding.projected(table, x, self.dropout, first["W_xh"])
         return vectors, {**first, "W_xh": W_xh}

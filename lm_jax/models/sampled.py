@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
-from lm_jax.models.product import Precision, product
+from lm_jax.models.matmul import Precision, matmul
 from lm_jax.models.readout import (
     Readout,
     cross_entropy,
@@ -167,7 +167,7 @@ def _columns(
     tokens = jnp.concatenate([drawn, y])
     W = output_weights(params)[:, tokens]
     cut = drawn.shape[0]
-    z, z_y = product(h, W[:, :cut], precision), jnp.sum(h * W[:, cut:].T, axis=1)
+    z, z_y = matmul(h, W[:, :cut], precision), jnp.sum(h * W[:, cut:].T, axis=1)
     if "b_y" in params:
         b = params["b_y"][tokens]
         z, z_y = z + jnp.broadcast_to(b[:cut], z.shape), z_y + b[cut:]

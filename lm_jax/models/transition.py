@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params
+from lm_jax.models.base import Carry, EdgeHook, Params
 from lm_jax.models.recurrence import Layer, over_the_edge
 from lm_jax.settings import UserError
 
@@ -37,7 +37,7 @@ class Transition(NamedTuple):
 class TransitionLayer(Layer):
     """A recurrent layer made from a transition; tokens at the input become one-hot vectors.
 
-    Equal only to itself: `lm_jax.models.own` makes one layer for each cell and size.
+    Equal only to itself: `lm_jax.models.custom_cell` makes one layer for each cell and size.
     """
 
     transition: Transition
@@ -56,7 +56,7 @@ class TransitionLayer(Layer):
         params: Params,
         carry: Carry,
         x: Float[Array, "T B inputs"] | Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
@@ -64,9 +64,9 @@ class TransitionLayer(Layer):
             if jnp.issubdtype(x_t.dtype, jnp.integer):
                 x_t = jax.nn.one_hot(x_t, self.inputs, dtype=float)
             carry = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
-            return over_the_edge(carry, self.output, between, *edge)
+            return over_the_edge(carry, self.output, hook, *edge)
 
-        return jax.lax.scan(step, carry, (x, between and between.at, tap))
+        return jax.lax.scan(step, carry, (x, hook and hook.at, tap))
 
     def output(self, carry: Carry) -> Float[Array, "B H"]:
         return jax.vmap(self.transition.output)(carry)

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm_jax.models.base import Between, Carry, Params, affine, scaled_normal
+from lm_jax.models.base import Carry, EdgeHook, Params, affine, scaled_normal
 from lm_jax.models.cells import ACTIVATIONS
 from lm_jax.models.convolution import convolve, read
+from lm_jax.models.matmul import Precision
 from lm_jax.models.neural import NeuralModel
-from lm_jax.models.product import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class WindowModel(NeuralModel):
     gain: float | Array = 1.0
     """Standard deviation of the initial hidden weights times the square root of their fan-in."""
     precision: Precision = "float32"
-    """Precision of the products, see `lm_jax.models.product`."""
+    """Precision of the products, see `lm_jax.models.matmul`."""
 
     def draw(self, key: Array) -> Params:
         H, places = self.hidden_size, self.order - 1
@@ -72,16 +72,16 @@ class WindowModel(NeuralModel):
         params: Params,
         carry: Carry,
         x: Int[Array, "T B"],
-        between: Between | None = None,
+        hook: EdgeHook | None = None,
         tap: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        del between, tap  # tokens carry no gradient
+        del hook, tap  # tokens carry no gradient
         f, steps = ACTIVATIONS[self.activation], x.shape[0]
         tokens = jnp.concatenate([carry.T, x.astype(carry.dtype)])
-        seen = read(self.embedding, params["embedding"], tokens, self.noise)
+        seen = read(self.embedding, params["embedding"], tokens, self.dropout)
         h = f(convolve(seen, params["W"], params["b"], precision=self.precision))
         for number, above in enumerate(params["layers"]):
-            seen_above = self.noise.on_layer(h, number)
+            seen_above = self.dropout.on_layer(h, number)
             h = f(affine(seen_above, above["W"], above["b"], self.precision))
         if self.direct:
             window = [seen[place : place + steps] for place in range(self.order - 1)]

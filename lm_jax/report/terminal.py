@@ -128,7 +128,7 @@ def show_result(run: Run) -> None:
     result = run.result
     if result is None:
         return
-    columns = TASK_COLUMNS if run.config.data.drawn else TEXT_COLUMNS
+    columns = TASK_COLUMNS if run.config.data.generated else TEXT_COLUMNS
     table = Table("split")
     for heading in columns:
         table.add_column(heading, justify="right")

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.config import LiveProbe
-from lm_jax.data.batches import Batch, first_lanes
+from lm_jax.data.batches import Batch, first_sequences
 from lm_jax.gradients.by_lag import gradient_by_lag
+from lm_jax.gradients.example import SingleExample, restrict_to_layers, single_example
 from lm_jax.gradients.horizon import horizon
 from lm_jax.gradients.lags import lag_norms
-from lm_jax.gradients.lane import Lane, of_layers, one_lane
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.spectra import block_norms, block_radii, made_of_blocks
 from lm_jax.gradients.truncations import Truncations, truncations
@@ -37,12 +37,12 @@ from lm_jax.trees import norm
 
 SHARES = (0.5, 0.9, 0.99)
 
-Answers = dict[str, Any]
+Measurements = dict[str, Any]
 """Arrays by name, as in a row of metrics.jsonl."""
 
 
 @functools.lru_cache(maxsize=16)
-def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Batch], Answers]:
+def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Batch], Measurements]:
     """Compile the measurements into a function (params, carry, batch) -> answers.
 
     Args:
@@ -52,14 +52,14 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
     Raises:
       UserError: the model has no recurrent state.
     """
-    lane = one_lane(model)
+    lane = single_example(model)
 
-    def ask(params: Params, carry: Carry, batch: Batch) -> Answers:
+    def ask(params: Params, carry: Carry, batch: Batch) -> Measurements:
         carry = restart(model, carry, batch.start)
         carry = jax.tree.map(lambda leaf: leaf[: probe.lanes], carry)
-        batch = first_lanes(batch, probe.lanes)
+        batch = first_sequences(batch, probe.lanes)
         x, layers = batch.x, params["layers"]
-        answers: Answers = {}
+        answers: Measurements = {}
         if probe.by_lag:
             norms_by_lag, _, horizons = split_by_lag(lane, params, carry, batch)
             answers |= {"gradient_by_lag": norms_by_lag, "horizon": horizons}
@@ -86,7 +86,7 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
 
 
 def split_by_lag(
-    lane: Lane, params: Params, carry: Carry, batch: Batch
+    lane: SingleExample, params: Params, carry: Carry, batch: Batch
 ) -> tuple[Float[Array, " T"], Truncations, dict[str, Float[Array, ""]]]:
     """Split the gradient of the mean loss over a batch's targets by lag.
 
@@ -102,7 +102,7 @@ def split_by_lag(
       (norms, truncations, horizons): the norm at each lag, in nats per unit of the weights; the
       truncated gradients; the horizon of each share of `SHARES`, in steps.
     """
-    step, loss, layers = of_layers(lane, params)
+    step, loss, layers = restrict_to_layers(lane, params)
     target, last = (batch.y, batch.mask), len(batch.x) - 1
     lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, lanes=True)
     # `gradient_by_lag` divides by the number of all places, masked places included.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.data.batches import Batch, batch_at, first_lanes, streams
+from lm_jax.data.batches import Batch, batch_at, first_sequences, streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
@@ -47,7 +47,7 @@ def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
     most = batch.mask.shape[1]
     if not 1 <= lanes <= most:
         raise UserError(f"lanes={lanes} must be from 1 to {most}, the sequences of a batch")
-    batch = first_lanes(batch, lanes)
+    batch = first_sequences(batch, lanes)
     return Chunk(model.init_carry(lanes), batch, np.asarray(batch.x[:, 0]), None)
 
 

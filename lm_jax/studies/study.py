@@ -18,9 +18,9 @@ from jaxtyping import Array
 from lm_jax.data.batches import Batch
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.gradients.credit import credit_map
+from lm_jax.gradients.example import SingleExample, masked_loss, restrict_to_layers, single_example
 from lm_jax.gradients.horizon import credit_horizon
 from lm_jax.gradients.lags import PredictedLagNorms, mean_lag_norms, predicted_lag_norms
-from lm_jax.gradients.lane import Lane, of_layers, one_lane, where_asked
 from lm_jax.gradients.lyapunov import finite_time_exponents, lyapunov_convergence
 from lm_jax.gradients.sensitivity import Probed, sensitivity_by_probes
 from lm_jax.gradients.spectra import RecurrentSpectra, spectra_by_layer
@@ -125,7 +125,7 @@ def reach(
     Raises:
       UserError: the model has no recurrent state.
     """
-    lane = one_lane(model)
+    lane = single_example(model)
     return Reach(
         _lags(lane, params, chunk, slope),
         _by_lag(lane, params, chunk),
@@ -135,7 +135,7 @@ def reach(
     )
 
 
-def _lags(lane: Lane, params: Params, chunk: Chunk, slope: float | None) -> Lags:
+def _lags(lane: SingleExample, params: Params, chunk: Chunk, slope: float | None) -> Lags:
     steps = len(chunk.batch.x)
     max_lag = steps // 2
 
@@ -150,7 +150,7 @@ def _lags(lane: Lane, params: Params, chunk: Chunk, slope: float | None) -> Lags
     return Lags(*jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), found))
 
 
-def _by_lag(lane: Lane, params: Params, chunk: Chunk) -> ByLag:
+def _by_lag(lane: SingleExample, params: Params, chunk: Chunk) -> ByLag:
     def split(params: Params, carry: Carry) -> tuple[Array, Truncations, dict[str, Array]]:
         return split_by_lag(lane, params, carry, chunk.batch)
 
@@ -158,7 +158,9 @@ def _by_lag(lane: Lane, params: Params, chunk: Chunk) -> ByLag:
     return ByLag(np.asarray(norms), found, _floats(horizons))
 
 
-def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) -> Dynamics:
+def _dynamics(
+    lane: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk
+) -> Dynamics:
     carry, xs = _first(chunk.carry), jnp.asarray(chunk.path)
     window = min(WINDOW, len(xs))
     count = min(EXPONENTS, sum(leaf.size for leaf in jax.tree.leaves(carry)))
@@ -175,10 +177,10 @@ def _dynamics(lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk) 
 
 
 def _credit(
-    lane: Lane, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: Batch
+    lane: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: Batch
 ) -> Credit:
     def of_lane(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> Array:
-        return credit_map(lane.step, where_asked(lane.loss), params, carry, x, (y, mask))
+        return credit_map(lane.step, masked_loss(lane.loss), params, carry, x, (y, mask))
 
     bands = None if chunk.counts is None else frequency_bands(chunk.counts, BANDS)
 
@@ -208,9 +210,9 @@ def _credit(
     )
 
 
-def _sensitivity(lane: Lane, params: Params, chunk: Chunk, seed: int) -> dict[str, Probed]:
+def _sensitivity(lane: SingleExample, params: Params, chunk: Chunk, seed: int) -> dict[str, Probed]:
     def probed(params: Params, carry: Carry, x: Array, key: Array) -> dict[str, Probed]:
-        step, _, layers = of_layers(lane, params)
+        step, _, layers = restrict_to_layers(lane, params)
         return sensitivity_by_probes(step, layers, carry, x, key=key, probes=PROBES, depth=None)
 
     return jax.jit(probed)(params, _first(chunk.carry), chunk.batch.x[:, 0], jax.random.key(seed))

@@ -14,8 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lm_jax.data.batches import Batch, first_lanes
-from lm_jax.gradients.audit import (
+from lm_jax.data.batches import Batch, first_sequences
+from lm_jax.gradients.artbp import randomised_bptt
+from lm_jax.gradients.bptt import Estimator, explicit_bptt, truncated_bptt
+from lm_jax.gradients.cliffs import Cliff, cliff
+from lm_jax.gradients.clipping import Threshold
+from lm_jax.gradients.clipping_audit import (
     Apply,
     ClipSummary,
     Thresholds,
@@ -23,18 +27,14 @@ from lm_jax.gradients.audit import (
     clip_summary,
     quantile_thresholds,
 )
-from lm_jax.gradients.bptt import Estimator, explicit_bptt, truncated_bptt
-from lm_jax.gradients.cliffs import Cliff, cliff
-from lm_jax.gradients.clipping import Threshold
 from lm_jax.gradients.compare import Comparison, compare
-from lm_jax.gradients.exposed import ExposureCosines, exposure_cosines
+from lm_jax.gradients.exposure_bias import ExposureCosines, exposure_cosines
+from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.gradients.proof import LARGEST
-from lm_jax.gradients.randomised import randomised_bptt
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.snap import snap1
-from lm_jax.gradients.surface import batch_loss
 from lm_jax.gradients.uoro import uoro
-from lm_jax.inference.feeding import fed
+from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import CellLayer
@@ -121,11 +121,11 @@ def updates(
         distances = length * jnp.linspace(-REACH, REACH, PLACES)
         exposure = None
         if text:
-            own = fed(model, params, carry, batch, key, jnp.ones(()))
+            own = sample_inputs(model, params, carry, batch, key, jnp.ones(()))
             exposure = exposure_cosines(model, params, carry, batch, own)
         return length, cliff(loss_fn, params, key, distances=distances), exposure
 
-    lanes = [first_lanes(batch, LANES) for batch in batches[:READ]]
+    lanes = [first_sequences(batch, LANES) for batch in batches[:READ]]
     steps = len(batches[0].x)
     made = estimators(model, params, steps=steps, lanes=LANES, key=key)
     compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)

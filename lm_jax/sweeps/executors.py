@@ -16,11 +16,11 @@ from typing import Protocol, runtime_checkable
 from lm_jax.settings import UserError, nearest_value
 from lm_jax.sweeps.failures import Failure, record
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
-from lm_jax.sweeps.plan import Texts
+from lm_jax.sweeps.plan import CorpusCache
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.ray_nodes import Ray
+from lm_jax.sweeps.run_job import run_job
 from lm_jax.sweeps.slurm import Slurm
-from lm_jax.sweeps.work import do
 
 
 @runtime_checkable
@@ -61,11 +61,11 @@ class Here:
         """See `Executor`."""
         parts = [part for job in jobs for part in job.parts()]  # to yield each trial as it ends
         parts.sort(key=lambda part: part.trials[0].number)
-        texts = Texts(jobs[0].text) if jobs else None
+        texts = CorpusCache(jobs[0].text) if jobs else None
         for part in parts:
             if received:
                 return
-            yield Ended(part, do(part, received, watch, texts))
+            yield Ended(part, run_job(part, received, watch, texts))
 
     def fresh(self) -> Processes:
         """See `Executor`."""

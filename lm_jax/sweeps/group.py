@@ -1,7 +1,7 @@
 """Train the trials of a group side by side.
 
 Each trial is a run in a separate directory, with a separate journal, validation, probes and
-checkpoints (`Descent.course`). Only the updates of all trials are made together, as lanes. A trial
+checkpoints (`Trainer.events`). Only the updates of all trials are made together, as lanes. A trial
 can therefore be stopped, killed and resumed like any other run. If a trial ends or diverges, the
 other trials continue undisturbed.
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.data.corpus import Corpus
-from lm_jax.data.windows import Windows
-from lm_jax.sweeps.mapped import Lanes
+from lm_jax.data.windows import Prefetched
 from lm_jax.sweeps.plan import Trial
-from lm_jax.training.descent import Descent, Pace, Rung
+from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training.journal import Watch
 from lm_jax.training.loop import opened
+from lm_jax.training.trainer import Rung, StepTimer, Trainer
 
-Judge = Callable[[int, Mapping[Trial, float]], set[Trial]]
+Pruner = Callable[[int, Mapping[Trial, float]], set[Trial]]
 """Maps (update, validation nats of the trials that reached it) to the trials that continue."""
 
 
@@ -31,7 +31,7 @@ def train_group(
     received: list[Any],
     *,
     watch: Callable[[Trial], Watch] | None = None,
-    judge: Judge | None = None,
+    prune: Pruner | None = None,
     rungs: Sequence[int] = (),
     width: int | None = None,
 ) -> dict[Trial, Exception]:
@@ -43,16 +43,16 @@ def train_group(
       corpus: the text.
       received: stop signals; the list grows as signals arrive.
       watch: called with each trial as the trial begins; returns the `watch` of `lm_jax.train`.
-      judge: chooses at each rung the trials to continue; the others end there as pruned.
+      prune: chooses at each rung the trials to continue; the others end there as pruned.
       rungs: call `judge` at these updates.
-      width: see `Lanes`.
+      width: see `VmappedRuns`.
 
     Returns:
       the exception of each failed trial; a failure does not stop the other trials.
     """
     failed: dict[Trial, Exception] = {}
     with contextlib.ExitStack() as stack:
-        works: dict[Trial, Descent] = {}
+        works: dict[Trial, Trainer] = {}
         for trial in trials:
             like = next(iter(works.values()), None)
             told = None if watch is None else watch(trial)
@@ -63,41 +63,41 @@ def train_group(
             except Exception as error:  # fails this trial only
                 failed[trial] = error
                 continue
-            if isinstance(work, Descent):
+            if isinstance(work, Trainer):
                 work.rungs = frozenset(rungs)
                 works[trial] = work
-        if any(isinstance(work.feed, Windows) for work in works.values()):
+        if any(isinstance(work.pipeline, Prefetched) for work in works.values()):
             _one_by_one(works, failed)
         elif works:
-            _Crew(works, failed, judge, width).run()
+            _GroupTrainer(works, failed, prune, width).run()
     return failed
 
 
-def _one_by_one(works: Mapping[Trial, Descent], failed: dict[Trial, Exception]) -> None:
+def _one_by_one(works: Mapping[Trial, Trainer], failed: dict[Trial, Exception]) -> None:
     """Trains trials in turn, for a text prefetched in windows."""
     for trial, work in works.items():
         try:
             if work.rungs:
-                work.feed.whole()  # raises: at a rung all trials must be there at once
+                work.pipeline.whole()  # raises: at a rung all trials must be there at once
             work.run()
         except Exception as error:
             failed[trial] = error
 
 
-class _Crew:
+class _GroupTrainer:
     """The training of a group: all trials advance together."""
 
     def __init__(
         self,
-        works: dict[Trial, Descent],
+        works: dict[Trial, Trainer],
         failed: dict[Trial, Exception],
-        judge: Judge | None,
+        prune: Pruner | None,
         width: int | None,
     ):
-        self.works, self.failed, self.judge = works, failed, judge
+        self.works, self.failed, self.prune = works, failed, prune
         first = next(iter(works.values()))
-        self.lanes = Lanes(first.vocab_size, first.source, len(works), width=width)
-        self.pace = Pace()
+        self.lanes = VmappedRuns(first.vocab_size, first.source, len(works), width=width)
+        self.pace = StepTimer()
         self.courses: dict[Trial, Generator[int | Rung, bool | None, None]] = {}
         self.asked: dict[Trial, int | Rung] = {}
         """Request of each running trial: the update to advance to, or a rung to be judged at."""
@@ -106,7 +106,7 @@ class _Crew:
         """Trains until every trial has ended or has been stopped."""
         try:
             for trial, work in self.works.items():
-                self.courses[trial] = work.course()
+                self.courses[trial] = work.events()
                 self._resume(trial, None)
             while self.asked:
                 self._judge_rungs()
@@ -130,7 +130,7 @@ class _Crew:
     def _judge_rungs(self) -> None:
         """Judges the trials at the lowest rung, once no other trial is still on the way there."""
         waiting = {t: rung for t, rung in self.asked.items() if isinstance(rung, Rung)}
-        if not waiting or self.judge is None:
+        if not waiting or self.prune is None:
             return
         if any(self.works[trial].received for trial in waiting):
             # A signal stopped other trials before the rung; a judgement now would miss them.
@@ -142,7 +142,7 @@ class _Crew:
         if any(int(self.works[trial].state.step) < lowest for trial in moving):
             return
         here = {trial: rung.nats for trial, rung in waiting.items() if rung.step == lowest}
-        kept = self.judge(lowest, here)
+        kept = self.prune(lowest, here)
         for trial in here:
             self._resume(trial, trial in kept)
 
@@ -151,7 +151,7 @@ class _Crew:
         works = [self.works[trial] for trial in due]
         before = [int(work.state.step) for work in works]
         self.lanes = self.lanes.for_fewer(len(works))
-        self.lanes.put([work.state for work in works], [work.config for work in works])
+        self.lanes.stack([work.state for work in works], [work.config for work in works])
         for work in works:
             del work.state  # the lanes hold it now
         received, pace, steps = works[0].received, self.pace, before
@@ -173,7 +173,7 @@ class _Crew:
                 break
             for work, step in zip(works, steps, strict=True):
                 work.watch(step, None)
-        states = self.lanes.take(len(works))
+        states = self.lanes.unstack(len(works))
         for trial, work, state, arrived in zip(due, works, states, there, strict=True):
             work.state = state
             if arrived or received:

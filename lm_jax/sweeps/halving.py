@@ -26,7 +26,7 @@ from typing import IO, Any
 from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.settings import UserError, fits
-from lm_jax.sweeps.group import Judge
+from lm_jax.sweeps.group import Pruner
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training import journal
 
@@ -88,7 +88,7 @@ class Halving:
             trials, before = -(-trials // self.factor), rung
         return spent
 
-    def judge(self, sweep_dir: Path) -> Judge:
+    def pruner(self, sweep_dir: Path) -> Pruner:
         """Make the `judge` of `train_group`; each process of the sweep may make another."""
 
         def judged(step: int, nats: Mapping[Trial, float]) -> set[Trial]:
@@ -122,7 +122,7 @@ def survivors(
     """Names of the trials among the best 1/factor of all, by nats; never a non-finite loss.
 
     Args:
-      here: nats of the trials to judge, by name.
+      here: nats of the trials to prune, by name.
       factor: see `Halving`.
       before: nats of the trials judged earlier; in a tie the earlier trial ranks first.
     """

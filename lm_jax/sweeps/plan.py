@@ -72,7 +72,7 @@ class Plan:
     """Groups, in the order of their first trials."""
 
 
-class Texts:
+class CorpusCache:
     """Cache of the texts of a sweep: each text is read once."""
 
     def __init__(self, memory: str | Sequence[str] | None = None):
@@ -84,7 +84,7 @@ class Texts:
         self._memory = memory
         self._known: dict[Data, Corpus] = {}
 
-    def of(self, data: Data) -> Corpus:
+    def get(self, data: Data) -> Corpus:
         """Return the text of a data config.
 
         Raises:
@@ -92,7 +92,7 @@ class Texts:
         """
         # The text does not depend on these fields, unless it is generated sequence by sequence.
         read = data
-        if not data.drawn:
+        if not data.generated:
             read = dataclasses.replace(data, batch_size=1, length=1, batching="streams")
         if read not in self._known:
             self._known[read] = load(data, self._memory)
@@ -152,13 +152,13 @@ def plan(
     Raises:
       UserError: as `sweep_configs`, or a point does not fit its text.
     """
-    texts = Texts(text)
+    texts = CorpusCache(text)
     epochs: dict[Any, int] = {}
     trials: list[Trial] = []
     sizes: list[int] = []
     for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
         try:
-            corpus = texts.of(found.data)
+            corpus = texts.get(found.data)
             ready = fitted(found, corpus, epochs)
         except UserError as error:
             raise UserError(f"{_called(number, name)}: {error}") from None
@@ -215,7 +215,7 @@ def written(trials: Iterable[Trial]) -> dict[str, Any]:
     }
 
 
-def settle(
+def write_or_check_manifest(
     sweep_dir: Path,
     trials: Iterable[Trial],
     *,

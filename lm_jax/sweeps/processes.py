@@ -20,8 +20,8 @@ import lm_jax
 from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
-from lm_jax.sweeps.follow import Follower
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
+from lm_jax.sweeps.tail import Tail
 
 BETWEEN_LOOKS = 0.1  # seconds
 
@@ -80,7 +80,7 @@ class Processes:
     ) -> Iterator[Ended]:
         """See `Executor`."""
         waiting, free, working = deque(jobs), list(self._shares), list[_Worker]()
-        follower = None if watch is None else Follower(watch)
+        follower = None if watch is None else Tail(watch)
         passed_on = 0
         try:
             while working or (waiting and not received):

@@ -20,11 +20,11 @@ from typing import Any
 import lm_jax
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
+from lm_jax.sweeps.archive import packed, unpack
 from lm_jax.sweeps.failures import Failure
-from lm_jax.sweeps.follow import Follower
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
-from lm_jax.sweeps.parcel import packed, unpack
-from lm_jax.sweeps.work import do
+from lm_jax.sweeps.run_job import run_job
+from lm_jax.sweeps.tail import Tail
 
 BETWEEN_LOOKS = 1.0  # seconds
 MOVES = 3  # nodes that may die under a job before it counts as a failure
@@ -88,24 +88,26 @@ class Ray:
     ) -> Iterator[Ended]:
         """See `Executor`; `watch` receives the rows of a trial only after the job has returned."""
         ray = self._ray
-        follower = None if watch is None else Follower(watch)
+        follower = None if watch is None else Tail(watch)
         waiting = deque((job, MOVES) for job in jobs)
         away: dict[Any, tuple[Job, int]] = {}
-        bell = ray.remote(num_cpus=0)(_Bell).options(scheduling_strategy=self._at_home()).remote()
+        stop_event = (
+            ray.remote(num_cpus=0)(_StopEvent).options(scheduling_strategy=self._at_home()).remote()
+        )
         texts = {id(job.text): ray.put(job.text) for job in jobs}
         rung = False
         try:
             while away or (waiting and not received):
                 if received and not rung:
-                    rung = bell.ring.remote() is not None
+                    rung = stop_event.ring.remote() is not None
                 while waiting and not received and len(away) < max(1, self.workers):
                     job, moves = waiting.popleft()
-                    away[self._sent(job, texts[id(job.text)], bell)] = job, moves
+                    away[self._sent(job, texts[id(job.text)], stop_event)] = job, moves
                 home, _ = ray.wait(list(away), timeout=BETWEEN_LOOKS)
                 for task in home:
                     job, moves = away.pop(task)
                     try:
-                        parcel, failed = ray.get(task)
+                        archive, failed = ray.get(task)
                     except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
                         if moves:
                             waiting.appendleft((job, moves - 1))
@@ -114,14 +116,14 @@ class Ray:
                     except ray.exceptions.RayError as error:
                         yield Ended(job, {}, _told(error))
                     else:
-                        unpack(job, parcel)
+                        unpack(job, archive)
                         if follower is not None:
                             follower.look([job], last=True)
                         yield Ended(job, failed)
         finally:
             for task in away:
                 ray.cancel(task, force=True)
-            ray.kill(bell)
+            ray.kill(stop_event)
 
     def _at_home(self) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore
@@ -129,16 +131,16 @@ class Ray:
         here = self._ray.get_runtime_context().get_node_id()
         return NodeAffinitySchedulingStrategy(here, soft=True)
 
-    def _sent(self, job: Job, text: Any, bell: Any) -> Any:
+    def _sent(self, job: Job, text: Any, stop_event: Any) -> Any:
         # A fresh process for each task (max_calls=1); `execute` decides about retries.
         task = self._ray.remote(
             num_cpus=self._cores, num_gpus=self._gpus, max_calls=1, max_retries=0
         )(_worked)
         bare = dataclasses.replace(job, text=None)
-        return task.remote(bare, text, packed(job), worker.inherited(), self._cores, bell)
+        return task.remote(bare, text, packed(job), worker.inherited(), self._cores, stop_event)
 
 
-class _Bell:
+class _StopEvent:
     """Ray actor: an event that tells the tasks to stop."""
 
     def __init__(self):
@@ -152,24 +154,24 @@ class _Bell:
 
 
 def _worked(
-    job: Job, text: Any, parcel: bytes, settings: dict[str, Any], cores: int, bell: Any
+    job: Job, text: Any, archive: bytes, settings: dict[str, Any], cores: int, stop_event: Any
 ) -> tuple[bytes, dict[int, Failure]]:
     """Runs a job on a node; returns the packed run directories, and the failures by trial."""
     # No compilation cache: a compiled program may not suit the processor of another node.
     worker.inherit({**settings, "jax_compilation_cache_dir": None}, cores)
     with tempfile.TemporaryDirectory(prefix="lm_jax-") as folder:
         job = dataclasses.replace(job, text=text, sweep_dir=Path(folder))
-        unpack(job, parcel)
+        unpack(job, archive)
         received: list[signal.Signals] = []
-        threading.Thread(target=_listen, args=(bell, received), daemon=True).start()
-        failed = do(job, received)
+        threading.Thread(target=_listen, args=(stop_event, received), daemon=True).start()
+        failed = run_job(job, received)
         return packed(job), failed
 
 
-def _listen(bell: Any, received: list[signal.Signals]) -> None:
+def _listen(stop_event: Any, received: list[signal.Signals]) -> None:
     import ray  # pyright: ignore[reportMissingImports]
 
-    while not ray.get(bell.rung.remote()):
+    while not ray.get(stop_event.rung.remote()):
         time.sleep(BETWEEN_LOOKS)
     received.append(signal.SIGTERM)
 

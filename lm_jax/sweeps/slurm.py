@@ -11,8 +11,8 @@ from typing import Any
 
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
-from lm_jax.sweeps.follow import Follower
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
+from lm_jax.sweeps.tail import Tail
 
 BETWEEN_LOOKS = 1.0  # seconds
 
@@ -67,7 +67,7 @@ class Slurm:
         self, jobs: Sequence[Job], received: list[signal.Signals], watch: Watcher | None = None
     ) -> Iterator[Ended]:
         """See `Executor`."""
-        follower = None if watch is None else Follower(watch)
+        follower = None if watch is None else Tail(watch)
         queued = [] if received else [self._submitted(job) for job in jobs]
         told = False
         try:

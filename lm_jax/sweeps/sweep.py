@@ -21,11 +21,11 @@ from lm_jax.sweeps.executors import Executor, Here, execute
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.jobs import divided
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
-from lm_jax.sweeps.plan import Group, Plan, plan, settle
+from lm_jax.sweeps.optuna_search import OptunaSearch
+from lm_jax.sweeps.plan import Group, Plan, plan, write_or_check_manifest
 from lm_jax.sweeps.points import Drawn, Point, flags
 from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.results import Results
-from lm_jax.sweeps.suggest import Search
 from lm_jax.training import directory
 from lm_jax.training.journal import Row, Watch
 from lm_jax.training.loop import leave
@@ -83,7 +83,9 @@ def sweep(
     else:
         if not isinstance(points, Drawn):
             raise UserError("suggest needs a sweep that is drawn, sweep() -> draw(…)")
-        searching = Search(points.space, len(points), sweep_dir, batch=suggest, seed=points.seed)
+        searching = OptunaSearch(
+            points.space, len(points), sweep_dir, batch=suggest, seed=points.seed
+        )
         planned = plan(config, _by_name(searching.asked), text) if searching.asked else None
     if halving is not None:
         halving.check([config] if planned is None else [t.config for t in planned.trials])
@@ -91,7 +93,7 @@ def sweep(
 
     def settled(planned: Plan | None) -> Results:
         trials = () if planned is None else planned.trials
-        settle(sweep_dir, trials, halving=judged, growing=searching is not None)
+        write_or_check_manifest(sweep_dir, trials, halving=judged, growing=searching is not None)
         return Results(sweep_dir, trials)
 
     def go(planned: Plan, results: Results, received: list[signal.Signals]) -> None:
@@ -117,7 +119,7 @@ def sweep(
             for trial in ended.job.trials:
                 results.ended(names[trial.number])
 
-    with directory.claimed(sweep_dir, "sweep", "sweep.json"), stop_signals() as received:
+    with directory.locked_dir(sweep_dir, "sweep", "sweep.json"), stop_signals() as received:
         results = settled(planned)
         if searching is None:
             assert planned is not None

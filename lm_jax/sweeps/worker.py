@@ -21,7 +21,7 @@ from lm_jax.files import write_whole
 from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
-from lm_jax.sweeps.work import do
+from lm_jax.sweeps.run_job import run_job
 from lm_jax.training.signals import stop_signals
 
 INHERITED = (
@@ -77,7 +77,7 @@ def run(path: Path) -> int:
         os.sched_setaffinity(0, told["cores"])
     inherit(told["jax"], told["devices"])
     with stop_signals() as received:
-        failed = do(job, received)
+        failed = run_job(job, received)
     told = {number: failure._asdict() for number, failure in failed.items()}
     write_whole(_outcome(path), json.dumps(told))
     return 128 + received[0] if received else 0

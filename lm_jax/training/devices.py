@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
 
-NOWHERE = -1
+REPLICATED = -1
 """Value in place of the batch axis, for an array replicated on every device."""
 
 
@@ -39,7 +39,7 @@ def device_count(devices: int | None) -> int:
     return devices
 
 
-def mesh_of(devices: int, batch_size: int) -> Mesh | None:
+def make_mesh(devices: int, batch_size: int) -> Mesh | None:
     """A one-dimensional mesh of the first devices, along the batch axis; None for one device.
 
     Raises:
@@ -63,12 +63,12 @@ def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def lanes_axes(init_carry: Callable[[int], Carry], batch_size: int) -> Any:
-    """The batch axis of each leaf of a carry; NOWHERE for a leaf without a batch axis."""
+def batch_axes(init_carry: Callable[[int], Carry], batch_size: int) -> Any:
+    """The batch axis of each leaf of a carry; REPLICATED for a leaf without a batch axis."""
 
     def grows(one: Any, two: Any) -> int:
         sizes = enumerate(zip(one.shape, two.shape, strict=True))
-        return next((axis for axis, (a, b) in sizes if a != b), NOWHERE)
+        return next((axis for axis, (a, b) in sizes if a != b), REPLICATED)
 
     shapes = (jax.eval_shape(lambda n=n: init_carry(n)) for n in (batch_size, 2 * batch_size))
     return jax.tree.map(grows, *shapes)
@@ -80,11 +80,11 @@ def sharded(mesh: Mesh, tree: Any, axes: Any) -> Any:
     Args:
       mesh: the devices.
       tree: arrays.
-      axes: the batch axis of each array, or NOWHERE.
+      axes: the batch axis of each array, or REPLICATED.
     """
 
     def place(leaf: Any, axis: int) -> Any:
-        spec = PartitionSpec() if axis == NOWHERE else PartitionSpec(*[None] * axis, "lanes")
+        spec = PartitionSpec() if axis == REPLICATED else PartitionSpec(*[None] * axis, "lanes")
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree, axes)

@@ -26,7 +26,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iterator[None]:
+def locked_dir(run_dir: Path, what: str = "run", sign: str = "config.json") -> Iterator[None]:
     """Lock the directory against other processes; create the directory if necessary.
 
     The operating system releases the lock when the process dies, even after kill -9. A user error
@@ -126,7 +126,7 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
         )
 
 
-def settle(run_dir: Path, config: Config, corpus: Corpus) -> None:
+def write_or_check_manifest(run_dir: Path, config: Config, corpus: Corpus) -> None:
     """Write the vocabulary and the config of a new run, or check the text of an existing run.
 
     Raises:

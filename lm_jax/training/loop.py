@@ -13,13 +13,13 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
-from lm_jax.training.counted import Counting
-from lm_jax.training.descent import Descent, too_few
 from lm_jax.training.devices import device_count
-from lm_jax.training.feed import feed_of
+from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.journal import Watch
+from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
+from lm_jax.training.trainer import Trainer, too_few
 
 
 def train(
@@ -73,15 +73,15 @@ def opened(
     corpus: Corpus,
     received: list[signal.Signals],
     watch: Watch | None = None,
-    like: Descent | None = None,
+    like: Trainer | None = None,
     devices: int = 1,
-) -> "Iterator[Descent | Counting | None]":
+) -> "Iterator[Trainer | NGramRun | None]":
     """Create or open a run directory, lock the directory, and yield the trainer of the run.
 
     Args:
       config, corpus: as returned by `prepared`.
       run_dir: directory of the run.
-      received, watch, like, devices: see `Descent`.
+      received, watch, like, devices: see `Trainer`.
 
     Yields:
       the trainer, or the run of an n-gram model; None if the run is over.
@@ -90,19 +90,19 @@ def opened(
       UserError: the text or the directory is not usable; nothing has been changed.
     """
     directory.refuse_changes(run_dir, config)
-    with directory.claimed(run_dir):
+    with directory.locked_dir(run_dir):
         if (run_dir / "config.json").exists():
-            directory.settle(run_dir, config, corpus)
+            directory.write_or_check_manifest(run_dir, config, corpus)
         if not _goes_on(run_dir, config):
             yield None
             return
         tell = watch or (lambda step, row: None)
         # A config that does not fit the text is refused here, before anything is written.
         if config.train is None:
-            work = Counting(config, run_dir, corpus, received, tell)
+            work = NGramRun(config, run_dir, corpus, received, tell)
         else:
-            work = Descent(config, run_dir, corpus, received, tell, like, devices)
-        directory.settle(run_dir, config, corpus)
+            work = Trainer(config, run_dir, corpus, received, tell, like, devices)
+        directory.write_or_check_manifest(run_dir, config, corpus)
         yield work
 
 
@@ -138,7 +138,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
       UserError: the config does not fit the text.
     """
     # Refuses a model that does not fit V.
-    models.make(config.model, len(corpus.vocabulary), real=config.data.real)
+    models.make(config.model, len(corpus.vocabulary), regression=config.data.regression)
     if isinstance(config.model, NGram):
         check_order(
             corpus.train.tokens,
@@ -157,7 +157,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = feed_of(config, corpus, length).epoch
+        epochs[way] = input_pipeline(config, corpus, length).epoch
     return in_steps(config, epochs[way])
 
 

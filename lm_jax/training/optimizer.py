@@ -95,7 +95,7 @@ def learning_rate(
     train: settings.Train,
     step: Int[Array, ""],
     epoch: Int[Array, ""],
-    cut: Float[Array, ""],
+    lr_scale: Float[Array, ""],
 ) -> Float[Array, ""]:
     """The learning rate of a step.
 
@@ -103,10 +103,10 @@ def learning_rate(
       train: the resolved config; numbers may be tracers.
       step: number of updates made.
       epoch: number of epochs completed.
-      cut: the product of the plateau schedule's cuts; 1 with any other schedule.
+      lr_scale: the product of the plateau schedule's cuts; 1 with any other schedule.
     """
     schedule = train.schedule
-    share, steps = cut, jnp.asarray(step, float)
+    share, steps = lr_scale, jnp.asarray(step, float)
     if isinstance(schedule, settings.Cosine):
         total = cast(Array, schedule.steps)  # a resolved config's is not None
         warm = jnp.minimum(1, (steps + 1) / jnp.maximum(schedule.warmup_steps, 1))
@@ -118,7 +118,7 @@ def learning_rate(
     return train.learning_rate * share
 
 
-def own_share(feeding: settings.OwnTokens, step: Int[Array, ""]) -> Float[Array, ""]:
+def own_share(feeding: settings.ScheduledSampling, step: Int[Array, ""]) -> Float[Array, ""]:
     """The share of inputs drawn from the model at a step (Bengio et al., 2015, section 2.4).
 
     The curve is a line, 1 - exp(-5 s), or the logistic function of 12 s - 6, as in the paper. Here

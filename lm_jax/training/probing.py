@@ -12,21 +12,21 @@ from lm_jax.config import RNN, Config, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
-from lm_jax.gradients.audit import Apply
+from lm_jax.gradients.clipping_audit import Apply
+from lm_jax.gradients.example import single_example
 from lm_jax.gradients.lags import SLOPES
-from lm_jax.gradients.lane import one_lane
-from lm_jax.inference.wishes import check_seed
+from lm_jax.inference.sampling_options import check_seed
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.studies import passage
 from lm_jax.studies.study import Reach, reach
 from lm_jax.studies.updates import Updates, updates
-from lm_jax.training.descent import Descent
 from lm_jax.training.optimizer import learning_rate, optimizer
-from lm_jax.training.outcome import kept
 from lm_jax.training.replay import Spike, at_work, replayed, spike
+from lm_jax.training.run_metrics import kept_params
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
+from lm_jax.training.trainer import Trainer
 from lm_jax.trees import norm
 
 BATCHES = 8  # number of updates to analyse
@@ -85,7 +85,7 @@ def probe(
         generated sequences; as `lm_jax.training.state_at`.
     """
     check_seed(seed)
-    drawn = run.config.data.drawn
+    drawn = run.config.data.generated
     asked = {"tokens": tokens, "sentence": sentence, "length": length}
     for name in asked if drawn else ():
         if asked[name] is not None:
@@ -93,7 +93,7 @@ def probe(
                 f"{name} is of a text, and {run.run_dir} was trained on sequences that are drawn, "
                 f"of {run.config.data.steps} steps"
             )
-    one_lane(run.model)
+    single_example(run.model)
     found = spike(run, text=text) if step == "spike" else None
     at = found.step if found else run.step if step is None or step == "spike" else step
     work, rows = at_work(run, text)
@@ -123,7 +123,7 @@ def probe(
         text=not drawn,
         seed=seed,
     )
-    of_params = kept(state)[0] if step is None else at
+    of_params = kept_params(state)[0] if step is None else at
     return Probe(at, of_params, found, len(seen.batch.x), lanes, far, near)
 
 
@@ -161,10 +161,10 @@ def _slope(config: Config) -> float | None:
     return None
 
 
-def _optimizer(work: Descent, state: TrainState) -> Apply:
+def _optimizer(work: Trainer, state: TrainState) -> Apply:
     """The update of the run's optimizer from `state`, without clipping."""
     train = train_of(work.config)
-    rate = learning_rate(train, state.step, state.step // work.epoch, state.verdict.cut)
+    rate = learning_rate(train, state.step, state.step // work.epoch, state.early_stopping.lr_scale)
 
     def apply(opt_state: Any, rate: Array, params: Params, grads: Params) -> Params:
         rule = optimizer(train, rate, norm(grads))

@@ -8,7 +8,7 @@ from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
 from lm_jax.models import count
-from lm_jax.training.feed import feed_of
+from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import batch_of, chunk_length, eval_model, init
 
@@ -56,10 +56,10 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     config, corpus = prepared(config, text)
     vocab_size = len(corpus.vocabulary)
     params = init(config, vocab_size).params
-    source, _ = feed_of(config, corpus, chunk_length(config)).at(0)
+    source, _ = input_pipeline(config, corpus, chunk_length(config)).at(0)
     whole = batch_of(config, source, 0)
     # The targets of a task are at the end of the sequences.
-    first = max(config.data.steps - STEPS, 0) if config.data.drawn else 0
+    first = max(config.data.steps - STEPS, 0) if config.data.generated else 0
     seen = slice(first, first + STEPS)
     x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
     batch = Batch(x, y, mask, whole.start[:LANES])

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.config import train_of
-from lm_jax.gradients.surface import batch_loss
+from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import directory
-from lm_jax.training.descent import Descent
 from lm_jax.training.journal import Row, read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import after_validation, reset_metrics
+from lm_jax.training.trainer import Trainer
 
 NEIGHBOURS = 2  # a record's gradient norm is compared with this many records on each side
 
@@ -102,7 +102,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     return found[int(np.argmax(_difference(after, before)))]
 
 
-def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[Row]]:
+def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[Row]]:
     """The trainer of a run, prepared on the run's text, and the rows of metrics.jsonl.
 
     Args and Raises: as `state_at`.
@@ -115,13 +115,13 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Descent, list[R
         )
     config, corpus = prepared(run.config, text)
     directory.refuse_other_text(run.run_dir, corpus)
-    work = Descent(config, run.run_dir, corpus, [], lambda step, row: None)
+    work = Trainer(config, run.run_dir, corpus, [], lambda step, row: None)
     return work, read_rows(run.run_dir / "metrics.jsonl")
 
 
-def replayed(work: Descent, state: TrainState, rows: list[Row], step: int) -> TrainState:
+def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> TrainState:
     """The state after `step` updates, replayed from `state`, an earlier state that is consumed."""
-    done = {"train": int(state.step), "evaluation": int(state.verdict.step)}
+    done = {"train": int(state.step), "evaluation": int(state.early_stopping.step)}
     for row in rows:
         kind = row["kind"]
         if kind not in done or not done[kind] < row["step"] <= step:

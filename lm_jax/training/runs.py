@@ -15,7 +15,7 @@ from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.training import counted, directory, journal
+from lm_jax.training import directory, journal, ngram_run
 from lm_jax.training.checkpoint import Checkpoint, newest, restore
 
 
@@ -47,9 +47,9 @@ def load_run(run_dir: str | Path) -> Run:
     run_dir = Path(run_dir)
     config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
     settings = _as_it_is_now(config.model, run_dir)
-    model = models.make(settings, len(vocabulary), real=config.data.real)
+    model = models.make(settings, len(vocabulary), regression=config.data.regression)
     if isinstance(config.model, NGram):
-        found = restore(run_dir, counted.template(config.model))
+        found = restore(run_dir, ngram_run.template(config.model))
     else:
         found = newest(run_dir, lambda saved: _trained(saved, train_of(config), model))
     if found is None:
@@ -61,9 +61,9 @@ def load_run(run_dir: str | Path) -> Run:
 def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str, Any]:
     """The step and the kept parameters; nothing else is read from the checkpoint."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    found = saved.restored({"step": step, "verdict": {"step": step}}, part=True)
+    found = saved.restored({"step": step, "early_stopping": {"step": step}}, part=True)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    if train.keep_best and found["verdict"]["step"] > 0:
+    if train.keep_best and found["early_stopping"]["step"] > 0:
         kept = saved.restored({"best_params": params}, part=True)["best_params"]
     elif isinstance(train.optimizer, ASGD):
         kept = saved.restored({"average": {"params": params}}, part=True)["average"]["params"]

@@ -40,7 +40,7 @@ class Record(NamedTuple):
         return low + (high << 32)
 
 
-class Verdict(NamedTuple):
+class EarlyStopping(NamedTuple):
     """Statistics of all validations, for early stopping and the plateau schedule."""
 
     step: Int[Array, ""]
@@ -48,11 +48,11 @@ class Verdict(NamedTuple):
     best_nats: Float[Array, ""]
     """Lowest mean nats per token."""
     best_step: Int[Array, ""]
-    stale: Int[Array, ""]
+    since_best: Int[Array, ""]
     """Number of validations since the best validation."""
-    waited: Int[Array, ""]
+    plateau_steps: Int[Array, ""]
     """Number of validations since the best validation or the last cut of the learning rate."""
-    cut: Float[Array, ""]
+    lr_scale: Float[Array, ""]
     """Factor on the learning rate: the product of all cuts."""
 
 
@@ -79,14 +79,14 @@ class TrainState(NamedTuple):
     carry: Carry
     """The gradient estimator's carry."""
     record: Record
-    verdict: Verdict
+    early_stopping: EarlyStopping
     best_params: Params | None
     """Parameters with the lowest validation loss; None without `train.keep_best`."""
     average: Average | None
     """None unless the optimizer is `ASGD`."""
 
     @property
-    def judged(self) -> Params:
+    def eval_params(self) -> Params:
         """The parameters to validate: the average with `ASGD`, else the current parameters."""
         return self.params if self.average is None else self.average.params
 

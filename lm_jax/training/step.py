@@ -24,16 +24,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
-from lm_jax.config import ASGD, Config, LiveProbe, Network, OwnTokens, Plateau, train_of
+from lm_jax.config import ASGD, Config, LiveProbe, Network, Plateau, ScheduledSampling, train_of
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
-from lm_jax.inference.feeding import fed
+from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry
-from lm_jax.training.devices import NOWHERE, lanes_axes, sharded, spread_over
+from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
+    EarlyStopping,
     TrainState,
-    Verdict,
     add,
     averaged,
     empty_average,
@@ -86,7 +86,9 @@ def init(
         opt_state=optimizer(train, 0.0).init(params),
         carry=_estimator(config, model).init_carry(config.data.batch_size),
         record=empty_record(_watched(config)),
-        verdict=Verdict(zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())),
+        early_stopping=EarlyStopping(
+            zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())
+        ),
         best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
         average=empty_average(params, train.optimizer.patience)
         if isinstance(train.optimizer, ASGD)
@@ -129,15 +131,15 @@ def update(
     if mesh is not None:
         axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
         batch = sharded(mesh, batch, axes)
-    estimate = _estimator(config, model.noisy(_key(config, Draw.NOISE, state.step)))
+    estimate = _estimator(config, model.for_training(_key(config, Draw.NOISE, state.step)))
     if train.omega is not None:
         estimate = gradients.with_omega(estimate, model, train.omega)
     if train.flossing is not None:
         estimate = gradients.with_flossing(
             estimate, model, train.flossing, train.flossing_exponents
         )
-    if isinstance(train.feeding, OwnTokens):
-        batch = fed(
+    if isinstance(train.feeding, ScheduledSampling):
+        batch = sample_inputs(
             model,
             state.params,
             estimate.model_carry(state.params, state.carry),
@@ -153,7 +155,7 @@ def update(
     grad_norm = norm(grads)
     clipped, changed, clipped_norm = clip(train, grads, grad_norm)
     epoch = state.step // steps_per_epoch(source, chunk_length(config))
-    rate = learning_rate(train, state.step, epoch, state.verdict.cut)
+    rate = learning_rate(train, state.step, epoch, state.early_stopping.lr_scale)
     rule = optimizer(train, rate, clipped_norm)
     updates, opt_state = rule.update(clipped, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -191,27 +193,27 @@ def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) 
       state: the state whose parameters were validated.
       nats: mean loss per token of the validation split.
     """
-    schedule, verdict = train_of(config).schedule, state.verdict
-    better = nats < verdict.best_nats
-    waited = jnp.where(better, 0, verdict.waited + 1)
-    cut = verdict.cut
+    schedule, early_stopping = train_of(config).schedule, state.early_stopping
+    better = nats < early_stopping.best_nats
+    plateau_steps = jnp.where(better, 0, early_stopping.plateau_steps + 1)
+    lr_scale = early_stopping.lr_scale
     if isinstance(schedule, Plateau):
-        tired = waited >= schedule.patience
-        cut = jnp.where(tired, cut * schedule.factor, cut)
-        waited = jnp.where(tired, 0, waited)
+        tired = plateau_steps >= schedule.patience
+        lr_scale = jnp.where(tired, lr_scale * schedule.factor, lr_scale)
+        plateau_steps = jnp.where(tired, 0, plateau_steps)
     best = state.best_params
     if best is not None:
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.judged, best)
-    verdict = Verdict(
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.eval_params, best)
+    early_stopping = EarlyStopping(
         step=state.step,
-        best_nats=jnp.minimum(nats, verdict.best_nats),
-        best_step=jnp.where(better, state.step, verdict.best_step),
-        stale=jnp.where(better, 0, verdict.stale + 1),
-        waited=waited,
-        cut=cut,
+        best_nats=jnp.minimum(nats, early_stopping.best_nats),
+        best_step=jnp.where(better, state.step, early_stopping.best_step),
+        since_best=jnp.where(better, 0, early_stopping.since_best + 1),
+        plateau_steps=plateau_steps,
+        lr_scale=lr_scale,
     )
     average = None if state.average is None else looked_at(state.average, state.step, nats)
-    return state._replace(verdict=verdict, best_params=best, average=average)
+    return state._replace(early_stopping=early_stopping, best_params=best, average=average)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -237,7 +239,7 @@ def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None)
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
     """The batch of update number `step` + 1."""
-    steps = config.data.steps if config.data.drawn else chunk_length(config)
+    steps = config.data.steps if config.data.generated else chunk_length(config)
     return batch_at(source, step, steps, _key(config, Draw.ORDER))
 
 
@@ -260,13 +262,13 @@ def _shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None
         return state
     carry, rest = state.carry, state._replace(carry=None)
     init_carry = _estimator(config, _model(config, vocab_size)).init_carry
-    axes = lanes_axes(init_carry, config.data.batch_size)
-    rest = sharded(mesh, rest, jax.tree.map(lambda _: NOWHERE, rest))
+    axes = batch_axes(init_carry, config.data.batch_size)
+    rest = sharded(mesh, rest, jax.tree.map(lambda _: REPLICATED, rest))
     return rest._replace(carry=sharded(mesh, carry, axes))
 
 
 def _model(config: Config, vocab_size: int) -> LanguageModel:
-    return models.make(config.model, vocab_size, real=config.data.real)
+    return models.make(config.model, vocab_size, regression=config.data.regression)
 
 
 _eval_model = functools.lru_cache(maxsize=32)(_model)

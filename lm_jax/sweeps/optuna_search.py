@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     """Validation nats per token: the best of the run, or, of a pruned trial, the last."""
 
 
-class Search:
+class OptunaSearch:
     """An Optuna search, batch by batch, saved in the directory of a sweep.
 
     Attributes:

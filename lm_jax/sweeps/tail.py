@@ -37,7 +37,7 @@ class _Place:
         self.watch(step, row)
 
 
-class Follower:
+class Tail:
     """Calls `watch` with new rows of metrics.jsonl, as `lm_jax.train` does within a process.
 
     A run resumed from a checkpoint rewrites the journal without the rows after the checkpoint, and

@@ -11,20 +11,20 @@ from lm_jax.sweeps.jobs import Job
 
 def packed(job: Job) -> bytes:
     """Pack the existing run directories of a job, with checkpoints, into a tar archive."""
-    parcel = io.BytesIO()
-    with tarfile.open(fileobj=parcel, mode="w") as tar:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
         for trial in job.trials:
             if job.place(trial).is_dir():
                 tar.add(job.place(trial), arcname=trial.directory)
-    return parcel.getvalue()
+    return archive.getvalue()
 
 
-def unpack(job: Job, parcel: bytes) -> None:
+def unpack(job: Job, archive: bytes) -> None:
     """Replaces the run directories of a job with the directories in an archive."""
-    arrived = job.sweep_dir / "jobs" / f"{job.name}.parcel"
+    arrived = job.sweep_dir / "jobs" / f"{job.name}.archive"
     files.remove(arrived)
     arrived.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(parcel)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(arrived, filter="data")
     for trial in job.trials:
         if (arrived / trial.directory).is_dir():

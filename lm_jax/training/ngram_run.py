@@ -40,7 +40,7 @@ def template(model: NGram) -> dict[str, Any]:
     return {"step": AsStored(), "params": structure(model.order, AsStored())}
 
 
-class Counting:
+class NGramRun:
     """Run of an n-gram model, in a single process."""
 
     def __init__(

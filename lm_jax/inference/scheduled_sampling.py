@@ -16,7 +16,7 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
 
-def fed(
+def sample_inputs(
     model: LanguageModel,
     params: Params,
     carry: Carry,

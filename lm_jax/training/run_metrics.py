@@ -46,11 +46,11 @@ def train_row(state: TrainState, *, epoch: int, made: int, trained: float, secon
     return row
 
 
-def kept(state: TrainState) -> tuple[int, Params]:
+def kept_params(state: TrainState) -> tuple[int, Params]:
     """The step and the parameters to keep: the best validated, or else the last."""
-    if state.best_params is None or int(state.verdict.step) == 0:
-        return int(state.step), state.judged
-    return int(state.verdict.best_step), state.best_params
+    if state.best_params is None or int(state.early_stopping.step) == 0:
+        return int(state.step), state.eval_params
+    return int(state.early_stopping.best_step), state.best_params
 
 
 def result(
@@ -72,7 +72,7 @@ def result(
       splits: metrics of the kept parameters by split; empty if the run did not finish.
       seconds: seconds taken by all updates.
     """
-    (parameters_step, params), step = kept(state), int(state.step)
+    (parameters_step, params), step = kept_params(state), int(state.step)
     vectors = {
         row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
         for row in rows

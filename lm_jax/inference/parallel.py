@@ -61,7 +61,7 @@ def stretch_length(size: int) -> int:
     return CHUNKS * (at_once - at_once % LANES or at_once)
 
 
-def static(model: LanguageModel, length: int) -> Scorer:
+def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
     """The scorer of the unchanged model.
 
     Args:

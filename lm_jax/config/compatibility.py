@@ -19,7 +19,7 @@ from lm_jax.config.task import REAL, Sequences, Task
 from lm_jax.config.train import ONLINE, Train
 
 
-def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
+def check_compatibility(data: Data, model: Model, train: Train | None) -> None:
     """Refuse settings valid alone but incompatible together.
 
     Raises:
@@ -37,7 +37,7 @@ def refuse_misfits(data: Data, model: Model, train: Train | None) -> None:
         _refuse_timeless(model, train)
     if isinstance(data.task, Sequences):
         _refuse_task(data.task, model, train)
-    if data.batching == "sentences" or data.drawn:
+    if data.batching == "sentences" or data.generated:
         _refuse_cuts(data, train)
 
 
@@ -121,7 +121,7 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
 def _refuse_single_steps(data: Data, model: RNN, train: Train) -> None:
     """Refuse a penalty on the change between two time steps if an update reads a single step."""
     name, steps = ("data.length", data.length) if train.k1 is None else ("train.k1", train.k1)
-    if model.change_penalty is not None and steps == 1 and not data.drawn:
+    if model.change_penalty is not None and steps == 1 and not data.generated:
         raise ValueError(
             f"model.change_penalty={model.change_penalty} looks from one step to the next, and "
             f"{name}=1 has no two in an update"

@@ -8,9 +8,9 @@ import numpy as np
 
 from lm_jax.files import as_json, write_whole
 from lm_jax.report.page import write_page
-from lm_jax.report.reach import reach_sections
+from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.terminal import spike_in_words
-from lm_jax.report.updates import update_sections
+from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import VERSION
 from lm_jax.training import Probe, Run
 
@@ -30,7 +30,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
-    task = data.task if data.drawn else None
+    task = data.task if data.generated else None
     read = (
         f"{probe.lanes} sequences of {task.kind}, {probe.length} steps each. A gradient is "
         "that of the mean loss of what is asked for"

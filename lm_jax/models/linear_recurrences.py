@@ -3,7 +3,7 @@
 Neither a_t nor b_t depends on h. A step is therefore an affine map, and two consecutive steps
 compose to a single affine map: (a, b) then (a', b') is (a a', a' b + b'). The composition is
 associative, and a scan of depth log T (Blelloch, 1990) computes all T states of a chunk. The cells
-run step by step if a gradient estimator acts on every step (`between`), or if tokens are read one
+run step by step if a gradient estimator acts on every step (`hook`), or if tokens are read one
 at a time.
 
 Letters: H units; N complex units; B sequences of a batch.

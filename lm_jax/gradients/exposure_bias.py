@@ -2,10 +2,10 @@
 
 J_t is the mean nats of the targets at position t of a chunk, over the sequences. g_t is the
 gradient of J_t for a model that reads the text. ĝ_t is the gradient of J_t for a model that reads
-its own tokens from the beginning of the chunk on (`lm_jax.inference.feeding`). The targets come
-from the text both times. The cosine between g_t and ĝ_t tells how much of the lesson of teacher
-forcing at position t serves a model that goes on from its own words. At position 0 the inputs are
-the same, and the cosine is 1.
+its own tokens from the beginning of the chunk on (`lm_jax.inference.sample_inputs`). The targets
+come from the text both times. The cosine between g_t and ĝ_t tells how much of the lesson of
+teacher forcing at position t serves a model that goes on from its own words. At position 0 the
+inputs are the same, and the cosine is 1.
 
 Each g_t and each ĝ_t takes one backward pass over the chunk; all positions share the forward pass.
 The time is O(T²), and two gradients at a time are in memory.
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from lm_jax import trees
 from lm_jax.data.batches import Batch
-from lm_jax.gradients.surface import refuse_integers
+from lm_jax.gradients.loss_surface import refuse_integers
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
 from lm_jax.settings import UserError
 
@@ -46,8 +46,8 @@ def exposure_cosines(
       model, params: the model, without dropout.
       carry: the model's own carry before the batch; reset for each sequence whose text starts here.
       batch: T tokens of B sequences.
-      own: the batch with inputs replaced, made by `lm_jax.inference.feeding.fed`; only the inputs
-        are read.
+      own: the batch with inputs replaced, made by `lm_jax.inference.sample_inputs`; only the
+        inputs are read.
 
     Raises:
       UserError: the inputs differ in shape, or the parameters are not floating-point.

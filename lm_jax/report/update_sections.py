@@ -5,7 +5,7 @@ The title of a section is a question; the text explains how to read the figure.
 
 import numpy as np
 
-from lm_jax.gradients.exposed import ExposureCosines
+from lm_jax.gradients.exposure_bias import ExposureCosines
 from lm_jax.report.figures import figure, line
 from lm_jax.report.page import Section, Table
 from lm_jax.studies.updates import Updates

@@ -3,7 +3,7 @@
 The next step depends on the train state alone. A run stopped, killed or interrupted during a
 validation therefore resumes from the newest checkpoint and reaches the same result, bit for bit.
 
-The generator `course` does everything between two updates; a driver makes the updates. `run`
+The generator `events` does everything between two updates; a driver makes the updates. `run`
 drives a single run; a sweep drives many runs and makes their updates side by side.
 """
 
@@ -26,13 +26,12 @@ from lm_jax.settings import UserError
 from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
-from lm_jax.training.devices import mesh_of
-from lm_jax.training.feed import feed_of
+from lm_jax.training.devices import make_mesh
+from lm_jax.training.evaluator import Evaluator, Stopped
+from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.journal import Watch
-from lm_jax.training.judging import Judge, Stopped
-from lm_jax.training.outcome import kept, result, train_row
-from lm_jax.training.pace import Pace
 from lm_jax.training.pretrained import pretrained
+from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import (
     after_validation,
@@ -48,20 +47,39 @@ from lm_jax.training.step import (
 
 PLACE = ("step", "kind", "split")  # the columns that identify a row of metrics.jsonl
 
+SECONDS_PER_CALL = 1.0
+
+
+class StepTimer:
+    """The speed of updates; plans calls of the compiled loop that take about a second."""
+
+    def __init__(self):
+        self.compiled, self.rate = False, 0.0  # updates per second; 0 if unknown
+
+    def until(self, step: int, due: int) -> int:
+        """The last step of the next call, at most `due`; the first two calls make one step each."""
+        return min(due, step + max(1, int(self.rate * SECONDS_PER_CALL)))
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Record the time of a call; the first call is ignored because of compilation."""
+        if self.compiled and steps:
+            self.rate = steps / seconds
+        self.compiled = True
+
 
 class Rung(NamedTuple):
-    """A step at which a trial is compared with others and may be pruned (`Descent.rungs`)."""
+    """A step at which a trial is compared with others and may be pruned (`Trainer.rungs`)."""
 
     step: int
     nats: float
     """Mean nats per token of the validation at this step."""
 
 
-class Descent:
+class Trainer:
     """Trainer of a run, in a single process.
 
     Attributes:
-      state: the current train state; the driver of `course` assigns the next state here.
+      state: the current train state; the driver of `events` assigns the next state here.
       trained: seconds spent on the updates since the last record; the driver adds the seconds.
       rungs: at these steps the run validates and asks the driver for permission to continue.
     """
@@ -73,7 +91,7 @@ class Descent:
         corpus: Corpus,
         received: list[signal.Signals],
         watch: Watch,
-        like: "Descent | None" = None,
+        like: "Trainer | None" = None,
         devices: int = 1,
     ):
         """Prepare the trainer.
@@ -90,26 +108,28 @@ class Descent:
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
         self.vocab_size = len(corpus.vocabulary)
-        self.mesh = mesh_of(devices, config.data.batch_size)
+        self.mesh = make_mesh(devices, config.data.batch_size)
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
-        self.feed = feed_of(config, corpus, self.length) if like is None else like.feed
-        self.epoch = self.feed.epoch
+        self.pipeline = (
+            input_pipeline(config, corpus, self.length) if like is None else like.pipeline
+        )
+        self.epoch = self.pipeline.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
-        known = None if like is None else like.judge
-        self.judge = Judge(config.data, corpus, self.length, received, known)
+        known = None if like is None else like.evaluator
+        self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
         self.vectors = None if steps_saved(run_dir) else pretrained(self.config, self.corpus)
         self.rungs: frozenset[int] = frozenset()
 
     def run(self) -> None:
         """Train until the run ends or a signal arrives, and write result.json."""
-        pace = Pace()
-        for due in self.course():
+        pace = StepTimer()
+        for due in self.events():
             assert isinstance(due, int)  # there are no rungs
             step = int(self.state.step)
             began = time.perf_counter()
-            source, end = self.feed.at(step)
+            source, end = self.pipeline.at(step)
             stop = min(pace.until(step, due), end)
             self.state = self.advance(self.state, source, stop)
             self.state.step.block_until_ready()
@@ -125,7 +145,7 @@ class Descent:
         """The state after `stop` updates, made from `state`, an earlier state that is consumed."""
         step = int(state.step)
         while True:
-            source, end = self.feed.at(step)
+            source, end = self.pipeline.at(step)
             step = min(stop, end)
             state = self.advance(state, source, step)
             if step == stop:
@@ -134,11 +154,11 @@ class Descent:
 
     def batch(self, step: int) -> Batch:
         """The batch of update number `step` + 1."""
-        return batch_of(self.config, self.feed.at(step)[0], step)
+        return batch_of(self.config, self.pipeline.at(step)[0], step)
 
     def about(self, state: TrainState) -> tuple[Carry, Batch]:
         """The model's carry and the batch of the next update."""
-        source, _ = self.feed.at(int(state.step))
+        source, _ = self.pipeline.at(int(state.step))
         return peek_batch(self.config, state, source, self.vocab_size)
 
     @property
@@ -148,9 +168,9 @@ class Descent:
         Raises:
           UserError: the training text is read in windows.
         """
-        return self.feed.whole()
+        return self.pipeline.whole()
 
-    def course(self) -> "Generator[int | Rung, bool | None, None]":
+    def events(self) -> "Generator[int | Rung, bool | None, None]":
         """Everything in the run except the updates, from the current state to result.json.
 
         Yields:
@@ -165,7 +185,7 @@ class Descent:
             raise too_few(self.settings.steps, step)
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        judged, read = int(self.state.verdict.step), self.vectors is not None
+        judged, read = int(self.state.early_stopping.step), self.vectors is not None
         self.journal = journal.Journal(self.run_dir, step, judged, vectors_again=read)
         self.checkpoints = Checkpoints(self.run_dir, step)
         self.saved = self._moment() if step else None
@@ -219,12 +239,20 @@ class Descent:
             step = int(self.state.step)
             last = step >= train.steps
             due = step % self.validate_every == 0 or last or step in self.rungs
-            if step and due and int(self.state.verdict.step) < step and not self._diverged(step):
+            if (
+                step
+                and due
+                and int(self.state.early_stopping.step) < step
+                and not self._diverged(step)
+            ):
                 self._validate()
             if self._diverged(step):
                 return "diverged"
             self._probe(step, last)
-            if train.patience is not None and int(self.state.verdict.stale) >= train.patience:
+            if (
+                train.patience is not None
+                and int(self.state.early_stopping.since_best) >= train.patience
+            ):
                 return "finished"
             if last:
                 return "finished"
@@ -287,8 +315,8 @@ class Descent:
         self.trained, self.logged = 0.0, int(self.state.step)
 
     def _validate(self) -> None:
-        """Compute the mean nats on the validation split and update the verdict."""
-        loss = self.judge.judged(self.model, self.state.judged, "validation")
+        """Compute the mean nats on the validation split and update the early_stopping."""
+        loss = self.evaluator.evaluate(self.model, self.state.eval_params, "validation")
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = after_validation(self.config, self.state, nats)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
@@ -318,17 +346,17 @@ class Descent:
 
     def _moment(self) -> tuple[int, int]:
         """The steps of the state and of the last validation; together they identify the state."""
-        return int(self.state.step), int(self.state.verdict.step)
+        return int(self.state.step), int(self.state.early_stopping.step)
 
     def _splits(self) -> dict[str, journal.Row]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
-        step, params = kept(self.state)
+        step, params = kept_params(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
         known = judged.get(step)
         if known is None:  # the journal was lost
-            known = self.judge.judged(self.model, params, "validation").row()
+            known = self.evaluator.evaluate(self.model, params, "validation").row()
         known = {name: value for name, value in known.items() if name not in PLACE}
-        loss = self.judge.judged(self.model, params, "test")
+        loss = self.evaluator.evaluate(self.model, params, "test")
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},
             "test": {**loss.row(), "unknown": self.corpus.test.unknown},

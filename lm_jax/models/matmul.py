@@ -25,7 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
 
 
-def product(
+def matmul(
     x: Float[Array, "*shape M"], W: Float[Array, "M N"], precision: Precision = "float32"
 ) -> Float[Array, "*shape N"]:
     """The product x W over the last axis of x.
@@ -38,12 +38,12 @@ def product(
     return x @ W if precision == "float32" else _rounded_product(x, W)
 
 
-def narrowed(W: Float[Array, "*shape N"], precision: Precision) -> Float[Array, "*shape N"]:
-    """Round the weights for `narrow_product`; a loop calls this once, before the first step."""
+def round_weights(W: Float[Array, "*shape N"], precision: Precision) -> Float[Array, "*shape N"]:
+    """Round the weights for `matmul_in`; a loop calls this once, before the first step."""
     return W if precision == "float32" else W.astype(jnp.bfloat16)
 
 
-def narrow_product(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float[Array, "*shape N"]:
+def matmul_in(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float[Array, "*shape N"]:
     """The product x W in the precision of W, in the type of x; for hand-written gradients."""
     if x.dtype == W.dtype:
         return x @ W
@@ -52,7 +52,7 @@ def narrow_product(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float
 
 @jax.custom_jvp
 def _rounded_product(x: Array, W: Array) -> Array:
-    return narrow_product(x, narrowed(W, "bfloat16"))
+    return matmul_in(x, round_weights(W, "bfloat16"))
 
 
 @_rounded_product.defjvp

@@ -5,7 +5,7 @@ from functools import partial
 from lm_jax.config import Config
 from lm_jax.data.batches import Source, sentences, streams
 from lm_jax.data.corpus import Corpus
-from lm_jax.data.windows import Feed, Whole, Windows, window_of
+from lm_jax.data.windows import InMemory, InputPipeline, Prefetched, window_updates
 
 
 def source_of(config: Config, corpus: Corpus, length: int) -> Source:
@@ -16,7 +16,7 @@ def source_of(config: Config, corpus: Corpus, length: int) -> Source:
     return read(corpus.train.tokens, corpus.vocabulary.boundary, config.data.batch_size)
 
 
-def feed_of(config: Config, corpus: Corpus, length: int) -> Feed:
+def input_pipeline(config: Config, corpus: Corpus, length: int) -> InputPipeline:
     """The input pipeline: the whole training data on the device, or windows of a large text.
 
     A text is read in windows if the device cannot hold the whole text, or if the config asks for
@@ -24,8 +24,8 @@ def feed_of(config: Config, corpus: Corpus, length: int) -> Feed:
     """
     tokens = corpus.train.tokens
     if corpus.task is None and config.data.batching == "streams":
-        updates = window_of(tokens, config.data, length)
+        updates = window_updates(tokens, config.data, length)
         if updates is not None:
             boundary, batch_size = corpus.vocabulary.boundary, config.data.batch_size
-            return Windows(tokens, boundary, batch_size, length, updates)
-    return Whole(source_of(config, corpus, length), length)
+            return Prefetched(tokens, boundary, batch_size, length, updates)
+    return InMemory(source_of(config, corpus, length), length)

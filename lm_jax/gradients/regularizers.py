@@ -30,9 +30,9 @@ from jaxtyping import Array, Bool, Float
 from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator
-from lm_jax.gradients.checks import check_losses
-from lm_jax.gradients.lane import Loss, Step, one_lane
+from lm_jax.gradients.example import Loss, Step, single_example
 from lm_jax.gradients.lyapunov import flossing
+from lm_jax.gradients.validation import check_losses
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
 from lm_jax.settings import UserError
 
@@ -75,7 +75,7 @@ def omega(
       the trajectory gives NaN.
 
     Raises:
-      UserError: as `lm_jax.gradients.checks.check_losses`, or the mask does not have T steps.
+      UserError: as `lm_jax.gradients.validation.check_losses`, or the mask does not have T steps.
     """
     steps = check_losses(step, loss, params, carry, xs, ys)
     mask = jnp.ones(steps, bool) if mask is None else mask
@@ -104,7 +104,7 @@ def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array
     Raises:
       UserError: the model has no recurrent state, or dropout.
     """
-    lane = one_lane(model)
+    lane = single_example(model)
 
     def more(params: Params, before: Carry, batch: Batch) -> Params:
         ways = jax.vmap(
@@ -142,7 +142,7 @@ def with_flossing(
     Raises:
       UserError: the model has no recurrent state, or dropout.
     """
-    lane = one_lane(model)
+    lane = single_example(model)
 
     def more(params: Params, before: Carry, batch: Batch) -> Params:
         def penalty(params: Params) -> Array:

@@ -14,15 +14,15 @@ from lm_jax.config import train_of
 from lm_jax.sweeps.failures import Failure, forget, record
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import Job, Watcher
-from lm_jax.sweeps.plan import Texts, Trial
+from lm_jax.sweeps.plan import CorpusCache, Trial
 from lm_jax.training.loop import opened
 
 
-def do(
+def run_job(
     job: Job,
     received: list[signal.Signals],
     watch: Watcher | None = None,
-    texts: Texts | None = None,
+    texts: CorpusCache | None = None,
 ) -> dict[int, Failure]:
     """Trains the trials of a job to their ends, or resumes after an earlier attempt.
 
@@ -36,13 +36,13 @@ def do(
       the failures, by the trial's number, also recorded as error.json in the run directories. A
       failure does not stop the other trials.
     """
-    texts = Texts(job.text) if texts is None else texts
+    texts = CorpusCache(job.text) if texts is None else texts
     done = _in_rows if job.vectorised else _in_turn
     return done(job, received, watch, texts)
 
 
 def _in_rows(
-    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: Texts
+    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: CorpusCache
 ) -> dict[int, Failure]:
     failed: dict[int, Failure] = {}
     left = list(job.trials)
@@ -69,16 +69,16 @@ def _row(
     trials: Sequence[Trial],
     received: list[signal.Signals],
     watch: Watcher | None,
-    texts: Texts,
+    texts: CorpusCache,
 ) -> dict[int, Failure]:
     try:
-        corpus = texts.of(trials[0].config.data)
-        judge, rungs = None, ()
+        corpus = texts.get(trials[0].config.data)
+        prune, rungs = None, ()
         if job.halving is not None:
-            judge = job.halving.judge(job.sweep_dir)
+            prune = job.halving.pruner(job.sweep_dir)
             rungs = job.halving.rungs(train_of(trials[0].config).steps)
         wrong = train_group(
-            trials, job.sweep_dir, corpus, received, watch=watch, judge=judge, rungs=rungs
+            trials, job.sweep_dir, corpus, received, watch=watch, prune=prune, rungs=rungs
         )
         return {trial.number: Failure.of(error) for trial, error in wrong.items()}
     except Exception as error:  # fails every unfinished trial of the row
@@ -92,7 +92,7 @@ def _out_of_memory(failure: Failure) -> bool:
 
 
 def _in_turn(
-    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: Texts
+    job: Job, received: list[signal.Signals], watch: Watcher | None, texts: CorpusCache
 ) -> dict[int, Failure]:
     failed: dict[int, Failure] = {}
     for trial in job.trials:
@@ -104,7 +104,7 @@ def _in_turn(
                 alone = dataclasses.replace(job, trials=(trial,))
                 failed |= _in_rows(alone, received, watch, texts)
                 continue
-            corpus = texts.of(trial.config.data)
+            corpus = texts.get(trial.config.data)
             told = None if watch is None else watch(trial)
             place = job.place(trial)
             with opened(trial.config, place, corpus, received, told) as work:

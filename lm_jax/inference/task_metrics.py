@@ -20,7 +20,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
 
-class Answers(NamedTuple):
+class TaskMetrics(NamedTuple):
     """Sums over the sequences of a task."""
 
     nats: float
@@ -72,7 +72,7 @@ def answers(
         yield np.asarray(nats)[np.asarray(batch.mask)], np.asarray(right)
 
 
-def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> Answers:
+def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> TaskMetrics:
     """Sums over the batches yielded by `answers`, in float64."""
     nats, tokens, right, sequences = 0.0, 0, 0, 0
     for block, correct in blocks:
@@ -80,7 +80,7 @@ def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> Answe
         tokens += block.size
         right += int(np.sum(correct))
         sequences += correct.size
-    return Answers(nats, tokens, right, sequences, task)
+    return TaskMetrics(nats, tokens, right, sequences, task)
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, per_token
 from lm_jax.models import LanguageModel
-from lm_jax.models.base import Between, Carry, Params, restart
+from lm_jax.models.base import Carry, EdgeHook, Params, restart
 from lm_jax.trees import has_gradient
 
 
@@ -57,11 +57,11 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
         kept = 1 - jnp.asarray(rate, float)
         draw = jax.random.fold_in(key, memory.draws)
         factors = jax.random.bernoulli(draw, kept, batch.mask.shape) / kept
-        between = Between(scale_cotangent, factors, returning=True)
+        hook = EdgeHook(scale_cotangent, factors, recurrent_only=True)
 
         def total_nats(params: Params) -> tuple[Array, Carry]:
             before = restart(model, memory.carry, batch.start)
-            after, h = model.hidden(params, before, batch.x, between)
+            after, h = model.hidden(params, before, batch.x, hook)
             return model.loss(params, h, batch.y, batch.mask), after
 
         (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)

@@ -19,8 +19,8 @@ from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
 from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
-from lm_jax.gradients.surface import batch_loss, refuse_integers
-from lm_jax.models.base import Between, Carry, LanguageModel, Params, restart
+from lm_jax.gradients.loss_surface import batch_loss, refuse_integers
+from lm_jax.models.base import Carry, EdgeHook, LanguageModel, Params, restart
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 
@@ -239,8 +239,8 @@ def _by_delta(
     Only steps up to the last target of each sequence count: δ_t is 0 after the last target.
     """
 
-    def clipping(tally: Array) -> tuple[Between]:
-        return (Between(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
+    def clipping(tally: Array) -> tuple[EdgeHook]:
+        return (EdgeHook(lambda carry, at_t: clip_cotangent(carry, threshold, at_t), tally),)
 
     tally = jnp.zeros(batch.mask.shape)
     _, grads, cuts = _watched(model, params, carry, batch, tally, clipping)

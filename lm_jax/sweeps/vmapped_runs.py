@@ -32,7 +32,7 @@ AXIS = PartitionSpec("lanes")
 EVERYWHERE = PartitionSpec()
 
 
-class Lanes:
+class VmappedRuns:
     """The stacked train states of several runs, on the devices.
 
     Attributes:
@@ -71,15 +71,17 @@ class Lanes:
         self._states: Any = None
         self._configs: Any = None
 
-    def for_fewer(self, count: int) -> "Lanes":
+    def for_fewer(self, count: int) -> "VmappedRuns":
         """Fewer lanes for `count` runs if at least half of the present lanes would stand still."""
         if self._width == 1 or 2 * count > self.count:
             return self
         devices = list(self._mesh.devices.flat)
-        fewer = Lanes(self._vocab_size, self._source, count, devices=devices, width=self._asked)
+        fewer = VmappedRuns(
+            self._vocab_size, self._source, count, devices=devices, width=self._asked
+        )
         return fewer if fewer.count < self.count else self
 
-    def put(self, states: Sequence[TrainState], configs: Sequence[Config]) -> None:
+    def stack(self, states: Sequence[TrainState], configs: Sequence[Config]) -> None:
         """Stacks the states of the runs, at least 1; spare lanes repeat the first run."""
         spare = self.count - len(states)
         self._states = self._stacked([*states, *[states[0]] * spare])
@@ -101,7 +103,7 @@ class Lanes:
         nats = np.asarray(self._states.record.nats)
         return np.asarray(self._states.step)[:runs], np.isfinite(nats)[:runs]
 
-    def take(self, runs: int) -> list[TrainState]:
+    def unstack(self, runs: int) -> list[TrainState]:
         """Return the states of the first `runs` lanes, on the host, and free all lanes."""
         host = jax.tree.map(np.asarray, self._states)
         self._states = None

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from lm_jax.config import Data
 from lm_jax.data.corpus import Corpus, Split
-from lm_jax.inference.answers import Answers, answers, summed
 from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
+from lm_jax.inference.task_metrics import TaskMetrics, answers, summed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -18,7 +18,7 @@ class Stopped(Exception):
     """A signal arrived during the evaluation of a split."""
 
 
-class Judge:
+class Evaluator:
     """Evaluator of parameters on the splits of a corpus.
 
     Attributes:
@@ -31,7 +31,7 @@ class Judge:
         corpus: Corpus,
         length: int,
         received: Sequence[signal.Signals],
-        like: "Judge | None" = None,
+        like: "Evaluator | None" = None,
     ):
         """Prepare the validation split.
 
@@ -48,7 +48,7 @@ class Judge:
         else:
             self.validation = None if corpus.task else self._reading(corpus.validation)
 
-    def judged(self, model: LanguageModel, params: Params, name: str) -> Loss | Answers:
+    def evaluate(self, model: LanguageModel, params: Params, name: str) -> Loss | TaskMetrics:
         """Evaluate the parameters on the split called `name`.
 
         Raises:

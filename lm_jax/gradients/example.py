@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lm_jax.models import LanguageModel
-from lm_jax.models.base import PLAIN, Carry, Params
+from lm_jax.models.base import NO_HOOK, Carry, Params
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 
@@ -24,7 +24,7 @@ Loss = Callable[[Params, Carry, Any], Array]
 """(params, carry, y) -> [], the loss of a step in nats."""
 
 
-class Lane(NamedTuple):
+class SingleExample(NamedTuple):
     """A recurrent model for a single sequence."""
 
     carry: Carry
@@ -33,13 +33,13 @@ class Lane(NamedTuple):
     loss: Loss
 
 
-def one_lane(model: LanguageModel) -> Lane:
+def single_example(model: LanguageModel) -> SingleExample:
     """The transition and the loss of a recurrent model, for a single sequence.
 
     Raises:
       UserError: the model has no recurrent state, or has dropout.
     """
-    refuse_dropout(model)
+    check_no_dropout(model)
     if not isinstance(model, RNNModel):
         raise UserError(
             "the model has no recurrent state through which a gradient could travel: "
@@ -47,16 +47,16 @@ def one_lane(model: LanguageModel) -> Lane:
         )
 
     def step(params: Params, carry: Carry, x: Array) -> Carry:
-        after, _ = model.hidden(params, _with_lane(carry), x[None, None], PLAIN)
-        return without_lane(after)
+        after, _ = model.hidden(params, _add_batch_axis(carry), x[None, None], NO_HOOK)
+        return drop_batch_axis(after)
 
     def loss(params: Params, carry: Carry, y: Array) -> Array:
-        return model.nats(params, model.output(_with_lane(carry)), y[None])[0]
+        return model.nats(params, model.output(_add_batch_axis(carry)), y[None])[0]
 
-    return Lane(without_lane(model.init_carry(1)), step, loss)
+    return SingleExample(drop_batch_axis(model.init_carry(1)), step, loss)
 
 
-def refuse_dropout(model: LanguageModel) -> None:
+def check_no_dropout(model: LanguageModel) -> None:
     """Raise an error if the model has dropout.
 
     Dropout is drawn for a whole batch at once. A tool that reads single steps of single sequences
@@ -65,14 +65,14 @@ def refuse_dropout(model: LanguageModel) -> None:
     Raises:
       UserError: the model has dropout.
     """
-    if model.noise.drops:
+    if model.dropout.drops:
         raise UserError(
             "the model has dropout, drawn for all steps and lanes of a batch at once: what reads "
             "one step after another needs the model without it"
         )
 
 
-def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
+def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, Loss, Any]:
     """Step and loss as functions of the recurrent layers' parameters alone.
 
     The other parameters are constants: a tool with a gradient for every lag has no memory for the
@@ -84,7 +84,7 @@ def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
 
     Returns:
       (step, loss, layers): the functions, and the recurrent layers' parameters. The loss takes
-      (y, mask) in place of y, see `where_asked`.
+      (y, mask) in place of y, see `masked_loss`.
     """
 
     def step(layers: Any, carry: Carry, x: Array) -> Carry:
@@ -93,10 +93,10 @@ def of_layers(lane: Lane, params: Params) -> tuple[Step, Loss, Any]:
     def loss(layers: Any, carry: Carry, y: Array) -> Array:
         return lane.loss({**params, "layers": layers}, carry, y)
 
-    return step, where_asked(loss), params["layers"]
+    return step, masked_loss(loss), params["layers"]
 
 
-def where_asked(loss: Loss) -> Loss:
+def masked_loss(loss: Loss) -> Loss:
     """The loss as a function of (y, mask) in place of y; 0 if mask is False."""
 
     def asked(params: Params, carry: Carry, target: tuple[Array, Array]) -> Array:
@@ -106,10 +106,10 @@ def where_asked(loss: Loss) -> Loss:
     return asked
 
 
-def without_lane(carry: Carry) -> Carry:
+def drop_batch_axis(carry: Carry) -> Carry:
     """Remove the batch axis of a carry that holds a single sequence."""
     return jax.tree.map(lambda leaf: leaf[0], carry)
 
 
-def _with_lane(carry: Carry) -> Carry:
+def _add_batch_axis(carry: Carry) -> Carry:
     return jax.tree.map(lambda leaf: leaf[None], carry)
