@@ -76,7 +76,7 @@ PLANT = """
 import os, pathlib, signal
 from lm_jax.training import trainer
 
-real, flag = descent.Trainer._save, pathlib.Path({flag!r})
+real, flag = trainer.Trainer._save, pathlib.Path({flag!r})
 
 def save(self):
     step = int(self.state.step)
@@ -87,7 +87,7 @@ def save(self):
         os.kill(os.getpid(), signal.SIGKILL)
     real(self)
 
-descent.Trainer._save = save
+trainer.Trainer._save = save
 """
 
 

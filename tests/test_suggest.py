@@ -219,7 +219,7 @@ def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypa
     quiet = SimpleNamespace(get_verbosity=lambda: 0, set_verbosity=lambda level: None, WARNING=0)
     points, real = [{"seed": 1}, {"seed": 2}], Trainer.events
 
-    def course(self):
+    def events(self):
         if self.config.seed == 2:
             raise OSError("no space left on device")
         yield from real(self)
@@ -233,7 +233,7 @@ def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypa
     monkeypatch.setattr(OptunaSearch, "_publish", lambda self, optuna: None)
     monkeypatch.setattr(OptunaSearch, "_drawn", lambda self, optuna, count: points)
     with monkeypatch.context() as broken:
-        broken.setattr(Trainer, "course", course)
+        broken.setattr(Trainer, "events", events)
         assert run() == ["finished", "failed"]
     asked = (tmp_path / ASKED).read_bytes()
     assert run() == ["finished", "finished"]

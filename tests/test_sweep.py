@@ -194,13 +194,13 @@ def swept(tmp_path_factory):
     }
     real = loop.Trainer.events
 
-    def course(self):
+    def events(self):
         if self.config.seed == 13:
             raise MemoryError("Out of memory allocating 12 bytes\nand more of it")
         yield from real(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "course", course)
+        patch.setattr(loop.Trainer, "events", events)
         rows = lm_jax.sweep(BASE, points, folder, text=tiny.TEXT, retries=0)
     return folder, points, {row["name"]: row for row in rows}
 
