@@ -107,8 +107,8 @@ def check_deltas(plain: Training, watching: Training) -> None:
         "the parameters with and without deltas", watching.state.params, plain.state.params, 1e-2
     )
     at, model = watching.next(), watching.model
-    ways: list[Any] = [way(model).watched for way in (g.explicit_bptt, g.full_bptt)]
-    explicit, full = (jax.jit(way)(*at)[1] for way in ways)
+    ways = [way(model, delta_norms=True) for way in (g.explicit_bptt, g.full_bptt)]
+    explicit, full = (jax.jit(way)(*at)[3].delta_norms for way in ways)
     demand("the deltas and autodiff's", explicit, full, 1e-3)
 
 

@@ -30,7 +30,7 @@ def mean_nats(params, carry, batch, model=MODEL):
 def test_full_bptt_agrees_with_finite_differences(model):
     params = tiny.moved(model.init(jax.random.key(0)))
     carry = model.init_carry(tiny.B)
-    loss, _, grads = g.full_bptt(model)(params, carry, BATCH)
+    loss, _, grads, _ = g.full_bptt(model)(params, carry, BATCH)
     direction = tiny.moved(jax.tree.map(jnp.zeros_like, params), seed=5, size=1.0)
     size = 1e-5
 
@@ -45,27 +45,27 @@ def test_full_bptt_agrees_with_finite_differences(model):
 
 def test_the_loss_is_the_mean_over_real_tokens():
     mask = jnp.arange(tiny.T)[:, None] < jnp.array([6, 2, 0])[None, :]
-    loss, _, grads = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH._replace(mask=mask))
+    loss, _, grads, _ = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH._replace(mask=mask))
     _, h = MODEL.hidden(PARAMS, MODEL.init_carry(tiny.B), BATCH.x)
     nats = MODEL.nats(PARAMS, h, BATCH.y)
     np.testing.assert_allclose(loss, nats[mask].sum() / 8, rtol=1e-14)
     # What the masked tokens are makes no difference.
     other = BATCH._replace(mask=mask, y=jnp.where(mask, BATCH.y, 0), x=jnp.where(mask, BATCH.x, 0))
-    _, _, same = g.full_bptt(MODEL)(PARAMS, CARRY, other)
+    _, _, same, _ = g.full_bptt(MODEL)(PARAMS, CARRY, other)
     tiny.assert_trees_close(grads, same)
 
 
 def test_a_batch_without_tokens_has_no_loss_and_no_gradient():
-    loss, _, grads = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH._replace(mask=BATCH.mask & False))
+    loss, _, grads, _ = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH._replace(mask=BATCH.mask & False))
     assert loss == 0
     tiny.assert_trees_equal(grads, jax.tree.map(jnp.zeros_like, grads))
 
 
 def test_a_lane_that_starts_again_forgets_its_carry():
-    _, fresh, _ = g.full_bptt(MODEL)(PARAMS, MODEL.init_carry(tiny.B), BATCH)
-    _, again, _ = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH)
+    _, fresh, _, _ = g.full_bptt(MODEL)(PARAMS, MODEL.init_carry(tiny.B), BATCH)
+    _, again, _, _ = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH)
     tiny.assert_trees_equal(fresh, again)
-    _, on, _ = g.full_bptt(MODEL)(PARAMS, CARRY, going_on(BATCH))
+    _, on, _, _ = g.full_bptt(MODEL)(PARAMS, CARRY, going_on(BATCH))
     assert not np.allclose(on[0], fresh[0])
 
 
@@ -79,17 +79,17 @@ def test_truncation_as_long_as_the_chunk_is_full_bptt(k1):
         return
     # With k1 < T the estimator holds a history; the text starts here, so the history is empty.
     estimator = g.truncated_bptt(MODEL, k1=k1, k2=tiny.T)
-    loss, _, grads = estimator(PARAMS, estimator.init_carry(tiny.B), BATCH)
-    expected_loss, _, expected = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH)
+    loss, _, grads, _ = estimator(PARAMS, estimator.init_carry(tiny.B), BATCH)
+    expected_loss, _, expected, _ = g.full_bptt(MODEL)(PARAMS, CARRY, BATCH)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
 
 
 @pytest.mark.parametrize("k2", [1, 2, 5])
 def test_truncation_leaves_loss_and_carry_alone_and_changes_the_gradient(k2):
     batch = going_on(BATCH)
-    loss, carry, grads = g.full_bptt(MODEL)(PARAMS, CARRY, batch)
+    loss, carry, grads, _ = g.full_bptt(MODEL)(PARAMS, CARRY, batch)
     estimator = g.truncated_bptt(MODEL, k1=tiny.T, k2=k2)
-    short_loss, short_carry, short = estimator(PARAMS, CARRY, batch)
+    short_loss, short_carry, short, _ = estimator(PARAMS, CARRY, batch)
     tiny.assert_trees_close((loss, carry), (short_loss, short_carry))
     tiny.assert_trees_close(grads["readout"], short["readout"])
     for full, cut in zip(grads["layers"], short["layers"], strict=True):
@@ -134,7 +134,7 @@ def test_truncated_bptt_is_its_definition_across_the_chunk_s_edge(k1, k2):
         batch = Batch(
             chunk[:-1], chunk[1:], jnp.ones((k1, tiny.B), bool), jnp.full(tiny.B, update == 0)
         )
-        _, carry, grads = estimate(PARAMS, carry, batch)
+        _, carry, grads, _ = estimate(PARAMS, carry, batch)
         expected = by_definition(k1, k2, tokens[: first + k1 + 1], MODEL.init_carry(tiny.B))
         tiny.assert_trees_close(grads, expected)
 
@@ -174,7 +174,7 @@ def test_the_state_before_a_batch_has_been_read_with_the_masks_of_its_update():
     carry = estimator.init_carry(tiny.B)
     for seed in range(3):
         before = carry
-        _, carry, _ = estimator(PARAMS, carry, tiny.batch(seed, length=2, start=not seed))
+        _, carry, _, _ = estimator(PARAMS, carry, tiny.batch(seed, length=2, start=not seed))
     # Its last two blocks are the two that stand before the batch.
     state, _ = NOISY.at_step(0).hidden(PARAMS, before.carry, before.x.reshape(4, tiny.B))
     fresh = jnp.zeros(tiny.B, bool)
@@ -193,7 +193,7 @@ def test_the_gradient_does_not_reach_over_the_start_of_a_text():
     for first in (before, other):
         carry = estimator.init_carry(tiny.B)
         for batch in (first, going_on(first), *after):
-            loss, carry, grads = estimate(PARAMS, carry, batch)
+            loss, carry, grads, _ = estimate(PARAMS, carry, batch)
         results.append((loss, grads))
     tiny.assert_trees_equal(*results)
 
@@ -211,7 +211,7 @@ def test_clipping_within_bptt_is_clipping_delta_at_every_step():
     params = tiny.moved(model.init(jax.random.key(0)))
     carry = model.init_carry(tiny.B)
     threshold = 0.9
-    _, _, grads = g.full_bptt(model, clip_delta=threshold)(params, carry, BATCH)
+    _, _, grads, _ = g.full_bptt(model, clip_delta=threshold)(params, carry, BATCH)
 
     _, h = model.hidden(params, carry, BATCH.x)
     h, W_hh, W_hy = (
@@ -247,8 +247,8 @@ def test_a_zero_gradient_is_clipped_to_zero_and_not_to_nan():
 
 
 @pytest.mark.parametrize("estimator", [g.explicit_bptt, g.full_bptt])
-def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each_state(estimator):
-    """And watching changes no bit of what is found."""
+def test_the_norms_of_delta_are_those_of_the_loss_s_gradient_with_respect_to_each_state(estimator):
+    """And with the norms no bit of the rest changes."""
     model = tiny.rnn(cell="lstm")
     params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
     carry = model.init_carry(tiny.B)
@@ -258,24 +258,28 @@ def test_the_watched_norms_are_those_of_the_loss_s_gradient_with_respect_to_each
         _, h = model.hidden(params, carry, batch.x, between)
         return model.loss(params, h, batch.y, batch.mask) / batch.mask.sum()
 
-    found, norms = jax.jit(estimator(model).watched)(params, carry, batch)
-    tiny.assert_trees_equal(found, jax.jit(estimator(model))(params, carry, batch))
+    *found, info = jax.jit(estimator(model, delta_norms=True))(params, carry, batch)
+    *plain, without = jax.jit(estimator(model))(params, carry, batch)
+    tiny.assert_trees_equal(found, plain)
+    assert without.delta_norms is None
     zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), carry[0])
     deltas = jax.tree.leaves(jax.jit(jax.grad(loss))(zeros))
-    tiny.assert_trees_close(norms, jnp.sqrt(sum(jnp.sum(d**2, axis=(1, 2)) for d in deltas)))
+    tiny.assert_trees_close(
+        info.delta_norms, jnp.sqrt(sum(jnp.sum(d**2, axis=(1, 2)) for d in deltas))
+    )
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
-def test_watched_norms_and_clipped_deltas_hold_where_their_squares_do_not(scale):
+def test_norms_of_delta_and_clipped_deltas_hold_where_their_squares_do_not(scale):
     """A loss so many times as large has δ_t and thresholds so many times as large."""
     large = tiny.altered(MODEL, loss=lambda *at: scale * MODEL.loss(*at))
     for threshold in (None, 0.01):
-        plain = jax.jit(g.explicit_bptt(MODEL, clip_delta=threshold).watched)
+        plain = jax.jit(g.explicit_bptt(MODEL, clip_delta=threshold, delta_norms=True))
         bounds = None if threshold is None else scale * threshold
-        found = jax.jit(g.explicit_bptt(large, clip_delta=bounds).watched)
-        (_, _, grads), norms = found(PARAMS, CARRY, BATCH)
-        (_, _, expected), lengths = plain(PARAMS, CARRY, BATCH)
-        np.testing.assert_allclose(norms / scale, lengths, rtol=1e-10)
+        found = jax.jit(g.explicit_bptt(large, clip_delta=bounds, delta_norms=True))
+        _, _, grads, info = found(PARAMS, CARRY, BATCH)
+        _, _, expected, as_is = plain(PARAMS, CARRY, BATCH)
+        np.testing.assert_allclose(info.delta_norms / scale, as_is.delta_norms, rtol=1e-10)
         scaled = jax.tree.map(lambda leaf: leaf / scale, grads)
         tiny.assert_trees_close(scaled, expected, 1e-10)
 
@@ -302,7 +306,8 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
         return nats / tiny.T
 
     in_state = jax.grad(by_state)(zeros)
-    (_, _, _), norms = g.explicit_bptt(model).watched(params, model.init_carry(1), batch)
+    estimate = g.explicit_bptt(model, delta_norms=True)
+    norms = estimate(params, model.init_carry(1), batch)[3].delta_norms
 
     def by_layer(taps):
         _, h = model.hidden(params, model.init_carry(1), batch.x, None, taps)

@@ -22,8 +22,8 @@ def found():
 
     def skewed(params, carry, batch):
         """Twice the gradient of what is drawn: biased by all of g."""
-        loss, carry, grads = drawn(params, carry, batch)
-        return loss, carry, jax.tree.map(lambda a: 2 * a, grads)
+        loss, carry, grads, info = drawn(params, carry, batch)
+        return loss, carry, jax.tree.map(lambda a: 2 * a, grads), info
 
     estimators = {
         "explicit": g.explicit_bptt(MODEL),
@@ -47,7 +47,7 @@ def test_a_truncated_gradient_is_biased_and_does_not_vary(found):
     short = jax.jit(g.truncated_bptt(MODEL, k1=tiny.T, k2=2))
     carry = MODEL.init_carry(tiny.B)
     for batch in BATCHES:
-        _, after, whole = jax.jit(FULL)(PARAMS, carry, batch)
+        _, after, whole, _ = jax.jit(FULL)(PARAMS, carry, batch)
         a, b = (
             jax.flatten_util.ravel_pytree(tree)[0]
             for tree in (short(PARAMS, carry, batch)[2], whole)
@@ -101,8 +101,8 @@ def test_sizes_that_no_square_has_change_no_figure(found, scale):
 
     def as_large(estimator):
         def estimate(params, carry, batch):
-            loss, carry, grads = estimator(params, carry, batch)
-            return loss, carry, jax.tree.map(lambda leaf: scale * leaf, grads)
+            loss, carry, grads, info = estimator(params, carry, batch)
+            return loss, carry, jax.tree.map(lambda leaf: scale * leaf, grads), info
 
         return dataclasses.replace(estimator, estimate=estimate)
 

@@ -117,7 +117,7 @@ def read(kind, choose):
         for name, estimator in choose(model).items():
 
             def update(carry, batch, estimator=estimator):
-                loss, carry, grads = estimator(params, carry, batch)
+                loss, carry, grads, _ = estimator(params, carry, batch)
                 return carry, (loss, grads)
 
             _, found[name] = jax.lax.scan(update, estimator.init_carry(B), text)
@@ -332,7 +332,7 @@ def test_all_that_takes_a_batch_takes_it(kind):
     carry = model.init_carry(B)
     full = jax.jit(g.full_bptt(model).estimate)
     for batch in batches:
-        loss, carry, grad = full(params, carry, batch)
+        loss, carry, grad, _ = full(params, carry, batch)
         losses.append(loss)
         grads.append(norm(grad))
 
@@ -366,7 +366,7 @@ def test_models_that_carry_tokens_read_them_in_64_bits(model):
     @jax.jit
     def read(params, text):
         def update(carry, batch):
-            loss, carry, grads = estimator(params, carry, batch)
+            loss, carry, grads, _ = estimator(params, carry, batch)
             return carry, (loss, grads)
 
         return jax.lax.scan(update, estimator.init_carry(tiny.B), text)

@@ -68,17 +68,17 @@ def some_carry(model):
 def test_rtrl_is_full_bptt_of_a_chunk(case):
     model, params, compiled = case
     for batch in (BATCH, RAGGED, GOING_ON):
-        loss, carry, grads = compiled["rtrl"](params, some_carry(model), batch)
+        loss, carry, grads, _ = compiled["rtrl"](params, some_carry(model), batch)
         expected = compiled["full"](params, some_carry(model), batch)
-        tiny.assert_trees_close((loss, carry.carry, grads), expected)
+        tiny.assert_trees_close((loss, carry.carry, grads), expected[:3])
 
 
 def test_rtrl_is_full_bptt_of_a_tied_readout_with_what_training_adds_at_each_step():
     readout = Softmax(tied=True, label_smoothing=0.2)
     model, params = made(embedding_size=4, readout=readout, activation_penalty=0.5)
     noisy, carry = model.for_training(KEY), some_carry(model)
-    loss, _, grads = jax.jit(g.rtrl(noisy))(params, carry, RAGGED)
-    expected_loss, _, expected = jax.jit(g.full_bptt(noisy))(params, carry, RAGGED)
+    loss, _, grads, _ = jax.jit(g.rtrl(noisy))(params, carry, RAGGED)
+    expected_loss, _, expected, _ = jax.jit(g.full_bptt(noisy))(params, carry, RAGGED)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
 
 
@@ -97,8 +97,8 @@ def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
 
     model = own((jnp.zeros(3), jnp.zeros(3)), step)
     params = tiny.moved(model.init(KEY))
-    loss, _, grads = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
-    expected_loss, _, expected = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
+    loss, _, grads, _ = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
+    expected_loss, _, expected, _ = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
 
 
@@ -115,14 +115,14 @@ def test_the_influence_goes_on_from_batch_to_batch(case):
     """The second chunk's gradient is that of BPTT over both, the first one's losses left out."""
     model, params, compiled = case
     first, second = BATCH, tiny.batch(5, start=False)
-    _, carry, _ = compiled["rtrl"](params, g.rtrl(model).init_carry(tiny.B), first)
-    loss, _, grads = compiled["rtrl"](params, carry, second)
+    _, carry, _, _ = compiled["rtrl"](params, g.rtrl(model).init_carry(tiny.B), first)
+    loss, _, grads, _ = compiled["rtrl"](params, carry, second)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     both = both._replace(mask=both.mask.at[: tiny.T].set(False), start=first.start)
-    expected_loss, _, expected = compiled["full"](params, model.init_carry(tiny.B), both)
+    expected_loss, _, expected, _ = compiled["full"](params, model.init_carry(tiny.B), both)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
     # Without the influence it is the gradient of the second chunk alone, which is another one.
-    _, _, short = compiled["rtrl"](params, carry.carry, second)
+    _, _, short, _ = compiled["rtrl"](params, carry.carry, second)
     tiny.assert_trees_close(short, compiled["full"](params, carry.carry, second)[2])
     assert not np.allclose(short["layers"][0]["W_hh"], grads["layers"][0]["W_hh"], rtol=1e-3)
 
@@ -132,23 +132,23 @@ def test_a_lane_that_starts_again_is_influenced_by_nothing(name):
     model, params = made()
     estimator = {"rtrl": g.rtrl, "snap1": g.snap1}.get(name, lambda m: g.uoro(m, key=KEY))(model)
     estimate = jax.jit(estimator)
-    _, carry, _ = estimate(params, estimator.init_carry(tiny.B), BATCH)
+    _, carry, _, _ = estimate(params, estimator.init_carry(tiny.B), BATCH)
     batch = GOING_ON._replace(mask=BATCH.mask.at[:, 0].set(False).at[:, 2].set(False))
     fresh = estimator.init_carry(tiny.B)
     if name == "uoro":
         fresh = fresh._replace(draws=carry.draws)
-    _, _, grads = estimate(params, carry, batch)
+    _, _, grads, _ = estimate(params, carry, batch)
     tiny.assert_trees_equal(grads, estimate(params, fresh, batch)[2])
-    _, _, other = estimate(params, carry, batch._replace(start=batch.start & False))
+    _, _, other, _ = estimate(params, carry, batch._replace(start=batch.start & False))
     assert not np.allclose(other["layers"][0]["W_hh"], grads["layers"][0]["W_hh"], rtol=1e-3)
 
 
 def test_the_first_step_of_snap1_is_rtrl(case):
     model, params, compiled = case
     first = part(BATCH, 1, tiny.B)._replace(start=BATCH.start & False)
-    loss, carry, grads = compiled["snap1"](params, some_carry(model), first)
+    loss, carry, grads, _ = compiled["snap1"](params, some_carry(model), first)
     expected = compiled["full"](params, some_carry(model), first)
-    tiny.assert_trees_close((loss, carry.carry, grads), expected)
+    tiny.assert_trees_close((loss, carry.carry, grads), expected[:3])
 
 
 def diagonal(params):
@@ -179,8 +179,8 @@ def test_snap1_is_exact_where_no_unit_hears_another(cell):
     snap, exact = jax.jit(g.snap1(model)), jax.jit(g.rtrl(model))
     carries = g.snap1(model).init_carry(tiny.B), g.rtrl(model).init_carry(tiny.B)
     for batch in (RAGGED, GOING_ON):
-        loss, first, grads = snap(params, carries[0], batch)
-        expected_loss, second, expected = exact(params, carries[1], batch)
+        loss, first, grads, _ = snap(params, carries[0], batch)
+        expected_loss, second, expected, _ = exact(params, carries[1], batch)
         [layer], [expected_layer] = grads.pop("layers"), expected.pop("layers")
         tiny.assert_trees_close((loss, grads), (expected_loss, expected))
         tiny.assert_trees_close(in_one_step(layer), in_one_step(expected_layer))
@@ -192,8 +192,8 @@ def test_snap1_is_exact_where_no_unit_hears_another(cell):
 def test_snap1_of_the_top_layer_is_exact_where_no_unit_hears_another(case):
     """And so it is in a stack, where what the layers below do to it is not counted."""
     model, params, compiled = case
-    _, _, grads = compiled["snap1"](diagonal(params), model.init_carry(tiny.B), BATCH)
-    _, _, full = compiled["full"](diagonal(params), model.init_carry(tiny.B), BATCH)
+    _, _, grads, _ = compiled["snap1"](diagonal(params), model.init_carry(tiny.B), BATCH)
+    _, _, full, _ = compiled["full"](diagonal(params), model.init_carry(tiny.B), BATCH)
     tiny.assert_trees_close(
         (in_one_step(grads["layers"][-1]), grads["readout"]),
         (in_one_step(full["layers"][-1]), full["readout"]),
@@ -282,7 +282,7 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
         influences, states, more = read_token(influences, states, x, y)
         total = jax.tree.map(lambda a, b: a + b / tiny.T, total, more)
     one = part(BATCH, tiny.T, 1)
-    _, _, grads = jax.jit(g.snap1(model))(params, model.init_carry(1), one)
+    _, _, grads, _ = jax.jit(g.snap1(model))(params, model.init_carry(1), one)
     tiny.assert_trees_close(grads["layers"], total)
 
 
@@ -295,7 +295,7 @@ def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_s
     snap, full = jax.jit(estimator), jax.jit(g.full_bptt(model))
 
     def see(found, expected):
-        (loss, _, grads), (expected_loss, _, expected_grads) = found, expected
+        (loss, _, grads, _), (expected_loss, _, expected_grads, _) = found, expected
         if embedding_size is not None:  # below the layers each step teaches for itself alone
             del grads["embedding"], expected_grads["embedding"]
         tiny.assert_trees_close((loss, grads), (expected_loss, expected_grads))
@@ -337,7 +337,7 @@ def test_the_mean_of_uoro_is_rtrl_over_two_batches():
     second = SHORT._replace(x=SHORT.y, y=SHORT.x, start=jnp.array([False, True]))
 
     def over_both(estimator):
-        _, carry, _ = estimator(params, estimator.init_carry(2), SHORT)
+        _, carry, _, _ = estimator(params, estimator.init_carry(2), SHORT)
         return estimator(params, carry, second)[2]
 
     keys = jax.random.split(KEY, 4000)
@@ -377,11 +377,11 @@ def test_randomised_truncation_lies_between_full_bptt_and_one_step():
     carry = model.init_carry(tiny.B)
     full = jax.jit(g.full_bptt(model))(params, carry, BATCH)
     cut = jax.jit(lambda rate: g.randomised_bptt(model, rate=rate, key=KEY)(params, carry, BATCH))
-    loss, after, grads = cut(0.0)
-    tiny.assert_trees_close((loss, after.carry, grads), full)
+    loss, after, grads, _ = cut(0.0)
+    tiny.assert_trees_close((loss, after.carry, grads), full[:3])
     # Where every edge is cut, each loss teaches its own step.
-    loss, _, grads = cut(1 - 1e-15)
-    short_loss, _, short = jax.jit(g.truncated_bptt(model, k1=1, k2=1))(params, carry, BATCH)
+    loss, _, grads, _ = cut(1 - 1e-15)
+    short_loss, _, short, _ = jax.jit(g.truncated_bptt(model, k1=1, k2=1))(params, carry, BATCH)
     tiny.assert_trees_close((loss, grads), (short_loss, short))
 
 
@@ -394,13 +394,12 @@ def test_draws_depend_on_the_carry_alone(name):
         estimator, draws = g.randomised_bptt(model, rate=0.5, key=KEY), 2
     estimate = jax.jit(estimator)
     start = estimator.init_carry(tiny.B)
-    _, second, first_grads = estimate(params, start, BATCH)
+    _, second, first_grads, _ = estimate(params, start, BATCH)
     tiny.assert_trees_equal(estimate(params, start, BATCH), estimate(params, start, BATCH))
     # A carry of another structure is another program, but for the last bits the same.
     tiny.assert_trees_close(estimate(params, model.init_carry(tiny.B), BATCH)[2], first_grads)
-    _, third, second_grads = estimate(
-        params, second, BATCH
-    )  # the text starts again, the draws do not
+    # The text starts again, the draws do not.
+    _, third, second_grads, _ = estimate(params, second, BATCH)
     W, V = (grads["layers"][0]["W_hh"] for grads in (first_grads, second_grads))
     assert not np.allclose(W, V, rtol=1e-3)
     assert (third.draws, third.draws.dtype) == (draws, jnp.int32)
@@ -425,7 +424,7 @@ def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
     broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), model.init_carry(tiny.B))
     batch = BATCH._replace(start=BATCH.start & False)
     for estimator in (g.rtrl(model), g.snap1(model), g.uoro(model, key=KEY)):
-        loss, _, grads = jax.jit(estimator)(params, broken, batch)
+        loss, _, grads, _ = jax.jit(estimator)(params, broken, batch)
         assert np.all(np.isnan([loss, *grads["layers"][0]["W_hh"].ravel()]))
 
 

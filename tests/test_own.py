@@ -117,7 +117,7 @@ def losses_of(model, params):
     """The losses of two updates, the carry handed on."""
     estimate, carry, losses = jax.jit(gradients.full_bptt(model)), model.init_carry(tiny.B), []
     for step in range(2):
-        loss, carry, grads = estimate(params, carry, tiny.batch(step, start=step == 0))
+        loss, carry, grads, _ = estimate(params, carry, tiny.batch(step, start=step == 0))
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
         losses.append(float(loss))
     return losses
@@ -187,9 +187,10 @@ def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
         lambda model: gradients.full_bptt(model, clip_delta=0.1),
         lambda model: gradients.randomised_bptt(model, rate=0.3, key=jax.random.key(1)),
     ):
-        (loss, _, grads), (same_loss, _, same) = (asked(make(m).estimate, m) for m in two)
+        (loss, _, grads, _), (same_loss, _, same, _) = (asked(make(m).estimate, m) for m in two)
         tiny.assert_trees_close((loss, grads), (same_loss, same))
-    (_, norms), (_, same) = (asked(gradients.explicit_bptt(m).watched, m) for m in two)
+    watched = (gradients.explicit_bptt(m, delta_norms=True) for m in two)
+    norms, same = (asked(call, m)[3] for call, m in zip(watched, two, strict=True))
     tiny.assert_trees_close(norms, same)
 
 

@@ -49,9 +49,9 @@ def own():
 
 def of_a_step(step, carry, output):
     cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, output)
-    layers = [transition.TransitionLayer(cell, tiny.V)]
+    layers = (transition.TransitionLayer(cell, tiny.V),)
     embedding, readout = models.Embedding(tiny.V, None), models.SoftmaxReadout(tiny.V)
-    return models.rnn(embedding, layers, readout, hidden_size=3)
+    return models.RNNModel(embedding, readout, layers=layers, hidden_size=3)
 
 
 def cell(kind, **fields):
@@ -129,11 +129,11 @@ def wrong_by_a_little(make):
         estimator = make(model)
 
         def estimate(params, carry, batch):
-            loss, carry, grads = estimator(params, carry, batch)
+            loss, carry, grads, info = estimator(params, carry, batch)
             norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
             own, *above = grads["layers"]
             own = {**own, "W_hh": own["W_hh"].at[0, 1].add(1e-3 * norm)}
-            return loss, carry, {**grads, "layers": [own, *above]}
+            return loss, carry, {**grads, "layers": [own, *above]}, info
 
         return g.Estimator(estimator.init_carry, estimate, estimator.model_carry)
 

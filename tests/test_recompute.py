@@ -18,18 +18,17 @@ def agree(ours, plain):
     jax.tree.map(close, ours, plain)
 
 
-def both_ways(model, batch, key, *, estimator=g.explicit_bptt, watched=False, **kwargs):
+def both_ways(model, batch, key, *, estimator=g.explicit_bptt, **kwargs):
     params = tiny.moved(model.init(key))
     made = [estimator(model, recompute=recompute, **kwargs) for recompute in (True, False)]
     carry = jax.tree.map(lambda leaf: leaf + 0.1, model.init_carry(batch.mask.shape[1]))
-    calls = [m.watched if watched else m.estimate for m in made]
-    return [jax.jit(call)(params, carry, batch) for call in calls]
+    return [jax.jit(estimate)(params, carry, batch) for estimate in made]
 
 
 @pytest.mark.parametrize("length", [1, 9, 11])
 @pytest.mark.parametrize("estimator", [g.explicit_bptt, g.full_bptt])
 def test_segments_change_no_gradient(length, estimator, key):
-    """With masks, lanes that start anew and others that go on, and δ_t watched.
+    """With masks, lanes that start anew and others that go on, and ‖δ_t‖.
 
     T = 11 is two segments of four steps and one of three.
     """
@@ -38,7 +37,7 @@ def test_segments_change_no_gradient(length, estimator, key):
         mask=batch.mask.at[length // 2 :, 1].set(False), start=jnp.array([True, False, True])
     )
     model = tiny.rnn(cell="lstm", layers=2)
-    agree(*both_ways(model, batch, key, estimator=estimator, watched=True))
+    agree(*both_ways(model, batch, key, estimator=estimator, delta_norms=True))
 
 
 def test_neither_do_they_where_deltas_are_clipped(key):

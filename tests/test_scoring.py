@@ -233,7 +233,7 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
     batches = [batch_at(lane, step, length) for step in range(3)]
     carry, squares = MODEL.init_carry(1), jax.tree.map(jnp.zeros_like, PARAMS)
     for batch in batches:
-        _, carry, g = estimator(PARAMS, carry, batch)
+        _, carry, g, _ = estimator(PARAMS, carry, batch)
         squares = jax.tree.map(lambda s, g: s + g**2 / 3, squares, g)
     root = jax.tree.map(np.sqrt, squares)
     found = inference.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
@@ -250,7 +250,7 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
         pull = jax.tree.map(lambda leaf: np.minimum(decay * leaf / average, 1), root)
     params, carry, expected = PARAMS, MODEL.init_carry(1), []
     for batch in batches:
-        loss, carry, g = estimator(params, carry, batch)
+        loss, carry, g, _ = estimator(params, carry, batch)
         expected.append(float(loss) * int(batch.mask.sum()))
         params = jax.tree.map(
             lambda now, g, d, first, share: now - rate * g / d + share * (first - now),

@@ -102,7 +102,7 @@ def test_the_first_loss_of_a_chunk_has_no_past(answers):
     carry, start = jax.tree.map(lambda leaf: leaf[:LANES], (CARRY, BATCH.start))
     x, y, mask = (a[:, :LANES] for a in (BATCH.x, BATCH.y, first))
     full = jax.jit(g.full_bptt(MODEL).estimate)
-    _, _, grads = full(PARAMS, carry, BATCH._replace(x=x, y=y, mask=mask, start=start))
+    _, _, grads, _ = full(PARAMS, carry, BATCH._replace(x=x, y=y, mask=mask, start=start))
     np.testing.assert_allclose(found["gradient_by_lag"][0], norm(grads["layers"]), rtol=1e-10)
     assert not np.any(found["gradient_by_lag"][1:])
     assert np.all(answers["gradient_by_lag"] > 0)
@@ -180,8 +180,9 @@ def test_a_probe_is_of_the_update_that_comes_next(run):
 def test_the_deltas_of_a_record_are_the_mean_over_its_updates(run):
     rows = [row for row in rows_of(run.run_dir) if row["kind"] == "train"]
     assert [row["step"] for row in rows[:2]] == [1, 5]
-    watched = jax.jit(g.full_bptt(run.model).watched)
-    norms = [watched(*read_at(run, state_at(run, at, text=tiny.TEXT)))[1] for at in (0, 1, 2, 3, 4)]
+    estimate = jax.jit(g.full_bptt(run.model, delta_norms=True))
+    states = [state_at(run, at, text=tiny.TEXT) for at in (0, 1, 2, 3, 4)]
+    norms = [estimate(*read_at(run, state))[3].delta_norms for state in states]
     np.testing.assert_allclose(rows[0]["delta_norms"], norms[0], rtol=1e-9)
     np.testing.assert_allclose(rows[1]["delta_norms"], np.mean(norms[1:], axis=0), rtol=1e-9)
 
@@ -223,7 +224,7 @@ def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
     assert (found.step, found.spike, found.length, found.lanes) == (20, None, 8, 2)
     assert found.parameters_step == run.result["parameters_step"]
     params, carry, batch = read_at(run, state_at(run, 20, text=tiny.TEXT))
-    loss, _, grads = jax.jit(g.full_bptt(run.model).estimate)(params, carry, batch)
+    loss, _, grads, _ = jax.jit(g.full_bptt(run.model).estimate)(params, carry, batch)
     cliff = found.updates.cliff
     np.testing.assert_allclose(cliff.loss, loss, rtol=1e-9)
     np.testing.assert_allclose(cliff.gradient_norm, norm(grads), rtol=1e-9)
@@ -262,7 +263,7 @@ def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):
     source = streams(tokens[: len(tokens) // 2 * 2], run.vocabulary.boundary, 2)
     first, second = (batch_at(source, number, 8) for number in range(2))
     carry, _ = jax.jit(run.model.hidden)(run.params, run.model.init_carry(2), first.x)
-    _, _, grads = jax.jit(g.full_bptt(run.model).estimate)(run.params, carry, second)
+    _, _, grads, _ = jax.jit(g.full_bptt(run.model).estimate)(run.params, carry, second)
     by_lag = found.reach.by_lag
     np.testing.assert_allclose(by_lag.truncations.norm[-1], norm(grads["layers"]), rtol=1e-9)
     np.testing.assert_allclose(by_lag.truncations.cosine[-1], 1, rtol=1e-9)
@@ -396,7 +397,7 @@ def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     assert (found.step, found.length, found.lanes) == (4, 20, 2)
     batch = first_sequences(held_out(solver.config.data, "validation")[0](), 2)
     estimate = jax.jit(g.full_bptt(solver.model).estimate)
-    _, _, grads = estimate(solver.params, solver.model.init_carry(2), batch)
+    _, _, grads, _ = estimate(solver.params, solver.model.init_carry(2), batch)
     by_lag, credit = found.reach.by_lag, found.reach.credit
     asked = np.asarray(batch.mask[:, 0])
     np.testing.assert_allclose(by_lag.truncations.norm[-1], norm(grads["layers"]), rtol=1e-9)

@@ -393,7 +393,7 @@ def test_a_record_is_what_its_steps_did(tmp_path):
     for done in range(7):
         state = step.run_until(config, step.init(config, V), source, done, V)
         batch = data.batch_at(source, done, 8)
-        loss, _, grads = gradients.full_bptt(step.eval_model(config, V))(
+        loss, _, grads, _ = gradients.full_bptt(step.eval_model(config, V))(
             state.params, state.carry, batch
         )
         losses.append(float(loss))

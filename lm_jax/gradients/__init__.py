@@ -1,4 +1,4 @@
-"""Gradient estimators: functions (params, carry, batch) -> (loss, carry, grads)."""
+"""Gradient estimators: functions (params, carry, batch) -> (loss, carry, grads, info)."""
 
 from jaxtyping import Array
 
@@ -6,6 +6,7 @@ from lm_jax.config import Train
 from lm_jax.gradients.artbp import randomised_bptt
 from lm_jax.gradients.bptt import (
     Estimator,
+    Info,
     clip_cotangent,
     explicit_bptt,
     full_bptt,
@@ -76,6 +77,7 @@ __all__ = [
     "Comparison",
     "Estimator",
     "ExposureCosines",
+    "Info",
     "Probed",
     "SingleExample",
     "Thresholds",
@@ -136,13 +138,14 @@ __all__ = [
 ]
 
 
-def make(train: Train, model: LanguageModel, *, key: Array) -> Estimator:
+def make(train: Train, model: LanguageModel, *, key: Array, delta_norms: bool = False) -> Estimator:
     """Make the gradient estimator named by a config.
 
     Args:
       train: `Config.train`, resolved; the numbers may be tracers.
       model: the language model.
       key: random key of an estimator with random draws.
+      delta_norms: see `full_bptt`; for the estimators of whole chunks.
     """
     if train.gradient == "truncated" and train.k1 is not None and train.k2 is not None:
         return truncated_bptt(model, k1=train.k1, k2=train.k2, clip_delta=train.clip_delta)
@@ -153,4 +156,9 @@ def make(train: Train, model: LanguageModel, *, key: Array) -> Estimator:
     if train.gradient in ("rtrl", "snap1"):
         return rtrl(model) if train.gradient == "rtrl" else snap1(model)
     whole = full_bptt if train.gradient == "full" else explicit_bptt
-    return whole(model, clip_delta=train.clip_delta, recompute=train.recompute == "sqrt")
+    return whole(
+        model,
+        clip_delta=train.clip_delta,
+        recompute=train.recompute == "sqrt",
+        delta_norms=delta_norms,
+    )

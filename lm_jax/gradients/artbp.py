@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.gradients.bptt import Estimator, per_token
+from lm_jax.gradients.bptt import Estimate, Estimator, Info, per_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, EdgeHook, Params, restart
 from lm_jax.trees import has_gradient
@@ -52,7 +52,7 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
     if isinstance(rate, float | int) and not 0 <= rate < 1:
         raise ValueError(f"rate={rate} must be from 0 to below 1")
 
-    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Drawn, Params]:
+    def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
         memory = carry if isinstance(carry, Drawn) else Drawn(carry, jnp.zeros((), jnp.int32))
         kept = 1 - jnp.asarray(rate, float)
         draw = jax.random.fold_in(key, memory.draws)
@@ -66,7 +66,7 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
 
         (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
         loss, grads = per_token(nats, grads, batch.mask)
-        return loss, Drawn(after, memory.draws + 1), grads
+        return loss, Drawn(after, memory.draws + 1), grads, Info()
 
     def init_carry(batch_size: int) -> Drawn:
         return Drawn(model.init_carry(batch_size), jnp.zeros((), jnp.int32))

@@ -20,9 +20,9 @@ Backpropagation stores the residuals of every step: O(T) memory. With `recompute
 stores only the carry before each of √T segments of √T steps, and reads each segment once more on
 the way back (Chen et al., 2016): O(√T) memory for one more forward pass, and the same gradient.
 
-A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads). The carry is the
-model's own carry, with more beside it if the estimator must remember more; `init_carry` makes the
-first carry.
+A gradient estimator is a function (params, carry, batch) -> (loss, carry, grads, info). The carry
+is the model's own carry, with more beside it if the estimator must remember more; `init_carry`
+makes the first carry.
 """
 
 import math
@@ -47,34 +47,45 @@ from lm_jax.settings import UserError
 from lm_jax.trees import limit_norm, norm, scaled
 
 
-@dataclass(frozen=True, eq=False)  # no NamedTuple: jax.jit cannot weakly reference a tuple
+class Info(NamedTuple):
+    """Further results of an estimator."""
+
+    delta_norms: Float[Array, " T"] | None = None
+    """‖δ_t‖ over all sequences and layers together, in nats per unit of the carry. δ_t of a layer
+    is all of ∂loss/∂carry_t that arrives there: from step t + 1, and from the layer above at t.
+    None if the estimator was made without."""
+
+
+Estimate = tuple[Float[Array, ""], Carry, Params, Info]
+
+
+@dataclass(frozen=True, eq=False)  # jax.jit cannot weakly reference a tuple
 class Estimator:
-    """A gradient estimator: call it with (params, carry, batch) to get (loss, carry, grads).
+    """A gradient estimator: call it with (params, carry, batch) to get (loss, carry, grads, info).
 
     `loss` is the mean over the batch's real tokens, in nats; `grads` is shaped as `params`.
     """
 
     init_carry: Callable[[int], Carry]
     """batch_size -> the carry before the first batch."""
-    estimate: Callable[[Params, Carry, Batch], tuple[Array, Carry, Params]]
-    """(params, carry, batch) -> (loss, carry, grads): the function behind a call."""
+    estimate: Callable[[Params, Carry, Batch], Estimate]
+    """The function of a call."""
     model_carry: Callable[[Params, Carry], Carry]
     """(params, carry) -> the model's own carry before the batch."""
-    watched: Callable[[Params, Carry, Batch], tuple[tuple, Array]] | None = None
-    """(params, carry, batch) -> ((loss, carry, grads), norms[T]): a call, and ‖δ_t‖ over all
-    sequences and layers together, in nats per unit of the carry. δ_t of a layer is the whole
-    ∂loss/∂carry_t: the part from step t + 1 and the part from the layer above at t. None if the
-    estimator has no δ_t."""
     redraw: Callable[[Carry, int | Array], Carry] | None = None
-    """(carry, number) -> the carry whose next random draw has this number; a call makes at most T
-    draws. None if nothing is drawn."""
+    """(carry, number) -> the carry whose next draw has this number; a call makes at most T draws.
+    None: nothing is drawn."""
 
-    def __call__(self, params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
+    def __call__(self, params: Params, carry: Carry, batch: Batch) -> Estimate:
         return self.estimate(params, carry, batch)
 
 
 def full_bptt(
-    model: LanguageModel, *, clip_delta: float | Array | None = None, recompute: bool = False
+    model: LanguageModel,
+    *,
+    clip_delta: float | Array | None = None,
+    recompute: bool = False,
+    delta_norms: bool = False,
 ) -> Estimator:
     """Backpropagation through all T steps of a chunk, by autodiff of the plain scan.
 
@@ -85,15 +96,20 @@ def full_bptt(
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
       recompute: if True, store only the carries between √T segments. The loss must be a sum over
         steps, and the noise the same at every step.
+      delta_norms: if True, the info of a call has ‖δ_t‖.
 
     Raises:
       UserError: recompute is True, and each step has a dropout mask of its own.
     """
-    return _whole(model, _clipping(clip_delta) or NO_HOOK, recompute)
+    return _whole(model, _clipping(clip_delta) or NO_HOOK, recompute, delta_norms)
 
 
 def explicit_bptt(
-    model: LanguageModel, *, clip_delta: float | Array | None = None, recompute: bool = False
+    model: LanguageModel,
+    *,
+    clip_delta: float | Array | None = None,
+    recompute: bool = False,
+    delta_norms: bool = False,
 ) -> Estimator:
     """Backpropagation through all T steps of a chunk, by a backward pass written by hand.
 
@@ -104,15 +120,17 @@ def explicit_bptt(
     Args:
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
-      recompute: see `full_bptt`.
+      recompute, delta_norms: see `full_bptt`.
 
     Raises:
       UserError: as `full_bptt`.
     """
-    return _whole(model, _clipping(clip_delta), recompute)
+    return _whole(model, _clipping(clip_delta), recompute, delta_norms)
 
 
-def _whole(model: LanguageModel, hook: EdgeHook | None, recompute: bool) -> Estimator:
+def _whole(
+    model: LanguageModel, hook: EdgeHook | None, recompute: bool, delta_norms: bool
+) -> Estimator:
     def read(
         params: Params, carry: Carry, x: Array, y: Array, mask: Array, tap: Array | None
     ) -> tuple[Carry, Array]:
@@ -125,31 +143,20 @@ def _whole(model: LanguageModel, hook: EdgeHook | None, recompute: bool) -> Esti
         )
     read_all = _in_segments(read) if recompute else read
 
-    def tapped(
-        params: Params, carry: Carry, batch: Batch, tap: Array | None
-    ) -> tuple[tuple[Array, Carry, Params], Array | None]:
+    def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
         def total_nats(params: Params, tap: Array | None) -> tuple[Array, Carry]:
             before = restart(model, carry, batch.start)
             after, nats = read_all(params, before, batch.x, batch.y, batch.mask, tap)
             return nats, after
 
+        tap = model.empty_tap(batch.mask) if delta_norms else None
         both = jax.value_and_grad(total_nats, argnums=(0, 1), has_aux=True)
         (nats, after), (grads, deltas) = both(params, tap)
         loss, grads = per_token(nats, grads, batch.mask)
-        return (loss, after, grads), deltas
+        norms = norm(deltas, kept=1) / _tokens(batch.mask) if delta_norms else None
+        return loss, after, grads, Info(norms)
 
-    def watched(
-        params: Params, carry: Carry, batch: Batch
-    ) -> tuple[tuple[Array, Carry, Params], Float[Array, " T"]]:
-        found, deltas = tapped(params, carry, batch, model.empty_tap(batch.mask))
-        return found, norm(deltas, kept=1) / _tokens(batch.mask)
-
-    return Estimator(
-        model.init_carry,
-        lambda params, carry, batch: tapped(params, carry, batch, None)[0],
-        lambda params, carry: carry,
-        watched,
-    )
+    return Estimator(model.init_carry, estimate, lambda params, carry: carry)
 
 
 def _in_segments(read: Callable[..., tuple[Carry, Array]]) -> Callable[..., tuple[Carry, Array]]:
@@ -259,7 +266,7 @@ def truncated_bptt(
             carry, h = hidden(params, restart(model, carry, starts[block]), xs[block], first)
         return model.at_step(first).loss(params, h, y, mask), oldest
 
-    def estimate(params: Params, carry: Carry, batch: Batch) -> tuple[Array, Carry, Params]:
+    def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
         steps, lanes = batch.mask.shape
         if steps % k1:
             raise ValueError(f"k1={k1} does not divide the batch's T={steps}")
@@ -287,7 +294,7 @@ def truncated_bptt(
         each = x, y, mask, starts, k1 * jnp.arange(blocks)
         (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), each)
         loss, grads = per_token(nats, grads, batch.mask)
-        return loss, history if remembered else history.carry, grads
+        return loss, history if remembered else history.carry, grads, Info()
 
     def model_carry(params: Params, carry: Carry) -> Carry:
         if not remembered:

@@ -140,7 +140,7 @@ def clip_audit(
 
     def update(carry: Carry, batch: Batch) -> tuple[Carry, ClipAudit]:
         loss = batch_loss(model, carry, batch)
-        before, after, grads = explicit_bptt(model)(params, carry, batch)
+        before, after, grads, _ = explicit_bptt(model)(params, carry, batch)
         length = trees.norm(grads)
 
         def seen(cut: Array, clipped: Params) -> Clipped:

@@ -101,8 +101,8 @@ def _reading(
 
         def update(sums: tuple, batch: Batch) -> tuple[tuple, tuple]:
             carry, true_carry, mean, true_mean = sums
-            _, carry, grads = estimator(params, carry, batch)
-            _, true_carry, true = reference(params, true_carry, batch)
+            _, carry, grads, _ = estimator(params, carry, batch)
+            _, true_carry, true, _ = reference(params, true_carry, batch)
             seen = trees.cosine(grads, true), trees.norm(grads) / trees.norm(true)
             mean, true_mean = _plus(mean, grads, updates), _plus(true_mean, true, updates)
             return (carry, true_carry, mean, true_mean), seen

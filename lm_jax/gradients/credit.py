@@ -6,7 +6,7 @@ Row t of the map follows the gradient of J_t back from carry to carry,
 
 with h_k the carry from step k to step k + 1, of all layers together. The path from a layer to the
 layer above within step k is part of step k: a layer's δ_k
-(`lm_jax.gradients.bptt.Estimator.watched`) includes the path, ∂J_t/∂h_k does not. The Jacobian of
+(`lm_jax.gradients.bptt.Info`) includes the path, ∂J_t/∂h_k does not. The Jacobian of
 step k is the same for every row, and rows go through step k together, as a single vector-Jacobian
 product. To have many rows at every step, and no row of zeros, the sequence is halved. Each half
 first gets its own map, and its rows go back to the beginning of the half. The rows of the later

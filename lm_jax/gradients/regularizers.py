@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from lm_jax import trees
 from lm_jax.data.batches import Batch
-from lm_jax.gradients.bptt import Estimator
+from lm_jax.gradients.bptt import Estimate, Estimator
 from lm_jax.gradients.example import Loss, Step, single_example
 from lm_jax.gradients.lyapunov import flossing
 from lm_jax.gradients.validation import check_losses
@@ -163,23 +163,13 @@ def _with(
 ) -> Estimator:
     """The estimator with more(params, the model's carry before the batch, batch) added."""
 
-    def added(found: tuple, params: Params, carry: Carry, batch: Batch) -> tuple:
-        loss, after, grads = found
+    def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
+        loss, after, grads, info = estimator(params, carry, batch)
         before = restart(model, estimator.model_carry(params, carry), batch.start)
-        return loss, after, jax.tree.map(jnp.add, grads, more(params, before, batch))
+        grads = jax.tree.map(jnp.add, grads, more(params, before, batch))
+        return loss, after, grads, info
 
-    def watched(params: Params, carry: Carry, batch: Batch) -> tuple[tuple, Array]:
-        assert estimator.watched is not None
-        found, norms = estimator.watched(params, carry, batch)
-        return added(found, params, carry, batch), norms
-
-    return Estimator(
-        estimator.init_carry,
-        lambda params, carry, batch: added(estimator(params, carry, batch), params, carry, batch),
-        estimator.model_carry,
-        watched=None if estimator.watched is None else watched,
-        redraw=estimator.redraw,
-    )
+    return Estimator(estimator.init_carry, estimate, estimator.model_carry, redraw=estimator.redraw)
 
 
 def _way(

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from lm_jax.data.batches import Batch
-from lm_jax.gradients.bptt import Estimator, per_token
+from lm_jax.gradients.bptt import Estimate, Estimator, Info, per_token
 from lm_jax.gradients.example import SingleExample, check_no_dropout, single_example
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params, restart
@@ -112,7 +112,7 @@ def online(
     """
     check_no_dropout(model)
 
-    def estimate(params: Params, carry: Any, batch: Batch) -> tuple[Array, Any, Params]:
+    def estimate(params: Params, carry: Any, batch: Batch) -> Estimate:
         lanes = batch.x.shape[1]
         memory = carry if isinstance(carry, kind) else init_carry(lanes)._replace(carry=carry)
         memory = started(model, memory, batch.start)
@@ -126,7 +126,7 @@ def online(
         over = batch.x, batch.y, batch.mask
         (memory, nats, grads), _ = jax.lax.scan(add_step, (memory, *zero), over)
         loss, grads = per_token(nats, grads, batch.mask)
-        return loss, memory, grads
+        return loss, memory, grads, Info()
 
     def model_carry(params: Params, carry: Any) -> Carry:
         return carry.carry if isinstance(carry, kind) else carry

@@ -195,7 +195,7 @@ def _roots(model: LanguageModel, length: int) -> Callable[..., Params]:
     def program(params: Params, source: Streams, steps: Int[Array, ""]) -> Params:
         def add(step: Array, state: tuple) -> tuple:
             carry, roots = state
-            _, carry, grads = estimator(params, carry, batch_at(source, step, length))
+            _, carry, grads, _ = estimator(params, carry, batch_at(source, step, length))
             return carry, jax.tree.map(jnp.hypot, roots, grads)
 
         carry = estimator.init_carry(source.lengths.shape[0])

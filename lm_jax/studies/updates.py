@@ -116,7 +116,7 @@ def updates(
     @jax.jit
     def first(apply: Apply, params: Params, carry: Carry, batch: Batch) -> tuple:
         loss_fn = batch_loss(model, carry, batch)
-        _, _, grads = explicit_bptt(model)(params, carry, batch)
+        _, _, grads, _ = explicit_bptt(model)(params, carry, batch)
         length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
         distances = length * jnp.linspace(-REACH, REACH, PLACES)
         exposure = None

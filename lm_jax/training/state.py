@@ -31,7 +31,7 @@ class Record(NamedTuple):
     learning_rate: Float[Array, ""]
     """Learning rate of the last step."""
     deltas: Float[Array, " T"] | None
-    """Mean ‖δ_t‖ at each time step of the chunk (`Estimator.watched`); None if not asked for."""
+    """Mean ‖δ_t‖ at each time step (`lm_jax.gradients.Info`); None if not asked for."""
 
     @property
     def tokens(self) -> int:

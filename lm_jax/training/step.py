@@ -148,10 +148,7 @@ def update(
             own_share(train.feeding, state.step),
             train.feeding.draw == "likeliest",
         )
-    if _watched(config) is None or estimate.watched is None:
-        (loss, carry, grads), deltas = estimate(state.params, state.carry, batch), None
-    else:
-        (loss, carry, grads), deltas = estimate.watched(state.params, state.carry, batch)
+    loss, carry, grads, info = estimate(state.params, state.carry, batch)
     grad_norm = norm(grads)
     clipped, changed, clipped_norm = clip(train, grads, grad_norm)
     epoch = state.step // steps_per_epoch(source, chunk_length(config))
@@ -169,7 +166,7 @@ def update(
         clipped_norm=clipped_norm,
         clipped=changed,
         rate=rate,
-        deltas=deltas,
+        deltas=info.delta_norms,
     )
     state = state._replace(
         step=state.step + 1,
@@ -275,7 +272,8 @@ _eval_model = functools.lru_cache(maxsize=32)(_model)
 
 
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
-    return gradients.make(train_of(config), model, key=_key(config, Draw.ESTIMATOR))
+    key, deltas = _key(config, Draw.ESTIMATOR), _watched(config) is not None
+    return gradients.make(train_of(config), model, key=key, delta_norms=deltas)
 
 
 def _key(config: Config, draw: Draw, step: Int[Array, ""] | None = None) -> Array:
