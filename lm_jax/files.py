@@ -5,17 +5,22 @@ an output file is replaced or refused; the target of the link never changes.
 """
 
 import contextlib
+import fcntl
+import hashlib
 import io
 import json
 import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, parsed
+
+Row = dict[str, Any]
+"""A JSON object, in a file with an object per line."""
 
 
 @contextlib.contextmanager
@@ -55,10 +60,30 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(folder: Path, successor: Path | None = None) -> None:
+    """Remove a folder, if there is one, and rename `successor` to take the folder's place.
+
+    The folder is renamed before the removal: a crash leaves no half-removed folder under its name.
+    """
+    trash = folder.with_name(f"{folder.name}.trash")
+    remove(trash)
+    if folder.exists():
+        folder.rename(trash)
+    if successor is not None:
+        successor.rename(folder)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
 def created(path: Path, mode: str, **how: Any) -> IO[Any]:
     """Open a new file, mode "w" or "wb", in place of an existing file or link."""
     path.unlink(missing_ok=True)
     return path.open(mode.replace("w", "x"), **how)  # mode "x" follows no link
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Wait until all that was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_whole(path: Path, content: str) -> None:
@@ -66,23 +91,84 @@ def write_whole(path: Path, content: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with created(partial, "w", encoding="utf-8") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
     partial.replace(path)
 
 
-def as_json(row: Mapping[str, Any]) -> str:
-    """Format a row as a line of strict JSON; NaN and infinities become null."""
-    return json.dumps(finite(row), allow_nan=False)
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value as JSON (`as_json`), atomically."""
+    write_whole(path, as_json(value, indent) + "\n")
+
+
+def read_json(path: Path, kind: Any = Row) -> Any:
+    """Read a JSON file, in which the value must have a type, as pydantic checks it.
+
+    Raises:
+      UserError: the content is not JSON, or of another type; names the file.
+      OSError: the file is missing or cannot be read.
+    """
+    return parsed(path.read_bytes(), str(path), kind)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file with a JSON object per line, atomically."""
+    write_whole(path, "".join(as_json(row) + "\n" for row in rows))
+
+
+def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[tuple[Row, int]]:
+    """Each row and the number of bytes of its line, up to the first incomplete or damaged line.
+
+    Args:
+      lines: lines of JSON, with line ends.
+      good: returns True if a row is valid; the first invalid row ends the iteration.
+    """
+    for line in lines:
+        try:
+            row = parsed(line, "the line")
+        except UserError:
+            return
+        if not line.endswith(b"\n") or not good(row):
+            return
+        yield row, len(line)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Format a value as strict JSON, on a line without `indent`; NaN and ∞ become null."""
+    return json.dumps(finite(value), allow_nan=False, indent=indent)
 
 
 def finite(value: Any) -> Any:
     """Replace NaN and infinities in a nested value by None, because JSON has neither."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256(content: str | bytes) -> str:
+    """SHA-256 of some bytes, or of a text in UTF-8, in hex digits."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, mode: str = "a+", *, wait: bool = True) -> Iterator[IO[Any]]:
+    """Open a file as `opened` does, and lock the file against other processes.
+
+    The operating system releases the lock when the process dies, even after kill -9.
+
+    Args:
+      path: the file; its content is the caller's.
+      mode: "a", "a+" or "a+b".
+      wait: if True, wait until no other process holds the lock.
+
+    Raises:
+      UserError: the path is a symbolic link.
+      BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    with opened(path, mode) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file
 
 
 def opened(path: Path, mode: str, **how: Any) -> IO[Any]:

@@ -15,6 +15,7 @@ import importlib.util
 import sysconfig
 from pathlib import Path
 
+from lm_jax import files
 from lm_jax.files import reading
 from lm_jax.settings import UserError
 
@@ -69,23 +70,19 @@ def code_of(cell: str, sha256: str | None = None) -> bytes | None:
       UserError: the file or module is missing, or has another SHA-256.
     """
     file = file_of(cell)
-    code = None
-    if file is not None:
-        with reading(file, f"model.cell={cell}") as readable:
-            code = readable.read()
-    found = None if code is None else hashlib.sha256(code).hexdigest()
-    if sha256 not in (None, found):
-        raise UserError(
-            f"model.cell={cell} is not what model.cell_sha256 says: its file has changed since "
-            f"(SHA-256 {sha256[:12]}… then, {str(found)[:12]}… now)"
-        )
+    if file is None:
+        _refuse_other("model.cell", cell, sha256, None)
+        return None
+    with reading(file, f"model.cell={cell}") as readable:
+        code = readable.read()
+    _refuse_other("model.cell", cell, sha256, files.sha256(code))
     return code
 
 
 def sha256_of(cell: str, sha256: str | None = None) -> str | None:
     """Return the SHA-256 of a cell's file in hex digits; arguments and errors as in `code_of`."""
     code = code_of(cell, sha256)
-    return None if code is None else hashlib.sha256(code).hexdigest()
+    return None if code is None else files.sha256(code)
 
 
 def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
@@ -100,12 +97,16 @@ def sha256_of_vectors(path: str, sha256: str | None = None) -> str:
     """
     with reading(path, f"model.vectors={path}") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 not in (None, found):
-        raise UserError(
-            f"model.vectors={path} is not what model.vectors_sha256 says: it has changed since "
-            f"(SHA-256 {sha256[:12]}… then, {found[:12]}… now)"
-        )
+    _refuse_other("model.vectors", path, sha256, found)
     return found
+
+
+def _refuse_other(setting: str, value: str, then: str | None, now: str | None) -> None:
+    if then not in (None, now):
+        raise UserError(
+            f"{setting}={value} is not what {setting}_sha256 says: its file has changed since "
+            f"(SHA-256 {then[:12]}… then, {str(now)[:12]}… now)"
+        )
 
 
 def _spec(module: str) -> importlib.machinery.ModuleSpec | None:

@@ -7,15 +7,12 @@ name is never partial. If several processes need the same folder, the first buil
 the others wait.
 """
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import index
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import platformdirs
@@ -82,7 +79,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         rules = bpe.read(data.tokenizer_file, f"data.tokenizer_file={data.tokenizer_file}")
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
         key.append(rules)
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    digest = files.sha256(json.dumps(key))
     if data.origin in ("builtin", "memory", "task"):
         vocabulary = vocabulary or _vocabulary(data, parts)
         arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
@@ -115,7 +112,7 @@ def _digest(digest: str, vocabulary: Vocabulary) -> str:
     # Another version of the library `tokenizers` may train other rules from the same text.
     if not vocabulary.rules:
         return digest
-    return hashlib.sha256((digest + vocabulary.rules).encode()).hexdigest()
+    return files.sha256(digest + vocabulary.rules)
 
 
 def _dtype(vocabulary: Vocabulary) -> np.dtype:
@@ -144,9 +141,7 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
 def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabulary | None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_suffix(".partial")
-    with files.opened(folder.with_suffix(".lock"), "a") as lock:
-        # The operating system releases the lock if the process dies, even by kill -9.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(folder.with_suffix(".lock")):
         if folder.exists():
             return
         files.remove(partial)  # left by a killed process
@@ -154,8 +149,7 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
             partial.mkdir()
             vocabulary = vocabulary or _vocabulary(data, parts)
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
-            with _synced(partial / "corpus.json") as file:
-                file.write(vocabulary.to_json(splits=sizes).encode())
+            files.write_whole(partial / "corpus.json", vocabulary.to_json(splits=sizes))
             # The folder is named after the content, so the files must not have changed meanwhile.
             for split, again in _parts(data, None).items():
                 if again.digest != parts[split].digest:
@@ -167,24 +161,16 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
 
 def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
     totals: dict[str, int] = dict.fromkeys(SIZES, 0)
-    with _synced(path) as file:
+    with files.created(path, "wb") as file:
         for numbers, characters, unknown in encoded(vocabulary, text):
             file.write(numbers.astype(_dtype(vocabulary)).tobytes())
             totals["tokens"] += len(numbers)
             totals["characters"] += characters
             totals["unknown"] += unknown
+        files.to_disk(file)
     if not totals["tokens"]:
         raise UserError(f"{text.name}: the text is empty")
     return totals
-
-
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file for writing, and flush it to the disk before closing."""
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _mapped(folder: Path, digest: str) -> Corpus:

@@ -27,7 +27,6 @@ Letters: B sequences, T steps of a batch, L steps of a sequence.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from lm_jax.config import Data
 from lm_jax.config.task import REAL, Sequences
 from lm_jax.data.batches import Batch, Generated
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.files import sha256
 from lm_jax.settings import VERSION, to_json
 
 EPOCH = 1000  # updates that count as an epoch
@@ -153,7 +153,7 @@ def digest(data: Data) -> str:
     assert isinstance(data.task, Sequences)
     any_length = dataclasses.replace(data.task, length=None)
     key = json.dumps([to_json(any_length), data.length, VERSION])
-    return hashlib.sha256(key.encode()).hexdigest()
+    return sha256(key)
 
 
 def temporal_order(key: Array, length: Array | int, *, room: int) -> tuple[Array, Array, Array]:

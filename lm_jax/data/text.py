@@ -21,7 +21,7 @@ from typing import NamedTuple
 from lm_jax.config import Data, Markov
 from lm_jax.data import markov
 from lm_jax.data.formats import BOM, HEAD, other_format
-from lm_jax.files import reading
+from lm_jax.files import reading, sha256
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
@@ -134,7 +134,7 @@ def in_memory(name: str, text: str) -> Text:
         for first in range(start, len(content), BLOCK):
             yield content[first : first + BLOCK]
 
-    return Text(name, hashlib.sha256(content[start:]).hexdigest(), blocks, start)
+    return Text(name, sha256(content[start:]), blocks, start)
 
 
 def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
@@ -189,7 +189,7 @@ def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
         )
     parts = {}
     for split, (start, stop) in ranges.items():
-        digest = hashlib.sha256(f"{text.digest} {start} {stop}".encode()).hexdigest()
+        digest = sha256(f"{text.digest} {start} {stop}")
         blocks = _range(text, start, stop)
         parts[split] = Text(f"{text.name} [{split}]", digest, blocks, text.start + start)
     return parts

@@ -17,7 +17,6 @@ Source: https://www.tensorflow.org/datasets and the code of tensorflow-datasets 
 import contextlib
 import difflib
 import fnmatch
-import hashlib
 import importlib
 import io
 import json
@@ -28,7 +27,8 @@ from functools import partial
 from typing import Any
 
 from lm_jax.data.text import Text
-from lm_jax.settings import UserError, parsed
+from lm_jax.files import read_json, sha256
+from lm_jax.settings import UserError
 
 _BLOCK_BYTES = 2**21
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -122,7 +122,7 @@ def _text(builder: Any, part: str, key: str, flag: str) -> Text:
         raise UserError(f"{flag}: {part} is empty, of {whole.num_examples} documents in all")
     source = builder.as_data_source(part, file_format="array_record")
     content = [info.full_name, key, part, whole.shard_lengths, whole.num_bytes]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    digest = sha256(json.dumps(content))
     # Batches are three times faster than single documents; long documents come in small batches.
     batch = min(1024, _BLOCK_BYTES * whole.num_examples // max(1, whole.num_bytes)) or 1
     return Text(f"{info.full_name} {part}", digest, partial(_blocks, source, key, batch, flag))
@@ -201,7 +201,7 @@ def _prepared(root: Any) -> list[Any]:
 def _newest(root: Any, config: str | None, version: str) -> Any | None:
     default = root / ".config" / "metadata.json"
     if config is None and default.exists():
-        config = parsed(default.read_bytes(), str(default)).get("default_config_name")
+        config = read_json(default).get("default_config_name")
     within = root / config if config else root
     folders = [
         f for f in _prepared(root) if f.parent == within and fnmatch.fnmatch(f.name, version)
@@ -268,6 +268,6 @@ def _tiny_shakespeare(by_hand: Any, flag: str) -> bytes:
             f"{flag}: could not fetch {origin} ({type(error).__name__}); put the file by hand at"
             f" {by_hand}"
         ) from None
-    if (digest := hashlib.sha256(content).hexdigest()) != _TINY_SHA256:
+    if (digest := sha256(content)) != _TINY_SHA256:
         raise UserError(f"{flag}: the SHA-256 of {origin} is {digest}, not {_TINY_SHA256}")
     return content

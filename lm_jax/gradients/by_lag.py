@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lm_jax.gradients.validation import Loss, Step, check_length, check_losses
+from lm_jax.gradients.validation import Step, StepLoss, check_length, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
@@ -43,7 +43,7 @@ CUTS = 4
 
 def gradient_by_lag(
     step: Step,
-    loss: Loss,
+    loss: StepLoss,
     params: Params,
     carry: Carry,
     xs: Any,
@@ -127,7 +127,7 @@ def gradient_by_lag(
 
 
 def _check(
-    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, lanes: bool
+    step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any, lanes: bool
 ) -> tuple[int, int]:
     """Check the arguments of `gradient_by_lag`; return T and B."""
     if not lanes:

@@ -32,7 +32,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lm_jax import models, trees
-from lm_jax.gradients.loss_surface import LossFn, refuse_integers
+from lm_jax.gradients.loss_surface import LossFn
+from lm_jax.gradients.validation import check_floating
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
@@ -80,7 +81,7 @@ def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> P
     Raises:
       UserError: the parameters are not floating-point.
     """
-    refuse_integers(params)
+    check_floating(params)
     return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
 
 
@@ -101,7 +102,7 @@ def top_eigenpairs(
     Raises:
       UserError: steps or count is out of range, or the parameters are not floating-point.
     """
-    refuse_integers(params)
+    check_floating(params)
     flat, unravel = ravel_pytree(params)
     if not 1 <= steps <= flat.size:
         raise UserError(f"steps={steps} must be from 1 to the {flat.size} parameters")
@@ -183,7 +184,7 @@ def loss_slices(
       UserError: distances is empty, a direction is not shaped as the parameters, or the parameters
         are not floating-point.
     """
-    refuse_integers(params)
+    check_floating(params)
     if not distances.size:
         raise UserError("distances is empty: a slice needs at least one")
     leaves, shaped = jax.tree.leaves(params), jax.tree.structure(params)
@@ -218,7 +219,7 @@ def cliff(
     Raises:
       UserError: as for `top_eigenpairs` and `loss_slices`.
     """
-    refuse_integers(params)
+    check_floating(params)
     loss, grads = jax.value_and_grad(loss_fn)(params)
     uphill = trees.normalise(grads)
     curvature = trees.dot(uphill, hessian_vector_product(loss_fn, params, uphill))

@@ -19,7 +19,8 @@ from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import clip_cotangent, explicit_bptt
 from lm_jax.gradients.clipping import Threshold, by_norm, by_value, largest
-from lm_jax.gradients.loss_surface import batch_loss, refuse_integers
+from lm_jax.gradients.loss_surface import batch_loss
+from lm_jax.gradients.validation import check_floating
 from lm_jax.models.base import Carry, EdgeHook, LanguageModel, Params, restart
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
@@ -136,7 +137,7 @@ def clip_audit(
             "the model has no recurrent state whose gradient delta could clip: "
             "this needs model.kind=rnn"
         )
-    refuse_integers(params)
+    check_floating(params)
 
     def update(carry: Carry, batch: Batch) -> tuple[Carry, ClipAudit]:
         loss = batch_loss(model, carry, batch)
@@ -218,7 +219,7 @@ def quantile_thresholds(
     """
     if not 0 <= share <= 1:
         raise UserError(f"share={share} must be from 0 to 1")
-    refuse_integers(params)
+    check_floating(params)
 
     def update(carry: Carry, batch: Batch) -> tuple[Carry, tuple[Array, Array, Array]]:
         tap = model.empty_tap(batch.mask)

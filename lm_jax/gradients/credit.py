@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.validation import Loss, Step, check_losses
+from lm_jax.gradients.validation import Step, StepLoss, check_losses
 from lm_jax.models.base import Carry, Params
 from lm_jax.trees import norm
 
@@ -47,7 +47,7 @@ BLOCK = 8
 
 
 def credit_map(
-    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any
+    step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any
 ) -> Float[Array, "T T"]:
     """Gradient norm of each loss with respect to each carry: ‖∂J_t/∂carry_k‖₂ in row t, column k.
 

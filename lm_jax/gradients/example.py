@@ -6,22 +6,17 @@ x_t is the id of a token. The carry is the state of all layers together, without
 functions take the steps of the plain scan, so every mode of differentiation works on them.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lm_jax.gradients.validation import Step, StepLoss
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import NO_HOOK, Carry, Params
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
-
-Step = Callable[[Params, Carry, Array], Carry]
-"""(params, carry, x) -> carry, for one example."""
-Loss = Callable[[Params, Carry, Any], Array]
-"""(params, carry, y) -> [], the loss of a step in nats."""
 
 
 class SingleExample(NamedTuple):
@@ -30,7 +25,7 @@ class SingleExample(NamedTuple):
     carry: Carry
     """The state before the first token of the text."""
     step: Step
-    loss: Loss
+    loss: StepLoss
 
 
 def single_example(model: LanguageModel) -> SingleExample:
@@ -72,7 +67,7 @@ def check_no_dropout(model: LanguageModel) -> None:
         )
 
 
-def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, Loss, Any]:
+def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, StepLoss, Any]:
     """Step and loss as functions of the recurrent layers' parameters alone.
 
     The other parameters are constants: a tool with a gradient for every lag has no memory for the
@@ -96,7 +91,7 @@ def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, Loss,
     return step, masked_loss(loss), params["layers"]
 
 
-def masked_loss(loss: Loss) -> Loss:
+def masked_loss(loss: StepLoss) -> StepLoss:
     """The loss as a function of (y, mask) in place of y; 0 if mask is False."""
 
     def asked(params: Params, carry: Carry, target: tuple[Array, Array]) -> Array:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from lm_jax import trees
 from lm_jax.data.batches import Batch
-from lm_jax.gradients.loss_surface import refuse_integers
+from lm_jax.gradients.validation import check_floating
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
 from lm_jax.settings import UserError
 
@@ -52,7 +52,7 @@ def exposure_cosines(
     Raises:
       UserError: the inputs differ in shape, or the parameters are not floating-point.
     """
-    refuse_integers(params)
+    check_floating(params)
     if own.x.shape != batch.x.shape:
         raise UserError(
             f"own inputs are {list(own.x.shape)}, those of the batch {list(batch.x.shape)}"

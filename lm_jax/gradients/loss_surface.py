@@ -6,13 +6,11 @@ the shapes of the parameters; `lm_jax.trees` computes lengths and angles of such
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.data.batches import Batch
 from lm_jax.models.base import Carry, LanguageModel, Params, restart, total
-from lm_jax.settings import UserError
 
 LossFn = Callable[[Params], Array]
 """params -> [], nats per token."""
@@ -33,23 +31,3 @@ def batch_loss(model: LanguageModel, carry: Carry, batch: Batch) -> LossFn:
         return nats / jnp.maximum(jnp.sum(batch.mask), 1)
 
     return loss
-
-
-def refuse_integers(params: Params) -> None:
-    """Raise an error unless all parameters are floating-point.
-
-    Raises:
-      UserError: the parameters hold no numbers, or a leaf is not floating-point; the message names
-        the leaf.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not sum(jnp.size(leaf) for _, leaf in leaves):
-        raise UserError("params hold no numbers, and so have no gradient")
-    for path, leaf in leaves:
-        kind = jnp.asarray(leaf).dtype
-        if not jnp.issubdtype(kind, jnp.floating):
-            where = jax.tree_util.keystr(path)
-            raise UserError(
-                f"params{where} is of type {kind}, not floating-point: a model that is counted, "
-                "not trained, has no gradient"
-            )

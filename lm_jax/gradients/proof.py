@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jaxtyping import Array, Float
 
@@ -42,7 +43,7 @@ from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
-from lm_jax.trees import norm
+from lm_jax.trees import norm, normalise
 
 EXACT = 1e-10  # relative; the rounding errors of T steps stay well below
 APPROXIMATE = 1e-5  # relative; for a difference quotient
@@ -133,7 +134,7 @@ def verify(
             pushed = jax.jit(lambda d: jax.jvp(mean_nats, (params,), (d,))[1])
             apart = _worst([_off([pushed(d)], grads, d) for d in along])
             found.append(Check("RTRL along directions", AUTODIFF, apart, EXACT))
-    nats = jax.jit(lambda distance, d: mean_nats(_moved(params, distance, d)))
+    nats = jax.jit(lambda distance, d: mean_nats(optax.tree.add_scale(params, distance, d)))
 
     def quotients(d: Params) -> list[Array]:
         return [(nats(size, d) - nats(-size, d)) / (2 * size) for size in STEPS]
@@ -172,18 +173,9 @@ def _rounded_to(jaxpr: Jaxpr) -> set[str]:
 
 def _direction(key: Array, params: Params, block: int | Array) -> Params:
     """Random direction of length 1 in a block of the parameters; in all blocks if block < 0."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [
-        jnp.where((block < 0) | (block == place), jax.random.normal(k, leaf.shape), 0)
-        for place, (k, leaf) in enumerate(zip(keys, leaves, strict=True))
-    ]
-    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in drawn))
-    return structure.unflatten([leaf / length for leaf in drawn])
-
-
-def _moved(params: Params, distance: Array | float, d: Params) -> Params:
-    return jax.tree.map(lambda leaf, step: leaf + distance * step, params, d)
+    leaves, structure = jax.tree.flatten(optax.tree.random_like(key, params))
+    kept = [jnp.where((block < 0) | (block == place), leaf, 0) for place, leaf in enumerate(leaves)]
+    return normalise(structure.unflatten(kept))
 
 
 def _apart(a: Params, b: Params) -> float:

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimate, Estimator
-from lm_jax.gradients.example import Loss, Step, single_example
+from lm_jax.gradients.example import Step, StepLoss, single_example
 from lm_jax.gradients.lyapunov import flossing
 from lm_jax.gradients.validation import check_losses
 from lm_jax.models.base import Carry, LanguageModel, Params, restart
@@ -51,7 +51,7 @@ class Way(NamedTuple):
 
 def omega(
     step: Step,
-    loss: Loss,
+    loss: StepLoss,
     params: Params,
     carry: Carry,
     xs: Any,
@@ -173,7 +173,7 @@ def _with(
 
 
 def _way(
-    step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any, mask: Array
+    step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any, mask: Array
 ) -> Way:
     """Run an example forwards, then d backwards."""
 

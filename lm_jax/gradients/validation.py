@@ -14,7 +14,8 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Any], Carry]
-Loss = Callable[[Params, Carry, Any], jax.Array]
+"""(params, carry, x) -> carry, for one example."""
+StepLoss = Callable[[Params, Carry, Any], jax.Array]
 """(params, carry, y) -> nats of one step, a scalar; `carry` is the carry after the step."""
 
 
@@ -55,7 +56,7 @@ def check_transition(step: Step, params: Params, carry: Carry, xs: Any) -> int:
     return steps
 
 
-def check_losses(step: Step, loss: Loss, params: Params, carry: Carry, xs: Any, ys: Any) -> int:
+def check_losses(step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any) -> int:
     """Check, without computing anything, that each step of a transition has a scalar loss.
 
     Args:
@@ -108,6 +109,26 @@ def check_length(xs: Any, name: str) -> int:
     if not leaves[0][1].shape[0]:
         raise UserError(f"{name} holds T=0 time steps")
     return leaves[0][1].shape[0]
+
+
+def check_floating(params: Params) -> None:
+    """Check that a model has parameters, all floating-point, so that there is a gradient.
+
+    Raises:
+      UserError: the parameters hold no numbers, or a leaf is not floating-point; the message names
+        the leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not sum(jnp.size(leaf) for _, leaf in leaves):
+        raise UserError("params hold no numbers, and so have no gradient")
+    for path, leaf in leaves:
+        kind = jnp.asarray(leaf).dtype
+        if not jnp.issubdtype(kind, jnp.floating):
+            where = _at(path)
+            raise UserError(
+                f"params{where} is of type {kind}, not floating-point: a model that is counted, "
+                "not a model that learns by gradient descent"
+            )
 
 
 def check_max_lag(max_lag: int, steps: int) -> None:

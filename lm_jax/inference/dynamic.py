@@ -28,6 +28,7 @@ from jaxtyping import Array, Int
 
 from lm_jax.data.batches import Batch, Streams, batch_at, steps_per_epoch, streams
 from lm_jax.gradients import full_bptt
+from lm_jax.gradients.validation import check_floating
 from lm_jax.inference.scorer import Scorer
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
@@ -129,17 +130,6 @@ def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
         return _State(params, model.init_carry(batch_size), rule_now)
 
     return Scorer(init, _learner(model), length)
-
-
-def check_floating(params: Params) -> None:
-    """Refuse parameters without a gradient.
-
-    Raises:
-      UserError: a parameter is not floating-point, or there are no parameters.
-    """
-    leaves = jax.tree.leaves(params)
-    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise UserError("--dynamic needs a model that learns by gradient descent")
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,7 +16,6 @@ The executed code is exactly the hashed content of the file. Each content is exe
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import inspect
 import sys
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lm_jax.config import source
+from lm_jax.files import sha256
 from lm_jax.models import transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import Layer
@@ -88,7 +88,7 @@ def _named(cell: str, file: Path | None, sha256: str | None) -> Any:
 @functools.cache
 def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
     """The module that results from executing a file's content."""
-    module = types.ModuleType(f"own_{file.stem}_{hashlib.sha256(code).hexdigest()[:12]}")
+    module = types.ModuleType(f"own_{file.stem}_{sha256(code)[:12]}")
     module.__file__, module.__package__ = str(file), package
     if package:  # for its relative imports
         importlib.import_module(package)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lm_jax.training.journal import Row
+from lm_jax.files import Row
 
 OUT = ("diverged", "failed")
 SHARE = "0.9"

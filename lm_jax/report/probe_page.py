@@ -1,12 +1,11 @@
 """Files of the gradient analysis of a run: numbers in probe.json, figures in probe.html."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm_jax.files import as_json, write_whole
+from lm_jax.files import write_json
 from lm_jax.report.page import write_page
 from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.terminal import spike_in_words
@@ -27,7 +26,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
       the path of the page.
     """
     numbers = {"version": VERSION, **as_plain(probe)}
-    write_whole(run.run_dir / f"{stem}.json", json.dumps(json.loads(as_json(numbers)), indent=1))
+    write_json(run.run_dir / f"{stem}.json", numbers, indent=1)
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
     task = data.task if data.generated else None

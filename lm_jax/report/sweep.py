@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_jax.config import train_of
+from lm_jax.files import Row
 from lm_jax.report.terminal import NONE, UNPAID, show_table
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import Group, Plan, distinctions
 from lm_jax.sweeps.points import Point
 from lm_jax.sweeps.results import Fold, folded, ranked
-from lm_jax.training.journal import Row
 
 
 def show_plan(plan: Plan, command: Callable[[Point], str], halving: Halving | None = None) -> None:

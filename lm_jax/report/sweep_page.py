@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_jax.files import Row
 from lm_jax.report.figures import figure
 from lm_jax.report.measures import Cell, Measure, at, cell, measures, varied
 from lm_jax.report.page import Figure, Section, Table, number, write_page
 from lm_jax.sweeps.results import folded, ranked, read_results
-from lm_jax.training.journal import Row
 
 FILE = "sweep.html"
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm_jax.files import Row
 from lm_jax.report.terminal import Bars, figure, literal
-from lm_jax.training.journal import Row, Watch
+from lm_jax.training.journal import Watch
 
 
 class SweepDisplay(Bars):

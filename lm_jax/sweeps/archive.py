@@ -1,9 +1,7 @@
 """Run directories as bytes, for machines without a shared disk."""
 
 import io
-import shutil
 import tarfile
-from pathlib import Path
 
 from lm_jax import files
 from lm_jax.sweeps.jobs import Job
@@ -28,15 +26,6 @@ def unpack(job: Job, archive: bytes) -> None:
         tar.extractall(arrived, filter="data")
     for trial in job.trials:
         if (arrived / trial.directory).is_dir():
-            _replace(job.place(trial), arrived / trial.directory)
-    shutil.rmtree(arrived)
-
-
-def _replace(old: Path, new: Path) -> None:
-    trash = old.with_name(f"{old.name}.trash")
-    files.remove(trash)
-    old.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists():  # a rename is atomic: a kill leaves no half-removed run directory
-        old.rename(trash)
-    new.rename(old)
-    shutil.rmtree(trash, ignore_errors=True)
+            job.place(trial).parent.mkdir(parents=True, exist_ok=True)
+            files.discard(job.place(trial), arrived / trial.directory)
+    files.remove(arrived)

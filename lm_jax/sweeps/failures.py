@@ -1,13 +1,11 @@
 """Failed trials: error.json in the run directory, until a later attempt succeeds."""
 
-import json
 import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from lm_jax.files import write_whole
-from lm_jax.settings import UserError, parsed
-from lm_jax.training.journal import Row
+from lm_jax.files import Row, read_json, write_json
+from lm_jax.settings import UserError
 
 NAME = "error.json"
 
@@ -36,13 +34,13 @@ def record(run_dir: Path, failure: Failure, attempt: int) -> None:
     """Writes error.json: the failure of a trial, and the number of the attempt."""
     run_dir.mkdir(parents=True, exist_ok=True)
     told = {**failure._asdict(), "attempt": attempt}
-    write_whole(run_dir / NAME, json.dumps(told, indent=2) + "\n")
+    write_json(run_dir / NAME, told, indent=2)
 
 
 def read(run_dir: Path) -> Row | None:
     """Read error.json; None if there is no such file."""
     try:
-        found = parsed((run_dir / NAME).read_bytes(), NAME)
+        found = read_json(run_dir / NAME)
     except FileNotFoundError:
         return None
     except UserError:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from lm_jax.files import Row
 from lm_jax.settings import UserError
 from lm_jax.sweeps.results import read_results
-from lm_jax.training.journal import Row
 
 PLAIN = ("number", "name", "status", "best_validation", "last_validation", "test", "step", "steps")
 REST = ("seconds", "bad_step", "error", "parameters", "trial", "flags")

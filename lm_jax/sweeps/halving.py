@@ -15,9 +15,7 @@ Source: Li et al. (2020), "A System for Massively Parallel Hyperparameter Tuning
 algorithm resumes a stopped trial after enough worse trials have arrived; this module does not.
 """
 
-import fcntl
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +98,7 @@ class Halving:
 
     def _decided(self, path: Path, step: int, here: Mapping[str, float]) -> set[str]:
         """Directories of the continuing trials: read from rungs.jsonl, or judged and recorded."""
-        with files.opened(path, "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        with files.locked(path, "a+b") as file:
             before = [row for row in _whole(file) if row["step"] == step]
             come = {name: loss for row in before for name, loss in row["nats"].items()}
             kept = {name for row in before for name in row["kept"]}
@@ -111,8 +108,7 @@ class Halving:
                 kept |= best
                 row = {"step": step, "nats": new, "kept": sorted(best)}
                 file.write(files.as_json(row).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                files.to_disk(file)
         return kept
 
 
@@ -138,7 +134,7 @@ def judgements(sweep_dir: Path) -> list[Judgement]:
     if not path.exists():
         return []
     with path.open("rb") as file:
-        return [row for row, _ in journal.whole_rows(file, _is_judgement)]
+        return [row for row, _ in files.whole_rows(file, _is_judgement)]
 
 
 def _rank(loss: float | None) -> float:
@@ -148,7 +144,7 @@ def _rank(loss: float | None) -> float:
 def _whole(file: IO[bytes]) -> list[Judgement]:
     """Read the rows of a locked file, and cut off a torn or damaged end."""
     file.seek(0)
-    found = list(journal.whole_rows(file, _is_judgement))
+    found = list(files.whole_rows(file, _is_judgement))
     file.truncate(sum(length for _, length in found))
     return [row for row, _ in found]
 

@@ -5,7 +5,6 @@ written next to the job files, once for the whole sweep.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lm_jax.config import Config
-from lm_jax.files import write_whole
-from lm_jax.settings import from_json, parsed, to_json
+from lm_jax.files import read_json, sha256, write_json, write_whole
+from lm_jax.settings import from_json, to_json
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.plan import Trial
@@ -148,7 +147,7 @@ def write_job(job: Job, path: Path, **more: Any) -> None:
     text = None
     if job.text is not None:
         content = json.dumps(job.text if isinstance(job.text, str) else list(job.text))
-        text = f"text-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
+        text = f"text-{sha256(content)[:8]}.json"
         if not (path.parent / text).exists():
             write_whole(path.parent / text, content)
     trials = [
@@ -169,12 +168,12 @@ def write_job(job: Job, path: Path, **more: Any) -> None:
         "attempt": job.attempt,
         "text": text,
     }
-    write_whole(path, json.dumps({**told, **more}))
+    write_json(path, {**told, **more})
 
 
 def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
     """Read a job and the further settings from a file; the trials' points are not in the file."""
-    told = parsed(path.read_bytes(), str(path))
+    told = read_json(path)
     trials = [
         Trial(
             number=trial["number"],
@@ -193,6 +192,6 @@ def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
         lanes=told.pop("lanes"),
         halving=halving and Halving(**halving),
         attempt=told.pop("attempt"),
-        text=text and parsed((path.parent / text).read_bytes(), text, str | list[str]),
+        text=text and read_json(path.parent / text, str | list[str]),
     )
     return job, told

@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax import files
-from lm_jax.files import as_json, write_whole
+from lm_jax.files import Row, as_json, finite, write_rows
 from lm_jax.settings import UserError, parsed
 from lm_jax.sweeps.points import Choice, Point, Range, Space
-from lm_jax.training.journal import Row
 
 ASKED, STUDY = "asked.jsonl", "study.db"
 NAME = "sweep"  # name of the Optuna study
@@ -83,7 +82,7 @@ class OptunaSearch:
         self.asked: dict[int, Point] = {}
         self.told: dict[int, Outcome] = {}
         kinds = {path: dataclasses.asdict(values) for path, values in space.items()}
-        self._rows: list[Row] = [json.loads(json.dumps({"space": kinds, "seed": seed}))]
+        self._rows: list[Row] = [finite({"space": kinds, "seed": seed})]
         if self._path.exists():
             self._read()
 
@@ -107,7 +106,7 @@ class OptunaSearch:
 
     def _write(self, row: Row) -> None:
         self._rows.append(row)
-        write_whole(self._path, "".join(as_json(row) + "\n" for row in self._rows))
+        write_rows(self._path, self._rows)
         self._take(row)
 
     def ask(self) -> dict[int, Point]:

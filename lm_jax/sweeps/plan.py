@@ -10,7 +10,6 @@ The plan checks every point before any trial starts; an error names the trial's 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ import jax
 from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.files import write_whole
-from lm_jax.settings import Mark, UserError, digest, fields, parsed
+from lm_jax.settings import Mark, UserError, digest, fields
 from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.loop import fitted
 
@@ -237,11 +235,10 @@ def write_or_check_manifest(
     path, trials = sweep_dir / "sweep.json", list(trials)
     places = (sweep_dir / trial.directory for trial in trials)
     files.refuse_links(sweep_dir / "trials", sweep_dir / "jobs", *places)
-    # Through JSON, to compare with the file: JSON turns tuples into lists.
-    here = json.loads(json.dumps({"halving": halving, "trials": written(trials)}))
+    here = files.finite({"halving": halving, "trials": written(trials)})
     if path.exists():
         try:
-            there = parsed(path.read_bytes(), str(path))
+            there = files.read_json(path)
         except UserError:
             there = {}
         if not isinstance(there.get("trials"), dict):
@@ -255,7 +252,7 @@ def write_or_check_manifest(
         if not growing or old != new[: len(old)]:
             difference = _difference(there["trials"], here["trials"])
             raise UserError(f"{sweep_dir} holds another sweep: {difference}")
-    write_whole(path, json.dumps(here, indent=1) + "\n")
+    files.write_json(path, here, indent=1)
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm_jax.files import as_json, write_whole
+from lm_jax.files import Row, write_rows
 from lm_jax.settings import UserError, fields, fits, parsed, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
@@ -34,7 +34,6 @@ from lm_jax.training.journal import (
     Figure,
     Known,
     Number,
-    Row,
     Split,
     Step,
     Whole,
@@ -101,8 +100,7 @@ class Results:
 
     def write(self) -> None:
         """Writes the whole table."""
-        lines = "".join(as_json(row) + "\n" for row in self.rows)
-        write_whole(self._sweep_dir / FILE, lines)
+        write_rows(self._sweep_dir / FILE, self.rows)
 
     def _row(self, trial: Trial) -> Row | None:
         """Build a trial's row from the run directory; None if the trial has not ended."""

@@ -12,7 +12,7 @@ lag_norm is ‖∂h_T/∂h_{T-l}‖₂ at the longest lag of the chunk, l = T - 
 import itertools
 from collections.abc import Sequence
 
-from lm_jax.training.journal import Row
+from lm_jax.files import Row
 
 PROBED = ("horizon", "spectral_radius", "lyapunov")
 MEANS = ("clipped", "grad_norm", "grad_norm_clipped")

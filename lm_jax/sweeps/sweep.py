@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lm_jax.config import Config
+from lm_jax.files import Row
 from lm_jax.settings import UserError
 from lm_jax.sweeps.executors import Executor, Here, execute
 from lm_jax.sweeps.halving import Halving
@@ -27,7 +28,7 @@ from lm_jax.sweeps.points import Drawn, Point, flags
 from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.results import Results
 from lm_jax.training import directory
-from lm_jax.training.journal import Row, Watch
+from lm_jax.training.journal import Watch
 from lm_jax.training.loop import leave
 from lm_jax.training.signals import stop_signals
 

@@ -5,9 +5,10 @@ import os
 import time
 from collections.abc import Sequence
 
+from lm_jax.files import Row, whole_rows
 from lm_jax.sweeps.jobs import Job, Watcher
 from lm_jax.sweeps.plan import Trial
-from lm_jax.training.journal import Row, Watch, is_row, whole_rows
+from lm_jax.training.journal import Watch, is_row
 
 BETWEEN_LOOKS = 1.0  # seconds
 

@@ -7,7 +7,6 @@ The worker also saves and exits when standard input closes, and therefore never 
 that started the worker, even if that process is killed.
 """
 
-import json
 import os
 import signal
 import sys
@@ -17,8 +16,8 @@ from typing import Any
 
 import jax
 
-from lm_jax.files import write_whole
-from lm_jax.settings import UserError, parsed
+from lm_jax.files import read_json, write_json
+from lm_jax.settings import UserError
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
 from lm_jax.sweeps.run_job import run_job
@@ -64,7 +63,7 @@ def written(job: Job, devices: int, cores: list[int] | None = None) -> Path:
 def ended(job: Job, path: Path, how: str) -> Ended:
     """Read the outcome of a job after the worker's exit; `how` describes the exit."""
     try:
-        told = parsed(_outcome(path).read_bytes(), "the outcome", dict[int, Failure])
+        told = read_json(_outcome(path), dict[int, Failure])
     except (FileNotFoundError, UserError):
         return Ended(job, {}, how)
     return Ended(job, told, how)
@@ -79,7 +78,7 @@ def run(path: Path) -> int:
     with stop_signals() as received:
         failed = run_job(job, received)
     told = {number: failure._asdict() for number, failure in failed.items()}
-    write_whole(_outcome(path), json.dumps(told))
+    write_json(_outcome(path), told)
     return 128 + received[0] if received else 0
 
 

@@ -18,10 +18,8 @@ leaves are restored in groups: a large leaf alone, many small leaves together.
 
 import gc
 import hashlib
-import json
 import math
 import re
-import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import files
-from lm_jax.settings import UserError, parsed
+from lm_jax.settings import UserError
 
 KEPT = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
 COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
@@ -140,12 +138,11 @@ class Checkpoints:
         context.array.saving.use_compression = False
         with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
-        files.write_whole(partial / "sha256.json", json.dumps(_file_digests(partial / "arrays")))
-        if path.exists():  # damaged, or saved before the validation at the same step
-            _remove(path)
-        partial.rename(path)
+        files.write_json(partial / "sha256.json", _file_digests(partial / "arrays"))
+        # A checkpoint of the step is damaged, or was saved before the validation at the step.
+        files.discard(path, partial)
         for old in _steps(self._folder)[:-KEPT]:
-            _remove(self._folder / f"{old:08d}")
+            files.discard(self._folder / f"{old:08d}")
 
 
 class Checkpoint:
@@ -272,7 +269,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The shape and type of each array, after a check of all files against the digests."""
     from orbax.checkpoint import v1 as ocp
 
-    known = parsed((path / "sha256.json").read_bytes(), "sha256.json", dict[str, str])
+    known = files.read_json(path / "sha256.json", dict[str, str])
     found = _file_digests(path / "arrays")
     for name in sorted(known.keys() | found.keys()):
         if known.get(name) != found.get(name):
@@ -331,10 +328,3 @@ def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], par
                 f"{path} is the checkpoint of another model: {name} is {there.dtype} "
                 f"{list(there.shape)} there, {here.dtype} {list(here.shape)} here"
             )
-
-
-def _remove(path: Path) -> None:
-    # Renamed first: a half-deleted folder must not look like a checkpoint.
-    trash = path.with_name(f"{path.name}.trash")
-    path.rename(trash)
-    shutil.rmtree(trash)

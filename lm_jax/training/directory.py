@@ -10,7 +10,6 @@ error.json        the last error of a trial in a sweep, if the trial failed
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,25 +41,23 @@ def locked_dir(run_dir: Path, what: str = "run", sign: str = "config.json") -> I
         files but no run.
     """
     made = not run_dir.exists()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
-        if foreign and not (run_dir / sign).exists():
-            raise UserError(f"{run_dir} holds files but no {what}: {sorted(foreign)[0]}, for one")
-        lock = files.opened(run_dir / LOCK, "a+")
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{run_dir} cannot be a {what} directory: there is a file of that name"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{run_dir} cannot be a {what} directory: {error.strerror}") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            process = lock.read().strip() or "unknown"
+            run_dir.mkdir(parents=True, exist_ok=True)
+            foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
+            if foreign and not (run_dir / sign).exists():
+                first = sorted(foreign)[0]
+                raise UserError(f"{run_dir} holds files but no {what}: {first}, for one")
+            lock = stack.enter_context(files.locked(run_dir / LOCK, wait=False))
+        except BlockingIOError:
+            process = (run_dir / LOCK).read_text().strip() or "unknown"
             raise UserError(f"{run_dir} is in use: process {process} is at work there") from None
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{run_dir} cannot be a {what} directory: there is a file of that name"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{run_dir} cannot be a {what} directory: {error.strerror}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

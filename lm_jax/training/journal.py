@@ -5,19 +5,24 @@ Rows are on the disk before the checkpoint of the same step. When a run resumes 
 later than the checkpoint are removed, and the file reads as if the crash had not happened.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
-from lm_jax.files import as_json, finite, write_whole
-from lm_jax.settings import VERSION, UserError, fits, parsed
+from lm_jax.files import (
+    Row,
+    as_json,
+    read_json,
+    to_disk,
+    whole_rows,
+    write_json,
+    write_rows,
+)
+from lm_jax.settings import VERSION, UserError, fits
 
-Row = dict[str, Any]
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -134,23 +139,6 @@ def read_rows(path: Path) -> list[Row]:
     return [row for row, _ in whole_rows(path.read_bytes().splitlines(keepends=True), is_row)]
 
 
-def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[tuple[Row, int]]:
-    """Each row and the number of bytes of its line, up to the first incomplete or damaged line.
-
-    Args:
-      lines: lines of JSON, with line ends.
-      good: returns True if a row is valid; the first invalid row ends the iteration.
-    """
-    for line in lines:
-        try:
-            row = parsed(line, "the line")
-        except UserError:
-            return
-        if not line.endswith(b"\n") or not good(row):
-            return
-        yield row, len(line)
-
-
 def is_row(row: Row) -> bool:
     """True if the row is valid in a metrics.jsonl: kind, step, split and numbers."""
     return fits(row, AnyRow)
@@ -179,7 +167,7 @@ class Journal:
         # A live probe measures before the update, so a resumed run repeats the probe of `step`.
         known = {"train": step, "evaluation": judged, "vectors": vectors, "probe": step - 1}
         self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
-        write_whole(path, "".join(as_json(row) + "\n" for row in self.rows))
+        write_rows(path, self.rows)
         self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
         self._file = path.open("a", encoding="utf-8")
 
@@ -191,7 +179,7 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until all rows are on the disk."""
-        os.fsync(self._file.fileno())
+        to_disk(self._file)
 
     def close(self) -> None:
         self.sync()
@@ -200,15 +188,13 @@ class Journal:
 
 def write_result(run_dir: Path, result: Row) -> None:
     """Write result.json, the final result of a run."""
-    write_whole(
-        run_dir / "result.json", json.dumps(finite({"version": VERSION, **result}), indent=2)
-    )
+    write_json(run_dir / "result.json", {"version": VERSION, **result}, indent=2)
 
 
 def read_result(run_dir: Path) -> Row | None:
     """The contents of result.json, or None if the run has not ended or the file is damaged."""
     try:
-        result = parsed((run_dir / "result.json").read_bytes(), "result.json")
+        result = read_json(run_dir / "result.json")
     except (FileNotFoundError, UserError):
         return None
     return result if fits(result, Result) else None

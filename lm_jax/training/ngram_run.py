@@ -17,6 +17,7 @@ from lm_jax import models
 from lm_jax.config import Config, NGram
 from lm_jax.data.corpus import Corpus, Split
 from lm_jax.data.markov import floor
+from lm_jax.files import Row
 from lm_jax.inference.score import Loss, reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
@@ -102,7 +103,7 @@ class NGramRun:
         unstopped = itertools.takewhile(lambda _: not self.received, blocks)
         return total(unstopped, split.characters, split.unknown)
 
-    def _result(self, losses: dict[str, Loss]) -> journal.Row:
+    def _result(self, losses: dict[str, Loss]) -> Row:
         splits = {name: loss.row() for name, loss in losses.items()}
         rows = statistics(self.counts, self.corpus.test.tokens, self.params)
         return {

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax.config import train_of
+from lm_jax.files import Row
 from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import directory
-from lm_jax.training.journal import Row, read_rows
+from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState

@@ -8,9 +8,9 @@ import numpy as np
 from lm_jax import models
 from lm_jax.config import Config, train_of
 from lm_jax.data.markov import floor
+from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.training.checkpoint import digest
-from lm_jax.training.journal import Row
 from lm_jax.training.state import TrainState
 
 

@@ -12,6 +12,7 @@ from lm_jax import models
 from lm_jax.config import ASGD, RNN, Config, Model, NGram, Train, train_of
 from lm_jax.config.source import sha256_of
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.files import Row
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     validation or without keep_best."""
     step: int
     """Number of updates made at the newest checkpoint."""
-    result: journal.Row | None
+    result: Row | None
     """Contents of result.json, or None if the run has not ended."""
     run_dir: Path
 

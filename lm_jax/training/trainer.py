@@ -21,6 +21,7 @@ import numpy as np
 from lm_jax.config import Config, LiveProbe, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
+from lm_jax.files import Row
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
 from lm_jax.studies.live import live
@@ -334,7 +335,7 @@ class Trainer:
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
-    def _write(self, row: journal.Row) -> None:
+    def _write(self, row: Row) -> None:
         self.journal.write(row)
         self.watch(row["step"], row)
 
@@ -348,7 +349,7 @@ class Trainer:
         """The steps of the state and of the last validation; together they identify the state."""
         return int(self.state.step), int(self.state.early_stopping.step)
 
-    def _splits(self) -> dict[str, journal.Row]:
+    def _splits(self) -> dict[str, Row]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
         step, params = kept_params(self.state)
         judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
