@@ -227,6 +227,24 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
     assert (trained_run / "run" / "probe-4.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_probe_of_some_parts_shows_nothing_else(trained, trained_run, capsys):
+    flags = ("--text", "text.txt", "--lanes", 2, "--length", 6, "--only", "spike", "by_lag")
+    status, out, err = told(capsys, "probe", "run", *flags)
+    assert (status, err) == (0, "")
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == [
+        f"steps back to {share} of the gradient" for share in ("50%", "90%", "99%")
+    ]
+    assert "own batch's loss" in out
+    assert out.endswith("run/probe-by_lag-spike.html\n")
+    numbers = json.loads((trained_run / "run" / "probe-by_lag-spike.json").read_text())
+    assert [*numbers["reach"]] == ["by_lag"]
+    assert "updates" not in numbers
+    assert numbers["spike"]["step"] in range(6)
+    page = (trained_run / "run" / "probe-by_lag-spike.html").read_text()
+    assert page.count("<h2>") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -239,6 +257,11 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
         (["--seed", "-1"], "seed=-1 must be from 0 to 4294967295"),
         (["--text", "empty.txt"], "empty.txt"),
         (["--text", "none.txt"], "none.txt"),
+        (
+            ["--only", "lags", "credits"],
+            "--only=credits: choose from lags, by_lag, dynamics, credit",
+        ),
+        (["--only", "credits"], "exposure, spike; did you mean --only credit?"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 from lm_jax.config import Config
 from lm_jax.config.model import CELLS
@@ -45,6 +45,10 @@ class Flags:
     def stands_alone(self, path: str) -> bool:
         """Return True if the flag takes no value."""
         return "True" in self._all_words(path)
+
+    def takes_many(self, path: str) -> bool:
+        """Return True if a flag of the command's own takes several values."""
+        return get_origin(self.own.get(path)) is tuple
 
     def _all_words(self, path: str) -> list[str]:
         if path in self.own:

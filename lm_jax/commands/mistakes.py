@@ -1,6 +1,7 @@
 """One-line messages for wrong flags and values, with suggestions (`lm_jax.synonyms`)."""
 
 import difflib
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,19 +25,19 @@ ON, OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 def mistake(flags: Flags, words: Sequence[str]) -> str | None:
     """Return an error message for the first wrong flag or value; None if all are right."""
-    for word, following in zip(words, [*words[1:], "--end"], strict=False):
+    for place, word in enumerate(words, 1):
         flag, equals, value = word.partition("=")
         if not is_flag(flag):
             continue
-        if equals:
-            given = value
-        else:
-            given = None if is_flag(following) else following
+        following = itertools.takewhile(lambda other: not is_flag(other), words[place:])
+        given = [value] if equals else list(following)
         path = flag.removeprefix("--").replace("-", "_")
         if not flags.has(path):
-            return f"there is no flag {flag}{_instead(flags, plainly(flag.lstrip('-')), given)}"
-        if given is not None and (said := refused(flags, flag, path, given)):
-            return said
+            first = given[0] if given else None
+            return f"there is no flag {flag}{_instead(flags, plainly(flag.lstrip('-')), first)}"
+        for value in given if flags.takes_many(path) else given[:1]:
+            if said := refused(flags, flag, path, value):
+                return said
     return None
 
 

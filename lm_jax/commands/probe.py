@@ -1,6 +1,7 @@
 """The command `probe`."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import tyro
@@ -11,6 +12,7 @@ from lm_jax.data.vocabulary import encoded
 from lm_jax.report.probe_page import write_study
 from lm_jax.report.terminal import show_probe, waiting
 from lm_jax.settings import UserError
+from lm_jax.training.probing import Part
 
 
 def probe(
@@ -21,11 +23,12 @@ def probe(
     length: int | None = None,
     lanes: int | None = None,
     seed: int = 0,
+    only: tuple[Part, ...] = (),
 ) -> int:
     """Analyse how the gradient of a trained recurrent model travels through time.
 
     Writes numbers to probe.json and figures to probe.html in the run directory; with --step, to
-    probe-STEP.json and probe-STEP.html.
+    probe-STEP.json and probe-STEP.html; with --only, to probe-PART.json and probe-PART.html.
 
     Args:
       run_dir: run directory of the model.
@@ -37,6 +40,10 @@ def probe(
       length: T, tokens of the chunk; as in training, but at most 64, if not given.
       lanes: B, number of sequences, taken from different places of the text; 4 if not given.
       seed: seed of the random directions and of the model's own tokens.
+      only: analyse only these parts, in seconds. Of the reach: lags, by_lag, dynamics, credit,
+        sensitivity; of the next updates: estimators, clipping, cliff, exposure; spike finds the
+        update with the largest rise of the loss. If not given, all parts, and the spike with
+        --step spike.
     """
     run = lm_jax.load_run(run_dir)
     if text is not None and run.config.data.generated:
@@ -55,8 +62,11 @@ def probe(
             tokens=tokens,
             sentence=sentence,
             seed=seed,
+            only=only or None,
             **filled({"length": length, "lanes": lanes}),
         )
     show_probe(found)
-    print(write_study(run, found, "probe" if step is None else f"probe-{found.step}"))
+    named = () if step is None else (str(found.step),)
+    parts = (part for part in get_args(Part) if part in only)
+    print(write_study(run, found, "-".join(("probe", *named, *parts))))
     return 0
