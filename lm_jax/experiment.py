@@ -1,21 +1,17 @@
-"""Experiment files: Python files that give a config and a sweep; flags change the config.
+"""Experiment files: Python files that give a config and a sweep.
 
 An experiment file has a function config() -> Config. A second function, sweep(), is optional and
 returns the points of a sweep (`lm_jax.sweeps.points`), as a dict by name or as a list. A point is a
 dict from dotted paths to values.
 """
 
-import re
 import runpy
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_jax.commandline import Flags
-from lm_jax.config import Config, with_kind
-from lm_jax.settings import UserError, alternatives, fields, nearest
-from lm_jax.sweeps import Drawn, Point, flags
+from lm_jax.config import Config
+from lm_jax.settings import UserError, nearest
+from lm_jax.sweeps import Drawn, flags
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -85,98 +81,3 @@ def named(points: Any) -> dict[str, dict[str, Any]]:
             raise UserError(f"sweep() gives the same point twice, as {first} and {number}: {name}")
         found[name] = point
     return found
-
-
-def with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Apply the flags for kinds, `--model.kind window` or `--model window`, to a config.
-
-    The kinds determine the other flags, and must therefore be known before the parser runs.
-
-    Returns:
-      the config, and the arguments without the flags for kinds.
-
-    Raises:
-      UserError: a kind is unknown.
-    """
-    rest, chosen = [], {}
-    words = iter(arguments)
-    for word in words:
-        flag, equals, kind = word.partition("=")
-        path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
-        known = alternatives(Config, path) if flag.startswith("--") else {}
-        if not known:
-            rest.append(word)
-            continue
-        kind = kind if equals else next(words, "")
-        if said := Flags("train", {}, config).refused(flag, f"{path}.kind", kind):
-            raise UserError(said)
-        chosen[path] = kind
-    return with_kind(config, chosen), rest
-
-
-def command_line(given: Sequence[str], config: Config, point: Point) -> str:
-    """Return the command line that trains a single point of a sweep.
-
-    Args:
-      given: the words after `run.py sweep`.
-      config: the experiment's config after these words.
-      point: the trial's changes to the config. If a change selects another kind, flags for the old
-        kind's fields are left out.
-    """
-    there = {path: value for path, value, _ in fields(config)}
-    gone = [
-        path.removesuffix(".kind")
-        for path, value in point.items()
-        if path.endswith(".kind") and there.get(path) != value
-    ]
-    if "model" in gone and point["model.kind"] == "ngram":
-        gone.append("train")
-    kept, keeps = [], True
-    for word in of_a_trial(given):
-        if word.startswith("--"):
-            path = word[2:].partition("=")[0].replace("-", "_") + "."
-            keeps = not any(path.startswith(place + ".") for place in gone)
-        if keeps:
-            kept.append(word)
-    return f"{shlex.join(['python', 'run.py', 'train', *kept])} {flags(point)}".rstrip()
-
-
-SWEEPS_OWN = (
-    "--run-dir",
-    "--executor",
-    "--workers",
-    "--cores",
-    "--lanes",
-    "--retries",
-    "--halving-first",
-    "--halving-factor",
-    "--suggest",
-    "--batch",
-)
-"""Flags of `run.py sweep` that concern the sweep and not its trials; each flag has a value."""
-
-
-def of_a_trial(words: Sequence[str]) -> list[str]:
-    """Return the words of a sweep's command line that apply to each trial."""
-    kept, skip = [], False
-    for word in words:
-        if not skip and word.partition("=")[0].replace("_", "-") not in (*SWEEPS_OWN, "--dry-run"):
-            kept.append(word)
-        skip = word.replace("_", "-") in SWEEPS_OWN
-    return kept
-
-
-def in_one_line(box: str) -> str:
-    """Return the first sentence of the flag parser's framed message, as a single line."""
-    rule = re.compile(r"\W*[─-]{5,}\W*")  # some terminals draw the frame in ASCII
-    lines = ["" if rule.fullmatch(line) else line.strip("│| ") for line in box.splitlines()[1:]]
-    message = " ".join("\n".join(lines).split("\n\n")[0].split())
-    # A refused setting: `Error parsing (…).config.model: hidden_size=-3: …`.
-    refused = re.match(r"Error parsing \S*?config\.?(\S*): (.*)", message)
-    if refused:
-        where, message = refused.groups()
-        field = re.match(r"(\w+)=", message)
-        if field:
-            flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
-            message = flag + message[field.end() - 1 :]
-    return message

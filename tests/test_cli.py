@@ -1,12 +1,14 @@
 """The command line: what it prints, and that a mistake is one line and status 2."""
 
 import dataclasses
-import importlib.util
+import importlib
 import io
 import json
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,16 @@ import pytest
 import tiny
 
 import lm_jax
+from lm_jax.commands import main
+from lm_jax.commands.parser import parse
 from lm_jax.config import RNN, Config, Copy, Data, Train
+from lm_jax.experiment import load_experiment
+from lm_jax.sweeps import plan
 from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
 
 ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run)
+PROGRAM = "python run.py"
 
 EXPERIMENT = """
 from lm_jax.config import Config, Data, RNN, Train
@@ -50,7 +54,8 @@ def trained_run(tmp_path_factory):
     (folder / "text.txt").write_text(tiny.TEXT)
     (folder / "empty.txt").write_text("")
     (folder / "lab.py").write_text(EXPERIMENT.replace("text.txt", str(folder / "text.txt")))
-    assert run.main(["train", str(folder / "lab.py"), "--run-dir", str(folder / "run")]) == 0
+    words = ["train", str(folder / "lab.py"), "--run-dir", str(folder / "run")]
+    assert main.main(words, PROGRAM) == 0
     return folder
 
 
@@ -62,7 +67,7 @@ def trained(trained_run, monkeypatch):
 def told(capsys, *arguments):
     """Exit status, standard output and standard error of a command."""
     try:
-        status = run.main([str(argument) for argument in arguments])
+        status = main.main([str(argument) for argument in arguments], PROGRAM)
     except SystemExit as stop:
         status = stop.code
     captured = capsys.readouterr()
@@ -222,6 +227,24 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
     assert (trained_run / "run" / "probe-4.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_probe_of_some_parts_shows_nothing_else(trained, trained_run, capsys):
+    flags = ("--text", "text.txt", "--lanes", 2, "--length", 6, "--only", "spike", "by_lag")
+    status, out, err = told(capsys, "probe", "run", *flags)
+    assert (status, err) == (0, "")
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == [
+        f"steps back to {share} of the gradient" for share in ("50%", "90%", "99%")
+    ]
+    assert "own batch's loss" in out
+    assert out.endswith("run/probe-by_lag-spike.html\n")
+    numbers = json.loads((trained_run / "run" / "probe-by_lag-spike.json").read_text())
+    assert [*numbers["reach"]] == ["by_lag"]
+    assert "updates" not in numbers
+    assert numbers["spike"]["step"] in range(6)
+    page = (trained_run / "run" / "probe-by_lag-spike.html").read_text()
+    assert page.count("<h2>") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -234,6 +257,11 @@ def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_
         (["--seed", "-1"], "seed=-1 must be from 0 to 4294967295"),
         (["--text", "empty.txt"], "empty.txt"),
         (["--text", "none.txt"], "none.txt"),
+        (
+            ["--only", "lags", "credits"],
+            "--only=credits: choose from lags, by_lag, dynamics, credit",
+        ),
+        (["--only", "credits"], "exposure, spike; did you mean --only credit?"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )
@@ -311,8 +339,8 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
-    (["train", "--data.length", "4", "lab.py"], "--data.length comes before the experiment: run."),
-    (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: run.py verify EXP"),
+    (["train", "--data.length", "4", "lab.py"], "comes before the experiment: python run.py train"),
+    (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: python run.py ver"),
     (["train", "lab.py", "--data.train", "model"], "data.train=model: there is no such file"),
     (
         ["train", "lab.py", "--data.task", "markov", "--data.task.order", "99999"],
@@ -363,9 +391,9 @@ def test_a_mistake_is_one_line_and_status_2_and_nothing_is_left(folder, capsys, 
 def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
-    monkeypatch.setattr(run.warnings, "showwarning", None)
-    monkeypatch.setattr(run.jax.config, "update", lambda *_: None)
-    run.set_up()
+    monkeypatch.setattr(main.warnings, "showwarning", None)
+    monkeypatch.setattr(main.jax.config, "update", lambda *_: None)
+    main.set_up()
     print("é\N{REPLACEMENT CHARACTER}\udcff")
     assert written.getvalue() == rb"\xe9\ufffd\udcff" + b"\n"
 
@@ -385,15 +413,15 @@ def test_who_is_stopped_says_what_goes_on(signal, folder, capsys, monkeypatch):
     monkeypatch.setattr(lm_jax, "train", stopped)
     words = ["train", "lab.py", "--run-dir", "runs/mine"]
     if signal is KeyboardInterrupt:
-        assert run.main(words) == 130
+        assert main.main(words, PROGRAM) == 130
     else:
         with pytest.raises(SystemExit):
-            run.main(words)
+            main.main(words, PROGRAM)
     assert capsys.readouterr().err == "stopped: the same command goes on with runs/mine\n"
 
 
 def test_the_quickstart_is_an_experiment():
-    config = run.load_experiment("quickstart").config
+    config = load_experiment("quickstart").config
     assert config.data.origin == "builtin"
     assert sys.modules.get("quickstart") is None
 
@@ -542,12 +570,12 @@ def test_a_dry_run_shows_trials_that_can_be_reproduced_their_groups_and_memory(f
     assert "1 trial by itself" in three
     assert "model.readout.kind=adaptive" in three
     assert four.startswith("group 4: 1 trial, counted; model.kind=ngram")
-    config, points, _ = run.load_experiment("lab.py")
+    config, points, _ = load_experiment("lab.py")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
-    for line, trial in zip(trials, run.plan(config, points).trials, strict=True):
+    for line, trial in zip(trials, plan(config, points).trials, strict=True):
         _, command = line.split(": ", 1)
         assert command.startswith("python run.py train lab.py --")
-        called = run.parse(shlex.split(command)[2:])
+        called = parse(shlex.split(command)[2:], PROGRAM)
         found = next(
             value for value in [*called.args, *called.keywords.values()] if is_config(value)
         )
@@ -601,3 +629,48 @@ def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys)
     status, _, err = told(capsys, *words, *task[:-1], "4")
     assert status == 2
     assert "data.length=4 is too short for data.task=copy, which takes 5 steps or more" in err
+
+
+@pytest.mark.parametrize(
+    ("start", "program"),
+    [(["run.py"], "python run.py"), (["-m", "lm_jax"], "python -m lm_jax")],
+)
+def test_the_program_is_named_as_it_was_started(start, program):
+    for words, status in ((["--help"], 0), (["train", "--seed=1", "quickstart"], 2)):
+        command = [sys.executable, *start, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status
+        if status:
+            said = f"--seed=1 comes before the experiment: {program} train EXPERIMENT [flags]"
+            assert (done.stdout, done.stderr) == ("", f"error: {said}\n")
+        else:
+            assert done.stdout.startswith(f"usage: {program} [-h] {{train,sweep,")
+
+
+def test_the_installed_program_is_the_same_command_line(capsys, monkeypatch):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["lm-jax"].partition(":")
+    monkeypatch.setattr(main, "set_up", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["lm-jax", "sample", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        getattr(importlib.import_module(module), function)()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: lm-jax sample [-h]")
+
+
+def test_a_sweep_names_the_program_as_it_was_started(folder, capsys):
+    (folder / "lab.py").write_text(EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}]\n')
+    own = "--run-dir s --retries=3 --dry_run --lanes 2 --halving-first 2 --executor here"
+    words = ["sweep", "lab.py", "--model.layers", "2", *own.split(), "--train.steps=5"]
+    assert main.main(words, "lm-jax") == 0
+    lines = capsys.readouterr().out.splitlines()
+    command = "lm-jax train lab.py --model.layers 2 --train.steps=5 --seed 1"
+    assert lines[0] == f"1 --seed 1: {command}"
+
+
+def test_the_library_does_not_import_the_command_line():
+    asked = (
+        "import sys, lm_jax; print([m for m in sys.modules if m in ('tyro', 'lm_jax.commands')])"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -1,12 +1,19 @@
 """What those type who know other libraries, and the flag, field or value that is answered."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import tiny
 
-from lm_jax.commandline import Flags
+from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.mistakes import mistake
+from lm_jax.commands.parser import parse
+from lm_jax.commands.probe import probe
+from lm_jax.commands.sample import sample
+from lm_jax.commands.score import score
+from lm_jax.commands.sweep import sweep_command
+from lm_jax.commands.train import train_command
+from lm_jax.commands.verify import verify_command
 from lm_jax.config import RNN, Config, Data, Train, override
 from lm_jax.config.model import CELLS
 from lm_jax.settings import UserError, from_json, paths, words_at
@@ -25,11 +32,6 @@ from lm_jax.synonyms import (
     plainly,
 )
 
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run)
-
 
 def refusal(action):
     with pytest.raises(UserError) as refused:
@@ -39,7 +41,7 @@ def refusal(action):
 
 
 def answered(words):
-    return refusal(lambda: run.parse(words.split()))
+    return refusal(lambda: parse(words.split(), "python run.py"))
 
 
 TYPED = {
@@ -209,9 +211,9 @@ def test_what_is_typed_right_is_left_alone():
     flags = Flags("train", {"run_dir": Path, "dry_run": bool}, Config())
     right = "--run-dir a --model.hidden_size=3 --model.cell a.py:b --model.readout.no-bias --seed 3"
     assert (
-        flags.mistake([*right.split(), "--model.gain", "-1", "--train.clip-norm", "None"]) is None
+        mistake(flags, [*right.split(), "--model.gain", "-1", "--train.clip-norm", "None"]) is None
     )
-    assert flags.mistake([]) is None
+    assert mistake(flags, []) is None
 
 
 FIELDS = {
@@ -261,13 +263,14 @@ def test_a_point_of_a_sweep_is_answered_with_fields():
 # --- the tables ---
 
 
-def own_flags(command):
-    functions = {
-        "train": run.train_command(Config()),
-        "sweep": run.sweep_command(Config(), None, []),
-        "verify": run.verify_command(Config()),
-    }
-    return run.own_flags(functions.get(command) or getattr(run, command))
+COMMAND = {
+    "train": train_command(Config()),
+    "sweep": sweep_command(Config(), None, [], "python run.py"),
+    "score": score,
+    "sample": sample,
+    "probe": probe,
+    "verify": verify_command(Config()),
+}
 
 
 def test_every_setting_and_value_that_is_answered_exists():
@@ -305,8 +308,8 @@ def test_what_a_setting_needs_beside_it_makes_it_read():
 def test_every_flag_of_a_command_that_is_answered_exists():
     assert {*FLAGS} == {*NOTES} == {*COMMANDS}
     for command, table in FLAGS.items():
-        assert {assigned(meant)[0][0] for meant in table} <= {*own_flags(command)}
-    everywhere = {name for command in COMMANDS for name in own_flags(command)}
+        assert {assigned(meant)[0][0] for meant in table} <= {*own_flags(COMMAND[command])}
+    everywhere = {name for command in COMMANDS for name in own_flags(COMMAND[command])}
     assert {assigned(meant)[0][0] for meant in FLAG_VALUES} <= everywhere
 
 
@@ -319,4 +322,4 @@ def test_no_name_stands_twice_nor_is_that_of_a_setting():
     assert not real & {name for listed in SETTINGS.values() for name in listed.split()}
     for command, table in FLAGS.items():
         typed = {name for listed in table.values() for name in listed.split()}
-        assert not typed & {*own_flags(command)}, command
+        assert not typed & {*own_flags(COMMAND[command])}, command

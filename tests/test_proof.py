@@ -1,8 +1,5 @@
 """The proof: the routes agree for every cell, and one wrong number in a gradient breaks it."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +8,11 @@ import tiny
 
 from lm_jax import gradients as g
 from lm_jax import models
+from lm_jax.commands.main import main
 from lm_jax.config import RNN, Adding, Config, Convolution, Copy, Data, Train
 from lm_jax.gradients import proof
 from lm_jax.models import transition
 from lm_jax.training import prove
-
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("run_verify", ROOT / "run.py")
-run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run)
 
 BATCH = tiny.batch(length=4, lanes=2)
 EXPERIMENT = """
@@ -207,7 +200,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def told(capsys, *arguments):
-    status = run.main(["verify", "lab.py", *arguments])
+    status = main(["verify", "lab.py", *arguments], "python run.py")
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import UserError
 from lm_jax.studies import passage, study
 from lm_jax.studies.live import SHARES, live
-from lm_jax.studies.updates import estimators
+from lm_jax.studies.updates import PARTS, Updates, estimators
 from lm_jax.training import probing, spike, state_at, step
 from lm_jax.training.input_pipeline import source_of
 from lm_jax.trees import norm
@@ -230,6 +231,28 @@ def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
     np.testing.assert_allclose(cliff.gradient_norm, norm(grads), rtol=1e-9)
 
 
+def test_the_names_of_the_parts_are_those_of_the_results():
+    assert get_args(probing.Part) == (*study.Reach._fields, *PARTS, "spike")
+    assert {*PARTS} < {*Updates._fields}
+
+
+def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
+    given = {"text": tiny.TEXT, "lanes": 2, "sentence": SENTENCE}
+    part = lm_jax.probe(run, **given, only=["lags", "cliff"])
+    assert part.reach == study.Reach(lags=part.reach.lags)
+    assert part.updates == Updates(length=part.updates.length, cliff=part.updates.cliff)
+    tiny.assert_trees_close(part.reach.lags, found.reach.lags, 1e-9)
+    tiny.assert_trees_close(part.updates.cliff, found.updates.cliff, 1e-6)
+    assert part.updates.length == pytest.approx(found.updates.length, rel=1e-9)
+    assert (part.spike, part.length, part.lanes) == (None, 8, 2)
+    # Without a part that reads the chunk, the text need not hold one.
+    monkeypatch.setattr(passage, "chunk", None)
+    part = lm_jax.probe(run, text=tiny.TEXT, lanes=0, only=["spike"])
+    assert part[3:] == (None, None, study.Reach(), Updates())
+    assert (part.step, part.spike) == (20, spike(run, text=tiny.TEXT))
+    assert [*reach_sections(part.reach), *update_sections(part.updates)] == []
+
+
 def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_lost(
     tmp_path, monkeypatch
 ):
@@ -368,6 +391,8 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
         ({"length": 1}, "length=1 must be 2 or more"),
         ({"lanes": 0}, "lanes=0 1 or more"),
         ({"text": None}, "hands it over again, as text="),
+        ({"only": ["lag"]}, r"only=lag: choose from lags, by_lag, .*; did you mean 'lags'\?"),
+        ({"only": []}, "only=: choose from lags"),
     ]:
         with pytest.raises(UserError, match=said):
             lm_jax.probe(run, **{**given, **fields})
@@ -419,6 +444,7 @@ def test_what_is_of_a_text_is_refused_of_a_task(solver):
         ({"tokens": np.zeros(9, np.int32)}, "tokens is of a text"),
         ({"lanes": 0}, "lanes=0 must be from 1 to 100"),
         ({"lanes": 101}, "lanes=101 must be from 1 to 100"),
+        ({"only": ["exposure"]}, "exposure is of a text"),
     ]:
         with pytest.raises(UserError, match=said):
             lm_jax.probe(solver, **fields)

@@ -13,6 +13,7 @@ import lm_jax
 from lm_jax import settings
 from lm_jax.config import Copy, override, resolve
 from lm_jax.data import corpus
+from lm_jax.experiment import load_experiment
 from lm_jax.settings import UserError
 from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
 from lm_jax.sweeps.executors import Here
@@ -167,10 +168,8 @@ def test_a_directory_of_another_sweep_is_refused(tmp_path):
 
 
 def test_the_experiments_of_the_house_sweep_over_configs_that_are_valid():
-    import run
-
     for name in ("lecture_table", "kneser_ney"):
-        config, points, _ = run.load_experiment(name)
+        config, points, _ = load_experiment(name)
         configs = lm_jax.sweep_configs(config, points)
         assert len({settings.digest(resolve(c)) for c in configs.values()}) == len(points)
 

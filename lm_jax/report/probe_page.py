@@ -20,26 +20,29 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     Args:
       run: the run.
       probe: the results.
-      stem: stem of the file names, `probe` or `probe-1234`.
+      stem: stem of the file names, `probe`, `probe-1234` or `probe-lags`.
 
     Returns:
       the path of the page.
     """
     numbers = {"version": VERSION, **as_plain(probe)}
+    for name in ("reach", "updates"):
+        asked = {part: found for part, found in numbers.pop(name).items() if found is not None}
+        numbers |= {name: asked} if asked else {}
     write_json(run.run_dir / f"{stem}.json", numbers, indent=1)
     model, data = run.config.model, run.config.data
     what = getattr(model, "cell", model.kind)
     task = data.task if data.generated else None
-    read = (
-        f"{probe.lanes} sequences of {task.kind}, {probe.length} steps each. A gradient is "
-        "that of the mean loss of what is asked for"
+    chunk = (
+        f"{probe.lanes} sequences of {task.kind}, {probe.length} steps each. "
         if task is not None
-        else f"{probe.lanes} lanes of {probe.length} tokens ({data.tokenizer}). A gradient is that "
-        "of the mean nats per token"
+        else f"{probe.lanes} lanes of {probe.length} tokens ({data.tokenizer}). "
     )
+    loss = "loss of what is asked for" if task is not None else "nats per token"
     words = (
         f"{run.run_dir.name}: {what}, parameters of step {probe.parameters_step:,}; updates from "
-        f"step {probe.step:,} on. {read} unless it says otherwise."
+        f"step {probe.step:,} on. {'' if probe.lanes is None else chunk}A gradient is that of the "
+        f"mean {loss} unless it says otherwise."
     )
     if probe.spike is not None:
         words += f" {spike_in_words(probe.spike)}."

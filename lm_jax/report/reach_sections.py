@@ -7,22 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.gradients.sensitivity import Probed
 from lm_jax.report.figures import figure, line
 from lm_jax.report.page import Section, Table
 from lm_jax.studies.study import ByLag, Credit, Dynamics, Lags, Reach
 
 
 def reach_sections(reach: Reach) -> list[Section]:
-    """The sections of a page on the reach of a gradient through time."""
-    return [
-        _horizon(reach.by_lag),
-        _lags(reach.lags),
-        _credit(reach.credit),
-        *_bands(reach.credit),
-        _spectra(reach.dynamics),
-        _exponents(reach.dynamics),
-        _sensitivity(reach),
-    ]
+    """The sections of a page on the reach of a gradient through time, one or more for each part."""
+    sections: list[Section] = []
+    if reach.by_lag is not None:
+        sections.append(_horizon(reach.by_lag))
+    if reach.lags is not None:
+        sections.append(_lags(reach.lags))
+    if reach.credit is not None:
+        sections += [_credit(reach.credit), *_bands(reach.credit)]
+    if reach.dynamics is not None:
+        sections += [_spectra(reach.dynamics), _exponents(reach.dynamics)]
+    if reach.sensitivity is not None:
+        sections.append(_sensitivity(reach.sensitivity))
+    return sections
 
 
 def _horizon(by_lag: ByLag) -> Section:
@@ -221,14 +225,14 @@ def _exponents(dynamics: Dynamics) -> Section:
     )
 
 
-def _sensitivity(reach: Reach) -> Section:
+def _sensitivity(sensitivity: dict[str, Probed]) -> Section:
     return Section(
         "How sensitive is the state to each weight?",
         "‖∂h_t/∂θ‖ along the chunk, by block of the recurrent layers' parameters, estimated from "
         "random directions. It grows with memory, also where nothing explodes.",
         [
             figure(
-                [line(name, probed.norm) for name, probed in reach.sensitivity.items()],
+                [line(name, probed.norm) for name, probed in sensitivity.items()],
                 "t, steps",
                 "‖∂h_t/∂θ‖",
                 log_y=True,

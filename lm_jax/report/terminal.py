@@ -174,23 +174,28 @@ def show_probe(probe: Probe) -> None:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for share, steps in reach.by_lag.horizon.items():
-        table.add_row(f"steps back to {float(share):.0%} of the gradient", figure(steps, ".0f"))
-    for share, steps in reach.credit.horizon.items():
-        table.add_row(f"steps back to {float(share):.0%} of the credit", figure(steps, ".1f"))
-    for layer, spectra in reach.dynamics.spectra.items():
-        radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
-        table.add_row(escape(f"spectral radius, {layer}"), radii)
-    largest = float(reach.dynamics.convergence[-1, 0])
-    table.add_row("largest Lyapunov exponent, nats a step", figure(largest, ".4f"))
-    table.add_row("lag norm at half the chunk", figure(float(reach.lags.measured[-1]), ".3g"))
-    table.add_row(
-        "largest eigenvalue of the Hessian", figure(float(updates.cliff.eigenvalue), ".3g")
-    )
-    for kind, said in updates.clipping.items():
+    if reach.by_lag is not None:
+        for share, steps in reach.by_lag.horizon.items():
+            table.add_row(f"steps back to {float(share):.0%} of the gradient", figure(steps, ".0f"))
+    if reach.credit is not None:
+        for share, steps in reach.credit.horizon.items():
+            table.add_row(f"steps back to {float(share):.0%} of the credit", figure(steps, ".1f"))
+    if reach.dynamics is not None:
+        for layer, spectra in reach.dynamics.spectra.items():
+            radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
+            table.add_row(escape(f"spectral radius, {layer}"), radii)
+        largest = float(reach.dynamics.convergence[-1, 0])
+        table.add_row("largest Lyapunov exponent, nats a step", figure(largest, ".4f"))
+    if reach.lags is not None:
+        table.add_row("lag norm at half the chunk", figure(float(reach.lags.measured[-1]), ".3g"))
+    if updates.cliff is not None:
+        eigenvalue = figure(float(updates.cliff.eigenvalue), ".3g")
+        table.add_row("largest eigenvalue of the Hessian", eigenvalue)
+    for kind, said in (updates.clipping or {}).items():
         table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
     console = stdout_console()
-    console.print(table)
+    if table.rows:
+        console.print(table)
     if probe.spike is not None:
         console.print(spike_in_words(probe.spike), soft_wrap=True)
 

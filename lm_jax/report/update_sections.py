@@ -5,6 +5,9 @@ The title of a section is a question; the text explains how to read the figure.
 
 import numpy as np
 
+from lm_jax.gradients.cliffs import Cliff
+from lm_jax.gradients.clipping_audit import ClipSummary, Thresholds
+from lm_jax.gradients.compare import Comparison
 from lm_jax.gradients.exposure_bias import ExposureCosines
 from lm_jax.report.figures import figure, line
 from lm_jax.report.page import Section, Table
@@ -12,12 +15,20 @@ from lm_jax.studies.updates import Updates
 
 
 def update_sections(updates: Updates) -> list[Section]:
-    """The sections of a page on the effect of the next updates."""
-    read = [] if updates.exposure is None else [_exposure(updates.exposure)]
-    return [_estimators(updates), _clipping(updates), _cliff(updates), *read]
+    """The sections of a page on the effect of the next updates, one for each part."""
+    sections: list[Section] = []
+    if updates.estimators is not None:
+        sections.append(_estimators(updates.estimators))
+    if updates.clipping is not None and updates.thresholds is not None:
+        sections.append(_clipping(updates.clipping, updates.thresholds))
+    if updates.cliff is not None and updates.length is not None:
+        sections.append(_cliff(updates.cliff, updates.length))
+    if updates.exposure is not None:
+        sections.append(_exposure(updates.exposure))
+    return sections
 
 
-def _estimators(updates: Updates) -> Section:
+def _estimators(estimators: dict[str, Comparison]) -> Section:
     head = (
         "estimator",
         "cosine of the mean",
@@ -37,7 +48,7 @@ def _estimators(updates: Updates) -> Section:
             float(np.mean(found.norm_ratio)),
             found.draws,
         )
-        for name, found in updates.estimators.items()
+        for name, found in estimators.items()
     ]
     return Section(
         "What would another estimator make of it?",
@@ -50,7 +61,7 @@ def _estimators(updates: Updates) -> Section:
             figure(
                 [
                     line(name, found.cosine, mode="lines+markers")
-                    for name, found in updates.estimators.items()
+                    for name, found in estimators.items()
                 ],
                 "update",
                 "cosine to full BPTT",
@@ -59,7 +70,7 @@ def _estimators(updates: Updates) -> Section:
     )
 
 
-def _clipping(updates: Updates) -> Section:
+def _clipping(clipping: dict[str, ClipSummary], used: Thresholds) -> Section:
     head = (
         "clipped by",
         "threshold",
@@ -70,11 +81,11 @@ def _clipping(updates: Updates) -> Section:
         "after",
         "after, not clipped",
     )
-    thresholds = updates.thresholds._asdict()
+    thresholds = used._asdict()
     rows = [
         (kind, *map(float, (thresholds[kind], said.often, said.ratio, said.largest_angle)))
         + tuple(map(float, (said.before, said.after, said.unclipped)))
-        for kind, said in updates.clipping.items()
+        for kind, said in clipping.items()
     ]
     return Section(
         "What does clipping cut, and would the step not taken have been worse?",
@@ -86,9 +97,8 @@ def _clipping(updates: Updates) -> Section:
     )
 
 
-def _cliff(updates: Updates) -> Section:
-    cliff = updates.cliff
-    places = cliff.distances / updates.length
+def _cliff(cliff: Cliff, length: float) -> Section:
+    places = cliff.distances / length
     rows = [
         ("loss, nats a token", float(cliff.loss)),
         ("norm of the gradient", float(cliff.gradient_norm)),

@@ -7,7 +7,7 @@ parameters of the recurrent layers.
 Letters: T steps of the chunk, B sequences, L lags 0 … L-1, n numbers in the carry of a sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -92,13 +92,13 @@ class Credit(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Results of a study: the travel of a gradient through time."""
+    """Travel of a gradient through time. A part of the study is None if not asked for."""
 
-    lags: Lags
-    by_lag: ByLag
-    dynamics: Dynamics
-    credit: Credit
-    sensitivity: dict[str, Probed]
+    lags: Lags | None = None
+    by_lag: ByLag | None = None
+    dynamics: Dynamics | None = None
+    credit: Credit | None = None
+    sensitivity: dict[str, Probed] | None = None
     """‖∂carry_t/∂W‖ along the chunk's first sequence, by weight."""
 
 
@@ -111,6 +111,7 @@ def reach(
     *,
     slope: float | None = None,
     seed: int = 0,
+    only: Collection[str] = Reach._fields,
 ) -> Reach:
     """Measure how a model's gradient travels through a chunk and through a sentence.
 
@@ -121,17 +122,18 @@ def reach(
       slope: the largest derivative of the activation (`lm_jax.gradients.lags.SLOPES`) of an ungated
         network with a single layer, to predict lag norms from W_hh; None for any other model.
       seed: for the random directions.
+      only: the parts to measure.
 
     Raises:
       UserError: the model has no recurrent state.
     """
     lane = single_example(model)
     return Reach(
-        _lags(lane, params, chunk, slope),
-        _by_lag(lane, params, chunk),
-        _dynamics(lane, params, vocabulary, chunk),
-        _credit(lane, params, vocabulary, chunk, sentence),
-        _sensitivity(lane, params, chunk, seed),
+        _lags(lane, params, chunk, slope) if "lags" in only else None,
+        _by_lag(lane, params, chunk) if "by_lag" in only else None,
+        _dynamics(lane, params, vocabulary, chunk) if "dynamics" in only else None,
+        _credit(lane, params, vocabulary, chunk, sentence) if "credit" in only else None,
+        _sensitivity(lane, params, chunk, seed) if "sensitivity" in only else None,
     )
 
 

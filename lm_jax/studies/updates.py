@@ -6,7 +6,7 @@ the slope and curvature of the loss; and the change of the gradient if the model
 tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,22 +47,25 @@ LANES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimato
 SHARE = 0.1  # share of updates that the suggested thresholds would cut
 
 
-class Updates(NamedTuple):
-    """Effects of the next updates."""
+PARTS = ("estimators", "clipping", "cliff", "exposure")
 
-    thresholds: Thresholds
+
+class Updates(NamedTuple):
+    """Effects of the next updates. A part is None if not asked for."""
+
+    thresholds: Thresholds | None = None
     """Thresholds of the audited clipping."""
-    suggested: Thresholds
+    suggested: Thresholds | None = None
     """Thresholds that would cut about a tenth of the updates."""
-    clipping: dict[str, ClipSummary]
+    clipping: dict[str, ClipSummary] | None = None
     """Summary of each kind of clipping: norm, value, delta."""
-    estimators: dict[str, Comparison]
+    estimators: dict[str, Comparison] | None = None
     """Comparison of each estimator with full BPTT, on some sequences of the first batches."""
-    length: float
-    """Length ‖θ' - θ‖ of the first update, taken without clipping."""
-    cliff: Cliff
+    length: float | None = None
+    """Length ‖θ' - θ‖ of the first update, taken without clipping; measured with the cliff."""
+    cliff: Cliff | None = None
     """Slope and curvature of the first batch's loss."""
-    exposure: ExposureCosines | None
+    exposure: ExposureCosines | None = None
     """Gradient on the first batch, with the text's tokens as inputs or the model's own; None for a
     task, because the model does not read its answers."""
 
@@ -77,6 +80,7 @@ def updates(
     apply: Apply,
     text: bool = True,
     seed: int = 0,
+    only: Collection[str] = PARTS,
 ) -> Updates:
     """Measure the effects of some updates on the loss of a recurrent model, without dropout.
 
@@ -89,11 +93,51 @@ def updates(
       apply: (params, grads) -> params, the run's optimizer, as a `jax.tree_util.Partial`.
       text: True if the batches are of a text; the model can then read its own tokens.
       seed: for the model's own tokens and the start of the search for the sharpest direction.
+      only: the parts to measure.
 
     Raises:
       UserError: there are no batches, or the parameters are not floating-point.
     """
     key = jax.random.key(seed)
+    found = Updates()
+    if "clipping" in only:
+        found = _clipping(model, params, carry, batches, thresholds, apply)
+    if "estimators" in only:
+        lanes = [first_sequences(batch, LANES) for batch in batches[:READ]]
+        made = estimators(model, params, steps=len(batches[0].x), lanes=LANES, key=key)
+        compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
+        found = found._replace(estimators=compared)
+
+    @jax.jit
+    def first(apply: Apply, params: Params, carry: Carry, batch: Batch) -> tuple:
+        length = surroundings = exposure = None
+        if "cliff" in only:
+            loss_fn = batch_loss(model, carry, batch)
+            _, _, grads, _ = explicit_bptt(model)(params, carry, batch)
+            length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
+            distances = length * jnp.linspace(-REACH, REACH, PLACES)
+            surroundings = cliff(loss_fn, params, key, distances=distances)
+        if text and "exposure" in only:
+            own = sample_inputs(model, params, carry, batch, key, jnp.ones(()))
+            exposure = exposure_cosines(model, params, carry, batch, own)
+        return length, surroundings, exposure
+
+    length, *measured = first(apply, params, carry, batches[0])
+    surroundings, exposure = jax.tree.map(np.asarray, measured)
+    if length is not None:
+        found = found._replace(length=float(length), cliff=surroundings)
+    return found._replace(exposure=exposure)
+
+
+def _clipping(
+    model: LanguageModel,
+    params: Params,
+    carry: Carry,
+    batches: Sequence[Batch],
+    thresholds: tuple[Threshold | None, Threshold | None, Threshold | None],
+    apply: Apply,
+) -> Updates:
+    """Audit clipping at the given thresholds, or at the suggested threshold for None."""
     suggested = quantile_thresholds(model, params, carry, batches, share=SHARE)
     by_norm, value, delta = (
         own if given is None else jnp.asarray(given, float)
@@ -112,32 +156,7 @@ def updates(
         delta=chosen.delta,
         apply=apply,
     )
-
-    @jax.jit
-    def first(apply: Apply, params: Params, carry: Carry, batch: Batch) -> tuple:
-        loss_fn = batch_loss(model, carry, batch)
-        _, _, grads, _ = explicit_bptt(model)(params, carry, batch)
-        length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
-        distances = length * jnp.linspace(-REACH, REACH, PLACES)
-        exposure = None
-        if text:
-            own = sample_inputs(model, params, carry, batch, key, jnp.ones(()))
-            exposure = exposure_cosines(model, params, carry, batch, own)
-        return length, cliff(loss_fn, params, key, distances=distances), exposure
-
-    lanes = [first_sequences(batch, LANES) for batch in batches[:READ]]
-    steps = len(batches[0].x)
-    made = estimators(model, params, steps=steps, lanes=LANES, key=key)
-    compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
-    length, surroundings, exposure = first(apply, params, carry, batches[0])
-    return Updates(
-        chosen,
-        suggested,
-        clip_summary(audit),
-        compared,
-        float(length),
-        *jax.tree.map(np.asarray, (surroundings, exposure)),
-    )
+    return Updates(chosen, suggested, clip_summary(audit))
 
 
 def estimators(

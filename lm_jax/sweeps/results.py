@@ -172,7 +172,7 @@ def read_results(sweep_dir: str | Path) -> list[Row]:
             if not fits(row, TrialRow):
                 raise UserError(f"line {number} is no row of a trial")
         except UserError as error:
-            raise UserError(f"{path} is damaged ({error}): `run.py sweep` writes it anew") from None
+            raise UserError(f"{path} is damaged ({error}): the same sweep writes it anew") from None
         rows.append(row)
     return rows
 

@@ -1,7 +1,7 @@
 """The gradient analysis of a run: the reach of the gradient, the effect of the next updates."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -17,10 +17,10 @@ from lm_jax.gradients.example import single_example
 from lm_jax.gradients.lags import SLOPES
 from lm_jax.inference.sampling_options import check_seed
 from lm_jax.models.base import Params
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, nearest
 from lm_jax.studies import passage
 from lm_jax.studies.study import Reach, reach
-from lm_jax.studies.updates import Updates, updates
+from lm_jax.studies.updates import PARTS, Updates, updates
 from lm_jax.training.optimizer import learning_rate, optimizer
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.run_metrics import kept_params
@@ -33,6 +33,20 @@ BATCHES = 8  # number of updates to analyse
 LANES = 4  # default number of sequences in the chunk
 LONGEST = 64  # most tokens of the chunk and of the sentence, by default
 
+Part = Literal[
+    "lags",
+    "by_lag",
+    "dynamics",
+    "credit",
+    "sensitivity",
+    "estimators",
+    "clipping",
+    "cliff",
+    "exposure",
+    "spike",
+]
+"""A part of the analysis: a field of `Reach` or of `Updates`, or the update of the spike."""
+
 
 class Probe(NamedTuple):
     """Results of the gradient tools for a run."""
@@ -42,11 +56,11 @@ class Probe(NamedTuple):
     parameters_step: int
     """Step of the parameters used to measure the reach."""
     spike: Spike | None
-    """The update that raised the loss most; None unless `step="spike"` was given."""
-    length: int
-    """T of the chunk."""
-    lanes: int
-    """B of the chunk."""
+    """The update that raised the loss most; None unless `step="spike"` or the part was given."""
+    length: int | None
+    """T of the chunk; None if no part reads the chunk."""
+    lanes: int | None
+    """B of the chunk; None if no part reads the chunk."""
     reach: Reach
     updates: Updates
 
@@ -61,6 +75,7 @@ def probe(
     lanes: int = LANES,
     seed: int = 0,
     text: str | Sequence[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> Probe:
     """Measure the reach of a run's gradient through a text, and the effect of its next updates.
 
@@ -78,11 +93,14 @@ def probe(
       lanes: B; at most 100 for generated sequences.
       seed: seed of the random probes and samples.
       text: with `data.source=memory`, the text given to `lm_jax.train`.
+      only: the parts to measure (`Part`), at least one; the other parts of the result are None. If
+        `only` is None, all parts, and the spike only with `step="spike"`.
 
     Raises:
       UserError: the model has no recurrent state; a number is out of range; the text or the
         sentence is too short; the sentence is not Unicode; tokens, sentence or length are given for
-        generated sequences; as `lm_jax.training.state_at`.
+        generated sequences, or the part `exposure`; a part is unknown; as
+        `lm_jax.training.state_at`.
     """
     check_seed(seed)
     drawn = run.config.data.generated
@@ -93,38 +111,60 @@ def probe(
                 f"{name} is of a text, and {run.run_dir} was trained on sequences that are drawn, "
                 f"of {run.config.data.steps} steps"
             )
+    parts = _parts(only, drawn)
     single_example(run.model)
-    found = spike(run, text=text) if step == "spike" else None
-    at = found.step if found else run.step if step is None or step == "spike" else step
+    found = spike(run, text=text) if "spike" in (step, *parts) else None
+    if step == "spike":
+        at = run.step if found is None else found.step
+    else:
+        at = run.step if step is None else step
     work, rows = at_work(run, text)
     if not 0 <= at <= run.step:
         raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.run_dir}")
     state = replayed(work, work.restored(at), rows, at)
     params = run.params if step is None else state.params
-    if drawn:
-        seen = passage.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
-        line = passage.sequences(run.model, seen.batch, 1).batch
-    else:
-        tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
-        length = min(work.length, LONGEST) if length is None else length
-        seen, line = _of_text(run, params, tokens, sentence, length=length, lanes=lanes)
-    slope = _slope(run.config)
-    far = reach(run.model, params, run.vocabulary, seen, line, slope=slope, seed=seed)
-    carry, _ = work.about(state)
-    batches = [work.batch(at + number) for number in range(BATCHES)]
-    train = train_of(work.config)
-    near = updates(
-        run.model,
-        state.params,
-        carry,
-        batches,
-        thresholds=(train.clip_norm, train.clip_value, train.clip_delta),
-        apply=_optimizer(work, state),
-        text=not drawn,
-        seed=seed,
-    )
+    far, near, seen = Reach(), Updates(), None
+    if {*parts} & {*Reach._fields}:
+        if drawn:
+            seen = passage.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
+            line = passage.sequences(run.model, seen.batch, 1).batch
+        else:
+            tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
+            length = min(work.length, LONGEST) if length is None else length
+            seen, line = _of_text(run, params, tokens, sentence, length=length, lanes=lanes)
+        given = {"slope": _slope(run.config), "seed": seed, "only": parts}
+        far = reach(run.model, params, run.vocabulary, seen, line, **given)
+    if {*parts} & {*PARTS}:
+        carry, _ = work.about(state)
+        batches = [work.batch(at + number) for number in range(BATCHES)]
+        train = train_of(work.config)
+        near = updates(
+            run.model,
+            state.params,
+            carry,
+            batches,
+            thresholds=(train.clip_norm, train.clip_value, train.clip_delta),
+            apply=_optimizer(work, state),
+            text=not drawn,
+            seed=seed,
+            only=parts,
+        )
     of_params = kept_params(state)[0] if step is None else at
-    return Probe(at, of_params, found, len(seen.batch.x), lanes, far, near)
+    steps = None if seen is None else len(seen.batch.x)
+    return Probe(at, of_params, found, steps, None if seen is None else lanes, far, near)
+
+
+def _parts(only: Collection[str] | None, drawn: bool) -> Collection[str]:
+    """The parts to measure; all parts except the spike if `only` is None."""
+    if only is None:
+        return (*Reach._fields, *PARTS)
+    known = get_args(Part)
+    for name in only or ("",):
+        if name not in known:
+            raise UserError(f"only={name}: choose from {', '.join(known)}{nearest(name, known)}")
+    if drawn and "exposure" in only:
+        raise UserError("exposure is of a text: on a task the model does not read its answers")
+    return only
 
 
 def _of_text(

@@ -1,0 +1,1 @@
+"""Command line of lm_jax: a module for each command."""

@@ -1,0 +1,48 @@
+"""Entry point of the command line: `run.py`, `python -m lm_jax` and `lm-jax`."""
+
+import io
+import os
+import platform
+import sys
+import warnings
+from typing import NoReturn
+
+import jax
+
+from lm_jax.commands.parser import parse
+from lm_jax.data.corpus import cache_folder
+from lm_jax.settings import UserError
+
+
+def start(program: str = "lm-jax") -> NoReturn:
+    """Run the command line of this process; `program` names the program in help and hints."""
+    set_up()
+    sys.exit(main(sys.argv[1:], program))
+
+
+def main(arguments: list[str], program: str) -> int:
+    """Run a command, and return the exit status; arguments as of `parse`."""
+    try:
+        return parse(arguments, program)()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader closed the pipe; send later output to null, or Python complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # not the user's mistake, but a traceback would not help either
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def set_up() -> None:
+    """Apply settings of the whole process; for use as a program, not as a library."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stdout may be ASCII; samples may not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    # A persistent compilation cache per machine: a compiled program suits only its processor.
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,0 +1,72 @@
+"""The command `probe`."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import tyro
+
+import lm_jax
+from lm_jax.commands.shared import filled, text_of
+from lm_jax.data.vocabulary import encoded
+from lm_jax.report.probe_page import write_study
+from lm_jax.report.terminal import show_probe, waiting
+from lm_jax.settings import UserError
+from lm_jax.training.probing import Part
+
+
+def probe(
+    run_dir: tyro.conf.Positional[Path],
+    step: str | None = None,
+    text: Path | None = None,
+    sentence: str | None = None,
+    length: int | None = None,
+    lanes: int | None = None,
+    seed: int = 0,
+    only: tuple[Part, ...] = (),
+) -> int:
+    """Analyse how the gradient of a trained recurrent model travels through time.
+
+    Writes numbers to probe.json and figures to probe.html in the run directory; with --step, to
+    probe-STEP.json and probe-STEP.html; with --only, to probe-PART.json and probe-PART.html.
+
+    Args:
+      run_dir: run directory of the model.
+      step: analyse the run after this many updates; or spike: before the update with the largest
+        rise of the loss. If not given, analyse the kept parameters.
+      text: file to read instead of the run's validation text. A run on generated sequences instead
+        reads whole validation sequences, never trained on; only --lanes then sets their number.
+      sentence: sentence for the credit map; a line of the text if not given.
+      length: T, tokens of the chunk; as in training, but at most 64, if not given.
+      lanes: B, number of sequences, taken from different places of the text; 4 if not given.
+      seed: seed of the random directions and of the model's own tokens.
+      only: analyse only these parts, in seconds. Of the reach: lags, by_lag, dynamics, credit,
+        sensitivity; of the next updates: estimators, clipping, cliff, exposure; spike finds the
+        update with the largest rise of the loss. If not given, all parts, and the spike with
+        --step spike.
+    """
+    run = lm_jax.load_run(run_dir)
+    if text is not None and run.config.data.generated:
+        raise UserError(f"--text={text}: {run_dir} was trained on sequences that are drawn")
+    # Python reads no integer of thousands of digits.
+    if step not in (None, "spike") and not (step.isdecimal() and len(step) < 19):
+        raise UserError(f"--step={step} must be a number of updates, or spike")
+    tokens = None
+    if text is not None:
+        pieces = encoded(run.vocabulary, text_of(run, text))
+        tokens = np.concatenate([numbers for numbers, _, _ in pieces])
+    with waiting("asking; the first time each question is compiled, which takes minutes in all"):
+        found = lm_jax.probe(
+            run,
+            step=None if step is None else "spike" if step == "spike" else int(step),
+            tokens=tokens,
+            sentence=sentence,
+            seed=seed,
+            only=only or None,
+            **filled({"length": length, "lanes": lanes}),
+        )
+    show_probe(found)
+    named = () if step is None else (str(found.step),)
+    parts = (part for part in get_args(Part) if part in only)
+    print(write_study(run, found, "-".join(("probe", *named, *parts))))
+    return 0

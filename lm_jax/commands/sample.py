@@ -1,0 +1,71 @@
+"""The command `sample`."""
+
+from pathlib import Path
+
+import tyro
+
+from lm_jax import inference
+from lm_jax.commands.shared import SAMPLE_LENGTH, Flag, filled, mixed, only_with, reading_text
+from lm_jax.report.score_table import show_beam, show_samples, show_stream
+from lm_jax.settings import UserError
+
+
+def sample(
+    run_dir: tyro.conf.Positional[Path],
+    prompt: str = "",
+    length: int = SAMPLE_LENGTH,
+    count: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: str | None = None,
+    beam: int | None = None,
+    json: Flag = False,
+    seed: int | None = None,
+    mix: Path | None = None,
+    mix_weight: float | None = None,
+) -> int:
+    """Sample text from a trained model, printed while drawn.
+
+    Args:
+      run_dir: run directory of the model.
+      prompt: beginning of the text; without a prompt, the text begins like the training text.
+      length: largest number of tokens to draw.
+      count: number of samples to draw side by side; 1 if not given.
+      temperature: divisor of the logits, applied before top-k, top-p and min-p (in this order);
+        below 1, likely tokens become likelier; 0 always takes the most likely token; 1 if not
+        given.
+      top_k: draw from this many most likely tokens.
+      top_p: draw from the smallest set of most likely tokens with at least this total probability.
+      min_p: draw from the tokens with at least this share of the largest probability.
+      stop: end the text at this token, without printing the token; for example . or \\n or <eos>.
+      beam: search for the most likely text with a beam of this width, instead of drawing.
+      json: print a JSON object for each sample, with the nats (-ln P) of each drawn token under
+        the model, before temperature, top-k, top-p and min-p.
+      seed: seed of the draws; the same seed gives the same text; 0 if not given.
+      mix: mix in the probabilities of another run with the same vocabulary.
+      mix_weight: share of the first run in the mixture; 0.5 if not given.
+    """
+    only_with("--mix", mix, **{"mix-weight": mix_weight})
+    options = {
+        "count": count,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+    }
+    drawn = filled(options)
+    if beam is not None and drawn:
+        raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
+    run = mixed(reading_text(run_dir), mix, mix_weight)
+    trained = (run.model, run.params, run.vocabulary)
+    common = {"prompt": prompt, "length": length, "stop": stop}
+    if beam is not None:
+        show_beam(inference.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
+    elif json or count is not None:
+        show_samples(inference.samples(*trained, **common, **drawn), run.vocabulary, as_json=json)
+    else:
+        show_stream(inference.stream(*trained, **common, **drawn))
+    return 0
