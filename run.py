@@ -528,26 +528,30 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         "probe": probe,
         "verify": verify_command(default),
     }
-    if arguments and arguments[0] not in commands and not arguments[0].startswith("-"):
-        near = name_meant(COMMANDS, arguments[0])
-        said = f"; did you mean {near!r}?" if near else nearest(arguments[0], commands)
-        raise UserError(f"there is no command {arguments[0]}{said}")
-    said = io.StringIO()
+    name = arguments[0] if arguments else None
+    if name is not None and name not in commands and not name.startswith("-"):
+        near = name_meant(COMMANDS, name)
+        said = f"; did you mean {near!r}?" if near else nearest(name, commands)
+        raise UserError(f"there is no command {name}{said}")
+    said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(said):
+            if name in commands:  # the flags of the others would take tyro as long again, each
+                command = deferred(commands[name])
+                return tyro.cli(command, prog=f"run.py {name}", args=arguments[1:], config=config)
             return tyro.extras.subcommand_cli_from_dict(
                 {name: deferred(command) for name, command in commands.items()},
                 prog="run.py",
                 description=__doc__,
                 args=arguments,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=config,
             )
     except SystemExit as stop:
         if stop.code == 0:
             raise
         mistake = None
-        if arguments and (command := commands.get(arguments[0])):
-            flags = Flags(arguments[0], own_flags(command), default if reads else None)
+        if name in commands:
+            flags = Flags(name, own_flags(commands[name]), default if reads else None)
             mistake = flags.mistake(arguments[1:])
         raise UserError(mistake or in_one_line(said.getvalue())) from None
 
