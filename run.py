@@ -533,6 +533,10 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         near = name_meant(COMMANDS, name)
         said = f"; did you mean {near!r}?" if near else nearest(name, commands)
         raise UserError(f"there is no command {name}{said}")
+    if name in commands and not helped:  # before tyro, which takes a third of a second to refuse
+        flags = Flags(name, own_flags(commands[name]), default if reads else None)
+        if mistake := flags.mistake(arguments[1:]):
+            raise UserError(mistake)
     said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(said):
@@ -549,11 +553,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        mistake = None
-        if name in commands:
-            flags = Flags(name, own_flags(commands[name]), default if reads else None)
-            mistake = flags.mistake(arguments[1:])
-        raise UserError(mistake or in_one_line(said.getvalue())) from None
+        raise UserError(in_one_line(said.getvalue())) from None
 
 
 def own_flags(command: Callable[..., int]) -> dict[str, Any]:
