@@ -42,9 +42,9 @@ from lm_jax.config import Config
 from lm_jax.data import text as texts
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.experiment import load_experiment
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
-from run import load_experiment
 
 LENGTH = 10_000
 LEAST_RATIO = 20

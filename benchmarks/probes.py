@@ -38,6 +38,7 @@ from benchmarks.rows import Row, row
 from lm_jax import gradients as g
 from lm_jax.config import Config, LiveProbe, resolve, train_of
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.experiment import load_experiment
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
@@ -46,7 +47,6 @@ from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until
 from lm_jax.trees import norm
-from run import load_experiment
 
 ROUNDS = 12
 UPDATES = 100  # updates in a round

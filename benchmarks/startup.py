@@ -85,7 +85,7 @@ def host_overhead(folder: Path) -> Iterator[float]:
 
     import lm_jax
     from lm_jax.config import train_of
-    from run import load_experiment
+    from lm_jax.experiment import load_experiment
 
     config = load_experiment("quickstart").config
     train = dataclasses.replace(

@@ -61,26 +61,33 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         "probe": probe,
         "verify": verify_command(default),
     }
-    if arguments and arguments[0] not in commands and not arguments[0].startswith("-"):
-        near = name_meant(COMMANDS, arguments[0])
-        said = f"; did you mean {near!r}?" if near else nearest(arguments[0], commands)
-        raise UserError(f"there is no command {arguments[0]}{said}")
-    said = io.StringIO()
+    name = arguments[0] if arguments else None
+    if name is not None and name not in commands and not name.startswith("-"):
+        near = name_meant(COMMANDS, name)
+        said = f"; did you mean {near!r}?" if near else nearest(name, commands)
+        raise UserError(f"there is no command {name}{said}")
+    said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(said):
+            if (
+                name in commands
+            ):  # building the flags of the other commands would take as long again
+                command = _deferred(commands[name])
+                prog = f"{program} {name}"
+                return tyro.cli(command, prog=prog, args=arguments[1:], config=config)
             return tyro.extras.subcommand_cli_from_dict(
                 {name: _deferred(command) for name, command in commands.items()},
                 prog=program,
                 description=f"{ABOUT}: `{program} --help`.",
                 args=arguments,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=config,
             )
     except SystemExit as stop:
         if stop.code == 0:
             raise
         found = None
-        if arguments and (command := commands.get(arguments[0])):
-            flags = Flags(arguments[0], own_flags(command), default if reads else None)
+        if name in commands:
+            flags = Flags(name, own_flags(commands[name]), default if reads else None)
             found = mistake(flags, arguments[1:])
         raise UserError(found or _in_one_line(said.getvalue())) from None
 

@@ -24,7 +24,7 @@ from lm_jax.sweeps import plan
 from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = "python run.py"
 
 EXPERIMENT = """
