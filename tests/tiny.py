@@ -1,5 +1,9 @@
 """Small models and batches, the same for all tests, so that they compile once."""
 
+import os
+import signal
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import numpy as np
 from lm_jax import models
 from lm_jax.config import RNN, Config, Data, Train, Window
 from lm_jax.data.batches import Batch
+from lm_jax.training import journal
 
 V, B, T = 7, 3, 6
 
@@ -66,6 +71,27 @@ def config(**parts):
     train |= parts.get("train", {})
     model = parts.get("model", RNN(embedding_size=4, hidden_size=5))
     return Config(data=Data(**data), model=model, train=Train(**train), seed=parts.get("seed", 0))
+
+
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+def rows_of(run_dir):
+    """metrics.jsonl without what a clock has measured."""
+    rows = journal.read_rows(Path(run_dir) / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+
+
+def stopping_at(step):
+    """A watcher that ends the process, as an operator or a scheduler would, once at a step."""
+    left = [step]
+
+    def watch(now, row):
+        if left and now >= left[0]:
+            left.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
 
 
 def assert_trees_close(a, b, tolerance=1e-12):

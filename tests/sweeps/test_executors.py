@@ -3,41 +3,24 @@
 import dataclasses
 import json
 import signal
-from typing import NamedTuple
 
 import jax
 import pytest
 import tiny
+from tiny_sweep import Group, bits, trial
 
-from lm_jax.config import RNN, NGram, override
+from lm_jax.config import NGram, override
 from lm_jax.files import write_whole
 from lm_jax.settings import UserError
 from lm_jax.sweeps import run_job, tail
 from lm_jax.sweeps.executors import Here, execute, executor_called
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
-from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.slurm import Slurm
-from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.journal import read_result
-from lm_jax.training.loop import prepared
 from lm_jax.training.trainer import Trainer
-
-BASE = tiny.config(
-    model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
-)
-
-
-class Group(NamedTuple):
-    trials: list[Trial]
-    vectorised: bool = True
-
-
-def trial(number, **changes):
-    config, _ = prepared(override(BASE, {"seed": number, **changes}), tiny.TEXT)
-    return Trial(number, f"trial {number}", {}, config, f"trials/{number:03d}")
 
 
 def group(count=3, **changes):
@@ -47,10 +30,6 @@ def group(count=3, **changes):
 def done(groups, path, executor, **options):
     jobs = divided(groups, path, workers=executor.workers, text=tiny.TEXT)
     return list(execute(jobs, executor, [], **options))
-
-
-def bits(path, trials):
-    return {t.number: load_run(path / t.directory).result["sha256"] for t in trials}
 
 
 def failure(path, trial):

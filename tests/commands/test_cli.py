@@ -1,27 +1,21 @@
 """The command line: what it prints, and that a mistake is one line and status 2."""
 
 import dataclasses
-import importlib.util
 import io
 import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
 import lm_jax
+import run
 from lm_jax.config import RNN, Config, Copy, Data, Train
 from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
-
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run)
 
 EXPERIMENT = """
 from lm_jax.config import Config, Data, RNN, Train

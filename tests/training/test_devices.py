@@ -87,7 +87,7 @@ def found(tmp_path_factory):
     import jax
 
     work = WORK.format(
-        root=str(Path(__file__).parents[1]),
+        root=str(Path(__file__).parents[2]),
         folder=str(tmp_path_factory.mktemp("runs")),
         cache=str(jax.config.jax_compilation_cache_dir),
     )

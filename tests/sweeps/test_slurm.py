@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import tiny
-from test_executors import Group, bits, trial
+from tiny_sweep import Group, bits, trial
 
 from lm_jax.settings import UserError
 from lm_jax.sweeps.executors import Here, execute, executor_called

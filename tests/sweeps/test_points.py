@@ -173,7 +173,7 @@ def test_marks_are_what_shape_blanks():
 
 
 def test_what_the_page_declares_is_a_plan():
-    page = (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     found = planned(names["sweep"]())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_executors import BASE, Group, bits
+from tiny_sweep import BASE, Group, bits
 
 from lm_jax.config import override
 from lm_jax.sweeps.executors import Here, execute, executor_called

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import rows_of, stopping_at
 
 import lm_jax
 from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
@@ -27,27 +28,7 @@ from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, step, trainer
 from lm_jax.training.checkpoint import digest, restore
 
-ROOT = Path(__file__).parent.parent
-CLOCKS = ("seconds", "tokens_per_second")
-
-
-def rows_of(run_dir):
-    """metrics.jsonl without what a clock has measured."""
-    rows = journal.read_rows(Path(run_dir) / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
-
-
-def stopping_at(step):
-    """A watcher that ends the process, as an operator or a scheduler would, once at a step."""
-    left = [step]
-
-    def watch(now, row):
-        if left and now >= left[0]:
-            left.clear()
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return watch
-
+ROOT = Path(__file__).parents[2]
 
 KINDS = {
     "full": tiny.config(),

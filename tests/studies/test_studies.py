@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_training import rows_of, stopping_at
+from tiny import rows_of, stopping_at
 
 import lm_jax
 from lm_jax import gradients as g

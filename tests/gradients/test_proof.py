@@ -16,7 +16,7 @@ from lm_jax.gradients import proof
 from lm_jax.models import transition
 from lm_jax.training import prove
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("run_verify", ROOT / "run.py")
 run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(run)

@@ -4,7 +4,7 @@ import ast
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLOORS = (
     "trees",
     "synonyms",

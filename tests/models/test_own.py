@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_training import rows_of
+from tiny import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
@@ -301,7 +301,7 @@ def test_a_cell_that_will_not_do_leaves_no_run_behind(file, tmp_path):
 
 
 def test_the_experiment_with_its_own_cell_is_one():
-    path = Path(__file__).parent.parent / "experiments" / "own_cell.py"
+    path = Path(__file__).parents[2] / "experiments" / "own_cell.py"
     config = resolve(runpy.run_path(str(path))["config"]())
     assert config.model.cell_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     params = jax.eval_shape(models.make(config.model, 9).init, jax.random.key(0))

@@ -1,11 +1,11 @@
 """What those type who know other libraries, and the flag, field or value that is answered."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import tiny
 
+import run
 from lm_jax.commandline import Flags
 from lm_jax.config import RNN, Config, Data, Train, override
 from lm_jax.config.model import CELLS
@@ -24,11 +24,6 @@ from lm_jax.synonyms import (
     assigned,
     plainly,
 )
-
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
-run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run)
 
 
 def refusal(action):
