@@ -39,13 +39,13 @@ from benchmarks import command
 from benchmarks.loss import memory
 from benchmarks.rows import Row, row, show
 from lm_jax import inference, load_run, models
+from lm_jax.commands.train import train_command
 from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.data.corpus import load
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.training.directory import read_vocabulary
 from lm_jax.training.step import init, run_until
-from run import train_command
 
 ROOT = Path(__file__).parent.parent
 V, UNITS, LANES, LENGTH = 1_000_000, 64, 20, 35

@@ -69,9 +69,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
     said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(said):
-            if (
-                name in commands
-            ):  # building the flags of the other commands would take as long again
+            if name in commands:  # the flags of all others would take as long again
                 command = _deferred(commands[name])
                 prog = f"{program} {name}"
                 return tyro.cli(command, prog=prog, args=arguments[1:], config=config)

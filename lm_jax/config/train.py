@@ -94,6 +94,9 @@ class RMSprop:
     """Added to the mean square before taking the root."""
 
 
+Optimizer = SGD | ASGD | Momentum | Adam | AdamW | RMSprop
+
+
 @settings
 class Constant:
     """A constant learning rate."""
@@ -220,9 +223,7 @@ class Train:
     schedule: Annotated[Constant | Cosine | Epochs | Plateau, Field(discriminator="kind")] = (
         Constant()
     )
-    optimizer: Annotated[
-        SGD | ASGD | Momentum | Adam | AdamW | RMSprop, Field(discriminator="kind")
-    ] = Adam()
+    optimizer: Annotated[Optimizer, Field(discriminator="kind")] = Adam()
     feeding: Annotated[TeacherForcing | ScheduledSampling, Field(discriminator="kind")] = (
         TeacherForcing()
     )

@@ -95,7 +95,7 @@ def full_bptt(
       model: the language model.
       clip_delta: see `clip_cotangent`; None: no clipping within BPTT.
       recompute: if True, store only the carries between √T segments. The loss must be a sum over
-        steps, and the noise the same at every step.
+        steps, and the dropout masks the same at every step.
       delta_norms: if True, the info of a call has ‖δ_t‖.
 
     Raises:
@@ -332,7 +332,7 @@ def _as_remembered(history: Carry, x: Array) -> Array:
         one, other = (f"{a.dtype}{list(a.shape)}" for a in (x, before))
         raise UserError(
             f"the batch's inputs are {one}, and the history of k2 > k1 holds {other}: "
-            "a model of real inputs is made with real=True"
+            "a model of real inputs is made with regression=True"
         )
     return x.astype(before.dtype)
 

@@ -60,7 +60,7 @@ class DropoutMasks:
         return dataclasses.replace(self, first=first)
 
     def key_of(self, place: int) -> Array | None:
-        """The key of a place; None without noise."""
+        """The key of a place; None without dropout."""
         return None if self.key is None else jax.random.fold_in(self.key, place)
 
     @property

@@ -57,7 +57,7 @@ class Embedding:
         Args:
           params: parameters from `init`.
           x: numbers of tokens, below 0 for no token; or real inputs.
-          noise: dropout of this update.
+          dropout: dropout of this update.
         """
         if self.size is None:
             return x

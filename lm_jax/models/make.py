@@ -133,10 +133,13 @@ def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
 
 def _cell(config: settings.RNN) -> Cell:
     H, precision = config.hidden_size, config.precision
-    # Linear cells have no W_hh.
-    linear = {"mingru": MinGRUCell, "minlstm": MinLSTMCell, "diagonal": LRUCell}
-    if config.cell in linear:
-        return linear[config.cell](H, precision=precision)
+    without_W_hh = {
+        "mingru": MinGRUCell,
+        "minlstm": MinLSTMCell,
+        "diagonal": LRUCell,
+    }
+    if config.cell in without_W_hh:
+        return without_W_hh[config.cell](H, precision=precision)
     W_hh = RecurrentInit(config.init, config.gain)
     if config.cell == "lstm":
         return LSTMCell(

@@ -125,7 +125,7 @@ def unroll(
       params: parameters of the cell.
       carry: the cell's carry before the first step.
       z_x: the input's part of the pre-activations, including the bias.
-      between: applied to the carry after each step (see `LanguageModel.hidden`).
+      hook: applied to the carry after each step (see `LanguageModel.hidden`).
       tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
 
     Returns:

@@ -12,27 +12,18 @@ from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
 from lm_jax.trees import norm
 
-Optimizer = (
-    settings.SGD
-    | settings.ASGD
-    | settings.Momentum
-    | settings.Adam
-    | settings.AdamW
-    | settings.RMSprop
-)
-
 SQUARES = (settings.Adam, settings.AdamW, settings.RMSprop)
 
 
 def clip(
-    train: settings.Train, grads: Params, length: Float[Array, ""]
+    train: settings.Train, grads: Params, grad_norm: Float[Array, ""]
 ) -> tuple[Params, Bool[Array, ""], Float[Array, ""]]:
     """Clip the whole gradient, by norm and then by value.
 
     Args:
       train: the config; numbers may be tracers.
       grads: the gradient.
-      length: the norm of `grads`.
+      grad_norm: the norm of `grads`.
 
     Returns:
       the clipped gradient, True if clipping changed the gradient, and the norm of the clipped
@@ -42,38 +33,39 @@ def clip(
     if train.clip_norm is not None:
         grads, cut = by_norm(grads, train.clip_norm)
         changed |= cut
-        length = jnp.where(jnp.isinf(length), jnp.nan, jnp.minimum(length, train.clip_norm))
+        limited = jnp.minimum(grad_norm, train.clip_norm)
+        grad_norm = jnp.where(jnp.isinf(grad_norm), jnp.nan, limited)
     if train.clip_value is not None:
         value = train.clip_value
-        length = norm(grads, change=lambda leaf: by_value(leaf, value)[0])
+        grad_norm = norm(grads, change=lambda leaf: by_value(leaf, value)[0])
         grads, cut = by_value(grads, value)
         changed |= cut
-    return grads, changed, length
+    return grads, changed, grad_norm
 
 
 def optimizer(
     train: settings.Train,
     learning_rate: float | Float[Array, ""],
-    length: float | Float[Array, ""] = 0.0,
+    grad_norm: float | Float[Array, ""] = 0.0,
 ) -> optax.GradientTransformation:
     """The optimizer of a step, weight decay included.
 
     Args:
       train: the config; numbers may be tracers.
       learning_rate: the learning rate of this step.
-      length: the norm of this step's gradient. If the square of the norm overflows, an optimizer
+      grad_norm: the norm of this step's gradient. If the square of the norm overflows, an optimizer
         with squared gradients makes the parameters NaN. Otherwise the optimizer would divide by ∞
         and leave the parameters unchanged for the rest of the run.
     """
     if isinstance(train.optimizer, SQUARES):
-        learning_rate = jnp.where(jnp.isinf(jnp.square(length)), jnp.nan, learning_rate)
+        learning_rate = jnp.where(jnp.isinf(jnp.square(grad_norm)), jnp.nan, learning_rate)
     rule = _rule(train.optimizer, learning_rate)
     if train.weight_decay is None:
         return rule
     return optax.chain(optax.add_decayed_weights(train.weight_decay), rule)
 
 
-def _rule(config: Optimizer, learning_rate: float | Array) -> optax.GradientTransformation:
+def _rule(config: settings.Optimizer, learning_rate: float | Array) -> optax.GradientTransformation:
     if isinstance(config, (settings.SGD, settings.ASGD)):
         return optax.sgd(learning_rate)
     if isinstance(config, settings.Momentum):

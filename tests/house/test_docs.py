@@ -1,13 +1,14 @@
 """The pages say what is so: their code runs, their files and flags exist."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -58,12 +59,19 @@ def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):
     exec(program.replace("steps=200", "steps=2, log_every=1").replace("length=200", "length=5"), {})
 
 
+def test_every_diff_of_the_contributing_page_applies():
+    found = blocks(ROOT / "CONTRIBUTING.md", "diff")
+    assert len(found) == 4
+    for block in found:
+        subprocess.run(["git", "apply", "--check"], input=block, text=True, cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_flags_are_there(page):
     from lm_jax.config import Config
     from lm_jax.settings import alternatives, fields
 
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"```diff\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
         other = page.parent / target if target else page
         assert other.exists(), target
