@@ -51,7 +51,7 @@ def of_a_step(step, carry, output):
     cell = models.Transition(lambda key: {"a": jnp.ones(3)}, carry, step, output)
     layers = [transition.TransitionLayer(cell, tiny.V)]
     embedding, readout = models.Embedding(tiny.V, None), models.SoftmaxReadout(tiny.V)
-    return models.rnn(embedding, layers, readout, hidden_size=3)
+    return models.RNNModel(embedding, readout, hidden_size=3, layers=tuple(layers))
 
 
 def cell(kind, **fields):
