@@ -50,7 +50,7 @@ def copied(run, folder, *without):
 
 def test_a_state_on_the_way_is_the_one_that_was_saved_there(run, tmp_path):
     """Every bit of it, from the start and from the checkpoint before it."""
-    assert float(saved(run).early_stopping.cut) < 1
+    assert float(saved(run).early_stopping.lr_scale) < 1
     assert int(saved(run).average.begun) > 0
     for name, removed in (("before", [18]), ("start", [15, 18])):
         older = copied(run, tmp_path / name, *removed)
