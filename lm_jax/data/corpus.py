@@ -70,7 +70,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     """
     if (task := tasks.task_of(data)) is not None and memory is None:
         empty = {split: Split(np.zeros(0, np.uint8), 0, 0) for split in SPLITS}
-        return Corpus(task.vocabulary, **empty, digest=tasks.digest(data), task=task)
+        return Corpus(task.vocabulary, **empty, digest=tasks.task_digest(data), task=task)
     parts = _parts(data, memory)
     key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
     key += [parts[split].digest for split in SPLITS]

@@ -148,7 +148,7 @@ def _compiled(task: Task) -> Callable[[Array, int, int], Batch]:
     return jax.jit(task.batch)
 
 
-def digest(data: Data) -> str:
+def task_digest(data: Data) -> str:
     """Digest of a config's task, in hex digits; tasks that differ only in length share a digest."""
     assert isinstance(data.task, Sequences)
     any_length = dataclasses.replace(data.task, length=None)

@@ -25,7 +25,7 @@ from lm_jax.models.base import Carry, EdgeHook, Params, restart
 from lm_jax.trees import has_gradient
 
 
-class Drawn(NamedTuple):
+class RandomCuts(NamedTuple):
     """State of randomised truncation between batches."""
 
     carry: Carry
@@ -53,7 +53,9 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
         raise ValueError(f"rate={rate} must be from 0 to below 1")
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
-        memory = carry if isinstance(carry, Drawn) else Drawn(carry, jnp.zeros((), jnp.int32))
+        memory = (
+            carry if isinstance(carry, RandomCuts) else RandomCuts(carry, jnp.zeros((), jnp.int32))
+        )
         kept = 1 - jnp.asarray(rate, float)
         draw = jax.random.fold_in(key, memory.draws)
         factors = jax.random.bernoulli(draw, kept, batch.mask.shape) / kept
@@ -66,15 +68,15 @@ def randomised_bptt(model: LanguageModel, *, rate: float | Array, key: Array) ->
 
         (nats, after), grads = jax.value_and_grad(total_nats, has_aux=True)(params)
         loss, grads = per_token(nats, grads, batch.mask)
-        return loss, Drawn(after, memory.draws + 1), grads, Info()
+        return loss, RandomCuts(after, memory.draws + 1), grads, Info()
 
-    def init_carry(batch_size: int) -> Drawn:
-        return Drawn(model.init_carry(batch_size), jnp.zeros((), jnp.int32))
+    def init_carry(batch_size: int) -> RandomCuts:
+        return RandomCuts(model.init_carry(batch_size), jnp.zeros((), jnp.int32))
 
     def model_carry(params: Params, carry: Carry) -> Carry:
-        return carry.carry if isinstance(carry, Drawn) else carry
+        return carry.carry if isinstance(carry, RandomCuts) else carry
 
-    def redraw(carry: Drawn, number: int | Array) -> Drawn:
+    def redraw(carry: RandomCuts, number: int | Array) -> RandomCuts:
         return carry._replace(draws=jnp.asarray(number, jnp.int32))
 
     return Estimator(init_carry, estimate, model_carry, redraw=redraw)

@@ -84,17 +84,17 @@ def compare(
     }
 
 
-Reading = tuple[Float[Array, " U"], Float[Array, " U"], Params, Params]
+Estimates = tuple[Float[Array, " U"], Float[Array, " U"], Params, Params]
 """Over all batches: cosines, norm ratios, mean gradients of the estimator and of the reference."""
 
 
 def _reading(
     estimator: Estimator, reference: Estimator, params: Params, text: Batch
-) -> Callable[[Int[Array, ""]], Reading]:
+) -> Callable[[Int[Array, ""]], Estimates]:
     """Compiled function from the number of the first draw to a reading."""
     updates, _, lanes = text.mask.shape
 
-    def read(first: Array, params: Params, text: Batch) -> Reading:
+    def read(first: Array, params: Params, text: Batch) -> Estimates:
         carry = estimator.init_carry(lanes)
         if estimator.redraw is not None:
             carry = estimator.redraw(carry, first)
@@ -121,7 +121,7 @@ def _plus(mean: Params, grads: Params, count: int) -> Params:
 
 
 def _compared(
-    read: Callable[[Array], Reading], estimator: Estimator, text: Batch, draws: int
+    read: Callable[[Array], Estimates], estimator: Estimator, text: Batch, draws: int
 ) -> Comparison:
     many = draws if estimator.redraw is not None else 1
     updates, steps, _ = text.mask.shape

@@ -1,6 +1,6 @@
 """Uses of a trained model: log-probabilities of text, and generated text."""
 
-from lm_jax.inference.beam import Found, beam
+from lm_jax.inference.beam import BeamResult, beam
 from lm_jax.inference.blocks import Block, Line, blocks, line_blocks, lines
 from lm_jax.inference.cache import cache
 from lm_jax.inference.dynamic import Rule, dynamic, rms, root_mean_square_gradient, sgd
@@ -12,9 +12,9 @@ from lm_jax.inference.score import Loss, Score, Tally, evaluate, score
 from lm_jax.inference.scorer import Scorer
 
 __all__ = [
+    "BeamResult",
     "Block",
     "Exposure",
-    "Found",
     "Line",
     "Loss",
     "Rule",

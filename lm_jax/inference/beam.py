@@ -27,7 +27,7 @@ from lm_jax.settings import UserError
 WIDEST = 10_000
 
 
-class Found(NamedTuple):
+class BeamResult(NamedTuple):
     """Result of a beam search."""
 
     text: str
@@ -47,7 +47,7 @@ def beam(
     width: int,
     prompt: str = "",
     stop: str | None = None,
-) -> Found:
+) -> BeamResult:
     """Find the likeliest continuation of a prompt by beam search.
 
     Args:
@@ -77,7 +77,7 @@ def beam(
     # After the first stop token a hypothesis has only further stop tokens.
     before = found[: int(np.argmax(found == end))] if end in found else found
     text = vocabulary.decode(np.concatenate([read, before]))
-    return Found(text, found[: len(before) + 1], best)
+    return BeamResult(text, found[: len(before) + 1], best)
 
 
 @functools.lru_cache(maxsize=16)

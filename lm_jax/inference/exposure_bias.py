@@ -23,7 +23,7 @@ from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference.blocks import batches
 from lm_jax.inference.sampling_options import check_seed
 from lm_jax.inference.scheduled_sampling import sample_inputs
-from lm_jax.inference.scorer import chunk_length
+from lm_jax.inference.scorer import scoring_length
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
@@ -73,7 +73,7 @@ def exposure(
     Raises:
       UserError: a number is out of range; the text is empty, or not UTF-8.
     """
-    longest = chunk_length(len(vocabulary))
+    longest = scoring_length(len(vocabulary))
     if not 1 <= length <= longest:
         raise UserError(f"exposure={length} must be from 1 to {longest:,}")
     check_seed(seed)

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.inference.scorer import Scorer, chunk_length
+from lm_jax.inference.scorer import Scorer, scoring_length
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.rnn import RNNModel
@@ -57,7 +57,7 @@ def stretch_length(size: int) -> int:
     Args:
       size: V.
     """
-    at_once = chunk_length(size)
+    at_once = scoring_length(size)
     return CHUNKS * (at_once - at_once % LANES or at_once)
 
 
@@ -67,7 +67,7 @@ def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
     Args:
       model: the language model.
       length: T, tokens per call, best from `stretch_length`. The tokens are read in equal parts of
-        at most `chunk_length` tokens; a call with at least 2 · `WARM` · `LANES` tokens is read in
+        at most `scoring_length` tokens; a call with at least 2 · `WARM` · `LANES` tokens is read in
         parallel segments.
     """
 
@@ -153,7 +153,7 @@ def _at_once(model: LanguageModel, params: Params, carry: Carry, length: int) ->
         return model.logits(params, model.hidden(params, carry, x)[1])
 
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    most = chunk_length(jax.eval_shape(logits, params, carry, one).shape[-1])
+    most = scoring_length(jax.eval_shape(logits, params, carry, one).shape[-1])
     return next(n for n in range(min(most, length), 0, -1) if length % n == 0)
 
 

@@ -24,7 +24,7 @@ from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.inference.blocks import Block, blocks
 from lm_jax.inference.parallel import parallel_scorer, stretch_length
-from lm_jax.inference.scorer import Scorer, chunk_length, reader
+from lm_jax.inference.scorer import Scorer, reader, scoring_length
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -87,7 +87,7 @@ def perplexity_of(nats_per_token: float) -> float:
 
 def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:
     """Prepare a text as a single stream."""
-    return Reading(streams(tokens, vocabulary.boundary, 1), chunk_length(len(vocabulary)))
+    return Reading(streams(tokens, vocabulary.boundary, 1), scoring_length(len(vocabulary)))
 
 
 def sentence_reading(

@@ -32,7 +32,7 @@ class Scorer(NamedTuple):
     """T, tokens of a chunk."""
 
 
-def chunk_length(size: int) -> int:
+def scoring_length(size: int) -> int:
     """Tokens of a sequence per call: few enough to keep the logits small.
 
     Args:

@@ -55,7 +55,7 @@ class Counts(NamedTuple):
         return len(self.levels[order - 2].token) if order > 1 else 1
 
 
-class Found(NamedTuple):
+class LocatedNGrams(NamedTuple):
     """The k-grams of a text, looked up in the counts of another text."""
 
     places: np.ndarray
@@ -66,7 +66,7 @@ class Found(NamedTuple):
     """[m] nodes of the k-grams; -1: never seen."""
 
 
-class Row(NamedTuple):
+class OrderStatistics(NamedTuple):
     """Statistics of sparsity and storage for the k-grams of a single order k."""
 
     order: int
@@ -160,7 +160,7 @@ def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool)
         )
 
 
-def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
+def locate(counts: Counts, tokens: np.ndarray) -> Iterator[LocatedNGrams]:
     """Look up the n-grams of another text, order by order from 1 to n.
 
     Args:
@@ -174,7 +174,7 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
     text, reach = _text(tokens, V, counts.boundary, counts.bounded)
     places = np.arange(1, len(text))
     node = text.astype(np.int64)
-    yield Found(places - 1, np.zeros_like(places), node[1:])
+    yield LocatedNGrams(places - 1, np.zeros_like(places), node[1:])
     for k, level in enumerate(counts.levels[1:], 2):
         places = np.flatnonzero(reach >= k)
         contexts = node[places - 1]
@@ -182,7 +182,7 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[Found]:
         keys = contexts * V + text[places]  # negative, and never known, for an unseen context
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         nodes = np.where(known[at] == keys, at, -1)
-        yield Found(places - 1, contexts, nodes)
+        yield LocatedNGrams(places - 1, contexts, nodes)
         node = node.copy()
         node[places] = nodes
 
@@ -225,7 +225,7 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array(D)
 
 
-def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
+def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[OrderStatistics]:
     """Number of k-grams possible, seen, seen once and unseen, and bytes stored, for each order k.
 
     Args:
@@ -239,7 +239,7 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[Row]:
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(level)) for level in params["levels"]]
     base = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - sum(size)
     return [
-        Row(
+        OrderStatistics(
             order=k,
             possible=counts.vocab_size**k,
             seen=int(np.sum(level.occurrences > 0)),

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Probability = float | Array | None  # None: off
+Rate = float | Array | None  # None: off
 
 
 class Place(enum.IntEnum):
@@ -40,11 +40,11 @@ class DropoutMasks:
     key: Array | None = None
     locked: bool = False
     """If True, draw a single mask for all T steps."""
-    inputs: Probability = None
-    between: Probability = None
-    outputs: Probability = None
-    words: Probability = None
-    recurrent: Probability = None
+    inputs: Rate = None
+    between: Rate = None
+    outputs: Rate = None
+    words: Rate = None
+    recurrent: Rate = None
     first: int | Array | None = None
     """Place in the update of the first step to be read, if the update is read in parts."""
 
@@ -108,7 +108,7 @@ class DropoutMasks:
         key = jax.random.fold_in(self.key, Place.RECURRENT + layer)
         return W_hh * mask(key, self.recurrent, W_hh.shape)
 
-    def _over_time(self, a: Array, chance: Probability, place: int) -> Array:
+    def _over_time(self, a: Array, chance: Rate, place: int) -> Array:
         if self.key is None or chance is None:
             return a
         key = jax.random.fold_in(self.key, place)
@@ -124,7 +124,7 @@ class DropoutMasks:
 NO_DROPOUT = DropoutMasks()
 
 
-def mask(key: Array, chance: Probability, shape: tuple[int, ...]) -> Array:
+def mask(key: Array, chance: Rate, shape: tuple[int, ...]) -> Array:
     """A dropout mask: 0 with probability q = `chance`, else 1 / (1 - q)."""
     keep = 1 - jnp.asarray(chance, float)
     return jax.random.bernoulli(key, keep, shape) / keep

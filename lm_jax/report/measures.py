@@ -27,7 +27,7 @@ class Measure(NamedTuple):
     """True for a norm: drawn on a logarithmic scale, with a geometric mean."""
 
 
-class Cell(NamedTuple):
+class MeanOfTrials(NamedTuple):
     """Summary of the trials in a cell of a map."""
 
     mean: float | None
@@ -121,13 +121,13 @@ def _largest_radius(part: str) -> Callable[[Row], float | None]:
     return read
 
 
-def cell(rows: Iterable[Row], measure: Measure) -> Cell:
+def cell(rows: Iterable[Row], measure: Measure) -> MeanOfTrials:
     """Summarise the trials of a cell by a measure."""
     rows = list(rows)
     over = [row for row in rows if row["status"] == "finished"]
     values = [value for row in over if (value := measure.read(row)) is not None]
     lost = sum(row["status"] in OUT for row in rows)
-    return Cell(_mean(values, log=measure.log), lost, len(rows))
+    return MeanOfTrials(_mean(values, log=measure.log), lost, len(rows))
 
 
 def _mean(values: Sequence[float], *, log: bool) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import as_json as object_as_json
-from lm_jax.inference import Block, Exposure, Found, Line, Sample, Tally, lines
+from lm_jax.inference import BeamResult, Block, Exposure, Line, Sample, Tally, lines
 from lm_jax.report.terminal import NONE, UNPAID
 
 
@@ -130,7 +130,7 @@ def show_stream(pieces: Iterable[str]) -> None:
     print()
 
 
-def show_beam(found: Found, vocabulary: Vocabulary, *, as_json: bool) -> None:
+def show_beam(found: BeamResult, vocabulary: Vocabulary, *, as_json: bool) -> None:
     """Print the text found by a beam search, and ln P of the continuation."""
     if as_json:
         tokens = [vocabulary.tokens[token] for token in found.tokens.tolist()]

@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_jax.files import Row
 from lm_jax.report.figures import figure
-from lm_jax.report.measures import Cell, Measure, at, cell, measures, varied
+from lm_jax.report.measures import MeanOfTrials, Measure, at, cell, measures, varied
 from lm_jax.report.page import Figure, Section, Table, number, write_page
 from lm_jax.sweeps.results import folded, ranked, read_results
 
@@ -158,7 +158,7 @@ def curve(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -
     )
 
 
-def _height(one: Cell, *, log: bool) -> float | None:
+def _height(one: MeanOfTrials, *, log: bool) -> float | None:
     if one.mean is None or not math.isfinite(one.mean):
         return None
     if not log:
@@ -166,7 +166,7 @@ def _height(one: Cell, *, log: bool) -> float | None:
     return math.log10(one.mean) if one.mean > 0 else None
 
 
-def _words(one: Cell) -> str:
+def _words(one: MeanOfTrials) -> str:
     figure_ = "" if one.mean is None else f"{one.mean:.3g}"
     return f"{figure_} ×{one.lost}".strip() if one.lost else figure_
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_jax.files import Row
-from lm_jax.report.terminal import Bars, figure, literal
+from lm_jax.report.terminal import Bars, formatted, literal
 from lm_jax.training.journal import Watch
 
 
@@ -47,7 +47,7 @@ class SweepDisplay(Bars):
             self.progress.update(group.task, completed=sum(group.made.values()), said=group.said())
             judged = row is not None and row["kind"] == "evaluation"
             if row is not None and judged and not self.console.is_terminal:
-                nats = figure(row["nats"], ".4f")
+                nats = formatted(row["nats"], ".4f")
                 self.console.print(f"{literal(name)}: step {step:,}: {nats}", soft_wrap=True)
 
         return told

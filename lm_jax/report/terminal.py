@@ -102,7 +102,7 @@ class Display(Bars):
                 total = round(step / row["epoch"]) * self.epochs
                 self.progress.update(self.task, total=total)
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{figure(row['nats'], '.3f')} {self.unit}, {speed}"
+            loss = f"{formatted(row['nats'], '.3f')} {self.unit}, {speed}"
             self.progress.update(self.task, completed=step, said=loss)
             if not self.console.is_terminal:
                 norm = f"gradient norm {row['grad_norm']:.3g}"
@@ -113,7 +113,7 @@ class Display(Bars):
             if not self.console.is_terminal:
                 self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
         elif "success" in row:
-            figures = f"loss {figure(row['nats'], '.4f')} (chance {row['chance']:.4f})"
+            figures = f"loss {formatted(row['nats'], '.4f')} (chance {row['chance']:.4f})"
             right = f"{row['success']:.1%} of the sequences right"
             self.console.print(f"step {step:,}: {row['split']} {figures}, {right}", soft_wrap=True)
         else:
@@ -135,7 +135,7 @@ def show_result(run: Run) -> None:
     for split, row in result["splits"].items():
         if row["unknown"]:
             row = {**row, "bits_per_character": NONE}
-        table.add_row(split, *(figure(row[name], form) for name, form in columns.values()))
+        table.add_row(split, *(formatted(row[name], form) for name, form in columns.values()))
     console = stdout_console()
     early = ", early" if result["stopped_early"] else ""
     kept = f"; parameters of step {result['parameters_step']:,}"
@@ -176,20 +176,20 @@ def show_probe(probe: Probe) -> None:
     table.add_column(justify="right")
     if reach.by_lag is not None:
         for share, steps in reach.by_lag.horizon.items():
-            table.add_row(f"steps back to {float(share):.0%} of the gradient", figure(steps, ".0f"))
+            table.add_row(f"steps back to {float(share):.0%} of the gradient", formatted(steps, ".0f"))
     if reach.credit is not None:
         for share, steps in reach.credit.horizon.items():
-            table.add_row(f"steps back to {float(share):.0%} of the credit", figure(steps, ".1f"))
+            table.add_row(f"steps back to {float(share):.0%} of the credit", formatted(steps, ".1f"))
     if reach.dynamics is not None:
         for layer, spectra in reach.dynamics.spectra.items():
             radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
             table.add_row(escape(f"spectral radius, {layer}"), radii)
         largest = float(reach.dynamics.convergence[-1, 0])
-        table.add_row("largest Lyapunov exponent, nats a step", figure(largest, ".4f"))
+        table.add_row("largest Lyapunov exponent, nats a step", formatted(largest, ".4f"))
     if reach.lags is not None:
-        table.add_row("lag norm at half the chunk", figure(float(reach.lags.measured[-1]), ".3g"))
+        table.add_row("lag norm at half the chunk", formatted(float(reach.lags.measured[-1]), ".3g"))
     if updates.cliff is not None:
-        eigenvalue = figure(float(updates.cliff.eigenvalue), ".3g")
+        eigenvalue = formatted(float(updates.cliff.eigenvalue), ".3g")
         table.add_row("largest eigenvalue of the Hessian", eigenvalue)
     for kind, said in (updates.clipping or {}).items():
         table.add_row(f"updates that clipping by {kind} cuts", f"{float(said.often):.0%}")
@@ -213,18 +213,18 @@ def _reach(row: Row) -> str:
     parts = []
     if "horizon" in row:
         steps = ", ".join(
-            f"{float(share):.0%} {figure(back, '.0f')}" for share, back in row["horizon"].items()
+            f"{float(share):.0%} {formatted(back, '.0f')}" for share, back in row["horizon"].items()
         )
         parts.append(f"steps back to a share of the gradient: {steps}")
     if "lag_norms" in row:
         norms = row["lag_norms"]
-        longest = figure(norms[-1], ".3g")
+        longest = formatted(norms[-1], ".3g")
         parts.append(f"∂h_T/∂h_(T−{len(norms) - 1}) has norm {longest}")
     if "spectral_radius" in row:
         radii = [radius for blocks in row["spectral_radius"].values() for radius in blocks]
-        parts.append(f"spectral radii {', '.join(figure(radius, '.3f') for radius in radii)}")
+        parts.append(f"spectral radii {', '.join(formatted(radius, '.3f') for radius in radii)}")
     if "lyapunov" in row:
-        parts.append(f"largest Lyapunov exponent {figure(row['lyapunov'], '.3f')} nats a step")
+        parts.append(f"largest Lyapunov exponent {formatted(row['lyapunov'], '.3f')} nats a step")
     return "; ".join(parts)
 
 
@@ -276,13 +276,13 @@ def _ngrams(rows: list[Row]) -> Table:
             f"{row['possible']:.3g}",
             f"{row['seen']:,}",
             f"{row['once']:,}",
-            figure(row["unseen_share"], ".1%"),
+            formatted(row["unseen_share"], ".1%"),
             f"{row['bytes'] / 1e6:,.2f} MB",
         )
     return table
 
 
-def figure(value: float | int | str | None, form: str) -> str:
+def formatted(value: float | int | str | None, form: str) -> str:
     """The text of a number; "not finite" for None; a string is returned unchanged."""
     if isinstance(value, str):
         return value

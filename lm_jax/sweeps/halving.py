@@ -154,6 +154,6 @@ def _is_judgement(row: Judgement) -> bool:
 
 
 class _Judged(journal.Known):
-    step: journal.Step
-    nats: dict[str, journal.Figure]
+    step: journal.StepNumber
+    nats: dict[str, journal.NumberOrNull]
     kept: list[str]

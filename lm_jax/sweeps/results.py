@@ -31,11 +31,11 @@ from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point
 from lm_jax.sweeps.summaries import summaries
 from lm_jax.training.journal import (
-    Figure,
     Known,
     Number,
-    Split,
-    Step,
+    NumberOrNull,
+    SplitMetrics,
+    StepNumber,
     Whole,
     read_result,
     read_rows,
@@ -44,13 +44,13 @@ from lm_jax.training.journal import (
 FILE = "results.jsonl"
 
 
-class Probed(Known):
+class ProbeSummary(Known):
     """Results of a live probe at an update."""
 
-    horizon: dict[str, Figure] = {}
-    spectral_radius: dict[str, list[Figure]] = {}
-    lyapunov: Figure = None
-    lag_norm: Figure = None
+    horizon: dict[str, NumberOrNull] = {}
+    spectral_radius: dict[str, list[NumberOrNull]] = {}
+    lyapunov: NumberOrNull = None
+    lag_norm: NumberOrNull = None
 
 
 class TrialRow(Known):
@@ -62,18 +62,18 @@ class TrialRow(Known):
     point: dict[str, Any]
     settings: dict[str, Any]
     status: str
-    step: Step
+    step: StepNumber
     seconds: Number
-    splits: dict[str, Split]
-    best_validation: Figure
-    last_validation: Figure
-    test: Figure
+    splits: dict[str, SplitMetrics]
+    best_validation: NumberOrNull
+    last_validation: NumberOrNull
+    test: NumberOrNull
     parameters: Whole | None = None
-    tokens_per_second: Figure = None
-    bad_step: Step | None = None
-    probe: Probed | None = None
-    first_probe: Probed | None = None
-    gradient: dict[str, Figure] | None = None
+    tokens_per_second: NumberOrNull = None
+    bad_step: StepNumber | None = None
+    probe: ProbeSummary | None = None
+    first_probe: ProbeSummary | None = None
+    gradient: dict[str, NumberOrNull] | None = None
 
 
 class Results:

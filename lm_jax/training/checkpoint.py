@@ -38,7 +38,7 @@ KEPT = 2  # checkpoints to keep; the older is a reserve in case the newer is dam
 COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
 AT_ONCE = 2**25  # bytes of the leaves restored together
 
-Found = TypeVar("Found")
+Loaded = TypeVar("Loaded")
 
 # Orbax does not support two threads: several runs in one process, or loading a run in training.
 _ORBAX = threading.Lock()
@@ -64,7 +64,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
-def digest(tree: Any) -> str:
+def tree_digest(tree: Any) -> str:
     """SHA-256 over the names, types, shapes and contents of a tree's arrays, sorted by name."""
     total = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree).items()):
@@ -207,8 +207,8 @@ def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | 
 
 
 def newest(
-    run_dir: Path, use: Callable[[Checkpoint], Found], *, until: int | None = None
-) -> Found | None:
+    run_dir: Path, use: Callable[[Checkpoint], Loaded], *, until: int | None = None
+) -> Loaded | None:
     """Apply `use` to the newest intact checkpoint; return None if no checkpoint is intact.
 
     A damaged checkpoint is skipped with a warning.

@@ -11,7 +11,7 @@ from lm_jax.inference.task_metrics import TaskMetrics, answers, summed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
-Block = TypeVar("Block")
+Item = TypeVar("Item")
 
 
 class Stopped(Exception):
@@ -68,7 +68,7 @@ class Evaluator:
             return reading(split.tokens, vocabulary)
         return sentence_reading(split.tokens, vocabulary, self._data.batch_size, self._length)
 
-    def _until_stopped(self, blocks: Iterator[Block]) -> Iterator[Block]:
+    def _until_stopped(self, blocks: Iterator[Item]) -> Iterator[Item]:
         for block in blocks:
             if self._received:
                 raise Stopped

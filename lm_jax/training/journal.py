@@ -26,10 +26,10 @@ from lm_jax.settings import VERSION, UserError, fits
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Figure = Number | None
+NumberOrNull = Number | None
 """A number; None if not finite."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
-Step = Annotated[int, Field(ge=0, lt=2**31)]
+StepNumber = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Known(pydantic.BaseModel):
@@ -38,7 +38,7 @@ class Known(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
 
 
-class Vectors(Known):
+class VectorCoverage(Known):
     """Number of tokens with pretrained vectors."""
 
     found: Whole
@@ -50,13 +50,13 @@ class TrainRow(Known):
     """Row for the updates since the last training row."""
 
     kind: Literal["train"]
-    step: Annotated[Step, Field(gt=0)]
+    step: Annotated[StepNumber, Field(gt=0)]
     split: str
-    nats: Figure
-    grad_norm: Figure
-    grad_norm_max: Figure
-    grad_norm_clipped: Figure
-    clipped: Figure
+    nats: NumberOrNull
+    grad_norm: NumberOrNull
+    grad_norm_max: NumberOrNull
+    grad_norm_clipped: NumberOrNull
+    clipped: NumberOrNull
     tokens_per_second: Number
     seconds: Number
 
@@ -65,16 +65,16 @@ class EvaluationRow(Known):
     """Row for an evaluation of a split."""
 
     kind: Literal["evaluation"]
-    step: Step
+    step: StepNumber
     split: str
-    nats: Figure
+    nats: NumberOrNull
 
 
-class VectorsRow(Vectors):
+class VectorsRow(VectorCoverage):
     """Row for the pretrained vectors, read before the first update."""
 
     kind: Literal["vectors"]
-    step: Step
+    step: StepNumber
     split: str
 
 
@@ -82,27 +82,27 @@ class ProbeRow(Known):
     """Row for the measurements of a live probe."""
 
     kind: Literal["probe"]
-    step: Step
+    step: StepNumber
     split: str
-    horizon: dict[str, Figure] | None = None
-    lag_norms: Annotated[list[Figure], Field(min_length=1)] | None = None
-    spectral_radius: dict[str, list[Figure]] | None = None
-    lyapunov: Figure = None
+    horizon: dict[str, NumberOrNull] | None = None
+    lag_norms: Annotated[list[NumberOrNull], Field(min_length=1)] | None = None
+    spectral_radius: dict[str, list[NumberOrNull]] | None = None
+    lyapunov: NumberOrNull = None
 
 
 AnyRow = Annotated[TrainRow | EvaluationRow | VectorsRow | ProbeRow, Field(discriminator="kind")]
 
 
-class Split(Known):
+class SplitMetrics(Known):
     """Metrics of a split, in a result."""
 
-    nats: Figure
-    perplexity: Figure
-    bits_per_character: Figure
+    nats: NumberOrNull
+    perplexity: NumberOrNull
+    bits_per_character: NumberOrNull
     tokens: Whole
     characters: Whole | None
     unknown: Whole | None
-    success: Figure = None
+    success: NumberOrNull = None
 
 
 class Ngrams(Known):
@@ -112,7 +112,7 @@ class Ngrams(Known):
     possible: Number
     seen: Whole
     once: Whole
-    unseen_share: Figure
+    unseen_share: NumberOrNull
     bytes: Whole
 
 
@@ -120,16 +120,16 @@ class Result(Known):
     """Contents of result.json."""
 
     status: Literal["finished", "diverged", "stopped", "pruned"]
-    step: Step
+    step: StepNumber
     stopped_early: bool
-    parameters_step: Step
-    splits: dict[str, Split]
+    parameters_step: StepNumber
+    splits: dict[str, SplitMetrics]
     parameters: Whole
     seconds: Number
     tokens_per_second: Number
-    vectors: Vectors | None = None
+    vectors: VectorCoverage | None = None
     ngrams: list[Ngrams] | None = None
-    entropy_rate: Figure = None
+    entropy_rate: NumberOrNull = None
 
 
 def read_rows(path: Path) -> list[Row]:

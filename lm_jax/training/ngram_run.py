@@ -1,7 +1,8 @@
 """A run of an n-gram model: counts in a single pass over the text, in an ordinary run directory.
 
 The run has one checkpoint, at step 0, and one row of metrics.jsonl per evaluated split. The entry
-`ngrams` of result.json shows the cost and sparsity of longer n-grams (`lm_jax.models.counts.Row`).
+`ngrams` of result.json shows the cost and sparsity of longer n-grams
+(`lm_jax.models.counts.OrderStatistics`).
 """
 
 import itertools
@@ -23,7 +24,7 @@ from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
 from lm_jax.models.ngram import fit, held_out_weights, structure
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import AsStored, Checkpoints, digest
+from lm_jax.training.checkpoint import AsStored, Checkpoints, tree_digest
 
 JUDGED = ("validation", "test")  # splits to evaluate
 
@@ -113,7 +114,7 @@ class NGramRun:
             "parameters_step": 0,
             "splits": splits,
             "parameters": models.count(self.params),
-            "sha256": digest(self.params),
+            "sha256": tree_digest(self.params),
             "seconds": self.seconds,
             "tokens_per_second": len(self.corpus.train.tokens) / self.seconds,
             **floor(self.config.data),

@@ -10,7 +10,7 @@ from lm_jax.config import Config, train_of
 from lm_jax.data.markov import floor
 from lm_jax.files import Row
 from lm_jax.models.base import Params
-from lm_jax.training.checkpoint import digest
+from lm_jax.training.checkpoint import tree_digest
 from lm_jax.training.state import TrainState
 
 
@@ -85,7 +85,7 @@ def result(
         "parameters_step": parameters_step,
         "splits": splits,
         "parameters": models.count(params),
-        "sha256": digest(params),
+        "sha256": tree_digest(params),
         "seconds": seconds,
         "tokens_per_second": _speed(rows),
         **vectors,

@@ -16,7 +16,7 @@ from lm_jax.data.batches import batch_at, steps_per_epoch, streams
 from lm_jax.data.windows import Prefetched, window_updates
 from lm_jax.settings import UserError
 from lm_jax.training import state_at, step
-from lm_jax.training.checkpoint import digest, restore
+from lm_jax.training.checkpoint import restore, tree_digest
 from lm_jax.training.loop import prepared
 from lm_jax.training.trainer import Trainer
 
@@ -100,7 +100,7 @@ def test_training_from_windows_is_training_from_the_device(whole, windowed):
     assert isinstance(work.pipeline, Prefetched)
     assert 2 * work.pipeline.epoch < 53
     assert work.pipeline.updates < work.pipeline.epoch
-    assert digest(state_of(windowed)) == digest(state_of(whole))
+    assert tree_digest(state_of(windowed)) == tree_digest(state_of(whole))
     for name in ("sha256", "splits", "parameters_step"):
         assert windowed.result[name] == whole.result[name]
     # A field that changes no result makes no other run.
@@ -124,7 +124,7 @@ def test_a_run_goes_on_in_windows_and_out_of_them(whole, tmp_path):
 
 def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
     for at in (0, 4, 29, 53):
-        assert digest(state_at(windowed, at, text=tiny.TEXT)) == digest(
+        assert tree_digest(state_at(windowed, at, text=tiny.TEXT)) == tree_digest(
             state_at(whole, at, text=tiny.TEXT)
         )
     one, other = Trainer(*prepared_work(windowed)), Trainer(*prepared_work(whole))

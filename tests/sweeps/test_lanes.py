@@ -13,7 +13,7 @@ from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training import load_run
-from lm_jax.training.checkpoint import digest, steps_saved
+from lm_jax.training.checkpoint import steps_saved, tree_digest
 from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
@@ -76,7 +76,7 @@ def test_a_lane_is_the_same_bits_beside_two_four_or_eight(made, width):
     for runs in ([0, 2, 5, 1], [5, 4, 3, 2, 1, 0, 6, 7]):
         states, _ = advanced(made, runs, width)
         for mine, run in zip(pair, (2, 5), strict=True):
-            assert digest(states[runs.index(run)]) == digest(mine)
+            assert tree_digest(states[runs.index(run)]) == tree_digest(mine)
 
 
 def test_a_lane_is_a_run(made):
@@ -98,7 +98,7 @@ def test_a_lane_that_diverges_stands_still_and_harms_no_other(made):
         assert finite.tolist() == [True, False, True, True]
         assert int(states[1].step) == 1
         for lane in (0, 2, 3):
-            assert digest(states[lane]) == digest(sound[lane])
+            assert tree_digest(states[lane]) == tree_digest(sound[lane])
 
 
 def test_lanes_stop_where_each_is_told_to(made):

@@ -14,7 +14,7 @@ from lm_jax.config import ASGD, RNN, SGD, NGram, Plateau, resolve
 from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import replay, spike, state_at, step
-from lm_jax.training.checkpoint import digest, restore
+from lm_jax.training.checkpoint import restore, tree_digest
 from lm_jax.training.input_pipeline import source_of
 
 # Validation decides on the learning rate, on the average and on the parameters kept.
@@ -50,7 +50,7 @@ def copied(run, folder, *without):
 
 def test_a_state_on_the_way_is_the_one_that_was_saved_there(run, tmp_path):
     """Every bit of it, from the start and from the checkpoint before it."""
-    assert float(saved(run).early_stopping.cut) < 1
+    assert float(saved(run).early_stopping.lr_scale) < 1
     assert int(saved(run).average.begun) > 0
     for name, removed in (("before", [18]), ("start", [15, 18])):
         older = copied(run, tmp_path / name, *removed)
@@ -58,7 +58,7 @@ def test_a_state_on_the_way_is_the_one_that_was_saved_there(run, tmp_path):
             state = state_at(older, at, text=tiny.TEXT)
             assert jax.tree.structure(state) == jax.tree.structure(saved(run, at))
             assert int(state.step) == at
-            assert digest(state) == digest(saved(run, at))
+            assert tree_digest(state) == tree_digest(saved(run, at))
 
 
 def test_a_replay_writes_nothing(run):
@@ -74,7 +74,7 @@ def test_a_replay_writes_nothing(run):
 
 def test_before_the_first_update_a_run_is_as_it_was_drawn(run):
     state = state_at(run, 0, text=tiny.TEXT)
-    assert digest(state) == digest(step.init(resolve(run.config), len(run.vocabulary)))
+    assert tree_digest(state) == tree_digest(step.init(resolve(run.config), len(run.vocabulary)))
 
 
 def test_records_that_another_call_asked_for_are_replayed_as_they_were(tmp_path):
@@ -86,7 +86,7 @@ def test_records_that_another_call_asked_for_are_replayed_as_they_were(tmp_path)
     older = copied(run, tmp_path / "copy", 11, 12)
     state = state_at(older, 11, text=tiny.TEXT)
     assert int(state.record.steps) == 1
-    assert digest(state) == digest(saved(run, 11))
+    assert tree_digest(state) == tree_digest(saved(run, 11))
 
 
 def test_what_cannot_be_replayed_is_refused(run, tmp_path):

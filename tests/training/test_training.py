@@ -26,7 +26,7 @@ from lm_jax.data.batches import streams
 from lm_jax.inference.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, step, trainer
-from lm_jax.training.checkpoint import digest, restore
+from lm_jax.training.checkpoint import restore, tree_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -313,7 +313,7 @@ def test_a_restored_state_is_the_saved_one_with_its_structure(tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(template)
     for leaf, form in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
         assert (leaf.shape, leaf.dtype) == (form.shape, form.dtype)
-    assert digest(run.params) == run.result["sha256"]
+    assert tree_digest(run.params) == run.result["sha256"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "finished"}', "null"])
