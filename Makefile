@@ -1,15 +1,20 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
+# T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+T ?=
 
-.PHONY: run test check bench clean
+.PHONY: run test test-extras check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(filter -%,$(T)),$(T),$(addprefix tests/,$(T)))
+
+test-extras: $(VENV)/.installed-extras
+	$(BIN)/python -m pytest -n 0 -m extras tests/sweeps
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -28,6 +33,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-extras: $(VENV)/.installed-dev requirements-sweeps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-sweeps.txt
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed benchmarks/requirements.txt

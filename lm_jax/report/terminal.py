@@ -176,10 +176,14 @@ def show_probe(probe: Probe) -> None:
     table.add_column(justify="right")
     if reach.by_lag is not None:
         for share, steps in reach.by_lag.horizon.items():
-            table.add_row(f"steps back to {float(share):.0%} of the gradient", formatted(steps, ".0f"))
+            table.add_row(
+                f"steps back to {float(share):.0%} of the gradient", formatted(steps, ".0f")
+            )
     if reach.credit is not None:
         for share, steps in reach.credit.horizon.items():
-            table.add_row(f"steps back to {float(share):.0%} of the credit", formatted(steps, ".1f"))
+            table.add_row(
+                f"steps back to {float(share):.0%} of the credit", formatted(steps, ".1f")
+            )
     if reach.dynamics is not None:
         for layer, spectra in reach.dynamics.spectra.items():
             radii = ", ".join(f"{block.radius:.3f}" for block in spectra.blocks)
@@ -187,7 +191,9 @@ def show_probe(probe: Probe) -> None:
         largest = float(reach.dynamics.convergence[-1, 0])
         table.add_row("largest Lyapunov exponent, nats a step", formatted(largest, ".4f"))
     if reach.lags is not None:
-        table.add_row("lag norm at half the chunk", formatted(float(reach.lags.measured[-1]), ".3g"))
+        table.add_row(
+            "lag norm at half the chunk", formatted(float(reach.lags.measured[-1]), ".3g")
+        )
     if updates.cliff is not None:
         eigenvalue = formatted(float(updates.cliff.eigenvalue), ".3g")
         table.add_row("largest eigenvalue of the Hessian", eigenvalue)

@@ -52,6 +52,7 @@ class Ray:
         except ImportError:
             raise UserError("--executor ray needs Ray: pip install ray") from None
         self._ray, self._cores = ray, cores
+        self._dead: set[str] = set()  # nodes under which a job died; Ray lists them as alive longer
         if not ray.is_initialized():
             # The nodes use this copy of lm_jax, whichever version they have installed.
             code = {"py_modules": [str(Path(lm_jax.__file__).parent)]}
@@ -68,7 +69,8 @@ class Ray:
     @property
     def workers(self) -> int:
         """Number of jobs that fit into the cluster at present."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in alive if node["NodeID"] not in self._dead]
         has_gpus = self._gpus > 0
         room = [int(node.get("CPU", 0) // self._cores) for node in nodes]
         gpus = [int(node.get("GPU", 0)) for node in nodes]
@@ -109,6 +111,8 @@ class Ray:
                     try:
                         archive, failed = ray.get(task)
                     except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
+                        ids = {node["NodeID"] for node in ray.nodes()}
+                        self._dead |= {node for node in ids if node in str(error)}
                         if moves:
                             waiting.appendleft((job, moves - 1))
                         else:

@@ -73,7 +73,10 @@ def test_a_floor_imports_only_floors_below_it():
             continue
         for module in imports(path):
             if module.startswith("lm_jax."):
-                assert floor_of(module) <= floor_of(name), f"{name} imports {module}"
+                assert floor_of(module) <= floor_of(name), (
+                    f"{name} imports {module}, which stands above it in FLOORS: pass what it needs "
+                    "as an argument, or move the function down"
+                )
 
 
 def test_no_file_imports_its_way_round_in_a_circle():
@@ -85,7 +88,10 @@ def test_no_file_imports_its_way_round_in_a_circle():
     done = set()
     while len(done) < len(below):
         free = {name for name in below if name not in done and below[name] <= done}
-        assert free, f"a circle among {sorted(set(below) - done)}"
+        assert free, (
+            f"a circle of imports among {sorted(set(below) - done)}: move what two of them share "
+            "into a module that both import"
+        )
         done |= free
 
 
@@ -99,14 +105,19 @@ def test_a_function_of_a_package_is_not_lost_behind_a_module_of_its_name():
             if isinstance(node, ast.ImportFrom) and node.module != package:
                 for alias in node.names:
                     module = f"{package}.{alias.name}"
-                    assert module not in FILES or node.module == module
+                    assert module not in FILES or node.module == module, (
+                        f"{name} takes {alias.name} from {node.module}, and {module} is a module: "
+                        "rename the module or the function"
+                    )
 
 
 def test_a_library_that_moves_has_one_door():
     for path in [*(ROOT / "lm_jax").rglob("*.py"), ROOT / "run.py"]:
         for module in imports(path):
             door = DOORS.get(module.split(".")[0], "")
-            assert path.relative_to(ROOT).as_posix().startswith(door), f"{path} imports {module}"
+            assert path.relative_to(ROOT).as_posix().startswith(door), (
+                f"{path} imports {module}: only {door} may; call a function there"
+            )
 
 
 def declared(name):
@@ -127,11 +138,23 @@ def test_every_import_is_declared():
     everywhere = [*FILES.values(), ROOT / "run.py"]
     imported = outside(module for path in everywhere for module in imports(path))
     needed, optional = declared("requirements.txt"), declared("requirements-sweeps.txt")
-    assert not needed & optional
-    assert imported <= needed | optional
-    assert optional <= imported
+    assert not needed & optional, (
+        f"{needed & optional} stand in both requirements files: keep them in requirements.txt"
+    )
+    assert imported <= needed | optional, (
+        f"{imported - needed - optional} are imported and not declared: add them to "
+        "requirements.txt, or to requirements-sweeps.txt if lm_jax can do without"
+    )
+    assert optional <= imported, (
+        f"nothing imports {optional - imported}: remove them from requirements-sweeps.txt"
+    )
     # Not imported: TFDS needs these two and does not say so everywhere.
-    assert needed - imported == {"array_record", "importlib_resources"}
+    unused = needed - imported - {"array_record", "importlib_resources"}
+    assert not unused, f"nothing imports {unused}: remove them from requirements.txt"
+    assert {"array_record", "importlib_resources"} <= needed - imported, (
+        "array_record and importlib_resources must stay in requirements.txt for TFDS; if lm_jax "
+        "now imports them, take them out of this test"
+    )
 
 
 def test_what_is_optional_is_imported_only_when_it_is_asked_for():
@@ -141,4 +164,8 @@ def test_what_is_optional_is_imported_only_when_it_is_asked_for():
             [node for node in ast.parse(path.read_text()).body if not isinstance(node, FUNCTION)],
             [],
         )
-        assert not outside(imported_by(at_once)) & optional, path
+        found = outside(imported_by(at_once)) & optional
+        assert not found, (
+            f"{path} imports {found}, which may be missing: import them within the function that "
+            "uses them"
+        )

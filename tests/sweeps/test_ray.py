@@ -1,6 +1,6 @@
 """Ray: a sweep on a cluster of several nodes, one of which dies.
 
-Needs Ray, which the other tests do not: pip install ray
+Needs Ray, which the other tests do not: make test-extras
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from lm_jax.training.journal import read_result
 from lm_jax.training.loop import prepared
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are its business
+# Ray's own warnings are its business.
+pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]
 
 
 def group(steps):

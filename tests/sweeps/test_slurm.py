@@ -1,6 +1,6 @@
 """Slurm: through submitit, whose local executor stands in for a cluster here.
 
-Needs submitit, which the other tests do not: pip install submitit
+Needs submitit, which the other tests do not: make test-extras
 """
 
 import signal
@@ -16,6 +16,7 @@ from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training.journal import read_result
 
 pytest.importorskip("submitit")
+pytestmark = pytest.mark.extras
 
 
 def test_a_job_of_the_cluster_is_the_job(tmp_path):

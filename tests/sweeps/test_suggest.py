@@ -57,6 +57,7 @@ def undisturbed(tmp_path_factory):
     return path, searched(OptunaSearch(SPACE, 22, path, batch=5))
 
 
+@pytest.mark.extras
 def test_every_point_is_one_of_the_space_and_none_comes_twice(undisturbed):
     _, asked = undisturbed
     assert list(asked) == list(range(1, 23))
@@ -71,6 +72,7 @@ def test_every_point_is_one_of_the_space_and_none_comes_twice(undisturbed):
         assert point["model.readout.cutoffs"] in (None, [2, 4])
 
 
+@pytest.mark.extras
 def test_the_seed_and_what_was_told_say_what_comes_next(undisturbed, tmp_path):
     _, asked = undisturbed
     other = OptunaSearch(SPACE, 22, tmp_path, batch=5, seed=1)
@@ -89,6 +91,7 @@ def test_the_seed_and_what_was_told_say_what_comes_next(undisturbed, tmp_path):
         assert (search.ask() == {n: asked[n] for n in range(16, 21)}) is (end == "same")
 
 
+@pytest.mark.extras
 def test_a_search_that_is_killed_after_any_write_goes_on_as_if_it_had_not_been(
     undisturbed, tmp_path
 ):
@@ -108,6 +111,7 @@ def test_a_search_that_is_killed_after_any_write_goes_on_as_if_it_had_not_been(
         assert (killed / ASKED).read_text() == "".join(lines)
 
 
+@pytest.mark.extras
 def test_what_is_told_of_one_trial_at_a_time_is_the_same(undisturbed, tmp_path):
     _, asked = undisturbed
     search = OptunaSearch(SPACE, 22, tmp_path, batch=5)
@@ -120,12 +124,14 @@ def test_what_is_told_of_one_trial_at_a_time_is_the_same(undisturbed, tmp_path):
     assert searched(search) == asked
 
 
+@pytest.mark.extras
 def test_the_search_closes_in_on_what_is_good(undisturbed, tmp_path):
     found = [row(n, p)["best_validation"] for n, p in undisturbed[1].items()]
     first, last = sorted(found[:10]), sorted(found[10:])
     assert last[len(last) // 2] < first[len(first) // 2]
 
 
+@pytest.mark.extras
 def test_a_small_space_is_asked_for_whole(tmp_path):
     pytest.importorskip("optuna")
     asked = searched(OptunaSearch(SMALL, 6, tmp_path, batch=4))
@@ -133,6 +139,7 @@ def test_a_small_space_is_asked_for_whole(tmp_path):
     assert {tuple(point.values()) for point in asked.values()} == every
 
 
+@pytest.mark.extras
 def test_a_search_may_be_given_more_points(undisturbed, tmp_path):
     path, asked = undisturbed
     search = OptunaSearch(SPACE, 10, tmp_path, batch=5)
@@ -142,6 +149,7 @@ def test_a_search_may_be_given_more_points(undisturbed, tmp_path):
     assert (tmp_path / ASKED).read_text() == (path / ASKED).read_text()
 
 
+@pytest.mark.extras
 def test_the_study_lies_there_for_optuna_and_says_how_each_trial_ended(tmp_path):
     optuna = pytest.importorskip("optuna")
     search = OptunaSearch(SPACE, 5, tmp_path, batch=5)
@@ -174,6 +182,7 @@ def test_the_study_lies_there_for_optuna_and_says_how_each_trial_ended(tmp_path)
     assert by_number[1].params["model.cell"] == json.dumps(batch[1]["model.cell"])
 
 
+@pytest.mark.extras
 def test_optuna_is_as_talkative_afterwards_as_before(tmp_path, capfd):
     optuna = pytest.importorskip("optuna")
     before = optuna.logging.get_verbosity()
@@ -184,6 +193,7 @@ def test_optuna_is_as_talkative_afterwards_as_before(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -200,6 +210,7 @@ def test_a_search_that_cannot_be_or_is_another_is_refused(change, said, undistur
         OptunaSearch(asked.pop("space"), asked.pop("count"), undisturbed[0], **asked)
 
 
+@pytest.mark.extras
 def test_a_damaged_search_is_refused(tmp_path):
     pytest.importorskip("optuna")
     for damage in ("", "{", "[]\n[]\n", '{"seed": 0}\n{"told": 3}\n'):

@@ -280,6 +280,7 @@ def test_a_probe_s_last_row_is_in_the_table(tmp_path):
     assert row["probe"] == {"spectral_radius": last["spectral_radius"]}
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kind", ["polars", "pandas"])
 def test_a_sweep_is_a_frame_in_one_call(kind, swept):
     pytest.importorskip(kind)
