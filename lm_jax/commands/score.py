@@ -103,6 +103,8 @@ def score(
 
 def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
     """Update rule of dynamic evaluation according to the flags, and tokens per chunk."""
+    if run.config.train is None:
+        raise UserError("--dynamic needs a model that learns by gradient descent")
     rate, decay = {"sgd": (0.03, 0.0), "rms": (3e-5, 0.003)}[kind]
     asked = filled(given, rate=rate, decay=decay, length=20, epsilon=2e-5)
     length = asked["length"]

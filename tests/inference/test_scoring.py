@@ -308,7 +308,7 @@ def test_a_cache_needs_hidden_states_and_learning_needs_weights():
             counts, PARAMS, CHARS, "ab", inference.cache(counts, size=3, weight=0.1, flatness=0.0)
         )
     rule = inference.sgd({"n": jnp.zeros(3, int)}, learning_rate=0.1)
-    with pytest.raises(UserError, match="--dynamic needs a model that learns"):
+    with pytest.raises(UserError, match="a model that is counted"):
         score(MODEL, {"n": jnp.zeros(3, int)}, CHARS, "ab", inference.dynamic(MODEL, rule, 4))
 
 

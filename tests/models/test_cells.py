@@ -134,7 +134,7 @@ def results(name):
         "layer": lambda *given: made.run(*given, None),
         "formula": lambda *given: by_formula(formula, *given),
     }
-    if cell.scan is not None:
+    if isinstance(cell, linear_recurrences.LinearCell):
         routes["steps"] = lambda *given: made.run(*given, NO_HOOK)
 
     @jax.jit
@@ -368,8 +368,8 @@ def test_a_residual_layer_adds_what_it_reads(cell):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "minlstm", "diagonal"])
 def test_a_name_makes_the_cell_of_that_name(cell, key):
     model = tiny.rnn(cell=cell, hidden_size=6, layers=2)
-    made = {"lstm": models.lstm, "gru": models.gru, "diagonal": models.diagonal}
-    made |= {"mingru": models.mingru, "minlstm": models.minlstm}
+    made = {"lstm": models.LSTMCell, "gru": models.GRUCell, "diagonal": models.LRUCell}
+    made |= {"mingru": models.MinGRUCell, "minlstm": models.MinLSTMCell}
     own = made[cell](6)
     params = model.init(key)
     for place, inputs in enumerate((4, 6)):
