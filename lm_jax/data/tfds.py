@@ -201,7 +201,7 @@ def _prepared(root: Any) -> list[Any]:
 def _newest(root: Any, config: str | None, version: str) -> Any | None:
     default = root / ".config" / "metadata.json"
     if config is None and default.exists():
-        config = read_json(default).get("default_config_name")
+        config = read_json(Path(default)).get("default_config_name")
     within = root / config if config else root
     folders = [
         f for f in _prepared(root) if f.parent == within and fnmatch.fnmatch(f.name, version)

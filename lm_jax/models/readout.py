@@ -74,19 +74,17 @@ class Readout(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftmaxReadout(Readout):
-    """The readout p = softmax(h W_hy + b_y), with W_hy [H, V] and b_y [V]."""
+class LinearReadout(Readout):
+    """The logits z = h W_hy + b_y, with W_hy [H, V] and b_y [V], and their softmax."""
 
     vocab_size: int
     """V."""
-    tied: bool = dataclasses.field(default=False, kw_only=True)
+    _: dataclasses.KW_ONLY
+    tied: bool = False
     """If True, W_hy is not a parameter but the transposed table of input vectors."""
-    bias: bool = dataclasses.field(default=True, kw_only=True)
+    bias: bool = True
     """If True, add b_y."""
-    label_smoothing: float | Array | None = dataclasses.field(default=None, kw_only=True)
-    """s; the training target is (1 - s) of the next token plus s / V of every token (Szegedy et
-    al., 2016, section 7). None: no smoothing."""
-    precision: Precision = dataclasses.field(default="float32", kw_only=True)
+    precision: Precision = "float32"
     """Precision of h W_hy, see `lm_jax.models.matmul`."""
 
     def init(self, key: Array, inputs: int) -> Params:
@@ -98,6 +96,19 @@ class SoftmaxReadout(Readout):
     def nats(self, params: Params, h: Array, y: Array) -> Array:
         return cross_entropy(self.logits(params, h), y)
 
+    def total_nats(self, params: Params, h: Array, y: Array, mask: Array) -> Array:
+        return linear_total_nats(params, h, y, mask, precision=self.precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxReadout(LinearReadout):
+    """The readout p = softmax(z), trained on the nats or with label smoothing."""
+
+    _: dataclasses.KW_ONLY
+    label_smoothing: float | Array | None = None
+    """s; the training target is (1 - s) of the next token plus s / V of every token (Szegedy et
+    al., 2016, section 7). None: no smoothing."""
+
     def loss(self, params: Params, h: Array, y: Array, key: Array | None) -> Array:
         del key
         if self.label_smoothing is None:
@@ -106,9 +117,6 @@ class SoftmaxReadout(Readout):
         exact = cross_entropy(z, y)
         even = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
         return (1 - self.label_smoothing) * exact + self.label_smoothing * even
-
-    def total_nats(self, params: Params, h: Array, y: Array, mask: Array) -> Array:
-        return linear_total_nats(params, h, y, mask, precision=self.precision)
 
     def total_loss(
         self, params: Params, h: Array, y: Array, mask: Array, key: Array | None

@@ -46,40 +46,16 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
 from lm_jax.models.matmul import Precision, matmul
-from lm_jax.models.readout import (
-    Readout,
-    cross_entropy,
-    init_linear,
-    linear_logits,
-    linear_total_nats,
-    output_weights,
-)
+from lm_jax.models.readout import LinearReadout, output_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class SampledReadout(Readout):
+class SampledReadout(LinearReadout):
     """The softmax readout with a training loss from K drawn tokens."""
 
-    vocab_size: int
-    """V."""
-    samples: int = dataclasses.field(kw_only=True)
+    _: dataclasses.KW_ONLY
+    samples: int
     """K, drawn tokens, the same for all targets of an update."""
-    tied: bool = dataclasses.field(default=False, kw_only=True)
-    bias: bool = dataclasses.field(default=True, kw_only=True)
-    precision: Precision = dataclasses.field(default="float32", kw_only=True)
-    """This and the fields before, see `lm_jax.models.readout.SoftmaxReadout`."""
-
-    def init(self, key: Array, inputs: int) -> Params:
-        return init_linear(key, inputs, self.vocab_size, tied=self.tied, bias=self.bias)
-
-    def logits(self, params: Params, h: Array) -> Array:
-        return linear_logits(params, h, self.precision)
-
-    def nats(self, params: Params, h: Array, y: Array) -> Array:
-        return cross_entropy(self.logits(params, h), y)
-
-    def total_nats(self, params: Params, h: Array, y: Array, mask: Array) -> Array:
-        return linear_total_nats(params, h, y, mask, precision=self.precision)
 
     def loss(
         self,

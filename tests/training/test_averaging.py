@@ -55,7 +55,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
             opt_state=(),
             carry=None,
             record=None,
-            verdict=None,
+            early_stopping=None,
             best_params=None,
             average=state,
         )

@@ -176,7 +176,7 @@ def test_a_run_is_loaded_without_what_it_does_not_keep(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.Checkpoint, "_load", loaded)
     lm_jax.load_run(tmp_path)
-    assert read == {"step", "verdict", "best_params"}
+    assert read == {"step", "early_stopping", "best_params"}
 
 
 def test_a_restored_state_is_laid_out_in_its_own_memory():
