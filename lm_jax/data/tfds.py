@@ -27,8 +27,8 @@ from functools import partial
 from typing import Any
 
 from lm_jax.data.text import Text
-from lm_jax.files import read_json, sha256
-from lm_jax.settings import UserError
+from lm_jax.files import sha256
+from lm_jax.settings import UserError, parsed
 
 _BLOCK_BYTES = 2**21
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -201,7 +201,7 @@ def _prepared(root: Any) -> list[Any]:
 def _newest(root: Any, config: str | None, version: str) -> Any | None:
     default = root / ".config" / "metadata.json"
     if config is None and default.exists():
-        config = read_json(Path(default)).get("default_config_name")
+        config = parsed(default.read_bytes(), str(default)).get("default_config_name")
     within = root / config if config else root
     folders = [
         f for f in _prepared(root) if f.parent == within and fnmatch.fnmatch(f.name, version)
