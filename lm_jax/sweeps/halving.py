@@ -118,7 +118,7 @@ def survivors(
     """Names of the trials among the best 1/factor of all, by nats; never a non-finite loss.
 
     Args:
-      here: nats of the trials to prune, by name.
+      here: nats of the trials to judge, by name.
       factor: see `Halving`.
       before: nats of the trials judged earlier; in a tie the earlier trial ranks first.
     """

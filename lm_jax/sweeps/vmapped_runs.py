@@ -16,7 +16,7 @@ row.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,7 +67,6 @@ class VmappedRuns:
         self.count, self._width = each * len(devices), width
         self._mesh = Mesh(np.array(devices), ("lanes",), axis_types=(AxisType.Auto,))
         self._source = jax.device_put(source, NamedSharding(self._mesh, EVERYWHERE))
-        self._advance = _mapped(vocab_size, self._mesh, width)
         self._states: Any = None
         self._configs: Any = None
 
@@ -98,7 +97,9 @@ class VmappedRuns:
         """
         still = [0] * (self.count - len(stops))
         at = self._placed(np.array([*stops, *still], np.int32))
-        self._states = self._advance(self._configs, self._states, self._source, at)
+        self._states = _run_lanes_until(
+            self._configs, self._states, self._source, at, self._vocab_size, self._mesh, self._width
+        )
         runs = len(stops)
         nats = np.asarray(self._states.record.nats)
         return np.asarray(self._states.step)[:runs], np.isfinite(nats)[:runs]
@@ -119,9 +120,13 @@ class VmappedRuns:
         return jax.device_put(leaf, NamedSharding(self._mesh, AXIS))
 
 
-@functools.lru_cache(maxsize=32)
-def _mapped(vocab_size: int, mesh: Mesh, width: int) -> Callable[..., Any]:
-    """Map `run_until` over lanes: (configs, states, source, stops) -> states."""
+@functools.partial(
+    jax.jit, static_argnames=("vocab_size", "mesh", "width"), donate_argnames="states"
+)
+def _run_lanes_until(
+    configs: Any, states: Any, source: Source, stops: Any, vocab_size: int, mesh: Mesh, width: int
+) -> Any:
+    """`run_until` of every lane; leaves [lanes, ...]. The given states are consumed."""
 
     def local(configs: Any, states: Any, source: Source, stops: Any) -> Any:
         def lane(own: tuple) -> TrainState:
@@ -135,4 +140,4 @@ def _mapped(vocab_size: int, mesh: Mesh, width: int) -> Callable[..., Any]:
     specs = (AXIS, AXIS, EVERYWHERE, AXIS)
     # The lanes do not communicate, and check_vma cannot prove this.
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=AXIS, check_vma=False)
-    return jax.jit(mapped, donate_argnums=1)
+    return mapped(configs, states, source, stops)

@@ -135,7 +135,7 @@ def probe(
         given = {"slope": _slope(run.config), "seed": seed, "only": parts}
         far = reach(run.model, params, run.vocabulary, seen, line, **given)
     if {*parts} & {*PARTS}:
-        carry, _ = work.about(state)
+        carry, _ = work.next_batch(state)
         batches = [work.batch(at + number) for number in range(BATCHES)]
         train = train_of(work.config)
         near = updates(

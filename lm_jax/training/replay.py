@@ -94,7 +94,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     for step in _suspects(records):
         state = replayed(work, work.restored(step) if state is None else state, rows, step)
         # Copied, because the update consumes the state's buffers.
-        seen = work.about(state)
+        seen = work.next_batch(state)
         carry, batch = jax.tree.map(jnp.copy, seen)
         before = float(nats(state.params, carry, batch))
         state = replayed(work, state, rows, step + 1)
@@ -127,7 +127,7 @@ def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> Tr
         kind = row["kind"]
         if kind not in done or not done[kind] < row["step"] <= step:
             continue
-        state = work.advanced(state, row["step"])
+        state = work.replay_until(state, row["step"])
         if kind == "train":
             state = reset_metrics(work.config, state)
             continue
@@ -137,7 +137,7 @@ def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> Tr
                 " was not finite, and metrics.jsonl does not say whether it was infinite"
             )
         state = after_validation(work.config, state, jnp.asarray(row["nats"], float))
-    return work.advanced(state, step)
+    return work.replay_until(state, step)
 
 
 def _suspects(records: list[Row]) -> list[int]:

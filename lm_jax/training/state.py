@@ -119,10 +119,10 @@ def looked_at(average: Average, step: Array, nats: Array) -> Average:
     )
 
 
-def empty_record(watched: int | None = None) -> Record:
-    """An empty record; `watched` is the number of time steps in `deltas`."""
+def empty_record(delta_steps: int | None = None) -> Record:
+    """An empty record; `delta_steps` is the number of time steps in `deltas`."""
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    deltas = None if watched is None else jnp.zeros(watched)
+    deltas = None if delta_steps is None else jnp.zeros(delta_steps)
     return Record(none, jnp.zeros(2, jnp.uint32), zero, zero, zero, zero, none, zero, deltas)
 
 

@@ -85,7 +85,7 @@ def init(
         params=params,
         opt_state=optimizer(train, 0.0).init(params),
         carry=_estimator(config, model).init_carry(config.data.batch_size),
-        record=empty_record(_watched(config)),
+        record=empty_record(_delta_steps(config)),
         early_stopping=EarlyStopping(
             zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())
         ),
@@ -216,7 +216,7 @@ def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) 
 @functools.partial(jax.jit, donate_argnames="state")
 def reset_metrics(config: Config, state: TrainState) -> TrainState:
     """The state with an empty record. The given state is consumed."""
-    return state._replace(record=empty_record(_watched(config)))
+    return state._replace(record=empty_record(_delta_steps(config)))
 
 
 @functools.partial(jax.jit, static_argnames="vocab_size")
@@ -251,7 +251,7 @@ def eval_model(config: Config, vocab_size: int) -> LanguageModel:
 
     Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """
-    return _eval_model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
+    return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
 
 def _shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
@@ -268,11 +268,8 @@ def _model(config: Config, vocab_size: int) -> LanguageModel:
     return models.make(config.model, vocab_size, regression=config.data.regression)
 
 
-_eval_model = functools.lru_cache(maxsize=32)(_model)
-
-
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
-    key, deltas = _key(config, Draw.ESTIMATOR), _watched(config) is not None
+    key, deltas = _key(config, Draw.ESTIMATOR), _delta_steps(config) is not None
     return gradients.make(train_of(config), model, key=key, delta_norms=deltas)
 
 
@@ -281,7 +278,7 @@ def _key(config: Config, draw: Draw, step: Int[Array, ""] | None = None) -> Arra
     return key if step is None else jax.random.fold_in(key, step)
 
 
-def _watched(config: Config) -> int | None:
+def _delta_steps(config: Config) -> int | None:
     """Number of time steps with a recorded ‖δ_t‖; None if the run records none."""
     probe = train_of(config).probe
     return chunk_length(config) if isinstance(probe, LiveProbe) and probe.deltas else None

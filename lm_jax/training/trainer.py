@@ -142,7 +142,7 @@ class Trainer:
         """The state after `stop` updates, all read from `source`; the given state is consumed."""
         return run_until(self.config, state, source, stop, self.vocab_size, self.mesh)
 
-    def advanced(self, state: TrainState, stop: int) -> TrainState:
+    def replay_until(self, state: TrainState, stop: int) -> TrainState:
         """The state after `stop` updates, made from `state`, an earlier state that is consumed."""
         step = int(state.step)
         while True:
@@ -157,7 +157,7 @@ class Trainer:
         """The batch of update number `step` + 1."""
         return batch_of(self.config, self.pipeline.at(step)[0], step)
 
-    def about(self, state: TrainState) -> tuple[Carry, Batch]:
+    def next_batch(self, state: TrainState) -> tuple[Carry, Batch]:
         """The model's carry and the batch of the next update."""
         source, _ = self.pipeline.at(int(state.step))
         return peek_batch(self.config, state, source, self.vocab_size)
@@ -330,7 +330,7 @@ class Trainer:
             return
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
-        carry, batch = self.about(self.state)
+        carry, batch = self.next_batch(self.state)
         answers = live(probe, self.model)(self.state.params, carry, batch)
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})

@@ -131,14 +131,14 @@ def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
     for update in range(1, 9):  # as many as a probe looks at
         tiny.assert_trees_equal(one.batch(update), other.batch(update))
     state = one.restored(30)
-    tiny.assert_trees_equal(one.about(state), other.about(state))
+    tiny.assert_trees_equal(one.next_batch(state), other.next_batch(state))
 
 
 def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
     work = Trainer(*prepared_work(windowed))
     state = step.init(work.config, work.vocab_size)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
-    after = work.advanced(state._replace(params=broken), 11)
+    after = work.replay_until(state._replace(params=broken), 11)
     assert int(after.step) == 1
 
 
