@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError
+from lm_jax.suggestions import nearest
 from lm_jax.sweeps import Drawn, flags
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

@@ -151,6 +151,31 @@ def sha256(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
+def sha256_of_file(path: str | Path, name: str) -> str:
+    """SHA-256 of a file named by a user, in hex digits; arguments and errors as in `reading`."""
+    with reading(path, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed(setting: str, value: str, then: str | None, now: str | None) -> None:
+    """Refuse a file named by a setting that has changed since the run began.
+
+    Args:
+      setting: path of the setting.
+      value: name of the file.
+      then: the SHA-256 in the config; None: accept any content.
+      now: the SHA-256 of the file.
+
+    Raises:
+      UserError: names the setting and both hashes.
+    """
+    if then not in (None, now):
+        raise UserError(
+            f"{setting}={value} is not what its sha256 says: its file has changed since (SHA-256 "
+            f"{then[:12]}… then, {str(now)[:12]}… now)"
+        )
+
+
 @contextlib.contextmanager
 def locked(path: Path, mode: str = "a+", *, wait: bool = True) -> Iterator[IO[Any]]:
     """Open a file as `opened` does, and lock the file against other processes.

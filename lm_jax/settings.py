@@ -6,7 +6,8 @@ A settings object is a JAX pytree. The type of each field says what the field is
   `PositiveCount`, `Seed`: a number that changes no shape. The number is a leaf, so a function
   compiled by `jax.jit` takes the number as an argument: another value compiles nothing, and
   `jax.vmap` maps the function over stacked configs.
-- Nested settings: a subtree.
+- Nested settings, and a tuple of settings: a subtree. A union of settings classes, marked
+  `OneOf()`, holds alternatives; their field `kind` tells them apart.
 - `Adjustable`: a field that may change when a run goes on; any other change makes another run. No
   compiled function reads the field, and the pytree leaves the field out.
 - Any other field, and `None` in place of a number, is structure. Two configs share their compiled
@@ -15,24 +16,25 @@ A settings object is a JAX pytree. The type of each field says what the field is
 
 import copy
 import dataclasses
-import difflib
 import enum
 import functools
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import jax
 import numpy as np
 import pydantic
 from pydantic import AfterValidator, Field
+from pydantic_core import core_schema
 
-from lm_jax.synonyms import plainly, setting_meant, value_meant
+from lm_jax.suggestions import as_fields, nearest_field, nearest_value
+from lm_jax.synonyms import value_meant
 
-VERSION = 1
+VERSION = 2
 MOST_SHOWN = 100  # characters of a refused value
 
 Settings = TypeVar("Settings")
@@ -130,16 +132,42 @@ def _typed(name: str, config: Any) -> Any:
     return np.float64(value) if type(value) is float else value
 
 
+CODE = "FILE.py:NAME"
+"""Stands for the kinds of an alternative that names code of the user's own."""
+
+
+class OneOf:
+    """Mark of a union of settings classes: alternatives, told apart by their field `kind`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        choices = {_kind(member): handler.generate_schema(member) for member in _classes(source)}
+
+        def chosen(value: Any) -> Any:
+            word = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+            return CODE if CODE in choices and ":" in str(word) else word
+
+        union = core_schema.tagged_union_schema(choices, chosen)
+        optional = type(None) in typing.get_args(source)
+        return core_schema.nullable_schema(union) if optional else union
+
+
 def alternatives(kind: type, path: str) -> dict[str, type]:
     """The alternative classes at a dotted path of a settings class, by `kind`.
 
     Empty if the path names no field, or a field without alternatives.
     """
-    classes = [kind]
-    for name in path.split("."):
-        hints = [_hints(member).get(name) for member in classes]
-        classes = [member for hint in hints for member in _classes(hint)]
-    return {cast(Any, member).kind: member for member in classes if hasattr(member, "kind")}
+    hints = _hints_at(kind, path)
+    return {
+        word: member
+        for hint in hints
+        for member in _classes(hint)
+        if (word := _kind(member)) is not None
+    }
+
+
+def _kind(member: type) -> str | None:
+    """The word that chooses a settings class; None for a class that is no alternative."""
+    return getattr(member, "kind", CODE) if "kind" in _hints(member) else None
 
 
 def _classes(hint: Any) -> Iterator[type]:
@@ -151,13 +179,21 @@ def _classes(hint: Any) -> Iterator[type]:
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
-    """Dotted path, value and marks of every field of a config, nested fields included."""
+    """Dotted path, value and marks of every field of a config, nested fields included.
+
+    The `kind` of an alternative has the path of the alternative: `model.cell` is "lstm".
+    """
     hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        path = prefix + field.name
+        path = prefix.removesuffix(".") if field.name == "kind" else prefix + field.name
         if dataclasses.is_dataclass(value):
             yield from fields(value, path + ".")
+        elif isinstance(value, Mapping):
+            yield from ((f"{prefix}{name}", own, frozenset()) for name, own in value.items())
+        elif any(_classes(hints[field.name])) and isinstance(value, tuple):
+            for number, own in enumerate(value):
+                yield from fields(own, f"{path}.{number}.")
         else:
             yield path, value, frozenset(_marks(hints[field.name]))
 
@@ -217,7 +253,7 @@ def words_of(hint: Any) -> Iterator[str]:
 
 def _hints_at(kind: type, path: str) -> list[Any]:
     """The types of the field at a dotted path, for all alternatives at the path."""
-    *parents, name = path.split(".")
+    *parents, name = [part for part in path.split(".") if not part.isdigit()]
     classes = [kind]
     for parent in parents:
         hints = [_hints(member).get(parent) for member in classes]
@@ -233,6 +269,9 @@ def _hints(kind: type) -> dict[str, Any]:
 def replace_at(config: Settings, path: str, value: Any) -> Settings:
     """The config with another value at a dotted path, unchecked."""
     name, _, rest = path.partition(".")
+    if isinstance(config, tuple):
+        own = replace_at(config[int(name)], rest, value) if rest else value
+        return cast(Settings, (*config[: int(name)], own, *config[int(name) + 1 :]))
     changed = copy.copy(config)
     value = replace_at(getattr(config, name), rest, value) if rest else value
     object.__setattr__(changed, name, value)
@@ -345,17 +384,16 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     # A union adds the name of the member that was tried to the path; no field is called that.
     where = ".".join([part for part in path[:-1] if part in known] + path[-1:])
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.removesuffix(" using 'kind'")
     if not where or first["type"] == "value_error":
         return message
     if first["type"] == "unexpected_keyword_argument":
-        return f"there is no field {where}{nearest_field(where, kind)}"
+        return f"there is no field {where}{nearest_field(where, paths(kind))}"
     value = first["input"]
     if first["type"] == "union_tag_invalid":
-        where, value = f"{where}.kind", value.get("kind")
+        value = value.get("kind")
         message = f"choose from {first.get('ctx', {}).get('expected_tags')}"
     if isinstance(value, str) and (kinds := alternatives(kind, where)):
-        meant = value_meant(f"{where}.kind", value, kinds)
+        meant = value_meant(where, value, kinds)
         near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
     else:
         near = nearest_value(where, value, words_at(kind, where))
@@ -384,62 +422,12 @@ def paths(kind: type) -> dict[str, list[Needs]]:
 
 def _collect(kind: type, prefix: str, needs: Needs, found: dict[str, list[Needs]]) -> None:
     for field in dataclasses.fields(kind):
-        path = prefix + field.name
-        classes = list(_classes(_hints(kind)[field.name]))
-        if not classes:
+        path, hint = prefix + field.name, _hints(kind)[field.name]
+        classes = list(_classes(hint))
+        several = typing.get_origin(hint) is tuple
+        if (not classes and field.name != "kind") or any(map(_kind, classes)) or several:
             found.setdefault(path, []).append(needs)
+        below = f"{path}.0." if several else f"{path}."
         for member in classes:
-            choice = ((path, cast(Any, member).kind),) if hasattr(member, "kind") else ()
-            _collect(member, f"{path}.", needs + choice, found)
-
-
-def last_of(path: str) -> str:
-    """The last part of a path, or the part before `.kind`."""
-    return path.removesuffix(".kind").rpartition(".")[2]
-
-
-def named_so(name: str, known: Iterable[str]) -> str | None:
-    """The shortest path with the given last part."""
-    same = [path for path in known if last_of(path) == name]
-    return min(same, key=lambda path: path.count("."), default=None)
-
-
-def nearest_field(typed: str, kind: type) -> str:
-    """`"; did you mean 'x'?"` with the field closest to a wrong name, or nothing."""
-    known, last = list(paths(kind)), plainly(last_of(typed))
-    found = named_so(last, known)
-    if found is None and (meant := setting_meant(last)):
-        own = {path for path in known if f".{meant[-1][0]}".endswith(f".{path}")}
-        return f"; did you mean {as_fields([(min(own), None)] if own else meant)}?"
-    if found is None or found == typed:
-        others = [path for path in known if path != typed]
-        lasts = {last_of(path): path for path in reversed(others)}
-        close = difflib.get_close_matches(typed, others, n=1) or [
-            lasts[name] for name in difflib.get_close_matches(last, list(lasts), n=1)
-        ]
-        found = close[0] if close else None
-    return "" if found is None else f"; did you mean {found!r}?"
-
-
-def nearest_value(path: str, value: Any, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with a known synonym of a wrong value, or nothing."""
-    meant = value_meant(path, value, known) if isinstance(value, str) else None
-    if meant is None:
-        return ""
-    said = repr(meant[0][1]) if meant[0][0] == path and len(meant) == 1 else as_fields(meant)
-    return f"; did you mean {said}?"
-
-
-def as_fields(meant: Iterable[tuple[str, str | None]]) -> str:
-    """Settings as a program writes them: `model.cell='lstm'`."""
-    said = [
-        repr(path) if value is None else f"{path}={value if value.isdigit() else repr(value)}"
-        for path, value in meant
-    ]
-    return ", ".join(said)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with the known name closest to a wrong name, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+            word = _kind(member)
+            _collect(member, below, needs if word is None else (*needs, (path, word)), found)

@@ -6,9 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_origin
 
 from lm_jax.config import Config
-from lm_jax.config.model import CELLS
-from lm_jax.settings import alternatives, fields, paths, plain_types, types_at, words_at, words_of
-from lm_jax.synonyms import NEEDED, assigned
+from lm_jax.settings import (
+    alternatives,
+    fields,
+    paths,
+    plain_types,
+    types_at,
+    words_at,
+    words_of,
+)
 
 FLAG = re.compile(r"--?[A-Za-z]")
 OF_THE_PARSER = ("help", "_h", "tyro_print_completion", "tyro_write_completion")
@@ -38,8 +44,6 @@ class Flags:
 
     def words(self, path: str) -> list[str]:
         """Return the words that a flag takes; empty if a flag takes any value, or no value."""
-        if path == "model.cell":
-            return list(CELLS)
         return [] if self.stands_alone(path) else self._all_words(path)
 
     def stands_alone(self, path: str) -> bool:
@@ -55,9 +59,13 @@ class Flags:
             return list(words_of(self.own[path]))
         return words_at(Config, path) or list(alternatives(Config, path))
 
+    def types(self, path: str) -> set[Any]:
+        """Return the types that a flag takes, perhaps with `type(None)`."""
+        return {*plain_types(self.own[path])} if path in self.own else types_at(Config, path)
+
     def takes(self, path: str, value: str | None) -> bool:
         """Return False if the setting takes only numbers and the value is not a number."""
-        kinds = {*plain_types(self.own[path])} if path in self.own else types_at(Config, path)
+        kinds = self.types(path)
         if value in (None, "None") or not kinds or not kinds <= {int, float, type(None)}:
             return True
         return _is_number(cast(str, value), float if float in kinds else int)
@@ -67,19 +75,8 @@ class Flags:
         if self.config is None or path in self.own:
             return ()
         there = {**{place: value for place, value, _ in fields(self.config)}, **chosen}
-        if (needed := NEEDED.get(path)) and path in there:
-            return [
-                (place, cast(str, kind))
-                for place, kind in assigned(needed)
-                if there.get(place) not in (None, kind)
-            ]
-        group = path.removesuffix(".kind")
         options = [
-            [
-                (place, kind)
-                for place, kind in needs
-                if place != group and there.get(f"{place}.kind") != kind
-            ]
+            [(place, kind) for place, kind in needs if there.get(place) != kind]
             for needs in paths(Config).get(path, [()])
         ]
         return min(options, key=len)

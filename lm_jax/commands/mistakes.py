@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lm_jax.commands.flags import Flags, is_flag
 from lm_jax.config import Config, read_with
-from lm_jax.settings import last_of, named_so, paths
+from lm_jax.settings import CODE, paths
+from lm_jax.suggestions import last_of, named_so
 from lm_jax.synonyms import (
     FLAGS,
     NOTES,
@@ -52,12 +53,11 @@ def refused(flags: Flags, flag: str, path: str, value: str) -> str | None:
     if flags.stands_alone(path) and value.lower() in ON + OFF:
         return f"{flag} takes no value{_near(flags, ((path, None),), value)}"
     known = flags.words(path)
-    off = value == "None" and not path.endswith(".kind")
-    own = ", or name one of your own as FILE.py:NAME" if path == "model.cell" else ""
-    if not known or value in known or off or (own and ":" in value):
+    off = value == "None" and type(None) in flags.types(path)
+    if not known or value in known or off or (CODE in known and ":" in value):
         return None
     near = _near(flags, value_meant(path, value, known))
-    return f"{flag}={value}: choose from {', '.join(known)}{own}{near}"
+    return f"{flag}={value}: choose from {', '.join(known)}{near}"
 
 
 def _instead(flags: Flags, name: str, value: str | None) -> str:
@@ -140,4 +140,4 @@ def _flag(flags: Flags, path: str, value: str | None, chosen: Mapping[str, str])
 
 
 def _dashed(path: str) -> str:
-    return f"--{path.removesuffix('.kind').replace('_', '-')}"
+    return f"--{path.replace('_', '-')}"

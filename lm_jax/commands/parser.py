@@ -1,15 +1,16 @@
 """Parser of the command line."""
 
+import collections
 import contextlib
 import functools
 import io
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.flags import Flags, is_flag, own_flags
 from lm_jax.commands.mistakes import mistake, refused
 from lm_jax.commands.probe import probe
 from lm_jax.commands.sample import sample
@@ -17,11 +18,13 @@ from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
-from lm_jax.config import Config, with_kind
+from lm_jax.config import Config, with_kinds
 from lm_jax.experiment import load_experiment
-from lm_jax.settings import UserError, alternatives, nearest
+from lm_jax.settings import UserError, alternatives, paths
+from lm_jax.suggestions import nearest
 from lm_jax.synonyms import COMMANDS, name_meant
 
+KINDS = "Each has flags of its own."
 ABOUT = "Train, sweep, score, sample, probe and verify language models"
 
 
@@ -91,30 +94,48 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
 
 
 def _with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Apply the flags for kinds, `--model.kind window` or `--model window`, to a config.
+    """Apply the flags for alternatives and groups to a config: `--model window`.
 
-    The kinds determine the other flags, and must therefore be known before the parser runs.
+    These values determine the other flags, and must therefore be known before the parser runs.
 
     Returns:
-      the config, and the arguments without the flags for kinds.
+      the config, and the arguments without these flags.
 
     Raises:
       UserError: a kind is unknown.
     """
     rest, chosen = [], {}
-    words = iter(arguments)
-    for word in words:
+    words = collections.deque(arguments)
+    while words:
+        word = words.popleft()
         flag, equals, kind = word.partition("=")
         path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
-        known = alternatives(Config, path) if flag.startswith("--") else {}
-        if not known:
+        groups = flag == "--train.groups"
+        if not flag.startswith("--") or not (groups or alternatives(Config, path)):
             rest.append(word)
             continue
-        kind = kind if equals else next(words, "")
-        if said := refused(Flags("train", {}, config), flag, f"{path}.kind", kind):
+        given = [kind] if equals else []
+        while words and not is_flag(words[0]) and (groups or not given):
+            given.append(words.popleft())
+        if groups:
+            chosen[path] = [] if given == ["None"] else given
+            continue
+        if said := refused(Flags("train", {}, config), flag, path, "".join(given)):
             raise UserError(said)
-        chosen[path] = kind
-    return with_kind(config, chosen), rest
+        chosen[path] = None if given == ["None"] else "".join(given)
+    return with_kinds(config, chosen), rest
+
+
+def _name_kinds() -> None:
+    """Let the help of each flag that chooses an alternative list the alternatives."""
+    for path in paths(Config):
+        known = alternatives(Config, path)
+        for member in known.values():
+            named = tyro.conf.arg(name="", metavar=f"{{{','.join(known)}}}", help=KINDS)
+            member.__annotations__["kind"] = Annotated[str, named]
+
+
+_name_kinds()
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:

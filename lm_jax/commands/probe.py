@@ -21,7 +21,7 @@ def probe(
     text: Path | None = None,
     sentence: str | None = None,
     length: int | None = None,
-    lanes: int | None = None,
+    sequences: int | None = None,
     seed: int = 0,
     only: tuple[Part, ...] = (),
 ) -> int:
@@ -35,10 +35,10 @@ def probe(
       step: analyse the run after this many updates; or spike: before the update with the largest
         rise of the loss. If not given, analyse the kept parameters.
       text: file to read instead of the run's validation text. A run on generated sequences instead
-        reads whole validation sequences, never trained on; only --lanes then sets their number.
+        reads whole validation sequences, never trained on; only --sequences then sets their number.
       sentence: sentence for the credit map; a line of the text if not given.
       length: T, tokens of the chunk; as in training, but at most 64, if not given.
-      lanes: B, number of sequences, taken from different places of the text; 4 if not given.
+      sequences: B, number of sequences, taken from different places of the text; 4 if not given.
       seed: seed of the random directions and of the model's own tokens.
       only: analyse only these parts, in seconds. Of the reach: lags, by_lag, dynamics, credit,
         sensitivity; of the next updates: estimators, clipping, cliff, exposure; spike finds the
@@ -63,7 +63,7 @@ def probe(
             sentence=sentence,
             seed=seed,
             only=only or None,
-            **filled({"length": length, "lanes": lanes}),
+            **filled({"length": length, "sequences": sequences}),
         )
     show_probe(found)
     named = () if step is None else (str(found.step),)

@@ -8,6 +8,7 @@ import tyro
 import lm_jax
 from lm_jax import inference
 from lm_jax.commands.shared import Flag, filled, mixed, only_with, reading_text, text_of
+from lm_jax.config import Memory
 from lm_jax.data.corpus import load
 from lm_jax.report.score_table import show_exposure, show_score
 from lm_jax.settings import UserError
@@ -111,7 +112,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
     numbers = {"learning_rate": asked["rate"], "decay": asked["decay"]}
     if kind == "sgd":
         return inference.sgd(run.params, **numbers), length
-    if run.config.data.source == "memory":
+    if isinstance(run.config.data.source, Memory):
         raise UserError(
             "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
         )

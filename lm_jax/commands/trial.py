@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_jax.commands.flags import is_switch
 from lm_jax.config import Config
-from lm_jax.settings import fields
+from lm_jax.settings import alternatives, fields
 from lm_jax.sweeps import Point, flags
 
 
@@ -24,12 +24,13 @@ def command_line(
         kind's fields are left out.
     """
     there = {path: value for path, value, _ in fields(config)}
+    point = {path.removesuffix(".kind"): value for path, value in point.items()}
     gone = [
-        path.removesuffix(".kind")
+        path
         for path, value in point.items()
-        if path.endswith(".kind") and there.get(path) != value
+        if alternatives(Config, path) and there.get(path) != value
     ]
-    if "model" in gone and point["model.kind"] == "ngram":
+    if point.get("model") == "ngram":
         gone.append("train")
     kept, keeps = [], True
     for word in _of_a_trial(given, own):

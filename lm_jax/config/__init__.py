@@ -7,13 +7,16 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
-
+from lm_jax import files
+from lm_jax.config import custom
+from lm_jax.config.cell import GRU, LRU, LSTM, Cell, CustomCell, Elman, Gated, MinGRU, MinLSTM
 from lm_jax.config.compatibility import check_compatibility
-from lm_jax.config.data import Data
+from lm_jax.config.custom import Custom
+from lm_jax.config.data import BPE, TFDS, Builtin, Byte, Char, Data, File, Memory, Word
+from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
     AdaptiveSoftmax,
@@ -28,7 +31,25 @@ from lm_jax.config.model import (
     Softmax,
     Window,
 )
-from lm_jax.config.source import sha256_of, sha256_of_vectors
+from lm_jax.config.optimizer import (
+    ASGD,
+    SGD,
+    Adafactor,
+    Adam,
+    AdamW,
+    Adan,
+    Constant,
+    Cosine,
+    CustomOptimizer,
+    Epochs,
+    Group,
+    Lion,
+    Momentum,
+    Muon,
+    Optimizer,
+    Plateau,
+    RMSprop,
+)
 from lm_jax.config.task import (
     Adding,
     Copy,
@@ -36,65 +57,80 @@ from lm_jax.config.task import (
     Memorisation,
     Multiplication,
     Permutation,
+    Sequences,
     Task,
     TemporalOrder,
 )
-from lm_jax.config.train import (
-    ASGD,
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Epochs,
-    LiveProbe,
-    Momentum,
-    NoProbe,
-    Optimizer,
-    Plateau,
-    RMSprop,
-    ScheduledSampling,
-    TeacherForcing,
-    Train,
-)
+from lm_jax.config.train import LiveProbe, NoProbe, ScheduledSampling, TeacherForcing, Train
 from lm_jax.settings import (
+    CODE,
     VERSION,
+    OneOf,
     Seed,
     UserError,
     alternatives,
     fields,
     from_json,
-    nearest_field,
-    nearest_value,
     paths,
     plain,
     replace_at,
     settings,
     to_json,
+    types_at,
 )
+from lm_jax.suggestions import nearest_field, nearest_value
 
 __all__ = [
+    "ARTBP",
     "ASGD",
+    "BPE",
+    "GRU",
+    "LRU",
+    "LSTM",
     "RNN",
+    "RTRL",
     "SGD",
+    "TFDS",
+    "UORO",
+    "Adafactor",
     "Adam",
     "AdamW",
+    "Adan",
     "AdaptiveSoftmax",
     "Adding",
+    "Builtin",
+    "Byte",
+    "Cell",
+    "Char",
     "Config",
     "Constant",
     "Convolution",
     "Copy",
     "Cosine",
+    "Custom",
+    "CustomCell",
+    "CustomOptimizer",
     "Data",
     "Dropout",
+    "Elman",
     "Epochs",
+    "Explicit",
+    "File",
+    "Full",
+    "Gated",
+    "Gradient",
+    "Group",
+    "Lion",
     "LiveProbe",
     "Markov",
     "Memorisation",
+    "Memory",
+    "MinGRU",
+    "MinLSTM",
     "Model",
     "Momentum",
     "Multiplication",
+    "Muon",
     "NGram",
     "Network",
     "NoProbe",
@@ -106,17 +142,22 @@ __all__ = [
     "RecurrentDropout",
     "SampledSoftmax",
     "ScheduledSampling",
+    "Sequences",
+    "SnAp1",
     "Softmax",
     "Task",
     "TeacherForcing",
     "TemporalOrder",
     "Train",
+    "Truncated",
     "Window",
+    "Word",
+    "code_in",
     "in_steps",
     "override",
     "resolve",
     "train_of",
-    "with_kind",
+    "with_kinds",
 ]
 
 
@@ -125,7 +166,8 @@ class Config:
     """All settings that define a run."""
 
     data: Data = Data()
-    model: Annotated[Model, Field(discriminator="kind")] = RNN()
+    model: Annotated[Model, OneOf()] = RNN()
+    """Family of models."""
     train: Train | None = Train()
     seed: Seed = 0
     """Seed of the initial parameters and of every other draw."""
@@ -144,7 +186,7 @@ def train_of(config: Config) -> Train:
       UserError: the model is not trained by gradients.
     """
     if config.train is None:
-        raise UserError(f"model.kind={config.model.kind} is not trained by gradients")
+        raise UserError(f"model={config.model.kind} is not trained by gradients")
     return config.train
 
 
@@ -152,31 +194,36 @@ def resolve(config: Config) -> Config:
     """Fill in every field of a config implied by other fields or by a file.
 
     Raises:
-      UserError: the file of a custom cell, or of vectors, is missing, or has another SHA-256 than
-        the config.
+      UserError: the file of a custom cell or optimizer, or of vectors, is missing, or has another
+        SHA-256 than the config.
     """
-    data = dataclasses.replace(config.data, source=config.data.origin)
-    config = dataclasses.replace(config, data=data)
-    if isinstance(config.model, RNN) and ":" in config.model.cell:
-        found = sha256_of(config.model.cell, config.model.cell_sha256)
-        model = dataclasses.replace(config.model, cell_sha256=found)
-        config = dataclasses.replace(config, model=model)
+    for path, code in code_in(config).items():
+        config = replace_at(config, path, custom.resolved(code))
     if isinstance(config.model, Network) and config.model.vectors is not None:
-        found = sha256_of_vectors(config.model.vectors, config.model.vectors_sha256)
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, vectors_sha256=found)
-        )
-    if config.train is None:
+        path, then = config.model.vectors, config.model.vectors_sha256
+        found = files.sha256_of_file(path, f"model.vectors={path}")
+        files.refuse_changed("model.vectors", path, then, found)
+        config = replace_at(config, "model.vectors_sha256", found)
+    train = config.train
+    if train is None:
         return config
-    filled: dict[str, Any] = {}
     for name in ("schedule", "feeding"):
-        part = getattr(config.train, name)
         # With `epochs`, the number of updates depends on the text: `in_steps` fills it in.
-        if getattr(part, "steps", 0) is None and config.train.epochs is None:
-            filled[name] = dataclasses.replace(part, steps=config.train.steps)
-    if config.train.gradient == "truncated" and config.train.k1 is None:
-        filled["k1"] = config.data.length
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **filled))
+        if getattr(getattr(train, name), "steps", 0) is None and train.epochs is None:
+            config = replace_at(config, f"train.{name}.steps", train.steps)
+    if isinstance(train.gradient, Truncated) and train.gradient.k1 is None:
+        config = replace_at(config, "train.gradient.k1", config.data.length)
+    return config
+
+
+def code_in(config: Config) -> dict[str, Custom]:
+    """Return the user's own code named by a config, by the path of the setting."""
+    found: dict[str, Any] = {"model.cell": getattr(config.model, "cell", None)}
+    if config.train is not None:
+        found["train.optimizer"] = config.train.optimizer
+        for number, group in enumerate(config.train.groups):
+            found[f"train.groups.{number}.optimizer"] = group.optimizer
+    return {path: code for path, code in found.items() if isinstance(code, Custom)}
 
 
 def in_steps(config: Config, epoch: int) -> Config:
@@ -195,62 +242,92 @@ def in_steps(config: Config, epoch: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def with_kind(config: Config, kinds: Mapping[str, str]) -> Config:
+def with_kinds(config: Config, kinds: Mapping[str, Any]) -> Config:
     """Choose other alternatives at some paths, {"model": "window"}, without checking the config.
 
     A new alternative has the default values; an alternative that was already chosen keeps its
-    values. The n-gram model has `train` None, and any other model has a `Train`.
+    values. The n-gram model has `train` None, and any other model has a `Train`. At
+    `train.groups`, the patterns of the groups are chosen.
 
     Raises:
       UserError: a path names no field with alternatives, or a kind is unknown.
     """
     # Shorter paths first: the model before its readout.
     for path, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
-        known = alternatives(Config, path)
-        if kind not in known:
-            near = nearest_value(f"{path}.kind", kind, known)
-            raise UserError(f"{path}.kind={kind!r}: choose from {', '.join(known)}{near}")
-        there: Any = config
-        *parents, name = path.split(".")
-        for parent in parents:
-            there = getattr(there, parent, None)
-        if there is None or not hasattr(there, name):
-            raise UserError(f"there is no field {path}.kind")
-        there = getattr(there, name)
-        if there is None or there.kind != kind:
-            config = replace_at(config, path, known[kind]())
+        parent, _, name = path.rpartition(".")
+        place = _at(config, parent)
+        if not hasattr(place, name):
+            raise UserError(f"there is no field {path}{read_with(config, path)}")
+        there = getattr(place, name)
+        if path == "train.groups":
+            config = replace_at(config, path, _groups(there, kind))
+        elif there is None or there.kind != kind:
+            config = replace_at(config, path, _alternative(path, kind))
         if path == "model":
             train = None if kind == "ngram" else config.train or Train()
             config = replace_at(config, "train", train)
     return config
 
 
-def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Change a config at some dotted paths: {"model.cell": "lstm", "seed": 3}.
+def _at(config: Any, path: str) -> Any:
+    """The part of a config at a dotted path; None if there is none."""
+    for name in filter(None, path.split(".")):
+        if isinstance(config, tuple):
+            config = config[int(name)] if name.isdigit() and int(name) < len(config) else None
+        else:
+            config = getattr(config, name, None)
+    return config
 
-    A new `kind` first resets the other fields at its place to the defaults of the new kind; the
-    other changes follow. `None` switches a field off.
+
+def _alternative(path: str, kind: Any) -> Any:
+    """The alternative of a kind, with its default values."""
+    known = alternatives(Config, path)
+    if kind is None and type(None) in types_at(Config, path):
+        return None
+    if isinstance(kind, str) and ":" in kind and CODE in known:
+        return custom.resolved(known[CODE](kind=kind))
+    if kind not in known:
+        near = nearest_value(path, kind, known)
+        raise UserError(f"{path}={kind!r}: choose from {', '.join(known)}{near}")
+    return known[kind]()
+
+
+def _groups(there: tuple[Group, ...], patterns: Sequence[str]) -> tuple[Group, ...]:
+    known = {group.pattern: group for group in there}
+    return tuple(known.get(pattern, Group(pattern)) for pattern in patterns)
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Change a config at some dotted paths: {"model.cell": "lstm", "model.cell.forget_bias": 0.5}.
+
+    The path of an alternative takes its kind, and a new kind first resets the other fields at its
+    place to their defaults; the other changes follow. `train.groups` takes the groups' patterns.
+    `None` switches a field off.
 
     Raises:
       UserError: a path names no field, or the values do not fit; names the field.
     """
-    kinds = {path.removesuffix(".kind"): kind for path, kind in changes.items() if _is_kind(path)}
-    values = json.loads(to_json(with_kind(config, kinds)))
+    changes = {path.removesuffix(".kind"): value for path, value in changes.items()}
+    chosen = {path for path in changes if path == "train.groups" or alternatives(Config, path)}
+    kinds = {path: changes[path] for path in changes if path in chosen}
+    values = json.loads(to_json(with_kinds(config, kinds)))
     values.pop("version")
     for path, value in changes.items():
+        if path in chosen:
+            continue
         *parents, name = path.split(".")
         place = values
         for parent in parents:
+            if isinstance(place, list):
+                place = dict(zip(map(str, range(len(place))), place, strict=True))
             place = place.get(parent) if isinstance(place, dict) else None
+        if isinstance(place, dict) and name not in place:
+            place = place.get("arguments")  # of the user's own code
         if not isinstance(place, dict) or name not in place:
-            near = read_with(config, path) or nearest_field(path, Config)
+            near = read_with(config, path) or nearest_field(path, paths(Config))
             raise UserError(f"there is no field {path}{near}")
         place[name] = plain(value)
     return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
-
-
-def _is_kind(path: str) -> bool:
-    return path.endswith(".kind")
 
 
 def read_with(config: Config, path: str) -> str:
@@ -262,17 +339,15 @@ def read_with(config: Config, path: str) -> str:
 
     Returns:
       a phrase for an error, empty if no alternative has the field:
-      " with model.kind=rnn: it is read with model.kind=window or ngram".
+      " with model=rnn: it is read with model=window or ngram".
     """
     found = paths(Config).get(path, ())
-    there = {place: value for place, value, _ in fields(config) if _is_kind(place)}
-    for place in dict.fromkeys(f"{place}.kind" for needs in found for place, _ in needs):
-        kinds = dict.fromkeys(
-            kind for needs in found for at, kind in needs if f"{at}.kind" == place
-        )
+    there = {place: value for place, value, _ in fields(config)}
+    for place in dict.fromkeys(place for needs in found for place, _ in needs):
+        kinds = dict.fromkeys(kind for needs in found for at, kind in needs if at == place)
         if there.get(place) not in kinds:
             here = f" with {place}={there[place]}" if place in there else ""
             return f"{here}: it is read with {place}={' or '.join(kinds)}"
     if found and config.train is None:
-        return f" with model.kind={config.model.kind}, which is not trained by gradients"
+        return f" with model={config.model.kind}, which is not trained by gradients"
     return ""

@@ -4,14 +4,12 @@ Each family of models is a class, and each readout is a class; the field `kind` 
 classes. `Network` holds the settings shared by all neural families.
 """
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import NonNegative, PositiveFinite, Probability, Size, nearest_value, settings
-
-Activation = Literal["tanh", "sigmoid", "relu"]
+from lm_jax.config.cell import GATED, LRU, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.settings import NonNegative, OneOf, PositiveFinite, Probability, Size, settings
 
 
 @settings
@@ -19,7 +17,6 @@ class Softmax:
     """The exact softmax: p = softmax(h W_hy + b_y)."""
 
     kind: Literal["softmax"] = "softmax"
-    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
     """Use the transposed table of input vectors as W_hy (Inan et al., 2017; Press & Wolf, 2017);
     needs model.embedding-size equal to model.hidden-size."""
@@ -35,7 +32,6 @@ class AdaptiveSoftmax:
     """Frequent tokens first, the others in clusters of falling size (Grave et al., 2017)."""
 
     kind: Literal["adaptive"] = "adaptive"
-    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     cutoffs: tuple[Size, ...] = (2000, 10000)
     """Token numbers at which a new cluster begins: rising, each below V."""
     factor: Size = 4
@@ -47,7 +43,6 @@ class SampledSoftmax:
     """Trained on each target against sampled tokens (Jean et al., 2015); scored exactly."""
 
     kind: Literal["sampled"] = "sampled"
-    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
     """Use the transposed table of input vectors as W_hy."""
     bias: bool = True
@@ -62,13 +57,15 @@ class NoiseContrastive:
     """Trained to distinguish targets from noise tokens (Mnih & Teh, 2012); scored exactly."""
 
     kind: Literal["nce"] = "nce"
-    """The readout: softmax, adaptive, sampled or nce. Each has its own flags."""
     tied: bool = False
     """Use the transposed table of input vectors as W_hy."""
     bias: bool = True
     """Add a bias b_y to the logits."""
     samples: Size = 256
     """Noise tokens for each target, fewer than V, shared by all targets of an update."""
+
+
+Readout = Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
 
 
 @settings
@@ -83,7 +80,7 @@ class Dropout:
     """Share of the units between each hidden layer and the next."""
     outputs: Probability | None = None
     """Share of the readout's inputs."""
-    words: Probability | None = None
+    embedding: Probability | None = None
     """Share of the vocabulary with all-zero vectors throughout an update."""
 
 
@@ -108,9 +105,8 @@ class Network:
     """SHA-256 of the file of vectors at the start of the run; filled in."""
     freeze_vectors: bool = False
     """Do not train the pretrained vectors."""
-    readout: Annotated[
-        Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive, Field(discriminator="kind")
-    ] = Softmax()
+    readout: Annotated[Readout, OneOf()] = Softmax()
+    """From the last hidden layer to the probabilities of the next token."""
     dropout: Dropout = Dropout()
     activation_penalty: NonNegative | None = None
     """alpha: training adds alpha times the mean square of the readout's inputs to the mean loss
@@ -123,7 +119,7 @@ class Network:
 
     def __post_init__(self) -> None:
         if self.embedding_size is None:
-            for field in ("inputs", "words"):
+            for field in ("inputs", "embedding"):
                 if getattr(self.dropout, field) is not None:
                     raise ValueError(
                         f"model.dropout.{field} needs learned vectors: model.embedding_size is None"
@@ -131,9 +127,10 @@ class Network:
             if self.vectors is not None:
                 raise ValueError("model.vectors needs model.embedding_size, the vectors' length")
         if self.uniform is not None:
-            for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", None)):
-                if getattr(self, field, idle) != idle:
-                    raise ValueError(f"model.{field} is not read with model.uniform")
+            for place, part in (("model", self), ("model.cell", getattr(self, "cell", None))):
+                for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
+                    if getattr(part, field, idle) != idle:
+                        raise ValueError(f"{place}.{field} is not read with model.uniform")
         if self.freeze_vectors and self.vectors is None:
             raise ValueError("model.freeze_vectors is read only with model.vectors")
         if isinstance(self.readout, AdaptiveSoftmax):
@@ -155,7 +152,6 @@ class Window(Network):
     """The fixed-window model of Bengio et al. (2003): n - 1 tokens in, the next one out."""
 
     kind: Literal["window"] = "window"
-    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     order: Annotated[int, Field(ge=2, le=1024)] = 5
     """n: the model reads the last n - 1 tokens."""
     hidden_size: Size = 256
@@ -164,19 +160,21 @@ class Window(Network):
     """Hidden layers; the first one reads the window."""
     activation: Activation = "tanh"
     """Nonlinearity of the hidden layers."""
-    direct: bool = False
+    skip_connections: bool = False
     """Also connect the window's vectors directly to the readout (Bengio's W)."""
     gain: PositiveFinite = 1.0
     """Initial hidden weights: standard deviation of W times the square root of its inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.direct and self.embedding_size is None:
-            raise ValueError("model.direct needs learned vectors: model.embedding_size is None")
+        if self.skip_connections and self.embedding_size is None:
+            raise ValueError(
+                "model.skip_connections needs learned vectors: model.embedding_size is None"
+            )
         _refuse_between(self)
 
     def _readout_inputs(self) -> int:
-        window = (self.order - 1) * (self.embedding_size or 0) if self.direct else 0
+        window = (self.order - 1) * (self.embedding_size or 0) if self.skip_connections else 0
         return self.hidden_size + window
 
 
@@ -185,7 +183,6 @@ class Convolution(Network):
     """Causal convolutions over time: each layer reads a few steps of the layer below."""
 
     kind: Literal["convolution"] = "convolution"
-    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     width: Annotated[int, Field(gt=0, le=1024)] = 4
     """k: time steps that each layer reads."""
     hidden_size: Size = 256
@@ -213,52 +210,20 @@ class Convolution(Network):
                 raise ValueError(f"model.dilation needs model.{field} of 2 or more")
 
 
-GATED = ("elman", "lstm", "gru")
-CELLS = (*GATED, "mingru", "minlstm", "diagonal")
-READ_BY = {
-    "activation": ("elman",),
-    "forget_bias": ("lstm",),
-    "peepholes": ("lstm",),
-    "layer_norm": ("lstm",),
-    "reset": ("gru",),
-    "init": GATED,
-    "gain": GATED,
-}
-
-
 @settings
 class RNN(Network):
     """A recurrent model: stacked cells, unrolled over time layer by layer."""
 
     kind: Literal["rnn"] = "rnn"
-    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
-    cell: str = "elman"
-    """elman, lstm, gru, mingru, minlstm or diagonal; or your own cell, or a Flax cell, as
-    FILE.py:NAME or package.module:NAME."""
-    cell_sha256: str | None = None
-    """SHA-256 of the file of your own cell: a changed file is another run; filled in."""
-    activation: Activation | None = None
-    """elman: f in h_t = f(x_t W_xh + h_{t-1} W_hh + b_h); None: tanh."""
-    forget_bias: NonNegative | None = None
-    """lstm: initial bias of the forget gate; None: 1."""
-    peepholes: bool = False
-    """lstm: connect the cell state to the gates (Gers & Schmidhuber, 2000)."""
-    layer_norm: bool = False
-    """lstm: normalise both products and the cell state (Ba et al., 2016)."""
-    reset: Literal["before", "after"] | None = None
-    """gru: place of the reset gate r. before: r scales the state, then W_hh multiplies the result
-    (Cho et al., 2014); after: r scales the product of state and W_hh. None: after."""
+    cell: Annotated[Cell, OneOf()] = Elman()
+    """The recurrent cell; or your own cell, or a Flax cell, as FILE.py:NAME or
+    package.module:NAME."""
     hidden_size: Size = 256
     """H, units of each layer."""
     layers: Size = 1
     """Number of stacked cells."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
-    init: Literal["orthogonal", "identity", "spectral", "normal"] = "orthogonal"
-    """elman, lstm, gru: initial W_hh of each gate, times model.gain. orthogonal; identity;
-    spectral: normal entries scaled to a spectral radius of 1; normal: variance 1 / H."""
-    gain: PositiveFinite = 1.0
-    """elman, lstm, gru: factor of the initial W_hh."""
     change_penalty: NonNegative | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
     loss (Merity et al., 2017); None: none."""
@@ -266,26 +231,17 @@ class RNN(Network):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cell not in CELLS and ":" not in self.cell:
+        if isinstance(self.cell, LRU) and self.hidden_size % 2:
             raise ValueError(
-                f"model.cell={self.cell!r}: choose from {', '.join(CELLS)}, or name one of your "
-                f"own as FILE.py:NAME{nearest_value('model.cell', self.cell, CELLS)}"
+                f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, whose "
+                "units are real and imaginary parts"
             )
-        defaults = {field.name: field.default for field in dataclasses.fields(type(self))}
-        for field, cells in READ_BY.items():
-            if self.cell not in cells and getattr(self, field) != defaults[field]:
-                raise ValueError(f"model.{field} is read only with model.cell={' or '.join(cells)}")
-        if self.cell == "diagonal" and self.hidden_size % 2:
-            raise ValueError(
-                f"model.hidden_size={self.hidden_size} must be even with model.cell=diagonal, "
-                "whose units are real and imaginary parts"
-            )
-        if ":" in self.cell and self.precision != "float32":
+        if isinstance(self.cell, CustomCell) and self.precision != "float32":
             raise ValueError(
                 f"model.precision={self.precision} does not reach into a cell of your own, "
-                f"model.cell={self.cell}: round within the cell"
+                f"model.cell={self.cell.kind}: round within the cell"
             )
-        if self.cell not in GATED and self.dropout.recurrent is not None:
+        if not isinstance(self.cell, Gated) and self.dropout.recurrent is not None:
             raise ValueError(
                 f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
             )
@@ -297,7 +253,6 @@ class NGram:
     """The n-gram model: counted, not trained."""
 
     kind: Literal["ngram"] = "ngram"
-    """The family of models: window, convolution, rnn or ngram. Each has its own flags."""
     order: Size = 5
     """n: the model reads the last n - 1 tokens."""
     smoothing: Literal["kneser-ney", "interpolated", "add-k", "none"] = "kneser-ney"
@@ -306,7 +261,7 @@ class NGram:
     """
     k: PositiveFinite | None = None
     """add-k: constant added to each count; None: 1."""
-    bounded: bool = True
+    sentence_boundaries: bool = True
     """Stop each context at the beginning of its line; False: read the text as a single stream."""
 
     def __post_init__(self) -> None:

@@ -25,7 +25,6 @@ class TemporalOrder(Sequences):
     """The order of two symbols (Hochreiter & Schmidhuber, 1997; Pascanu et al., 2013)."""
 
     kind: Literal["temporal-order"] = "temporal-order"
-    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
@@ -38,7 +37,6 @@ class Adding(Sequences):
     """The sum of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["adding"] = "adding"
-    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
@@ -50,7 +48,6 @@ class Multiplication(Sequences):
     """The product of two marked numbers (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["multiplication"] = "multiplication"
-    """The task; each task has its own flags."""
 
     @property
     def shortest(self) -> int:
@@ -62,7 +59,6 @@ class Copy(Sequences):
     """Repeat the first symbols after a cue (Hochreiter & Schmidhuber, 1997)."""
 
     kind: Literal["copy"] = "copy"
-    """The task; each task has its own flags."""
     symbols: Alphabet = 8
     """Symbols to draw from."""
     items: Size = 10
@@ -78,7 +74,6 @@ class Memorisation(Sequences):
     """Noiseless memorisation: the copy task in the size of Pascanu et al. (2013)."""
 
     kind: Literal["memorisation"] = "memorisation"
-    """The task; each task has its own flags."""
     symbols: Alphabet = 5
     """Symbols to draw from."""
     items: Size = 10
@@ -97,7 +92,6 @@ class Permutation(Sequences):
     """
 
     kind: Literal["permutation"] = "permutation"
-    """The task; each task has its own flags."""
     symbols: Annotated[int, Field(ge=3, lt=2**31)] = 100
     """Number of symbols, including the two first symbols to remember."""
 
@@ -115,7 +109,6 @@ class Markov:
     """
 
     kind: Literal["markov"] = "markov"
-    """The task; each task has its own flags."""
     symbols: Annotated[int, Field(ge=2, le=62)] = 8
     """K, symbols of the alphabet."""
     order: Annotated[int, Field(ge=1, le=12)] = 2
@@ -128,15 +121,11 @@ class Markov:
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the table and the text."""
 
-    @property
-    def shortest(self) -> int:
-        return 1
-
     def __post_init__(self) -> None:
         contexts = self.symbols**self.order
         if contexts > MOST_CONTEXTS:
             raise ValueError(
-                f"data.task.symbols={self.symbols} with data.task.order={self.order} make "
+                f"data.source.symbols={self.symbols} with data.source.order={self.order} make "
                 f"{contexts:,} contexts; {MOST_CONTEXTS:,} are the most"
             )
 

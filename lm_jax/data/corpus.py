@@ -18,13 +18,14 @@ import numpy as np
 import platformdirs
 
 from lm_jax import files
-from lm_jax.config import Data
+from lm_jax.config import BPE, TFDS, Byte, Char, Data, File, Word
+from lm_jax.config.data import Tokenizer
 from lm_jax.data import bpe, tasks
 from lm_jax.data import text as texts
 from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
-from lm_jax.settings import VERSION, UserError, parsed
+from lm_jax.settings import VERSION, UserError, parsed, to_json
 
 SIZES = ("tokens", "characters", "unknown")  # counts of each split, in corpus.json
 
@@ -72,16 +73,15 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         empty = {split: Split(np.zeros(0, np.uint8), 0, 0) for split in SPLITS}
         return Corpus(task.vocabulary, **empty, digest=tasks.task_digest(data), task=task)
     parts = _parts(data, memory)
-    key = [data.tokenizer, data.vocabulary_size, data.min_count, VERSION]
-    key += [parts[split].digest for split in SPLITS]
+    key = [to_json(data.tokenizer), VERSION, *(parts[split].digest for split in SPLITS)]
     vocabulary = None
-    if data.tokenizer_file is not None:
-        rules = bpe.read(data.tokenizer_file, f"data.tokenizer_file={data.tokenizer_file}")
+    if isinstance(data.tokenizer, BPE) and data.tokenizer.file is not None:
+        rules = bpe.read(data.tokenizer.file, f"data.tokenizer.file={data.tokenizer.file}")
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
-        key.append(rules)
+        key = [rules, *key[1:]]  # the file's content, not its path
     digest = files.sha256(json.dumps(key))
-    if data.origin in ("builtin", "memory", "task"):
-        vocabulary = vocabulary or _vocabulary(data, parts)
+    if not isinstance(data.source, File | TFDS):
+        vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
         arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
         return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary), task=None)
     folder = cache_folder() / "tokens" / digest[:32]
@@ -97,15 +97,18 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
 
 
 def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
-    if data.origin != "tfds" or memory is not None:
-        return texts.splits(data, memory)
+    source = data.source
+    if not isinstance(source, TFDS) or memory is not None:
+        return texts.splits(source, data.tokenizer.kind, memory)
     from lm_jax.data.tfds import tfds_splits  # here, because few runs use TFDS
 
-    return tfds_splits(data.name or "", data.text_key)
+    return tfds_splits(source.name or "", source.text_key)
 
 
-def _vocabulary(data: Data, parts: dict[str, Text]) -> Vocabulary:
-    return build(parts["train"], data.tokenizer, data.vocabulary_size, data.min_count)
+def _vocabulary(tokenizer: Tokenizer, text: Text) -> Vocabulary:
+    size = None if isinstance(tokenizer, Byte) else tokenizer.size
+    min_count = tokenizer.min_count if isinstance(tokenizer, Char | Word) else 1
+    return build(text, tokenizer.kind, size, min_count)
 
 
 def _digest(digest: str, vocabulary: Vocabulary) -> str:
@@ -147,7 +150,7 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
         files.remove(partial)  # left by a killed process
         try:
             partial.mkdir()
-            vocabulary = vocabulary or _vocabulary(data, parts)
+            vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
             files.write_whole(partial / "corpus.json", vocabulary.to_json(splits=sizes))
             # The folder is named after the content, so the files must not have changed meanwhile.

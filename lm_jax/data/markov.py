@@ -92,4 +92,6 @@ def text(config: Markov) -> str:
 
 def floor(data: Data) -> dict[str, float]:
     """Entry of result.json, `entropy_rate` in nats a character; empty if the entropy is unknown."""
-    return {"entropy_rate": chain(data.task).entropy_rate} if isinstance(data.task, Markov) else {}
+    return (
+        {"entropy_rate": chain(data.source).entropy_rate} if isinstance(data.source, Markov) else {}
+    )

@@ -2,7 +2,7 @@
 
 A batch is a function of a key and a step alone. Training on a task therefore stops and resumes like
 any other training, and no two updates read the same sequences. A batch has T steps (the config's
-`data.length`). A sequence has L ≤ T steps (`data.task.length`, by default T) and starts from a
+`data.length`). A sequence has L ≤ T steps (`data.source.length`, by default T) and starts from a
 fresh carry. The loss counts only the steps with a target; the mask marks these steps. Draws are
 uniform and independent.
 
@@ -86,8 +86,8 @@ def task(config: Sequences, batch_size: int, length: int) -> Task:
     """Return the task of a config.
 
     Args:
-      config: `Data.task`, but no Markov source, because a Markov source is a text. `config.length`
-        is ignored: `Task.batch` takes the length as an argument.
+      config: `Data.source`. `config.length` is ignored: `Task.batch` takes the length as an
+        argument.
       batch_size: B.
       length: T.
     """
@@ -122,9 +122,9 @@ def task(config: Sequences, batch_size: int, length: int) -> Task:
 
 def task_of(data: Data) -> Task | None:
     """Return the training task of a config, or None if the config reads a text."""
-    if not isinstance(data.task, Sequences):
+    if not isinstance(data.source, Sequences):
         return None
-    return task(data.task, data.batch_size, data.length)
+    return task(data.source, data.batch_size, data.length)
 
 
 def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
@@ -137,8 +137,8 @@ def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
     Returns:
       functions without arguments, each generates a batch; training never reads these batches.
     """
-    assert isinstance(data.task, Sequences)
-    read = _compiled(task(data.task, HELD_OUT_LANES, data.length))
+    assert isinstance(data.source, Sequences)
+    read = _compiled(task(data.source, HELD_OUT_LANES, data.length))
     key = jax.random.fold_in(jax.random.key(0), HELD_OUT[split])
     return [functools.partial(read, key, step, data.steps) for step in range(HELD_OUT_BATCHES)]
 
@@ -150,8 +150,8 @@ def _compiled(task: Task) -> Callable[[Array, int, int], Batch]:
 
 def task_digest(data: Data) -> str:
     """Digest of a config's task, in hex digits; tasks that differ only in length share a digest."""
-    assert isinstance(data.task, Sequences)
-    any_length = dataclasses.replace(data.task, length=None)
+    assert isinstance(data.source, Sequences)
+    any_length = dataclasses.replace(data.source, length=None)
     key = json.dumps([to_json(any_length), data.length, VERSION])
     return sha256(key)
 

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from lm_jax.config import Data, Markov
+from lm_jax.config import File, Markov, Memory
+from lm_jax.config.data import DataSource
 from lm_jax.data import markov
 from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.files import reading, sha256
@@ -46,23 +47,24 @@ class Text(NamedTuple):
     from the first byte of the file."""
 
 
-def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, Text]:
-    """Return the training, validation and test text of a config.
+def splits(
+    source: DataSource, tokenizer: str, memory: str | Sequence[str] | None = None
+) -> dict[str, Text]:
+    """Return the training, validation and test text of a source.
 
     Args:
-      data: the config; any source but tfds and generated tasks.
+      source: the config; any source but tfds and generated tasks.
+      tokenizer: char, byte, word or bpe.
       memory: for `data.source="memory"`, one text, or three.
 
     Raises:
       UserError: a file is missing, empty, unreadable or a directory; or `memory` is given, but the
         config has another source.
     """
-    if memory is not None and data.origin != "memory":
-        raise UserError(f"text is read only with data.source=memory, not {data.origin}")
-    units = ("lines", "words") if data.tokenizer == "word" else ("characters",)
-    if data.origin == "builtin":
-        return _cut(in_memory("builtin", _documentation()), *units)
-    if data.origin == "memory":
+    if memory is not None and not isinstance(source, Memory):
+        raise UserError(f"text is read only with data.source=memory, not {source.kind}")
+    units = ("lines", "words") if tokenizer == "word" else ("characters",)
+    if isinstance(source, Memory):
         if memory is None:
             raise UserError("data.source=memory takes its text from lm_jax.train(..., text=...)")
         if isinstance(memory, str):
@@ -70,14 +72,16 @@ def splits(data: Data, memory: str | Sequence[str] | None = None) -> dict[str, T
         if len(memory) != len(SPLITS):
             raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
         return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
-    if isinstance(data.task, Markov):
-        return _cut(in_memory("data.task=markov", markov.text(data.task)), *units)
-    paths = {split: getattr(data, split) for split in SPLITS}
-    if data.train and data.validation is None and os.path.isdir(data.train):
-        paths = _in_folder(data.train)
-    any_bytes = data.tokenizer == "byte"
+    if isinstance(source, Markov):
+        return _cut(in_memory("data.source=markov", markov.text(source)), *units)
+    if not isinstance(source, File):
+        return _cut(in_memory("builtin", _documentation()), *units)
+    paths = {split: getattr(source, split) for split in SPLITS}
+    if source.train and source.validation is None and os.path.isdir(source.train):
+        paths = _in_folder(source.train)
+    any_bytes = tokenizer == "byte"
     files = {
-        split: file_text(path, f"data.{split}={path}", any_bytes=any_bytes)
+        split: file_text(path, f"data.source.{split}={path}", any_bytes=any_bytes)
         for split, path in paths.items()
         if path
     }
@@ -94,7 +98,7 @@ def _in_folder(folder: str) -> dict[str, str]:
     try:
         files = sorted(file.name for file in os.scandir(folder) if file.is_file())
     except OSError as error:
-        raise UserError(f"data.train={folder}: {error.strerror}") from None
+        raise UserError(f"data.source.train={folder}: {error.strerror}") from None
     files = [file for file in files if not ASIDE.fullmatch(file)]
     paths = {}
     for split, names in NAMES.items():
@@ -102,8 +106,8 @@ def _in_folder(folder: str) -> dict[str, str]:
         if len(found) != 1:
             what = "no file" if not found else f"{len(found)} files, {' and '.join(found[:2])},"
             raise UserError(
-                f"data.train={folder}: the folder has {what} named after {split}; "
-                "give data.train, data.validation and data.test instead"
+                f"data.source.train={folder}: the folder has {what} named after {split}; "
+                "give data.source.train, data.source.validation and data.source.test instead"
             )
         paths[split] = os.path.join(folder, found[0])
     return paths

@@ -88,7 +88,7 @@ def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
     """
     import tensorflow_datasets as tfds
 
-    flag = f"data.name={name!r}"
+    flag = f"data.source.name={name!r}"
     folder = _prepared_folder(tfds, name, flag)
     try:
         info = (builder := tfds.builder_from_directory(folder)).info
@@ -158,7 +158,8 @@ def _text_feature(tfds: Any, info: Any, flag: str, text_key: str | None) -> str:
     if key not in keys:
         given = f"{text_key!r} is not among them" if text_key else "choose one"
         raise UserError(
-            f"data.text_key: the text features of {info.full_name} are {', '.join(keys)}; {given}"
+            f"data.source.text_key: the text features of {info.full_name} are {', '.join(keys)}; "
+            f"{given}"
         )
     return key
 

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array
 
-from lm_jax.config import Train
+from lm_jax.config import ARTBP, RTRL, UORO, Full, SnAp1, Train, Truncated
 from lm_jax.gradients.artbp import randomised_bptt
 from lm_jax.gradients.bptt import (
     Estimator,
@@ -147,18 +147,22 @@ def make(train: Train, model: LanguageModel, *, key: Array, delta_norms: bool = 
       key: random key of an estimator with random draws.
       delta_norms: see `full_bptt`; for the estimators of whole chunks.
     """
-    if train.gradient == "truncated" and train.k1 is not None and train.k2 is not None:
-        return truncated_bptt(model, k1=train.k1, k2=train.k2, clip_delta=train.clip_delta)
-    if train.gradient == "artbp" and train.cut_rate is not None:
-        return randomised_bptt(model, rate=train.cut_rate, key=key)
-    if train.gradient == "uoro":
+    config = train.gradient
+    if isinstance(config, Truncated):
+        assert config.k1 is not None
+        assert config.k2 is not None
+        return truncated_bptt(model, k1=config.k1, k2=config.k2, clip_delta=config.clip_delta)
+    if isinstance(config, ARTBP):
+        assert config.cut_rate is not None
+        return randomised_bptt(model, rate=config.cut_rate, key=key)
+    if isinstance(config, UORO):
         return uoro(model, key=key)
-    if train.gradient in ("rtrl", "snap1"):
-        return rtrl(model) if train.gradient == "rtrl" else snap1(model)
-    whole = full_bptt if train.gradient == "full" else explicit_bptt
+    if isinstance(config, RTRL | SnAp1):
+        return rtrl(model) if isinstance(config, RTRL) else snap1(model)
+    whole = full_bptt if isinstance(config, Full) else explicit_bptt
     return whole(
         model,
-        clip_delta=train.clip_delta,
-        recompute=train.recompute == "sqrt",
+        clip_delta=config.clip_delta,
+        recompute=config.recompute == "sqrt",
         delta_norms=delta_norms,
     )

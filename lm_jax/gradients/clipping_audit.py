@@ -134,8 +134,7 @@ def clip_audit(
         raise UserError("there is nothing to audit: give a threshold, norm, value or delta")
     if delta is not None and not isinstance(model, RNNModel):
         raise UserError(
-            "the model has no recurrent state whose gradient delta could clip: "
-            "this needs model.kind=rnn"
+            "the model has no recurrent state whose gradient delta could clip: this needs model=rnn"
         )
     check_floating(params)
 

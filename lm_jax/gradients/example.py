@@ -38,7 +38,7 @@ def single_example(model: LanguageModel) -> SingleExample:
     if not isinstance(model, RNNModel):
         raise UserError(
             "the model has no recurrent state through which a gradient could travel: "
-            "this needs model.kind=rnn"
+            "this needs model=rnn"
         )
 
     def step(params: Params, carry: Carry, x: Array) -> Carry:

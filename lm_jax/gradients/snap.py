@@ -74,7 +74,7 @@ def snap1(model: LanguageModel) -> Estimator:
       UserError: the model is not recurrent, a cell has no separate units, or the model has dropout.
     """
     if not isinstance(model, RNNModel):
-        raise UserError("SnAp-1 needs the layers of a recurrent model: model.kind=rnn")
+        raise UserError("SnAp-1 needs the layers of a recurrent model: model=rnn")
     cells = [layer.cell for layer in model.layers if isinstance(layer, CellLayer)]
     if len(cells) < len(model.layers) or any(cell.units is None for cell in cells):
         raise UserError(

@@ -6,7 +6,8 @@ import numpy as np
 
 from lm_jax.data.formats import BOM
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError
+from lm_jax.suggestions import nearest
 
 LONGEST = 10**8  # tokens drawn per call
 MOST = 10_000  # samples drawn per call

@@ -56,7 +56,7 @@ class AdaptiveSoftmaxReadout(Readout):
         if self.cutoffs[-1] >= V:
             raise UserError(
                 f"model.readout.cutoffs={self.cutoffs} must stay below V={V}: give lower ones, "
-                f"such as {V // 9} {V // 3}, or take model.readout.kind=softmax"
+                f"such as {V // 9} {V // 3}, or take model.readout=softmax"
             )
 
     def init(self, key: Array, inputs: int) -> Params:

@@ -5,9 +5,9 @@ for every k up to the token's *reach*, 1 + the number of tokens in the longest a
 
 - for a single stream, the context is all earlier tokens, including s_0: the reach of s_t is t + 1,
   and the first tokens have shorter contexts;
-- bounded by sentences, the context begins at the last boundary token. The boundary token is the
-  `<s>` of a context and the `</s>` of a prediction: a line is `<s> w_1 … w_m </s>`, a blank line
-  `<s> </s>`, and `<s>` itself is never predicted. SRILM and KenLM do the same.
+- with `sentence_boundaries`, the context begins at the last boundary token. The boundary token is
+  the `<s>` of a context and the `</s>` of a prediction: a line is `<s> w_1 … w_m </s>`, a blank
+  line `<s> </s>`, and `<s>` itself is never predicted. SRILM and KenLM do the same.
 
 A k-gram is a node of level k. The nodes of a level are numbered in the order of (node of the first
 k - 1 tokens, last token): the children of a node are neighbours, sorted by token. The pair is a
@@ -48,7 +48,7 @@ class Counts(NamedTuple):
     """Level k at index k - 1."""
     vocab_size: int
     boundary: int
-    bounded: bool
+    sentence_boundaries: bool
 
     def contexts(self, order: int) -> int:
         """Number of context nodes for k-grams, k = `order`; 1, the empty context, for k = 1."""
@@ -90,7 +90,12 @@ class OrderStatistics(NamedTuple):
 
 
 def count(
-    tokens: np.ndarray, *, order: int, vocab_size: int, boundary: int, bounded: bool = False
+    tokens: np.ndarray,
+    *,
+    order: int,
+    vocab_size: int,
+    boundary: int,
+    sentence_boundaries: bool = False,
 ) -> Counts:
     """Count the n-grams of a text, of order 1 to n.
 
@@ -99,15 +104,15 @@ def count(
       order: n, at least 1.
       vocab_size: V.
       boundary: the token that ends a line and precedes the text.
-      bounded: if True, contexts begin at the last boundary token; False: the text is a single
-        stream.
+      sentence_boundaries: if True, contexts begin at the last boundary token; False: the text is a
+        single stream.
 
     Raises:
       UserError: the text is empty, the order is below 1 or above the longest n-gram, a token is not
         below V, or the n-grams cannot be numbered in 32 bits.
     """
-    check_order(tokens, order=order, boundary=boundary, bounded=bounded)
-    text, reach = _text(tokens, vocab_size, boundary, bounded)
+    check_order(tokens, order=order, boundary=boundary, sentence_boundaries=sentence_boundaries)
+    text, reach = _text(tokens, vocab_size, boundary, sentence_boundaries)
     node = text.astype(np.int32)  # of the (k - 1)-gram that ends at each token
     levels = [
         Level(
@@ -135,10 +140,12 @@ def count(
         )
         # The other entries stay stale, but are not read: the next level's places are a subset.
         node[places] = kind
-    return Counts(tuple(levels), vocab_size, boundary, bounded)
+    return Counts(tuple(levels), vocab_size, boundary, sentence_boundaries)
 
 
-def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool) -> None:
+def check_order(
+    tokens: np.ndarray, *, order: int, boundary: int, sentence_boundaries: bool
+) -> None:
     """Check that a text holds n-grams of the given order; arguments as for `count`.
 
     Raises:
@@ -149,7 +156,11 @@ def check_order(tokens: np.ndarray, *, order: int, boundary: int, bounded: bool)
     total = len(tokens)
     if not total:
         return
-    ends = np.flatnonzero(np.asarray(tokens) == boundary) if bounded else np.zeros(0, np.int64)
+    ends = (
+        np.flatnonzero(np.asarray(tokens) == boundary)
+        if sentence_boundaries
+        else np.zeros(0, np.int64)
+    )
     edges = np.concatenate([[-1], ends, [total - 1]])
     # The tokens of a line, and the boundary token before the line.
     longest = int(np.max(np.diff(edges))) + 1
@@ -171,7 +182,7 @@ def locate(counts: Counts, tokens: np.ndarray) -> Iterator[LocatedNGrams]:
       UserError: the text is empty, or a token is not below V.
     """
     V = counts.vocab_size
-    text, reach = _text(tokens, V, counts.boundary, counts.bounded)
+    text, reach = _text(tokens, V, counts.boundary, counts.sentence_boundaries)
     places = np.arange(1, len(text))
     node = text.astype(np.int64)
     yield LocatedNGrams(places - 1, np.zeros_like(places), node[1:])
@@ -255,7 +266,7 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[OrderStati
 
 
 def _text(
-    tokens: np.ndarray, vocab_size: int, boundary: int, bounded: bool
+    tokens: np.ndarray, vocab_size: int, boundary: int, sentence_boundaries: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """s_0 … s_N, and the reach of each token; the reach of s_0 is 0, because s_0 is no target."""
     total = len(tokens)
@@ -274,7 +285,7 @@ def _text(
     text = np.empty(total + 1, np.int32)
     text[0], text[1:] = boundary, tokens
     reach = np.arange(1, total + 2, dtype=np.int32)
-    if bounded:
+    if sentence_boundaries:
         last = np.maximum.accumulate(np.where(text == boundary, reach, 0))
         reach[1:] -= last[:-1] - 1
     reach[0] = 0

@@ -7,118 +7,62 @@
 - a linen cell class of Flax, called with features=hidden_size;
 - an nnx cell class of Flax, called with (inputs, hidden_size, rngs=rngs).
 
+A parameter with a number, a bool or a string as its default is a hyperparameter
+(`lm_jax.config.custom`): `--model.cell cells.py:mlstm --model.cell.heads 4` passes heads=4 as well.
+
 Each becomes a `Transition`, pure functions for a single example; the layer maps the functions over
 the sequences of a batch. Only this module uses Flax, and imports Flax only for a cell that is not a
 `Transition`.
-
-The executed code is exactly the hashed content of the file. Each content is executed once.
 """
 
-import contextlib
 import functools
-import importlib
 import inspect
-import sys
-import traceback
-import types
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lm_jax.config import source
-from lm_jax.files import sha256
+from lm_jax.config.cell import CustomCell
+from lm_jax.config.custom import Arguments, blaming, load
 from lm_jax.models import transition
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import Layer
 from lm_jax.models.transition import KEY, Transition, TransitionLayer
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError
 
 
-def layer(cell: str, inputs: int, hidden_size: int, sha256: str | None = None) -> Layer:
-    """A recurrent layer made from the custom cell with the given name.
+def layer(cell: CustomCell, inputs: int, hidden_size: int) -> Layer:
+    """A recurrent layer made from a custom cell.
 
     Args:
-      cell: FILE.py:NAME or package.module:NAME.
+      cell: the config of the cell.
       inputs: length of x, V for one-hot vectors.
       hidden_size: H.
-      sha256: expected hash of the file; None: any file is accepted.
 
     Raises:
       UserError: there is no cell with this name, the file has another hash or does not run, or the
         cell breaks the contract of `Transition`.
     """
-    file = source.file_of(cell)
-    with _blaming(cell, file):
-        named = _named(cell, file, sha256)
-        return _layer(named, inputs, hidden_size, bool(jax.config.read("jax_enable_x64")))
+    named = load(cell)
+    with blaming(cell):
+        x64 = bool(jax.config.read("jax_enable_x64"))
+        return _layer(named, inputs, hidden_size, Arguments(cell.arguments), x64)
 
 
 @functools.lru_cache(maxsize=64)
-def _layer(named: Any, inputs: int, hidden_size: int, x64: bool) -> Layer:
+def _layer(named: Any, inputs: int, hidden_size: int, arguments: Arguments, x64: bool) -> Layer:
     """The same layer each time, so that models with this layer are equal."""
     del x64  # the type of the cell's arrays
     # The carry's arrays are made here, even if the model is made during a trace.
     with jax.ensure_compile_time_eval():
-        made = _made(named, inputs, hidden_size)
+        made = _made(named, inputs, hidden_size, arguments)
     transition.check(made, inputs, hidden_size)
     return TransitionLayer(made, inputs)
 
 
-def _named(cell: str, file: Path | None, sha256: str | None) -> Any:
-    """The object that `cell` names."""
-    where, name = source.parts(cell)
-    code = source.code_of(cell, sha256)
-    if file is None or code is None:
-        module = importlib.import_module(where)
-    else:
-        package = None if where.endswith(".py") else where
-        if package and file.name != "__init__.py":
-            package = package.rpartition(".")[0]
-        module = _executed(file.absolute(), code, package)
-    if not hasattr(module, name):
-        known = [known for known in vars(module) if not known.startswith("_")]
-        raise UserError(f"model.cell={cell}: {where} has no {name}{nearest(name, known)}")
-    return getattr(module, name)
-
-
-@functools.cache
-def _executed(file: Path, code: bytes, package: str | None) -> types.ModuleType:
-    """The module that results from executing a file's content."""
-    module = types.ModuleType(f"own_{file.stem}_{sha256(code)[:12]}")
-    module.__file__, module.__package__ = str(file), package
-    if package:  # for its relative imports
-        importlib.import_module(package)
-    sys.modules[module.__name__] = module  # dataclasses look up their module here
-    # The file's constants are arrays, even if the model is made during a trace.
-    with jax.ensure_compile_time_eval():
-        exec(compile(code, str(file), "exec"), module.__dict__)
-    return module
-
-
-@contextlib.contextmanager
-def _blaming(cell: str, file: Path | None) -> Iterator[None]:
-    """Turn any error of a cell into a one-line `UserError` with the line in the cell's file."""
-    try:
-        yield
-    except UserError as error:
-        said = str(error)
-        prefix = "" if said.startswith("model.cell=") else f"model.cell={cell}: "
-        raise UserError(prefix + said) from None
-    except Exception as error:
-        here = None if file is None else str(file.absolute())
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == here]
-        if isinstance(error, SyntaxError) and error.filename == here:
-            lines.append(error.lineno)
-        line = f"{file}, line {lines[-1]}: " if lines else ""
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"model.cell={cell}: {line}{type(error).__name__}: {said}") from error
-
-
-def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
+def _made(named: Any, inputs: int, hidden_size: int, arguments: Arguments) -> Transition:
     """The transition made from a named object."""
     if not callable(named):
         raise UserError(f"it is a {type(named).__name__}, no cell and no function that makes one")
@@ -126,17 +70,17 @@ def _made(named: Any, inputs: int, hidden_size: int) -> Transition:
     is_class = isinstance(named, type)
     takes_rngs = not is_class and _rngs(create)
     if not is_class and not takes_rngs:
-        made = create(inputs, hidden_size)
+        made = create(inputs, hidden_size, **arguments)
         if isinstance(made, Transition):
             return made
     from flax import linen, nnx  # imported late: takes most of a second
 
     if takes_rngs or (is_class and issubclass(kind, nnx.Module)):
-        return _of_nnx(lambda rngs: create(inputs, hidden_size, rngs=rngs), inputs)
+        return _of_nnx(lambda rngs: create(inputs, hidden_size, rngs=rngs, **arguments), inputs)
     if is_class and issubclass(kind, linen.Module):
-        made = create(features=hidden_size)
+        made = create(features=hidden_size, **arguments)
     if isinstance(made, nnx.Module):
-        return _of_nnx(lambda rngs: create(inputs, hidden_size), inputs)
+        return _of_nnx(lambda rngs: create(inputs, hidden_size, **arguments), inputs)
     if isinstance(made, linen.Module):
         return _of_linen(made, inputs)
     what = "a class" if is_class else f"a function that gives a {_kind(made)}"

@@ -6,8 +6,8 @@ The variants:
 - `inputs`, `between`, `outputs`: dropout between layers, on all but the recurrent connections
   (Zaremba et al., 2014);
 - `locked`: "variational" dropout, a single mask for all time steps (Gal & Ghahramani, 2016);
-- `words`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once for
-  an update (Merity et al., 2018, sections 4.1 and 4.3).
+- `embedding`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once
+  for an update (Merity et al., 2018, sections 4.1 and 4.3).
 
 `DropoutMasks` draws all masks from a single key, and does nothing without a key, as in evaluation.
 """
@@ -43,7 +43,7 @@ class DropoutMasks:
     inputs: Rate = None
     between: Rate = None
     outputs: Rate = None
-    words: Rate = None
+    embedding: Rate = None
     recurrent: Rate = None
     first: int | Array | None = None
     """Place in the update of the first step to be read, if the update is read in parts."""
@@ -66,7 +66,7 @@ class DropoutMasks:
     @property
     def drops(self) -> bool:
         """True if anything is dropped."""
-        chances = self.inputs, self.between, self.outputs, self.words, self.recurrent
+        chances = self.inputs, self.between, self.outputs, self.embedding, self.recurrent
         return self.key is not None and any(chance is not None for chance in chances)
 
     @property
@@ -78,7 +78,7 @@ class DropoutMasks:
     @property
     def on_vectors(self) -> bool:
         """True if a token's vector may differ from its row of the table C."""
-        return self.key is not None and not (self.inputs is None and self.words is None)
+        return self.key is not None and not (self.inputs is None and self.embedding is None)
 
     def on_inputs(self, vectors: Float[Array, "T B E"]) -> Float[Array, "T B E"]:
         """Apply input dropout to the tokens' vectors, for the first layer."""
@@ -96,9 +96,9 @@ class DropoutMasks:
         self, vectors: Float[Array, "T B E"], x: Int[Array, "T B"], vocab_size: int
     ) -> Float[Array, "T B E"]:
         """Apply word dropout: the vector of each dropped word becomes zero."""
-        if self.key is None or self.words is None:
+        if self.key is None or self.embedding is None:
             return vectors
-        scale = mask(jax.random.fold_in(self.key, Place.WORDS), self.words, (vocab_size, 1))
+        scale = mask(jax.random.fold_in(self.key, Place.WORDS), self.embedding, (vocab_size, 1))
         return vectors * scale[x]
 
     def on_recurrent(self, W_hh: Float[Array, "H G"], layer: int) -> Float[Array, "H G"]:

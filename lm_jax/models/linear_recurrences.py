@@ -120,7 +120,7 @@ class LRUCell(LinearCell):
     def __post_init__(self) -> None:
         if self.hidden_size % 2:
             raise UserError(
-                f"model.hidden_size={self.hidden_size} must be even with model.cell=diagonal, "
+                f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, "
                 "whose units are real and imaginary parts"
             )
 

@@ -18,6 +18,7 @@ from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
+from lm_jax.models.matmul import Precision
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -38,7 +39,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         number, and the squared error replaces the nats (`lm_jax.models.regression`).
     """
     if isinstance(config, settings.NGram):
-        return NGramModel(order=config.order, bounded=config.bounded)
+        return NGramModel(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {
@@ -54,7 +55,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
             order=config.order,
             layers=config.layers,
             activation=config.activation,
-            direct=config.direct,
+            skip_connections=config.skip_connections,
             gain=config.gain,
             precision=config.precision,
             **shared,
@@ -102,7 +103,7 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
     if kind.samples >= vocab_size:
         raise UserError(
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
-            "take model.readout.kind=softmax, which sees every token"
+            "take model.readout=softmax, which sees every token"
         )
     sampled = isinstance(kind, settings.SampledSoftmax)
     return (SampledSoftmaxReadout if sampled else NoiseContrastiveReadout)(
@@ -116,41 +117,41 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
         inputs=dropout.inputs,
         between=dropout.between,
         outputs=dropout.outputs,
-        words=dropout.words,
+        embedding=dropout.embedding,
         recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
     )
 
 
 def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
     H = config.hidden_size
-    if ":" in config.cell:
+    if isinstance(config.cell, settings.CustomCell):
         first = embedding.vocab_size if embedding.size is None else embedding.size
         inputs = [first] + [H] * (config.layers - 1)
-        return tuple(custom_cell.layer(config.cell, n, H, config.cell_sha256) for n in inputs)
-    cell = _cell(config)
+        return tuple(custom_cell.layer(config.cell, n, H) for n in inputs)
+    cell = _cell(config.cell, H, config.precision)
     return tuple(CellLayer(cell, H if number else embedding) for number in range(config.layers))
 
 
-def _cell(config: settings.RNN) -> Cell:
-    H, precision = config.hidden_size, config.precision
-    without_W_hh = {
-        "mingru": MinGRUCell,
-        "minlstm": MinLSTMCell,
-        "diagonal": LRUCell,
-    }
-    if config.cell in without_W_hh:
-        return without_W_hh[config.cell](H, precision=precision)
+def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
+    if isinstance(config, settings.MinGRU):
+        return MinGRUCell(H, precision=precision)
+    if isinstance(config, settings.MinLSTM):
+        return MinLSTMCell(H, precision=precision)
+    if isinstance(config, settings.LRU):
+        return LRUCell(H, precision=precision)
+    assert isinstance(config, settings.Gated)
     W_hh = RecurrentInit(config.init, config.gain)
-    if config.cell == "lstm":
+    if isinstance(config, settings.LSTM):
         return LSTMCell(
             H,
-            forget_bias=1.0 if config.forget_bias is None else config.forget_bias,
+            forget_bias=config.forget_bias,
             peepholes=config.peepholes,
             layer_norm=config.layer_norm,
             W_hh=W_hh,
             precision=precision,
         )
-    if config.cell == "gru":
+    if isinstance(config, settings.GRU):
         gru = ResetBeforeGRUCell if config.reset == "before" else GRUCell
         return gru(H, W_hh=W_hh, precision=precision)
-    return ElmanCell(H, config.activation or "tanh", W_hh=W_hh, precision=precision)
+    assert isinstance(config, settings.Elman)
+    return ElmanCell(H, config.activation, W_hh=W_hh, precision=precision)

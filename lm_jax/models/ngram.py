@@ -19,8 +19,8 @@ estimators are:
   tokens before the k-gram (`lm_jax.models.counts.continuations`). The discount D depends on N
   (`lm_jax.models.counts.discounts`). No cutoffs.
 
-At the beginning of the text (or, bounded, of the sentence) contexts are shorter, and the recursion
-starts at the order k that the context allows.
+At the beginning of the text (or, with `sentence_boundaries`, of the sentence) contexts are shorter,
+and the recursion starts at the order k that the context allows.
 
 The parameters are a trie of int32 and floats. The h of this model are the nodes of the contexts of
 1 to n - 1 tokens: -1 if the context would begin before the text or sentence, and the number after
@@ -43,7 +43,8 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, LanguageModel, Params
 from lm_jax.models.counts import Counts, continuations, discounts, locate
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError
+from lm_jax.suggestions import nearest
 
 SMOOTHINGS = ("none", "add-k", "interpolated", "kneser-ney")
 CHILDREN_AT_ONCE = 128
@@ -63,7 +64,7 @@ class NGramModel(LanguageModel):
     _: dataclasses.KW_ONLY
     order: int
     """n, at least 1; the model reads n - 1 tokens."""
-    bounded: bool = False
+    sentence_boundaries: bool = False
     """If True, contexts begin at the last boundary token."""
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class NGramModel(LanguageModel):
             if length > 1:  # each context is a child of the context that ends a token earlier
                 before, token = here[:-1], tokens[length - 1 :]
                 none = before < 0
-                if self.bounded:
+                if self.sentence_boundaries:
                     none |= token == params["boundary"]
                 here = jnp.where(none, -1, _child(params["levels"][length - 2], before, token))
             nodes.append(here[here.shape[0] - T :])

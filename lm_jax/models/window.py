@@ -2,7 +2,7 @@
 
     h = f([C(x_{t-n+2}); …; C(x_t)] W + b),   p(x_{t+1} | x_{t-n+2} … x_t) = softmax(h U + b_y)
 
-Further hidden layers stand on h, each f(h W_l + b_l). With direct connections the readout sees the
+Further hidden layers stand on h, each f(h W_l + b_l). With skip connections the readout sees the
 window's vectors beside the last hidden layer, and U has a block of rows for these vectors, too. The
 paper writes y = b + W x + U tanh(d + H x): the paper's H is W here, d is b, b is b_y, and W and U
 are the two parts of U. In the paper the newest token comes first in x.
@@ -39,7 +39,7 @@ class WindowModel(NeuralModel):
     """Number of hidden layers."""
     activation: str = "tanh"
     """f, a name in `lm_jax.models.cells.ACTIVATIONS`."""
-    direct: bool = False
+    skip_connections: bool = False
     """If True, the readout sees the window's vectors, too; vectors must be learned."""
     gain: float | Array = 1.0
     """Standard deviation of the initial hidden weights times the square root of their fan-in."""
@@ -54,7 +54,7 @@ class WindowModel(NeuralModel):
             {"W": self.gain * scaled_normal(k, H, H), "b": jnp.zeros(H)}
             for k in jax.random.split(above, self.layers - 1)
         ]
-        seen_size = H + (places * (self.embedding.size or 0) if self.direct else 0)
+        seen_size = H + (places * (self.embedding.size or 0) if self.skip_connections else 0)
         return {
             "embedding": self.embedding.init(tokens),
             # A sum over n - 1 blocks of N(0, 1 / E) has n - 1 times the variance.
@@ -83,7 +83,7 @@ class WindowModel(NeuralModel):
         for number, above in enumerate(params["layers"]):
             seen_above = self.dropout.on_layer(h, number)
             h = f(affine(seen_above, above["W"], above["b"], self.precision))
-        if self.direct:
+        if self.skip_connections:
             window = [seen[place : place + steps] for place in range(self.order - 1)]
             h = jnp.concatenate([*window, h], axis=-1)
         return tokens[steps:].T, h

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.config import RNN
 from lm_jax.files import write_json
 from lm_jax.report.page import write_page
 from lm_jax.report.reach_sections import reach_sections
@@ -31,18 +32,17 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
         numbers |= {name: asked} if asked else {}
     write_json(run.run_dir / f"{stem}.json", numbers, indent=1)
     model, data = run.config.model, run.config.data
-    what = getattr(model, "cell", model.kind)
-    task = data.task if data.generated else None
+    what = model.cell.kind if isinstance(model, RNN) else model.kind
     chunk = (
-        f"{probe.lanes} sequences of {task.kind}, {probe.length} steps each. "
-        if task is not None
-        else f"{probe.lanes} lanes of {probe.length} tokens ({data.tokenizer}). "
+        f"{probe.sequences} sequences of {data.source.kind}, {probe.length} steps each. "
+        if data.generated
+        else f"{probe.sequences} sequences of {probe.length} tokens ({data.tokenizer.kind}). "
     )
-    loss = "loss of what is asked for" if task is not None else "nats per token"
+    loss = "loss of what is asked for" if data.generated else "nats per token"
     words = (
         f"{run.run_dir.name}: {what}, parameters of step {probe.parameters_step:,}; updates from "
-        f"step {probe.step:,} on. {'' if probe.lanes is None else chunk}A gradient is that of the "
-        f"mean {loss} unless it says otherwise."
+        f"step {probe.step:,} on. {'' if probe.sequences is None else chunk}A gradient is that of "
+        f"the mean {loss} unless it says otherwise."
     )
     if probe.spike is not None:
         words += f" {spike_in_words(probe.spike)}."

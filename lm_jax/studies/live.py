@@ -56,8 +56,8 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
 
     def ask(params: Params, carry: Carry, batch: Batch) -> Measurements:
         carry = restart(model, carry, batch.start)
-        carry = jax.tree.map(lambda leaf: leaf[: probe.lanes], carry)
-        batch = first_sequences(batch, probe.lanes)
+        carry = jax.tree.map(lambda leaf: leaf[: probe.sequences], carry)
+        batch = first_sequences(batch, probe.sequences)
         x, layers = batch.x, params["layers"]
         answers: Measurements = {}
         if probe.by_lag:

@@ -46,7 +46,7 @@ def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
     """
     most = batch.mask.shape[1]
     if not 1 <= lanes <= most:
-        raise UserError(f"lanes={lanes} must be from 1 to {most}, the sequences of a batch")
+        raise UserError(f"sequences={lanes} must be from 1 to {most}, the sequences of a batch")
     batch = first_sequences(batch, lanes)
     return Chunk(model.init_carry(lanes), batch, np.asarray(batch.x[:, 0]), None)
 
@@ -90,13 +90,13 @@ def chunk(
         sequence.
     """
     if length < 2 or lanes < 1:
-        raise UserError(f"length={length} must be 2 or more and lanes={lanes} 1 or more")
+        raise UserError(f"length={length} must be 2 or more and sequences={lanes} 1 or more")
     share = len(tokens) // lanes
     if share < 2 * length:
         raise UserError(
-            f"the text's {len(tokens):,} tokens over lanes={lanes} make {share:,} each, and two "
-            f"chunks of length={length} are needed: give a longer text, fewer lanes or a shorter "
-            "length"
+            f"the text's {len(tokens):,} tokens over sequences={lanes} make {share:,} each, and "
+            f"two chunks of length={length} are needed: give a longer text, fewer sequences or a "
+            "shorter length"
         )
     # The text has the smallest integer type that fits the vocabulary; a model reads int32.
     path = tokens[length - 1 : min(share, 16 * length) - 1].astype(np.int32)

@@ -13,7 +13,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from lm_jax.settings import UserError, nearest_value
+from lm_jax.settings import UserError
+from lm_jax.suggestions import nearest_value
 from lm_jax.sweeps.failures import Failure, record
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
 from lm_jax.sweeps.plan import CorpusCache

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.settings import Mark, UserError, marks_at, nearest_field, plain
+from lm_jax.settings import Mark, UserError, marks_at, paths, plain
+from lm_jax.suggestions import nearest_field
 
 Point = Mapping[str, Any]
 Points = list[dict[str, Any]]
@@ -190,7 +191,7 @@ def lanes(values: Values) -> Points:
     for path in values:
         marks = marks_at(Config, path)
         if marks is None:
-            raise UserError(f"lanes: there is no field {path}{nearest_field(path, Config)}")
+            raise UserError(f"lanes: there is no field {path}{nearest_field(path, paths(Config))}")
         if Mark.LEAF not in marks:
             raise UserError(f"lanes: {path} changes the compiled program: put it into a grid")
         if any(point[path] is None for point in points):

@@ -19,6 +19,7 @@ from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.signals import stop_signals
+from lm_jax.training.step import chunk_length
 from lm_jax.training.trainer import Trainer, too_few
 
 
@@ -144,14 +145,13 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
             corpus.train.tokens,
             order=config.model.order,
             boundary=corpus.vocabulary.boundary,
-            bounded=config.model.bounded,
+            sentence_boundaries=config.model.sentence_boundaries,
         )
     if config.train is None:
         return config
-    k1 = config.train.k1
-    length = k1 or config.data.length
+    length = chunk_length(config)
     if config.data.batching == "streams" and corpus.task is None:
-        name = "data.length" if k1 is None else "train.k1"
+        name = "data.length" if length == config.data.length else "train.gradient.k1"
         check_length(len(corpus.train.tokens), config.data.batch_size, length, name)
     if config.train.epochs is None:
         return config

@@ -68,7 +68,7 @@ class NGramRun:
             order=config.model.order,
             vocab_size=len(corpus.vocabulary),
             boundary=corpus.vocabulary.boundary,
-            bounded=config.model.bounded,
+            sentence_boundaries=config.model.sentence_boundaries,
         )
         self.params = fitted(config.model, self.counts, corpus.validation.tokens)
         self.seconds = time.perf_counter() - began

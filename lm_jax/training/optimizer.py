@@ -1,18 +1,24 @@
 """The Optax optimizer of a config, gradient clipping, and the schedules."""
 
-from typing import cast
+import functools
+from collections.abc import Hashable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax import config as settings
+from lm_jax.config.custom import blaming, load
 from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
+from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
-SQUARES = (settings.Adam, settings.AdamW, settings.RMSprop)
+WITHOUT_SQUARES = (settings.SGD, settings.ASGD, settings.Momentum, settings.Lion)
 
 
 def clip(
@@ -47,8 +53,8 @@ def optimizer(
     train: settings.Train,
     learning_rate: float | Float[Array, ""],
     grad_norm: float | Float[Array, ""] = 0.0,
-) -> optax.GradientTransformation:
-    """The optimizer of a step, weight decay included.
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a step, weight decay and groups of parameters included.
 
     Args:
       train: the config; numbers may be tracers.
@@ -56,31 +62,118 @@ def optimizer(
       grad_norm: the norm of this step's gradient. If the square of the norm overflows, an optimizer
         with squared gradients makes the parameters NaN. Otherwise the optimizer would divide by ∞
         and leave the parameters unchanged for the rest of the run.
+
+    Raises:
+      UserError: when the optimizer is initialized: a group has no parameters; an optimizer of the
+        user's own is none.
     """
-    if isinstance(train.optimizer, SQUARES):
-        learning_rate = jnp.where(jnp.isinf(jnp.square(grad_norm)), jnp.nan, learning_rate)
-    rule = _rule(train.optimizer, learning_rate)
-    if train.weight_decay is None:
-        return rule
-    return optax.chain(optax.add_decayed_weights(train.weight_decay), rule)
+
+    def rule(config: settings.Optimizer, rate: Any, decay: Any) -> optax.GradientTransformation:
+        if not isinstance(config, WITHOUT_SQUARES):
+            rate = jnp.where(jnp.isinf(jnp.square(grad_norm)), jnp.nan, rate)
+        own = _rule(config, rate)
+        return own if decay is None else optax.chain(optax.add_decayed_weights(decay), own)
+
+    rest = rule(train.optimizer, learning_rate, train.weight_decay)
+    if not train.groups:
+        return optax.with_extra_args_support(rest)
+    rules: dict[Hashable, optax.GradientTransformation] = {"": rest}
+    for group in train.groups:
+        own = learning_rate
+        if group.learning_rate is not None:
+            own = learning_rate * (group.learning_rate / train.learning_rate)
+        decay = train.weight_decay if group.weight_decay is None else group.weight_decay
+        rules[group.pattern] = rule(group.optimizer or train.optimizer, own, decay)
+    return optax.partition(rules, functools.partial(_groups, [g.pattern for g in train.groups]))
 
 
-def _rule(config: settings.Optimizer, learning_rate: float | Array) -> optax.GradientTransformation:
-    if isinstance(config, (settings.SGD, settings.ASGD)):
-        return optax.sgd(learning_rate)
-    if isinstance(config, settings.Momentum):
-        return optax.sgd(learning_rate, momentum=config.momentum, nesterov=config.nesterov)
-    if isinstance(config, settings.Adam):
-        return optax.adam(learning_rate, b1=config.b1, b2=config.b2, eps=config.eps)
-    if isinstance(config, settings.AdamW):
-        return optax.adamw(
-            learning_rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
-    return optax.rmsprop(learning_rate, decay=config.decay, eps=config.eps)
+def _groups(patterns: Sequence[str], params: Params) -> Any:
+    """The pattern of each parameter's group, "" without a group, in the structure of `params`."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    groups = [next((p for p in patterns if fnmatchcase(name, p)), "") for name in names]
+    for number, pattern in enumerate(patterns):
+        if pattern not in groups:
+            raise UserError(
+                f"train.groups.{number}.pattern={pattern!r} leaves no parameter for the group: the "
+                f"parameters are {', '.join(names)}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(params), groups)
+
+
+def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation:
+    match config:
+        case settings.SGD() | settings.ASGD():
+            return optax.sgd(rate)
+        case settings.Momentum():
+            return optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov)
+        case settings.Adam():
+            return optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.eps)
+        case settings.AdamW():
+            return optax.adamw(
+                rate,
+                b1=config.beta1,
+                b2=config.beta2,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+            )
+        case settings.RMSprop():
+            return optax.rmsprop(rate, decay=config.decay, eps=config.eps)
+        case settings.Adan():
+            return optax.adan(
+                rate,
+                b1=config.beta1,
+                b2=config.beta2,
+                b3=config.beta3,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+            )
+        case settings.Adafactor():
+            return optax.adafactor(
+                rate,
+                min_dim_size_to_factor=config.factor_from,
+                decay_rate=config.decay,
+                multiply_by_parameter_scale=config.relative,
+                clipping_threshold=config.clip,
+                momentum=config.momentum,
+                dtype_momentum=jnp.zeros(()).dtype,
+            )
+        case settings.Lion():
+            return optax.lion(
+                rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay
+            )
+        case settings.Muon():
+            return optax.contrib.muon(
+                rate,
+                ns_steps=config.iterations,
+                beta=config.beta,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+                adam_b1=config.beta1,
+                adam_b2=config.beta2,
+                muon_weight_dimension_numbers=_hidden_matrices,
+            )
+        case settings.CustomOptimizer():
+            return _custom(config, rate)
+
+
+def _hidden_matrices(params: Params) -> Any:
+    """Mark the matrices of the hidden layers, for Muon; None for every other parameter."""
+
+    def mark(path: Sequence[Any], leaf: Array) -> Any:
+        outside = path[0].key in ("embedding", "readout")
+        return None if outside or leaf.ndim != 2 else optax.contrib.MuonDimensionNumbers()
+
+    return jax.tree.map_with_path(mark, params)
+
+
+def _custom(config: settings.CustomOptimizer, rate: Any) -> optax.GradientTransformation:
+    named = load(config)
+    with blaming(config):
+        made = named(rate, **config.arguments)
+        if not isinstance(made, optax.GradientTransformation):
+            raise UserError(f"it gives a {type(made).__name__}, no optax.GradientTransformation")
+        return made
 
 
 def learning_rate(

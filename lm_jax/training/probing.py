@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from lm_jax.config import RNN, Config, train_of
+from lm_jax.config import RNN, Config, Elman, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
@@ -17,10 +17,11 @@ from lm_jax.gradients.example import single_example
 from lm_jax.gradients.lags import SLOPES
 from lm_jax.inference.sampling_options import check_seed
 from lm_jax.models.base import Params
-from lm_jax.settings import UserError, nearest
+from lm_jax.settings import UserError
 from lm_jax.studies import passage
 from lm_jax.studies.study import Reach, reach
 from lm_jax.studies.updates import PARTS, Updates, updates
+from lm_jax.suggestions import nearest
 from lm_jax.training.optimizer import learning_rate, optimizer
 from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.run_metrics import kept_params
@@ -59,7 +60,7 @@ class Probe(NamedTuple):
     """The update that raised the loss most; None unless `step="spike"` or the part was given."""
     length: int | None
     """T of the chunk; None if no part reads the chunk."""
-    lanes: int | None
+    sequences: int | None
     """B of the chunk; None if no part reads the chunk."""
     reach: Reach
     updates: Updates
@@ -72,7 +73,7 @@ def probe(
     tokens: np.ndarray | None = None,
     sentence: str | None = None,
     length: int | None = None,
-    lanes: int = LANES,
+    sequences: int = LANES,
     seed: int = 0,
     text: str | Sequence[str] | None = None,
     only: Collection[str] | None = None,
@@ -90,7 +91,7 @@ def probe(
       tokens: [N], the text to analyse; None for the run's validation text.
       sentence: the sentence of the credit map; None for the text's first line of 32 tokens or more.
       length: T; None for the length of the run's updates, at most 64.
-      lanes: B; at most 100 for generated sequences.
+      sequences: B; at most 100 for generated sequences.
       seed: seed of the random probes and samples.
       text: with `data.source=memory`, the text given to `lm_jax.train`.
       only: the parts to measure (`Part`), at least one; the other parts of the result are None. If
@@ -126,24 +127,27 @@ def probe(
     far, near, seen = Reach(), Updates(), None
     if {*parts} & {*Reach._fields}:
         if drawn:
-            seen = passage.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
+            seen = passage.sequences(
+                run.model, held_out(run.config.data, "validation")[0](), sequences
+            )
             line = passage.sequences(run.model, seen.batch, 1).batch
         else:
             tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
             length = min(work.length, LONGEST) if length is None else length
-            seen, line = _of_text(run, params, tokens, sentence, length=length, lanes=lanes)
+            seen, line = _of_text(run, params, tokens, sentence, length=length, sequences=sequences)
         given = {"slope": _slope(run.config), "seed": seed, "only": parts}
         far = reach(run.model, params, run.vocabulary, seen, line, **given)
     if {*parts} & {*PARTS}:
         carry, _ = work.next_batch(state)
         batches = [work.batch(at + number) for number in range(BATCHES)]
         train = train_of(work.config)
+        clip_delta = getattr(train.gradient, "clip_delta", None)
         near = updates(
             run.model,
             state.params,
             carry,
             batches,
-            thresholds=(train.clip_norm, train.clip_value, train.clip_delta),
+            thresholds=(train.clip_norm, train.clip_value, clip_delta),
             apply=_optimizer(work, state),
             text=not drawn,
             seed=seed,
@@ -151,7 +155,7 @@ def probe(
         )
     of_params = kept_params(state)[0] if step is None else at
     steps = None if seen is None else len(seen.batch.x)
-    return Probe(at, of_params, found, steps, None if seen is None else lanes, far, near)
+    return Probe(at, of_params, found, steps, None if seen is None else sequences, far, near)
 
 
 def _parts(only: Collection[str] | None, drawn: bool) -> Collection[str]:
@@ -168,7 +172,7 @@ def _parts(only: Collection[str] | None, drawn: bool) -> Collection[str]:
 
 
 def _of_text(
-    run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, lanes: int
+    run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, sequences: int
 ) -> tuple[passage.Chunk, Batch]:
     """The chunk of a text to analyse, and the sentence of the credit map."""
     vocabulary = run.vocabulary
@@ -180,7 +184,7 @@ def _of_text(
         )
     except UnicodeEncodeError:
         raise UserError(f"the sentence {words!r} is not UTF-8") from None
-    seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=sequences)
     return seen, passage.sentence(vocabulary.boundary, line)
 
 
@@ -196,8 +200,8 @@ def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
 def _slope(config: Config) -> float | None:
     """γ, the largest slope of the activation, of a one-layer Elman network; None for others."""
     model = config.model
-    if isinstance(model, RNN) and model.cell == "elman" and model.layers == 1:
-        return SLOPES[model.activation or "tanh"]
+    if isinstance(model, RNN) and isinstance(model.cell, Elman) and model.layers == 1:
+        return SLOPES[model.cell.activation]
     return None
 
 

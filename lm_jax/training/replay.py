@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.config import train_of
+from lm_jax.config import Memory, train_of
 from lm_jax.files import Row
 from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.settings import UserError
@@ -109,7 +109,7 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[R
     Args and Raises: as `state_at`.
     """
     train_of(run.config)
-    if run.config.data.origin == "memory" and text is None:
+    if isinstance(run.config.data.source, Memory) and text is None:
         raise UserError(
             f"{run.run_dir} was trained on a text that a program has handed over: only a program "
             "that hands it over again, as text=…, can replay it"

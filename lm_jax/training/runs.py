@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax import models
-from lm_jax.config import ASGD, RNN, Config, Model, NGram, Train, train_of
-from lm_jax.config.source import sha256_of
+from lm_jax.config import ASGD, RNN, Config, CustomCell, Model, NGram, Train, custom, train_of
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
 from lm_jax.models import LanguageModel
@@ -66,7 +65,7 @@ def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str,
     params = jax.eval_shape(model.init, jax.random.key(0))
     if train.keep_best and found["early_stopping"]["step"] > 0:
         kept = saved.restored({"best_params": params}, part=True)["best_params"]
-    elif isinstance(train.optimizer, ASGD):
+    elif isinstance(train.optimizer, ASGD) or train.ema_decay is not None:
         kept = saved.restored({"average": {"params": params}}, part=True)["average"]["params"]
     else:
         kept = saved.restored({"params": params}, part=True)["params"]
@@ -75,13 +74,14 @@ def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str,
 
 def _as_it_is_now(model: Model, run_dir: Path) -> Model:
     """The model's settings with the present file of a custom cell; warn if the file changed."""
-    if not isinstance(model, RNN) or model.cell_sha256 is None:
+    if not isinstance(model, RNN) or not isinstance(model.cell, CustomCell):
         return model
-    found = sha256_of(model.cell)
-    if found != model.cell_sha256:
+    then = model.cell.sha256
+    cell = custom.resolved(dataclasses.replace(model.cell, sha256=None))
+    if cell.sha256 != then:
         warnings.warn(
-            f"{run_dir}: model.cell={model.cell} has changed since the run began (SHA-256 "
-            f"{model.cell_sha256[:12]}… then, {str(found)[:12]}… now): it is taken as it is now",
+            f"{run_dir}: {cell} has changed since the run began (SHA-256 {str(then)[:12]}… then, "
+            f"{str(cell.sha256)[:12]}… now): it is taken as it is now",
             stacklevel=3,
         )
-    return dataclasses.replace(model, cell_sha256=found)
+    return dataclasses.replace(model, cell=cell)

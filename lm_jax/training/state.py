@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
+from lm_jax.config import ASGD, Train
 from lm_jax.models.base import Carry, Params
 
 
@@ -56,7 +57,14 @@ class EarlyStopping(NamedTuple):
     """Factor on the learning rate: the product of all cuts."""
 
 
-class Average(NamedTuple):
+class MovingAverage(NamedTuple):
+    """Exponential moving average of the parameters (`train.ema_decay`)."""
+
+    params: Params
+    """Mean of the parameters after each update, those of n updates ago weighted by decay^n."""
+
+
+class TriggeredAverage(NamedTuple):
     """Mean of the parameters since the validation loss stopped improving (`ASGD`)."""
 
     params: Params
@@ -82,34 +90,71 @@ class TrainState(NamedTuple):
     early_stopping: EarlyStopping
     best_params: Params | None
     """Parameters with the lowest validation loss; None without `train.keep_best`."""
-    average: Average | None
-    """None unless the optimizer is `ASGD`."""
+    average: MovingAverage | TriggeredAverage | None
+    accumulated: Params | None = None
+    """Mean gradient since the last change of the parameters; None without `train.accumulate`."""
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to validate: the average with `ASGD`, else the current parameters."""
+        """The parameters to validate: the average if there is one, else the current parameters."""
         return self.params if self.average is None else self.average.params
 
 
-def empty_average(params: Params, patience: int) -> Average:
+def empty_average(train: Train, params: Params) -> MovingAverage | TriggeredAverage | None:
+    """The average before the first update; None if the config takes none."""
+    params = jax.tree.map(jnp.copy, params)
+    if train.ema_decay is not None:
+        return MovingAverage(params)
+    if not isinstance(train.optimizer, ASGD):
+        return None
     never = jnp.inf
-    return Average(
-        params=jax.tree.map(jnp.copy, params),
+    return TriggeredAverage(
+        params=params,
         begun=jnp.zeros((), jnp.int32),
-        recent=jnp.full(patience, never, float),
+        recent=jnp.full(train.optimizer.patience, never, float),
         older=jnp.full((), never, float),
     )
 
 
-def averaged(state: TrainState, params: Params) -> Average:
-    """The average with the new parameters of one more step."""
-    average = cast(Average, state.average)
-    count = jnp.where(average.begun > 0, state.step + 2 - average.begun, 1)
+def averaged(
+    train: Train, state: TrainState, params: Params
+) -> MovingAverage | TriggeredAverage | None:
+    """The average with the new parameters of one more step.
+
+    Args:
+      train: the config; numbers may be tracers.
+      state: the state before the step.
+      params: the parameters after the step.
+    """
+    average = state.average
+    if average is None:
+        return None
+    if train.ema_decay is not None:
+        count = (1 - train.ema_decay ** (state.step + 1)) / (1 - train.ema_decay)
+    else:
+        begun = cast(TriggeredAverage, average).begun
+        count = jnp.where(begun > 0, state.step + 2 - begun, 1)
     mean = jax.tree.map(lambda mean, new: mean + (new - mean) / count, average.params, params)
     return average._replace(params=mean)
 
 
-def looked_at(average: Average, step: Array, nats: Array) -> Average:
+def accumulated(state: TrainState, grads: Params, count: int) -> Params:
+    """The mean of the gradients since the last change of the parameters.
+
+    Args:
+      state: the state before the step.
+      grads: the gradient of the step.
+      count: number of steps between two changes.
+    """
+    before = state.step % count
+
+    def mean(so_far: Array, new: Array) -> Array:
+        return jnp.where(before == 0, new, so_far + (new - so_far) / (before + 1))
+
+    return jax.tree.map(mean, state.accumulated, grads)
+
+
+def looked_at(average: TriggeredAverage, step: Array, nats: Array) -> TriggeredAverage:
     """The average after a validation; averaging may begin (Merity et al., 2018, algorithm 1)."""
     begins = (average.begun == 0) & (nats > average.older)
     return average._replace(

@@ -24,7 +24,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
-from lm_jax.config import ASGD, Config, LiveProbe, Network, Plateau, ScheduledSampling, train_of
+from lm_jax.config import (
+    Config,
+    LiveProbe,
+    Network,
+    Plateau,
+    ScheduledSampling,
+    Truncated,
+    train_of,
+)
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
@@ -34,6 +42,8 @@ from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     EarlyStopping,
     TrainState,
+    TriggeredAverage,
+    accumulated,
     add,
     averaged,
     empty_average,
@@ -90,9 +100,8 @@ def init(
             zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())
         ),
         best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
-        average=empty_average(params, train.optimizer.patience)
-        if isinstance(train.optimizer, ASGD)
-        else None,
+        average=empty_average(train, params),
+        accumulated=jax.tree.map(jnp.zeros_like, params) if train.accumulate > 1 else None,
     )
     return _shard(config, state, vocab_size, mesh)
 
@@ -149,13 +158,20 @@ def update(
             train.feeding.draw == "likeliest",
         )
     loss, carry, grads, info = estimate(state.params, state.carry, batch)
+    if state.accumulated is not None:
+        grads = accumulated(state, grads, train.accumulate)
     grad_norm = norm(grads)
     clipped, changed, clipped_norm = clip(train, grads, grad_norm)
     epoch = state.step // steps_per_epoch(source, chunk_length(config))
     rate = learning_rate(train, state.step, epoch, state.early_stopping.lr_scale)
     rule = optimizer(train, rate, clipped_norm)
-    updates, opt_state = rule.update(clipped, state.opt_state, state.params)
+    updates, opt_state = rule.update(clipped, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
+    if state.accumulated is not None:
+        # The parameters change with the last gradient of the mean.
+        last = state.step % train.accumulate == train.accumulate - 1
+        old = state.params, state.opt_state
+        params, opt_state = optax.tree.where(last, (params, opt_state), old)
     if isinstance(config.model, Network) and config.model.freeze_vectors:
         params = {**params, "embedding": state.params["embedding"]}  # pyright: ignore
     record = add(
@@ -174,7 +190,8 @@ def update(
         opt_state=opt_state,
         carry=carry,
         record=record,
-        average=None if state.average is None else averaged(state, params),
+        average=averaged(train, state, params),
+        accumulated=None if state.accumulated is None else grads,
     )
     return _shard(config, state, vocab_size, mesh)
 
@@ -209,7 +226,9 @@ def after_validation(config: Config, state: TrainState, nats: Float[Array, ""]) 
         plateau_steps=plateau_steps,
         lr_scale=lr_scale,
     )
-    average = None if state.average is None else looked_at(state.average, state.step, nats)
+    average = state.average
+    if isinstance(average, TriggeredAverage):
+        average = looked_at(average, state.step, nats)
     return state._replace(early_stopping=early_stopping, best_params=best, average=average)
 
 
@@ -242,8 +261,10 @@ def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batc
 
 def chunk_length(config: Config) -> int:
     """T: tokens of each sequence in one update."""
-    k1 = train_of(config).k1
-    return k1 if k1 is not None and config.data.batching == "streams" else config.data.length
+    gradient = train_of(config).gradient
+    if isinstance(gradient, Truncated) and gradient.k1 and config.data.batching == "streams":
+        return gradient.k1
+    return config.data.length
 
 
 def eval_model(config: Config, vocab_size: int) -> LanguageModel:

@@ -1,0 +1,84 @@
+"""Settings of the recurrent cell."""
+
+from typing import ClassVar, Literal
+
+from lm_jax.config.custom import Custom
+from lm_jax.settings import NonNegative, PositiveFinite, settings
+
+Activation = Literal["tanh", "sigmoid", "relu"]
+
+
+@settings
+class Gated:
+    """A cell with a matrix W_hh; the initial W_hh of each gate."""
+
+    init: Literal["orthogonal", "identity", "spectral", "normal"] = "orthogonal"
+    """Initial W_hh of each gate, times model.cell.gain. orthogonal; identity; spectral: normal
+    entries scaled to a spectral radius of 1; normal: variance 1 / H."""
+    gain: PositiveFinite = 1.0
+    """Factor of the initial W_hh."""
+
+
+@settings
+class Elman(Gated):
+    """The simple recurrent network (Elman, 1990): h_t = f(x_t W_xh + h_{t-1} W_hh + b_h)."""
+
+    kind: Literal["elman"] = "elman"
+    activation: Activation = "tanh"
+    """f."""
+
+
+@settings
+class LSTM(Gated):
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997; Gers et al., 2000)."""
+
+    kind: Literal["lstm"] = "lstm"
+    forget_bias: NonNegative = 1.0
+    """Initial bias of the forget gate."""
+    peepholes: bool = False
+    """Connect the cell state to the gates (Gers & Schmidhuber, 2000)."""
+    layer_norm: bool = False
+    """Normalise both products and the cell state (Ba et al., 2016)."""
+
+
+@settings
+class GRU(Gated):
+    """The gated recurrent unit (Cho et al., 2014)."""
+
+    kind: Literal["gru"] = "gru"
+    reset: Literal["before", "after"] = "after"
+    """Place of the reset gate r. before: r scales the state, then W_hh multiplies the result (Cho
+    et al., 2014); after: r scales the product of state and W_hh."""
+
+
+@settings
+class MinGRU:
+    """A GRU whose gates do not read the state (Feng et al., 2024)."""
+
+    kind: Literal["mingru"] = "mingru"
+
+
+@settings
+class MinLSTM:
+    """An LSTM whose gates do not read the state (Feng et al., 2024)."""
+
+    kind: Literal["minlstm"] = "minlstm"
+
+
+@settings
+class LRU:
+    """The linear recurrent unit: a complex diagonal W_hh (Orvieto et al., 2023)."""
+
+    kind: Literal["lru"] = "lru"
+
+
+@settings
+class CustomCell(Custom):
+    """A cell of your own, or of Flax (`lm_jax.models.custom_cell`)."""
+
+    setting: ClassVar[str] = "model.cell"
+
+
+Cell = Elman | LSTM | GRU | MinGRU | MinLSTM | LRU | CustomCell
+
+GATED = (Elman.kind, LSTM.kind, GRU.kind)
