@@ -139,7 +139,7 @@ def against_ourselves(rounds: int) -> list[Row]:
     corpus = load(config.data)
     vocabulary = corpus.vocabulary
     model = models.make(config.model, len(vocabulary))
-    params = model.init(jax.random.key(0))
+    params = model.cell.init(jax.random.key(0))
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
     print(f"{models.count(params):,} parameters, {len(vocabulary)} characters")
     print(f"{'tokens a second':42}{'median':>12}{'least':>12}{'most':>12}")

@@ -40,7 +40,7 @@ from benchmarks.loss import memory
 from benchmarks.rows import Row, row, show
 from lm_jax import inference, load_run, models
 from lm_jax.commands.train import train_command
-from lm_jax.config import RNN, SGD, Adam, Config, Data, Softmax, Train, resolve
+from lm_jax.config import RNN, SGD, Adam, Config, Data, File, Softmax, Train, Word, resolve
 from lm_jax.data.batches import streams
 from lm_jax.data.corpus import load
 from lm_jax.data.vocabulary import Vocabulary
@@ -123,7 +123,7 @@ def used(name: str) -> Found:
 
     before = memory("VmRSS")
     # Constants: drawing random parameters would take extra memory, and the values do not matter.
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.cell.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), shapes)
     bound = megabytes(params) + 300
     once()
@@ -152,7 +152,10 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
     config = resolve(
         Config(
             data=Data(
-                train=str(folder / "text"), tokenizer="word", batch_size=LANES, length=LENGTH
+                source=File(train=str(folder / "text")),
+                tokenizer=Word(),
+                batch_size=LANES,
+                length=LENGTH,
             ),
             model=RNN(embedding_size=UNITS, hidden_size=UNITS),
             train=Train(

@@ -3,7 +3,7 @@
     python -m benchmarks.probes
 
 (a) ‖∂loss/∂h_t‖ at every time step in every update, in addition to the quickstart's training. The
-two programs are a run with `train.probe.kind=live`, with only `deltas` switched on, and a run
+two programs are a run with `train.probe=live`, with only `deltas` switched on, and a run
 without a probe. The losses and parameters of both runs must agree, and the norms must agree with
 autodiff through the plain scan, or the program ends with an error.
 

@@ -16,19 +16,19 @@ import numpy as np
 from benchmarks import command
 from benchmarks.rows import row, show
 from benchmarks.side_by_side import clock, in_turn
-from lm_jax.config import RNN, SGD, Config, Data, Train, override, resolve
+from lm_jax.config import GRU, LSTM, RNN, SGD, Config, Data, Train, override, resolve
 from lm_jax.data.batches import Streams, streams
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import init, run_until
 
 WORDS = Config(
     data=Data(batch_size=20, length=35),
-    model=RNN(cell="lstm", embedding_size=200, hidden_size=200, layers=2),
+    model=RNN(cell=LSTM(), embedding_size=200, hidden_size=200, layers=2),
     train=Train(steps=10**6, optimizer=SGD(), learning_rate=1.0, clip_norm=0.25),
 )
 CHARACTERS = Config(
     data=Data(batch_size=32, length=128),
-    model=RNN(cell="gru", embedding_size=128, hidden_size=128),
+    model=RNN(cell=GRU(), embedding_size=128, hidden_size=128),
     train=Train(steps=10**6, clip_norm=1.0),
 )
 LONG = override(CHARACTERS, {"data.length": 2048, "data.batch_size": 8})
@@ -105,7 +105,7 @@ def main() -> None:
         ):
             measured = functools.partial(measure, config, vocabulary, chosen.rounds)
             add(f"{name}; {text}", "ms", without, measured)
-    whole, cut = Loop(LONG, 65, {}), Loop(LONG, 65, {"train.recompute": "sqrt"})
+    whole, cut = Loop(LONG, 65, {}), Loop(LONG, 65, {"train.gradient.recompute": "sqrt"})
     name, without = "segments recomputed; characters, T 2048", "all steps kept"
     add(name, "MiB", without, lambda: (cut.scratch(), whole.scratch()))
     add(name, "ms", without, lambda: compared(cut.together, whole.together, chosen.rounds))

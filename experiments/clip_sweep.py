@@ -18,7 +18,7 @@ Time      3 minutes on two CPU cores. All points share a compiled program: a thr
 
 import math
 
-from lm_jax.config import RNN, SGD, Config, Data, Train
+from lm_jax.config import RNN, SGD, Char, Config, Data, Elman, Train
 from lm_jax.sweeps import lanes
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -28,8 +28,8 @@ SEEDS = range(2)
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer="char", batch_size=16, length=32),
-        model=RNN(cell="elman", embedding_size=32, hidden_size=64),
+        data=Data(tokenizer=Char(), batch_size=16, length=32),
+        model=RNN(cell=Elman(), embedding_size=32, hidden_size=64),
         train=Train(
             steps=1000,
             optimizer=SGD(),

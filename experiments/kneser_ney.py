@@ -11,13 +11,13 @@ Command   python run.py train kneser_ney --data.train wikitext-2        n = 5
 Time      counting 5-grams of two million words takes three seconds, the whole run half a minute.
 """
 
-from lm_jax.config import Config, Data, NGram
+from lm_jax.config import Config, Data, NGram, Word
 
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer="word"),
-        model=NGram(order=5, smoothing="kneser-ney", bounded=True),
+        data=Data(tokenizer=Word()),
+        model=NGram(order=5, smoothing="kneser-ney", sentence_boundaries=True),
     )
 
 

@@ -14,12 +14,12 @@ Command   python run.py sweep lecture_table
 Time      seven minutes on two CPU cores.
 """
 
-from lm_jax.config import RNN, Config, Cosine, Data, Train
+from lm_jax.config import RNN, Config, Cosine, Data, Train, Word
 
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer="word", min_count=2, batch_size=16, length=35),
+        data=Data(tokenizer=Word(min_count=2), batch_size=16, length=35),
         model=RNN(),
         train=Train(steps=1500, learning_rate=0.002, schedule=Cosine(), clip_norm=1.0),
     )
@@ -30,15 +30,15 @@ DROPOUT = {"model.dropout.inputs": 0.4, "model.dropout.outputs": 0.4}
 
 
 def sweep() -> dict[str, dict]:
-    ngram = {"model.kind": "ngram"}
+    ngram = {"model": "ngram"}
     neural = {**SIZES, **DROPOUT}
     return {
         "unigram": {**ngram, "model.order": 1},
         "bigram": {**ngram, "model.order": 2},
         "Kneser-Ney 3": {**ngram, "model.order": 3},
         "Kneser-Ney 5": {**ngram, "model.order": 5},
-        "window": {"model.kind": "window", "model.order": 5, **neural},
-        "convolution": {"model.kind": "convolution", "model.width": 3, "model.layers": 2, **neural},
+        "window": {"model": "window", "model.order": 5, **neural},
+        "convolution": {"model": "convolution", "model.width": 3, "model.layers": 2, **neural},
         "Elman": {"model.cell": "elman", **neural},
         "GRU": {"model.cell": "gru", **neural},
         "LSTM": {"model.cell": "lstm", **neural},

@@ -12,7 +12,7 @@ Time      a minute on two CPU cores.
 import jax
 import jax.numpy as jnp
 
-from lm_jax.config import RNN, Config, Cosine, Data, Train
+from lm_jax.config import RNN, Builtin, Char, Config, Cosine, CustomCell, Data, Train
 from lm_jax.models import Transition
 
 
@@ -30,7 +30,7 @@ def leaky(inputs: int, hidden_size: int) -> Transition:
 
 def config() -> Config:
     return Config(
-        data=Data(source="builtin", tokenizer="char", batch_size=16, length=64),
-        model=RNN(cell=f"{__file__}:leaky", embedding_size=64, hidden_size=256),
+        data=Data(source=Builtin(), tokenizer=Char(), batch_size=16, length=64),
+        model=RNN(cell=CustomCell(f"{__file__}:leaky"), embedding_size=64, hidden_size=256),
         train=Train(steps=1000, schedule=Cosine(warmup_steps=100), clip_norm=1.0),
     )

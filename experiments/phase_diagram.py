@@ -18,7 +18,7 @@ Expect    `success`, the share of 1,000 held-out sequences answered right, 25 % 
 Time      4.5 minutes on two CPU cores: 280 trials of 5,000 updates, a program a length.
 """
 
-from lm_jax.config import RNN, Config, Data, LiveProbe, TemporalOrder, Train
+from lm_jax.config import RNN, Config, Data, Elman, LiveProbe, TemporalOrder, Train
 from lm_jax.sweeps import crossed, grid, lanes
 
 GAINS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -29,8 +29,8 @@ UPDATES = 5000
 
 def config() -> Config:
     return Config(
-        data=Data(task=TemporalOrder(), length=LENGTHS[0], batch_size=20),
-        model=RNN(cell="elman", hidden_size=50, embedding_size=None, init="orthogonal"),
+        data=Data(source=TemporalOrder(), length=LENGTHS[0], batch_size=20),
+        model=RNN(cell=Elman(init="orthogonal"), hidden_size=50, embedding_size=None),
         train=Train(
             steps=UPDATES,
             learning_rate=0.003,
@@ -45,4 +45,4 @@ def config() -> Config:
 
 
 def sweep() -> list[dict]:
-    return crossed(grid({"data.length": LENGTHS}), lanes({"model.gain": GAINS, "seed": SEEDS}))
+    return crossed(grid({"data.length": LENGTHS}), lanes({"model.cell.gain": GAINS, "seed": SEEDS}))

@@ -19,7 +19,7 @@ Expect    `right`, the share of 1,000 held-out sequences answered right, 25 % by
 Time      the whole sweep about 9 minutes on two CPU cores, the seeds as lanes of a single program.
 """
 
-from lm_jax.config import RNN, SGD, Config, Data, TemporalOrder, Train
+from lm_jax.config import RNN, SGD, Config, Data, Elman, TemporalOrder, Train
 
 METHODS = {
     "SGD": {"train.clip_norm": None, "train.omega": None},
@@ -30,8 +30,13 @@ METHODS = {
 
 def config() -> Config:
     return Config(
-        data=Data(task=TemporalOrder(), length=20, batch_size=20),
-        model=RNN(cell="elman", hidden_size=50, embedding_size=None, init="spectral", gain=0.95),
+        data=Data(source=TemporalOrder(), length=20, batch_size=20),
+        model=RNN(
+            cell=Elman(init="spectral", gain=0.95),
+            hidden_size=50,
+            embedding_size=None,
+            init="spectral",
+        ),
         train=Train(
             steps=20_000,
             learning_rate=0.01,

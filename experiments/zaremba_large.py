@@ -14,14 +14,14 @@ Command   python run.py train zaremba_large --data.train DIR
           ptb.test.txt; --data.train, --data.validation and --data.test take single files.
 """
 
-from lm_jax.config import RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train
+from lm_jax.config import LSTM, RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train, Word
 
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer="word", batch_size=20, length=35),
+        data=Data(tokenizer=Word(), batch_size=20, length=35),
         model=RNN(
-            cell="lstm",
+            cell=LSTM(),
             embedding_size=1500,
             hidden_size=1500,
             layers=2,

@@ -12,18 +12,18 @@ Command   python run.py train zaremba_small --data.train DIR
           DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
           ptb.test.txt; --data.train, --data.validation and --data.test take single files.
 Time      32 minutes on two CPU cores for the first 929,576 tokens of WikiText-2 (as many as the
-          Penn Treebank has) with --data.vocabulary-size 10000; validation / test perplexity 89.4 /
+          Penn Treebank has) with --data.tokenizer.size 10000; validation / test perplexity 89.4 /
           93.3 on this text, with an eighth of the tokens <unk>.
 """
 
-from lm_jax.config import RNN, SGD, Config, Data, Epochs, Train
+from lm_jax.config import LSTM, RNN, SGD, Config, Data, Epochs, Train, Word
 
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer="word", batch_size=20, length=20),
+        data=Data(tokenizer=Word(), batch_size=20, length=20),
         model=RNN(
-            cell="lstm",
+            cell=LSTM(),
             embedding_size=200,
             hidden_size=200,
             layers=2,

@@ -8,8 +8,8 @@ from lm_jax.synonyms import plainly, setting_meant, value_meant
 
 
 def last_of(path: str) -> str:
-    """The last part of a path."""
-    return path.rpartition(".")[2]
+    """The last part of a path; a `kind` is chosen by the part before it."""
+    return path.removesuffix(".kind").rpartition(".")[2]
 
 
 def named_so(name: str, known: Iterable[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Small models and batches, the same for all tests, so that they compile once."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import models
-from lm_jax.config import RNN, Config, Data, Train, Window
+from lm_jax.config import RNN, Config, Data, Memory, Train, Window
 from lm_jax.data.batches import Batch
+from lm_jax.settings import CODE, alternatives
 from lm_jax.training import journal
 
 V, B, T = 7, 3, 6
@@ -38,12 +40,29 @@ def altered(model, **methods):
     return made
 
 
+def changed(settings, **fields):
+    """The settings with other fields: a word chooses an alternative, `cell__gain` sets its gain."""
+    own, nested = {}, {}
+    for name, value in fields.items():
+        first, _, rest = name.partition("__")
+        if rest:
+            nested.setdefault(first, {})[rest] = value
+            continue
+        known = alternatives(type(settings), name)
+        if isinstance(value, str) and known:
+            value = known[CODE](kind=value) if ":" in value else known[value]()
+        own[name] = value
+    for name, below in nested.items():
+        own[name] = changed(own.get(name, getattr(settings, name)), **below)
+    return dataclasses.replace(settings, **own)
+
+
 def rnn(**fields):
-    return models.make(RNN(**{"embedding_size": 4, "hidden_size": 5, **fields}), V)
+    return models.make(changed(RNN(embedding_size=4, hidden_size=5), **fields), V)
 
 
 def window(**fields):
-    return models.make(Window(**{"order": 4, "embedding_size": 4, "hidden_size": 5, **fields}), V)
+    return models.make(changed(Window(order=4, embedding_size=4, hidden_size=5), **fields), V)
 
 
 def batch(seed=0, length=T, lanes=B, start=True):
@@ -66,11 +85,14 @@ def moved(params, seed=1, size=0.3):
 
 def config(**parts):
     """A run of seconds: `config(train={"steps": 3})` changes fields of the parts."""
-    data = {"source": "memory", "batch_size": 4, "length": 8, **parts.get("data", {})}
-    train = {"steps": 20, "log_every": 5, "validate_every": 10, "checkpoint_every": 5}
-    train |= parts.get("train", {})
-    model = parts.get("model", RNN(embedding_size=4, hidden_size=5))
-    return Config(data=Data(**data), model=model, train=Train(**train), seed=parts.get("seed", 0))
+    data = Data(source=Memory(), batch_size=4, length=8)
+    train = Train(steps=20, log_every=5, validate_every=10, checkpoint_every=5)
+    return Config(
+        data=changed(data, **parts.get("data", {})),
+        model=parts.get("model", RNN(embedding_size=4, hidden_size=5)),
+        train=changed(train, **parts.get("train", {})),
+        seed=parts.get("seed", 0),
+    )
 
 
 CLOCKS = ("seconds", "tokens_per_second")

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import tiny
 
-from lm_jax.config import RNN, override
+from lm_jax.config import LSTM, RNN, override
 from lm_jax.sweeps.plan import Trial
 from lm_jax.training import load_run
 from lm_jax.training.loop import prepared
 
 BASE = tiny.config(
-    model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
+    model=RNN(embedding_size=4, hidden_size=5, cell=LSTM()), train={"clip_norm": 1.0}
 )
 
 

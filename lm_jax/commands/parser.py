@@ -109,7 +109,7 @@ def _with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]
     while words:
         word = words.popleft()
         flag, equals, kind = word.partition("=")
-        path = flag.removeprefix("--").removesuffix(".kind").replace("-", "_")
+        path = flag.removeprefix("--").replace("-", "_")
         groups = flag == "--train.groups"
         if not flag.startswith("--") or not (groups or alternatives(Config, path)):
             rest.append(word)

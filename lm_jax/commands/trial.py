@@ -24,7 +24,6 @@ def command_line(
         kind's fields are left out.
     """
     there = {path: value for path, value, _ in fields(config)}
-    point = {path.removesuffix(".kind"): value for path, value in point.items()}
     gone = [
         path
         for path, value in point.items()

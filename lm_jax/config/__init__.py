@@ -307,10 +307,9 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
       UserError: a path names no field, or the values do not fit; names the field.
     """
-    changes = {path.removesuffix(".kind"): value for path, value in changes.items()}
     chosen = {path for path in changes if path == "train.groups" or alternatives(Config, path)}
-    kinds = {path: changes[path] for path in changes if path in chosen}
-    values = json.loads(to_json(with_kinds(config, kinds)))
+    config = with_kinds(config, {path: changes[path] for path in chosen})
+    values = json.loads(to_json(config))
     values.pop("version")
     for path, value in changes.items():
         if path in chosen:

@@ -202,7 +202,7 @@ def test_a_probe_of_some_parts_shows_nothing_else(trained, trained_run, capsys):
 
 def test_a_probe_of_a_task_takes_no_text(folder, capsys):
     config = Config(
-        data=Data(task=Copy(symbols=3, items=2), length=9, batch_size=2),
+        data=Data(source=Copy(symbols=3, items=2), length=9, batch_size=2),
         model=RNN(embedding_size=None, hidden_size=3),
         train=Train(steps=1),
     )
@@ -232,13 +232,13 @@ def test_a_text_to_score_is_a_text_as_any(trained_run, capsys, monkeypatch, tmp_
 
 
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):
-    flags = ["--model.kind", "window", "--model.order", 3, "--train.optimizer.kind=sgd"]
+    flags = ["--model", "window", "--model.order", 3, "--train.optimizer=sgd"]
     status, _, _ = told(capsys, "train", "lab.py", "--run-dir", "there", *flags)
     assert status == 0
     config = json.loads((folder / "there" / "config.json").read_text())
     assert (config["model"]["kind"], config["model"]["order"]) == ("window", 3)
     assert config["train"]["optimizer"] == {"kind": "sgd"}
-    status, out, _ = told(capsys, "train", "lab.py", "--model.kind", "window", "--help")
+    status, out, _ = told(capsys, "train", "lab.py", "--model", "window", "--help")
     assert status == 0
     assert "--model.order" in out
     assert "--model.cell" not in out
@@ -270,14 +270,14 @@ MISTAKES = [
     (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: python run.py ver"),
     (["train", "lab.py", "--data.train", "model"], "data.train=model: there is no such file"),
     (
-        ["train", "lab.py", "--data.task", "markov", "--data.task.order", "99999"],
+        ["train", "lab.py", "--data.source", "markov", "--data.source.order", "99999"],
         "task.order=99999",
     ),
-    (["train", "lab.py", "--model.kind", "rn"], "--model.kind=rn: choose from window, convo"),
-    (["train", "lab.py", "--train.optimizer.kind", "adm"], "did you mean --train.optimizer adam?"),
+    (["train", "lab.py", "--model", "rn"], "--model=rn: choose from window, convo"),
+    (["train", "lab.py", "--train.optimizer", "adm"], "did you mean --train.optimizer adam?"),
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
-    (["train", "lab.py", "--train.optimizer.b1", "2"], "--train.optimizer.b1=2.0: "),
-    (["train", "lab.py", "--train.k2", "3"], "train.k2 is read only with"),
+    (["train", "lab.py", "--train.optimizer.beta1", "2"], "--train.optimizer.beta1=2.0: "),
+    (["train", "lab.py", "--train.gradient.k2", "3"], "train.gradient.k2 is read only with"),
     (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a lane"),
     (["train", "lab.py", "--data.train", "none.txt"], "data.train=none.txt: there is no such file"),
     (["train", "lab.py", "--data.train", "."], "data.train=.: the folder has"),
@@ -378,7 +378,7 @@ def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
 
 
 def test_a_diverged_run_is_status_1(folder, capsys):
-    flags = ["--train.learning-rate", "1e200", "--model.activation", "relu"]
+    flags = ["--train.learning-rate", "1e200", "--model.cell.activation", "relu"]
     status, out, _ = told(capsys, "train", "lab.py", *flags)
     assert status == 1
     assert "the loss was not finite" in out
@@ -407,7 +407,7 @@ def test_the_quickstart_is_an_experiment():
 
 def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
     monkeypatch.chdir(trained_run)
-    flags = ["--model.kind", "ngram", "--model.order", "3"]
+    flags = ["--model", "ngram", "--model.order", "3"]
     assert told(capsys, "train", "lab.py", "--run-dir", "counted", *flags)[0] == 0
 
     def log_p(*more):
@@ -438,7 +438,7 @@ def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
 
 def test_a_sweep_is_shown_before_it_is_run(folder, capsys):
     (folder / "lab.py").write_text(
-        EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}, {"model.kind": "ngram"}]\n'
+        EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}, {"model": "ngram"}]\n'
     )
     status, out, _ = told(capsys, "sweep", "lab.py", "--dry-run", "--model.hidden-size", "6")
     assert status == 0
@@ -527,8 +527,8 @@ from lm_jax.sweeps import chain, grid
 def sweep():
     return chain(
         grid({"train.learning_rate": [0.001, 1e-05], "train.clip_norm": [None, 2.0]}),
-        [{"model.readout.kind": "adaptive", "model.readout.cutoffs": (5, 9)}],
-        [{"model.kind": "ngram", "model.bounded": True}],
+        [{"model.readout": "adaptive", "model.readout.cutoffs": (5, 9)}],
+        [{"model": "ngram", "model.sentence_boundaries": True}],
     )
 """
 
@@ -542,13 +542,13 @@ def test_a_dry_run_shows_trials_that_can_be_reproduced_their_groups_and_memory(f
     *trials, one, two, three, four = out.splitlines()
     assert re.fullmatch(
         r"group 1: 2 trials in one program, about \d\d kB each, of which [\d,]+ fit; "
-        r"model.readout.kind=softmax, model.kind=rnn, train.clip_norm off",
+        r"model.readout=softmax, model=rnn, train.clip_norm off",
         one,
     )
     assert two.endswith("train.clip_norm on")
     assert "1 trial by itself" in three
-    assert "model.readout.kind=adaptive" in three
-    assert four.startswith("group 4: 1 trial, counted; model.kind=ngram")
+    assert "model.readout=adaptive" in three
+    assert four.startswith("group 4: 1 trial, counted; model=ngram")
     config, points, _ = load_experiment("lab.py")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
     for line, trial in zip(trials, plan(config, points).trials, strict=True):
@@ -569,7 +569,7 @@ def is_config(value):
 def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeypatch):
     (folder / "lab.py").write_text(
         EXPERIMENT + "\ndef sweep():\n    return {str(n): "
-        '{"model.kind": "ngram", "model.order": n} for n in (1, 2, 3)}\n'
+        '{"model": "ngram", "model.order": n} for n in (1, 2, 3)}\n'
     )
     real = NGramRun.run
 
@@ -584,14 +584,14 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
     shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert shown == ["2", "1", "3 (failed)"]
     assert "failed: 3: MemoryError: no memory (trials/003-" in out
-    assert "itself: python run.py train lab.py --model.kind ngram --model.order 2\n" in out
+    assert "itself: python run.py train lab.py --model ngram --model.order 2\n" in out
     monkeypatch.setattr(NGramRun, "run", real)
     assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0
 
 
 def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys):
     words = ("train", "lab.py", "--data.source", "task", "--data.train", "None")
-    task = ("--data.task", "copy", "--data.task.items", "2", "--data.length", "7")
+    task = ("--data.source", "copy", "--data.source.items", "2", "--data.length", "7")
     status, out, err = told(capsys, *words, *task, "--run-dir", "copied")
     assert status == 0
     assert "right" in out
@@ -602,12 +602,12 @@ def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys)
         status, out, err = told(capsys, *command)
         assert (status, out) == (2, "")
         assert err == "error: a model of a task reads no text: it can neither score nor sample\n"
-    status, _, err = told(capsys, *words, "--data.task", "cpy")
-    assert (status, err.startswith("error: --data.task=cpy: choose from")) == (2, True)
-    assert err.endswith("; did you mean --data.task copy?\n")
+    status, _, err = told(capsys, *words, "--data.source", "cpy")
+    assert (status, err.startswith("error: --data.source=cpy: choose from")) == (2, True)
+    assert err.endswith("; did you mean --data.source copy?\n")
     status, _, err = told(capsys, *words, *task[:-1], "4")
     assert status == 2
-    assert "data.length=4 is too short for data.task=copy, which takes 5 steps or more" in err
+    assert "data.length=4 is too short for data.source=copy, which takes 5 steps or more" in err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
-from lm_jax.config import RNN, Config, Data, Train, override
+from lm_jax.config import RNN, Config, Data, MinGRU, Train, override
 from lm_jax.config.model import CELLS
 from lm_jax.settings import UserError, from_json, paths, words_at
 from lm_jax.sweeps import lanes, plan
@@ -71,13 +71,13 @@ TYPED = {
     "train quickstart --log-interval 200": "--train.log-every 200",
     "train quickstart --save out": "--run-dir out",
     "train quickstart --data penn": "--data.train penn",
-    "train quickstart --nonlinearity relu": "--model.activation relu",
+    "train quickstart --nonlinearity relu": "--model.cell.activation relu",
     # The AWD-LSTM.
     "train quickstart --dropouth 0.2": "--model.dropout.between 0.2",
     "train quickstart --dropouti 0.2": "--model.dropout.inputs 0.2",
     "train quickstart --wdrop 0.5": "--model.dropout.recurrent 0.5",
     "train quickstart --wdecay 1e-6": "--train.weight-decay 1e-6",
-    "train quickstart --alpha 2": "--model.activation-penalty 2",
+    "train quickstart --alpha 2": "--model.cell.activation-penalty 2",
     "train quickstart --nonmono 5": "--train.optimizer asgd --train.optimizer.patience 5",
     # Keras.
     "train quickstart --units 64": "--model.hidden-size 64",
@@ -86,44 +86,44 @@ TYPED = {
     "train quickstart --optimizer adam": "--train.optimizer adam",
     "train quickstart --clipnorm 1": "--train.clip-norm 1",
     "train quickstart --use-bias False": "--model.readout.no-bias",
-    "train quickstart --num-words 100": "--data.vocabulary-size 100",
+    "train quickstart --num-words 100": "--data.tokenizer.size 100",
     # nanoGPT, Flax, Optax.
     "train quickstart --n_embd 64": "--model.embedding-size 64",
     "train quickstart --n_layer 2": "--model.layers 2",
     "train quickstart --block_size 64": "--data.length 64",
     "train quickstart --max_iters 100": "--train.steps 100",
-    "train quickstart --train.optimizer.beta1 0.8": "--train.optimizer.b1 0.8",
-    "train quickstart --beta2 0.99": "--train.optimizer.b2 0.99",
+    "train quickstart --train.optimizer.beta1 0.8": "--train.optimizer.beta1 0.8",
+    "train quickstart --beta2 0.99": "--train.optimizer.beta2 0.99",
     "train quickstart --grad_clip 1": "--train.clip-norm 1",
     "train quickstart --out runs/a": "--run-dir runs/a",
     "train quickstart --eval_interval 10": "--train.validate-every 10",
     "train quickstart --dtype bfloat16": "--model.precision bfloat16",
-    "train quickstart --remat": "--train.recompute sqrt",
+    "train quickstart --remat": "--train.gradient.recompute sqrt",
     # What another alternative brings.
     "train quickstart --momentum 0.9": "--train.optimizer momentum --train.optimizer.momentum 0.9",
     "train quickstart --nesterov": "--train.optimizer momentum --train.optimizer.nesterov",
     "train quickstart --warmup-iters 9": "--train.schedule.warmup-steps 9",
     "train quickstart --kernel-size 5": "--model convolution --model.width 5",
-    "train quickstart --tbptt 70": "--train.gradient truncated --train.k2 70",
+    "train quickstart --tbptt 70": "--train.gradient truncated --train.gradient.k2 70",
     "train quickstart --model window --cell lstm": "--model rnn --model.cell lstm",
     # Values.
-    "train quickstart --model.kind lstm": "--model.cell lstm",
     "train quickstart --model lstm": "--model.cell lstm",
-    "train quickstart --model.kind cnn": "--model convolution",
+    "train quickstart --model lstm": "--model.cell lstm",
+    "train quickstart --model cnn": "--model convolution",
     "train quickstart --model bigram": "--model ngram --model.order 2",
     "train quickstart --cell lstm": "--model.cell lstm",
     "train quickstart --model.cell rnn": "--model.cell elman",
     "train quickstart --model.cell LSTM": "--model.cell lstm",
     "train quickstart --model.cell cnn": "--model convolution",
     "train quickstart --train.optimizer Adam": "--train.optimizer adam",
-    "train quickstart --train.optimizer.kind adm": "--train.optimizer adam",
+    "train quickstart --train.optimizer adm": "--train.optimizer adam",
     "train quickstart --train.optimizer cosine": "--train.schedule cosine",
     "train quickstart --train.schedule StepLR": "--train.schedule epochs",
     "train quickstart --data.tokenizer words": "--data.tokenizer word",
     "train quickstart --data.tokenizer chars": "--data.tokenizer char",
     "train quickstart --data.tokenizer characters": "--data.tokenizer char",
     "train quickstart --tokenizer words": "--data.tokenizer word",
-    "train quickstart --task Copy": "--data.task copy",
+    "train quickstart --task Copy": "--data.source copy",
     "train quickstart --train.gradient bptt": "--train.gradient explicit",
     "train quickstart --model.readout.tied true": "--model.readout.tied",
     "train quickstart --model.readout.tied=False": "--model.readout.no-tied",
@@ -136,9 +136,9 @@ TYPED = {
     "train quickstart --factor 0.5": "--train.schedule epochs --train.schedule.factor 0.5",
     "train quickstart --train.learning-rte=-inf": "--train.learning-rate -inf",
     "train quickstart --validation_file b.txt": "--data.validation b.txt",
-    "train quickstart --bptt-steps 70": "--train.gradient truncated --train.k2 70",
-    "train quickstart --forget-bias 1": "--model.cell lstm --model.forget-bias 1",
-    "train quickstart --tokenizer-json a.json": "--data.tokenizer bpe --data.tokenizer-file a.json",
+    "train quickstart --bptt-steps 70": "--train.gradient truncated --train.gradient.k2 70",
+    "train quickstart --forget-bias 1": "--model.cell lstm --model.cell.forget-bias 1",
+    "train quickstart --tokenizer-json a.json": "--data.tokenizer bpe --data.tokenizer.file a.json",
     "train quickstart --precision bf16-mixed": "--model.precision bfloat16",
     # The flags of other commands.
     "sweep clip_sweep --n-jobs 4": "--workers 4",
@@ -170,19 +170,28 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("train quickstart --model.order 3", "--model.order with model.kind=rnn: it is read with "),
-        ("train quickstart --model.order 3", "it is read with model.kind=window or ngram"),
-        ("train quickstart --data.task.items 3", "read with data.task.kind=copy or memorisation"),
+        ("train quickstart --model.order 3", "--model.order with model=rnn: it is read with "),
+        ("train quickstart --model.order 3", "it is read with model=window or ngram"),
+        (
+            "train quickstart --data.source.items 3",
+            "read with data.source.kind=copy or memorisation",
+        ),
         (
             "train quickstart --model ngram --lr 3",
-            "--lr with model.kind=ngram, which is not trained",
+            "--lr with model=ngram, which is not trained",
         ),
-        ("train quickstart --model ngram --train.k2 3", "model.kind=ngram, which is not trained"),
+        (
+            "train quickstart --model ngram --train.gradient.k2 3",
+            "model=ngram, which is not trained",
+        ),
         ("train quickstart --gpu", "--gpu: JAX takes the accelerator"),
         ("sweep clip_sweep --num-samples 4", "sweep() says which trials there are, and how many"),
         ("sweep clip_sweep --gpus 4", "--gpus: JAX takes the accelerator"),
         ("train quickstart --num-workers 4", "--num-workers: the text is read by one process"),
-        ("train quickstart --betas 0.9 0.98", "--betas: they are two flags, --train.optimizer.b1"),
+        (
+            "train quickstart --betas 0.9 0.98",
+            "--betas: they are two flags, --train.optimizer.beta1",
+        ),
         ("train quickstart --teacher_forcing_ratio 0.5", "own tokens, 1 less the teacher's"),
         ("train quickstart --resume", "--resume: the same command goes on"),
         ("train quickstart --return-sequences", ": every step of a chunk is predicted"),
@@ -211,7 +220,8 @@ def test_what_is_typed_right_is_left_alone():
     flags = Flags("train", {"run_dir": Path, "dry_run": bool}, Config())
     right = "--run-dir a --model.hidden_size=3 --model.cell a.py:b --model.readout.no-bias --seed 3"
     assert (
-        mistake(flags, [*right.split(), "--model.gain", "-1", "--train.clip-norm", "None"]) is None
+        mistake(flags, [*right.split(), "--model.cell.gain", "-1", "--train.clip-norm", "None"])
+        is None
     )
     assert mistake(flags, []) is None
 
@@ -225,7 +235,7 @@ FIELDS = {
     "RNN(kind=lstm)": (lambda: RNN(kind="lstm"), "model.cell='lstm'"),
     "RNN(cell=LSTM)": (lambda: RNN(cell="LSTM"), "'lstm'"),
     "Data(tokenizer=words)": (lambda: Data(tokenizer="words"), "'word'"),
-    "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "optimizer.kind='adam'"),
+    "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "optimizer='adam'"),
     "JSON": (lambda: from_json(Config, '{"version": 1, "lr": 1}', "a"), "'train.learning_rate'"),
     "lanes": (lambda: lanes({"train.lr": [1]}), "'train.learning_rate'"),
     "executor": (lambda: executor_called("local"), "'here'"),
@@ -233,14 +243,14 @@ FIELDS = {
 POINTS = {
     ("train.lr", 0.1): "'train.learning_rate'",
     ("lr", 0.1): "'train.learning_rate'",
-    ("model.kind", "lstm"): "model.cell='lstm'",
-    ("model.kind", "trigram"): "model.kind='ngram', model.order=3",
+    ("model", "lstm"): "model.cell='lstm'",
+    ("model", "trigram"): "model='ngram', model.order=3",
     ("model", "lstm"): "model.cell='lstm'",
     ("model.cell", "rnn"): "'elman'",
     ("model.tied", True): "'model.readout.tied'",
     ("model.hiden_size", 3): "'model.hidden_size'",
-    ("train.optimizer.kind", "Adam"): "'adam'",
-    ("train.optimizer", "adam"): "train.optimizer.kind='adam'",
+    ("train.optimizer", "Adam"): "'adam'",
+    ("train.optimizer", "adam"): "train.optimizer='adam'",
     ("data.tokenizer", "characters"): "'char'",
 }
 
@@ -255,9 +265,7 @@ def test_a_point_of_a_sweep_is_answered_with_fields():
         said = refusal(lambda point={path: value}: plan(tiny.config(), {"a": point}, tiny.TEXT))
         assert said.endswith(f"; did you mean {meant}?"), said
     said = refusal(lambda: override(Config(), {"model.order": 3}))
-    assert said.endswith(
-        "model.order with model.kind=rnn: it is read with model.kind=window or ngram"
-    )
+    assert said.endswith("model.order with model=rnn: it is read with model=window or ngram")
 
 
 # --- the tables ---
@@ -285,19 +293,19 @@ def test_every_setting_and_value_that_is_answered_exists():
 
 
 SOME = {
-    "train.k2": 5,
-    "train.cut_rate": 0.1,
-    "model.activation": "relu",
-    "model.forget_bias": 1.0,
-    "model.peepholes": True,
-    "model.layer_norm": True,
-    "model.reset": "before",
-    "data.tokenizer_file": "a",
+    "train.gradient.k2": 5,
+    "train.gradient.cut_rate": 0.1,
+    "model.cell.activation": "relu",
+    "model.cell.forget_bias": 1.0,
+    "model.cell.peepholes": True,
+    "model.cell.layer_norm": True,
+    "model.cell.reset": "before",
+    "data.tokenizer.file": "a",
 }
 
 
 def test_what_a_setting_needs_beside_it_makes_it_read():
-    without = Config(model=RNN(cell="mingru"))
+    without = Config(model=RNN(cell=MinGRU()))
     assert {*NEEDED} == {*SOME}
     for path, needed in NEEDED.items():
         with pytest.raises(UserError, match=f"{path} is read only with|train.gradient=artbp"):

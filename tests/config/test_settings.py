@@ -16,7 +16,31 @@ import tiny
 
 from lm_jax import config as c
 from lm_jax import settings as s
-from lm_jax.config import RNN, AdamW, Config, Cosine, Data, LiveProbe, Plateau, Train, Window
+from lm_jax.config import (
+    BPE,
+    GRU,
+    LSTM,
+    RNN,
+    TFDS,
+    AdamW,
+    Builtin,
+    Byte,
+    Char,
+    Config,
+    Cosine,
+    CustomCell,
+    Data,
+    Elman,
+    Explicit,
+    File,
+    LiveProbe,
+    Memory,
+    Plateau,
+    Train,
+    Truncated,
+    Window,
+    Word,
+)
 from lm_jax.settings import UserError
 
 CLASSES = [
@@ -29,7 +53,7 @@ OTHERS = [
     Config(model=Window(embedding_size=None), seed=2**32 - 1),
     Config(train=Train(clip_norm=math.inf, learning_rate=0.1 + 0.2, schedule=Plateau())),
     Config(train=Train(optimizer=AdamW(weight_decay=1e-300), schedule=Cosine(steps=7))),
-    Config(data=Data(source="file", train="a/ü b.txt"), model=RNN(layers=3)),
+    Config(data=Data(source=File(train="a/ü b.txt")), model=RNN(layers=3)),
 ]
 
 
@@ -60,10 +84,12 @@ def leaves(config):
 
 def test_the_leaves_of_a_config_are_the_numbers_that_change_no_shape():
     config = Config(
-        model=RNN(gain=0.9), train=Train(clip_norm=2.0, schedule=c.Epochs(factor=0.7)), seed=5
+        model=RNN(cell=Elman(gain=0.9)),
+        train=Train(clip_norm=2.0, schedule=c.Epochs(factor=0.7)),
+        seed=5,
     )
     numbers = leaves(config)
-    assert numbers["model.gain"] == 0.9
+    assert numbers["model.cell.gain"] == 0.9
     assert numbers["train.clip_norm"] == 2.0
     assert numbers["train.schedule.factor"] == 0.7
     assert numbers["train.schedule.constant_epochs"] == 4
@@ -89,7 +115,7 @@ def test_a_compiled_function_takes_the_numbers_of_a_config_as_arguments():
     @jax.jit
     def read(config):
         traced.append(config)
-        numbers = config.train.learning_rate, config.model.gain, config.train.schedule.factor
+        numbers = config.train.learning_rate, config.model.cell.gain, config.train.schedule.factor
         assert not any(number.weak_type for number in numbers)
         return *numbers, config.seed
 
@@ -141,7 +167,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Train(learning_rate=0.0), "learning_rate=0.0: input should be greater than 0"),
         (lambda: Train(learning_rate=math.nan), "learning_rate=nan: input should be greater"),
         (lambda: c.Adam(eps=1e-300), "eps=1e-300: in float32 it is 0 or infinite"),
-        (lambda: RNN(gain=1e39), "gain=1e+39: in float32 it is 0 or infinite"),
+        (lambda: RNN(cell=Elman(gain=1e39)), "gain=1e+39: in float32 it is 0 or infinite"),
         (lambda: Plateau(patience=0), "patience=0: input should be greater than 0"),
         (lambda: Config(seed=-1), "seed=-1"),
         (lambda: Config(seed=2**32), "seed=4294967296"),
@@ -149,40 +175,43 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             lambda: Train(
                 probe=LiveProbe(deltas=False, by_lag=False, spectra=False, lyapunov=False)
             ),
-            "train.probe.kind=live asks nothing: set one of deltas, by_lag",
-        ),
-        (lambda: Train(k1=3), "train.k1 is read only with train.gradient=truncated"),
-        (lambda: Train(gradient="truncated"), "train.gradient=truncated needs train.k2"),
-        (
-            lambda: Data(source="builtin", name="lm1b"),
-            "data.name is read only with data.source=tfds",
-        ),
-        (lambda: Data(source="memory", train="x"), "data.train is read only with data.source=file"),
-        (lambda: Data(source="tfds"), "data.source=tfds needs data.name"),
-        (lambda: Data(source="file"), "got none of them"),
-        (lambda: Data(source="file", train="a", test="b"), "got train, test"),
-        (lambda: Data(tokenizer="byte", vocabulary_size=9), "there are 256 bytes"),
-        (lambda: Data(vocabulary_size=2), "leaves no room"),
-        (lambda: Data(tokenizer="bpe", vocabulary_size=255), "no room for the 256 bytes"),
-        (lambda: Data(tokenizer="bpe", min_count=2), "data.min_count is read only with"),
-        (lambda: Data(tokenizer_file="a"), "is read only with data.tokenizer=bpe"),
-        (
-            lambda: Data(tokenizer="bpe", tokenizer_file="a", vocabulary_size=999),
-            "data.vocabulary_size is not read with data.tokenizer_file",
+            "train.probe=live asks nothing: set one of deltas, by_lag",
         ),
         (
-            lambda: Config(model=Window(), train=Train(gradient="truncated", k2=3)),
-            "train.gradient=truncated has no meaning with model.kind=window",
+            lambda: Train(gradient=Explicit(k1=3)),
+            "train.gradient.k1 is read only with train.gradient=truncated",
+        ),
+        (lambda: Train(gradient=Truncated()), "train.gradient=truncated needs train.gradient.k2"),
+        (
+            lambda: Data(source=Builtin(name="lm1b")),
+            "data.source.name is read only with data.source=tfds",
+        ),
+        (lambda: Data(source=Memory(train="x")), "data.train is read only with data.source=file"),
+        (lambda: Data(source=TFDS()), "data.source=tfds needs data.source.name"),
+        (lambda: Data(source=File()), "got none of them"),
+        (lambda: Data(source=File(train="a", test="b"), train="a"), "got train, test"),
+        (lambda: Data(tokenizer=Byte(size=9)), "there are 256 bytes"),
+        (lambda: Data(tokenizer=Char(size=2)), "leaves no room"),
+        (lambda: Data(tokenizer=BPE(size=255)), "no room for the 256 bytes"),
+        (lambda: Data(tokenizer=BPE(min_count=2)), "data.tokenizer.min_count is read only with"),
+        (lambda: Data(tokenizer=Char(file="a")), "is read only with data.tokenizer=bpe"),
+        (
+            lambda: Data(tokenizer=BPE(size=999, file="a"), tokenizer_file="a"),
+            "data.tokenizer.size is not read with data.tokenizer.file",
         ),
         (
-            lambda: Config(model=Window(), train=Train(clip_delta=3.0)),
-            "train.clip_delta=3.0 has no meaning with model.kind=window",
+            lambda: Config(model=Window(), train=Train(gradient=Truncated(k2=3))),
+            "train.gradient=truncated has no meaning with model=window",
+        ),
+        (
+            lambda: Config(model=Window(), train=Train(gradient=Explicit(clip_delta=3.0))),
+            "train.gradient.clip_delta=3.0 has no meaning with model=window",
         ),
         (
             lambda: Config(
-                data=Data(batching="sentences", length=4), train=Train(gradient="truncated", k2=5)
+                data=Data(batching="sentences", length=4), train=Train(gradient=Truncated(k2=5))
             ),
-            "train.k2=5 does not fit data.batching=sentences with data.length=4",
+            "train.gradient.k2=5 does not fit data.batching=sentences with data.length=4",
         ),
         (
             lambda: Config(data=Data(length=1), model=RNN(change_penalty=2.0)),
@@ -190,9 +219,9 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         ),
         (
             lambda: Config(
-                model=RNN(change_penalty=2.0), train=Train(gradient="truncated", k1=1, k2=5)
+                model=RNN(change_penalty=2.0), train=Train(gradient=Truncated(k1=1, k2=5), k1=1)
             ),
-            "model.change_penalty=2.0 looks from one step to the next, and train.k1=1",
+            "model.change_penalty=2.0 looks from one step to the next, and train.gradient.k1=1",
         ),
     ],
 )
@@ -215,10 +244,10 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(wrong, said):
         ),
         (
             '{"version": 1, "train": {"optimizer": {"kind": "adm"}}}',
-            "there: train.optimizer.kind='adm': choose from 'sgd'",
+            "there: train.optimizer='adm': choose from 'sgd'",
         ),
         ('{"version": 1, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
-        ('{"version": 1, "train": {"k1": 3}}', "there: train.k1 is read only"),
+        ('{"version": 1, "train": {"k1": 3}}', "there: train.gradient.k1 is read only"),
     ],
 )
 def test_wrong_json_is_refused_in_one_line_that_names_the_key(text, said):
@@ -231,13 +260,13 @@ def test_wrong_json_is_refused_in_one_line_that_names_the_key(text, said):
 def test_resolve_fills_in_what_follows_another_field():
     config = Config(
         data=Data(length=9),
-        train=Train(steps=70, schedule=Cosine(), gradient="truncated", k2=3),
+        train=Train(steps=70, schedule=Cosine(), gradient=Truncated(k2=3)),
     )
     resolved = c.resolve(config)
     assert resolved.train.schedule == Cosine(steps=70)
-    assert resolved.train.k1 == 9
+    assert resolved.train.gradient.k1 == 9
     assert c.resolve(resolved) == resolved
-    assert c.resolve(Config()) == Config(data=Data(source="builtin"))
+    assert c.resolve(Config()) == Config(data=Data(source=Builtin()))
 
 
 def test_alternatives_are_told_apart_by_their_kind():
@@ -300,7 +329,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     from lm_jax.data import corpus, text
     from lm_jax.training import loop, step
 
-    pieces = text.splits(Data(source="memory"), tiny.TEXT)
+    pieces = text.splits(Data(source=Memory()), tiny.TEXT)
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: pieces)
     (tmp_path / "a.txt").write_text(tiny.TEXT)
     own = tmp_path / "own.py"
@@ -316,13 +345,13 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                 c.SGD(),
                 c.Constant(),
                 {"clip_norm": 1.0, "clip_value": 1.0, "weight_decay": 0.1},
-                Window(direct=True, layers=2, dropout=c.Dropout(**noise)),
+                Window(skip_connections=True, layers=2, dropout=c.Dropout(**noise)),
             ),
             (
                 c.Momentum(),
                 c.Epochs(),
                 {"gradient": "truncated", "k1": 4, "k2": 9},
-                RNN(**small, cell="lstm", readout=c.NoiseContrastive(samples=4)),
+                RNN(**small, cell=LSTM(), readout=c.NoiseContrastive(samples=4)),
             ),
             (
                 c.Adam(),
@@ -331,7 +360,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                 RNN(
                     **small,
                     layers=2,
-                    cell="gru",
+                    cell=GRU(),
                     activation_penalty=0.1,
                     change_penalty=0.1,
                     dropout=c.RecurrentDropout(recurrent=0.1),
@@ -350,7 +379,12 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                 RNN(**small, readout=c.AdaptiveSoftmax(cutoffs=(2, 4))),
             ),
             (c.ASGD(), c.Constant(), {}, c.Convolution(**small, width=2)),
-            (c.SGD(), c.Constant(), {}, RNN(**small, cell=f"{own}:cell", cell_sha256=known)),
+            (
+                c.SGD(),
+                c.Constant(),
+                {},
+                RNN(**small, cell=CustomCell(f"{own}:cell"), cell_sha256=known),
+            ),
         ]
     ]
     read = recorded(monkeypatch)
@@ -361,19 +395,19 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
         source, _ = loop.input_pipeline(config, text, step.chunk_length(config)).at(0)
         step.run_until.eval_shape(config, state, source, 1, 9)
         step.after_validation.eval_shape(config, state, jnp.zeros(()))
-    corpus.load(Data(source="tfds", name="any"))
+    corpus.load(Data(source=TFDS(name="any")))
     for task in (c.Copy(symbols=7, items=2), c.Memorisation(symbols=7, items=2)):
-        corpus.load(Data(task=task, length=9))
-    corpus.load(Data(task=c.Permutation(symbols=7), length=9))
+        corpus.load(Data(source=task, length=9))
+    corpus.load(Data(source=c.Permutation(symbols=7), length=9))
     markov = c.Markov(symbols=7, order=1, sharpness=0.7, characters=900, seed=7)
-    corpus.load(Data(task=markov))
-    corpus.load(Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="word"))
-    corpus.load(Data(source="memory", tokenizer="bpe"), tiny.TEXT)
+    corpus.load(Data(source=markov))
+    corpus.load(Data(source=File(train=str(tmp_path / "a.txt")), tokenizer=Word()))
+    corpus.load(Data(source=Memory(), tokenizer=BPE()), tiny.TEXT)
     vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}
     model = RNN(**small, **vectors)
     probed = tiny.config(train={"steps": 1, "probe": c.LiveProbe(every=1)}, model=model)
     loop.train(probed, tmp_path / "run", text=tiny.TEXT)
-    counted = Config(data=Data(source="memory"), model=c.NGram(order=2, smoothing="add-k", k=0.1))
+    counted = Config(data=Data(source=Memory()), model=c.NGram(order=2, smoothing="add-k", k=0.1))
     loop.train(counted, tmp_path / "counted", text=tiny.TEXT)
     fields = {
         (home(kind, field.name), field.name)

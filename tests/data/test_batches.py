@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.config import Data
+from lm_jax.config import Data, Memory
 from lm_jax.data.batches import (
     batch_at,
     check_length,
@@ -181,7 +181,7 @@ def test_the_order_of_sentences_is_another_one_in_each_epoch_and_for_each_key():
 def test_the_sentences_of_a_corpus_are_its_lines_for_every_tokeniser(B):
     text = "the cat\n\nsat\r\non the mat"
     for tokenizer in ("char", "byte", "word"):
-        data = Data(source="memory", tokenizer=tokenizer, batching="sentences")
+        data = Data(source=Memory(), tokenizer=tokenizer, batching="sentences")
         corpus = load(data, [text, "the\n", "cat\n"])
         tokens, vocabulary = corpus.train.tokens, corpus.vocabulary
         source = sentences(tokens, vocabulary.boundary, B, 12)
@@ -259,9 +259,9 @@ def test_a_chunk_longer_than_a_lane_is_refused_with_the_numbers():
     check_length(30, 3, 10, "data.length")
     check_length(32, 3, 10, "data.length")
     with pytest.raises(UserError) as refusal:
-        check_length(3_002, 3, 1_001, "train.k1")
+        check_length(3_002, 3, 1_001, "train.gradient.k1")
     assert str(refusal.value) == (
-        "train.k1=1001 is longer than a lane: 3,002 training tokens over data.batch_size=3 "
+        "train.gradient.k1=1001 is longer than a lane: 3,002 training tokens over data.batch_size=3 "
         "lanes make 1,000 each"
     )
     with pytest.raises(UserError, match=r"^data\.length=1 is longer than a lane"):

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from lm_jax.config import Data
+from lm_jax.config import BPE, Data, File, Memory
 from lm_jax.data import bpe, corpus
 from lm_jax.data import text as texts
 from lm_jax.data.text import in_memory
@@ -439,8 +439,8 @@ def test_a_corpus_is_known_by_its_tokeniser(tmp_path):
 def test_a_corpus_is_another_one_where_training_gives_other_tokens(tmp_path):
     """As another version of the library may, from the same text."""
     (tmp_path / "a.txt").write_text(TEXT)
-    file = Data(source="file", train=str(tmp_path / "a.txt"), tokenizer="bpe")
-    memory = Data(source="memory", tokenizer="bpe")
+    file = Data(source=File(train=str(tmp_path / "a.txt")), tokenizer=BPE())
+    memory = Data(source=Memory(), tokenizer=BPE())
     other = bpe.train([TEXT], 257)
     before = corpus.load(file).digest, corpus.load(memory, TEXT).digest
     with mock.patch.object(bpe, "train", return_value=other):

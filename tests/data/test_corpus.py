@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm_jax.config import Data
+from lm_jax.config import TFDS, Data, File, Memory, Word
 from lm_jax.data import corpus as corpora
 from lm_jax.data import text as texts
 from lm_jax.data.corpus import cache_folder, load
@@ -30,7 +30,7 @@ def files(folder, three=THREE, **fields):
     for split, text in zip(SPLITS, three, strict=True):
         paths[split] = str(folder / split)
         Path(paths[split]).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return Data(source="file", **paths, **fields)
+    return Data(source=File(), **paths, **fields)
 
 
 def cached():
@@ -75,7 +75,7 @@ def counted(monkeypatch):
 @every_tokenizer
 @pytest.mark.parametrize("block", [1, 5, 1 << 22])
 def test_a_corpus_is_the_same_from_files_and_from_memory(tokenizer, block, tmp_path, monkeypatch):
-    in_memory = load(Data(source="memory", tokenizer=tokenizer), THREE)
+    in_memory = load(Data(source=Memory(), tokenizer=tokenizer), THREE)
     monkeypatch.setattr(texts, "BLOCK", block)
     assert_equal(load(files(tmp_path, tokenizer=tokenizer)), in_memory)
 
@@ -85,12 +85,12 @@ def test_a_corpus_is_the_same_from_files_and_from_memory(tokenizer, block, tmp_p
 def test_a_corpus_is_the_same_with_byte_order_marks(tokenizer, block, tmp_path, monkeypatch):
     """At the head of each file or text; a mark elsewhere is U+FEFF, a character."""
     three = [text + "a\ufeffb\n" for text in THREE]
-    plain = load(Data(source="memory", tokenizer=tokenizer), three)
+    plain = load(Data(source=Memory(), tokenizer=tokenizer), three)
     monkeypatch.setattr(texts, "BLOCK", block)
     marked = [text.encode("utf-8-sig") for text in three]
     assert_equal(load(files(tmp_path, marked, tokenizer=tokenizer)), plain)
     assert_equal(
-        load(Data(source="memory", tokenizer=tokenizer), ["\ufeff" + t for t in three]), plain
+        load(Data(source=Memory(), tokenizer=tokenizer), ["\ufeff" + t for t in three]), plain
     )
     if tokenizer == "char":
         assert "\ufeff" in plain.vocabulary.tokens
@@ -100,14 +100,14 @@ def test_words_of_one_long_line_are_read_as_words(tmp_path):
     """Each part ends in an end of line; counted by hand: of 100 words 90, 5 and 5."""
     words = [f"w{number:02d}" for number in range(100)]
     (tmp_path / "text8").write_text(" " + " ".join(words))
-    corpus = load(Data(source="file", train=str(tmp_path / "text8"), tokenizer="word"))
+    corpus = load(Data(source=File(train=str(tmp_path / "text8")), tokenizer=Word()))
     assert [len(getattr(corpus, split).tokens) for split in SPLITS] == [91, 6, 6]
     assert corpus.vocabulary.decode(corpus.train.tokens) == " ".join(words[:90]) + "\n"
     assert (corpus.validation.unknown, corpus.test.unknown) == (5, 5)
 
 
 def test_a_corpus_of_words_by_hand():
-    corpus = load(Data(source="memory", tokenizer="word", vocabulary_size=5), THREE)
+    corpus = load(Data(source=Memory(), tokenizer=Word(size=5)), THREE)
     # "the" occurs twice; of the others, once each, two more fit, the first in their order.
     assert corpus.vocabulary.tokens == ("<unk>", "<eos>", "the", "cat", "mät")
     assert corpus.train.tokens.tolist() == [2, 3, 0, 1, 1, 0, 2, 4, 1]
@@ -120,12 +120,12 @@ def test_a_corpus_of_words_by_hand():
 
 @every_tokenizer
 def test_characters_are_those_of_the_text_whatever_the_tokens(tokenizer):
-    corpus = load(Data(source="memory", tokenizer=tokenizer), ["é 漢\n", "😀 é", "e\r\n\n"])
+    corpus = load(Data(source=Memory(), tokenizer=tokenizer), ["é 漢\n", "😀 é", "e\r\n\n"])
     assert [getattr(corpus, split).characters for split in SPLITS] == [4, 3, 4]
 
 
 def test_words_that_training_never_saw_are_counted():
-    corpus = load(Data(source="memory", tokenizer="word"), ["a b\n", "a b\n", "a c <unk> d d\n"])
+    corpus = load(Data(source=Memory(), tokenizer=Word()), ["a b\n", "a b\n", "a c <unk> d d\n"])
     assert (corpus.train.unknown, corpus.validation.unknown, corpus.test.unknown) == (0, 0, 3)
     assert corpus.test.tokens.tolist() == [2, 0, 0, 0, 0, 1]
 
@@ -154,7 +154,7 @@ def test_tokens_are_as_small_as_the_vocabulary_lets_them_be(
         assert isinstance(corpus.train.tokens, np.memmap)
         assert not corpus.train.tokens.flags.writeable
     else:
-        corpus = load(Data(source="memory", **fields), three)
+        corpus = load(Data(source=Memory(), **fields), three)
     assert len(corpus.vocabulary) == kinds
     for split in SPLITS:
         assert getattr(corpus, split).tokens.dtype == dtype
@@ -196,8 +196,8 @@ def test_another_content_or_tokeniser_is_another_corpus(tmp_path):
     assert len({corpus.digest for corpus in found}) == len(cached()) == len(configs)
     for data, corpus in zip(configs, found, strict=True):
         three = [Path(getattr(data, split)).read_text() for split in SPLITS]
-        fields = {"vocabulary_size": data.vocabulary_size, "min_count": data.min_count}
-        memory = Data(source="memory", tokenizer=data.tokenizer, **fields)
+        fields = {"vocabulary_size": data.tokenizer.size, "min_count": data.tokenizer.min_count}
+        memory = Data(source=Memory(), tokenizer=data.tokenizer, **fields)
         assert_equal(corpus, load(memory, three))
 
 
@@ -211,7 +211,7 @@ def test_a_file_that_changes_under_its_name_is_tokenised_again(tmp_path):
 
 
 def test_text_in_memory_has_a_digest_and_leaves_no_files():
-    data = Data(source="memory")
+    data = Data(source=Memory())
     digests = {load(data, THREE).digest, load(data, THREE[::-1]).digest, load(Data()).digest}
     assert len(digests) == 3
     assert load(data, THREE).digest in digests
@@ -245,7 +245,7 @@ def test_a_build_that_dies_in_the_middle_leaves_nothing(
         assert "No space left on device; the environment variable LM_JAX_CACHE" in str(
             refused.value
         )
-    assert_equal(load(files(tmp_path)), load(Data(source="memory"), THREE))
+    assert_equal(load(files(tmp_path)), load(Data(source=Memory()), THREE))
 
 
 @pytest.mark.parametrize(
@@ -337,16 +337,16 @@ def test_a_damaged_cache_is_named(damage, tmp_path):
 
 def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
     """Of a file that is seen before; what is in a data set is seen only when it is read."""
-    parts = texts.splits(Data(source="memory"), THREE)
+    parts = texts.splits(Data(source=Memory()), THREE)
     parts["test"] = Text("set test", "0", lambda: iter(()))
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: parts)
     for tokenizer in ("char", "byte", "word", "bpe"):
-        data = Data(source="tfds", name="set", tokenizer=tokenizer)
+        data = Data(source=TFDS(name="set"), tokenizer=tokenizer)
         assert refusal(lambda data=data: load(data)) == "set test: the text is empty"
     parts["train"] = parts["test"]
-    said = refusal(lambda: load(Data(source="tfds", name="set")))
+    said = refusal(lambda: load(Data(source=TFDS(name="set"))))
     assert said == "set test: a vocabulary of 0: there is nothing to predict"
-    said = refusal(lambda: load(Data(source="tfds", name="set"), "text"))
+    said = refusal(lambda: load(Data(source=TFDS(name="set")), "text"))
     assert said == "text is read only with data.source=memory, not tfds"
     assert cached() == []
 

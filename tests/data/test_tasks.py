@@ -17,6 +17,7 @@ from lm_jax import gradients, inference, models
 from lm_jax.config import (
     RNN,
     Adding,
+    Char,
     Config,
     Convolution,
     Copy,
@@ -32,7 +33,9 @@ from lm_jax.config import (
     ScheduledSampling,
     TemporalOrder,
     Train,
+    Truncated,
     Window,
+    Word,
     override,
 )
 from lm_jax.data import batch_at, load, markov, tasks
@@ -122,7 +125,7 @@ def test_shorter_sequences_are_the_task_and_then_ask_for_nothing(name):
 
 def test_the_room_after_a_sequence_changes_no_gradient():
     model = tiny.rnn(cell="gru", embedding_size=None)
-    params = tiny.moved(model.init(jax.random.key(0)))
+    params = tiny.moved(model.cell.init(jax.random.key(0)))
     whole = tasks.task(Permutation(symbols=tiny.V), 4, 9).batch(jax.random.key(1), 0, 6)
     cut = jax.tree.map(lambda leaf: leaf[:6] if leaf.ndim == 2 else leaf, whole)
     estimate = gradients.full_bptt(model)
@@ -135,11 +138,11 @@ def test_the_room_after_a_sequence_changes_no_gradient():
 def test_trials_of_several_lengths_are_lanes_of_one_program(tmp_path):
     """Each is what the run of that length is alone."""
     base = Config(
-        data=Data(task=Copy(symbols=3, items=2), length=9, batch_size=4),
+        data=Data(source=Copy(symbols=3, items=2), length=9, batch_size=4),
         model=RNN(embedding_size=None, hidden_size=5),
         train=Train(steps=20, validate_every=10, log_every=10, checkpoint_every=20),
     )
-    points = {f"L={steps}": {"data.task.length": steps} for steps in (5, 7, 9)}
+    points = {f"L={steps}": {"data.source.length": steps} for steps in (5, 7, 9)}
     (group,) = plan(base, points).groups
     assert group.vectorised
     rows = lm_jax.sweep(base, points, tmp_path / "sweep")
@@ -151,11 +154,14 @@ def test_trials_of_several_lengths_are_lanes_of_one_program(tmp_path):
 
 @pytest.mark.parametrize(
     ("length", "why"),
-    [(4, "data.task.length=4 is too short"), (10, "data.task.length=10 is more than data.length")],
+    [
+        (4, "data.source.length=4 is too short"),
+        (10, "data.source.length=10 is more than data.length"),
+    ],
 )
 def test_a_length_that_does_not_fit_is_refused(length, why):
     with pytest.raises(UserError, match=why):
-        Data(task=Copy(symbols=3, items=2, length=length), length=9)
+        Data(source=Copy(symbols=3, items=2, length=length), length=9)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -198,10 +204,10 @@ def test_a_batch_is_a_function_of_the_key_and_the_step_alone(name):
 
 
 def test_held_out_sequences_are_the_same_for_every_batch_size_and_are_never_trained_on():
-    data = Data(task=Adding(), length=20, batch_size=3)
+    data = Data(source=Adding(), length=20, batch_size=3)
     validation = [read() for read in tasks.held_out(data, "validation")]
     test = [read() for read in tasks.held_out(data, "test")]
-    other = [read() for read in tasks.held_out(Data(task=Adding(), length=20), "validation")]
+    other = [read() for read in tasks.held_out(Data(source=Adding(), length=20), "validation")]
     tiny.assert_trees_equal(validation, other)
     sets = [{float(n) for batch in split for n in batch.x[0, :, 0]} for split in (validation, test)]
     assert len(sets[0]) == len(sets[1]) == 1000
@@ -243,14 +249,14 @@ RUN = {"steps": 6, "validate_every": 4, "checkpoint_every": 5, "log_every": 3}
 CELL = RNN(embedding_size=None, hidden_size=5)
 RUNS = {
     "copy": Config(
-        data=Data(task=Copy(symbols=4, items=3), length=9, batch_size=3),
+        data=Data(source=Copy(symbols=4, items=3), length=9, batch_size=3),
         model=CELL,
         train=Train(**RUN, omega=1.0),
     ),
     "adding": Config(
-        data=Data(task=Adding(), length=20, batch_size=3),
+        data=Data(source=Adding(), length=20, batch_size=3),
         model=RNN(embedding_size=4, hidden_size=5),
-        train=Train(**RUN, gradient="truncated", k2=6),
+        train=Train(**RUN, gradient=Truncated(k2=6)),
     ),
 }
 
@@ -359,11 +365,11 @@ def test_the_text_costs_the_true_model_its_entropy_rate():
 
 
 def test_a_markov_source_is_a_text_like_any_other_with_a_floor(tmp_path):
-    data = Data(task=CHAIN, batch_size=4, length=16)
+    data = Data(source=CHAIN, batch_size=4, length=16)
     corpus = load(data)
     assert set(corpus.vocabulary.tokens) == {"<unk>", "\n", "a", "b", "c"}
     assert len(corpus.train.tokens) == 54_000
-    model = NGram(order=3, smoothing="add-k", k=0.01, bounded=False)
+    model = NGram(order=3, smoothing="add-k", k=0.01, sentence_boundaries=False)
     counted = lm_jax.train(Config(data=data, model=model), tmp_path / "n-gram")
     floor = counted.result["entropy_rate"]
     assert floor == markov.chain(CHAIN).entropy_rate
@@ -382,49 +388,67 @@ SENTENCES = {"batching": "sentences", "length": 64}
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: Data(source="task"), "data.source=task needs data.task, such as temporal-order"),
-        (lambda: Data(source="file", train="a", task=Copy()), "only with data.source=task"),
-        (lambda: Data(name="lm1b", task=Copy()), "data.task is read only with data.source=task"),
+        (lambda: Data(source="task"), "data.source=task needs data.source, such as temporal-order"),
+        (lambda: Data(source="file", train="a", source=Copy()), "only with data.source=task"),
         (
-            lambda: Data(task=Copy(), length=20),
-            "data.length=20 is too short for data.task=copy, which takes 21 steps or more",
+            lambda: Data(name="lm1b", source=Copy()),
+            "data.source is read only with data.source=task",
         ),
-        (lambda: Data(task=TemporalOrder(), length=9), "data.task=temporal-order, which takes 10"),
-        (lambda: Data(task=Permutation(), length=1), "data.task=permutation, which takes 2 steps"),
-        (lambda: Data(task=Adding(), length=3), "data.length=3 is too short for data.task=adding"),
-        (lambda: Data(task=Multiplication(), length=3), "takes 4 steps or more"),
-        (lambda: Data(task=Memorisation(), length=20), "takes 21 steps or more"),
-        (lambda: Data(task=Copy(), tokenizer="word"), "data.tokenizer is not read with data.task"),
-        (lambda: Data(task=Adding(), min_count=2), "data.min_count is not read with"),
-        (lambda: Data(task=Markov(), **SENTENCES), "data.batching=sentences is not read with"),
+        (
+            lambda: Data(source=Copy(), length=20),
+            "data.length=20 is too short for data.source=copy, which takes 21 steps or more",
+        ),
+        (
+            lambda: Data(source=TemporalOrder(), length=9),
+            "data.source=temporal-order, which takes 10",
+        ),
+        (
+            lambda: Data(source=Permutation(), length=1),
+            "data.source=permutation, which takes 2 steps",
+        ),
+        (
+            lambda: Data(source=Adding(), length=3),
+            "data.length=3 is too short for data.source=adding",
+        ),
+        (lambda: Data(source=Multiplication(), length=3), "takes 4 steps or more"),
+        (lambda: Data(source=Memorisation(), length=20), "takes 21 steps or more"),
+        (
+            lambda: Data(source=Copy(), tokenizer=Word()),
+            "data.tokenizer is not read with data.source",
+        ),
+        (
+            lambda: Data(source=Adding(), tokenizer=Char(min_count=2)),
+            "data.tokenizer.min_count is not read with",
+        ),
+        (lambda: Data(source=Markov(), **SENTENCES), "data.batching=sentences is not read with"),
         (lambda: Copy(symbols=1), "symbols=1: input should be greater than or equal to 2"),
-        (lambda: Markov(symbols=9, order=4), "data.task.order=4 make 6,561 contexts; 4,096 are"),
-        (lambda: Config(data=Data(task=Copy()), model=NGram()), "data.task=copy is none"),
+        (lambda: Markov(symbols=9, order=4), "data.source.order=4 make 6,561 contexts; 4,096 are"),
+        (lambda: Config(data=Data(source=Copy()), model=NGram()), "data.source=copy is none"),
         (
-            lambda: Config(data=Data(task=Copy()), train=Train(gradient="truncated", k2=65)),
-            "train.k2=65 does not fit data.source=task with data.length=64: a sequence is read",
+            lambda: Config(data=Data(source=Copy()), train=Train(gradient=Truncated(k2=65))),
+            "train.gradient.k2=65 does not fit data.source=task with data.length=64: a sequence is read",
         ),
         (
-            lambda: Config(data=Data(task=Copy()), train=Train(feeding=ScheduledSampling())),
-            "train.feeding.kind=own is not read with data.task=copy",
+            lambda: Config(data=Data(source=Copy()), train=Train(feeding=ScheduledSampling())),
+            "train.feeding=own is not read with data.source=copy",
         ),
-        (lambda: Config(data=Data(task=Copy()), model=RNN(vectors="a")), "are no words"),
+        (lambda: Config(data=Data(source=Copy()), model=RNN(vectors="a")), "are no words"),
         (
-            lambda: Config(data=Data(task=Adding()), model=Window()),
-            "data.task=adding reads real numbers, which model.kind=window does not",
+            lambda: Config(data=Data(source=Adding()), model=Window()),
+            "data.source=adding reads real numbers, which model=window does not",
         ),
-        (lambda: Config(data=Data(task=Adding()), model=Convolution()), "take model.kind=rnn"),
+        (lambda: Config(data=Data(source=Adding()), model=Convolution()), "take model=rnn"),
         (
             lambda: Config(
-                data=Data(task=Multiplication()), model=RNN(readout=SampledSoftmax(samples=1))
+                data=Data(source=Multiplication()), model=RNN(readout=SampledSoftmax(samples=1))
             ),
-            "model.readout is not read with data.task=multiplication",
+            "model.readout is not read with data.source=multiplication",
         ),
         (
             lambda: Config(
-                data=Data(task=Adding()), model=RNN(dropout=RecurrentDropout(words=0.1))
+                data=Data(source=Adding()), model=RNN(dropout=RecurrentDropout(embedding=0.1))
             ),
-            "model.dropout.words is not read with data.task=adding",
+            "model.dropout.embedding is not read with data.source=adding",
         ),
     ],
 )
@@ -435,10 +459,10 @@ def test_mistakes_are_told(wrong, said):
 
 
 def test_a_task_is_a_source_by_its_name():
-    assert Data(task=Copy()).origin == "task"
-    config = override(Config(), {"data.task.kind": "copy", "data.task.items": 4})
-    assert config.data.task == Copy(items=4)
-    assert override(config, {"data.task.kind": "adding"}).data.task == Adding()
+    assert Data(source=Copy()).origin == "task"
+    config = override(Config(), {"data.source.kind": "copy", "data.source.items": 4})
+    assert config.data.source == Copy(items=4)
+    assert override(config, {"data.source.kind": "adding"}).data.source == Adding()
     assert lm_jax.settings.from_json(Config, lm_jax.settings.to_json(config), "there") == config
-    window = Config(data=Data(task=Copy()), model=Window(dropout=Dropout(words=0.1)))
+    window = Config(data=Data(source=Copy()), model=Window(dropout=Dropout(embedding=0.1)))
     assert window.data.generated

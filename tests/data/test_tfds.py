@@ -142,13 +142,15 @@ def test_division_takes_every_document_once_and_in_order(data_dir, present, size
 
 def test_no_train_split(data_dir):
     prepare(data_dir, {"test": documents(2), "dev": documents(2)})
-    assert "data.name='my_text': no split is named train, only dev, test" in message("my_text")
+    assert "data.source.name='my_text': no split is named train, only dev, test" in message(
+        "my_text"
+    )
 
 
 def test_too_few_documents_to_divide(data_dir):
     prepare(data_dir, {"train": documents(3)})
     line = message("my_text")
-    assert "data.name='my_text'" in line
+    assert "data.source.name='my_text'" in line
     assert "is empty, of 3 documents" in line
 
 
@@ -167,7 +169,7 @@ def test_text_feature_is_the_only_one_or_the_one_called_text_or_the_one_asked_fo
 
 def test_several_text_features_want_a_choice(data_dir):
     prepare(data_dir, {"train": documents(2)}, keys=("body", "title"))
-    assert message("my_text").startswith("data.text_key: ")
+    assert message("my_text").startswith("data.source.text_key: ")
     assert message("my_text").endswith("are body, title; choose one")
 
 
@@ -175,13 +177,13 @@ def test_text_key_must_be_a_text_feature(data_dir):
     prepare(data_dir, {"train": documents(2)})
     for wrong in ("txt", "number"):
         line = message("my_text", wrong)
-        assert line.startswith("data.text_key: ")
+        assert line.startswith("data.source.text_key: ")
         assert line.endswith(f"are text; {wrong!r} is not among them")
 
 
 def test_no_text_feature(data_dir):
     prepare(data_dir, {"train": documents(2)}, keys=())
-    assert message("my_text") == "data.name='my_text': no feature is a text, only number"
+    assert message("my_text") == "data.source.name='my_text': no feature is a text, only number"
 
 
 # --- digests ---
@@ -246,7 +248,7 @@ def test_config_is_the_default_or_the_one_asked_for(data_dir):
 def test_known_but_not_prepared(data_dir, name):
     # wiki40b is the kind that TFDS itself, without TensorFlow, says not to exist.
     line = message(name)
-    assert f"data.name={name!r} is not prepared in {data_dir}" in line
+    assert f"data.source.name={name!r} is not prepared in {data_dir}" in line
     assert "needs TensorFlow once" in line
     command = line[line.index("python -c ") :]
     assert f"tfds.builder('{name}', data_dir='{data_dir}')" in command
@@ -272,13 +274,13 @@ def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
 def test_unknown_name_names_the_nearest(data_dir, name, near):
     tfds.builder_cls("tiny_shakespeare")  # once imported, TFDS lists it twice
     line = message(name)
-    assert line.startswith(f"data.name={name!r}: neither TFDS nor {data_dir} has ")
+    assert line.startswith(f"data.source.name={name!r}: neither TFDS nor {data_dir} has ")
     assert line.endswith(f"; did you mean {near}?")
 
 
 @pytest.mark.parametrize("name", ["", "my text", "huggingface:my_text", "../my_text", "my_text:1"])
 def test_malformed_name(name):
-    assert message(name).startswith(f"data.name={name!r} is not of the form NAME")
+    assert message(name).startswith(f"data.source.name={name!r} is not of the form NAME")
 
 
 # --- folders that cannot be read ---
@@ -294,7 +296,7 @@ def test_tfrecord_is_refused_until_converted(data_dir):
     text = read(tfds_splits("my_text")["train"])
     edit(folder, fileFormat="tfrecord")
     line = message("my_text")
-    assert f"data.name='my_text': {folder} is in tfrecord format" in line
+    assert f"data.source.name='my_text': {folder} is in tfrecord format" in line
     assert f"--dataset_version_dir={folder} --out_file_format=array_record" in line
     edit(folder, alternativeFileFormats=["array_record"])  # as tfds convert_format does
     assert read(tfds_splits("my_text")["train"]) == text
@@ -311,14 +313,14 @@ def test_damaged_file(data_dir, damage):
     shard.unlink()
     if damage != "missing":
         shard.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    assert "data.name='my_text': copy or prepare it again: " in message("my_text")
+    assert "data.source.name='my_text': copy or prepare it again: " in message("my_text")
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 def test_damaged_description(data_dir, file):
     folder = prepare(data_dir, {"train": documents(40)})
     (folder / file).write_text((folder / file).read_text()[:50])
-    assert f"data.name='my_text': {folder} is damaged: " in message("my_text")
+    assert f"data.source.name='my_text': {folder} is damaged: " in message("my_text")
 
 
 # --- tiny_shakespeare ---
@@ -358,7 +360,7 @@ def test_tiny_shakespeare_is_then_read_by_plain_tfds(by_hand, data_dir):
 def test_altered_tiny_shakespeare_is_refused_and_leaves_nothing(by_hand, data_dir):
     by_hand.write_text(PLAY[:-1])
     line = message("tiny_shakespeare")
-    assert f"data.name='tiny_shakespeare': the SHA-256 of {by_hand} is " in line
+    assert f"data.source.name='tiny_shakespeare': the SHA-256 of {by_hand} is " in line
     assert line.endswith(f", not {module._TINY_SHA256}")
     assert [path for path in data_dir.rglob("*") if path.is_file()] == [by_hand]
     by_hand.write_bytes(PLAY.encode())
@@ -372,7 +374,7 @@ def test_failed_preparation_leaves_nothing(by_hand, data_dir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tfds.core.DatasetInfo, "write_to_directory", full_disk)
         line = message("tiny_shakespeare")
-    assert f"data.name='tiny_shakespeare': cannot write to {data_dir}: " in line
+    assert f"data.source.name='tiny_shakespeare': cannot write to {data_dir}: " in line
     assert "No space left" in line
     assert [path for path in data_dir.rglob("*") if path.is_file()] == [by_hand]
     assert read(tfds_splits("tiny_shakespeare")["train"]) == PLAY[:461]
@@ -391,7 +393,9 @@ def test_two_processes_may_prepare_at_once(by_hand, monkeypatch):
 
 def test_tiny_shakespeare_offline(data_dir):
     line = message("tiny_shakespeare")
-    assert "data.name='tiny_shakespeare': could not fetch http://127.0.0.1:9/input.txt" in line
+    assert (
+        "data.source.name='tiny_shakespeare': could not fetch http://127.0.0.1:9/input.txt" in line
+    )
     assert line.endswith(f"put the file by hand at {data_dir}/downloads/manual/input.txt")
     assert not data_dir.exists()
 
@@ -438,7 +442,7 @@ def test_tiny_shakespeare_in_tfrecord_format_is_to_be_removed(by_hand, data_dir)
 
 @pytest.mark.parametrize("name", ["tiny_shakespeare:2.0.0", "tiny_shakespeare/en"])
 def test_tiny_shakespeare_has_one_version(by_hand, name):
-    assert message(name).startswith(f"data.name={name!r}: tiny_shakespeare has no configs")
+    assert message(name).startswith(f"data.source.name={name!r}: tiny_shakespeare has no configs")
 
 
 # --- the import ---

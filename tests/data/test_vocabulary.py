@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm_jax.config import Data
+from lm_jax.config import Data, File
 from lm_jax.data import text as texts
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary, build, decoded, encoded, whole_words
@@ -246,7 +246,7 @@ def test_an_offset_counts_from_the_start_of_the_file_where_a_part_of_it_is_wrong
     content[2_875] = 0xFF
     (tmp_path / "a.txt").write_bytes(content)
     with mock.patch.object(texts, "BLOCK", block):
-        parts = texts.splits(Data(source="file", train=str(tmp_path / "a.txt")))
+        parts = texts.splits(Data(source=File(train=str(tmp_path / "a.txt"))))
         assert len(list(encoded(vocabulary("char"), parts["train"]))) == -(-2_700 // block)
         said = refusal(lambda: list(encoded(vocabulary("char"), parts["test"])))
     assert f"a.txt [test]: not UTF-8 at byte {2_875}: invalid start byte" in said
@@ -259,7 +259,12 @@ def test_an_offset_counts_from_the_start_of_the_file_where_a_part_of_it_is_wrong
         ("char", "\n\n\n", {}, "a vocabulary of 1"),
         ("word", "\n \n\n", {}, "a vocabulary of 1"),
         ("word", "<unk> <unk>\n", {}, "nothing but <unk> and '<eos>'"),
-        ("word", "a b a b\n", {"min_count": 3}, "no other token occurs data.min_count=3 times"),
+        (
+            "word",
+            "a b a b\n",
+            {"min_count": 3},
+            "no other token occurs data.tokenizer.min_count=3 times",
+        ),
         ("char", "abc\n", {"min_count": 2}, "nothing but <unk> and '\\n'"),
     ],
 )

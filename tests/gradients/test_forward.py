@@ -13,6 +13,7 @@ import lm_jax
 from lm_jax import gradients as g
 from lm_jax import models
 from lm_jax.config import (
+    ARTBP,
     RNN,
     Adding,
     Config,
@@ -49,7 +50,7 @@ MODELS = {
 
 def made(**fields):
     model = tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, **fields})
-    return model, tiny.moved(model.init(jax.random.key(0)))
+    return model, tiny.moved(model.cell.init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -96,7 +97,7 @@ def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
         return jnp.tanh(params["a"] * h + trace + x[:3]), 0.9 * trace + params["a"] * h[::-1]
 
     model = own((jnp.zeros(3), jnp.zeros(3)), step)
-    params = tiny.moved(model.init(KEY))
+    params = tiny.moved(model.cell.init(KEY))
     loss, _, grads, _ = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
     expected_loss, _, expected, _ = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
@@ -447,25 +448,29 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
 @pytest.mark.parametrize(
     ("model", "train", "message"),
     [
-        ({}, {"cut_rate": 0.1}, "train.cut_rate is read only with train.gradient=artbp"),
-        ({}, {"gradient": "artbp"}, "train.gradient=artbp needs train.cut_rate"),
-        ({}, {"gradient": "rtrl", "clip_delta": 1.0}, "train.clip_delta is read only with"),
+        ({}, {"cut_rate": 0.1}, "train.gradient.cut_rate is read only with train.gradient=artbp"),
+        ({}, {"gradient": "artbp"}, "train.gradient=artbp needs train.gradient.cut_rate"),
+        (
+            {},
+            {"gradient": "rtrl", "clip_delta": 1.0},
+            "train.gradient.clip_delta is read only with",
+        ),
         (
             {"dropout": RecurrentDropout(inputs=0.1)},
             {"gradient": "uoro"},
             "model.dropout.inputs=0.1 does not go with train.gradient=uoro",
         ),
         ({"change_penalty": 0.1}, {"gradient": "rtrl"}, "model.change_penalty=0.1 does not go"),
-        ({"readout": SampledSoftmax()}, {"gradient": "rtrl"}, "model.readout.kind=sampled"),
+        ({"readout": SampledSoftmax()}, {"gradient": "rtrl"}, "model.readout=sampled"),
         (
             {"cell": "gru", "reset": "before"},
             {"gradient": "snap1"},
-            "model.reset=before does not go with train.gradient=snap1",
+            "model.cell.reset=before does not go with train.gradient=snap1",
         ),
         (
             {"cell": "lstm", "layer_norm": True},
             {"gradient": "snap1"},
-            "model.layer_norm=True does not go with train.gradient=snap1",
+            "model.cell.layer_norm=True does not go with train.gradient=snap1",
         ),
         (
             {"cell": "mine.py:cell"},
@@ -481,9 +486,9 @@ def test_settings_that_do_not_go_together_are_refused(model, train, message):
 
 def test_randomised_truncation_draws_for_each_step_and_lane_of_real_inputs_too():
     config = Config(
-        data=Data(task=Adding(), length=6, batch_size=3),
+        data=Data(source=Adding(), length=6, batch_size=3),
         model=RNN(embedding_size=None, hidden_size=3),
-        train=Train(gradient="artbp", cut_rate=0.0, steps=1),
+        train=Train(gradient=ARTBP(cut_rate=0.0), steps=1),
     )
     made = models.make(config.model, 2, regression=True)
     batch = task_of(config.data).batch(jax.random.key(0), 0)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
-from lm_jax.config import RNN, Config, Train, Window
+from lm_jax.config import RNN, Config, MinGRU, Train, Window
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn(cell="gru")
@@ -237,4 +237,4 @@ def test_what_has_no_recurrent_weights_is_refused():
     ):
         Config(model=Window(), train=Train(omega=1.0))
     with pytest.raises(UserError, match=r"only with model\.cell=elman or lstm or gru"):
-        Config(model=RNN(cell="mingru"), train=Train(omega=1.0))
+        Config(model=RNN(cell=MinGRU()), train=Train(omega=1.0))

@@ -7,10 +7,19 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
-from lm_jax.config import RNN, Config, Data, RecurrentDropout, SampledSoftmax, Train, Window
+from lm_jax.config import (
+    RNN,
+    Config,
+    Data,
+    Explicit,
+    RecurrentDropout,
+    SampledSoftmax,
+    Train,
+    Window,
+)
 from lm_jax.settings import UserError
 
-NOISE = RecurrentDropout(locked=True, inputs=0.3, between=0.3, outputs=0.3, words=0.3)
+NOISE = RecurrentDropout(locked=True, inputs=0.3, between=0.3, outputs=0.3, embedding=0.3)
 
 
 def agree(ours, plain):
@@ -19,7 +28,7 @@ def agree(ours, plain):
 
 
 def both_ways(model, batch, key, *, estimator=g.explicit_bptt, **kwargs):
-    params = tiny.moved(model.init(key))
+    params = tiny.moved(model.cell.init(key))
     made = [estimator(model, recompute=recompute, **kwargs) for recompute in (True, False)]
     carry = jax.tree.map(lambda leaf: leaf + 0.1, model.init_carry(batch.mask.shape[1]))
     return [jax.jit(estimate)(params, carry, batch) for estimate in made]
@@ -61,7 +70,7 @@ def test_neither_do_they_where_all_steps_share_their_noise(key):
 def test_four_times_the_steps_take_about_twice_the_memory(key):
     """Without segments it is four times; weights and their gradients are small beside it."""
     model = tiny.rnn(cell="gru", hidden_size=16)
-    params = model.init(key)
+    params = model.cell.init(key)
 
     def bytes_of(length, recompute):
         estimator = g.explicit_bptt(model, recompute=recompute)
@@ -85,4 +94,4 @@ def test_four_times_the_steps_take_about_twice_the_memory(key):
 )
 def test_what_segments_would_change_is_refused(model, train, said):
     with pytest.raises(UserError, match=said):
-        Config(data=Data(), model=model, train=Train(recompute="sqrt", **train))
+        Config(data=Data(), model=model, train=Train(gradient=Explicit(recompute="sqrt"), **train))

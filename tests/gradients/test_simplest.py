@@ -372,7 +372,7 @@ def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
     config = tiny.config(
         model=RNN(cell=cell, embedding_size=None, hidden_size=2),
         data={"batch_size": 2, "length": length},
-        train={"steps": 1, "probe": LiveProbe(every=1, lags=True, lanes=1)},
+        train={"steps": 1, "probe": LiveProbe(every=1, lags=True, sequences=1)},
     )
     run = lm_jax.train(config, tmp_path / cell, text=tiny.TEXT)
     rows = [row for row in read_rows(run.run_dir / "metrics.jsonl") if row["kind"] == "probe"]
@@ -381,7 +381,7 @@ def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
         assert np.all(np.isfinite(row["gradient_by_lag"]))
         assert row["lag_norms"][0] == 1
         assert row["lyapunov"] < 0  # |λ|, 1 - z and f' are below 1
-    reach = lm_jax.probe(run, text=tiny.TEXT, lanes=1).reach
+    reach = lm_jax.probe(run, text=tiny.TEXT, sequences=1).reach
     norms, exponents = reach.lags.measured, reach.dynamics.convergence[-1]
     assert np.all(np.diff(norms) < 0)
     assert np.all(exponents < 0)

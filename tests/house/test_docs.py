@@ -55,7 +55,7 @@ def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):
     experiment, program = blocks(ROOT / "README.md", "python")
     names = {}
     exec(experiment, names)
-    assert names["config"]().train.k2 == 96
+    assert names["config"]().train.gradient.k2 == 96
     exec(program.replace("steps=200", "steps=2, log_every=1").replace("length=200", "length=5"), {})
 
 
@@ -77,7 +77,7 @@ def test_links_and_flags_are_there(page):
         assert other.exists(), target
         assert not heading or heading in anchors(other), f"{target}#{heading}"
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
-    places = ("data.task", "model", "model.readout", "train.probe")
+    places = ("data.source", "model", "model.readout", "train.probe")
     for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):
         for kind in alternatives(Config, place).values():
             names = [path for path, _, _ in fields(kind())]

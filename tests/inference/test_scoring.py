@@ -103,10 +103,10 @@ def test_a_text_in_lanes_is_the_text_token_after_token(case, monkeypatch):
     """A relu RNN with W_hh = I adds up all it has read, and no lane can begin in its middle."""
     if case == "one lane":
         model = tiny.window()
-        params = tiny.moved(model.init(jax.random.key(0)))
+        params = tiny.moved(model.cell.init(jax.random.key(0)))
     else:
         model = tiny.rnn(activation="tanh" if case == "forgets" else "relu")
-        params = tiny.moved(model.init(jax.random.key(0)))
+        params = tiny.moved(model.cell.init(jax.random.key(0)))
         params["layers"][0]["W_hh"] = jnp.eye(5) * (0.3 if case == "forgets" else 1)
     text = "".join(RANDOM.choice(list("abcd \n"), 1400))
     tokens = CHARS.encode(text)
@@ -200,7 +200,7 @@ def test_there_is_nothing_to_score_in_an_empty_text():
 
 def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(capsys):
     model = models.make(RNN(embedding_size=4, hidden_size=5), len(BYTES))
-    params = model.init(jax.random.key(0))
+    params = model.cell.init(jax.random.key(0))
     text = texts.Text("bytes", "", lambda: iter([b"\x80\x81"]))
     found = score(model, params, BYTES, text).loss
     assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)

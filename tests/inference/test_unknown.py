@@ -12,7 +12,7 @@ import tiny
 
 import lm_jax
 from lm_jax import inference
-from lm_jax.config import RNN, Config, Data, NGram
+from lm_jax.config import RNN, Config, Data, Memory, NGram, Word
 from lm_jax.data.text import in_memory
 from lm_jax.report.score_table import show_score
 from lm_jax.report.sweep import show_sweep
@@ -24,7 +24,7 @@ UNHEARD = (WORDS * 20, WORDS + "the extraordinarily long cat\n", WORDS)
 
 
 def counted(order=2, **data):
-    return Config(data=Data(source="memory", tokenizer="word", **data), model=NGram(order=order))
+    return Config(data=Data(source=Memory(), tokenizer=Word(), **data), model=NGram(order=order))
 
 
 def rows_of(run):
@@ -128,7 +128,7 @@ def test_a_scored_text_has_none_however_it_is_shown(by, tmp_path, capsys):
 
 def test_a_sweep_s_table_has_a_dash_where_tokens_are_unknown(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # set in the processes of pytest-xdist
-    points = {"all": {}, "few": {"data.vocabulary_size": 3}}
+    points = {"all": {}, "few": {"data.tokenizer.size": 3}}
     rows = lm_jax.sweep(counted(), points, tmp_path / "both", text=KNOWN)
     show_sweep(rows, lambda point: "python run.py train")
     out = capsys.readouterr().out

@@ -26,7 +26,7 @@ def hidden(model, params, carry, x):
 
 
 def params_of(model):
-    return tiny.moved(model.init(jax.random.key(0)))
+    return tiny.moved(model.cell.init(jax.random.key(0)))
 
 
 MODELS = {
@@ -154,7 +154,7 @@ def test_the_receptive_field_is_the_formula_and_all_of_it_is_in_the_past(
         hidden_size=40,  # so many that a maximum stands at every place of the pooling
     )
     model = models.make(config, steps)
-    params = model.init(jax.random.key(3))
+    params = model.cell.init(jax.random.key(3))
 
     def outputs(C):
         carry = model.init_carry(1)

@@ -8,6 +8,7 @@ import tiny
 
 from lm_jax import models
 from lm_jax.config import (
+    GRU,
     RNN,
     AdaptiveSoftmax,
     Convolution,
@@ -31,7 +32,7 @@ every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys(
 
 
 def params_of(model):
-    return tiny.moved(model.init(jax.random.key(0)))
+    return tiny.moved(model.cell.init(jax.random.key(0)))
 
 
 @every_model
@@ -153,11 +154,11 @@ def test_the_parameters_are_as_many_as_the_formula_says(key):
 
 
 EQUAL = {
-    "window": Window(hidden_size=4, direct=True, dropout=Dropout(inputs=0.1)),
+    "window": Window(hidden_size=4, skip_connections=True, dropout=Dropout(inputs=0.1)),
     "convolution": Convolution(hidden_size=4, layers=2, pooling=3),
     "n-gram": NGram(order=3),
     **{cell: RNN(cell=cell, hidden_size=4, uniform=0.1) for cell in CELLS},
-    "reset before": RNN(cell="gru", reset="before", hidden_size=4),
+    "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
     "smoothed": RNN(

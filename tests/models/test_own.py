@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from lm_jax.config.source import sha256_of
 from tiny import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
-from lm_jax.config import RNN, Config, LiveProbe, resolve
-from lm_jax.config.source import sha256_of
+from lm_jax.config import RNN, Config, CustomCell, LiveProbe, resolve
 from lm_jax.settings import UserError, digest
 
 H = 5
@@ -126,7 +126,7 @@ def losses_of(model, params):
 @functools.cache
 def built_in():
     model = tiny.rnn()
-    params = model.init(jax.random.key(0))
+    params = model.cell.init(jax.random.key(0))
     return params, losses_of(model, params)
 
 
@@ -135,7 +135,7 @@ def test_an_elman_cell_of_one_s_own_learns_what_the_built_in_one_does(file, name
     params, losses = built_in()
     model = tiny.rnn(cell=f"mine.py:{name}")
     own = translated(name, params["layers"][0])
-    drawn = model.init(jax.random.key(0))["layers"][0]
+    drawn = model.cell.init(jax.random.key(0))["layers"][0]
     assert jax.tree.map(lambda a: (a.shape, a.dtype), own) == jax.tree.map(
         lambda a: (a.shape, a.dtype), drawn
     )
@@ -164,7 +164,7 @@ def test_a_class_of_flax_is_a_cell(name):
 def test_an_output_that_is_no_part_of_the_carry_is_read_too(file):
     """And a second layer reads H numbers; reading in chunks is reading at once."""
     model = tiny.rnn(cell="mine.py:Doubled", layers=2)
-    params, x = tiny.moved(model.init(jax.random.key(0))), tiny.batch().x
+    params, x = tiny.moved(model.cell.init(jax.random.key(0))), tiny.batch().x
     carry, h = model.hidden(params, model.init_carry(tiny.B), x)
     for own, (state, output) in zip(params["layers"], carry, strict=True):
         assert own["Dense_0"]["kernel"].shape[0] in (4 + H, H + H)
@@ -231,7 +231,7 @@ def test_a_mistake_is_one_line_that_names_the_cell(file, cell):
 
 
 def test_a_changed_cell_is_another_run(file, tmp_path, monkeypatch):
-    config = Config(model=RNN(cell="mine.py:elman"))
+    config = Config(model=RNN(cell=CustomCell("mine.py:elman")))
     first = resolve(config)
     assert first.model.cell_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert resolve(first) == first
@@ -262,7 +262,7 @@ def test_a_module_s_file_is_looked_at_unless_it_is_installed(tmp_path, monkeypat
 def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     config = tiny.config(
         train={"steps": 3, "log_every": 1},
-        model=RNN(cell="mine.py:counting", embedding_size=4, hidden_size=H),
+        model=RNN(cell=CustomCell("mine.py:counting"), embedding_size=4, hidden_size=H),
     )
     run = lm_jax.train(config, "run", text=tiny.TEXT)
     assert run.config.model.cell_sha256 is not None
@@ -285,7 +285,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
 def test_a_recurrent_matrix_of_another_shape_is_left_out_of_the_spectra(file):
     config = tiny.config(
         train={"steps": 2, "probe": LiveProbe(every=1, by_lag=False, lyapunov=False)},
-        model=RNN(cell="mine.py:transposed", embedding_size=4, hidden_size=H),
+        model=RNN(cell=CustomCell("mine.py:transposed"), embedding_size=4, hidden_size=H),
     )
     run = lm_jax.train(config, "run", text=tiny.TEXT)
     assert gradients.spectra_by_layer(run.params) == {}
@@ -297,7 +297,9 @@ def test_a_recurrent_matrix_of_another_shape_is_left_out_of_the_spectra(file):
 
 def test_a_cell_that_will_not_do_leaves_no_run_behind(file, tmp_path):
     with pytest.raises(UserError, match="step changes carry"):
-        lm_jax.train(tiny.config(model=RNN(cell="mine.py:grows")), "run", text=tiny.TEXT)
+        lm_jax.train(
+            tiny.config(model=RNN(cell=CustomCell("mine.py:grows"))), "run", text=tiny.TEXT
+        )
     assert not (tmp_path / "run").exists()
 
 

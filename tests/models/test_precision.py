@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm_jax import gradients as g
-from lm_jax.config import Config, Data, Train
+from lm_jax.config import Config, Data, Memory, Train
 from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
@@ -22,13 +22,15 @@ V, T, B = 12, 6, 4
 H = E = 8
 
 MODELS = {
-    "elman": settings.RNN(cell="elman", hidden_size=H, embedding_size=E, layers=2),
+    "elman": settings.RNN(cell=settings.Elman(), hidden_size=H, embedding_size=E, layers=2),
     "lstm": settings.RNN(
-        cell="lstm", hidden_size=H, embedding_size=E, readout=settings.Softmax(tied=True)
+        cell=settings.LSTM(), hidden_size=H, embedding_size=E, readout=settings.Softmax(tied=True)
     ),
-    "gru": settings.RNN(cell="gru", hidden_size=H, embedding_size=None),
-    "reset before": settings.RNN(cell="gru", reset="before", hidden_size=H, embedding_size=E),
-    "mingru": settings.RNN(cell="mingru", hidden_size=H, embedding_size=E),
+    "gru": settings.RNN(cell=settings.GRU(), hidden_size=H, embedding_size=None),
+    "reset before": settings.RNN(
+        cell=settings.GRU(reset="before"), hidden_size=H, embedding_size=E
+    ),
+    "mingru": settings.RNN(cell=settings.MinGRU(), hidden_size=H, embedding_size=E),
     "window": settings.Window(order=3, hidden_size=H, embedding_size=E, layers=2),
     "convolution": settings.Convolution(width=2, hidden_size=H, embedding_size=E, layers=2),
     "adaptive": settings.Window(
@@ -56,7 +58,7 @@ def estimate(config, key, dtype="bfloat16", estimator=g.explicit_bptt):
     """(function of params and the carry, params, carry)."""
     model = make(dataclasses.replace(config, precision=dtype), V).for_training(key)
     grad_fn = estimator(model)
-    params, carry = model.init(key), grad_fn.init_carry(B)
+    params, carry = model.cell.init(key), grad_fn.init_carry(B)
     read = batch(key)
     return (lambda params, carry: grad_fn(params, carry, read)), params, carry
 
@@ -179,8 +181,8 @@ def test_the_explicit_pass_is_differentiated_again(key, float32):
 
 def config(**model):
     return Config(
-        data=Data(source="memory", batch_size=4, length=8),
-        model=settings.RNN(cell="gru", hidden_size=8, embedding_size=4, **model),
+        data=Data(source=Memory(), batch_size=4, length=8),
+        model=settings.RNN(cell=settings.GRU(), hidden_size=8, embedding_size=4, **model),
         train=Train(steps=4),
     )
 
@@ -197,4 +199,4 @@ def test_the_proof_is_of_the_function_that_is_not_rounded():
 
 def test_a_cell_of_ones_own_is_not_rounded_unasked():
     with pytest.raises(UserError, match=r"model\.precision=bfloat16"):
-        settings.RNN(cell="mine.py:cell", precision="bfloat16")
+        settings.RNN(cell=settings.CustomCell("mine.py:cell"), precision="bfloat16")

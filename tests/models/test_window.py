@@ -23,7 +23,7 @@ def test_the_window_model_is_equation_1(direct, layers):
     hidden layers between. Before the text's beginning x is zero."""
     n = 4
     model = tiny.window(order=n, direct=direct, layers=layers)
-    params, tokens = tiny.moved(model.init(jax.random.key(0))), np.asarray(tiny.batch().x)
+    params, tokens = tiny.moved(model.cell.init(jax.random.key(0))), np.asarray(tiny.batch().x)
     h = hidden(model, params, tiny.batch().x)
     y = np.asarray(model.logits(params, h))
     C, ours = np.asarray(params["embedding"]["C"]), np.asarray(params["readout"]["W_hy"])
@@ -58,9 +58,9 @@ def test_a_place_more_is_a_block_more(direct, key):
 
 
 def test_both_uses_of_the_window_see_the_same_dropped_inputs():
-    dropout = Dropout(inputs=0.5, words=0.2)
+    dropout = Dropout(inputs=0.5, embedding=0.2)
     model = tiny.window(order=3, direct=True, dropout=dropout).for_training(jax.random.key(7))
-    params = tiny.moved(model.init(jax.random.key(0)))
+    params = tiny.moved(model.cell.init(jax.random.key(0)))
     h = np.asarray(hidden(model, params, tiny.batch().x))
     x, a = h[..., :-H], h[..., -H:]
     W = np.asarray(params["W"]).reshape(-1, H)
@@ -72,6 +72,6 @@ def test_both_uses_of_the_window_see_the_same_dropped_inputs():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match=r"model\.direct needs learned vectors"):
-        Window(direct=True, embedding_size=None)
+        Window(skip_connections=True, embedding_size=None)
     with pytest.raises(UserError, match=r"model\.dropout\.between needs model\.layers of 2"):
         Window(dropout=Dropout(between=0.5))

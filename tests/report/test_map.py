@@ -16,7 +16,7 @@ from lm_jax.sweeps.plan import plan
 from lm_jax.sweeps.results import Results
 from lm_jax.sweeps.summaries import summaries
 
-GAIN, CLIP = "model.gain", "train.clip_norm"
+GAIN, CLIP = "model.cell.gain", "train.clip_norm"
 
 
 def row(number, settings, loss, status="finished", **more):

@@ -45,7 +45,7 @@ from lm_jax.trees import norm
 # --- live -----------------------------------------------------------------------------------------
 
 LANES = 2
-LIVE = LiveProbe(every=6, lags=True, lanes=LANES)
+LIVE = LiveProbe(every=6, lags=True, sequences=LANES)
 MODEL = tiny.rnn(cell="lstm")
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
 # The first lane begins its text, the second goes on; each lacks other targets.
@@ -218,7 +218,7 @@ SENTENCE = "the cat lay"
 
 @pytest.fixture(scope="module")
 def found(run):
-    return lm_jax.probe(run, text=tiny.TEXT, lanes=2, sentence=SENTENCE)
+    return lm_jax.probe(run, text=tiny.TEXT, sequences=2, sentence=SENTENCE)
 
 
 def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
@@ -247,7 +247,7 @@ def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
     assert (part.spike, part.length, part.lanes) == (None, 8, 2)
     # Without a part that reads the chunk, the text need not hold one.
     monkeypatch.setattr(passage, "chunk", None)
-    part = lm_jax.probe(run, text=tiny.TEXT, lanes=0, only=["spike"])
+    part = lm_jax.probe(run, text=tiny.TEXT, sequences=0, only=["spike"])
     assert part[3:] == (None, None, study.Reach(), Updates())
     assert (part.step, part.spike) == (20, spike(run, text=tiny.TEXT))
     assert [*reach_sections(part.reach), *update_sections(part.updates)] == []
@@ -261,7 +261,7 @@ def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_los
     assert 0 < run.result["parameters_step"] < run.step
     for name in ("reach", "updates"):
         monkeypatch.setattr(probing, name, lambda *_, **__: None)
-    found = lm_jax.probe(run._replace(result=None), text=tiny.TEXT, lanes=2, sentence=SENTENCE)
+    found = lm_jax.probe(run._replace(result=None), text=tiny.TEXT, sequences=2, sentence=SENTENCE)
     assert found.parameters_step == run.result["parameters_step"]
 
 
@@ -275,7 +275,7 @@ def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_los
 )
 def test_snap1_is_compared_where_the_units_of_a_cell_are_separate(fields, separate):
     model = tiny.rnn(**fields)
-    params = model.init(jax.random.key(0))
+    params = model.cell.init(jax.random.key(0))
     made = estimators(model, params, steps=4, lanes=LANES, key=jax.random.key(1))
     assert ("SnAp-1" in made) == separate
     assert {"truncated, k1=k2=1", "truncated, k1=k2=2", "UORO", "RTRL"} <= set(made)
@@ -411,14 +411,14 @@ def test_what_cannot_be_studied_is_refused(run, monkeypatch):
 
 @pytest.fixture(scope="module", params=[Copy(symbols=3, items=2), Adding()], ids=lambda t: t.kind)
 def solver(request, tmp_path_factory):
-    data = Data(task=request.param, length=20, batch_size=4)
+    data = Data(source=request.param, length=20, batch_size=4)
     model = RNN(embedding_size=None, hidden_size=5)
     config = Config(data=data, model=model, train=Train(steps=4, log_every=2))
     return lm_jax.train(config, tmp_path_factory.mktemp("task") / "run")
 
 
 def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
-    found = lm_jax.probe(solver, lanes=2)
+    found = lm_jax.probe(solver, sequences=2)
     assert (found.step, found.length, found.lanes) == (4, 20, 2)
     batch = first_sequences(held_out(solver.config.data, "validation")[0](), 2)
     estimate = jax.jit(g.full_bptt(solver.model).estimate)
@@ -432,7 +432,7 @@ def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     assert (credit.bands, credit.by_word, credit.by_target) == (None, None, None)
     assert found.updates.exposure is None
     page = write_study(solver, found, "probe").read_text()
-    assert f"2 sequences of {solver.config.data.task.kind}, 20 steps each" in page
+    assert f"2 sequences of {solver.config.data.source.kind}, 20 steps each" in page
     assert "rare words" not in page
     assert "own text" not in page
 

@@ -193,7 +193,7 @@ def test_memory_that_is_short_for_one_is_a_failure_of_each(tmp_path, monkeypatch
 
 def test_trials_that_share_no_program_are_done_in_turn(tmp_path):
     counted = [
-        trial(n, **{"model.kind": "ngram", "model.order": n, "model.bounded": False})
+        trial(n, **{"model": "ngram", "model.order": n, "model.sentence_boundaries": False})
         for n in (1, 2)
     ]
     assert isinstance(counted[0].config.model, NGram)

@@ -94,7 +94,7 @@ def test_rungs_lie_below_the_last_update_and_their_cost_is_that_of_who_gets_ther
         (lambda: Halving(5, 1), "factor=1 is not a whole number of at least 2"),
         (lambda: Halving(20).check([CONFIG]), "first=20 is not below train.steps=20"),
         (
-            lambda: Halving(20).check([override(CONFIG, {"model.kind": "ngram"})]),
+            lambda: Halving(20).check([override(CONFIG, {"model": "ngram"})]),
             "no trial is trained",
         ),
     ],
@@ -105,7 +105,7 @@ def test_halving_that_judges_nobody_is_refused(refused, said):
 
 
 def test_one_trial_that_is_long_enough_is_reason_to_halve():
-    counted = override(CONFIG, {"model.kind": "ngram"})
+    counted = override(CONFIG, {"model": "ngram"})
     assert isinstance(counted.model, NGram)
     Halving(19).check([counted, CONFIG])
 

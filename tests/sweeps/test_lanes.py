@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.config import RNN, override
+from lm_jax.config import LSTM, RNN, override
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
@@ -21,7 +21,7 @@ from lm_jax.training.step import chunk_length, init, run_until
 from lm_jax.training.trainer import Trainer
 
 BASE = tiny.config(
-    model=RNN(embedding_size=4, hidden_size=5, cell="lstm"), train={"clip_norm": 1.0}
+    model=RNN(embedding_size=4, hidden_size=5, cell=LSTM()), train={"clip_norm": 1.0}
 )
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -32,7 +32,7 @@ def points(rates=RATES):
         prepared(
             override(
                 BASE,
-                {"train.learning_rate": rate, "model.gain": 0.5 + rate / 6, "seed": number},
+                {"train.learning_rate": rate, "model.cell.gain": 0.5 + rate / 6, "seed": number},
             ),
             tiny.TEXT,
         )
@@ -202,7 +202,7 @@ def test_a_diverged_trial_says_so_at_its_first_bad_step(tmp_path):
         trials(2)[1], config=override(trials(2)[1].config, {"train.clip_norm": 1e300})
     )
     wild = dataclasses.replace(
-        wild, config=override(wild.config, {"train.learning_rate": 1e308, "model.gain": 1.0})
+        wild, config=override(wild.config, {"train.learning_rate": 1e308, "model.cell.gain": 1.0})
     )
     train_group([trials(1)[0], wild], tmp_path, corpus, [])
     results = [load_run(tmp_path / trial.directory).result for trial in (trials(1)[0], wild)]

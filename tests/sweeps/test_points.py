@@ -98,14 +98,14 @@ def test_what_does_not_fit_is_refused_in_one_line(declared, said):
 def test_lanes_are_the_fields_that_reach_the_program_as_arguments():
     values = {
         RATE: [0.1, 0.2],
-        "train.optimizer.b1": [0.8],
-        "model.gain": [0.5],
+        "train.optimizer.beta1": [0.8],
+        "model.cell.gain": [0.5],
         "train.feeding.start": [0.1],
     }
     assert lanes(values) == grid(values)
     for path, _, marks in settings.fields(tiny.config()):
         assert settings.marks_at(Config, path) == marks, path
-    assert settings.marks_at(Config, "data.task.seed") == frozenset()
+    assert settings.marks_at(Config, "data.source.seed") == frozenset()
 
 
 def planned(points, **parts):
@@ -132,7 +132,7 @@ def test_trials_that_differ_only_in_numbers_are_one_group():
         ("train.log_every", 7),
         ("train.steps", 19),
         ("data.length", 4),
-        ("train.optimizer.kind", "sgd"),
+        ("train.optimizer", "sgd"),
     ],
 )
 def test_any_other_difference_makes_another_group_and_is_told(path, value):
@@ -144,7 +144,7 @@ def test_any_other_difference_makes_another_group_and_is_told(path, value):
 
 
 def test_counted_models_share_no_program():
-    ngram = {"model.kind": "ngram", "model.smoothing": "add-k"}
+    ngram = {"model": "ngram", "model.smoothing": "add-k"}
     found = planned([{**ngram, "model.k": k} for k in (0.1, 0.2)])
     assert [group.vectorised for group in found.groups] == [False]
 

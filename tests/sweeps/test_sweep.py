@@ -25,7 +25,7 @@ from lm_jax.training.step import init
 BASE = tiny.config(train={"steps": 4, "validate_every": 4, "checkpoint_every": 2})
 POINTS = {
     "slow": {"train.learning_rate": 0.001},
-    "counted": {"model.kind": "ngram", "model.order": 2, "model.bounded": False},
+    "counted": {"model": "ngram", "model.order": 2, "model.sentence_boundaries": False},
 }
 
 
@@ -47,7 +47,7 @@ def test_a_sweep_is_its_runs_and_a_table_over_them(tmp_path):
 
 
 COUNTED = {
-    str(order): {"model.kind": "ngram", "model.order": order, "data.batch_size": 2 + order}
+    str(order): {"model": "ngram", "model.order": order, "data.batch_size": 2 + order}
     for order in (1, 2, 3, 4)
 }
 
@@ -102,7 +102,11 @@ def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_p
 
 
 def test_a_point_is_a_command_line():
-    point = {"model.cell": "my cell.py:f", "model.bounded": False, "model.readout.cutoffs": [2, 4]}
+    point = {
+        "model.cell": "my cell.py:f",
+        "model.sentence_boundaries": False,
+        "model.readout.cutoffs": [2, 4],
+    }
     words = shlex.split(lm_jax.flags(point))
     assert words == [
         "--model.cell",
@@ -127,7 +131,7 @@ def test_a_point_is_a_command_line():
             "point 1 of the sweep, 'a': train.optimizer={'kind': 'sgd'} holds settings: name its "
             "fields, such as train.optimizer.kind",
         ),
-        ({"a": {"data.task": Copy()}}, "fields, such as data.task.kind"),
+        ({"a": {"data.source": Copy()}}, "fields, such as data.source.kind"),
         ({"a": {}, "b": {"model.layers": 0}}, "point 2 of the sweep, 'b': the changed config:"),
         (
             {"a": {"seed": 1}, "b": {"seed": 1}},
@@ -150,7 +154,7 @@ def test_a_point_that_was_drawn_twice_is_refused(tmp_path):
 
 
 def test_a_point_that_does_not_fit_the_text_is_named_before_anything_starts(tmp_path):
-    points = {"fits": {}, "long": {"model.kind": "ngram", "model.order": 3000}}
+    points = {"fits": {}, "long": {"model": "ngram", "model.order": 3000}}
     with pytest.raises(UserError, match="point 2 of the sweep, 'long': order=3000 is longer than"):
         lm_jax.sweep(BASE, points, tmp_path / "sweep", text=tiny.TEXT)
     assert not (tmp_path / "sweep").exists()
@@ -187,7 +191,7 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
     points = {
         **SEEDS,
-        "wild": {"train.learning_rate": 1e300, "model.activation": "relu"},
+        "wild": {"train.learning_rate": 1e300, "model.cell.activation": "relu"},
         "broken": {"seed": 13, "train.learning_rate": 0.01},
         "counted": POINTS["counted"],
     }
@@ -218,7 +222,7 @@ def test_a_row_says_what_its_trial_has_come_to(swept):
     assert row["test"] == row["splits"]["test"]["nats"]
     assert (row["status"], row["step"], row["steps"]) == ("finished", 4, 4)
     assert row["settings"]["train.learning_rate"] == 0.1
-    assert row["settings"]["model.kind"] == "rnn"  # its point does not say so
+    assert row["settings"]["model"] == "rnn"  # its point does not say so
     assert read_results(folder) == json.loads(json.dumps(list(rows.values())))
 
 
@@ -287,7 +291,7 @@ def test_a_sweep_is_a_frame_in_one_call(kind, swept):
     frame = lm_jax.sweep_frame(swept[0], kind)
     assert list(frame["number"]) == [1, 2, 3, 4, 5, 6, 7]
     assert list(frame["train.learning_rate"])[:4] == [0.01, 0.01, 0.1, 0.1]
-    assert list(frame["model.kind"])[-2:] == ["rnn", "ngram"]
+    assert list(frame["model"])[-2:] == ["rnn", "ngram"]
 
 
 def test_a_frame_of_what_is_not_there_is_one_line(swept, tmp_path, monkeypatch):

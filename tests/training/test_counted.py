@@ -9,12 +9,12 @@ import tiny
 
 import lm_jax
 from lm_jax import inference
-from lm_jax.config import Config, Data, NGram
+from lm_jax.config import Config, Data, Memory, NGram
 from lm_jax.settings import UserError
 
 
 def config(**fields):
-    return Config(data=Data(source="memory"), model=NGram(**{"order": 3, **fields}))
+    return Config(data=Data(source=Memory()), model=NGram(**{"order": 3, **fields}))
 
 
 def test_a_counted_run_is_judged_saved_and_read_back(tmp_path):

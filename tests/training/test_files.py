@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from lm_jax.config.source import sha256_of_vectors
 
 import lm_jax
 from lm_jax import files
-from lm_jax.config import Config, Data, NGram
-from lm_jax.config.source import sha256_of_vectors
+from lm_jax.config import BPE, Config, Data, File, Memory, NGram
 from lm_jax.data import bpe
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.vectors import read_vectors
@@ -45,7 +45,7 @@ DAMAGE = {
 }
 damaged = pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
 
-COUNTED = Config(data=Data(source="memory"), model=NGram(order=2))
+COUNTED = Config(data=Data(source=Memory()), model=NGram(order=2))
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
 
 
 READERS = {
-    "data.train": lambda path: load(Data(source="file", train=path)),
-    "data.tokenizer_file": lambda path: load(
-        Data(source="memory", tokenizer="bpe", tokenizer_file=path), tiny.TEXT
+    "data.train": lambda path: load(Data(source=File(train=path))),
+    "data.tokenizer.file": lambda path: load(
+        Data(source=Memory(), tokenizer=BPE(file=path)), tiny.TEXT
     ),
     "model.vectors": sha256_of_vectors,
     "vectors": lambda path: read_vectors(path, Vocabulary("word", ("a",)), 2, name=path),
@@ -283,7 +283,7 @@ def test_text_that_is_no_settings_no_vocabulary_and_no_tokeniser_is_refused(cont
 @damaged
 def test_a_damaged_entry_of_the_cache_is_named(content, tmp_path):
     (tmp_path / "a.txt").write_text(tiny.TEXT)
-    data = Data(source="file", train=str(tmp_path / "a.txt"))
+    data = Data(source=File(train=str(tmp_path / "a.txt")))
     load(data)
     (path,) = cache_folder().glob("tokens/*/corpus.json")
     whole = json.loads(path.read_text())
@@ -491,7 +491,7 @@ def test_a_parcel_is_unpacked_beside_links_and_not_through_them(tmp_path):
 def test_the_cache_is_built_beside_links_and_not_through_them(tmp_path):
     (tmp_path / "a.txt").write_text(tiny.TEXT)
     (tmp_path / "outside").mkdir()
-    data = Data(source="file", train=str(tmp_path / "a.txt"))
+    data = Data(source=File(train=str(tmp_path / "a.txt")))
     load(data)
     (folder,) = (path for path in cache_folder().glob("tokens/*") if path.is_dir())
     files.remove(folder)

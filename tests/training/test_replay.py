@@ -10,7 +10,7 @@ import tiny
 
 import lm_jax
 from lm_jax import data
-from lm_jax.config import ASGD, RNN, SGD, NGram, Plateau, resolve
+from lm_jax.config import ASGD, RNN, SGD, Elman, NGram, Plateau, resolve
 from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import replay, spike, state_at, step
@@ -157,7 +157,7 @@ def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
 
 
 def test_the_update_that_broke_a_run_is_its_spike(tmp_path):
-    config = tiny.config(train={"learning_rate": 1e200}, model=RNN(activation="relu"))
+    config = tiny.config(train={"learning_rate": 1e200}, model=RNN(cell=Elman(activation="relu")))
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
     assert run.result["status"] == "diverged"
     found = spike(run, text=tiny.TEXT)

@@ -21,7 +21,7 @@ import tiny
 from tiny import rows_of, stopping_at
 
 import lm_jax
-from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
+from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Window, resolve
 from lm_jax.data.batches import streams
 from lm_jax.inference.score import evaluate, reading
 from lm_jax.settings import UserError
@@ -407,7 +407,7 @@ def test_a_step_compiles_once_whatever_its_numbers(tmp_path):
 
 
 def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
-    config = tiny.config(train={"learning_rate": 1e200}, model=RNN(activation="relu"))
+    config = tiny.config(train={"learning_rate": 1e200}, model=RNN(cell=Elman(activation="relu")))
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)
     assert run.result["status"] == "diverged"
     assert run.step == run.result["step"]
@@ -419,7 +419,7 @@ def test_a_diverged_run_says_so_and_writes_strict_json(tmp_path):
 
 def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monkeypatch):
 
-    found, relu = [], RNN(embedding_size=4, hidden_size=5, activation="relu", layers=2)
+    found, relu = [], RNN(embedding_size=4, hidden_size=5, cell=Elman(activation="relu"), layers=2)
     for seconds in (0.0, 100.0):
         monkeypatch.setattr(trainer, "SECONDS_PER_CALL", seconds)
         config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
@@ -432,7 +432,7 @@ def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monk
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_run_that_diverged_and_lost_its_result_ends_the_same(where, tmp_path, monkeypatch):
-    relu = RNN(embedding_size=4, hidden_size=5, activation="relu")
+    relu = RNN(embedding_size=4, hidden_size=5, cell=Elman(activation="relu"))
     config = tiny.config(train={"learning_rate": 1e200} if where == "training" else {}, model=relu)
     if where == "validation":
         monkeypatch.setattr(evaluator, "token_nats", lambda *_: iter([np.full((4, 1), np.inf)]))
@@ -515,7 +515,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
         config = tiny.config(data={"batch_size": lanes, "length": 4}, train={"steps": 1})
         run = lm_jax.train(config, tmp_path / str(lanes), text=tiny.TEXT)
         tokens = run.vocabulary.encode(tiny.TEXT)
-        params = run.model.init(jax.random.key(0))
+        params = run.model.cell.init(jax.random.key(0))
         read = reading(tokens, run.vocabulary)
         losses.append(evaluate(run.model, params, read, len(tokens), 0))
     assert losses[0] == losses[1]
