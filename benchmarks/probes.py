@@ -39,10 +39,10 @@ from lm_jax import gradients as g
 from lm_jax.config import Config, LiveProbe, resolve, train_of
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.experiment import load_experiment
+from lm_jax.gradients.live_probe import Measurements, live
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
-from lm_jax.studies.live import Measurements, live
 from lm_jax.training.input_pipeline import source_of
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until

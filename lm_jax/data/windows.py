@@ -1,7 +1,7 @@
 """The input pipeline of a text: whole on the device, or in windows read ahead from the disk.
 
 A training text is mapped into memory from the disk and may be larger than the memory. The streams
-of such a text are never built as a whole. A `Window` holds the part of the streams that W
+of such a text are never built as a whole. A `StreamWindow` holds the part of the streams that W
 consecutive updates read. While the device works on a window, a thread reads the next window and
 puts it on the device.
 
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from lm_jax.config import Data
-from lm_jax.data.batches import Epoch, Source, Window, steps_per_epoch
+from lm_jax.data.batches import Epoch, Source, StreamWindow, steps_per_epoch
 from lm_jax.settings import UserError
 
 SHARE = 0.25  # largest share of the free memory for a whole text on the device
@@ -75,7 +75,7 @@ class Prefetched:
         self._count = -(-self.epoch // updates)
         self.updates = -(-self.epoch // self._count)
         self._reader = ThreadPoolExecutor(1, "windows")
-        self._read: dict[int, Future[Window]] = {}
+        self._read: dict[int, Future[StreamWindow]] = {}
 
     def at(self, step: int) -> tuple[Source, int]:
         """Return the window of update `step`, and the first update with another window.
@@ -105,7 +105,7 @@ class Prefetched:
             "updates there at a time: train the runs one by one"
         )
 
-    def _window(self, number: int) -> Window:
+    def _window(self, number: int) -> StreamWindow:
         first = number * self.updates
         low, rows = first * self._length, self.updates * self._length + 1
         lanes = np.zeros((len(self._targets), rows), self._tokens.dtype)
@@ -126,7 +126,7 @@ class Prefetched:
         # In this thread, to keep the training thread from waiting.
         arrays = jax.device_put((np.ascontiguousarray(lanes.T), lengths, np.int32(first)))
         lanes, lengths, first = jax.block_until_ready(arrays)
-        return Window(lanes, lengths, first, Epoch(self.epoch))
+        return StreamWindow(lanes, lengths, first, Epoch(self.epoch))
 
 
 InputPipeline = InMemory | Prefetched

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from lm_jax import gradients, models
 from lm_jax.config import ASGD, Config, LiveProbe, Network, Plateau, ScheduledSampling, train_of
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
-from lm_jax.inference.scheduled_sampling import sample_inputs
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry
 from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over

@@ -22,9 +22,9 @@ from lm_jax.config import Config, LiveProbe, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.files import Row
+from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
-from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
 from lm_jax.training.devices import make_mesh

@@ -23,7 +23,7 @@ from tiny import rows_of, stopping_at
 import lm_jax
 from lm_jax.config import RNN, LiveProbe, Plateau, Window, resolve
 from lm_jax.data.batches import streams
-from lm_jax.inference.score import evaluate, reading
+from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, step, trainer
 from lm_jax.training.checkpoint import restore, tree_digest

@@ -19,9 +19,9 @@ from jaxtyping import Array
 from lm_jax.data.batches import Batch
 from lm_jax.data.text import Text
 from lm_jax.data.vocabulary import Vocabulary, encoded
-from lm_jax.inference.scorer import LOGITS_AT_ONCE, Scorer, reader
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
+from lm_jax.scoring.scorer import LOGITS_AT_ONCE, Scorer, reader
 from lm_jax.settings import UserError
 
 LANES = 512  # lines scored together, fewer if the vocabulary is large
@@ -71,7 +71,7 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
     """Score a text chunk by chunk: -ln P of each token, with the state carried through the text.
 
     Args:
-      scorer: the scorer; `lm_jax.inference.parallel(model, length)` for the unchanged model.
+      scorer: the scorer; `lm_jax.scoring.parallel(model, length)` for the unchanged model.
       params: the model's parameters.
       vocabulary: the model's vocabulary.
       text: the text to score; tokens missing from the vocabulary count as `<unk>`.

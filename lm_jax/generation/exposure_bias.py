@@ -2,7 +2,7 @@
 
 A text is cut into chunks of T tokens. Under teacher forcing the model reads the tokens of the text.
 In free running the model reads the first token of the chunk and then its own samples
-(`lm_jax.inference.sample_inputs`). The targets are the text's next tokens in both cases, and both
+(`lm_jax.generation.sample_inputs`). The targets are the text's next tokens in both cases, and both
 start each chunk from the state left by the preceding text. The difference in nats, by position in
 the chunk, shows how errors accumulate in a model trained only on the text (Bengio et al., 2015;
 Ranzato et al., 2016, call this exposure bias). At position 0 the difference is zero.
@@ -20,12 +20,12 @@ from jaxtyping import Array
 from lm_jax.data.batches import Batch
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.blocks import batches
-from lm_jax.inference.sampling_options import check_seed
-from lm_jax.inference.scheduled_sampling import sample_inputs
-from lm_jax.inference.scorer import scoring_length
+from lm_jax.generation.sampling_options import check_seed
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.scoring.blocks import batches
+from lm_jax.scoring.scorer import scoring_length
 from lm_jax.settings import UserError
 
 

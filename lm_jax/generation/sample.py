@@ -1,4 +1,4 @@
-"""Samples of text from a model, whole or as a stream (see `lm_jax.inference.drawing`)."""
+"""Samples of text from a model, whole or as a stream (see `lm_jax.generation.drawing`)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.drawing import CHUNK, LONG_CHUNK, cuts, draws
-from lm_jax.inference.sampling_options import check, prompt_tokens, stop_token
+from lm_jax.generation.drawing import CHUNK, LONG_CHUNK, cuts, draws
+from lm_jax.generation.sampling_options import check, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -52,7 +52,7 @@ def samples(
       count: B, the number of samples.
       prompt: text for the model to read first; "" to start at the beginning of a text.
       temperature: τ; 0 takes the likeliest token each time.
-      top_k, top_p, min_p: see `lm_jax.inference.drawing`; None for no limit.
+      top_k, top_p, min_p: see `lm_jax.generation.drawing`; None for no limit.
       stop: a token that ends a sample and is not part of the sample, written literally or in the
         form of `Vocabulary.show`.
       seed: seed of the draws.

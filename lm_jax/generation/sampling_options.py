@@ -23,7 +23,7 @@ def check(
     min_p: float | None,
     seed: int,
 ) -> None:
-    """Refuse numbers out of range for `lm_jax.inference.samples`.
+    """Refuse numbers out of range for `lm_jax.generation.samples`.
 
     Raises:
       UserError: names the first number out of range, and the range.

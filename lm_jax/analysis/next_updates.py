@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch, first_sequences
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.gradients.artbp import randomised_bptt
 from lm_jax.gradients.bptt import Estimator, explicit_bptt, truncated_bptt
 from lm_jax.gradients.cliffs import Cliff, cliff
@@ -34,7 +35,6 @@ from lm_jax.gradients.proof import LARGEST
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.uoro import uoro
-from lm_jax.inference.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel, count
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import CellLayer

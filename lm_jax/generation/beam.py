@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.sampling_options import check_length, prompt_tokens, stop_token
+from lm_jax.generation.sampling_options import check_length, prompt_tokens, stop_token
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
@@ -51,7 +51,7 @@ def beam(
     """Find the likeliest continuation of a prompt by beam search.
 
     Args:
-      model, params, vocabulary: a trained model, as in `lm_jax.inference.samples`.
+      model, params, vocabulary: a trained model, as in `lm_jax.generation.samples`.
       length: number of tokens to add, unless the stop token comes first.
       width: W.
       prompt: text for the model to read first.

@@ -1,4 +1,4 @@
-"""What a text is worth to a model: read through, by line, learning, remembering, running free."""
+"""What a text is worth to a model: read through, by line, learning, remembering."""
 
 import importlib
 import itertools
@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax import inference, models
+from lm_jax import models, scoring
 from lm_jax.config import RNN
 from lm_jax.data import text as texts
 from lm_jax.data.batches import batch_at, streams
 from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.gradients import full_bptt
-from lm_jax.inference import line_blocks, lines, parallel_scorer, sample_inputs, score
-from lm_jax.inference.score import perplexity_of
 from lm_jax.report.score_table import show_score
+from lm_jax.scoring import line_blocks, lines, parallel_scorer, score
+from lm_jax.scoring.score import perplexity_of
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)), size=1.0)
 CHARS = Vocabulary("char", ("<unk>", "\n", "a", "b", "c", "d", " "))
 WORDS = Vocabulary("word", ("<unk>", "<eos>", "the", "cat", "sat", "on", "mat"))
-STATIC = importlib.import_module("lm_jax.inference.parallel")
+STATIC = importlib.import_module("lm_jax.scoring.parallel")
 RANDOM = np.random.default_rng(0)
 TEXT = "".join(RANDOM.choice(list("abcd \n"), 130, p=[0.2] * 4 + [0.1] * 2))
 
@@ -73,7 +73,7 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
     for block, length in ((7, 5), (1000, 130), (64, 32), (3, 200)):
         monkeypatch.setattr(texts, "BLOCK", block)
         found = list(
-            inference.blocks(
+            scoring.blocks(
                 parallel_scorer(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT + "é")
             )
         )
@@ -90,7 +90,7 @@ def _four_lanes(monkeypatch):
     """Stretches of 512 tokens of `CHARS` in four lanes of 128, with 32 tokens before each lane."""
     for name, value in {"LANES": 4, "WARM": 32, "FEW": 2}.items():
         monkeypatch.setattr(STATIC, name, value)
-    scorer = importlib.import_module("lm_jax.inference.scorer")
+    scorer = importlib.import_module("lm_jax.scoring.scorer")
     monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 32 * len(CHARS.tokens))
     STATIC._reader.cache_clear()
     yield
@@ -145,7 +145,7 @@ def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):
 
     text = texts.Text("endless", "", endless)
     for found in (
-        inference.blocks(parallel_scorer(MODEL, 32), PARAMS, CHARS, text),
+        scoring.blocks(parallel_scorer(MODEL, 32), PARAMS, CHARS, text),
         line_blocks(MODEL, PARAMS, CHARS, text),
     ):
         taken.clear()
@@ -154,7 +154,7 @@ def test_no_more_of_a_text_is_read_than_is_asked_for(monkeypatch):
 
 
 def test_each_line_is_scored_as_if_nothing_had_come_before_it(monkeypatch):
-    module = importlib.import_module("lm_jax.inference.blocks")
+    module = importlib.import_module("lm_jax.scoring.blocks")
     long = "ab cd" * 9
     text = f"{TEXT}\n{long}\n\nab\n{TEXT}"
     parts = text.split("\n")
@@ -178,7 +178,7 @@ def test_lines_add_up_whatever_the_blocks():
         found = list(
             lines(
                 CHARS,
-                inference.blocks(
+                scoring.blocks(
                     parallel_scorer(MODEL, length), PARAMS, CHARS, in_memory("text", TEXT)
                 ),
             )
@@ -205,7 +205,7 @@ def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(cap
     found = score(model, params, BYTES, text).loss
     assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
     for as_json in (True, False):
-        blocks = inference.blocks(parallel_scorer(model, 4), params, BYTES, text)
+        blocks = scoring.blocks(parallel_scorer(model, 4), params, BYTES, text)
         show_score(BYTES, blocks, by="token", as_json=as_json)
     as_object, _, table = capsys.readouterr().out.partition("      ln P")
     assert json.loads(as_object)["bits_per_character"] is None
@@ -214,13 +214,13 @@ def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(cap
 
 def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
     still = score(MODEL, PARAMS, CHARS, TEXT).nats
-    none = inference.sgd(PARAMS, learning_rate=0.0)
-    np.testing.assert_allclose(nats_of(inference.dynamic(MODEL, none, 10)), still, rtol=1e-12)
-    learning = nats_of(inference.dynamic(MODEL, inference.sgd(PARAMS, learning_rate=0.5), 10))
+    none = scoring.sgd(PARAMS, learning_rate=0.0)
+    np.testing.assert_allclose(nats_of(scoring.dynamic(MODEL, none, 10)), still, rtol=1e-12)
+    learning = nats_of(scoring.dynamic(MODEL, scoring.sgd(PARAMS, learning_rate=0.5), 10))
     np.testing.assert_allclose(learning[:10], still[:10], rtol=1e-12)
     assert np.all(learning[10:] != still[10:])
     # The text itself is left for the next time.
-    again = nats_of(inference.dynamic(MODEL, inference.sgd(PARAMS, learning_rate=0.5), 10))
+    again = nats_of(scoring.dynamic(MODEL, scoring.sgd(PARAMS, learning_rate=0.5), 10))
     np.testing.assert_array_equal(again, learning)
 
 
@@ -236,16 +236,16 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
         _, carry, g, _ = estimator(PARAMS, carry, batch)
         squares = jax.tree.map(lambda s, g: s + g**2 / 3, squares, g)
     root = jax.tree.map(np.sqrt, squares)
-    found = inference.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
+    found = scoring.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
     tiny.assert_trees_close(found, root)
 
     average = np.mean([leaf.mean() for leaf in jax.tree.leaves(root)])
     if kind == "sgd":
-        rule = inference.sgd(PARAMS, learning_rate=rate, decay=decay)
+        rule = scoring.sgd(PARAMS, learning_rate=rate, decay=decay)
         divisor = jax.tree.map(np.ones_like, root)
         pull = jax.tree.map(lambda leaf: np.full_like(leaf, decay), root)
     else:
-        rule = inference.rms(root, learning_rate=rate, decay=decay, epsilon=epsilon)
+        rule = scoring.rms(root, learning_rate=rate, decay=decay, epsilon=epsilon)
         divisor = jax.tree.map(lambda leaf: leaf + epsilon, root)
         pull = jax.tree.map(lambda leaf: np.minimum(decay * leaf / average, 1), root)
     params, carry, expected = PARAMS, MODEL.init_carry(1), []
@@ -256,7 +256,7 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
             lambda now, g, d, first, share: now - rate * g / d + share * (first - now),
             *(params, g, divisor, PARAMS, pull),
         )
-    nats = nats_of(inference.dynamic(MODEL, rule, length))
+    nats = nats_of(scoring.dynamic(MODEL, rule, length))
     sums = [nats[:50].sum(), nats[50:100].sum(), nats[100:].sum()]
     np.testing.assert_allclose(sums, expected, rtol=1e-12)
 
@@ -265,7 +265,7 @@ def test_a_cache_is_its_formula_token_by_token():
     tokens = CHARS.encode(TEXT)
     nats, h, logits = read_through(tokens)
     for size, weight, flatness in ((7, 0.3, 0.6), (500, 0.1, 0.0)):
-        found = nats_of(inference.cache(MODEL, size=size, weight=weight, flatness=flatness))
+        found = nats_of(scoring.cache(MODEL, size=size, weight=weight, flatness=flatness))
         assert found[0] == pytest.approx(nats[0], rel=1e-12)  # nothing is remembered yet
         for t in range(1, len(tokens)):
             p_cache = np.zeros(tiny.V)
@@ -280,23 +280,23 @@ def test_a_cache_is_its_formula_token_by_token():
 def test_a_cache_of_the_largest_flatness_looks_at_the_most_similar_state_alone():
     tokens = CHARS.encode(TEXT)
     nats, h, _ = read_through(tokens)
-    found = nats_of(inference.cache(MODEL, size=7, weight=0.3, flatness=1e308))
+    found = nats_of(scoring.cache(MODEL, size=7, weight=0.3, flatness=1e308))
     for t in range(1, len(tokens)):
         before = range(max(0, t - 7), t)
         nearest = max(before, key=lambda i: h[t] @ h[i])
         p = 0.7 * np.exp(-nats[t]) + 0.3 * (tokens[nearest] == tokens[t])
         assert found[t] == pytest.approx(-np.log(p), rel=1e-12)
     with jax.enable_x64(False):  # 1e39 is finite, but not among its numbers
-        scorer = inference.cache(MODEL, size=7, weight=0.3, flatness=1e39)
+        scorer = scoring.cache(MODEL, size=7, weight=0.3, flatness=1e39)
         state = scorer.init(MODEL.init(jax.random.key(0)), 1)
         assert state.flatness == np.finfo(np.float32).max
 
 
 def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch):
     still = score(MODEL, PARAMS, CHARS, TEXT).nats
-    none = inference.cache(MODEL, size=9, weight=0.0, flatness=1.0)
+    none = scoring.cache(MODEL, size=9, weight=0.0, flatness=1.0)
     np.testing.assert_allclose(nats_of(none), still, rtol=1e-12)
-    whole = inference.cache(MODEL, size=9, weight=0.2, flatness=1.0)
+    whole = scoring.cache(MODEL, size=9, weight=0.2, flatness=1.0)
     chunks = whole._replace(length=11)
     np.testing.assert_allclose(nats_of(chunks), nats_of(whole), rtol=1e-12)
 
@@ -304,107 +304,41 @@ def test_a_cache_of_no_weight_is_the_model_and_chunks_do_not_matter(monkeypatch)
 def test_a_cache_needs_hidden_states_and_learning_needs_weights():
     counts = tiny.altered(MODEL, hidden=lambda params, carry, x, hook=None: (carry, x))
     with pytest.raises(UserError, match="--cache needs a model with hidden states"):
-        score(
-            counts, PARAMS, CHARS, "ab", inference.cache(counts, size=3, weight=0.1, flatness=0.0)
-        )
-    rule = inference.sgd({"n": jnp.zeros(3, int)}, learning_rate=0.1)
+        score(counts, PARAMS, CHARS, "ab", scoring.cache(counts, size=3, weight=0.1, flatness=0.0))
+    rule = scoring.sgd({"n": jnp.zeros(3, int)}, learning_rate=0.1)
     with pytest.raises(UserError, match="a model that is counted"):
-        score(MODEL, {"n": jnp.zeros(3, int)}, CHARS, "ab", inference.dynamic(MODEL, rule, 4))
+        score(MODEL, {"n": jnp.zeros(3, int)}, CHARS, "ab", scoring.dynamic(MODEL, rule, 4))
 
 
 def test_dynamic_evaluation_holds_no_square_of_a_gradient():
     """The squares of gradients times 1e200 are beyond the largest float, and their sum too."""
     steep = tiny.altered(MODEL, loss=lambda *at: 1e200 * MODEL.loss(*at))
     found, usual = (
-        inference.root_mean_square_gradient(
-            model, PARAMS, CHARS.encode(TEXT), 1, length=50, lanes=1
-        )
+        scoring.root_mean_square_gradient(model, PARAMS, CHARS.encode(TEXT), 1, length=50, lanes=1)
         for model in (steep, MODEL)
     )
     tiny.assert_trees_close(jax.tree.map(lambda leaf: leaf / 1e200, found), usual)
     steepest = jax.tree.map(lambda leaf: leaf * 1e107, found)
-    pulls = [inference.rms(r, learning_rate=1.0, decay=0.02).pull for r in (steepest, usual)]
+    pulls = [scoring.rms(r, learning_rate=1.0, decay=0.02).pull for r in (steepest, usual)]
     tiny.assert_trees_close(*pulls)
     assert np.isnan(perplexity_of(float("nan")))
     beyond = jax.tree.map(lambda leaf: leaf * np.inf, usual)
     with pytest.raises(UserError, match="the gradient on the training text is beyond"):
-        inference.rms(beyond, learning_rate=1.0)
+        scoring.rms(beyond, learning_rate=1.0)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: inference.cache(MODEL, size=0, weight=0.1, flatness=0.1), "cache=0 must"),
-        (lambda: inference.cache(MODEL, size=5, weight=1.0, flatness=0.1), "cache-weight=1.0 must"),
-        (lambda: inference.cache(MODEL, size=5, weight=0.1, flatness=-1.0), "cache-flatness=-1"),
-        (lambda: inference.sgd(PARAMS, learning_rate=-1.0), "dynamic-rate=-1.0 must"),
-        (lambda: inference.sgd(PARAMS, learning_rate=1.0, decay=2.0), "dynamic-decay=2.0 must"),
-        (lambda: inference.rms(PARAMS, learning_rate=1.0, epsilon=0.0), "dynamic-epsilon=0.0"),
-        (lambda: inference.dynamic(MODEL, inference.Rule({}, {}), 0), "dynamic-length=0 must"),
-        (lambda: inference.exposure(MODEL, PARAMS, CHARS, "a", length=0), "exposure=0 must be"),
+        (lambda: scoring.cache(MODEL, size=0, weight=0.1, flatness=0.1), "cache=0 must"),
+        (lambda: scoring.cache(MODEL, size=5, weight=1.0, flatness=0.1), "cache-weight=1.0 must"),
+        (lambda: scoring.cache(MODEL, size=5, weight=0.1, flatness=-1.0), "cache-flatness=-1"),
+        (lambda: scoring.sgd(PARAMS, learning_rate=-1.0), "dynamic-rate=-1.0 must"),
+        (lambda: scoring.sgd(PARAMS, learning_rate=1.0, decay=2.0), "dynamic-decay=2.0 must"),
+        (lambda: scoring.rms(PARAMS, learning_rate=1.0, epsilon=0.0), "dynamic-epsilon=0.0"),
+        (lambda: scoring.dynamic(MODEL, scoring.Rule({}, {}), 0), "dynamic-length=0 must"),
     ],
 )
 def test_a_number_out_of_range_is_refused(make, said):
     with pytest.raises(UserError, match=said):
         make()
-
-
-@jax.jit
-def _fed(batch, key, rate):
-    return sample_inputs(MODEL, PARAMS, MODEL.init_carry(tiny.B), batch, key, rate)
-
-
-def test_inputs_are_replaced_at_the_rate_that_is_asked_for(key):
-    batch = tiny.batch(length=40)
-    tiny.assert_trees_equal(_fed(batch, key, 0.0), batch)
-    own = _fed(batch, key, 1.0)
-    np.testing.assert_array_equal(own.x[0], batch.x[0])
-    np.testing.assert_array_equal(own.y, batch.y)
-    some = np.asarray(_fed(batch, key, 0.5).x != batch.x)
-    every = np.asarray(own.x != batch.x)
-    assert 0.2 < some[1:].mean() < every[1:].mean() <= 1
-
-
-def test_what_a_model_is_fed_greedily_is_its_likeliest_token(key):
-    batch = tiny.batch(length=8)
-    carry = MODEL.init_carry(tiny.B)
-    own = sample_inputs(MODEL, PARAMS, carry, batch, key, jnp.ones(()), greedy=True)
-    _, h = MODEL.hidden(PARAMS, carry, own.x)
-    np.testing.assert_array_equal(own.x[1:], jnp.argmax(MODEL.logits(PARAMS, h), -1)[:-1])
-    assert np.any(own.x != batch.x)
-
-
-def test_no_gradient_flows_through_what_a_model_is_fed(key):
-    batch, carry = tiny.batch(), MODEL.init_carry(tiny.B)
-    estimator = full_bptt(MODEL)
-    own = sample_inputs(MODEL, PARAMS, carry, batch, key, jnp.ones(()))
-
-    def loss(params):
-        return estimator(
-            params, carry, sample_inputs(MODEL, params, carry, batch, key, jnp.ones(()))
-        )[0]
-
-    tiny.assert_trees_close(jax.grad(loss)(PARAMS), estimator(PARAMS, carry, own)[2])
-
-
-def test_the_exposure_gap_is_zero_at_first_and_forced_is_the_score():
-    nats = score(MODEL, PARAMS, CHARS, TEXT).nats
-    found = inference.exposure(MODEL, PARAMS, CHARS, TEXT, length=40)
-    np.testing.assert_array_equal(found.tokens, [4] * 10 + [3] * 30)
-    assert found.mean(found.forced) == pytest.approx(nats.mean(), rel=1e-12)
-    positions = np.arange(len(nats)) % 40
-    by_position = [nats[positions == place].mean() for place in range(40)]
-    np.testing.assert_allclose(found.forced, by_position, rtol=1e-12)
-    assert found.free[0] == pytest.approx(found.forced[0], rel=1e-12)
-    assert np.all(found.free[1:] != found.forced[1:])
-    assert found.gap == pytest.approx(found.mean(found.free) - nats.mean(), rel=1e-9)
-    short = inference.exposure(MODEL, PARAMS, CHARS, "abc", length=40)
-    np.testing.assert_array_equal(short.tokens, [1, 1, 1])
-
-
-def test_a_model_that_says_the_text_itself_has_no_exposure_gap():
-    """The likeliest continuation, read greedily, is what the text is."""
-    text = inference.sample(MODEL, PARAMS, CHARS, length=60, temperature=0.0)
-    assert CHARS.unknown not in CHARS.encode(text)
-    found = inference.exposure(MODEL, PARAMS, CHARS, text, length=40, greedy=True)
-    assert found.gap == pytest.approx(0, abs=1e-12)

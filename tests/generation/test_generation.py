@@ -10,10 +10,10 @@ import tiny
 
 from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary, build
-from lm_jax.inference import beam, sample, samples, stream
-from lm_jax.inference.drawing import Cuts, cuts, divisor, drawing, draws, kept
-from lm_jax.inference.sample import spelled
-from lm_jax.inference.sampling_options import prompt_tokens, stop_token
+from lm_jax.generation import beam, sample, samples, stream
+from lm_jax.generation.drawing import Cuts, cuts, divisor, drawing, draws, kept
+from lm_jax.generation.sample import spelled
+from lm_jax.generation.sampling_options import prompt_tokens, stop_token
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()

@@ -8,21 +8,21 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from lm_jax.analysis import chunks
+from lm_jax.analysis.next_updates import PARTS, Updates, updates
+from lm_jax.analysis.reach import Reach, reach
+from lm_jax.analysis.replay import Spike, at_work, replayed, spike
 from lm_jax.config import RNN, Config, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
+from lm_jax.generation.sampling_options import check_seed
 from lm_jax.gradients.clipping_audit import Apply
 from lm_jax.gradients.example import single_example
 from lm_jax.gradients.lags import SLOPES
-from lm_jax.inference.sampling_options import check_seed
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError, nearest
-from lm_jax.studies import passage
-from lm_jax.studies.study import Reach, reach
-from lm_jax.studies.updates import PARTS, Updates, updates
 from lm_jax.training.optimizer import learning_rate, optimizer
-from lm_jax.training.replay import Spike, at_work, replayed, spike
 from lm_jax.training.run_metrics import kept_params
 from lm_jax.training.runs import Run
 from lm_jax.training.state import TrainState
@@ -100,7 +100,7 @@ def probe(
       UserError: the model has no recurrent state; a number is out of range; the text or the
         sentence is too short; the sentence is not Unicode; tokens, sentence or length are given for
         generated sequences, or the part `exposure`; a part is unknown; as
-        `lm_jax.training.state_at`.
+        `lm_jax.analysis.state_at`.
     """
     check_seed(seed)
     drawn = run.config.data.generated
@@ -126,8 +126,8 @@ def probe(
     far, near, seen = Reach(), Updates(), None
     if {*parts} & {*Reach._fields}:
         if drawn:
-            seen = passage.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
-            line = passage.sequences(run.model, seen.batch, 1).batch
+            seen = chunks.sequences(run.model, held_out(run.config.data, "validation")[0](), lanes)
+            line = chunks.sequences(run.model, seen.batch, 1).batch
         else:
             tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
             length = min(work.length, LONGEST) if length is None else length
@@ -169,7 +169,7 @@ def _parts(only: Collection[str] | None, drawn: bool) -> Collection[str]:
 
 def _of_text(
     run: Run, params: Params, tokens: np.ndarray, words: str | None, *, length: int, lanes: int
-) -> tuple[passage.Chunk, Batch]:
+) -> tuple[chunks.Chunk, Batch]:
     """The chunk of a text to analyse, and the sentence of the credit map."""
     vocabulary = run.vocabulary
     try:
@@ -180,8 +180,8 @@ def _of_text(
         )
     except UnicodeEncodeError:
         raise UserError(f"the sentence {words!r} is not UTF-8") from None
-    seen = passage.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
-    return seen, passage.sentence(vocabulary.boundary, line)
+    seen = chunks.chunk(run.model, params, vocabulary, tokens, length=length, lanes=lanes)
+    return seen, chunks.sentence(vocabulary.boundary, line)
 
 
 def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:

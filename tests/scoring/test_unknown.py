@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import inference
+from lm_jax import scoring
 from lm_jax.config import RNN, Config, Data, NGram
 from lm_jax.data.text import in_memory
 from lm_jax.report.score_table import show_score
@@ -107,14 +107,14 @@ def test_a_scored_text_has_none_however_it_is_shown(by, tmp_path, capsys):
     run = lm_jax.train(counted(), tmp_path, text=KNOWN)
     trained = run.model, run.params, run.vocabulary
     for text, unknown in ((WORDS, 0), (WORDS + "the zebra\nslept", 2)):
-        found = inference.score(*trained, text)
+        found = scoring.score(*trained, text)
         assert found.unknown == found.loss.unknown == unknown
         bits = found.loss.bits_per_character
         assert bits == (
             None if unknown else pytest.approx(found.loss.nats / math.log(2) / len(text))
         )
         for as_json in (False, True):
-            blocks = inference.line_blocks(*trained, in_memory("text", text))
+            blocks = scoring.line_blocks(*trained, in_memory("text", text))
             show_score(run.vocabulary, blocks, by=by, as_json=as_json)
             out = capsys.readouterr().out
             if as_json:

@@ -15,9 +15,9 @@ from jaxtyping import Array
 from lm_jax.config import Data
 from lm_jax.data.batches import Batch
 from lm_jax.data.tasks import HELD_OUT_LANES, Task, held_out
-from lm_jax.inference.score import perplexity_of
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
+from lm_jax.scoring.score import perplexity_of
 
 
 class TaskMetrics(NamedTuple):

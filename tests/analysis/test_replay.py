@@ -10,10 +10,11 @@ import tiny
 
 import lm_jax
 from lm_jax import data
+from lm_jax.analysis import replay, spike, state_at
 from lm_jax.config import ASGD, RNN, SGD, NGram, Plateau, resolve
 from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
-from lm_jax.training import replay, spike, state_at, step
+from lm_jax.training import step
 from lm_jax.training.checkpoint import restore, tree_digest
 from lm_jax.training.input_pipeline import source_of
 

@@ -1,6 +1,6 @@
 """All results of the gradient tools for a model on a text, or on sequences of a task.
 
-The tools read B sequences of T steps (`lm_jax.studies.passage`). A tool for a single example is
+The tools read B sequences of T steps (`lm_jax.analysis.chunks`). A tool for a single example is
 mapped over the sequences, and the results are averaged. Gradients are with respect to the
 parameters of the recurrent layers.
 
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lm_jax.analysis.chunks import Chunk
 from lm_jax.data.batches import Batch
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.gradients.credit import credit_map
 from lm_jax.gradients.example import SingleExample, masked_loss, restrict_to_layers, single_example
 from lm_jax.gradients.horizon import credit_horizon
 from lm_jax.gradients.lags import PredictedLagNorms, mean_lag_norms, predicted_lag_norms
+from lm_jax.gradients.live_probe import SHARES, split_by_lag
 from lm_jax.gradients.lyapunov import finite_time_exponents, lyapunov_convergence
 from lm_jax.gradients.sensitivity import Probed, sensitivity_by_probes
 from lm_jax.gradients.spectra import RecurrentSpectra, spectra_by_layer
@@ -28,8 +30,6 @@ from lm_jax.gradients.truncations import Truncations
 from lm_jax.gradients.word_credit import credit_by_class, frequency_bands
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
-from lm_jax.studies.live import SHARES, split_by_lag
-from lm_jax.studies.passage import Chunk
 
 BANDS = 4  # bands of word frequency
 EXPONENTS = 8  # number of Lyapunov exponents, the largest first

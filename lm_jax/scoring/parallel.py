@@ -31,10 +31,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.inference.scorer import Scorer, scoring_length
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.rnn import RNNModel
+from lm_jax.scoring.scorer import Scorer, scoring_length
 
 LANES = 64  # segments of a stretch
 WARM = 128  # W, warm-up tokens of a segment
@@ -43,7 +43,7 @@ CHUNKS = 32  # chunks of N tokens in a stretch
 SEAM = 256  # tolerance at a seam, in ε
 
 
-class _State(NamedTuple):
+class _ParallelState(NamedTuple):
     """State between two stretches of text."""
 
     carry: Carry
@@ -71,10 +71,10 @@ def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
         parallel segments.
     """
 
-    def init(params: Params, batch_size: int) -> _State:
-        return _State(model.init_carry(batch_size), jnp.asarray(True))
+    def init(params: Params, batch_size: int) -> _ParallelState:
+        return _ParallelState(model.init_carry(batch_size), jnp.asarray(True))
 
-    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+    def read(params: Params, state: _ParallelState, batch: Batch) -> tuple[_ParallelState, Array]:
         # A short text takes another program, which compiles in a fraction of the time.
         long = np.sum(batch.mask) >= 2 * WARM * LANES
         return _reader(model)(params, state, batch, bool(long))
@@ -83,10 +83,10 @@ def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
+def _reader(model: LanguageModel) -> Callable[..., tuple[_ParallelState, Array]]:
     def read(
-        params: Params, state: _State, batch: Batch, long: bool
-    ) -> tuple[_State, Float[Array, "T 1"]]:
+        params: Params, state: _ParallelState, batch: Batch, long: bool
+    ) -> tuple[_ParallelState, Float[Array, "T 1"]]:
         x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
         at_once = _at_once(model, params, state.carry, len(x))
         recurrent = isinstance(model, RNNModel)
@@ -138,10 +138,10 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_State, Array]]:
         carry = restart(model, state.carry, batch.start)
         if lanes == 1:
             carry, nats = one_by_one(carry)
-            return _State(carry, state.forgets), nats[:, None]
+            return _ParallelState(carry, state.forgets), nats[:, None]
         end, nats, held = jax.lax.cond(state.forgets, side_by_side, unread, carry)
         carry, nats = jax.lax.cond(held, lambda _: (end, nats), one_by_one, carry)
-        return _State(carry, held), nats[:, None]
+        return _ParallelState(carry, held), nats[:, None]
 
     return jax.jit(read, static_argnums=3, donate_argnums=1)
 

@@ -29,9 +29,9 @@ from jaxtyping import Array, Int
 from lm_jax.data.batches import Batch, Streams, batch_at, steps_per_epoch, streams
 from lm_jax.gradients import full_bptt
 from lm_jax.gradients.validation import check_floating
-from lm_jax.inference.scorer import Scorer
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.scoring.scorer import Scorer
 from lm_jax.settings import UserError
 
 LANES = 100  # sequences in a batch of the training text, for the mean squared gradient
@@ -48,7 +48,7 @@ class Rule(NamedTuple):
     """Factor of the difference to the trained value, from 0 to 1."""
 
 
-class _State(NamedTuple):
+class _DynamicState(NamedTuple):
     params: Params
     carry: Carry
     rule: Rule
@@ -123,18 +123,20 @@ def dynamic(model: LanguageModel, rule: Rule, length: int) -> Scorer:
     if not 1 <= length <= LONGEST:
         raise UserError(f"dynamic-length={length} must be from 1 to {LONGEST:,}")
 
-    def init(params: Params, batch_size: int) -> _State:
+    def init(params: Params, batch_size: int) -> _DynamicState:
         check_floating(params)
         # Copied, because the state is consumed.
         params, rule_now = jax.tree.map(jnp.copy, (params, rule))
-        return _State(params, model.init_carry(batch_size), rule_now)
+        return _DynamicState(params, model.init_carry(batch_size), rule_now)
 
     return Scorer(init, _learner(model), length)
 
 
 @functools.lru_cache(maxsize=16)
-def _learner(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
-    def read(trained: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+def _learner(
+    model: LanguageModel,
+) -> Callable[[Params, _DynamicState, Batch], tuple[_DynamicState, Array]]:
+    def read(trained: Params, state: _DynamicState, batch: Batch) -> tuple[_DynamicState, Array]:
         def mean_nats(params: Params) -> tuple[Array, tuple[Carry, Array]]:
             carry, h = model.hidden(params, restart(model, state.carry, batch.start), batch.x)
             nats = model.nats(params, h, batch.y)
@@ -147,7 +149,7 @@ def _learner(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_S
             return now - rate * g + pull * (first - now)
 
         params = jax.tree.map(learned, state.params, grads, trained, *state.rule)
-        return _State(params, carry, state.rule), nats
+        return _DynamicState(params, carry, state.rule), nats
 
     return jax.jit(read, donate_argnums=1)
 

@@ -22,11 +22,11 @@ from lm_jax.data.batches import (
 )
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference.blocks import Block, blocks
-from lm_jax.inference.parallel import parallel_scorer, stretch_length
-from lm_jax.inference.scorer import Scorer, reader, scoring_length
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
+from lm_jax.scoring.blocks import Block, blocks
+from lm_jax.scoring.parallel import parallel_scorer, stretch_length
+from lm_jax.scoring.scorer import Scorer, reader, scoring_length
 
 
 class Reading(NamedTuple):
@@ -163,7 +163,7 @@ def score(
       model, params: a trained model, `run.model` and `run.params`.
       vocabulary: the model's vocabulary, `run.vocabulary`.
       text: the text to score; tokens missing from the vocabulary count as `<unk>`.
-      scorer: `lm_jax.inference.dynamic` or `cache`; None for the unchanged model.
+      scorer: `lm_jax.scoring.dynamic` or `cache`; None for the unchanged model.
 
     Raises:
       UserError: the text is empty, or not UTF-8.

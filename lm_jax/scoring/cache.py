@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
-from lm_jax.inference.scorer import Scorer
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import Carry, Params
+from lm_jax.scoring.scorer import Scorer
 from lm_jax.settings import UserError
 
 LARGEST = 100_000  # states in the cache
 PRODUCTS = 1 << 22  # products h_t · h_i of one sequence in one call
 
 
-class _State(NamedTuple):
+class _CacheState(NamedTuple):
     carry: Carry
     h: Float[Array, "N B H"]
     """The states in the cache, oldest first."""
@@ -60,7 +60,7 @@ def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) ->
     if not 0 <= flatness < float("inf"):
         raise UserError(f"cache-flatness={flatness} must be 0 or more, and finite")
 
-    def init(params: Params, batch_size: int) -> _State:
+    def init(params: Params, batch_size: int) -> _CacheState:
         carry = model.init_carry(batch_size)
         x = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
         _, h = jax.eval_shape(model.hidden, params, carry, x)
@@ -68,7 +68,7 @@ def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) ->
         if len(shape) != 3 or not jnp.issubdtype(h.dtype, jnp.floating):
             raise UserError("--cache needs a model with hidden states, as a recurrent one has")
         share = jnp.asarray(weight, float)
-        return _State(
+        return _CacheState(
             carry,
             jnp.zeros((size, batch_size, shape[-1]), h.dtype),
             jnp.zeros((size, batch_size), jnp.int32),
@@ -82,8 +82,10 @@ def cache(model: LanguageModel, *, size: int, weight: float, flatness: float) ->
 
 
 @functools.lru_cache(maxsize=16)
-def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple[_State, Array]]:
-    def read(params: Params, state: _State, batch: Batch) -> tuple[_State, Array]:
+def _rememberer(
+    model: LanguageModel,
+) -> Callable[[Params, _CacheState, Batch], tuple[_CacheState, Array]]:
+    def read(params: Params, state: _CacheState, batch: Batch) -> tuple[_CacheState, Array]:
         carry, h = model.hidden(params, restart(model, state.carry, batch.start), batch.x)
         kept = state.h.shape[0]
         hs, ys = jnp.concatenate([state.h, h]), jnp.concatenate([state.y, batch.y])
@@ -103,7 +105,7 @@ def _rememberer(model: LanguageModel) -> Callable[[Params, _State, Batch], tuple
         whole = jnp.where(some, _log_sum(weights), 0)
         log_p = _log_sum(jnp.where(same, weights, -jnp.inf)) - whole
         mixed = jnp.logaddexp(jnp.log1p(-state.weight) - nats, jnp.log(state.weight) + log_p)
-        state = _State(carry, hs[-kept:], ys[-kept:], there[-kept:], *state[-2:])
+        state = _CacheState(carry, hs[-kept:], ys[-kept:], there[-kept:], *state[-2:])
         return state, jnp.where(some, -mixed, nats)
 
     return jax.jit(read, donate_argnums=1)

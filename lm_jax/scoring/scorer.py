@@ -1,7 +1,7 @@
 """Scorers: functions that score a text chunk by chunk and keep a state between chunks.
 
-The scorer of the unchanged model (`lm_jax.inference.parallel`) keeps the carry.
-`lm_jax.inference.dynamic` also updates the parameters; `lm_jax.inference.cache` also keeps a cache
+The scorer of the unchanged model (`lm_jax.scoring.parallel`) keeps the carry.
+`lm_jax.scoring.dynamic` also updates the parameters; `lm_jax.scoring.cache` also keeps a cache
 of hidden states.
 """
 
