@@ -1,6 +1,6 @@
-"""Input of a study: a chunk of a text, or whole sequences of a task.
+"""Input of the analysis: a chunk of a text, or whole sequences of a task.
 
-A text is cut into B sequences. The study reads a chunk of T tokens of each sequence, after a
+A text is cut into B sequences. The analysis reads a chunk of T tokens of each sequence, after a
 warm-up on the chunk before. A task gives B sequences of T steps, each from a fresh carry.
 
 Letters: T steps of the chunk, B sequences, N steps of a long trajectory, S words of a sentence.
@@ -20,7 +20,7 @@ from lm_jax.settings import UserError
 
 
 class Chunk(NamedTuple):
-    """Input of a study."""
+    """Input of the analysis."""
 
     carry: Carry
     """State of B sequences before the batch."""

@@ -92,7 +92,7 @@ class Credit(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Travel of a gradient through time. A part of the study is None if not asked for."""
+    """Travel of a gradient through time. A part is None if not asked for."""
 
     lags: Lags | None = None
     by_lag: ByLag | None = None

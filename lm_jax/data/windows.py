@@ -1,4 +1,4 @@
-"""The input pipeline of a text: whole on the device, or in windows read ahead from the disk.
+"""The input pipeline: data whole on the device, or a text in windows read ahead from the disk.
 
 A training text is mapped into memory from the disk and may be larger than the memory. The streams
 of such a text are never built as a whole. A `StreamWindow` holds the part of the streams that W
@@ -16,12 +16,14 @@ import mmap
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import jax
 import numpy as np
 
 from lm_jax.config import Data
-from lm_jax.data.batches import Epoch, Source, StreamWindow, steps_per_epoch
+from lm_jax.data.batches import Epoch, Source, StreamWindow, sentences, steps_per_epoch, streams
+from lm_jax.data.corpus import Corpus
 from lm_jax.settings import UserError
 
 SHARE = 0.25  # largest share of the free memory for a whole text on the device
@@ -130,6 +132,29 @@ class Prefetched:
 
 
 InputPipeline = InMemory | Prefetched
+
+
+def input_pipeline(data: Data, corpus: Corpus, length: int) -> InputPipeline:
+    """The input pipeline: the whole training data on the device, or windows of a large text.
+
+    A text is read in windows if the device cannot hold the whole text, or if the config asks for
+    windows.
+    """
+    tokens = corpus.train.tokens
+    if corpus.task is None and data.batching == "streams":
+        updates = window_updates(tokens, data, length)
+        if updates is not None:
+            boundary, batch_size = corpus.vocabulary.boundary, data.batch_size
+            return Prefetched(tokens, boundary, batch_size, length, updates)
+    return InMemory(source_of(data, corpus, length), length)
+
+
+def source_of(data: Data, corpus: Corpus, length: int) -> Source:
+    """The task, or the training text on the device, batched as streams or as sentences."""
+    if corpus.task is not None:
+        return corpus.task
+    read = streams if data.batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size)
 
 
 def window_updates(tokens: np.ndarray, data: Data, length: int) -> int | None:

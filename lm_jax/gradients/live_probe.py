@@ -7,7 +7,7 @@ to the current parameters, without dropout:
   horizon: the number of steps back that hold half, 90 % and 99 % of this gradient, by the relative
   error of the truncated gradients;
 - lags: the spectral norm of ∂h_T/∂h_{T-l} for l = 0 … T - 1, with h the state of all layers and T
-  the end of the chunk; the arithmetic mean over the sequences (the study of a run takes the mean
+  the end of the chunk; the arithmetic mean over the sequences (`lm_jax.probe` takes the mean
   over several ends T, too);
 - spectra: the spectral radius and the largest singular value of each block of every W_hh made of
   square blocks;

@@ -10,8 +10,7 @@ from lm_jax.gradients.cliffs import Cliff
 from lm_jax.gradients.clipping_audit import ClipSummary, Thresholds
 from lm_jax.gradients.compare import Comparison
 from lm_jax.gradients.exposure_bias import ExposureCosines
-from lm_jax.report.figures import figure, line
-from lm_jax.report.page import Section, Table
+from lm_jax.report.page import Section, Table, figure, line
 
 
 def update_sections(updates: Updates) -> list[Section]:

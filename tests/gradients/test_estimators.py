@@ -21,7 +21,7 @@ from lm_jax.data.batches import Batch
 from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import restart, transition
 from lm_jax.models.base import NO_HOOK
-from lm_jax.models.regression import RegressionReadout
+from lm_jax.models.readout import RegressionReadout
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
