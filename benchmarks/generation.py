@@ -2,13 +2,13 @@
 
     python -m benchmarks.generation
 
-Against PyTorch: 10,000 characters by `lm_jax.inference.sample` from an Elman model of 320 units,
+Against PyTorch: 10,000 characters by `lm_jax.generation.sample` from an Elman model of 320 units,
 against a Python loop as in makemore, which calls `torch.nn.RNN` for each token and reads the token
 back to the host. Both models must assign the same probability to a text.
 
 The other comparisons use the model of the quickstart.
 
-Sampling: 10,000 characters by `lm_jax.inference.sample` (a single compiled program without waiting
+Sampling: 10,000 characters by `lm_jax.generation.sample` (a single compiled program without waiting
 for the host), against a Python loop, which makes a compiled call for each token (the model, the
 draw and the key's derivation) and reads the token back. Both must produce the same text, or the
 program ends with an error.
@@ -37,7 +37,7 @@ from benchmarks.command import TOLERANCES, Device
 from benchmarks.rows import Row, row
 from benchmarks.side_by_side import Comparison, Maker
 from benchmarks.sizes import Size
-from lm_jax import inference, models
+from lm_jax import generation, models, scoring
 from lm_jax.config import Config
 from lm_jax.data import text as texts
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
@@ -52,7 +52,7 @@ DRAWN = Size("elman", 320, batch=1, length=100, vocabulary=90)
 
 
 def loop_sampler(model: LanguageModel, params: Params, corpus: Corpus) -> Callable[[], str]:
-    """Make a sampler of the same text as `lm_jax.inference.sample`, with a call per token."""
+    """Make a sampler of the same text as `lm_jax.generation.sample`, with a call per token."""
     size, boundary = len(corpus.vocabulary), corpus.vocabulary.boundary
 
     @jax.jit
@@ -146,7 +146,7 @@ def against_ourselves(rounds: int) -> list[Row]:
 
     ways = {
         "drawn, a call a token": loop_sampler(model, params, corpus),
-        "drawn, one program": lambda: inference.sample(model, params, vocabulary, length=LENGTH),
+        "drawn, one program": lambda: generation.sample(model, params, vocabulary, length=LENGTH),
     }
     loop, program = ways.values()
     if loop() != program():
@@ -160,14 +160,14 @@ def against_ourselves(rounds: int) -> list[Row]:
 
     text = texts.splits(config.data)["train"]
     tokens = corpus.train.tokens
-    static = inference.parallel_scorer(model, inference.stretch_length(len(vocabulary)))
+    static = scoring.parallel_scorer(model, scoring.stretch_length(len(vocabulary)))
     ways = {
         "training's forward half": forward(model, params, config, tokens, vocabulary.boundary),
-        "scored line by line": lambda: list(inference.line_blocks(model, params, vocabulary, text)),
-        "scored as one stream": lambda: list(inference.blocks(static, params, vocabulary, text)),
+        "scored line by line": lambda: list(scoring.line_blocks(model, params, vocabulary, text)),
+        "scored as one stream": lambda: list(scoring.blocks(static, params, vocabulary, text)),
     }
     whole = sum(
-        float(block.nats.sum()) for block in inference.blocks(static, params, vocabulary, text)
+        float(block.nats.sum()) for block in scoring.blocks(static, params, vocabulary, text)
     )
     training = float(forward(model, params, config, tokens, vocabulary.boundary)())
     # Training starts each sequence of the batch from a fresh carry: the sums differ a little.

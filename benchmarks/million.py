@@ -38,7 +38,7 @@ import numpy as np
 from benchmarks import command
 from benchmarks.loss import memory
 from benchmarks.rows import Row, row, show
-from lm_jax import inference, load_run, models
+from lm_jax import generation, load_run, models, scoring
 from lm_jax.commands.train import train_command
 from lm_jax.config import RNN, SGD, Adam, Config, Data, File, Softmax, Train, Word, resolve
 from lm_jax.data.batches import streams
@@ -117,9 +117,9 @@ def used(name: str) -> Found:
 
     def once() -> None:
         if name == "scored":
-            inference.score(model, params, vocabulary, text)
+            scoring.score(model, params, vocabulary, text)
         else:
-            inference.sample(model, params, vocabulary, length=LANES * LENGTH)
+            generation.sample(model, params, vocabulary, length=LANES * LENGTH)
 
     before = memory("VmRSS")
     # Constants: drawing random parameters would take extra memory, and the values do not matter.
@@ -188,7 +188,7 @@ def loaded(folder: Path) -> Found:
     assert len(read_vocabulary(folder / "run").numbers) == V
     before, began = memory("VmRSS"), time.perf_counter()
     run = load_run(folder / "run")
-    inference.score(run.model, run.params, run.vocabulary, (folder / "text/test.txt").read_text())
+    scoring.score(run.model, run.params, run.vocabulary, (folder / "text/test.txt").read_text())
     seconds = time.perf_counter() - began
     return Found(megabytes(run.params) + 300, memory("VmHWM") - before, None, seconds)
 

@@ -1,4 +1,4 @@
-"""The lm_jax side: the program of `lm_jax.train`, a single layer, and `inference.sample`."""
+"""The lm_jax side: the program of `lm_jax.train`, a single layer, and `generation.sample`."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from benchmarks import products, sizes
 from benchmarks.looped import passes
 from benchmarks.side_by_side import Absent, Way
 from benchmarks.sizes import Size
-from lm_jax import inference
+from lm_jax import generation
 from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
@@ -163,7 +163,7 @@ def passes_of_a_layer(size: Size, devices: int) -> Way:
 
 
 def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
-    """Make calls of `lm_jax.inference.sample`, each for a number of characters."""
+    """Make calls of `lm_jax.generation.sample`, each for a number of characters."""
 
     def build() -> Way:
         size = Size(**settings)
@@ -179,7 +179,7 @@ def draw(characters: int, **settings: Any) -> dict[str, Callable[[], Way]]:
 
         def run(calls: int) -> None:
             for _ in range(calls):
-                inference.sample(model, params, vocabulary, length=characters)
+                generation.sample(model, params, vocabulary, length=characters)
 
         return Way(run, check, calls=characters)
 

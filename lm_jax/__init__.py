@@ -1,10 +1,11 @@
 """Neural language models and their gradients through time, as pure functions in JAX."""
 
-from lm_jax import data, gradients, inference, models
+from lm_jax import data, generation, gradients, models, scoring
+from lm_jax.analysis import probe
 from lm_jax.config import Config
 from lm_jax.settings import UserError
 from lm_jax.sweeps import flags, sweep, sweep_configs, sweep_frame
-from lm_jax.training import Run, load_run, probe, train
+from lm_jax.training import Run, load_run, train
 
 __all__ = [
     "Config",
@@ -12,11 +13,12 @@ __all__ = [
     "UserError",
     "data",
     "flags",
+    "generation",
     "gradients",
-    "inference",
     "load_run",
     "models",
     "probe",
+    "scoring",
     "sweep",
     "sweep_configs",
     "sweep_frame",

@@ -7,12 +7,12 @@ import numpy as np
 import tyro
 
 import lm_jax
+from lm_jax.analysis.probing import Part
 from lm_jax.commands.shared import filled, text_of
 from lm_jax.data.vocabulary import encoded
 from lm_jax.report.probe_page import write_study
 from lm_jax.report.terminal import show_probe, waiting
 from lm_jax.settings import UserError
-from lm_jax.training.probing import Part
 
 
 def probe(

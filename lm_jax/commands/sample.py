@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from lm_jax import inference
+from lm_jax import generation
 from lm_jax.commands.shared import SAMPLE_LENGTH, Flag, filled, mixed, only_with, reading_text
 from lm_jax.report.score_table import show_beam, show_samples, show_stream
 from lm_jax.settings import UserError
@@ -63,9 +63,9 @@ def sample(
     trained = (run.model, run.params, run.vocabulary)
     common = {"prompt": prompt, "length": length, "stop": stop}
     if beam is not None:
-        show_beam(inference.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
+        show_beam(generation.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
     elif json or count is not None:
-        show_samples(inference.samples(*trained, **common, **drawn), run.vocabulary, as_json=json)
+        show_samples(generation.samples(*trained, **common, **drawn), run.vocabulary, as_json=json)
     else:
-        show_stream(inference.stream(*trained, **common, **drawn))
+        show_stream(generation.stream(*trained, **common, **drawn))
     return 0

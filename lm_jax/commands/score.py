@@ -6,7 +6,7 @@ from typing import Any, Literal
 import tyro
 
 import lm_jax
-from lm_jax import inference
+from lm_jax import generation, scoring
 from lm_jax.commands.shared import Flag, filled, mixed, only_with, reading_text, text_of
 from lm_jax.config import Memory
 from lm_jax.data.corpus import load
@@ -81,28 +81,26 @@ def score(
     text = text_of(run, file)
     trained = (run.model, run.params, run.vocabulary)
     if exposure is not None:
-        gap = inference.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
+        gap = generation.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
         show_exposure(gap, as_json=json)
         return 0
     if sentences:
-        blocks = inference.line_blocks(*trained, text)
+        blocks = scoring.line_blocks(*trained, text)
     else:
         if dynamic is not None:
             learning["epsilon"] = dynamic_epsilon
-            scorer = inference.dynamic(run.model, *learning_rule(run, dynamic, learning))
+            scorer = scoring.dynamic(run.model, *learning_rule(run, dynamic, learning))
         elif cache is not None:
             weight, flatness = filled(remembering, weight=0.1, flatness=0.1).values()
-            scorer = inference.cache(run.model, size=cache, weight=weight, flatness=flatness)
+            scorer = scoring.cache(run.model, size=cache, weight=weight, flatness=flatness)
         else:
-            scorer = inference.parallel_scorer(
-                run.model, inference.stretch_length(len(run.vocabulary))
-            )
-        blocks = inference.blocks(scorer, run.params, run.vocabulary, text)
+            scorer = scoring.parallel_scorer(run.model, scoring.stretch_length(len(run.vocabulary)))
+        blocks = scoring.blocks(scorer, run.params, run.vocabulary, text)
     show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
     return 0
 
 
-def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[inference.Rule, int]:
+def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[scoring.Rule, int]:
     """Update rule of dynamic evaluation according to the flags, and tokens per chunk."""
     if run.config.train is None:
         raise UserError("--dynamic needs a model that learns by gradient descent")
@@ -111,7 +109,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
     length = asked["length"]
     numbers = {"learning_rate": asked["rate"], "decay": asked["decay"]}
     if kind == "sgd":
-        return inference.sgd(run.params, **numbers), length
+        return scoring.sgd(run.params, **numbers), length
     if isinstance(run.config.data.source, Memory):
         raise UserError(
             "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
@@ -119,7 +117,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[in
     corpus = load(run.config.data)
     directory.refuse_other_text(run.run_dir, corpus)
     train = corpus.train.tokens
-    roots = inference.root_mean_square_gradient(
+    roots = scoring.root_mean_square_gradient(
         run.model, run.params, train, run.vocabulary.boundary, length=length
     )
-    return inference.rms(roots, **numbers, epsilon=asked["epsilon"]), length
+    return scoring.rms(roots, **numbers, epsilon=asked["epsilon"]), length

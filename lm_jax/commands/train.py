@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 import lm_jax
-from lm_jax import inference
+from lm_jax import generation
 from lm_jax.commands.shared import SAMPLE_LENGTH, divide_cpu, told_if_stopped
 from lm_jax.config import Config, resolve
 from lm_jax.report.terminal import Display, show_result
@@ -45,7 +45,7 @@ def train_command(default: Config) -> Callable[..., int]:
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
             return 1
         if not config.data.generated:
-            text = inference.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
+            text = generation.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
             print(f"\na sample:\n\n{text.strip()}\n")
         print(run_dir)
         return 0

@@ -6,9 +6,9 @@ from typing import Annotated
 import jax
 import tyro
 
+from lm_jax.analysis import prove
 from lm_jax.config import Config
 from lm_jax.report.terminal import show_proof, waiting
-from lm_jax.training import prove
 
 
 def verify_command(default: Config) -> Callable[..., int]:

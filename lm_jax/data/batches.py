@@ -59,7 +59,7 @@ class Epoch(int):
     """Updates of an epoch, as a compile-time constant."""
 
 
-class Window(NamedTuple):
+class StreamWindow(NamedTuple):
     """Part of some streams, read by W consecutive updates of the same epoch."""
 
     lanes: Int[Array, "W*T+1 B"]
@@ -95,7 +95,7 @@ class Generated:
     """Updates of an epoch, by definition."""
 
 
-Source = Streams | Window | Sentences | Generated
+Source = Streams | StreamWindow | Sentences | Generated
 
 
 def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
@@ -178,14 +178,14 @@ def batch_at(
         return source.batch(key, step, length)
     assert isinstance(length, int)
     index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
-    if isinstance(source, Streams | Window):
+    if isinstance(source, Streams | StreamWindow):
         # Outside a window there are no targets.
-        number = index - source.first if isinstance(source, Window) else index
+        number = index - source.first if isinstance(source, StreamWindow) else index
         positions = number * length + jnp.arange(length + 1)
         # Past its end a sequence repeats its last token, under a False mask.
         chunk = jnp.take(source.lanes, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
-        if isinstance(source, Window):
+        if isinstance(source, StreamWindow):
             mask &= positions[:-1, None] >= 0
         start = jnp.broadcast_to(index == 0, source.lengths.shape)
     else:
@@ -209,7 +209,7 @@ def first_sequences(batch: Batch, count: int) -> Batch:
 
 def steps_per_epoch(source: Source, length: int) -> int:
     """Updates of an epoch: until each token was a target once; for a task, `Generated.epoch`."""
-    if isinstance(source, Generated | Window):
+    if isinstance(source, Generated | StreamWindow):
         return source.epoch
     if isinstance(source, Streams):
         return -(-(source.lanes.shape[0] - 1) // length)

@@ -1,7 +1,7 @@
-"""The input pipeline of a text: whole on the device, or in windows read ahead from the disk.
+"""The input pipeline: data whole on the device, or a text in windows read ahead from the disk.
 
 A training text is mapped into memory from the disk and may be larger than the memory. The streams
-of such a text are never built as a whole. A `Window` holds the part of the streams that W
+of such a text are never built as a whole. A `StreamWindow` holds the part of the streams that W
 consecutive updates read. While the device works on a window, a thread reads the next window and
 puts it on the device.
 
@@ -16,12 +16,14 @@ import mmap
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import jax
 import numpy as np
 
 from lm_jax.config import Data
-from lm_jax.data.batches import Epoch, Source, Window, steps_per_epoch
+from lm_jax.data.batches import Epoch, Source, StreamWindow, sentences, steps_per_epoch, streams
+from lm_jax.data.corpus import Corpus
 from lm_jax.settings import UserError
 
 SHARE = 0.25  # largest share of the free memory for a whole text on the device
@@ -75,7 +77,7 @@ class Prefetched:
         self._count = -(-self.epoch // updates)
         self.updates = -(-self.epoch // self._count)
         self._reader = ThreadPoolExecutor(1, "windows")
-        self._read: dict[int, Future[Window]] = {}
+        self._read: dict[int, Future[StreamWindow]] = {}
 
     def at(self, step: int) -> tuple[Source, int]:
         """Return the window of update `step`, and the first update with another window.
@@ -105,7 +107,7 @@ class Prefetched:
             "updates there at a time: train the runs one by one"
         )
 
-    def _window(self, number: int) -> Window:
+    def _window(self, number: int) -> StreamWindow:
         first = number * self.updates
         low, rows = first * self._length, self.updates * self._length + 1
         lanes = np.zeros((len(self._targets), rows), self._tokens.dtype)
@@ -126,10 +128,33 @@ class Prefetched:
         # In this thread, to keep the training thread from waiting.
         arrays = jax.device_put((np.ascontiguousarray(lanes.T), lengths, np.int32(first)))
         lanes, lengths, first = jax.block_until_ready(arrays)
-        return Window(lanes, lengths, first, Epoch(self.epoch))
+        return StreamWindow(lanes, lengths, first, Epoch(self.epoch))
 
 
 InputPipeline = InMemory | Prefetched
+
+
+def input_pipeline(data: Data, corpus: Corpus, length: int) -> InputPipeline:
+    """The input pipeline: the whole training data on the device, or windows of a large text.
+
+    A text is read in windows if the device cannot hold the whole text, or if the config asks for
+    windows.
+    """
+    tokens = corpus.train.tokens
+    if corpus.task is None and data.batching == "streams":
+        updates = window_updates(tokens, data, length)
+        if updates is not None:
+            boundary, batch_size = corpus.vocabulary.boundary, data.batch_size
+            return Prefetched(tokens, boundary, batch_size, length, updates)
+    return InMemory(source_of(data, corpus, length), length)
+
+
+def source_of(data: Data, corpus: Corpus, length: int) -> Source:
+    """The task, or the training text on the device, batched as streams or as sentences."""
+    if corpus.task is not None:
+        return corpus.task
+    read = streams if data.batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size)
 
 
 def window_updates(tokens: np.ndarray, data: Data, length: int) -> int | None:

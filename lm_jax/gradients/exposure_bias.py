@@ -2,7 +2,7 @@
 
 J_t is the mean nats of the targets at position t of a chunk, over the sequences. g_t is the
 gradient of J_t for a model that reads the text. ĝ_t is the gradient of J_t for a model that reads
-its own tokens from the beginning of the chunk on (`lm_jax.inference.sample_inputs`). The targets
+its own tokens from the beginning of the chunk on (`lm_jax.generation.sample_inputs`). The targets
 come from the text both times. The cosine between g_t and ĝ_t tells how much of the lesson of
 teacher forcing at position t serves a model that goes on from its own words. At position 0 the
 inputs are the same, and the cosine is 1.
@@ -46,7 +46,7 @@ def exposure_cosines(
       model, params: the model, without dropout.
       carry: the model's own carry before the batch; reset for each sequence whose text starts here.
       batch: T tokens of B sequences.
-      own: the batch with inputs replaced, made by `lm_jax.inference.sample_inputs`; only the
+      own: the batch with inputs replaced, made by `lm_jax.generation.sample_inputs`; only the
         inputs are read.
 
     Raises:

@@ -20,9 +20,8 @@ from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.matmul import Precision
 from lm_jax.models.ngram import NGramModel
-from lm_jax.models.readout import Readout, SoftmaxReadout
+from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
-from lm_jax.models.regression import RegressionReadout
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.sampled import NoiseContrastiveReadout, SampledSoftmaxReadout
 from lm_jax.models.window import WindowModel
@@ -36,7 +35,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
       config: `Config.model`; the numbers may be tracers.
       vocab_size: V.
       regression: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real
-        number, and the squared error replaces the nats (`lm_jax.models.regression`).
+        number, and the squared error replaces the nats (`lm_jax.models.readout`).
     """
     if isinstance(config, settings.NGram):
         return NGramModel(order=config.order, sentence_boundaries=config.sentence_boundaries)

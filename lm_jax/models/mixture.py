@@ -100,7 +100,7 @@ def best_weight(nats_a: np.ndarray, nats_b: np.ndarray) -> float:
     If both models agree on every token, all weights are equally good.
 
     Args:
-      nats_a, nats_b: [N] -ln P of each token under each model (`lm_jax.inference.score`); inf for
+      nats_a, nats_b: [N] -ln P of each token under each model (`lm_jax.scoring.score`); inf for
         probability zero.
 
     Raises:

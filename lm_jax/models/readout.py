@@ -4,6 +4,14 @@
 a cheaper estimate of `nats` (perhaps with random draws from a key), or the loss of a smoothed
 target. If `nats` or `loss` is the cross-entropy of a softmax over all V tokens, the sum over many
 targets is computed without holding all logits (`lm_jax.models.fused`).
+
+For real-valued targets the readout is a linear regression on the hidden state,
+
+    ŷ_t = h_t W_hy + b_y,   loss_t = (y_t - ŷ_t)²
+
+with the same methods, so that training, validation and gradients use the same code. The "nats" of a
+regression are squared errors (up to a factor and a constant the nats of a normal distribution
+around ŷ), and the "logits" are the single number ŷ.
 """
 
 import abc
@@ -123,6 +131,25 @@ class SoftmaxReadout(LinearReadout):
     ) -> Array:
         del key
         return linear_total_nats(params, h, y, mask, self.label_smoothing, self.precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionReadout(Readout):
+    """The readout of a real number, with W_hy [H, 1] and b_y [1]."""
+
+    precision: Precision = "float32"
+    """Precision of h W_hy, see `lm_jax.models.matmul`."""
+
+    def init(self, key: Array, inputs: int) -> Params:
+        return {"W_hy": scaled_normal(key, inputs, 1), "b_y": jnp.zeros(1)}
+
+    def logits(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape 1"]:
+        return affine(h, params["W_hy"], params["b_y"], self.precision)
+
+    def nats(
+        self, params: Params, h: Float[Array, "*shape H"], y: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return (self.logits(params, h)[..., 0] - y) ** 2
 
 
 def init_linear(key: Array, inputs: int, vocab_size: int, *, tied: bool, bias: bool) -> Params:

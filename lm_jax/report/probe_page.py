@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.analysis import Probe
 from lm_jax.config import RNN
 from lm_jax.files import write_json
 from lm_jax.report.page import write_page
@@ -12,7 +13,7 @@ from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.terminal import spike_in_words
 from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import VERSION
-from lm_jax.training import Probe, Run
+from lm_jax.training import Run
 
 
 def write_study(run: Run, probe: Probe, stem: str) -> Path:

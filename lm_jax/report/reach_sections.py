@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lm_jax.analysis.reach import ByLag, Credit, Dynamics, Lags, Reach
 from lm_jax.gradients.sensitivity import Probed
-from lm_jax.report.figures import figure, line
-from lm_jax.report.page import Section, Table
-from lm_jax.studies.study import ByLag, Credit, Dynamics, Lags, Reach
+from lm_jax.report.page import Section, Table, figure, line
 
 
 def reach_sections(reach: Reach) -> list[Section]:

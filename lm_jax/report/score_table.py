@@ -12,8 +12,9 @@ import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import as_json as object_as_json
-from lm_jax.inference import BeamResult, Block, Exposure, Line, Sample, Tally, lines
+from lm_jax.generation import BeamResult, Exposure, Sample
 from lm_jax.report.terminal import NONE, UNPAID
+from lm_jax.scoring import Block, Line, Tally, lines
 
 
 def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_json: bool) -> None:
@@ -21,7 +22,7 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
 
     Args:
       vocabulary: the vocabulary of the tokens.
-      blocks: scored blocks, from `lm_jax.inference.blocks` or `line_blocks`.
+      blocks: scored blocks, from `lm_jax.scoring.blocks` or `line_blocks`.
       by: "token", "sentence" or "none": print a row per token, a row per sentence, or no rows.
       as_json: if True, print a JSON object instead of a table.
     """

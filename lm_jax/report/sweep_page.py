@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax.files import Row
-from lm_jax.report.figures import figure
 from lm_jax.report.measures import MeanOfTrials, Measure, at, cell, measures, varied
-from lm_jax.report.page import Figure, Section, Table, number, write_page
+from lm_jax.report.page import Figure, Section, Table, figure, number, write_page
 from lm_jax.sweeps.results import folded, ranked, read_results
 
 FILE = "sweep.html"

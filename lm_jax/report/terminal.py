@@ -15,8 +15,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lm_jax.analysis import Probe, Proof, Spike
 from lm_jax.files import Row
-from lm_jax.training import Probe, Proof, Spike
 from lm_jax.training.runs import Run
 
 TEXT_COLUMNS = {

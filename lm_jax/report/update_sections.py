@@ -5,13 +5,12 @@ The title of a section is a question; the text explains how to read the figure.
 
 import numpy as np
 
+from lm_jax.analysis.next_updates import Updates
 from lm_jax.gradients.cliffs import Cliff
 from lm_jax.gradients.clipping_audit import ClipSummary, Thresholds
 from lm_jax.gradients.compare import Comparison
 from lm_jax.gradients.exposure_bias import ExposureCosines
-from lm_jax.report.figures import figure, line
-from lm_jax.report.page import Section, Table
-from lm_jax.studies.updates import Updates
+from lm_jax.report.page import Section, Table, figure, line
 
 
 def update_sections(updates: Updates) -> list[Section]:

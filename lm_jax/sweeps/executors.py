@@ -89,7 +89,7 @@ def execute(
     Args:
       jobs: the jobs, made by `divided`.
       executor: runs the jobs.
-      received: stop signals (`lm_jax.training.signals.stop_signals`); the list grows as signals
+      received: stop signals (`lm_jax.training.loop.stop_signals`); the list grows as signals
         arrive.
       retries: number of further attempts at a failed trial.
       watch: see `Watcher`.

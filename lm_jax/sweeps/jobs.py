@@ -25,7 +25,7 @@ Watcher = Callable[[Trial], Watch]
 
 
 @runtime_checkable
-class Group(Protocol):
+class TrialGroup(Protocol):
     """A group of trials: the part of `lm_jax.sweeps.plan.Group` that jobs need."""
 
     @property
@@ -99,7 +99,7 @@ def is_over(run_dir: Path, config: Config) -> bool:
 
 
 def divided(
-    groups: Sequence[Group],
+    groups: Sequence[TrialGroup],
     sweep_dir: Path,
     *,
     workers: int = 1,

@@ -7,8 +7,10 @@ machine.
 """
 
 import dataclasses
+import io
 import os
 import signal
+import tarfile
 import tempfile
 import threading
 import time
@@ -18,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import lm_jax
+from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.sweeps import worker
-from lm_jax.sweeps.archive import packed, unpack
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, Watcher
 from lm_jax.sweeps.run_job import run_job
@@ -170,6 +172,30 @@ def _worked(
         threading.Thread(target=_listen, args=(stop_event, received), daemon=True).start()
         failed = run_job(job, received)
         return packed(job), failed
+
+
+def packed(job: Job) -> bytes:
+    """Pack the existing run directories of a job, with checkpoints, into a tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for trial in job.trials:
+            if job.place(trial).is_dir():
+                tar.add(job.place(trial), arcname=trial.directory)
+    return archive.getvalue()
+
+
+def unpack(job: Job, archive: bytes) -> None:
+    """Replaces the run directories of a job with the directories in an archive."""
+    arrived = job.sweep_dir / "jobs" / f"{job.name}.archive"
+    files.remove(arrived)
+    arrived.mkdir(parents=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(arrived, filter="data")
+    for trial in job.trials:
+        if (arrived / trial.directory).is_dir():
+            job.place(trial).parent.mkdir(parents=True, exist_ok=True)
+            files.discard(job.place(trial), arrived / trial.directory)
+    files.remove(arrived)
 
 
 def _listen(stop_event: Any, received: list[signal.Signals]) -> None:

@@ -29,8 +29,7 @@ from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.results import Results
 from lm_jax.training import directory
 from lm_jax.training.journal import Watch
-from lm_jax.training.loop import leave
-from lm_jax.training.signals import stop_signals
+from lm_jax.training.loop import leave, stop_signals
 
 
 def sweep(

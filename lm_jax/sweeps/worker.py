@@ -21,7 +21,7 @@ from lm_jax.settings import UserError
 from lm_jax.sweeps.failures import Failure
 from lm_jax.sweeps.jobs import Ended, Job, read_job, write_job
 from lm_jax.sweeps.run_job import run_job
-from lm_jax.training.signals import stop_signals
+from lm_jax.training.loop import stop_signals
 
 INHERITED = (
     "jax_enable_x64",

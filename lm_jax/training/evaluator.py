@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from lm_jax.config import Data
 from lm_jax.data.corpus import Corpus, Split
-from lm_jax.inference.score import Loss, Reading, reading, sentence_reading, token_nats, total
-from lm_jax.inference.task_metrics import TaskMetrics, answers, summed
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
+from lm_jax.scoring.score import Loss, Reading, reading, sentence_reading, token_nats, total
+from lm_jax.scoring.task_metrics import TaskMetrics, answers, summed
 
 Item = TypeVar("Item")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,14 @@ from lm_jax import models
 from lm_jax.config import Config, NGram, in_steps, resolve
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.data.windows import input_pipeline
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.devices import device_count
-from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
-from lm_jax.training.signals import stop_signals
 from lm_jax.training.step import chunk_length
 from lm_jax.training.trainer import Trainer, too_few
 
@@ -107,6 +107,30 @@ def opened(
         yield work
 
 
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGTERM and SIGINT in a list; a second SIGINT raises KeyboardInterrupt at once.
+
+    Outside the main thread Python allows no handlers, and the list stays empty.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def leave(received: Sequence[signal.Signals]) -> None:
     """End the process if a signal was received, with the exception of the signal."""
     if signal.SIGTERM in received:
@@ -157,7 +181,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = input_pipeline(config, corpus, length).epoch
+        epochs[way] = input_pipeline(config.data, corpus, length).epoch
     return in_steps(config, epochs[way])
 
 

@@ -19,10 +19,10 @@ from lm_jax.config import Config, NGram
 from lm_jax.data.corpus import Corpus, Split
 from lm_jax.data.markov import floor
 from lm_jax.files import Row
-from lm_jax.inference.score import Loss, reading, token_nats, total
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
 from lm_jax.models.ngram import fit, held_out_weights, structure
+from lm_jax.scoring.score import Loss, reading, token_nats, total
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import AsStored, Checkpoints, tree_digest
 

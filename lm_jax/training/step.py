@@ -34,7 +34,7 @@ from lm_jax.config import (
     train_of,
 )
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
-from lm_jax.inference.scheduled_sampling import sample_inputs
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry
 from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over

@@ -21,17 +21,17 @@ import numpy as np
 from lm_jax.config import Config, LiveProbe, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
+from lm_jax.data.vectors import pretrained
+from lm_jax.data.windows import input_pipeline
 from lm_jax.files import Row
+from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
-from lm_jax.studies.live import live
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
 from lm_jax.training.devices import make_mesh
 from lm_jax.training.evaluator import Evaluator, Stopped
-from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.journal import Watch
-from lm_jax.training.pretrained import pretrained
 from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import (
@@ -113,7 +113,7 @@ class Trainer:
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
         self.pipeline = (
-            input_pipeline(config, corpus, self.length) if like is None else like.pipeline
+            input_pipeline(config.data, corpus, self.length) if like is None else like.pipeline
         )
         self.epoch = self.pipeline.epoch
         self.settings = train_of(config)

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import gradients, inference, models
+from lm_jax import generation, gradients, models, scoring
 from lm_jax.config import (
     RNN,
     Adding,
@@ -321,9 +321,9 @@ def test_a_task_s_model_neither_scores_nor_samples(tmp_path):
     run = lm_jax.train(RUNS["copy"], tmp_path / "run")
     trained = (run.model, run.params, run.vocabulary)
     with pytest.raises(UserError, match="a model of a task reads no text"):
-        inference.sample(*trained, length=5)
+        generation.sample(*trained, length=5)
     with pytest.raises(UserError, match="a model of a task reads no text"):
-        inference.score(*trained, "0 1 2")
+        scoring.score(*trained, "0 1 2")
     with pytest.raises(UserError, match=r"text is read only with data\.source=memory, not task"):
         lm_jax.train(RUNS["copy"], tmp_path / "other", text="abc")
     changed = override(RUNS["copy"], {"data.length": 10})
@@ -375,7 +375,7 @@ def test_a_markov_source_is_a_text_like_any_other_with_a_floor(tmp_path):
     assert floor == markov.chain(CHAIN).entropy_rate
     test = counted.result["splits"]["test"]["nats"]
     assert floor - 0.05 < test < floor + 0.05
-    assert inference.sample(counted.model, counted.params, counted.vocabulary, length=5)
+    assert generation.sample(counted.model, counted.params, counted.vocabulary, length=5)
     train = Train(**{**RUN, "steps": 2})
     trained = lm_jax.train(Config(data=data, model=CELL, train=train), tmp_path / "rnn").result
     assert trained["entropy_rate"] == floor

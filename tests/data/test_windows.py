@@ -10,12 +10,13 @@ import tiny
 
 import lm_jax
 from lm_jax import settings
+from lm_jax.analysis import state_at
 from lm_jax.config import Copy, Data, resolve
 from lm_jax.data import windows
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
 from lm_jax.data.windows import Prefetched, window_updates
 from lm_jax.settings import UserError
-from lm_jax.training import state_at, step
+from lm_jax.training import step
 from lm_jax.training.checkpoint import restore, tree_digest
 from lm_jax.training.loop import prepared
 from lm_jax.training.trainer import Trainer

@@ -18,10 +18,10 @@ from lm_jax import gradients as g
 from lm_jax import models
 from lm_jax.config import Convolution
 from lm_jax.data.batches import Batch
-from lm_jax.inference.scheduled_sampling import sample_inputs
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import restart, transition
 from lm_jax.models.base import NO_HOOK
-from lm_jax.models.regression import RegressionReadout
+from lm_jax.models.readout import RegressionReadout
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 

@@ -8,7 +8,7 @@ import tiny
 from jax.flatten_util import ravel_pytree
 
 from lm_jax import gradients as g
-from lm_jax.inference.scheduled_sampling import sample_inputs
+from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import restart
 from lm_jax.settings import UserError
 

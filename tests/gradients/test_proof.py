@@ -8,11 +8,11 @@ import tiny
 
 from lm_jax import gradients as g
 from lm_jax import models
+from lm_jax.analysis import prove
 from lm_jax.commands.main import main
 from lm_jax.config import RNN, Adding, Config, Convolution, Copy, Data, Train
 from lm_jax.gradients import proof
 from lm_jax.models import transition
-from lm_jax.training import prove
 
 BATCH = tiny.batch(length=4, lanes=2)
 EXPERIMENT = """

@@ -18,10 +18,10 @@ from jax.flatten_util import ravel_pytree
 
 import lm_jax
 from lm_jax import gradients as g
+from lm_jax.analysis import probing
 from lm_jax.config import RNN, LiveProbe
 from lm_jax.models import cells, linear_recurrences
 from lm_jax.settings import UserError
-from lm_jax.training import probing
 from lm_jax.training.journal import read_rows
 
 T = 9  # more than the steps of a credit map's block

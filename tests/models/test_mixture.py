@@ -8,8 +8,9 @@ import tiny
 
 from lm_jax import models
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.inference import sample, score
+from lm_jax.generation import sample
 from lm_jax.models import Mixture, best_weight
+from lm_jax.scoring import score
 
 A, B = tiny.rnn(), tiny.window()
 PARAMS = A.init(jax.random.key(1)), B.init(jax.random.key(2))

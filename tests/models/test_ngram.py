@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm_jax import models
-from lm_jax.inference.drawing import draws
+from lm_jax.generation.drawing import draws
 from lm_jax.models.counts import continuations, count, discounts, locate, statistics
 from lm_jax.models.ngram import NGramModel, fit, held_out_weights
 from lm_jax.settings import UserError

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import inference
+from lm_jax import generation, scoring
 from lm_jax.config import Config, Data, Memory, NGram
 from lm_jax.settings import UserError
 
@@ -28,9 +28,9 @@ def test_a_counted_run_is_judged_saved_and_read_back(tmp_path):
     grams = run.result["ngrams"]
     assert [row["order"] for row in grams] == [1, 2, 3]
     assert grams[2]["possible"] == len(run.vocabulary) ** 3
-    scored = inference.score(run.model, run.params, run.vocabulary, tiny.TEXT[:50])
+    scored = scoring.score(run.model, run.params, run.vocabulary, tiny.TEXT[:50])
     assert np.all(scored.nats > 0)
-    text = inference.sample(run.model, run.params, run.vocabulary, length=40, seed=1)
+    text = generation.sample(run.model, run.params, run.vocabulary, length=40, seed=1)
     assert set(text) <= set(tiny.TEXT)
 
 
@@ -68,7 +68,7 @@ def test_maximum_likelihood_may_give_a_text_no_probability_at_all(tmp_path):
     texts = ("ab" * 50 + "\n", "aab\n", "aab\n")
     run = lm_jax.train(config(smoothing="none"), tmp_path, text=texts)
     assert run.result["splits"]["test"]["nats"] is None  # infinite, for which JSON has no number
-    found = inference.score(run.model, run.params, run.vocabulary, "aab\n")
+    found = scoring.score(run.model, run.params, run.vocabulary, "aab\n")
     assert math.isinf(found.loss.nats)
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
 
@@ -90,6 +90,6 @@ def test_what_cannot_be_counted_is_refused_before_anything_is_written(fields, sa
 
 def test_dynamic_evaluation_of_a_counted_model_is_refused(tmp_path):
     run = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
-    scorer = inference.dynamic(run.model, inference.sgd(run.params, learning_rate=0.1), 4)
+    scorer = scoring.dynamic(run.model, scoring.sgd(run.params, learning_rate=0.1), 4)
     with pytest.raises(UserError, match="learns by gradient descent"):
-        inference.score(run.model, run.params, run.vocabulary, tiny.TEXT, scorer)
+        scoring.score(run.model, run.params, run.vocabulary, tiny.TEXT, scorer)

@@ -19,12 +19,12 @@ from lm_jax.data.vectors import read_vectors
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, from_json, parsed
 from lm_jax.sweeps import failures, integers, optuna_search, read_results, worker
-from lm_jax.sweeps.archive import packed, unpack
 from lm_jax.sweeps.halving import Halving, judgements
 from lm_jax.sweeps.jobs import Job, read_job
 from lm_jax.sweeps.optuna_search import ASKED, OptunaSearch
 from lm_jax.sweeps.plan import plan, write_or_check_manifest
 from lm_jax.sweeps.processes import Processes
+from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.sweeps.results import Results
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved

@@ -16,7 +16,7 @@ import tiny
 import lm_jax
 from lm_jax import trees
 from lm_jax.config import RNN, resolve
-from lm_jax.inference import scorer
+from lm_jax.scoring import scorer
 from lm_jax.training import checkpoint, step
 from lm_jax.training.checkpoint import Checkpoints, named_leaves, restore
 

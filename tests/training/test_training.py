@@ -23,7 +23,7 @@ from tiny import rows_of, stopping_at
 import lm_jax
 from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Window, resolve
 from lm_jax.data.batches import streams
-from lm_jax.inference.score import evaluate, reading
+from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, step, trainer
 from lm_jax.training.checkpoint import restore, tree_digest
@@ -365,10 +365,10 @@ def test_a_record_is_what_its_steps_did(tmp_path):
     assert [row["step"] for row in rows] == [1, 5, 7]
 
     from lm_jax import data, gradients
-    from lm_jax.training.input_pipeline import source_of
+    from lm_jax.data.windows import source_of
 
     corpus = data.load(config.data, tiny.TEXT)
-    source = source_of(config, corpus, 8)
+    source = source_of(config.data, corpus, 8)
     V = len(corpus.vocabulary)
     losses, norms = [], []
     for done in range(7):

@@ -1,1 +1,0 @@
-"""Studies of a model on its text: how the gradient travels through time."""
