@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import command
 from benchmarks.rows import Row, row
@@ -247,7 +248,7 @@ def transition(cell: Cell) -> tuple[Callable[[Params, Carry, jax.Array], Carry],
 def of_a_large_state(name: str, cell: Cell) -> None:
     step, params, carry = transition(cell)
     xs = jax.random.normal(jax.random.key(1), (STEPS, cell.width))
-    n = sum(leaf.size for leaf in jax.tree.leaves(carry))
+    n = optax.tree.size(carry)
     at = params, carry, xs
 
     def compiled(way: Callable[..., Any], max_lag: int, **settings: Any) -> Any:

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
@@ -290,7 +291,7 @@ def truncated_bptt(
             )
             return (history, nats + more, jax.tree.map(jnp.add, grads, more_grads)), None
 
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zero = jnp.zeros(()), optax.tree.zeros_like(params)
         each = x, y, mask, starts, k1 * jnp.arange(blocks)
         (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), each)
         loss, grads = per_token(nats, grads, batch.mask)

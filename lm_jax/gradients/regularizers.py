@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from lm_jax import trees
@@ -188,7 +189,7 @@ def _way(
         return back(delta)[0], _direction(delta)
 
     last, before = jax.lax.scan(forward, carry, xs)
-    none = jax.tree.map(jnp.zeros_like, last)
+    none = optax.tree.zeros_like(last)
     _, (direction, counts) = jax.lax.scan(backward, none, (before, xs, ys, mask), reverse=True)
     return Way(before, xs, direction, counts)
 

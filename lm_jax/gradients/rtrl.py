@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
@@ -60,7 +61,7 @@ def rtrl(model: LanguageModel) -> Estimator:
     _, unravel = ravel_pytree(lane.carry)
 
     def init_carry(batch_size: int) -> Influenced:
-        n = sum(leaf.size for leaf in jax.tree.leaves(lane.carry))
+        n = optax.tree.size(lane.carry)
         shapes = recurrent(jax.eval_shape(model.init, KEY))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((batch_size, n, *leaf.shape)), shapes)
         return Influenced(model.init_carry(batch_size), zeros)
@@ -122,7 +123,7 @@ def online(
             memory, more_nats, more_grads = step(params, memory, *at_t)
             return (memory, nats + more_nats, jax.tree.map(jnp.add, grads, more_grads)), None
 
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zero = jnp.zeros(()), optax.tree.zeros_like(params)
         over = batch.x, batch.y, batch.mask
         (memory, nats, grads), _ = jax.lax.scan(add_step, (memory, *zero), over)
         loss, grads = per_token(nats, grads, batch.mask)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
@@ -189,7 +190,7 @@ def _roots(model: LanguageModel, length: int) -> Callable[..., Params]:
             return carry, jax.tree.map(jnp.hypot, roots, grads)
 
         carry = estimator.init_carry(source.lengths.shape[0])
-        zero = jax.tree.map(jnp.zeros_like, params)
+        zero = optax.tree.zeros_like(params)
         _, roots = jax.lax.fori_loop(0, steps, add, (carry, zero))
         return jax.tree.map(lambda root: root / jnp.sqrt(steps), roots)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch
@@ -165,7 +166,7 @@ def _dynamics(
 ) -> Dynamics:
     carry, xs = _first(chunk.carry), jnp.asarray(chunk.path)
     window = min(WINDOW, len(xs))
-    count = min(EXPONENTS, sum(leaf.size for leaf in jax.tree.leaves(carry)))
+    count = min(EXPONENTS, optax.tree.size(carry))
 
     def exponents(params: Params, carry: Carry, xs: Array) -> tuple[Array, Array]:
         convergence = lyapunov_convergence(lane.step, params, carry, xs, count)

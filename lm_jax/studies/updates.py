@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch, first_sequences
@@ -35,7 +36,7 @@ from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.uoro import uoro
 from lm_jax.inference.scheduled_sampling import sample_inputs
-from lm_jax.models import LanguageModel, count
+from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
@@ -114,7 +115,7 @@ def updates(
         if "cliff" in only:
             loss_fn = batch_loss(model, carry, batch)
             _, _, grads, _ = explicit_bptt(model)(params, carry, batch)
-            length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
+            length = norm(optax.tree.sub(apply(params, grads), params))
             distances = length * jnp.linspace(-REACH, REACH, PLACES)
             surroundings = cliff(loss_fn, params, key, distances=distances)
         if text and "exposure" in only:
@@ -183,7 +184,7 @@ def estimators(
         isinstance(layer, CellLayer) and layer.cell.units is not None for layer in model.layers
     ):
         made["SnAp-1"] = snap1(model)
-    state = sum(leaf.size for leaf in jax.tree.leaves(model.init_carry(1)))
-    if lanes * state * count(params) * 4 <= LARGEST:
+    state = optax.tree.size(model.init_carry(1))
+    if lanes * state * optax.tree.size(params) * 4 <= LARGEST:
         made["RTRL"] = rtrl(model)
     return made

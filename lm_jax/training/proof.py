@@ -3,11 +3,12 @@
 import dataclasses
 from typing import NamedTuple
 
+import optax
+
 from lm_jax import gradients
 from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
-from lm_jax.models import count
 from lm_jax.training.input_pipeline import input_pipeline
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import batch_of, chunk_length, eval_model, init
@@ -65,4 +66,4 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     batch = Batch(x, y, mask, whole.start[:LANES])
     checks = gradients.verify(eval_model(config, vocab_size), params, batch)
     steps, lanes = batch.mask.shape
-    return Proof(checks, lanes, steps, count(params), precision)
+    return Proof(checks, lanes, steps, optax.tree.size(params), precision)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -144,12 +145,12 @@ def test_the_window_s_pre_activations_start_at_the_gain_s_variance():
 
 def test_the_parameters_are_as_many_as_the_formula_says(key):
     E, H, V = 4, 5, tiny.V
-    assert models.count(tiny.rnn().init(key)) == V * E + (E + H + 1) * H + (H + 1) * V
-    assert models.count(tiny.rnn(layers=2).init(key)) == (
+    assert optax.tree.size(tiny.rnn().init(key)) == V * E + (E + H + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.rnn(layers=2).init(key)) == (
         V * E + (E + H + 1) * H + (H + H + 1) * H + (H + 1) * V
     )
-    assert models.count(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
-    assert models.count(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V
 
 
 EQUAL = {
