@@ -93,10 +93,10 @@ def _reading(
     estimator: Estimator, reference: Estimator, params: Params, text: Batch
 ) -> Callable[[Int[Array, ""]], Estimates]:
     """Compiled function from the number of the first draw to a reading."""
-    updates, _, lanes = text.mask.shape
+    updates, _, batch_size = text.mask.shape
 
     def read(first: Array, params: Params, text: Batch) -> Estimates:
-        carry = estimator.init_carry(lanes)
+        carry = estimator.init_carry(batch_size)
         if estimator.redraw is not None:
             carry = estimator.redraw(carry, first)
 
@@ -109,7 +109,7 @@ def _reading(
             return (carry, true_carry, mean, true_mean), seen
 
         none = optax.tree.zeros_like(params)
-        start = carry, reference.init_carry(lanes), none, none
+        start = carry, reference.init_carry(batch_size), none, none
         (_, _, mean, true_mean), (cosines, ratios) = jax.lax.scan(update, start, text)
         return cosines, ratios, mean, true_mean
 

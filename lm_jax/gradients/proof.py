@@ -100,8 +100,7 @@ def verify(
     if not jnp.any(batch.mask):
         raise UserError("the batch has no target, so its gradient is zero by any route")
     params = optax.tree.cast(params, jnp.float64)
-    lanes = batch.x.shape[1]
-    carry = model.init_carry(lanes)
+    carry = model.init_carry(batch.x.shape[1])
 
     def mean_nats(params: Params) -> Float[Array, ""]:
         _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, NO_HOOK)

@@ -44,7 +44,7 @@ from lm_jax.trees import norm
 
 REACH = 10  # lengths of an update to each side of a slice through the loss
 PLACES = 41  # points of a slice
-LANES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimators on
+SEQUENCES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimators on
 SHARE = 0.1  # share of updates that the suggested thresholds would cut
 
 
@@ -104,9 +104,9 @@ def updates(
     if "clipping" in only:
         found = _clipping(model, params, carry, batches, thresholds, apply)
     if "estimators" in only:
-        lanes = [first_sequences(batch, LANES) for batch in batches[:READ]]
-        made = estimators(model, params, steps=len(batches[0].x), lanes=LANES, key=key)
-        compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
+        few = [first_sequences(batch, SEQUENCES) for batch in batches[:READ]]
+        made = estimators(model, params, steps=len(batches[0].x), batch_size=SEQUENCES, key=key)
+        compared = compare(made, explicit_bptt(model), params, few, draws=DRAWS)
         found = found._replace(estimators=compared)
 
     @jax.jit
@@ -161,7 +161,7 @@ def _clipping(
 
 
 def estimators(
-    model: LanguageModel, params: Params, *, steps: int, lanes: int, key: Array
+    model: LanguageModel, params: Params, *, steps: int, batch_size: int, key: Array
 ) -> dict[str, Estimator]:
     """The estimators that a model's size and cells allow, by name.
 
@@ -172,7 +172,7 @@ def estimators(
       model, params: a recurrent model.
       steps: T; the truncated estimators have k1 = k2 equal to the three largest proper divisors of
         T, and the parameters stay fixed from block to block.
-      lanes: B.
+      batch_size: B.
       key: for all draws.
     """
     lengths = [k for k in range(1, steps) if steps % k == 0][-3:]
@@ -185,6 +185,6 @@ def estimators(
     ):
         made["SnAp-1"] = snap1(model)
     state = optax.tree.size(model.init_carry(1))
-    if lanes * state * optax.tree.size(params) * 4 <= LARGEST:
+    if batch_size * state * optax.tree.size(params) * 4 <= LARGEST:
         made["RTRL"] = rtrl(model)
     return made

@@ -278,7 +278,7 @@ MISTAKES = [
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
     (["train", "lab.py", "--train.optimizer.b1", "2"], "--train.optimizer.b1=2.0: "),
     (["train", "lab.py", "--train.k2", "3"], "train.k2 is read only with"),
-    (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a lane"),
+    (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a sequence"),
     (["train", "lab.py", "--data.train", "none.txt"], "data.train=none.txt: there is no such file"),
     (["train", "lab.py", "--data.train", "."], "data.train=.: the folder has"),
     (["train", "lab.py", "--data.train", "empty.txt"], "data.train=empty.txt"),

@@ -210,7 +210,7 @@ def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypat
     assert (status, err) == (0, "")
     assert "RTRL" in out
     assert "all routes agree: " in out
-    assert "8 tokens of 2 lanes, float64" in out
+    assert "8 tokens of 2 sequences, float64" in out
     assert "NO" not in out
     assert "precision" not in out
     monkeypatch.setattr(proof, "explicit_bptt", wrong_by_a_little(proof.explicit_bptt))
@@ -244,5 +244,5 @@ def test_it_holds_on_the_sequences_of_a_task_where_they_are_asked(task):
     data = Data(task=task, length=12, batch_size=3)
     proof = prove(Config(data=data, model=RNN(embedding_size=None, hidden_size=3), train=Train()))
     assert proof.holds
-    assert (proof.steps, proof.lanes) == (8, 2)
+    assert (proof.steps, proof.sequences) == (8, 2)
     assert any(check.difference > 0 for check in proof.checks)

@@ -226,7 +226,7 @@ def test_a_path_that_cannot_be_a_run_directory_is_refused(tmp_path):
 
 def test_a_text_that_will_not_do_leaves_no_directory(tmp_path):
     for data, text, said in [
-        ({"length": 9999}, tiny.TEXT, "data.length=9999 is longer than a lane"),
+        ({"length": 9999}, tiny.TEXT, "data.length=9999 is longer than a sequence"),
         ({}, None, "takes its text from lm_jax.train"),
         ({}, "", "is empty"),
         ({}, ["a b", "c"], "2 texts"),
