@@ -41,12 +41,10 @@ def file_of(cell: str) -> Path | None:
     """Return the file with a cell's code; None for an installed package.
 
     Raises:
-      UserError: there is no such file or module.
+      UserError: there is no such module. A missing file is refused where the file is read.
     """
     where, _ = parts(cell)
     if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise UserError(f"model.cell={cell}: there is no file {where}")
         return Path(where)
     spec = _spec(where)
     if spec is None:

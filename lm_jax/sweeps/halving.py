@@ -128,15 +128,6 @@ def survivors(
     return {name for loss, name in best if name and math.isfinite(loss)}
 
 
-def judgements(sweep_dir: Path) -> list[Judgement]:
-    """Read the judgements of a sweep so far, in order."""
-    path = sweep_dir / RUNGS
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        return [row for row, _ in files.whole_rows(file, _is_judgement)]
-
-
 def _rank(loss: float | None) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 

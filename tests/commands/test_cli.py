@@ -261,7 +261,7 @@ def test_help_names_every_flag_with_its_default(folder, capsys):
 MISTAKES = [
     (["trian"], "there is no command trian; did you mean 'train'?"),
     (["train", "quickstrat"], "no experiment 'quickstrat'; did you mean 'quickstart'?"),
-    (["train", "none.py"], "no experiment 'none.py'"),
+    (["train", "none.py"], "none.py: there is no such file"),
     (["train", "lab.py", "--model.hiden-size", "3"], "did you mean --model.hidden-size 3?"),
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),

@@ -195,7 +195,7 @@ def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
 
 
 MISTAKES = {
-    "none.py:elman": "there is no file none.py",
+    "none.py:elman": "model.cell=none.py:elman: there is no such file",
     "no_such_package.module:elman": "there is no module no_such_package.module",
     "lm_jax.models.no_such:elman": "there is no module lm_jax.models.no_such",
     "mine.py:": "is not of the form FILE.py:NAME",
@@ -278,7 +278,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     with pytest.raises(UserError, match=r"other settings .*model.cell_sha256: "):
         lm_jax.train(more, "run", text=tiny.TEXT)
     file.unlink()
-    with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no file mine.py"):
+    with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no such file"):
         lm_jax.load_run("run")
 
 
