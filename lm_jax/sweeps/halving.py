@@ -87,7 +87,7 @@ class Halving:
         return spent
 
     def pruner(self, sweep_dir: Path) -> Pruner:
-        """Make the `judge` of `train_group`; each process of the sweep may make another."""
+        """Make the `prune` of `train_group`; each process of the sweep may make another."""
 
         def judged(step: int, nats: Mapping[Trial, float]) -> set[Trial]:
             here = {trial.directory: loss for trial, loss in nats.items()}
