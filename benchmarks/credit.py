@@ -46,9 +46,9 @@ def step_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], Carry]:
     """Convert a cell for batches to a transition of a single example."""
 
     def step(params: Params, carry: Carry, x: jax.Array) -> Carry:
-        lane = jax.tree.map(lambda leaf: leaf[None], carry)
+        rows = jax.tree.map(lambda leaf: leaf[None], carry)
         z_x = x[None] @ params["W_xh"] + params["b_h"][None]
-        return jax.tree.map(lambda leaf: leaf[0], cell.step(params, lane, z_x))
+        return jax.tree.map(lambda leaf: leaf[0], cell.step(params, rows, z_x))
 
     return step
 
@@ -63,12 +63,12 @@ def loss_of(cell: Cell) -> Callable[[Params, Carry, jax.Array], jax.Array]:
     return loss
 
 
-def data(cell: Cell, steps: int, lanes: int) -> tuple[Params, Carry, jax.Array, jax.Array]:
+def data(cell: Cell, steps: int, batch_size: int) -> tuple[Params, Carry, jax.Array, jax.Array]:
     """Draw params, carry, xs and ys, with a batch axis."""
     own, first, x, y = jax.random.split(jax.random.key(0), 4)
     params = {"W_xh": jax.random.normal(first, (H, cell.width)) / np.sqrt(H), **cell.init(own)}
-    xs, ys = (jax.random.normal(k, (steps, lanes, H)) for k in (x, y))
-    return params, cell.init_carry(lanes), xs, ys
+    xs, ys = (jax.random.normal(k, (steps, batch_size, H)) for k in (x, y))
+    return params, cell.init_carry(batch_size), xs, ys
 
 
 def trajectory(step: Callable, params: Params, carry: Carry, xs: Any) -> tuple[Carry, Carry]:
@@ -167,7 +167,7 @@ def by_lag(cell: Cell) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
     @jax.jit
     def split(params, carry, xs, ys):
-        return g.gradient_by_lag(step, loss, params, carry, xs, ys, LAGS - 1, lanes=True)
+        return g.gradient_by_lag(step, loss, params, carry, xs, ys, LAGS - 1, batched=True)
 
     return apart, lambda: split(params, carry, xs, ys)
 

@@ -36,17 +36,17 @@ def passes(
         def once(_: Any, at: Any) -> Any:
             d_params, d_x = both(*at, d_h, carry)[1]
             if devices > 1:
-                d_params = jax.lax.psum(d_params, "lanes")
+                d_params = jax.lax.psum(d_params, "batch")
             grads = d_params, d_x
             return jax.tree.map(lambda leaf, grad: leaf - leaf.dtype.type(HAIR) * grad, at, grads)
 
         return jax.lax.fori_loop(0, calls, once, (params, x))
 
-    whole, rows = PartitionSpec(), PartitionSpec(None, "lanes")
-    specs = whole, rows, rows, PartitionSpec("lanes")
+    whole, rows = PartitionSpec(), PartitionSpec(None, "batch")
+    specs = whole, rows, rows, PartitionSpec("batch")
     data = params, x, d_h, carry
     if devices > 1:
-        mesh = jax.make_mesh((devices,), ("lanes",))
+        mesh = jax.make_mesh((devices,), ("batch",))
         many = jax.shard_map(
             many, mesh=mesh, in_specs=(whole, *specs), out_specs=(whole, rows), check_vma=False
         )

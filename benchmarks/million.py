@@ -123,7 +123,7 @@ def used(name: str) -> Found:
 
     before = memory("VmRSS")
     # Constants: drawing random parameters would take extra memory, and the values do not matter.
-    shapes = jax.eval_shape(model.cell.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), shapes)
     bound = megabytes(params) + 300
     once()

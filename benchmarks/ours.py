@@ -70,7 +70,7 @@ def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
     """
     size = Size(**settings)
     if (cores := devices_of(size)) == 1:
-        raise Absent(f"no devices that could share {size.batch} lanes")
+        raise Absent(f"no devices that could share {size.batch} sequences")
     return {f"{cores} devices": functools.partial(updates, size, cores)}
 
 

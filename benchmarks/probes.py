@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import command
 from benchmarks.rows import Row, row
@@ -127,8 +128,8 @@ def by_autodiff(
     probe: LiveProbe, training: Training, params: Params, carry: Carry, batch: Any
 ) -> jax.Array:
     """Compute ‖g_l‖ by autodiff with respect to separate parameters for every time step."""
-    lane = g.single_example(training.model)
-    lanes = probe.lanes
+    example = g.single_example(training.model)
+    few = probe.lanes
     steps = batch.x.shape[0]
 
     def nats(at_t: Any, carry: Carry, x: jax.Array, y: jax.Array, asked: jax.Array) -> jax.Array:
@@ -137,8 +138,8 @@ def by_autodiff(
         def advance(carry: Carry, at: Any) -> tuple[Carry, jax.Array]:
             layers, x, y, asked = at
             whole = {**params, "layers": layers}
-            carry = lane.step(whole, carry, x)
-            return carry, jnp.where(asked, lane.loss(params, carry, y), 0)
+            carry = example.step(whole, carry, x)
+            return carry, jnp.where(asked, example.loss(params, carry, y), 0)
 
         return jax.lax.scan(advance, carry, (at_t, x, y, asked))[1]
 
@@ -150,8 +151,8 @@ def by_autodiff(
 
         def of_target(t: jax.Array) -> Any:
             def total(at_t: Any) -> jax.Array:
-                first = jax.tree.map(lambda leaf: leaf[:lanes], carry)
-                cut = (batch.x[:, :lanes], batch.y[:, :lanes], batch.mask[:, :lanes])
+                first = jax.tree.map(lambda leaf: leaf[:few], carry)
+                cut = (batch.x[:, :few], batch.y[:, :few], batch.mask[:, :few])
                 each = jax.vmap(nats, (None, 0, 1, 1, 1))(at_t, first, *cut)
                 return jnp.sum(each[:, t])
 
@@ -164,7 +165,7 @@ def by_autodiff(
 
         none = jax.tree.map(jnp.zeros_like, at_t)
         lags = jax.lax.fori_loop(0, steps, add, none)
-        count = jnp.sum(batch.mask[:, :lanes])
+        count = jnp.sum(batch.mask[:, :few])
         return norm(lags, kept=1) / count
 
     return by_lag(carry, batch)
@@ -247,7 +248,7 @@ def transition(cell: Cell) -> tuple[Callable[[Params, Carry, jax.Array], Carry],
 def of_a_large_state(name: str, cell: Cell) -> None:
     step, params, carry = transition(cell)
     xs = jax.random.normal(jax.random.key(1), (STEPS, cell.width))
-    n = sum(leaf.size for leaf in jax.tree.leaves(carry))
+    n = optax.tree.size(carry)
     at = params, carry, xs
 
     def compiled(way: Callable[..., Any], max_lag: int, **settings: Any) -> Any:

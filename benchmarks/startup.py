@@ -106,14 +106,15 @@ def host_overhead(folder: Path) -> Iterator[float]:
 
 def checkpoint_block(folder: Path) -> Iterator[float]:
     """Yield the milliseconds of blocked training while a model of 5 million parameters is saved."""
-    from lm_jax import models
+    import optax
+
     from lm_jax.config import RNN, Config, Train, resolve
     from lm_jax.training.checkpoint import Checkpoints
     from lm_jax.training.step import init
 
     config = resolve(Config(model=RNN(embedding_size=256, hidden_size=1024), train=Train()))
     state = init(config, 3250)
-    print(f"checkpoint of {models.count(state.params):,} parameters, Adam, best parameters kept")
+    print(f"checkpoint of {optax.tree.size(state.params):,} parameters, Adam, best parameters kept")
     checkpoints = Checkpoints(folder / "saved", 0)
     for step in range(ROUNDS + 1):
         state = state._replace(step=state.step + 1)

@@ -35,7 +35,6 @@ def config() -> Config:
             cell=Elman(init="spectral", gain=0.95),
             hidden_size=50,
             embedding_size=None,
-            init="spectral",
         ),
         train=Train(
             steps=20_000,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.config import Config
+from lm_jax.files import reading
 from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
 from lm_jax.sweeps import Drawn, flags
@@ -39,12 +40,14 @@ def load_experiment(name: str) -> Experiment:
     path = Path(name)
     if path.suffix != ".py":
         path = EXPERIMENTS / f"{name}.py"
-    if not path.is_file():
         known = sorted(file.stem for file in EXPERIMENTS.glob("*.py"))
-        raise UserError(
-            f"there is no experiment {name!r}{nearest(name, known)} "
-            f"(experiments/ holds {', '.join(known)}; or give a path to a .py file)"
-        )
+        if name not in known:
+            raise UserError(
+                f"there is no experiment {name!r}{nearest(name, known)} "
+                f"(experiments/ holds {', '.join(known)}; or give a path to a .py file)"
+            )
+    with reading(path, name):
+        pass  # a missing or unreadable file is the user's mistake, not an error of the experiment
     try:
         names = runpy.run_path(str(path))
         if "config" not in names:

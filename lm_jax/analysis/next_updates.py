@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch, first_sequences
@@ -35,7 +36,7 @@ from lm_jax.gradients.proof import LARGEST
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.uoro import uoro
-from lm_jax.models import LanguageModel, count
+from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
@@ -43,7 +44,7 @@ from lm_jax.trees import norm
 
 REACH = 10  # lengths of an update to each side of a slice through the loss
 PLACES = 41  # points of a slice
-LANES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimators on
+SEQUENCES, READ, DRAWS = 4, 4, 4  # sequences, batches and draws to compare estimators on
 SHARE = 0.1  # share of updates that the suggested thresholds would cut
 
 
@@ -103,9 +104,9 @@ def updates(
     if "clipping" in only:
         found = _clipping(model, params, carry, batches, thresholds, apply)
     if "estimators" in only:
-        lanes = [first_sequences(batch, LANES) for batch in batches[:READ]]
-        made = estimators(model, params, steps=len(batches[0].x), lanes=LANES, key=key)
-        compared = compare(made, explicit_bptt(model), params, lanes, draws=DRAWS)
+        few = [first_sequences(batch, SEQUENCES) for batch in batches[:READ]]
+        made = estimators(model, params, steps=len(batches[0].x), batch_size=SEQUENCES, key=key)
+        compared = compare(made, explicit_bptt(model), params, few, draws=DRAWS)
         found = found._replace(estimators=compared)
 
     @jax.jit
@@ -114,7 +115,7 @@ def updates(
         if "cliff" in only:
             loss_fn = batch_loss(model, carry, batch)
             _, _, grads, _ = explicit_bptt(model)(params, carry, batch)
-            length = norm(jax.tree.map(jnp.subtract, apply(params, grads), params))
+            length = norm(optax.tree.sub(apply(params, grads), params))
             distances = length * jnp.linspace(-REACH, REACH, PLACES)
             surroundings = cliff(loss_fn, params, key, distances=distances)
         if text and "exposure" in only:
@@ -160,7 +161,7 @@ def _clipping(
 
 
 def estimators(
-    model: LanguageModel, params: Params, *, steps: int, lanes: int, key: Array
+    model: LanguageModel, params: Params, *, steps: int, batch_size: int, key: Array
 ) -> dict[str, Estimator]:
     """The estimators that a model's size and cells allow, by name.
 
@@ -171,7 +172,7 @@ def estimators(
       model, params: a recurrent model.
       steps: T; the truncated estimators have k1 = k2 equal to the three largest proper divisors of
         T, and the parameters stay fixed from block to block.
-      lanes: B.
+      batch_size: B.
       key: for all draws.
     """
     lengths = [k for k in range(1, steps) if steps % k == 0][-3:]
@@ -183,7 +184,7 @@ def estimators(
         isinstance(layer, CellLayer) and layer.cell.units is not None for layer in model.layers
     ):
         made["SnAp-1"] = snap1(model)
-    state = sum(leaf.size for leaf in jax.tree.leaves(model.init_carry(1)))
-    if lanes * state * count(params) * 4 <= LARGEST:
+    state = optax.tree.size(model.init_carry(1))
+    if batch_size * state * optax.tree.size(params) * 4 <= LARGEST:
         made["RTRL"] = rtrl(model)
     return made

@@ -3,23 +3,24 @@
 import dataclasses
 from typing import NamedTuple
 
+import optax
+
 from lm_jax import gradients
 from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.windows import input_pipeline
 from lm_jax.gradients import Check
-from lm_jax.models import count
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import batch_of, chunk_length, eval_model, init
 
-LANES, STEPS = 2, 8
+SEQUENCES, STEPS = 2, 8
 
 
 class Proof(NamedTuple):
     """Results of a gradient check, and the size of the checked batch."""
 
     checks: list[Check]
-    lanes: int
+    sequences: int
     """B of the batch."""
     steps: int
     """T of the batch."""
@@ -61,8 +62,8 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     # The targets of a task are at the end of the sequences.
     first = max(config.data.steps - STEPS, 0) if config.data.generated else 0
     seen = slice(first, first + STEPS)
-    x, y, mask = (a[seen, :LANES] for a in (whole.x, whole.y, whole.mask))
-    batch = Batch(x, y, mask, whole.start[:LANES])
+    x, y, mask = (a[seen, :SEQUENCES] for a in (whole.x, whole.y, whole.mask))
+    batch = Batch(x, y, mask, whole.start[:SEQUENCES])
     checks = gradients.verify(eval_model(config, vocab_size), params, batch)
-    steps, lanes = batch.mask.shape
-    return Proof(checks, lanes, steps, count(params), precision)
+    steps, sequences = batch.mask.shape
+    return Proof(checks, sequences, steps, optax.tree.size(params), precision)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from lm_jax.analysis.chunks import Chunk
@@ -127,49 +128,49 @@ def reach(
     Raises:
       UserError: the model has no recurrent state.
     """
-    lane = single_example(model)
+    example = single_example(model)
     return Reach(
-        _lags(lane, params, chunk, slope) if "lags" in only else None,
-        _by_lag(lane, params, chunk) if "by_lag" in only else None,
-        _dynamics(lane, params, vocabulary, chunk) if "dynamics" in only else None,
-        _credit(lane, params, vocabulary, chunk, sentence) if "credit" in only else None,
-        _sensitivity(lane, params, chunk, seed) if "sensitivity" in only else None,
+        _lags(example, params, chunk, slope) if "lags" in only else None,
+        _by_lag(example, params, chunk) if "by_lag" in only else None,
+        _dynamics(example, params, vocabulary, chunk) if "dynamics" in only else None,
+        _credit(example, params, vocabulary, chunk, sentence) if "credit" in only else None,
+        _sensitivity(example, params, chunk, seed) if "sensitivity" in only else None,
     )
 
 
-def _lags(lane: SingleExample, params: Params, chunk: Chunk, slope: float | None) -> Lags:
+def _lags(example: SingleExample, params: Params, chunk: Chunk, slope: float | None) -> Lags:
     steps = len(chunk.batch.x)
     max_lag = steps // 2
 
-    def of_lane(params: Params, carry: Carry, x: Array) -> tuple[Array, PredictedLagNorms]:
+    def of_sequence(params: Params, carry: Carry, x: Array) -> tuple[Array, PredictedLagNorms]:
         every = max(1, (steps - max_lag) // ENDS)
-        measured = mean_lag_norms(lane.step, params, carry, x, max_lag, every=every)
+        measured = mean_lag_norms(example.step, params, carry, x, max_lag, every=every)
         ungated = {} if slope is None else {"W_hh": params["layers"][0]["W_hh"], "slope": slope}
-        predicted = predicted_lag_norms(lane.step, params, carry, x, max_lag, **ungated)
+        predicted = predicted_lag_norms(example.step, params, carry, x, max_lag, **ungated)
         return measured, predicted
 
-    found = _over_lanes(of_lane, params, chunk.carry, chunk.batch.x)
+    found = _over_sequences(of_sequence, params, chunk.carry, chunk.batch.x)
     return Lags(*jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), found))
 
 
-def _by_lag(lane: SingleExample, params: Params, chunk: Chunk) -> ByLag:
+def _by_lag(example: SingleExample, params: Params, chunk: Chunk) -> ByLag:
     def split(params: Params, carry: Carry) -> tuple[Array, Truncations, dict[str, Array]]:
-        return split_by_lag(lane, params, carry, chunk.batch)
+        return split_by_lag(example, params, carry, chunk.batch)
 
     norms, found, horizons = jax.jit(split)(params, chunk.carry)
     return ByLag(np.asarray(norms), found, _floats(horizons))
 
 
 def _dynamics(
-    lane: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk
+    example: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk
 ) -> Dynamics:
     carry, xs = _first(chunk.carry), jnp.asarray(chunk.path)
     window = min(WINDOW, len(xs))
-    count = min(EXPONENTS, sum(leaf.size for leaf in jax.tree.leaves(carry)))
+    count = min(EXPONENTS, optax.tree.size(carry))
 
     def exponents(params: Params, carry: Carry, xs: Array) -> tuple[Array, Array]:
-        convergence = lyapunov_convergence(lane.step, params, carry, xs, count)
-        windows = finite_time_exponents(lane.step, params, carry, xs, 1, window)
+        convergence = lyapunov_convergence(example.step, params, carry, xs, count)
+        windows = finite_time_exponents(example.step, params, carry, xs, 1, window)
         return convergence, windows[:, 0]
 
     convergence, windows = map(np.asarray, jax.jit(exponents)(params, carry, xs))
@@ -179,22 +180,22 @@ def _dynamics(
 
 
 def _credit(
-    lane: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: Batch
+    example: SingleExample, params: Params, vocabulary: Vocabulary, chunk: Chunk, sentence: Batch
 ) -> Credit:
-    def of_lane(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> Array:
-        return credit_map(lane.step, masked_loss(lane.loss), params, carry, x, (y, mask))
+    def of_sequence(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> Array:
+        return credit_map(example.step, masked_loss(example.loss), params, carry, x, (y, mask))
 
     bands = None if chunk.counts is None else frequency_bands(chunk.counts, BANDS)
 
     def over_text(params: Params, carry: Carry, x: Array, y: Array, mask: Array) -> tuple:
-        credit = of_lane(params, carry, x, y, mask)
+        credit = of_sequence(params, carry, x, y, mask)
         classes = None if bands is None else jnp.asarray(bands)
         sums = None if classes is None else credit_by_class(credit, classes[x], classes[y], BANDS)
         return sums, {f"{share:g}": credit_horizon(credit, share) for share in SHARES}
 
     x, y, mask = (leaf[:, 0] for leaf in sentence[:3])
-    whole = jax.jit(of_lane)(params, lane.carry, x, y, mask)
-    sums, horizons = _over_lanes(over_text, params, chunk.carry, *chunk.batch[:3])
+    whole = jax.jit(of_sequence)(params, example.carry, x, y, mask)
+    sums, horizons = _over_sequences(over_text, params, chunk.carry, *chunk.batch[:3])
     by_word = by_target = names = None
     if sums is not None and bands is not None and chunk.counts is not None:
         means = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums).means()
@@ -212,17 +213,21 @@ def _credit(
     )
 
 
-def _sensitivity(lane: SingleExample, params: Params, chunk: Chunk, seed: int) -> dict[str, Probed]:
+def _sensitivity(
+    example: SingleExample, params: Params, chunk: Chunk, seed: int
+) -> dict[str, Probed]:
     def probed(params: Params, carry: Carry, x: Array, key: Array) -> dict[str, Probed]:
-        step, _, layers = restrict_to_layers(lane, params)
+        step, _, layers = restrict_to_layers(example, params)
         return sensitivity_by_probes(step, layers, carry, x, key=key, probes=PROBES, depth=None)
 
     return jax.jit(probed)(params, _first(chunk.carry), chunk.batch.x[:, 0], jax.random.key(seed))
 
 
-def _over_lanes(of_lane: Callable[..., Any], params: Params, carry: Carry, *along: Array) -> Any:
-    """Compiled of_lane(params, carry, *along) for every sequence; `along` are arrays [T, B]."""
-    return jax.jit(jax.vmap(of_lane, (None, 0, *[1] * len(along))))(params, carry, *along)
+def _over_sequences(
+    of_sequence: Callable[..., Any], params: Params, carry: Carry, *along: Array
+) -> Any:
+    """Compiled of_sequence(params, carry, *along) for every sequence; `along` are arrays [T, B]."""
+    return jax.jit(jax.vmap(of_sequence, (None, 0, *[1] * len(along))))(params, carry, *along)
 
 
 def _first(carry: Carry) -> Carry:

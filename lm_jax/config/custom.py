@@ -169,12 +169,10 @@ def file_of(custom: Custom) -> Path | None:
     """Return the file with the code; None for an installed package.
 
     Raises:
-      UserError: there is no such file or module.
+      UserError: there is no such module. A missing file is refused where the file is read.
     """
     where, _ = parts(custom)
     if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise UserError(f"{custom}: there is no file {where}")
         return Path(where)
     spec = _spec(where)
     if spec is None:

@@ -48,8 +48,8 @@ class Batch(NamedTuple):
 class Streams(NamedTuple):
     """A text cut into B contiguous sequences."""
 
-    lanes: Int[Array, "L+1 B"]
-    """Tokens. Column b holds s_{bL} … s_{bL + L}; the last of them is the next column's first."""
+    tokens: Int[Array, "L+1 B"]
+    """Column b holds s_{bL} … s_{bL + L}; the last of them is the next column's first."""
     lengths: Int[Array, " B"]
     """Targets in each sequence: L, or fewer at the end of the text."""
 
@@ -62,8 +62,8 @@ class Epoch(int):
 class StreamWindow(NamedTuple):
     """Part of some streams, read by W consecutive updates of the same epoch."""
 
-    lanes: Int[Array, "W*T+1 B"]
-    """Rows of `Streams.lanes`. Past the end of the streams, the last row repeats."""
+    tokens: Int[Array, "W*T+1 B"]
+    """Rows of `Streams.tokens`. Past the end of the streams, the last row repeats."""
     lengths: Int[Array, " B"]
     """Targets in each sequence of the window."""
     first: Int[Array, ""]
@@ -110,13 +110,13 @@ def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
     length = -(-total // batch_size)
     lengths = np.clip(total - length * np.arange(batch_size), 0, length)
     # One sequence at a time: tokens mapped from the disk may fit into memory only once.
-    lanes = np.zeros((length + 1, batch_size), tokens.dtype)
-    for lane, targets in enumerate(lengths):
+    columns = np.zeros((length + 1, batch_size), tokens.dtype)
+    for column, targets in enumerate(lengths):
         if targets:
-            first = lane * length
-            lanes[0, lane] = tokens[first - 1] if lane else boundary
-            lanes[1 : targets + 1, lane] = tokens[first : first + targets]
-    return Streams(jnp.asarray(lanes), jnp.asarray(lengths, jnp.int32))
+            first = column * length
+            columns[0, column] = tokens[first - 1] if column else boundary
+            columns[1 : targets + 1, column] = tokens[first : first + targets]
+    return Streams(jnp.asarray(columns), jnp.asarray(lengths, jnp.int32))
 
 
 def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -> Sentences:
@@ -183,21 +183,21 @@ def batch_at(
         number = index - source.first if isinstance(source, StreamWindow) else index
         positions = number * length + jnp.arange(length + 1)
         # Past its end a sequence repeats its last token, under a False mask.
-        chunk = jnp.take(source.lanes, positions, axis=0, mode="clip").astype(jnp.int32)
+        chunk = jnp.take(source.tokens, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
         if isinstance(source, StreamWindow):
             mask &= positions[:-1, None] >= 0
         start = jnp.broadcast_to(index == 0, source.lengths.shape)
     else:
-        lanes = source.starts.shape[1]
-        rank = index * lanes + jnp.arange(lanes)
+        batch_size = source.starts.shape[1]
+        rank = index * batch_size + jnp.arange(batch_size)
         if key is not None:
             rank = shuffled(rank, source.starts.size, jax.random.fold_in(key, epoch))
         starts, lengths = source.starts.ravel()[rank], source.lengths.ravel()[rank]
         positions = starts[None, :] + jnp.arange(length + 1)[:, None]
         chunk = jnp.take(source.tokens, positions, mode="clip").astype(jnp.int32)
         mask = jnp.arange(length)[:, None] < lengths[None, :]
-        start = jnp.ones(lanes, bool)
+        start = jnp.ones(batch_size, bool)
     return Batch(chunk[:-1], chunk[1:], mask, start)
 
 
@@ -212,7 +212,7 @@ def steps_per_epoch(source: Source, length: int) -> int:
     if isinstance(source, Generated | StreamWindow):
         return source.epoch
     if isinstance(source, Streams):
-        return -(-(source.lanes.shape[0] - 1) // length)
+        return -(-(source.tokens.shape[0] - 1) // length)
     return source.starts.shape[0]
 
 
@@ -254,9 +254,9 @@ def check_length(total: int, batch_size: int, length: int, name: str) -> None:
     Raises:
       UserError: `total` tokens in `batch_size` sequences give fewer than `length` tokens each.
     """
-    lane = total // batch_size
-    if length > lane:
+    each = total // batch_size
+    if length > each:
         raise UserError(
-            f"{name}={length} is longer than a lane: {total:,} training tokens over "
-            f"data.batch_size={batch_size} lanes make {lane:,} each"
+            f"{name}={length} is longer than a sequence: {total:,} training tokens over "
+            f"data.batch_size={batch_size} sequences make {each:,} each"
         )

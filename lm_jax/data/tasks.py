@@ -46,7 +46,10 @@ from lm_jax.settings import VERSION, to_json
 
 EPOCH = 1000  # updates that count as an epoch
 TOLERANCE = 0.04  # largest error of a right answer (Hochreiter & Schmidhuber, 1997)
-HELD_OUT_BATCHES, HELD_OUT_LANES = 10, 100  # batches of validation (and of test), sequences each
+HELD_OUT_BATCHES, HELD_OUT_SEQUENCES = (
+    10,
+    100,
+)  # batches of validation (and of test), sequences each
 HELD_OUT = {"validation": 1 << 20, "test": 1 << 21}  # folded into the key of each split
 
 
@@ -138,7 +141,7 @@ def held_out(data: Data, split: str) -> list[Callable[[], Batch]]:
       functions without arguments, each generates a batch; training never reads these batches.
     """
     assert isinstance(data.source, Sequences)
-    read = _compiled(task(data.source, HELD_OUT_LANES, data.length))
+    read = _compiled(task(data.source, HELD_OUT_SEQUENCES, data.length))
     key = jax.random.fold_in(jax.random.key(0), HELD_OUT[split])
     return [functools.partial(read, key, step, data.steps) for step in range(HELD_OUT_BATCHES)]
 

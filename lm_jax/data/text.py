@@ -164,7 +164,7 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
         raise UserError(f"{name}: the file is empty")
 
     def blocks() -> Iterator[bytes]:
-        with open(path, "rb") as file:
+        with reading(path, name) as file:
             file.seek(start)
             while block := file.read(BLOCK):
                 yield block

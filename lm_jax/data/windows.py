@@ -71,9 +71,9 @@ class Prefetched:
           updates: maximum number of updates in a window.
         """
         self._tokens, self._boundary, self._length = tokens, boundary, length
-        self._lane = -(-len(tokens) // batch_size)
-        self._targets = np.clip(len(tokens) - self._lane * np.arange(batch_size), 0, self._lane)
-        self.epoch = -(-self._lane // length)
+        self._each = -(-len(tokens) // batch_size)
+        self._targets = np.clip(len(tokens) - self._each * np.arange(batch_size), 0, self._each)
+        self.epoch = -(-self._each // length)
         self._count = -(-self.epoch // updates)
         self.updates = -(-self.epoch // self._count)
         self._reader = ThreadPoolExecutor(1, "windows")
@@ -110,25 +110,25 @@ class Prefetched:
     def _window(self, number: int) -> StreamWindow:
         first = number * self.updates
         low, rows = first * self._length, self.updates * self._length + 1
-        lanes = np.zeros((len(self._targets), rows), self._tokens.dtype)
-        for lane, targets in enumerate(self._targets):
+        columns = np.zeros((len(self._targets), rows), self._tokens.dtype)
+        for column, targets in enumerate(self._targets):
             here = min(low + rows, targets + 1) - low  # tokens, including the first input
             if not targets or here <= 0:
                 continue
-            start = lane * self._lane + low - 1  # index in the text of the window's first input
+            start = column * self._each + low - 1  # index in the text of the window's first input
             if start < 0:
-                lanes[lane, 0] = self._boundary
-            lanes[lane, max(0, -start) : here] = self._tokens[max(0, start) : start + here]
-            if targets == self._lane:
-                lanes[lane, here:] = lanes[lane, here - 1]
+                columns[column, 0] = self._boundary
+            columns[column, max(0, -start) : here] = self._tokens[max(0, start) : start + here]
+            if targets == self._each:
+                columns[column, here:] = columns[column, here - 1]
             if isinstance(self._tokens.base, mmap.mmap):
                 # Else the pages read, and megabytes around them, would stay in memory.
                 self._tokens.base.madvise(mmap.MADV_DONTNEED)
         lengths = np.clip(self._targets - low, 0, rows - 1).astype(np.int32)
         # In this thread, to keep the training thread from waiting.
-        arrays = jax.device_put((np.ascontiguousarray(lanes.T), lengths, np.int32(first)))
-        lanes, lengths, first = jax.block_until_ready(arrays)
-        return StreamWindow(lanes, lengths, first, Epoch(self.epoch))
+        arrays = jax.device_put((np.ascontiguousarray(columns.T), lengths, np.int32(first)))
+        columns, lengths, first = jax.block_until_ready(arrays)
+        return StreamWindow(columns, lengths, first, Epoch(self.epoch))
 
 
 InputPipeline = InMemory | Prefetched

@@ -85,8 +85,8 @@ def _search(model: LanguageModel, length: int, width: int) -> Callable[..., tupl
     """(params, prompt[P], end) -> ln P [W], each step's parents [N, W] and tokens [N, W]."""
 
     def program(params: Params, prompt: Int[Array, " P"], end: Int[Array, ""]) -> tuple:
-        lanes = jnp.broadcast_to(prompt[:, None], (*prompt.shape, width))
-        carry, h = model.hidden(params, model.init_carry(width), lanes)
+        copies = jnp.broadcast_to(prompt[:, None], (*prompt.shape, width))
+        carry, h = model.hidden(params, model.init_carry(width), copies)
         # All hypotheses are still equal: only the first may be continued.
         log_p = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf)
         over = jnp.zeros(width, bool)

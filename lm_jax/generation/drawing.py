@@ -102,7 +102,7 @@ def draws(
     steps = max(1, min(chunk, NUMBERS_AT_ONCE // (count * size)))
     forced = np.full(-(-total // steps) * steps, -1, np.int32)
     forced[: len(prompt)] = prompt
-    keys, advance = _lane_keys(seed, count), drawing(model)
+    keys, advance = _sequence_keys(seed, count), drawing(model)
     params = model.precompute(params, steps * count)
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
     warmth = divisor(temperature)
@@ -207,11 +207,11 @@ def _noise(keys: Array, first: Array, steps: int, size: int) -> Float[Array, "N 
     def draw(place: Array, key: Array) -> Array:
         return jax.random.gumbel(jax.random.fold_in(key, place), (size,))
 
-    lanes = jax.vmap(draw, (None, 0))
-    return jax.vmap(lanes, (0, None))(first + jnp.arange(steps), keys)
+    sequences = jax.vmap(draw, (None, 0))
+    return jax.vmap(sequences, (0, None))(first + jnp.arange(steps), keys)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _lane_keys(seed: Array, count: int) -> Array:
-    lane = functools.partial(jax.random.fold_in, jax.random.key(seed))
-    return jax.vmap(lane)(jnp.arange(count))
+def _sequence_keys(seed: Array, count: int) -> Array:
+    sequence_key = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    return jax.vmap(sequence_key)(jnp.arange(count))

@@ -80,15 +80,15 @@ def samples(
     chunks = draws(model, params, size, boundary, read, *chosen)
     found = list(_until_all(chunks, end))
     tokens, nats = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    spans = [_span(lane, end) for lane in tokens.T]
+    spans = [_span(column, end) for column in tokens.T]
     return [
         Sample(
-            vocabulary.decode(np.concatenate([read, tokens[:span, lane]])),
-            tokens[:span, lane],
-            nats[:span, lane],
+            vocabulary.decode(np.concatenate([read, tokens[:span, column]])),
+            tokens[:span, column],
+            nats[:span, column],
             span < len(tokens),
         )
-        for lane, span in enumerate(spans)
+        for column, span in enumerate(spans)
     ]
 
 

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.data.batches import Batch
@@ -267,15 +268,15 @@ def truncated_bptt(
         return model.at_step(first).loss(params, h, y, mask), oldest
 
     def estimate(params: Params, carry: Carry, batch: Batch) -> Estimate:
-        steps, lanes = batch.mask.shape
+        steps, batch_size = batch.mask.shape
         if steps % k1:
             raise ValueError(f"k1={k1} does not divide the batch's T={steps}")
         blocks = steps // k1
         read = _as_remembered(carry, batch.x) if remembered else batch.x
         cut = (a.reshape(blocks, k1, *a.shape[1:]) for a in (read, batch.y, batch.mask))
         x, y, mask = cut
-        starts = jnp.zeros((blocks, lanes), bool).at[0].set(batch.start)
-        none_yet = jnp.zeros((0, *x.shape[1:]), x.dtype), jnp.zeros((0, lanes), bool)
+        starts = jnp.zeros((blocks, batch_size), bool).at[0].set(batch.start)
+        none_yet = jnp.zeros((0, *x.shape[1:]), x.dtype), jnp.zeros((0, batch_size), bool)
         history = carry if remembered else History(carry, *none_yet)
 
         def add_block(sums: tuple, block: tuple) -> tuple[tuple, None]:
@@ -290,7 +291,7 @@ def truncated_bptt(
             )
             return (history, nats + more, jax.tree.map(jnp.add, grads, more_grads)), None
 
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zero = jnp.zeros(()), optax.tree.zeros_like(params)
         each = x, y, mask, starts, k1 * jnp.arange(blocks)
         (history, nats, grads), _ = jax.lax.scan(add_block, (history, *zero), each)
         loss, grads = per_token(nats, grads, batch.mask)

@@ -50,7 +50,7 @@ def gradient_by_lag(
     ys: Any,
     max_lag: int,
     *,
-    lanes: bool = False,
+    batched: bool = False,
 ) -> Params:
     """The gradient through the transition, split by the lag l = t - k from loss to weight.
 
@@ -66,7 +66,7 @@ def gradient_by_lag(
       carry: the carry before the first step, a constant; a tree of floating-point arrays.
       xs, ys: trees of arrays [T, ...].
       max_lag: the largest l, at most T - 1.
-      lanes: if True, carry is [B, ...], and xs and ys are [T, B, ...]. The mean is then over
+      batched: if True, carry is [B, ...], and xs and ys are [T, B, ...]. The mean is then over
         sequences, too, and a single product gives the weight gradient of all sequences.
 
     Returns:
@@ -77,13 +77,13 @@ def gradient_by_lag(
         0 … T - 1, params or carry are not floating-point, the step changes the structure, shapes or
         dtypes of the carry, or the loss is no scalar.
     """
-    steps, width = _check(step, loss, params, carry, xs, ys, lanes)
+    steps, width = _check(step, loss, params, carry, xs, ys, batched)
     if max_lag < 0:
         raise UserError(f"max_lag={max_lag} must be 0 or more")
     if max_lag >= steps:
         raise UserError(f"max_lag={max_lag} is longer than T={steps} steps allow, {steps - 1}")
     carry, xs, ys = jax.tree.map(jnp.asarray, (carry, xs, ys))
-    if not lanes:
+    if not batched:
         carry = jax.tree.map(lambda leaf: leaf[None], carry)
         xs, ys = jax.tree.map(lambda leaf: leaf[:, None], (xs, ys))
 
@@ -127,10 +127,10 @@ def gradient_by_lag(
 
 
 def _check(
-    step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any, lanes: bool
+    step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any, batched: bool
 ) -> tuple[int, int]:
     """Check the arguments of `gradient_by_lag`; return T and B."""
-    if not lanes:
+    if not batched:
         return check_losses(step, loss, params, carry, xs, ys), 1
     check_length(xs, "xs")
     check_length(ys, "ys")
@@ -142,10 +142,10 @@ def _check(
         raise UserError(f"carry [B, ...], xs and ys [T, B, ...] must share B, which is {found}")
     ((width,),) = widths
     if not width:
-        raise UserError("there are B=0 lanes")
+        raise UserError("there are B=0 sequences")
 
-    def first_lane(carry: Carry, xs: Any, ys: Any) -> tuple[Carry, Any, Any]:
-        lane = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, 0], (xs, ys))
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], carry), *lane
+    def first_example(carry: Carry, xs: Any, ys: Any) -> tuple[Carry, Any, Any]:
+        example = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, 0], (xs, ys))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], carry), *example
 
-    return check_losses(step, loss, params, *jax.eval_shape(first_lane, carry, xs, ys)), width
+    return check_losses(step, loss, params, *jax.eval_shape(first_example, carry, xs, ys)), width

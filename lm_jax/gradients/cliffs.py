@@ -31,7 +31,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from lm_jax import models, trees
+from lm_jax import trees
 from lm_jax.gradients.loss_surface import LossFn
 from lm_jax.gradients.validation import check_floating
 from lm_jax.models.base import Params
@@ -223,7 +223,7 @@ def cliff(
     loss, grads = jax.value_and_grad(loss_fn)(params)
     uphill = trees.normalise(grads)
     curvature = trees.dot(uphill, hessian_vector_product(loss_fn, params, uphill))
-    top = top_eigenpairs(loss_fn, params, key, steps=min(steps, models.count(params)))
+    top = top_eigenpairs(loss_fn, params, key, steps=min(steps, optax.tree.size(params)))
     v = jax.tree.map(lambda leaf: leaf[0], top.directions)
     alignment = trees.cosine(grads, v)
     v = jax.tree.map(lambda leaf: jnp.where(alignment < 0, -leaf, leaf), v)

@@ -277,7 +277,7 @@ def _watched(
 def _share_beyond(grads: Params, threshold: Threshold) -> Array:
     leaves = jax.tree.leaves(grads)
     beyond = sum(jnp.sum(jnp.abs(leaf) > threshold) for leaf in leaves)
-    return jnp.asarray(beyond / sum(leaf.size for leaf in leaves))
+    return jnp.asarray(beyond / optax.tree.size(leaves))
 
 
 def _stacked(batches: Sequence[Batch]) -> Batch:

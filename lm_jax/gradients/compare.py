@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax import trees
@@ -92,10 +93,10 @@ def _reading(
     estimator: Estimator, reference: Estimator, params: Params, text: Batch
 ) -> Callable[[Int[Array, ""]], Estimates]:
     """Compiled function from the number of the first draw to a reading."""
-    updates, _, lanes = text.mask.shape
+    updates, _, batch_size = text.mask.shape
 
     def read(first: Array, params: Params, text: Batch) -> Estimates:
-        carry = estimator.init_carry(lanes)
+        carry = estimator.init_carry(batch_size)
         if estimator.redraw is not None:
             carry = estimator.redraw(carry, first)
 
@@ -107,8 +108,8 @@ def _reading(
             mean, true_mean = _plus(mean, grads, updates), _plus(true_mean, true, updates)
             return (carry, true_carry, mean, true_mean), seen
 
-        none = jax.tree.map(jnp.zeros_like, params)
-        start = carry, reference.init_carry(lanes), none, none
+        none = optax.tree.zeros_like(params)
+        start = carry, reference.init_carry(batch_size), none, none
         (_, _, mean, true_mean), (cosines, ratios) = jax.lax.scan(update, start, text)
         return cosines, ratios, mean, true_mean
 
@@ -139,7 +140,7 @@ def _compared(
         cosine=[float(value) for value in cosines],
         norm_ratio=[float(value) for value in ratios],
         mean_cosine=float(trees.cosine(mean, true)),
-        relative_bias=float(trees.norm(jax.tree.map(jnp.subtract, mean, true)) / size),
+        relative_bias=float(trees.norm(optax.tree.sub(mean, true)) / size),
         standard_error=math.sqrt(variance / many),
         relative_variance=variance,
         draws=many,
@@ -150,8 +151,8 @@ def _compared(
 def _with_one_more(
     mean: Params, spread: Array, new: Params, count: Int[Array, ""], size: Float[Array, ""]
 ) -> tuple[Params, Array]:
-    off = jax.tree.map(jnp.subtract, new, mean)
+    off = optax.tree.sub(new, mean)
     mean = jax.tree.map(lambda m, d: m + d / count, mean, off)
-    left = jax.tree.map(jnp.subtract, new, mean)
+    left = optax.tree.sub(new, mean)
     relative = (jax.tree.map(lambda leaf: leaf / size, tree) for tree in (off, left))
     return mean, spread + trees.dot(*relative)

@@ -34,6 +34,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
@@ -94,7 +95,7 @@ def credit_map(
         return through(saved, rows), norm(rows, kept=2)
 
     at = jnp.arange(size), *jax.tree.map(by_step, (own, saved))
-    rows, norms = jax.lax.scan(within, jax.tree.map(jnp.zeros_like, own), at, reverse=True)
+    rows, norms = jax.lax.scan(within, optax.tree.zeros_like(own), at, reverse=True)
     maps = jnp.moveaxis(norms, 0, -1)  # [blocks, t, k]
     while len(maps) > 1:
         earlier, later = (jax.tree.map(lambda leaf, n=n: leaf[n::2], (rows, maps)) for n in (0, 1))

@@ -62,19 +62,19 @@ def check_no_dropout(model: LanguageModel) -> None:
     """
     if model.dropout.drops:
         raise UserError(
-            "the model has dropout, drawn for all steps and lanes of a batch at once: what reads "
-            "one step after another needs the model without it"
+            "the model has dropout, drawn for all steps and sequences of a batch at once: what "
+            "reads one step after another needs the model without it"
         )
 
 
-def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, StepLoss, Any]:
+def restrict_to_layers(example: SingleExample, params: Params) -> tuple[Step, StepLoss, Any]:
     """Step and loss as functions of the recurrent layers' parameters alone.
 
     The other parameters are constants: a tool with a gradient for every lag has no memory for the
     gradient of a large embedding table.
 
     Args:
-      lane: the functions of a model.
+      example: the functions of a model.
       params: all parameters of the model.
 
     Returns:
@@ -83,10 +83,10 @@ def restrict_to_layers(lane: SingleExample, params: Params) -> tuple[Step, StepL
     """
 
     def step(layers: Any, carry: Carry, x: Array) -> Carry:
-        return lane.step({**params, "layers": layers}, carry, x)
+        return example.step({**params, "layers": layers}, carry, x)
 
     def loss(layers: Any, carry: Carry, y: Array) -> Array:
-        return lane.loss({**params, "layers": layers}, carry, y)
+        return example.loss({**params, "layers": layers}, carry, y)
 
     return step, masked_loss(loss), params["layers"]
 

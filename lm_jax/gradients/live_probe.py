@@ -52,7 +52,7 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
     Raises:
       UserError: the model has no recurrent state.
     """
-    lane = single_example(model)
+    example = single_example(model)
 
     def ask(params: Params, carry: Carry, batch: Batch) -> Measurements:
         carry = restart(model, carry, batch.start)
@@ -61,12 +61,12 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
         x, layers = batch.x, params["layers"]
         answers: Measurements = {}
         if probe.by_lag:
-            norms_by_lag, _, horizons = split_by_lag(lane, params, carry, batch)
+            norms_by_lag, _, horizons = split_by_lag(example, params, carry, batch)
             answers |= {"gradient_by_lag": norms_by_lag, "horizon": horizons}
         if probe.lags:
 
             def norms(own: tuple[Carry, Array]) -> Array:
-                return lag_norms(lane.step, params, *own, len(x) - 1)
+                return lag_norms(example.step, params, *own, len(x) - 1)
 
             # One sequence after another, in the memory of a single sequence.
             each = jax.lax.map(norms, (carry, jnp.moveaxis(x, 1, 0)))
@@ -77,7 +77,7 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
         if probe.lyapunov:
 
             def largest(carry: Carry, x: Array) -> Array:
-                return lyapunov_spectrum(lane.step, params, carry, x, 1)[0]
+                return lyapunov_spectrum(example.step, params, carry, x, 1)[0]
 
             answers["lyapunov"] = jnp.mean(jax.vmap(largest, (0, 1))(carry, x))
         return answers
@@ -86,14 +86,14 @@ def live(probe: LiveProbe, model: LanguageModel) -> Callable[[Params, Carry, Bat
 
 
 def split_by_lag(
-    lane: SingleExample, params: Params, carry: Carry, batch: Batch
+    example: SingleExample, params: Params, carry: Carry, batch: Batch
 ) -> tuple[Float[Array, " T"], Truncations, dict[str, Float[Array, ""]]]:
     """Split the gradient of the mean loss over a batch's targets by lag.
 
     The gradient is with respect to the weights of the recurrent layers.
 
     Args:
-      lane: the transition and loss of the model.
+      example: the transition and loss of the model.
       params: all parameters of the model.
       carry: of all sequences, before the batch.
       batch: T steps of B sequences.
@@ -102,9 +102,9 @@ def split_by_lag(
       (norms, truncations, horizons): the norm at each lag, in nats per unit of the weights; the
       truncated gradients; the horizon of each share of `SHARES`, in steps.
     """
-    step, loss, layers = restrict_to_layers(lane, params)
+    step, loss, layers = restrict_to_layers(example, params)
     target, last = (batch.y, batch.mask), len(batch.x) - 1
-    lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, lanes=True)
+    lags = gradient_by_lag(step, loss, layers, carry, batch.x, target, last, batched=True)
     # `gradient_by_lag` divides by the number of all places, masked places included.
     targets = batch.mask.size / jnp.maximum(jnp.sum(batch.mask), 1)
     lags = jax.tree.map(lambda leaf: leaf * targets.astype(leaf.dtype), lags)

@@ -36,7 +36,7 @@ from jaxtyping import Array, Float
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator, explicit_bptt, full_bptt
 from lm_jax.gradients.rtrl import rtrl
-from lm_jax.models import LanguageModel, count, restart
+from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import NO_HOOK, Params
 from lm_jax.models.cells import GatedCell
 from lm_jax.models.linear_recurrences import LinearCell
@@ -99,9 +99,8 @@ def verify(
         raise UserError("the proof needs float64: jax.config.update('jax_enable_x64', True)")
     if not jnp.any(batch.mask):
         raise UserError("the batch has no target, so its gradient is zero by any route")
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-    lanes = batch.x.shape[1]
-    carry = model.init_carry(lanes)
+    params = optax.tree.cast(params, jnp.float64)
+    carry = model.init_carry(batch.x.shape[1])
 
     def mean_nats(params: Params) -> Float[Array, ""]:
         _, h = model.hidden(params, restart(model, carry, batch.start), batch.x, NO_HOOK)
@@ -128,7 +127,7 @@ def verify(
     if isinstance(model, RNNModel):
         states = jax.tree.leaves(carry)
         floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in states)
-        if floating and sum(leaf.size for leaf in states) * count(params) * 8 <= largest:
+        if floating and optax.tree.size(states) * optax.tree.size(params) * 8 <= largest:
             found.append(Check("RTRL", AUTODIFF, _apart(gradient(rtrl(model)), grads), EXACT))
         else:
             pushed = jax.jit(lambda d: jax.jvp(mean_nats, (params,), (d,))[1])
@@ -193,8 +192,8 @@ def _off(slopes: list[Array], grads: Params, d: Params) -> float:
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(jax.device_get(d)), strict=True)
     moved = [(g, step) for g, step in pairs if np.any(step)]
     slope = sum(float(np.vdot(g, step)) for g, step in moved)
-    usual = _norm([g for g, _ in moved]) / math.sqrt(sum(g.size for g, _ in moved))
-    least = 1e-2 * _norm(grads) / math.sqrt(count(grads))
+    usual = _norm([g for g, _ in moved]) / math.sqrt(optax.tree.size([g for g, _ in moved]))
+    least = 1e-2 * _norm(grads) / math.sqrt(optax.tree.size(grads))
     off = [abs(float(found) - slope) for found in slopes]
     return _over(min(off, key=lambda value: (math.isnan(value), value)), max(usual, least))
 

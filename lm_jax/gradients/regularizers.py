@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from lm_jax import trees
@@ -104,16 +105,16 @@ def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array
     Raises:
       UserError: the model has no recurrent state, or dropout.
     """
-    lane = single_example(model)
+    example = single_example(model)
 
     def more(params: Params, before: Carry, batch: Batch) -> Params:
         ways = jax.vmap(
-            lambda carry, x, y, mask: _way(lane.step, lane.loss, params, carry, x, y, mask),
+            lambda carry, x, y, mask: _way(example.step, example.loss, params, carry, x, y, mask),
             in_axes=(0, 1, 1, 1),
         )(before, batch.x, batch.y, batch.mask)
 
         def mean_omega(params: Params) -> Array:
-            terms = jax.vmap(lambda way: _terms(lane.step, params, way))(ways)
+            terms = jax.vmap(lambda way: _terms(example.step, params, way))(ways)
             return jnp.sum(terms) / jnp.maximum(jnp.sum(ways.counts), 1)
 
         return jax.tree.map_with_path(recurrent_only, jax.grad(mean_omega)(params))
@@ -142,14 +143,14 @@ def with_flossing(
     Raises:
       UserError: the model has no recurrent state, or dropout.
     """
-    lane = single_example(model)
+    example = single_example(model)
 
     def more(params: Params, before: Carry, batch: Batch) -> Params:
         def penalty(params: Params) -> Array:
-            def of_lane(carry: Carry, xs: Array) -> Array:
-                return flossing(lane.step, params, carry, xs, count)
+            def of_sequence(carry: Carry, xs: Array) -> Array:
+                return flossing(example.step, params, carry, xs, count)
 
-            return weight * jnp.mean(jax.vmap(of_lane, (0, 1))(before, batch.x))
+            return weight * jnp.mean(jax.vmap(of_sequence, (0, 1))(before, batch.x))
 
         return jax.grad(penalty)(params)
 
@@ -188,7 +189,7 @@ def _way(
         return back(delta)[0], _direction(delta)
 
     last, before = jax.lax.scan(forward, carry, xs)
-    none = jax.tree.map(jnp.zeros_like, last)
+    none = optax.tree.zeros_like(last)
     _, (direction, counts) = jax.lax.scan(backward, none, (before, xs, ys, mask), reverse=True)
     return Way(before, xs, direction, counts)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
@@ -56,18 +57,18 @@ def rtrl(model: LanguageModel) -> Estimator:
       UserError: the model has no recurrent state, has a state that is not floating-point, or has
         dropout.
     """
-    lane = floating_lane(model)
-    _, unravel = ravel_pytree(lane.carry)
+    example = floating_example(model)
+    _, unravel = ravel_pytree(example.carry)
 
     def init_carry(batch_size: int) -> Influenced:
-        n = sum(leaf.size for leaf in jax.tree.leaves(lane.carry))
+        n = optax.tree.size(example.carry)
         shapes = recurrent(jax.eval_shape(model.init, KEY))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((batch_size, n, *leaf.shape)), shapes)
         return Influenced(model.init_carry(batch_size), zeros)
 
     def step(params: Params, memory: Influenced, x: Array, y: Array, mask: Array) -> Stepped:
         def transition(theta: Params, s: Array, x: Array) -> tuple[Array, Array]:
-            after, _ = ravel_pytree(lane.step({**params, **theta}, unravel(s), x))
+            after, _ = ravel_pytree(example.step({**params, **theta}, unravel(s), x))
             return after, after
 
         def advance(influence: Params, s: Array, x: Array) -> tuple[Array, Params]:
@@ -113,8 +114,9 @@ def online(
     check_no_dropout(model)
 
     def estimate(params: Params, carry: Any, batch: Batch) -> Estimate:
-        lanes = batch.x.shape[1]
-        memory = carry if isinstance(carry, kind) else init_carry(lanes)._replace(carry=carry)
+        memory = (
+            carry if isinstance(carry, kind) else init_carry(batch.x.shape[1])._replace(carry=carry)
+        )
         memory = started(model, memory, batch.start)
 
         def add_step(sums: tuple, at_t: tuple) -> tuple[tuple, None]:
@@ -122,7 +124,7 @@ def online(
             memory, more_nats, more_grads = step(params, memory, *at_t)
             return (memory, nats + more_nats, jax.tree.map(jnp.add, grads, more_grads)), None
 
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zero = jnp.zeros(()), optax.tree.zeros_like(params)
         over = batch.x, batch.y, batch.mask
         (memory, nats, grads), _ = jax.lax.scan(add_step, (memory, *zero), over)
         loss, grads = per_token(nats, grads, batch.mask)
@@ -175,18 +177,18 @@ def added(grads: Params, through: Params) -> Params:
 
 def raveled(carry: Carry) -> Float[Array, "B n"]:
     """The state of each sequence as a vector."""
-    return jax.vmap(lambda lane: ravel_pytree(lane)[0])(carry)
+    return jax.vmap(lambda own: ravel_pytree(own)[0])(carry)
 
 
-def floating_lane(model: LanguageModel) -> SingleExample:
+def floating_example(model: LanguageModel) -> SingleExample:
     """The transition and the loss of a model whose state is floating-point.
 
     Raises:
       UserError: a part of the state is not floating-point; and as `single_example`.
     """
-    lane = single_example(model)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(lane.carry):
+    example = single_example(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(example.carry):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             where = jax.tree_util.keystr(path)
             raise UserError(f"carry{where} is of type {leaf.dtype}: it has no derivative")
-    return lane
+    return example

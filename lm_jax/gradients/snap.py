@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.gradients.bptt import Estimator
@@ -109,7 +110,7 @@ def snap1(model: LanguageModel) -> Estimator:
                 h = h + new if model.residual and place else new
             return model.loss(whole, h, y[None], mask[None]), (tuple(carries), read)
 
-        still = jax.tree.map(jnp.zeros_like, list(memory.carry))
+        still = optax.tree.zeros_like(list(memory.carry))
         slopes = jax.value_and_grad(nats, argnums=(0, 1), has_aux=True)
         (value, (carry, read)), (grads, deltas) = slopes(outside, still)
         influence, layers = [], []

@@ -29,7 +29,7 @@ from lm_jax.gradients.rtrl import (
     Stepped,
     added,
     at_output,
-    floating_lane,
+    floating_example,
     online,
     raveled,
     recurrent,
@@ -70,8 +70,8 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
       UserError: the model has no recurrent state, has a state that is not floating-point, or has
         dropout.
     """
-    lane = floating_lane(model)
-    _, unravel = ravel_pytree(lane.carry)
+    example = floating_example(model)
+    _, unravel = ravel_pytree(example.carry)
 
     def init_carry(batch_size: int) -> RankOne:
         carry = model.init_carry(batch_size)
@@ -81,7 +81,7 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
 
     def step(params: Params, memory: RankOne, x: Array, y: Array, mask: Array) -> Stepped:
         def transition(theta: Params, s: Array, x: Array) -> Array:
-            return ravel_pytree(lane.step({**params, **theta}, unravel(s), x))[0]
+            return ravel_pytree(example.step({**params, **theta}, unravel(s), x))[0]
 
         def derivatives(s: Array, tangent: Array, signs: Array, x: Array) -> tuple:
             theta = recurrent(params)

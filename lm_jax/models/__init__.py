@@ -1,6 +1,6 @@
 """Neural language models as frozen dataclasses of pure methods."""
 
-from lm_jax.models.base import LanguageModel, count, restart
+from lm_jax.models.base import LanguageModel, restart
 from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
@@ -40,7 +40,6 @@ __all__ = [
     "TransitionLayer",
     "WindowModel",
     "best_weight",
-    "count",
     "make",
     "restart",
 ]

@@ -200,8 +200,3 @@ def check_matrix(rows: int, columns: int) -> None:
     """
     if rows * columns >= 2**31:
         raise UserError(f"a matrix of {rows:,} x {columns:,} has 2^31 numbers or more")
-
-
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

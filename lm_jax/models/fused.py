@@ -134,12 +134,12 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
         dW, db, dh, ds = grads
         return added(value), (added(dW), added(db), dh, added(ds))
 
-    whole, lanes = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
-    of_grads = (whole, whole, lanes, whole) if gradient else None
+    whole, split = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
+    of_grads = (whole, whole, split, whole) if gradient else None
     # check_vma would require marking each array in the sweep's loops that differs between devices.
     return jax.shard_map(
         part,
-        in_specs=(whole, whole, lanes, lanes, lanes, whole),
+        in_specs=(whole, whole, split, split, split, whole),
         out_specs=(whole, of_grads),
         check_vma=False,
     )(W, b, h, y, mask, s)

@@ -32,6 +32,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
@@ -231,7 +232,7 @@ def explicit(
         # Sequences on several devices: sum over sequences once, after the scan.
         # Not inside `jax.shard_map`: there the code runs on a single device's shard.
         spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
-        zero_own = jax.tree.map(jnp.zeros_like, own)
+        zero_own = optax.tree.zeros_like(own)
         apart = spread and bool(own)
         zero = returned_last, zero_own
         at = before, h, z_x, kept

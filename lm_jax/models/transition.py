@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, Params
@@ -49,7 +50,7 @@ class TransitionLayer(Layer):
 
     def init_carry(self, batch_size: int) -> Carry:
         carry = _arrays(self.transition.carry)
-        return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)), carry)
+        return optax.tree.batch_shape(carry, (batch_size,))
 
     def run(
         self,

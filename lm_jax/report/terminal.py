@@ -255,7 +255,7 @@ def show_proof(proof: Proof) -> None:
     verdict = f"{failed} of {len(proof.checks)} checks failed" if failed else "all routes agree"
     console.print(
         f"{verdict}: {proof.parameters:,} initial parameters, {proof.steps} tokens of "
-        f"{proof.lanes} lanes, float64, largest relative differences",
+        f"{proof.sequences} sequences, float64, largest relative differences",
         soft_wrap=True,
     )
     if proof.precision != "float32":

@@ -24,7 +24,7 @@ from lm_jax.models.base import Params
 from lm_jax.scoring.scorer import LOGITS_AT_ONCE, Scorer, reader
 from lm_jax.settings import UserError
 
-LANES = 512  # lines scored together, fewer if the vocabulary is large
+LINES_TOGETHER = 512  # lines scored together, fewer if the vocabulary is large
 LINE_LENGTH = 4  # tokens of a line in one call
 LINES_AT_ONCE = 1 << 18  # tokens of a group of lines to distribute over the batch
 LINES_AT_FIRST = 1 << 10  # tokens of the first group, for an early first result
@@ -123,7 +123,7 @@ def line_blocks(
     """
     at_once = max(1, LOGITS_AT_ONCE // len(vocabulary))
     length = min(LINE_LENGTH, at_once)
-    count = min(LANES, at_once // length)
+    count = min(LINES_TOGETHER, at_once // length)
     read, sent, first = reader(model), None, True
 
     def scored(lines: list[_Piece], found: list[tuple]) -> Iterator[Block]:
@@ -187,19 +187,19 @@ def _rounds(
     flat = np.concatenate([line.tokens for line in lines])
     sizes = np.array([len(line.tokens) for line in lines])
     offsets = np.cumsum(sizes) - sizes
-    free = [(0, lane) for lane in range(count)]  # the round at which each column is free
+    free = [(0, column) for column in range(count)]  # the round at which each column is free
     begins: dict[int, list[tuple[int, int]]] = {}
     for line in np.argsort(-sizes, kind="stable").tolist():
-        first, lane = free[0]
-        begins.setdefault(first, []).append((lane, line))
-        heapq.heapreplace(free, (first + -(-int(sizes[line]) // length), lane))
+        first, column = free[0]
+        begins.setdefault(first, []).append((column, line))
+        heapq.heapreplace(free, (first + -(-int(sizes[line]) // length), column))
     # For the line in each column: position of the next token, and number of tokens left.
     place, left, start = np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool)
     steps = np.arange(length)[:, None]
     for number in range(max(when for when, _ in free)):
         start[:] = False
-        for lane, line in begins.get(number, ()):
-            place[lane], left[lane], start[lane] = offsets[line], sizes[line], True
+        for column, line in begins.get(number, ()):
+            place[column], left[column], start[column] = offsets[line], sizes[line], True
         mask = steps < left[None, :]
         places = np.where(mask, place[None, :] + steps, 0)
         x = flat[places - 1]
@@ -252,10 +252,10 @@ def _batch(
     """A batch of rows of at most T targets each, with the token before each row."""
     x, y = np.zeros((2, length, len(rows)), np.int32)
     mask = np.zeros((length, len(rows)), bool)
-    for lane, (row, token) in enumerate(zip(rows, before, strict=True)):
-        x[0, lane] = token
-        x[1 : len(row), lane] = row[:-1]
-        y[: len(row), lane] = row
-        mask[: len(row), lane] = True
+    for column, (row, token) in enumerate(zip(rows, before, strict=True)):
+        x[0, column] = token
+        x[1 : len(row), column] = row[:-1]
+        y[: len(row), column] = row
+        mask[: len(row), column] = True
     # NumPy arrays: the conversion to JAX arrays would wait for earlier computations.
     return Batch(*cast(Any, (x, y, mask, np.asarray(start))))

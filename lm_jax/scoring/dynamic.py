@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
@@ -34,7 +35,7 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.scoring.scorer import Scorer
 from lm_jax.settings import UserError
 
-LANES = 100  # sequences in a batch of the training text, for the mean squared gradient
+BATCH_SIZE = 100  # sequences in a batch of the training text, for the mean squared gradient
 BATCHES = 500
 LONGEST = 100_000  # tokens of a chunk
 
@@ -161,8 +162,7 @@ def root_mean_square_gradient(
     boundary: int,
     *,
     length: int,
-    lanes: int = LANES,
-    most: int = BATCHES,
+    batch_size: int = BATCH_SIZE,
 ) -> Params:
     """√MS, the root mean square over batches of each weight's gradient, shaped as the parameters.
 
@@ -171,12 +171,11 @@ def root_mean_square_gradient(
       tokens: [N], the tokens of the training text.
       boundary: the token before the text.
       length: T, tokens of each sequence in a batch, as in the text to be scored.
-      lanes: number of sequences in a batch; fewer for a short text.
-      most: largest number of batches to read.
+      batch_size: number of sequences in a batch; fewer for a short text.
     """
     check_floating(params)
-    lanes = max(1, min(lanes, len(tokens) // length))
-    source = streams(np.asarray(tokens[: most * lanes * length]), boundary, lanes)
+    batch_size = max(1, min(batch_size, len(tokens) // length))
+    source = streams(np.asarray(tokens[: BATCHES * batch_size * length]), boundary, batch_size)
     return _roots(model, length)(params, source, steps_per_epoch(source, length))
 
 
@@ -191,7 +190,7 @@ def _roots(model: LanguageModel, length: int) -> Callable[..., Params]:
             return carry, jax.tree.map(jnp.hypot, roots, grads)
 
         carry = estimator.init_carry(source.lengths.shape[0])
-        zero = jax.tree.map(jnp.zeros_like, params)
+        zero = optax.tree.zeros_like(params)
         _, roots = jax.lax.fori_loop(0, steps, add, (carry, zero))
         return jax.tree.map(lambda root: root / jnp.sqrt(steps), roots)
 

@@ -36,7 +36,7 @@ from lm_jax.models.base import Carry, Params
 from lm_jax.models.rnn import RNNModel
 from lm_jax.scoring.scorer import Scorer, scoring_length
 
-LANES = 64  # segments of a stretch
+SEGMENTS = 64  # segments of a stretch
 WARM = 128  # W, warm-up tokens of a segment
 FEW = 8  # segments to test first
 CHUNKS = 32  # chunks of N tokens in a stretch
@@ -58,7 +58,7 @@ def stretch_length(size: int) -> int:
       size: V.
     """
     at_once = scoring_length(size)
-    return CHUNKS * (at_once - at_once % LANES or at_once)
+    return CHUNKS * (at_once - at_once % SEGMENTS or at_once)
 
 
 def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
@@ -67,8 +67,8 @@ def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
     Args:
       model: the language model.
       length: T, tokens per call, best from `stretch_length`. The tokens are read in equal parts of
-        at most `scoring_length` tokens; a call with at least 2 · `WARM` · `LANES` tokens is read in
-        parallel segments.
+        at most `scoring_length` tokens; a call with at least 2 · `WARM` · `SEGMENTS` tokens is read
+        in parallel segments.
     """
 
     def init(params: Params, batch_size: int) -> _ParallelState:
@@ -76,7 +76,7 @@ def parallel_scorer(model: LanguageModel, length: int) -> Scorer:
 
     def read(params: Params, state: _ParallelState, batch: Batch) -> tuple[_ParallelState, Array]:
         # A short text takes another program, which compiles in a fraction of the time.
-        long = np.sum(batch.mask) >= 2 * WARM * LANES
+        long = np.sum(batch.mask) >= 2 * WARM * SEGMENTS
         return _reader(model)(params, state, batch, bool(long))
 
     return Scorer(init, read, length)
@@ -90,7 +90,7 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_ParallelState, Array]]
         x, y, count = batch.x[:, 0], batch.y[:, 0], jnp.sum(batch.mask)
         at_once = _at_once(model, params, state.carry, len(x))
         recurrent = isinstance(model, RNNModel)
-        lanes = LANES if long and recurrent and at_once % LANES == 0 else 1
+        segments = SEGMENTS if long and recurrent and at_once % SEGMENTS == 0 else 1
         silence = jnp.zeros(len(x))
 
         def over(
@@ -110,10 +110,10 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_ParallelState, Array]]
             return jax.lax.fori_loop(0, -(-steps // rows), piece, (carry, silence))
 
         def side_by_side(carry: Carry) -> tuple[Carry, Array, Array]:
-            rows = at_once // lanes
+            rows = at_once // segments
             stride, warm = -(-count // at_once) * rows, -(-WARM // rows) * rows
-            begin = stride * jnp.arange(lanes)
-            begun, _ = over(model.init_carry(lanes - 1), begin[1:] - warm, warm, rows, False)
+            begin = stride * jnp.arange(segments)
+            begun, _ = over(model.init_carry(segments - 1), begin[1:] - warm, warm, rows, False)
 
             def read(carry: Carry) -> tuple[Carry, Array, Array]:
                 first = jax.tree.map(lambda own, other: jnp.concatenate([own, other]), carry, begun)
@@ -136,7 +136,7 @@ def _reader(model: LanguageModel) -> Callable[..., tuple[_ParallelState, Array]]
             return over(carry, jnp.zeros(1, int), count, at_once, True)
 
         carry = restart(model, state.carry, batch.start)
-        if lanes == 1:
+        if segments == 1:
             carry, nats = one_by_one(carry)
             return _ParallelState(carry, state.forgets), nats[:, None]
         end, nats, held = jax.lax.cond(state.forgets, side_by_side, unread, carry)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lm_jax.config import Data
 from lm_jax.data.batches import Batch
-from lm_jax.data.tasks import HELD_OUT_LANES, Task, held_out
+from lm_jax.data.tasks import HELD_OUT_SEQUENCES, Task, held_out
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.scoring.score import perplexity_of
@@ -86,7 +86,7 @@ def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> TaskM
 @functools.lru_cache(maxsize=16)
 def _reader(model: LanguageModel, task: Task) -> Callable[[Params, Batch], tuple[Array, Array]]:
     def read(params: Params, batch: Batch) -> tuple[Array, Array]:
-        _, h = model.hidden(params, model.init_carry(HELD_OUT_LANES), batch.x)
+        _, h = model.hidden(params, model.init_carry(HELD_OUT_SEQUENCES), batch.x)
         return model.nats(params, h, batch.y), task.right(model.logits(params, h), batch)
 
     return jax.jit(read)

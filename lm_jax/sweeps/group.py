@@ -33,7 +33,6 @@ def train_group(
     watch: Callable[[Trial], Watch] | None = None,
     prune: Pruner | None = None,
     rungs: Sequence[int] = (),
-    width: int | None = None,
 ) -> dict[Trial, Exception]:
     """Trains the trials of a group to their ends, or resumes after an earlier call.
 
@@ -44,8 +43,7 @@ def train_group(
       received: stop signals; the list grows as signals arrive.
       watch: called with each trial as the trial begins; returns the `watch` of `lm_jax.train`.
       prune: chooses at each rung the trials to continue; the others end there as pruned.
-      rungs: call `judge` at these updates.
-      width: see `VmappedRuns`.
+      rungs: call `prune` at these updates.
 
     Returns:
       the exception of each failed trial; a failure does not stop the other trials.
@@ -69,7 +67,7 @@ def train_group(
         if any(isinstance(work.pipeline, Prefetched) for work in works.values()):
             _one_by_one(works, failed)
         elif works:
-            _GroupTrainer(works, failed, prune, width).run()
+            _GroupTrainer(works, failed, prune).run()
     return failed
 
 
@@ -92,11 +90,10 @@ class _GroupTrainer:
         works: dict[Trial, Trainer],
         failed: dict[Trial, Exception],
         prune: Pruner | None,
-        width: int | None,
     ):
         self.works, self.failed, self.prune = works, failed, prune
         first = next(iter(works.values()))
-        self.lanes = VmappedRuns(first.vocab_size, first.source, len(works), width=width)
+        self.lanes = VmappedRuns(first.vocab_size, first.source, len(works))
         self.pace = StepTimer()
         self.courses: dict[Trial, Generator[int | Rung, bool | None, None]] = {}
         self.asked: dict[Trial, int | Rung] = {}

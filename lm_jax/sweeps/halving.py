@@ -87,7 +87,7 @@ class Halving:
         return spent
 
     def pruner(self, sweep_dir: Path) -> Pruner:
-        """Make the `judge` of `train_group`; each process of the sweep may make another."""
+        """Make the `prune` of `train_group`; each process of the sweep may make another."""
 
         def judged(step: int, nats: Mapping[Trial, float]) -> set[Trial]:
             here = {trial.directory: loss for trial, loss in nats.items()}
@@ -126,15 +126,6 @@ def survivors(
     come += [(_rank(loss), name) for name, loss in here.items()]
     best = sorted(come)[: -(-len(come) // factor)]
     return {name for loss, name in best if name and math.isfinite(loss)}
-
-
-def judgements(sweep_dir: Path) -> list[Judgement]:
-    """Read the judgements of a sweep so far, in order."""
-    path = sweep_dir / RUNGS
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        return [row for row, _ in files.whole_rows(file, _is_judgement)]
 
 
 def _rank(loss: float | None) -> float:

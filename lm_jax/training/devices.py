@@ -53,7 +53,7 @@ def make_mesh(devices: int, batch_size: int) -> Mesh | None:
         )
     if count == 1:
         return None
-    return jax.make_mesh((count,), ("lanes",), (AxisType.Auto,), devices=jax.devices()[:count])
+    return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:count])
 
 
 def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -84,7 +84,7 @@ def sharded(mesh: Mesh, tree: Any, axes: Any) -> Any:
     """
 
     def place(leaf: Any, axis: int) -> Any:
-        spec = PartitionSpec() if axis == REPLICATED else PartitionSpec(*[None] * axis, "lanes")
+        spec = PartitionSpec() if axis == REPLICATED else PartitionSpec(*[None] * axis, "batch")
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree, axes)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from lm_jax import models
 from lm_jax.config import Config, NGram
@@ -113,7 +114,7 @@ class NGramRun:
             "stopped_early": False,
             "parameters_step": 0,
             "splits": splits,
-            "parameters": models.count(self.params),
+            "parameters": optax.tree.size(self.params),
             "sha256": tree_digest(self.params),
             "seconds": self.seconds,
             "tokens_per_second": len(self.corpus.train.tokens) / self.seconds,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import optax
 
-from lm_jax import models
 from lm_jax.config import Config, train_of
 from lm_jax.data.markov import floor
 from lm_jax.files import Row
@@ -84,7 +84,7 @@ def result(
         "stopped_early": status == "finished" and step < train_of(config).steps,
         "parameters_step": parameters_step,
         "splits": splits,
-        "parameters": models.count(params),
+        "parameters": optax.tree.size(params),
         "sha256": tree_digest(params),
         "seconds": seconds,
         "tokens_per_second": _speed(rows),

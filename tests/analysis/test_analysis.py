@@ -170,8 +170,8 @@ def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_los
 )
 def test_snap1_is_compared_where_the_units_of_a_cell_are_separate(fields, separate):
     model = tiny.rnn(**fields)
-    params = model.cell.init(jax.random.key(0))
-    made = estimators(model, params, steps=4, lanes=LANES, key=jax.random.key(1))
+    params = model.init(jax.random.key(0))
+    made = estimators(model, params, steps=4, batch_size=LANES, key=jax.random.key(1))
     assert ("SnAp-1" in made) == separate
     assert {"truncated, k1=k2=1", "truncated, k1=k2=2", "UORO", "RTRL"} <= set(made)
 

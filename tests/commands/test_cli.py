@@ -261,7 +261,7 @@ def test_help_names_every_flag_with_its_default(folder, capsys):
 MISTAKES = [
     (["trian"], "there is no command trian; did you mean 'train'?"),
     (["train", "quickstrat"], "no experiment 'quickstrat'; did you mean 'quickstart'?"),
-    (["train", "none.py"], "no experiment 'none.py'"),
+    (["train", "none.py"], "none.py: there is no such file"),
     (["train", "lab.py", "--model.hiden-size", "3"], "did you mean --model.hidden-size 3?"),
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
@@ -278,7 +278,7 @@ MISTAKES = [
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
     (["train", "lab.py", "--train.optimizer.beta1", "2"], "--train.optimizer.beta1=2.0: "),
     (["train", "lab.py", "--train.gradient.k2", "3"], "train.gradient.k2 is read only with"),
-    (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a lane"),
+    (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a sequence"),
     (["train", "lab.py", "--data.train", "none.txt"], "data.train=none.txt: there is no such file"),
     (["train", "lab.py", "--data.train", "."], "data.train=.: the folder has"),
     (["train", "lab.py", "--data.train", "empty.txt"], "data.train=empty.txt"),

@@ -218,11 +218,8 @@ def test_a_batch_inside_a_compiled_program_is_the_batch_outside(kind, with_key, 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_tokens_on_the_device_are_as_small_as_on_the_disk(dtype):
     tokens = np.full(6, np.iinfo(dtype).max, dtype)
-    for source, held in (
-        (streams(tokens, BOUNDARY, 2), "lanes"),
-        (sentences(tokens, BOUNDARY, 2, 3), "tokens"),
-    ):
-        assert getattr(source, held).dtype == dtype
+    for source in (streams(tokens, BOUNDARY, 2), sentences(tokens, BOUNDARY, 2, 3)):
+        assert source.tokens.dtype == dtype
         batch = batch_at(source, 0, 3)
         assert batch.x.dtype == batch.y.dtype == jnp.int32
         assert (batch.y == np.iinfo(dtype).max).all()
@@ -255,16 +252,16 @@ def test_no_item_is_drawn_to_a_place():
     assert len(np.unique(orders, axis=0)) == 120  # every order that there is
 
 
-def test_a_chunk_longer_than_a_lane_is_refused_with_the_numbers():
+def test_a_chunk_longer_than_a_sequence_is_refused_with_the_numbers():
     check_length(30, 3, 10, "data.length")
     check_length(32, 3, 10, "data.length")
     with pytest.raises(UserError) as refusal:
         check_length(3_002, 3, 1_001, "train.gradient.k1")
     assert str(refusal.value) == (
-        "train.gradient.k1=1001 is longer than a lane: 3,002 training tokens over data.batch_size=3 "
-        "lanes make 1,000 each"
+        "train.gradient.k1=1001 is longer than a sequence: 3,002 training tokens over data.batch_size=3 "
+        "sequences make 1,000 each"
     )
-    with pytest.raises(UserError, match=r"^data\.length=1 is longer than a lane"):
+    with pytest.raises(UserError, match=r"^data\.length=1 is longer than a sequence"):
         check_length(2, 3, 1, "data.length")
 
 

@@ -125,7 +125,7 @@ def test_shorter_sequences_are_the_task_and_then_ask_for_nothing(name):
 
 def test_the_room_after_a_sequence_changes_no_gradient():
     model = tiny.rnn(cell="gru", embedding_size=None)
-    params = tiny.moved(model.cell.init(jax.random.key(0)))
+    params = tiny.moved(model.init(jax.random.key(0)))
     whole = tasks.task(Permutation(symbols=tiny.V), 4, 9).batch(jax.random.key(1), 0, 6)
     cut = jax.tree.map(lambda leaf: leaf[:6] if leaf.ndim == 2 else leaf, whole)
     estimate = gradients.full_bptt(model)

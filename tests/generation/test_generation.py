@@ -287,7 +287,7 @@ def test_a_beam_of_one_is_greedy_and_what_any_beam_tells_is_true():
 
 def test_a_model_without_a_recurrent_state_is_sampled_by_the_same_code():
     model = tiny.window()
-    params = tiny.moved(model.cell.init(jax.random.key(0)), size=1.0)
+    params = tiny.moved(model.init(jax.random.key(0)), size=1.0)
     whole = samples(model, params, CHARS, length=70, count=2, seed=1)[1]
     assert len(whole.text) == 70
     found = beam(model, params, CHARS, length=2, width=tiny.V, prompt="ab")

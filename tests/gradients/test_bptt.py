@@ -28,7 +28,7 @@ def mean_nats(params, carry, batch, model=MODEL):
 
 @pytest.mark.parametrize("model", [MODEL, tiny.window()], ids=["rnn", "window"])
 def test_full_bptt_agrees_with_finite_differences(model):
-    params = tiny.moved(model.cell.init(jax.random.key(0)))
+    params = tiny.moved(model.init(jax.random.key(0)))
     carry = model.init_carry(tiny.B)
     loss, _, grads, _ = g.full_bptt(model)(params, carry, BATCH)
     direction = tiny.moved(jax.tree.map(jnp.zeros_like, params), seed=5, size=1.0)
@@ -208,7 +208,7 @@ def test_a_block_that_does_not_fit_is_refused():
 def test_clipping_within_bptt_is_clipping_delta_at_every_step():
     """Against a backward pass written out by hand for one Elman layer, each δ_t clipped."""
     model = tiny.rnn()
-    params = tiny.moved(model.cell.init(jax.random.key(0)))
+    params = tiny.moved(model.init(jax.random.key(0)))
     carry = model.init_carry(tiny.B)
     threshold = 0.9
     _, _, grads, _ = g.full_bptt(model, clip_delta=threshold)(params, carry, BATCH)
@@ -250,7 +250,7 @@ def test_a_zero_gradient_is_clipped_to_zero_and_not_to_nan():
 def test_the_norms_of_delta_are_those_of_the_loss_s_gradient_with_respect_to_each_state(estimator):
     """And with the norms no bit of the rest changes."""
     model = tiny.rnn(cell="lstm")
-    params, batch = tiny.moved(model.cell.init(jax.random.key(0))), tiny.batch()
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
     carry = model.init_carry(tiny.B)
 
     def loss(shifts):
@@ -291,7 +291,7 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
     second. The top layer's two are one, and so are those of a model of one layer.
     """
     model = tiny.rnn(layers=2)
-    params, batch = tiny.moved(model.cell.init(jax.random.key(0))), tiny.batch(lanes=1)
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch(lanes=1)
     lane = g.single_example(model)
     x, y = batch.x[:, 0], batch.y[:, 0]
     zeros = jax.tree.map(lambda leaf: jnp.zeros((tiny.T, *leaf.shape)), lane.carry)

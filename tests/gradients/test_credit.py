@@ -88,11 +88,11 @@ def truncated(step, loss, params, carry, xs, ys, k2):
     return jax.jit(jax.grad(mean))(params)
 
 
-def by_lag(max_lag, lanes=False):
+def by_lag(max_lag, batched=False):
     def split(step, loss, *data):
-        return jax.jit(lambda *data: g.gradient_by_lag(step, loss, *data, max_lag, lanes=lanes))(
-            *data
-        )
+        return jax.jit(
+            lambda *data: g.gradient_by_lag(step, loss, *data, max_lag, batched=batched)
+        )(*data)
 
     return split
 
@@ -121,9 +121,9 @@ def test_a_prefix_of_lags_is_the_gradient_truncated_to_as_many_steps():
         tiny.assert_trees_close(summed(found, k2), brute, 1e-11)
 
 
-def test_lanes_at_once_are_the_mean_of_lanes_one_by_one():
+def test_sequences_at_once_are_the_mean_of_sequences_one_by_one():
     step, loss, params, *data = case("gru")
-    together = by_lag(3, lanes=True)(step, loss, params, *data)
+    together = by_lag(3, batched=True)(step, loss, params, *data)
     split = jax.vmap(lambda *lane: g.gradient_by_lag(step, loss, params, *lane, 3), (0, 1, 1))
     alone = jax.jit(split)(*data)
     tiny.assert_trees_close(together, jax.tree.map(lambda leaf: leaf.mean(0), alone), 1e-11)
@@ -250,13 +250,13 @@ def test_a_nan_stands_where_a_path_leads_through_it():
         assert np.all(np.isnan(leaf))
 
 
-def refused(match, *, step=linear, loss=dot, max_lag=1, lanes=False, **changed):
+def refused(match, *, step=linear, loss=dot, max_lag=1, batched=False, **changed):
     names = ("params", "carry", "xs", "ys")
     data = dict(zip(names, linear_case(), strict=True)) | changed
     with pytest.raises(UserError, match=match) as caught:
-        g.gradient_by_lag(step, loss, *data.values(), max_lag, lanes=lanes)
+        g.gradient_by_lag(step, loss, *data.values(), max_lag, batched=batched)
     assert "\n" not in str(caught.value)
-    if max_lag == 1 and not lanes:
+    if max_lag == 1 and not batched:
         with pytest.raises(UserError, match=match):
             g.credit_map(step, loss, *data.values())
 
@@ -274,7 +274,7 @@ def test_mistakes_are_told_in_one_line():
     refused(r"loss gives float64\[3\]", loss=lambda p, h, y: h)
     refused("loss gives int", loss=lambda p, h, y: jnp.argmax(h))
     refused("loss gives PyTreeDef", loss=lambda p, h, y: (h[0], h[1]))
-    lanes = {"xs": jnp.zeros((T, 2, E)), "ys": jnp.zeros((T, 2, H)), "lanes": True}
-    refused("B, which is 2, 3", carry=jnp.zeros((3, H)), **lanes)
-    refused("no such axis", carry=jnp.zeros(()), **lanes)
-    refused("B=0", carry=jnp.zeros((0, H)), xs=lanes["xs"][:, :0], ys=ys[:, :0], lanes=True)
+    both = {"xs": jnp.zeros((T, 2, E)), "ys": jnp.zeros((T, 2, H)), "batched": True}
+    refused("B, which is 2, 3", carry=jnp.zeros((3, H)), **both)
+    refused("no such axis", carry=jnp.zeros(()), **both)
+    refused("B=0", carry=jnp.zeros((0, H)), xs=both["xs"][:, :0], ys=ys[:, :0], batched=True)

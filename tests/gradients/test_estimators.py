@@ -45,7 +45,7 @@ MODELS = {
     "one-hot": made(models.SoftmaxReadout(V), real=True),
     "numbers": made(RegressionReadout(), real=True),
 }
-PARAMS = {kind: tiny.moved(model.cell.init(KEY)) for kind, model in MODELS.items()}
+PARAMS = {kind: tiny.moved(model.init(KEY)) for kind, model in MODELS.items()}
 
 
 def text(kind):
@@ -256,7 +256,7 @@ def test_the_simplest_recurrences_have_their_gradient_by_every_route(layer, hidd
         models.Embedding(V, None), readout, layers=(layer,), hidden_size=hidden_size
     )
     batch = jax.tree.map(lambda leaf: leaf[0], TEXTS["tokens"])
-    params = tiny.moved(model.cell.init(KEY))
+    params = tiny.moved(model.init(KEY))
     exact = {
         "explicit": g.explicit_bptt(model),
         "k2 > k1": g.truncated_bptt(model, k1=2, k2=5),
@@ -360,7 +360,7 @@ def test_all_that_takes_a_batch_takes_it(kind):
     "model", [tiny.window(), models.make(Convolution(layers=2, hidden_size=3), tiny.V)]
 )
 def test_models_that_carry_tokens_read_them_in_64_bits(model):
-    params = tiny.moved(model.cell.init(KEY))
+    params = tiny.moved(model.init(KEY))
     estimator = g.full_bptt(model)
 
     @jax.jit

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from jax.flatten_util import ravel_pytree
@@ -50,7 +51,7 @@ MODELS = {
 
 def made(**fields):
     model = tiny.rnn(**{"embedding_size": 3, "hidden_size": 4, **fields})
-    return model, tiny.moved(model.cell.init(jax.random.key(0)))
+    return model, tiny.moved(model.init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -97,7 +98,7 @@ def test_rtrl_is_full_bptt_of_a_cell_of_one_s_own():
         return jnp.tanh(params["a"] * h + trace + x[:3]), 0.9 * trace + params["a"] * h[::-1]
 
     model = own((jnp.zeros(3), jnp.zeros(3)), step)
-    params = tiny.moved(model.cell.init(KEY))
+    params = tiny.moved(model.init(KEY))
     loss, _, grads, _ = jax.jit(g.rtrl(model))(params, some_carry(model), BATCH)
     expected_loss, _, expected, _ = jax.jit(g.full_bptt(model))(params, some_carry(model), BATCH)
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
@@ -314,7 +315,7 @@ def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_s
 def test_what_snap1_remembers_is_m_numbers_of_each_parameter(name, m):
     model, params = made(**SEPARATE[name], layers=2)
     influence = g.snap1(model).init_carry(tiny.B).influence
-    assert models.count(influence) == tiny.B * m * models.count(params["layers"])
+    assert optax.tree.size(influence) == tiny.B * m * optax.tree.size(params["layers"])
 
 
 SMALL = {"hidden_size": 2, "embedding_size": 2, "layers": 2}

@@ -27,7 +27,7 @@ def config():
 
 
 def verified(model, **settings):
-    params = jax.jit(model.cell.init)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     return g.verify(model, params, BATCH, directions=2, **settings)
 
 
@@ -79,7 +79,7 @@ def test_all_routes_agree_for_every_cell(name):
     first = [trained] if trained else []
     exact = len(first) + 1
     assert [check.route for check in checks[:exact]] == [*first, "RTRL"]
-    blocks = len(jax.tree.leaves(jax.eval_shape(model.cell.init, jax.random.key(0))))
+    blocks = len(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
     assert len(checks) == exact + 1 + blocks
     assert all(check.agrees for check in checks)
     assert max(check.difference for check in checks[:exact]) < 1e-11
@@ -90,7 +90,7 @@ def test_a_route_is_shown_where_it_is_a_program_of_its_own(name):
     """Autodiff against itself would prove nothing."""
     make, trained = TRAINED[name]
     model = make()
-    at = jax.jit(model.cell.init)(jax.random.key(0)), model.init_carry(2), BATCH
+    at = jax.jit(model.init)(jax.random.key(0)), model.init_carry(2), BATCH
     found = [jax.jit(way(model)).lower(*at).as_text() for way in (g.explicit_bptt, g.full_bptt)]
     assert (found[0] != found[1]) == (trained is not None)
     assert proof.trained_by(model) == trained
@@ -153,7 +153,7 @@ def test_one_wrong_number_breaks_the_checks_that_see_it(name, failing, monkeypat
 
 def test_a_gradient_that_is_not_finite_is_not_proven():
     model = tiny.rnn(hidden_size=4, embedding_size=3)
-    params = jax.jit(model.cell.init)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     params["readout"]["b_y"] = params["readout"]["b_y"].at[0].set(jnp.nan)
     checks = g.verify(model, params, BATCH, directions=1)
     assert np.isnan(checks[0].difference)
@@ -163,7 +163,7 @@ def test_a_gradient_that_is_not_finite_is_not_proven():
 def test_a_batch_without_targets_proves_nothing():
     model = tiny.rnn(hidden_size=4, embedding_size=3)
     with pytest.raises(ValueError, match="no target"):
-        g.verify(model, model.cell.init(jax.random.key(0)), BATCH._replace(mask=BATCH.mask & False))
+        g.verify(model, model.init(jax.random.key(0)), BATCH._replace(mask=BATCH.mask & False))
 
 
 def narrow_step(params, h, x):
@@ -188,7 +188,7 @@ def test_a_model_that_rounds_is_refused(make, narrow):
 def test_without_float64_there_is_no_proof():
     model = tiny.rnn(hidden_size=4, embedding_size=3)
     with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
-        g.verify(model, model.cell.init(jax.random.key(0)), BATCH)
+        g.verify(model, model.init(jax.random.key(0)), BATCH)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypat
     assert (status, err) == (0, "")
     assert "RTRL" in out
     assert "all routes agree: " in out
-    assert "8 tokens of 2 lanes, float64" in out
+    assert "8 tokens of 2 sequences, float64" in out
     assert "NO" not in out
     assert "precision" not in out
     monkeypatch.setattr(proof, "explicit_bptt", wrong_by_a_little(proof.explicit_bptt))
@@ -244,5 +244,5 @@ def test_it_holds_on_the_sequences_of_a_task_where_they_are_asked(task):
     data = Data(source=task, length=12, batch_size=3)
     proof = prove(Config(data=data, model=RNN(embedding_size=None, hidden_size=3), train=Train()))
     assert proof.holds
-    assert (proof.steps, proof.lanes) == (8, 2)
+    assert (proof.steps, proof.sequences) == (8, 2)
     assert any(check.difference > 0 for check in proof.checks)

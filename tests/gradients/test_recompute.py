@@ -28,7 +28,7 @@ def agree(ours, plain):
 
 
 def both_ways(model, batch, key, *, estimator=g.explicit_bptt, **kwargs):
-    params = tiny.moved(model.cell.init(key))
+    params = tiny.moved(model.init(key))
     made = [estimator(model, recompute=recompute, **kwargs) for recompute in (True, False)]
     carry = jax.tree.map(lambda leaf: leaf + 0.1, model.init_carry(batch.mask.shape[1]))
     return [jax.jit(estimate)(params, carry, batch) for estimate in made]
@@ -70,7 +70,7 @@ def test_neither_do_they_where_all_steps_share_their_noise(key):
 def test_four_times_the_steps_take_about_twice_the_memory(key):
     """Without segments it is four times; weights and their gradients are small beside it."""
     model = tiny.rnn(cell="gru", hidden_size=16)
-    params = model.cell.init(key)
+    params = model.init(key)
 
     def bytes_of(length, recompute):
         estimator = g.explicit_bptt(model, recompute=recompute)

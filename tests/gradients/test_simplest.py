@@ -43,7 +43,7 @@ def told(step, params, carry, xs, ys):
     whole, losses = (*at, steps), (step, loss, params, carry, xs, ys)
     by_lag, credit = g.gradient_by_lag(*losses, steps - 1), g.credit_map(*losses)
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), carry)
-    in_lanes = (jnp.stack([leaf, leaf], axis=1) for leaf in (xs, ys))
+    both = (jnp.stack([leaf, leaf], axis=1) for leaf in (xs, ys))
     return {
         "jacobians": g.step_jacobians(*at),
         "products": g.jacobian_products(*whole),
@@ -64,7 +64,7 @@ def told(step, params, carry, xs, ys):
         "spectrum": g.lyapunov_spectrum(*at, n),
         "windows": g.finite_time_exponents(*at, n, 1),
         "flossing": g.flossing(*at, n),
-        "in lanes": g.gradient_by_lag(step, loss, params, two, *in_lanes, steps - 1, lanes=True),
+        "batched": g.gradient_by_lag(step, loss, params, two, *both, steps - 1, batched=True),
         "truncations": g.truncations_by_block(by_lag, depth=None),
         "credit horizon": g.credit_horizon(credit, 0.9),
     }
@@ -183,7 +183,7 @@ def assert_told(found, J, B, D, ys):
     close(found["spectrum"], falling(grown.mean(axis=0)))
     close(found["windows"], grown)
     close(found["flossing"], np.mean(grown.mean(axis=0) ** 2))
-    tiny.assert_trees_close(found["in lanes"], found["by lag"])
+    tiny.assert_trees_close(found["batched"], found["by lag"])
     splits = found["truncations"].values()
     for leaf, split in zip(jax.tree.leaves(found["by lag"]), splits, strict=True):
         prefixes = np.cumsum(np.asarray(leaf), axis=0).reshape(steps, -1)

@@ -371,7 +371,7 @@ def test_a_name_makes_the_cell_of_that_name(cell, key):
     made = {"lstm": models.LSTMCell, "gru": models.GRUCell, "diagonal": models.LRUCell}
     made |= {"mingru": models.MinGRUCell, "minlstm": models.MinLSTMCell}
     own = made[cell](6)
-    params = model.cell.init(key)
+    params = model.init(key)
     for place, inputs in enumerate((4, 6)):
         there = jax.tree.map(jnp.shape, params["layers"][place])
         own_shapes = jax.tree.map(jnp.shape, jax.eval_shape(own.init, key))

@@ -108,7 +108,7 @@ def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
     """The model's noise is that of its places, put in by hand: layer by layer, in NumPy."""
     rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2, "recurrent": 0.5}
     model = tiny.rnn(layers=2, dropout=RecurrentDropout(**rates, locked=True))
-    params, batch = tiny.moved(model.cell.init(key)), tiny.batch()
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
     noisy, noise = model.for_training(key), DropoutMasks(key, locked=True, **rates)
     carry, h = noisy.hidden(params, noisy.init_carry(tiny.B), batch.x)
 
@@ -143,7 +143,7 @@ def losses(params, *models):
 @pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
 def test_without_rates_a_noisy_model_is_the_model(key, make):
     model = make()
-    params, batch = tiny.moved(model.cell.init(key)), tiny.batch()
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
 
     def loss_and_grads(model):
         def loss(params):
@@ -178,7 +178,7 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
         dropout=RecurrentDropout(outputs=0.5), activation_penalty=alpha, change_penalty=beta
     ).for_training(key)
     bare = tiny.rnn(dropout=RecurrentDropout(outputs=0.5)).for_training(key)
-    params, y = tiny.moved(model.cell.init(key)), tiny.batch().y
+    params, y = tiny.moved(model.init(key)), tiny.batch().y
     h = jax.random.normal(key, (tiny.T, tiny.B, 5))
     real = np.arange(tiny.T)[:, None] < np.array([[tiny.T, 4, 1]])
     seen = np.asarray(DropoutMasks(key, outputs=0.5).on_outputs(h))

@@ -182,7 +182,7 @@ def test_no_array_of_the_compiled_gradient_is_as_large_as_the_logits(monkeypatch
 def test_a_model_s_loss_is_its_readout_s_and_its_penalties(key, tied):
     readout = Softmax(tied=tied, label_smoothing=0.1)
     model = tiny.rnn(embedding_size=5, readout=readout, activation_penalty=0.2, change_penalty=0.3)
-    params, batch = tiny.moved(model.cell.init(key)), tiny.batch()
+    params, batch = tiny.moved(model.init(key)), tiny.batch()
     mask = batch.mask.at[2, 1].set(False)
     s = 0.1
 

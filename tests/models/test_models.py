@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -32,7 +33,7 @@ every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys(
 
 
 def params_of(model):
-    return tiny.moved(model.cell.init(jax.random.key(0)))
+    return tiny.moved(model.init(jax.random.key(0)))
 
 
 @every_model
@@ -145,12 +146,12 @@ def test_the_window_s_pre_activations_start_at_the_gain_s_variance():
 
 def test_the_parameters_are_as_many_as_the_formula_says(key):
     E, H, V = 4, 5, tiny.V
-    assert models.count(tiny.rnn().init(key)) == V * E + (E + H + 1) * H + (H + 1) * V
-    assert models.count(tiny.rnn(layers=2).init(key)) == (
+    assert optax.tree.size(tiny.rnn().init(key)) == V * E + (E + H + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.rnn(layers=2).init(key)) == (
         V * E + (E + H + 1) * H + (H + H + 1) * H + (H + 1) * V
     )
-    assert models.count(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
-    assert models.count(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.rnn(embedding_size=None).init(key)) == (V + H + 1) * H + (H + 1) * V
+    assert optax.tree.size(tiny.window().init(key)) == V * E + (3 * E + 1) * H + (H + 1) * V
 
 
 EQUAL = {

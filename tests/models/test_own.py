@@ -126,7 +126,7 @@ def losses_of(model, params):
 @functools.cache
 def built_in():
     model = tiny.rnn()
-    params = model.cell.init(jax.random.key(0))
+    params = model.init(jax.random.key(0))
     return params, losses_of(model, params)
 
 
@@ -135,7 +135,7 @@ def test_an_elman_cell_of_one_s_own_learns_what_the_built_in_one_does(file, name
     params, losses = built_in()
     model = tiny.rnn(cell=f"mine.py:{name}")
     own = translated(name, params["layers"][0])
-    drawn = model.cell.init(jax.random.key(0))["layers"][0]
+    drawn = model.init(jax.random.key(0))["layers"][0]
     assert jax.tree.map(lambda a: (a.shape, a.dtype), own) == jax.tree.map(
         lambda a: (a.shape, a.dtype), drawn
     )
@@ -164,7 +164,7 @@ def test_a_class_of_flax_is_a_cell(name):
 def test_an_output_that_is_no_part_of_the_carry_is_read_too(file):
     """And a second layer reads H numbers; reading in chunks is reading at once."""
     model = tiny.rnn(cell="mine.py:Doubled", layers=2)
-    params, x = tiny.moved(model.cell.init(jax.random.key(0))), tiny.batch().x
+    params, x = tiny.moved(model.init(jax.random.key(0))), tiny.batch().x
     carry, h = model.hidden(params, model.init_carry(tiny.B), x)
     for own, (state, output) in zip(params["layers"], carry, strict=True):
         assert own["Dense_0"]["kernel"].shape[0] in (4 + H, H + H)
@@ -195,7 +195,7 @@ def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
 
 
 MISTAKES = {
-    "none.py:elman": "there is no file none.py",
+    "none.py:elman": "model.cell=none.py:elman: there is no such file",
     "no_such_package.module:elman": "there is no module no_such_package.module",
     "lm_jax.models.no_such:elman": "there is no module lm_jax.models.no_such",
     "mine.py:": "is not of the form FILE.py:NAME",
@@ -278,7 +278,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     with pytest.raises(UserError, match=r"other settings .*model.cell_sha256: "):
         lm_jax.train(more, "run", text=tiny.TEXT)
     file.unlink()
-    with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no file mine.py"):
+    with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no such file"):
         lm_jax.load_run("run")
 
 

@@ -58,7 +58,7 @@ def estimate(config, key, dtype="bfloat16", estimator=g.explicit_bptt):
     """(function of params and the carry, params, carry)."""
     model = make(dataclasses.replace(config, precision=dtype), V).for_training(key)
     grad_fn = estimator(model)
-    params, carry = model.cell.init(key), grad_fn.init_carry(B)
+    params, carry = model.init(key), grad_fn.init_carry(B)
     read = batch(key)
     return (lambda params, carry: grad_fn(params, carry, read)), params, carry
 

@@ -270,7 +270,7 @@ def test_every_readout_learns_nearly_what_the_softmax_learns(key):
             params, _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)[0]
             return mean(model, params)
 
-        return float(run(model.cell.init(key), jax.random.split(key, 300)))
+        return float(run(model.init(key), jax.random.split(key, 300)))
 
     exact = nats(Softmax())
     assert exact < 0.8 < np.log(tiny.V)

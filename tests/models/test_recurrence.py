@@ -145,7 +145,7 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
     embedding = Embedding(words, 2)
     layer = recurrence.CellLayer(CELLS["lstm"], embedding)
     model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
-    params = tiny.moved(model.cell.init(jax.random.key(1)))
+    params = tiny.moved(model.init(jax.random.key(1)))
     carry = tiny.moved(model.init_carry(1), seed=2)
     x = jax.random.randint(jax.random.key(5), (8, 1), 0, words)
 
@@ -175,7 +175,7 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
     embedding = Embedding(words, 2)
     layer = recurrence.CellLayer(CELLS["gru"], embedding)
     model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
-    params = tiny.moved(model.cell.init(jax.random.key(1)))
+    params = tiny.moved(model.init(jax.random.key(1)))
     assert model.precompute(params, words - 1) is params
     ready = model.precompute(params, words)
     carry, x = model.init_carry(1), jnp.array([[3]])

@@ -86,9 +86,9 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
 
 
 @pytest.fixture
-def _four_lanes(monkeypatch):
-    """Stretches of 512 tokens of `CHARS` in four lanes of 128, with 32 tokens before each lane."""
-    for name, value in {"LANES": 4, "WARM": 32, "FEW": 2}.items():
+def _four_segments(monkeypatch):
+    """Stretches of 512 tokens of `CHARS` in four segments of 128, with 32 tokens before each."""
+    for name, value in {"SEGMENTS": 4, "WARM": 32, "FEW": 2}.items():
         monkeypatch.setattr(STATIC, name, value)
     scorer = importlib.import_module("lm_jax.scoring.scorer")
     monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 32 * len(CHARS.tokens))
@@ -97,16 +97,16 @@ def _four_lanes(monkeypatch):
     STATIC._reader.cache_clear()
 
 
-@pytest.mark.usefixtures("_four_lanes")
+@pytest.mark.usefixtures("_four_segments")
 @pytest.mark.parametrize("case", ["forgets", "remembers", "one lane"])
 def test_a_text_in_lanes_is_the_text_token_after_token(case, monkeypatch):
     """A relu RNN with W_hh = I adds up all it has read, and no lane can begin in its middle."""
     if case == "one lane":
         model = tiny.window()
-        params = tiny.moved(model.cell.init(jax.random.key(0)))
+        params = tiny.moved(model.init(jax.random.key(0)))
     else:
         model = tiny.rnn(activation="tanh" if case == "forgets" else "relu")
-        params = tiny.moved(model.cell.init(jax.random.key(0)))
+        params = tiny.moved(model.init(jax.random.key(0)))
         params["layers"][0]["W_hh"] = jnp.eye(5) * (0.3 if case == "forgets" else 1)
     text = "".join(RANDOM.choice(list("abcd \n"), 1400))
     tokens = CHARS.encode(text)
@@ -159,8 +159,8 @@ def test_each_line_is_scored_as_if_nothing_had_come_before_it(monkeypatch):
     text = f"{TEXT}\n{long}\n\nab\n{TEXT}"
     parts = text.split("\n")
     parts = [part + "\n" for part in parts[:-1]] + [parts[-1]]
-    for lanes, length, waiting in ((3, 4, 1 << 20), (64, 32, 1 << 20), (2, 3, 10)):
-        monkeypatch.setattr(module, "LANES", lanes)
+    for together, length, waiting in ((3, 4, 1 << 20), (64, 32, 1 << 20), (2, 3, 10)):
+        monkeypatch.setattr(module, "LINES_TOGETHER", together)
         monkeypatch.setattr(module, "LINE_LENGTH", length)
         monkeypatch.setattr(module, "LINES_AT_ONCE", waiting)
         found = list(line_blocks(MODEL, PARAMS, CHARS, in_memory("text", text)))
@@ -200,7 +200,7 @@ def test_there_is_nothing_to_score_in_an_empty_text():
 
 def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(capsys):
     model = models.make(RNN(embedding_size=4, hidden_size=5), len(BYTES))
-    params = model.cell.init(jax.random.key(0))
+    params = model.init(jax.random.key(0))
     text = texts.Text("bytes", "", lambda: iter([b"\x80\x81"]))
     found = score(model, params, BYTES, text).loss
     assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
@@ -236,7 +236,7 @@ def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(ki
         _, carry, g, _ = estimator(PARAMS, carry, batch)
         squares = jax.tree.map(lambda s, g: s + g**2 / 3, squares, g)
     root = jax.tree.map(np.sqrt, squares)
-    found = scoring.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, lanes=1)
+    found = scoring.root_mean_square_gradient(MODEL, PARAMS, tokens, 1, length=length, batch_size=1)
     tiny.assert_trees_close(found, root)
 
     average = np.mean([leaf.mean() for leaf in jax.tree.leaves(root)])
@@ -314,7 +314,9 @@ def test_dynamic_evaluation_holds_no_square_of_a_gradient():
     """The squares of gradients times 1e200 are beyond the largest float, and their sum too."""
     steep = tiny.altered(MODEL, loss=lambda *at: 1e200 * MODEL.loss(*at))
     found, usual = (
-        scoring.root_mean_square_gradient(model, PARAMS, CHARS.encode(TEXT), 1, length=50, lanes=1)
+        scoring.root_mean_square_gradient(
+            model, PARAMS, CHARS.encode(TEXT), 1, length=50, batch_size=1
+        )
         for model in (steep, MODEL)
     )
     tiny.assert_trees_close(jax.tree.map(lambda leaf: leaf / 1e200, found), usual)

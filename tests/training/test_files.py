@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from lm_jax.config.source import sha256_of_vectors
+from lm_jax.sweeps.archive import packed, unpack
 
 import lm_jax
 from lm_jax import files
@@ -19,7 +20,7 @@ from lm_jax.data.vectors import read_vectors
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError, from_json, parsed
 from lm_jax.sweeps import failures, integers, optuna_search, read_results, worker
-from lm_jax.sweeps.halving import Halving, judgements
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.jobs import Job, read_job
 from lm_jax.sweeps.optuna_search import ASKED, OptunaSearch
 from lm_jax.sweeps.plan import plan, write_or_check_manifest
@@ -203,7 +204,7 @@ def test_what_a_sweep_has_written_is_named_where_it_is_damaged(content, tmp_path
     (tmp_path / "error.json").write_bytes(content)
     assert failures.read(tmp_path) == {"error": "error.json is damaged", "traceback": ""}
     (tmp_path / "rungs.jsonl").write_bytes(content + b"\n")
-    assert judgements(tmp_path) == []
+    assert Halving(1).pruner(tmp_path)(1, {trials[0]: 1.0}) == {trials[0]}
     job = Job(tmp_path, trials, vectorised=False)
     path = worker.written(job, 1)
     path.with_suffix(".outcome.json").write_bytes(content)

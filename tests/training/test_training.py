@@ -226,7 +226,7 @@ def test_a_path_that_cannot_be_a_run_directory_is_refused(tmp_path):
 
 def test_a_text_that_will_not_do_leaves_no_directory(tmp_path):
     for data, text, said in [
-        ({"length": 9999}, tiny.TEXT, "data.length=9999 is longer than a lane"),
+        ({"length": 9999}, tiny.TEXT, "data.length=9999 is longer than a sequence"),
         ({}, None, "takes its text from lm_jax.train"),
         ({}, "", "is empty"),
         ({}, ["a b", "c"], "2 texts"),
@@ -515,7 +515,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
         config = tiny.config(data={"batch_size": lanes, "length": 4}, train={"steps": 1})
         run = lm_jax.train(config, tmp_path / str(lanes), text=tiny.TEXT)
         tokens = run.vocabulary.encode(tiny.TEXT)
-        params = run.model.cell.init(jax.random.key(0))
+        params = run.model.init(jax.random.key(0))
         read = reading(tokens, run.vocabulary)
         losses.append(evaluate(run.model, params, read, len(tokens), 0))
     assert losses[0] == losses[1]
