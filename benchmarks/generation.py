@@ -159,7 +159,7 @@ def against_ourselves(rounds: int) -> list[Row]:
     rows = [compared("drawing, quickstart", seconds, LENGTH)]
     print(f"one program is {faster:.1f} times as fast; target {LEAST_RATIO}: {verdict}")
 
-    text = texts.splits(config.data)["train"]
+    text = texts.splits(config.data.source, config.data.tokenizer.kind)["train"]
     tokens = corpus.train.tokens
     static = scoring.parallel_scorer(model, scoring.stretch_length(len(vocabulary)))
     ways = {

@@ -14,7 +14,7 @@ from benchmarks.looped import passes
 from benchmarks.side_by_side import Absent, Way
 from benchmarks.sizes import Size
 from lm_jax import generation
-from lm_jax.config import RNN, SGD, Config, Data, Train, resolve
+from lm_jax.config import GRU, LSTM, RNN, SGD, Config, Data, Elman, Train, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
@@ -22,6 +22,7 @@ from lm_jax.training.devices import make_mesh
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
 
+CONFIGS = {"elman": Elman, "gru": GRU, "lstm": LSTM}
 CELLS = {"elman": cells.ElmanCell, "gru": cells.GRUCell, "lstm": cells.LSTMCell}
 
 
@@ -33,7 +34,7 @@ def config_of(size: Size) -> Config:
         Config(
             data=Data(batch_size=size.batch, length=size.length),
             model=RNN(
-                cell=size.cell,
+                cell=CONFIGS[size.cell](),
                 embedding_size=size.hidden,
                 hidden_size=size.hidden,
                 layers=size.layers,

@@ -129,7 +129,7 @@ def by_autodiff(
 ) -> jax.Array:
     """Compute ‖g_l‖ by autodiff with respect to separate parameters for every time step."""
     example = g.single_example(training.model)
-    few = probe.lanes
+    few = probe.sequences
     steps = batch.x.shape[0]
 
     def nats(at_t: Any, carry: Carry, x: jax.Array, y: jax.Array, asked: jax.Array) -> jax.Array:

@@ -23,25 +23,26 @@ import numpy as np
 from benchmarks import command
 from benchmarks.rows import Row, row, show
 from benchmarks.side_by_side import clock, in_turn
-from lm_jax.config import RNN, Config, Data, Train, resolve
+from lm_jax.config import GRU, LSTM, RNN, Config, Data, Elman, Train, resolve
 from lm_jax.data.batches import streams
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training.step import init, run_until
 
 ROOT = Path(__file__).parent.parent
 TRIALS, UPDATES = 32, 500
+CELLS = {"elman": Elman, "gru": GRU, "lstm": LSTM}
 SIZES = (("elman", 64, 16, 32), ("gru", 64, 16, 32), ("gru", 128, 32, 64), ("lstm", 64, 32, 64))
 V = 96
 WHOLE = f"{TRIALS} trials of {UPDATES} updates, GRU 64"
 EXPERIMENT = f'''"""Thirty-two small character models: what a sweep costs."""
 
-from lm_jax.config import RNN, Config, Data, Train
+from lm_jax.config import GRU, RNN, Config, Data, Train
 
 
 def config():
     return Config(
         data=Data(batch_size=16, length=32),
-        model=RNN(cell="gru", hidden_size=64),
+        model=RNN(cell=GRU(), hidden_size=64),
         train=Train(steps={UPDATES}, clip_norm=1.0),
     )
 
@@ -64,7 +65,7 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
         config = resolve(
             Config(
                 data=Data(batch_size=batch, length=length),
-                model=RNN(cell=cell, hidden_size=hidden),
+                model=RNN(cell=CELLS[cell](), hidden_size=hidden),
                 train=Train(steps=10**6, clip_norm=1.0),
             )
         )
