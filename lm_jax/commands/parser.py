@@ -18,7 +18,7 @@ from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
-from lm_jax.config import Config, with_kinds
+from lm_jax.config import Config, Custom, with_kinds
 from lm_jax.experiment import load_experiment
 from lm_jax.settings import UserError, alternatives, paths
 from lm_jax.suggestions import nearest
@@ -128,11 +128,13 @@ def _with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]
 
 def _name_kinds() -> None:
     """Let the help of each flag that chooses an alternative list the alternatives."""
-    for path in paths(Config):
+    for path in reversed(paths(Config)):  # of a class in two unions, the larger comes first
         known = alternatives(Config, path)
         for member in known.values():
             named = tyro.conf.arg(name="", metavar=f"{{{','.join(known)}}}", help=KINDS)
             member.__annotations__["kind"] = Annotated[str, named]
+            if issubclass(member, Custom):
+                member.__annotations__["arguments"] = Annotated[dict[str, Any], tyro.conf.arg(name="")]
 
 
 _name_kinds()

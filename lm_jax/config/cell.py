@@ -77,6 +77,7 @@ class CustomCell(Custom):
     """A cell of your own, or of Flax (`lm_jax.models.custom_cell`)."""
 
     setting: ClassVar[str] = "model.cell"
+    passed: ClassVar[tuple[str, ...]] = ("inputs", "hidden_size", "features")
 
 
 Cell = Elman | LSTM | GRU | MinGRU | MinLSTM | LRU | CustomCell

@@ -51,6 +51,8 @@ class Custom:
 
     setting: ClassVar[str]
     """Path of the setting, for errors."""
+    passed: ClassVar[tuple[str, ...]]
+    """Parameters that lm_jax itself passes to the code."""
 
     kind: str
     """FILE.py:NAME or package.module:NAME."""
@@ -75,14 +77,16 @@ def resolved(custom: Code) -> Code:
       UserError: as `load`; the file has another SHA-256; the code has no parameter of a given name.
     """
     code = code_of(custom)
-    named, defaults = load(custom), {}
+    named, taken = load(custom), {}
     with contextlib.suppress(TypeError, ValueError):  # some functions in C have no signature
         taken = inspect.signature(named).parameters
-        defaults = {
-            name: one.default for name, one in taken.items() if type(one.default) in HYPERPARAMETERS
-        }
-        for name in custom.arguments.keys() - taken.keys():
-            raise UserError(f"{custom} has no parameter {name}{nearest(name, defaults)}")
+    defaults = {
+        name: one.default
+        for name, one in taken.items()
+        if type(one.default) in HYPERPARAMETERS and name not in custom.passed
+    }
+    for name in custom.arguments.keys() - taken.keys():
+        raise UserError(f"{custom} has no parameter {name}{nearest(name, defaults)}")
     given = {
         name: float(value) if type(defaults.get(name)) is float and type(value) is int else value
         for name, value in custom.arguments.items()

@@ -141,7 +141,7 @@ class Muon:
     beta: UnitInterval = 0.95
     """Decay of the mean of gradients, per update."""
     nesterov: bool = True
-    """Look ahead by one update (Nesterov, 1983)."""
+    """Look ahead by one update (Nesterov, 1983), in Adam as well (Dozat, 2016)."""
     iterations: Size = 5
     """Newton-Schulz iterations of each orthogonalisation."""
     weight_decay: NonNegative = 0.0
@@ -157,11 +157,12 @@ class CustomOptimizer(Custom):
     """An optimizer of your own: a function (learning_rate) -> `optax.GradientTransformation`."""
 
     setting: ClassVar[str] = "train.optimizer"
+    passed: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
 
 Rule = SGD | Momentum | Adam | AdamW | RMSprop | Adan | Adafactor | Lion | Muon | CustomOptimizer
 
-Optimizer = Rule | ASGD
+Optimizer = ASGD | Rule
 
 
 @settings

@@ -172,7 +172,7 @@ def _custom(config: settings.CustomOptimizer, rate: Any) -> optax.GradientTransf
     with blaming(config):
         made = named(rate, **config.arguments)
         if not isinstance(made, optax.GradientTransformation):
-            raise UserError(f"it gives a {type(made).__name__}, no optax.GradientTransformation")
+            raise UserError("it gives no optax.GradientTransformation")
         return made
 
 
