@@ -39,14 +39,14 @@ from benchmarks.rows import Row, row
 from lm_jax import gradients as g
 from lm_jax.config import Config, LiveProbe, resolve, train_of
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.data.windows import source_of
 from lm_jax.experiment import load_experiment
 from lm_jax.gradients.live_probe import Measurements, live
 from lm_jax.models import cells
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import chunk_length, eval_model, init, peek_batch, run_until
+from lm_jax.training.step import eval_model, init, peek_batch, run_until
+from lm_jax.training.trainer import pipeline_of
 from lm_jax.trees import norm
 
 ROUNDS = 12
@@ -67,7 +67,7 @@ class Training:
     def __init__(self, config: Config, corpus: Corpus):
         self.config, self.vocab_size = config, len(corpus.vocabulary)
         self.model = eval_model(config, self.vocab_size)
-        self.source = source_of(config.data, corpus, chunk_length(config))
+        self.source = pipeline_of(config, corpus).whole()
         self.state: TrainState = init(config, self.vocab_size)
         self.made = 0
 

@@ -8,10 +8,10 @@ import optax
 from lm_jax import gradients
 from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
-from lm_jax.data.windows import input_pipeline
 from lm_jax.gradients import Check
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import batch_of, chunk_length, eval_model, init
+from lm_jax.training.step import batch_of, eval_model, init
+from lm_jax.training.trainer import pipeline_of
 
 SEQUENCES, STEPS = 2, 8
 
@@ -57,7 +57,7 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     config, corpus = prepared(config, text)
     vocab_size = len(corpus.vocabulary)
     params = init(config, vocab_size).params
-    source, _ = input_pipeline(config.data, corpus, chunk_length(config)).at(0)
+    source, _ = pipeline_of(config, corpus).at(0)
     whole = batch_of(config, source, 0)
     # The targets of a task are at the end of the sequences.
     first = max(config.data.steps - STEPS, 0) if config.data.generated else 0

@@ -134,7 +134,8 @@ def _name_kinds() -> None:
             named = tyro.conf.arg(name="", metavar=f"{{{','.join(known)}}}", help=KINDS)
             member.__annotations__["kind"] = Annotated[str, named]
             if issubclass(member, Custom):
-                member.__annotations__["arguments"] = Annotated[dict[str, Any], tyro.conf.arg(name="")]
+                unnamed = tyro.conf.arg(name="")
+                member.__annotations__["arguments"] = Annotated[dict[str, Any], unnamed]
 
 
 _name_kinds()

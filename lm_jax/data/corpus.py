@@ -18,9 +18,9 @@ import numpy as np
 import platformdirs
 
 from lm_jax import files
-from lm_jax.config import BPE, TFDS, Byte, Char, Data, File, Word
+from lm_jax.config import BPE, TFDS, Byte, Char, Data, File, Markov, Word
 from lm_jax.config.data import Tokenizer
-from lm_jax.data import bpe, tasks
+from lm_jax.data import bpe, markov, tasks
 from lm_jax.data import text as texts
 from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text
@@ -52,6 +52,8 @@ class Corpus(NamedTuple):
     """Digest of the text and its tokens, in hex digits."""
     task: Task | None = None
     """The task to read instead of a text; all splits are then empty."""
+    floor: dict[str, float] = {}
+    """Entry of result.json, `entropy_rate` in nats a character; empty if the entropy is unknown."""
 
 
 def cache_folder() -> Path:
@@ -70,8 +72,8 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
       UserError: the text cannot be read, is not text, or is too short for the config.
     """
     if (task := tasks.task_of(data)) is not None and memory is None:
-        empty = {split: Split(np.zeros(0, np.uint8), 0, 0) for split in SPLITS}
-        return Corpus(task.vocabulary, **empty, digest=tasks.task_digest(data), task=task)
+        empty = Split(np.zeros(0, np.uint8), 0, 0)
+        return Corpus(task.vocabulary, empty, empty, empty, tasks.task_digest(data), task)
     parts = _parts(data, memory)
     key = [to_json(data.tokenizer), VERSION, *(parts[split].digest for split in SPLITS)]
     vocabulary = None
@@ -82,8 +84,12 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     digest = files.sha256(json.dumps(key))
     if not isinstance(data.source, File | TFDS):
         vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
-        arrays = {split: tokenise(vocabulary, parts[split]) for split in SPLITS}
-        return Corpus(vocabulary, **arrays, digest=_digest(digest, vocabulary), task=None)
+        train, validation, test = (tokenise(vocabulary, parts[split]) for split in SPLITS)
+        floor = {}
+        if isinstance(data.source, Markov):
+            floor = {"entropy_rate": markov.chain(data.source).entropy_rate}
+        digest = _digest(digest, vocabulary)
+        return Corpus(vocabulary, train, validation, test, digest, floor=floor)
     folder = cache_folder() / "tokens" / digest[:32]
     try:
         if not folder.exists():

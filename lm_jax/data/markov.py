@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm_jax.config import Data, Markov
+from lm_jax.config import Markov
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 
@@ -88,10 +88,3 @@ def symbols(config: Markov) -> np.ndarray:
 def text(config: Markov) -> str:
     """Draw the text, one letter a symbol."""
     return "".join(map(LETTERS.__getitem__, symbols(config).tolist()))
-
-
-def floor(data: Data) -> dict[str, float]:
-    """Entry of result.json, `entropy_rate` in nats a character; empty if the entropy is unknown."""
-    return (
-        {"entropy_rate": chain(data.source).entropy_rate} if isinstance(data.source, Markov) else {}
-    )

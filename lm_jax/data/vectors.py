@@ -36,8 +36,6 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from lm_jax.config import Config, Network
-from lm_jax.data.corpus import Corpus
 from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.data.vocabulary import LINE_END, Vocabulary
 from lm_jax.files import reading
@@ -65,21 +63,6 @@ class Vectors(NamedTuple):
     def found(self) -> int:
         """Number of the V tokens with a vector from the file."""
         return int(np.sum(self.known))
-
-
-def pretrained(config: Config, corpus: Corpus) -> Vectors | None:
-    """The pretrained vectors named by the config, for a new run; None if there are none."""
-    model = config.model
-    if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
-        return None
-    return read_vectors(
-        model.vectors,
-        corpus.vocabulary,
-        model.embedding_size,
-        name=f"model.vectors={model.vectors}",
-        seed=config.seed,
-        counts=np.bincount(corpus.train.tokens, minlength=len(corpus.vocabulary)),
-    )
 
 
 def read_vectors(

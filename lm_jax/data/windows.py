@@ -21,7 +21,6 @@ from functools import partial
 import jax
 import numpy as np
 
-from lm_jax.config import Data
 from lm_jax.data.batches import Epoch, Source, StreamWindow, sentences, steps_per_epoch, streams
 from lm_jax.data.corpus import Corpus
 from lm_jax.settings import UserError
@@ -134,42 +133,46 @@ class Prefetched:
 InputPipeline = InMemory | Prefetched
 
 
-def input_pipeline(data: Data, corpus: Corpus, length: int) -> InputPipeline:
+def input_pipeline(
+    corpus: Corpus, batching: str, batch_size: int, length: int, updates: int | None = None
+) -> InputPipeline:
     """The input pipeline: the whole training data on the device, or windows of a large text.
 
-    A text is read in windows if the device cannot hold the whole text, or if the config asks for
-    windows.
+    Args:
+      corpus: the text, or a task.
+      batching: streams or sentences.
+      batch_size: B.
+      length: T.
+      updates: for streams: updates in a window; None: windows only if the device cannot hold the
+        whole text.
     """
     tokens = corpus.train.tokens
-    if corpus.task is None and data.batching == "streams":
-        updates = window_updates(tokens, data, length)
+    if corpus.task is None and batching == "streams":
+        updates = updates or window_updates(tokens, batch_size, length)
         if updates is not None:
-            boundary, batch_size = corpus.vocabulary.boundary, data.batch_size
-            return Prefetched(tokens, boundary, batch_size, length, updates)
-    return InMemory(source_of(data, corpus, length), length)
+            return Prefetched(tokens, corpus.vocabulary.boundary, batch_size, length, updates)
+    return InMemory(source_of(corpus, batching, batch_size, length), length)
 
 
-def source_of(data: Data, corpus: Corpus, length: int) -> Source:
+def source_of(corpus: Corpus, batching: str, batch_size: int, length: int) -> Source:
     """The task, or the training text on the device, batched as streams or as sentences."""
     if corpus.task is not None:
         return corpus.task
-    read = streams if data.batching == "streams" else partial(sentences, length=length)
-    return read(corpus.train.tokens, corpus.vocabulary.boundary, data.batch_size)
+    read = streams if batching == "streams" else partial(sentences, length=length)
+    return read(corpus.train.tokens, corpus.vocabulary.boundary, batch_size)
 
 
-def window_updates(tokens: np.ndarray, data: Data, length: int) -> int | None:
-    """Return the maximum number of updates in a window of the text; None: keep the text whole.
+def window_updates(tokens: np.ndarray, batch_size: int, length: int) -> int | None:
+    """Return the maximum number of updates in a window of a text; None: keep the text whole.
 
     Args:
       tokens: [N] token numbers.
-      data: the config, with `data.batching="streams"`.
+      batch_size: B.
       length: T.
     """
-    if data.window_updates is not None:
-        return data.window_updates
     if tokens.nbytes <= SHARE * free_memory():
         return None
-    return max(1, WINDOW_BYTES // (data.batch_size * length * tokens.itemsize))
+    return max(1, WINDOW_BYTES // (batch_size * length * tokens.itemsize))
 
 
 def free_memory() -> int:

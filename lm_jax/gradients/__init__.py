@@ -2,7 +2,7 @@
 
 from jaxtyping import Array
 
-from lm_jax.config import ARTBP, RTRL, UORO, Full, SnAp1, Train, Truncated
+from lm_jax.config import ARTBP, RTRL, UORO, Full, Gradient, SnAp1, Truncated
 from lm_jax.gradients.artbp import randomised_bptt
 from lm_jax.gradients.bptt import (
     Estimator,
@@ -138,16 +138,17 @@ __all__ = [
 ]
 
 
-def make(train: Train, model: LanguageModel, *, key: Array, delta_norms: bool = False) -> Estimator:
+def make(
+    config: Gradient, model: LanguageModel, *, key: Array, delta_norms: bool = False
+) -> Estimator:
     """Make the gradient estimator named by a config.
 
     Args:
-      train: `Config.train`, resolved; the numbers may be tracers.
+      config: `Train.gradient`, resolved; the numbers may be tracers.
       model: the language model.
       key: random key of an estimator with random draws.
       delta_norms: see `full_bptt`; for the estimators of whole chunks.
     """
-    config = train.gradient
     if isinstance(config, Truncated):
         assert config.k1 is not None
         assert config.k2 is not None

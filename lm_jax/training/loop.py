@@ -11,7 +11,6 @@ from lm_jax import models
 from lm_jax.config import Config, NGram, in_steps, resolve
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.data.windows import input_pipeline
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
@@ -20,7 +19,7 @@ from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.step import chunk_length
-from lm_jax.training.trainer import Trainer, too_few
+from lm_jax.training.trainer import Trainer, pipeline_of, too_few
 
 
 def train(
@@ -181,7 +180,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = input_pipeline(config.data, corpus, length).epoch
+        epochs[way] = pipeline_of(config, corpus).epoch
     return in_steps(config, epochs[way])
 
 

@@ -18,7 +18,6 @@ import optax
 from lm_jax import models
 from lm_jax.config import Config, NGram
 from lm_jax.data.corpus import Corpus, Split
-from lm_jax.data.markov import floor
 from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
@@ -118,7 +117,7 @@ class NGramRun:
             "sha256": tree_digest(self.params),
             "seconds": self.seconds,
             "tokens_per_second": len(self.corpus.train.tokens) / self.seconds,
-            **floor(self.config.data),
+            **self.corpus.floor,
             "ngrams": [{**row._asdict(), "unseen_share": row.unseen_share} for row in rows],
         }
 

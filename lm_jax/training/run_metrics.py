@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import optax
 
-from lm_jax.config import Config, train_of
-from lm_jax.data.markov import floor
 from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.training.checkpoint import tree_digest
@@ -54,23 +52,25 @@ def kept_params(state: TrainState) -> tuple[int, Params]:
 
 
 def result(
-    config: Config,
+    steps: int,
     state: TrainState,
     rows: Sequence[Row],
     *,
     status: str,
     splits: Mapping[str, Row],
     seconds: float,
+    floor: Row,
 ) -> Row:
     """The contents of result.json.
 
     Args:
-      config: the resolved config.
+      steps: number of updates that the config asks for.
       state: the last state.
       rows: the rows of metrics.jsonl.
       status: how the run ended, for example "finished".
       splits: metrics of the kept parameters by split; empty if the run did not finish.
       seconds: seconds taken by all updates.
+      floor: `Corpus.floor`.
     """
     (parameters_step, params), step = kept_params(state), int(state.step)
     vectors = {
@@ -81,7 +81,7 @@ def result(
     return {
         "status": status,
         "step": step,
-        "stopped_early": status == "finished" and step < train_of(config).steps,
+        "stopped_early": status == "finished" and step < steps,
         "parameters_step": parameters_step,
         "splits": splits,
         "parameters": optax.tree.size(params),
@@ -89,7 +89,7 @@ def result(
         "seconds": seconds,
         "tokens_per_second": _speed(rows),
         **vectors,
-        **floor(config.data),
+        **floor,
     }
 
 

@@ -1,13 +1,12 @@
 """The whole state of a run between two updates, as saved in a checkpoint, and the update rules."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from lm_jax.config import ASGD, Train
 from lm_jax.models.base import Carry, Params
 
 
@@ -100,40 +99,35 @@ class TrainState(NamedTuple):
         return self.params if self.average is None else self.average.params
 
 
-def empty_average(train: Train, params: Params) -> MovingAverage | TriggeredAverage | None:
-    """The average before the first update; None if the config takes none."""
-    params = jax.tree.map(jnp.copy, params)
-    if train.ema_decay is not None:
-        return MovingAverage(params)
-    if not isinstance(train.optimizer, ASGD):
-        return None
+def empty_average(params: Params, patience: int) -> TriggeredAverage:
+    """The average before the first update; `patience` is n of `ASGD`."""
     never = jnp.inf
     return TriggeredAverage(
-        params=params,
+        params=jax.tree.map(jnp.copy, params),
         begun=jnp.zeros((), jnp.int32),
-        recent=jnp.full(train.optimizer.patience, never, float),
+        recent=jnp.full(patience, never, float),
         older=jnp.full((), never, float),
     )
 
 
 def averaged(
-    train: Train, state: TrainState, params: Params
+    state: TrainState, params: Params, decay: float | Array | None = None
 ) -> MovingAverage | TriggeredAverage | None:
     """The average with the new parameters of one more step.
 
     Args:
-      train: the config; numbers may be tracers.
       state: the state before the step.
       params: the parameters after the step.
+      decay: of a moving average, per step.
     """
     average = state.average
     if average is None:
         return None
-    if train.ema_decay is not None:
-        count = (1 - train.ema_decay ** (state.step + 1)) / (1 - train.ema_decay)
+    if isinstance(average, TriggeredAverage):
+        count = jnp.where(average.begun > 0, state.step + 2 - average.begun, 1)
     else:
-        begun = cast(TriggeredAverage, average).begun
-        count = jnp.where(begun > 0, state.step + 2 - begun, 1)
+        assert decay is not None
+        count = (1 - decay ** (state.step + 1)) / (1 - decay)
     mean = jax.tree.map(lambda mean, new: mean + (new - mean) / count, average.params, params)
     return average._replace(params=mean)
 

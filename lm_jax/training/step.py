@@ -25,22 +25,25 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import (
+    ASGD,
     Config,
     LiveProbe,
     Network,
     Plateau,
     ScheduledSampling,
+    Train,
     Truncated,
     train_of,
 )
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
-from lm_jax.models.base import Carry
+from lm_jax.models.base import Carry, Params
 from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     EarlyStopping,
+    MovingAverage,
     TrainState,
     TriggeredAverage,
     accumulated,
@@ -100,7 +103,7 @@ def init(
             zero, jnp.full((), jnp.inf, float), zero, zero, zero, jnp.ones(())
         ),
         best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
-        average=empty_average(train, params),
+        average=_first_average(train, params),
         accumulated=jax.tree.map(jnp.zeros_like, params) if train.accumulate > 1 else None,
     )
     return _shard(config, state, vocab_size, mesh)
@@ -190,7 +193,7 @@ def update(
         opt_state=opt_state,
         carry=carry,
         record=record,
-        average=averaged(train, state, params),
+        average=averaged(state, params, train.ema_decay),
         accumulated=None if state.accumulated is None else grads,
     )
     return _shard(config, state, vocab_size, mesh)
@@ -275,6 +278,14 @@ def eval_model(config: Config, vocab_size: int) -> LanguageModel:
     return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
 
+def _first_average(train: Train, params: Params) -> MovingAverage | TriggeredAverage | None:
+    if train.ema_decay is not None:
+        return MovingAverage(jax.tree.map(jnp.copy, params))
+    if isinstance(train.optimizer, ASGD):
+        return empty_average(params, train.optimizer.patience)
+    return None
+
+
 def _shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
     if mesh is None:
         return state
@@ -291,7 +302,7 @@ def _model(config: Config, vocab_size: int) -> LanguageModel:
 
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:
     key, deltas = _key(config, Draw.ESTIMATOR), _delta_steps(config) is not None
-    return gradients.make(train_of(config), model, key=key, delta_norms=deltas)
+    return gradients.make(train_of(config).gradient, model, key=key, delta_norms=deltas)
 
 
 def _key(config: Config, draw: Draw, step: Int[Array, ""] | None = None) -> Array:

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.config import Config, LiveProbe, train_of
+from lm_jax.config import Config, LiveProbe, Network, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
-from lm_jax.data.vectors import pretrained
-from lm_jax.data.windows import input_pipeline
+from lm_jax.data.vectors import Vectors, read_vectors
+from lm_jax.data.windows import InputPipeline, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
@@ -76,6 +76,14 @@ class Rung(NamedTuple):
     """Mean nats per token of the validation at this step."""
 
 
+def pipeline_of(config: Config, corpus: Corpus) -> InputPipeline:
+    """The input pipeline of a run."""
+    data = config.data
+    return input_pipeline(
+        corpus, data.batching, data.batch_size, chunk_length(config), data.window_updates
+    )
+
+
 class Trainer:
     """Trainer of a run, in a single process.
 
@@ -112,15 +120,13 @@ class Trainer:
         self.mesh = make_mesh(devices, config.data.batch_size)
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
-        self.pipeline = (
-            input_pipeline(config.data, corpus, self.length) if like is None else like.pipeline
-        )
+        self.pipeline = pipeline_of(config, corpus) if like is None else like.pipeline
         self.epoch = self.pipeline.epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.epoch
         known = None if like is None else like.evaluator
         self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
-        self.vectors = None if steps_saved(run_dir) else pretrained(self.config, self.corpus)
+        self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.rungs: frozenset[int] = frozenset()
 
     def run(self) -> None:
@@ -206,12 +212,13 @@ class Trainer:
                 self._save()
             self.checkpoints.wait()
             last = result(
-                self.config,
+                self.settings.steps,
                 self.state,
                 self.journal.rows,
                 status=status,
                 splits=splits,
                 seconds=self.journal.seconds,
+                floor=self.corpus.floor,
             )
             journal.write_result(self.run_dir, last)
         finally:
@@ -225,9 +232,23 @@ class Trainer:
             self.vectors = None
             return shard(self.config, state, self.vocab_size, self.mesh)
         # If checkpoints exist but none is intact, the vectors have not been read yet.
-        self.vectors = self.vectors or pretrained(self.config, self.corpus)
+        self.vectors = self.vectors or self._pretrained()
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
         return init(self.config, self.vocab_size, table, self.mesh)
+
+    def _pretrained(self) -> Vectors | None:
+        """The pretrained vectors of a new run; None if the config names none."""
+        model, corpus = self.config.model, self.corpus
+        if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
+            return None
+        return read_vectors(
+            model.vectors,
+            corpus.vocabulary,
+            model.embedding_size,
+            name=f"model.vectors={model.vectors}",
+            seed=self.config.seed,
+            counts=np.bincount(corpus.train.tokens, minlength=len(corpus.vocabulary)),
+        )
 
     @property
     def template(self) -> TrainState:
