@@ -10,6 +10,7 @@ words, the cuts are at the first line after each mark. If a part would then be e
 of a single long line, the cuts are at the first word after each mark.
 """
 
+import functools
 import hashlib
 import itertools
 import os
@@ -158,8 +159,8 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
         if not any_bytes and (said := other_format(head)):
             raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
         start = _mark_length(head)
-        file.seek(start)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        digest = _digest(path, start, (status.st_ino, status.st_size, status.st_ctime_ns))
     if len(head) == start:
         raise UserError(f"{name}: the file is empty")
 
@@ -170,6 +171,15 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
                 yield block
 
     return Text(name, digest, blocks, start)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, start: int, state: tuple[int, ...]) -> str:
+    """SHA-256 of a file from `start` on, computed once for each state of the file."""
+    del state  # a part of the cache's key
+    with open(path, "rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mark_length(head: bytes) -> int:
