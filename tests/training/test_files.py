@@ -8,12 +8,10 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from lm_jax.config.source import sha256_of_vectors
-from lm_jax.sweeps.archive import packed, unpack
 
 import lm_jax
 from lm_jax import files
-from lm_jax.config import BPE, Config, Data, File, Memory, NGram
+from lm_jax.config import BPE, RNN, Config, Data, File, Memory, NGram, resolve
 from lm_jax.data import bpe
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.vectors import read_vectors
@@ -76,7 +74,7 @@ READERS = {
     "data.tokenizer.file": lambda path: load(
         Data(source=Memory(), tokenizer=BPE(file=path)), tiny.TEXT
     ),
-    "model.vectors": sha256_of_vectors,
+    "model.vectors": lambda path: resolve(Config(model=RNN(vectors=path))),
     "vectors": lambda path: read_vectors(path, Vocabulary("word", ("a",)), 2, name=path),
 }
 
