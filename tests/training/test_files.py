@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
 
 
 READERS = {
-    "data.train": lambda path: load(Data(source=File(train=path))),
+    "data.source.train": lambda path: load(Data(source=File(train=path))),
     "data.tokenizer.file": lambda path: load(
         Data(source=Memory(), tokenizer=BPE(file=path)), tiny.TEXT
     ),
@@ -298,9 +298,9 @@ def test_a_damaged_entry_of_the_cache_is_named(content, tmp_path):
 
 
 def test_a_vocabulary_of_characters_has_no_longer_ones():
-    text = json.dumps({"version": 1, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
+    text = json.dumps({"version": 2, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
-    text = json.dumps({"version": 1, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
+    text = json.dumps({"version": 2, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
 
 
@@ -311,10 +311,10 @@ def test_rules_that_the_library_cannot_read_are_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 1, "seed": ' + "1" * 4000 + "}", "seed=11111"),
-        ('{"version": 1, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
-        ('{"version": 1, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
-        ('{"version": 1, "model": {"kind": 3}}', "model"),
+        ('{"version": 2, "seed": ' + "1" * 4000 + "}", "seed=11111"),
+        ('{"version": 2, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
+        ('{"version": 2, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
+        ('{"version": 2, "model": {"kind": 3}}', "model"),
     ],
     ids=["digits", "deep", "not a number", "kind"],
 )
