@@ -25,7 +25,8 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 import lm_jax, tiny
 from lm_jax.config import (
-    RNN, Config, Data, Explicit, Full, LiveProbe, Memory, RecurrentDropout, Softmax, Train, Truncated
+    RNN, Config, Data, Explicit, Full, LiveProbe, Memory, RecurrentDropout, Softmax, Train,
+    Truncated,
 )
 from lm_jax.settings import UserError
 from lm_jax.data.windows import source_of
