@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.task import REAL, Markov, Sequences, Task
-from lm_jax.settings import Adjustable, OneOf, Size, settings
+from lm_jax.settings import Adjustable, OneOf, Size, fields, settings
 
 
 @settings
@@ -179,7 +179,9 @@ class Data:
             )
         if self.steps > self.length:
             raise ValueError(f"{field}={self.steps} is more than data.length={self.length}")
-        if self.tokenizer != Char():
-            raise ValueError(
-                f"data.tokenizer={self.tokenizer.kind} is not read with {name}, which is no text"
-            )
+        idle = [*fields(Char(), "data.tokenizer.")]
+        for setting in fields(self.tokenizer, "data.tokenizer."):
+            if setting not in idle:
+                raise ValueError(
+                    f"{setting[0]}={setting[1]} is not read with {name}, which is no text"
+                )

@@ -29,7 +29,7 @@ from lm_jax.data.formats import HEAD, other_format
 from lm_jax.files import reading
 from lm_jax.settings import UserError, parsed
 
-DEFAULT_SIZE = 4096  # tokens, if data.vocabulary_size is None
+DEFAULT_SIZE = 4096  # tokens, if data.tokenizer.size is None
 _CUTS = [
     {"type": "Split", "pattern": {"String": "\n"}, "behavior": "Isolated", "invert": False},
     {

@@ -216,7 +216,7 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
     if not frequent:
         raise UserError(
             f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r}: "
-            f"no other token occurs data.min_count={min_count} times"
+            f"no other token occurs data.tokenizer.min_count={min_count} times"
         )
     return Vocabulary(tokenizer, (first + tuple(frequent))[:size])
 

@@ -79,8 +79,8 @@ def snap1(model: LanguageModel) -> Estimator:
     cells = [layer.cell for layer in model.layers if isinstance(layer, CellLayer)]
     if len(cells) < len(model.layers) or any(cell.units is None for cell in cells):
         raise UserError(
-            "SnAp-1 needs built-in cells: not an LSTM with model.layer_norm, not a GRU with "
-            "model.reset=before, and no cell of your own"
+            "SnAp-1 needs built-in cells: not an LSTM with model.cell.layer_norm, not a GRU "
+            "with model.cell.reset=before, and no cell of your own"
         )
     shapes = jax.eval_shape(model.init, KEY)["layers"]
     kept = [_kept(cell, params) for cell, params in zip(cells, shapes, strict=True)]

@@ -125,16 +125,18 @@ def sweep_configs(config: Config, points: Mapping[str, Point]) -> dict[str, Conf
 
 
 def _check_values(point: Point) -> None:
-    """Refuses a mapping or config as a value: a point sets single fields."""
+    """Refuse a mapping or config as a value: a point sets single fields."""
     for path, value in point.items():
         if isinstance(value, Mapping):
-            held = [str(name) for name in value]
+            held = value
         elif dataclasses.is_dataclass(value):
-            held = [field.name for field in dataclasses.fields(value)]
+            held = vars(value)
         else:
             continue
-        name = held[0] if held and "kind" not in held else "kind"
-        raise UserError(f"{path}={value!r} holds settings: name its fields, such as {path}.{name}")
+        one = f"{path}.{next(iter(held), 'FIELD')}"
+        if "kind" in held:
+            one = f"{path}={held['kind']!r}"
+        raise UserError(f"{path}={value!r} holds settings: set each by its path, such as {one}")
 
 
 def plan(

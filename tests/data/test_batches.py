@@ -181,7 +181,7 @@ def test_the_order_of_sentences_is_another_one_in_each_epoch_and_for_each_key():
 def test_the_sentences_of_a_corpus_are_its_lines_for_every_tokeniser(B):
     text = "the cat\n\nsat\r\non the mat"
     for tokenizer in ("char", "byte", "word"):
-        data = Data(source=Memory(), tokenizer=tokenizer, batching="sentences")
+        data = tiny.changed(Data(source=Memory(), batching="sentences"), tokenizer=tokenizer)
         corpus = load(data, [text, "the\n", "cat\n"])
         tokens, vocabulary = corpus.train.tokens, corpus.vocabulary
         source = sentences(tokens, vocabulary.boundary, B, 12)
@@ -258,8 +258,8 @@ def test_a_chunk_longer_than_a_sequence_is_refused_with_the_numbers():
     with pytest.raises(UserError) as refusal:
         check_length(3_002, 3, 1_001, "train.gradient.k1")
     assert str(refusal.value) == (
-        "train.gradient.k1=1001 is longer than a sequence: 3,002 training tokens over data.batch_size=3 "
-        "sequences make 1,000 each"
+        "train.gradient.k1=1001 is longer than a sequence: 3,002 training tokens over "
+        "data.batch_size=3 sequences make 1,000 each"
     )
     with pytest.raises(UserError, match=r"^data\.length=1 is longer than a sequence"):
         check_length(2, 3, 1, "data.length")

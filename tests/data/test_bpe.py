@@ -216,7 +216,7 @@ def test_json_is_all_that_encoding_and_decoding_need(loaded):
     for field, wrong in (("tokens", ["a"]), ("rules", "{}"), ("rules", "{"), ("rules", None)):
         content = json.loads(KNOWN.to_json()) | {field: wrong}
         said = refusal(partial(Vocabulary.from_json, json.dumps(content), "there"))
-        assert said.startswith("there holds no vocabulary of version 1")
+        assert said.startswith("there holds no vocabulary of version 2")
 
 
 def test_rules_are_read_back_from_a_file_as_they_are(tmp_path, loaded):
@@ -416,10 +416,10 @@ def test_a_corpus_is_known_by_its_tokeniser(tmp_path):
     """A file under the same name that gives other tokens makes another corpus."""
     (tmp_path / "a.txt").write_text(TEXT)
     path = tmp_path / "tokenizer.json"
-    data = partial(Data, tokenizer="bpe", batch_size=1)
-    file = partial(data, source="file", train=str(tmp_path / "a.txt"))
+    file = partial(Data, source=File(train=str(tmp_path / "a.txt")))
     path.write_text(json.dumps(GPT2))
-    configs = [file(), file(vocabulary_size=280), file(tokenizer_file=str(path))]
+    theirs = BPE(file=str(path))
+    configs = [file(tokenizer=tokenizer) for tokenizer in (BPE(), BPE(size=280), theirs)]
     found = [corpus.load(config) for config in configs]
     path.write_text(json.dumps(LLAMA))
     found.append(corpus.load(configs[-1]))
@@ -428,7 +428,7 @@ def test_a_corpus_is_known_by_its_tokeniser(tmp_path):
     again = corpus.load(configs[-1])
     assert again.digest == found[-1].digest
     assert again.vocabulary == found[-1].vocabulary
-    memory = corpus.load(data(source="memory", tokenizer_file=str(path)), TEXT)
+    memory = corpus.load(Data(source=Memory(), tokenizer=theirs), TEXT)
     assert memory.vocabulary == again.vocabulary
     np.testing.assert_array_equal(memory.train.tokens, again.train.tokens)
     whole = "".join(again.vocabulary.decode(split.tokens) for split in again[1:4])

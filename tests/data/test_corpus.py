@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import changed
 
 from lm_jax.config import TFDS, Data, File, Memory, Word
 from lm_jax.data import corpus as corpora
@@ -30,7 +32,7 @@ def files(folder, three=THREE, **fields):
     for split, text in zip(SPLITS, three, strict=True):
         paths[split] = str(folder / split)
         Path(paths[split]).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return Data(source=File(), **paths, **fields)
+    return changed(Data(source=File(**paths)), **fields)
 
 
 def cached():
@@ -75,7 +77,7 @@ def counted(monkeypatch):
 @every_tokenizer
 @pytest.mark.parametrize("block", [1, 5, 1 << 22])
 def test_a_corpus_is_the_same_from_files_and_from_memory(tokenizer, block, tmp_path, monkeypatch):
-    in_memory = load(Data(source=Memory(), tokenizer=tokenizer), THREE)
+    in_memory = load(changed(Data(source=Memory()), tokenizer=tokenizer), THREE)
     monkeypatch.setattr(texts, "BLOCK", block)
     assert_equal(load(files(tmp_path, tokenizer=tokenizer)), in_memory)
 
@@ -85,12 +87,14 @@ def test_a_corpus_is_the_same_from_files_and_from_memory(tokenizer, block, tmp_p
 def test_a_corpus_is_the_same_with_byte_order_marks(tokenizer, block, tmp_path, monkeypatch):
     """At the head of each file or text; a mark elsewhere is U+FEFF, a character."""
     three = [text + "a\ufeffb\n" for text in THREE]
-    plain = load(Data(source=Memory(), tokenizer=tokenizer), three)
+    data = changed(Data(source=Memory()), tokenizer=tokenizer)
+    plain = load(data, three)
     monkeypatch.setattr(texts, "BLOCK", block)
     marked = [text.encode("utf-8-sig") for text in three]
     assert_equal(load(files(tmp_path, marked, tokenizer=tokenizer)), plain)
     assert_equal(
-        load(Data(source=Memory(), tokenizer=tokenizer), ["\ufeff" + t for t in three]), plain
+        load(changed(Data(source=Memory()), tokenizer=tokenizer), ["\ufeff" + t for t in three]),
+        plain,
     )
     if tokenizer == "char":
         assert "\ufeff" in plain.vocabulary.tokens
@@ -120,7 +124,9 @@ def test_a_corpus_of_words_by_hand():
 
 @every_tokenizer
 def test_characters_are_those_of_the_text_whatever_the_tokens(tokenizer):
-    corpus = load(Data(source=Memory(), tokenizer=tokenizer), ["é 漢\n", "😀 é", "e\r\n\n"])
+    corpus = load(
+        changed(Data(source=Memory()), tokenizer=tokenizer), ["é 漢\n", "😀 é", "e\r\n\n"]
+    )
     assert [getattr(corpus, split).characters for split in SPLITS] == [4, 3, 4]
 
 
@@ -154,7 +160,7 @@ def test_tokens_are_as_small_as_the_vocabulary_lets_them_be(
         assert isinstance(corpus.train.tokens, np.memmap)
         assert not corpus.train.tokens.flags.writeable
     else:
-        corpus = load(Data(source=Memory(), **fields), three)
+        corpus = load(changed(Data(source=Memory()), **fields), three)
     assert len(corpus.vocabulary) == kinds
     for split in SPLITS:
         assert getattr(corpus, split).tokens.dtype == dtype
@@ -187,18 +193,16 @@ def test_another_content_or_tokeniser_is_another_corpus(tmp_path):
         files(tmp_path / "a", tokenizer="word"),
         files(tmp_path / "a", tokenizer="byte"),
         files(tmp_path / "a", tokenizer="bpe"),
-        files(tmp_path / "a", vocabulary_size=5),
-        files(tmp_path / "a", min_count=2),
+        files(tmp_path / "a", tokenizer__size=5),
+        files(tmp_path / "a", tokenizer__min_count=2),
         *(files(tmp_path / f"{n}", three) for n, three in enumerate(changed)),
         files(tmp_path / "swapped", (THREE[0], THREE[2], THREE[1])),
     ]
     found = [load(data) for data in configs]
     assert len({corpus.digest for corpus in found}) == len(cached()) == len(configs)
     for data, corpus in zip(configs, found, strict=True):
-        three = [Path(getattr(data, split)).read_text() for split in SPLITS]
-        fields = {"vocabulary_size": data.tokenizer.size, "min_count": data.tokenizer.min_count}
-        memory = Data(source=Memory(), tokenizer=data.tokenizer, **fields)
-        assert_equal(corpus, load(memory, three))
+        three = [Path(getattr(data.source, split)).read_text() for split in SPLITS]
+        assert_equal(corpus, load(replace(data, source=Memory()), three))
 
 
 def test_a_file_that_changes_under_its_name_is_tokenised_again(tmp_path):
@@ -257,8 +261,8 @@ def test_a_text_that_is_refused_leaves_nothing(place, wrong, byte, tmp_path):
     three[place] = wrong
     data = files(tmp_path, three)
     said = refusal(lambda: load(data))
-    path = getattr(data, SPLITS[place])
-    assert said.startswith(f"data.{SPLITS[place]}={path}: ")
+    path = getattr(data.source, SPLITS[place])
+    assert said.startswith(f"data.source.{SPLITS[place]}={path}: ")
     assert f"at byte {byte}" in said
     assert cached() == []
 
@@ -303,7 +307,7 @@ def _without_splits(path):
 
 def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     data, built = files(tmp_path), corpora.build
-    path = Path(data.train)
+    path = Path(data.source.train)
 
     def changed(text, *arguments):
         path.write_text(path.read_text()[::-1])
@@ -311,7 +315,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_
 
     monkeypatch.setattr(corpora, "build", changed)
     said = refusal(lambda: load(data))
-    assert said == f"data.train={path}: has changed while it was read; begin again"
+    assert said == f"data.source.train={path}: has changed while it was read; begin again"
     assert cached() == []
 
 
@@ -337,11 +341,11 @@ def test_a_damaged_cache_is_named(damage, tmp_path):
 
 def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
     """Of a file that is seen before; what is in a data set is seen only when it is read."""
-    parts = texts.splits(Data(source=Memory()), THREE)
+    parts = texts.splits(Memory(), "char", THREE)
     parts["test"] = Text("set test", "0", lambda: iter(()))
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: parts)
     for tokenizer in ("char", "byte", "word", "bpe"):
-        data = Data(source=TFDS(name="set"), tokenizer=tokenizer)
+        data = changed(Data(source=TFDS(name="set")), tokenizer=tokenizer)
         assert refusal(lambda data=data: load(data)) == "set test: the text is empty"
     parts["train"] = parts["test"]
     said = refusal(lambda: load(Data(source=TFDS(name="set"))))

@@ -388,12 +388,6 @@ SENTENCES = {"batching": "sentences", "length": 64}
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: Data(source="task"), "data.source=task needs data.source, such as temporal-order"),
-        (lambda: Data(source="file", train="a", source=Copy()), "only with data.source=task"),
-        (
-            lambda: Data(name="lm1b", source=Copy()),
-            "data.source is read only with data.source=task",
-        ),
         (
             lambda: Data(source=Copy(), length=20),
             "data.length=20 is too short for data.source=copy, which takes 21 steps or more",
@@ -414,11 +408,11 @@ SENTENCES = {"batching": "sentences", "length": 64}
         (lambda: Data(source=Memorisation(), length=20), "takes 21 steps or more"),
         (
             lambda: Data(source=Copy(), tokenizer=Word()),
-            "data.tokenizer is not read with data.source",
+            "data.tokenizer=word is not read with data.source=copy, which is no text",
         ),
         (
             lambda: Data(source=Adding(), tokenizer=Char(min_count=2)),
-            "data.tokenizer.min_count is not read with",
+            "data.tokenizer.min_count=2 is not read with",
         ),
         (lambda: Data(source=Markov(), **SENTENCES), "data.batching=sentences is not read with"),
         (lambda: Copy(symbols=1), "symbols=1: input should be greater than or equal to 2"),
@@ -426,7 +420,7 @@ SENTENCES = {"batching": "sentences", "length": 64}
         (lambda: Config(data=Data(source=Copy()), model=NGram()), "data.source=copy is none"),
         (
             lambda: Config(data=Data(source=Copy()), train=Train(gradient=Truncated(k2=65))),
-            "train.gradient.k2=65 does not fit data.source=task with data.length=64: a sequence is read",
+            "train.gradient.k2=65 does not fit data.source=copy with data.length=64: a sequence is",
         ),
         (
             lambda: Config(data=Data(source=Copy()), train=Train(feeding=ScheduledSampling())),
@@ -459,10 +453,9 @@ def test_mistakes_are_told(wrong, said):
 
 
 def test_a_task_is_a_source_by_its_name():
-    assert Data(source=Copy()).origin == "task"
-    config = override(Config(), {"data.source.kind": "copy", "data.source.items": 4})
+    config = override(Config(), {"data.source": "copy", "data.source.items": 4})
     assert config.data.source == Copy(items=4)
-    assert override(config, {"data.source.kind": "adding"}).data.source == Adding()
+    assert override(config, {"data.source": "adding"}).data.source == Adding()
     assert lm_jax.settings.from_json(Config, lm_jax.settings.to_json(config), "there") == config
     window = Config(data=Data(source=Copy()), model=Window(dropout=Dropout(embedding=0.1)))
     assert window.data.generated

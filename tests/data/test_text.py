@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm_jax.config import Byte, Data, File, Memory, Word
+from lm_jax.config import Builtin, File, Memory
 from lm_jax.data import text as texts
 from lm_jax.data.text import file_text, in_memory, splits
 from lm_jax.settings import UserError
@@ -80,18 +80,17 @@ def test_a_text_is_cut_at_the_first_whole_character_or_line_or_word_past_each_ma
         if b"" not in expected:
             break
 
-    data = Data(source=Memory(), tokenizer=tokenizer)
     with mock.patch.object(texts, "BLOCK", block):
         if b"" in expected:
             unit = "words" if tokenizer == "word" else "characters"
-            said = refusal(lambda: splits(data, text))
+            said = refusal(lambda: splits(Memory(), tokenizer, text))
             left = ("train", "validation", "test")[expected.index(b"")]
             assert said == (
                 f"text: {len(whole)} bytes hold too few {unit} to cut into train, validation, "
                 f"test: nothing is left for {left}"
             )
             return
-        parts = splits(data, text)
+        parts = splits(Memory(), tokenizer, text)
         assert [content(part) for part in parts.values()] == expected
         assert [part.start for part in parts.values()] == cuts[:-1]
         assert all(0 < len(piece) <= block for part in parts.values() for piece in part.blocks())
@@ -124,13 +123,13 @@ def test_a_text_that_is_cut_is_read_only_as_far_as_needed():
 
 
 def test_the_built_in_text_is_about_half_a_million_characters_of_english():
-    parts = splits(Data())
+    parts, again = (splits(Builtin(), "char") for _ in range(2))
     whole = b"".join(content(part) for part in parts.values()).decode()
     assert 300_000 < len(whole) < 800_000
     assert whole.lower().count(" the ") > 1_000
     for part, share in zip(parts.values(), (0.9, 0.05, 0.05), strict=True):
         assert len(content(part)) == pytest.approx(share * len(whole.encode()), rel=0.001)
-    assert [part.digest for part in parts.values()] == [p.digest for p in splits(Data()).values()]
+    assert [part.digest for part in parts.values()] == [part.digest for part in again.values()]
 
 
 def test_three_texts_are_the_three_splits(tmp_path):
@@ -138,12 +137,12 @@ def test_three_texts_are_the_three_splits(tmp_path):
     for split, text in three.items():
         (tmp_path / split).write_text(text)
     paths = {split: str(tmp_path / split) for split in three}
-    from_files = splits(Data(source=File(), **paths))
-    from_memory = splits(Data(source=Memory()), list(three.values()))
+    from_files = splits(File(**paths), "char")
+    from_memory = splits(Memory(), "char", list(three.values()))
     for parts in (from_files, from_memory):
         assert {split: content(part).decode() for split, part in parts.items()} == three
         assert [part.start for part in parts.values()] == [0, 0, 0]
-    assert from_files["test"].name == f"data.test={tmp_path / 'test'}"
+    assert from_files["test"].name == f"data.source.test={tmp_path / 'test'}"
 
 
 def test_a_file_is_its_bytes_and_its_name_is_no_part_of_its_digest(tmp_path):
@@ -157,9 +156,8 @@ def test_a_file_is_its_bytes_and_its_name_is_no_part_of_its_digest(tmp_path):
 
 
 def test_the_digest_of_every_part_follows_the_text():
-    data = Data(source=Memory())
     one, two = ("a" * 100, "a" * 99 + "b")
-    before, after = splits(data, one), splits(data, two)
+    before, after = splits(Memory(), "char", one), splits(Memory(), "char", two)
     assert len({part.digest for parts in (before, after) for part in parts.values()}) == 6
 
 
@@ -167,36 +165,39 @@ def test_what_is_no_text_is_refused_in_one_line_that_says_why(tmp_path):
     (tmp_path / "empty").touch()
 
     def with_train(path):
-        return refusal(lambda: splits(Data(source=File(train=str(path)))))
+        return refusal(lambda: splits(File(train=str(path)), "char"))
 
     missing = tmp_path / "missing.txt"
-    assert with_train(missing) == f"data.train={missing}: there is no such file"
+    assert with_train(missing) == f"data.source.train={missing}: there is no such file"
     empty = tmp_path / "empty"
-    assert with_train(empty) == f"data.train={empty}: the file is empty"
-    assert with_train(tmp_path).startswith(f"data.train={tmp_path}: the folder has no file named")
+    assert with_train(empty) == f"data.source.train={empty}: the file is empty"
+    assert with_train(tmp_path).startswith(
+        f"data.source.train={tmp_path}: the folder has no file named"
+    )
     below = empty / "below"
-    assert with_train(below) == f"data.train={below}: Not a directory"
+    assert with_train(below) == f"data.source.train={below}: Not a directory"
 
 
 def test_text_that_is_handed_over_wrongly_is_refused():
-    data = Data(source=Memory())
-    assert "takes its text from lm_jax.train" in refusal(lambda: splits(data))
-    assert "holds 2 texts" in refusal(lambda: splits(data, ["a", "b"]))
-    assert refusal(lambda: splits(data, "")) == "text: the text is empty"
-    assert refusal(lambda: splits(data, ["a", "", "b"])) == "validation: the text is empty"
-    lone = refusal(lambda: splits(data, "abc\ud800"))
-    assert lone == "text: a lone surrogate at character 3"
+    def refused(text):
+        return refusal(lambda: splits(Memory(), "char", text))
+
+    assert "takes its text from lm_jax.train" in refused(None)
+    assert "holds 2 texts" in refused(["a", "b"])
+    assert refused("") == "text: the text is empty"
+    assert refused(["a", "", "b"]) == "validation: the text is empty"
+    assert refused("abc\ud800") == "text: a lone surrogate at character 3"
 
 
 def test_text_is_not_ignored_where_the_config_names_another_source():
-    said = refusal(lambda: splits(Data(), "some text of one's own"))
+    said = refusal(lambda: splits(Builtin(), "char", "some text of one's own"))
     assert said == "text is read only with data.source=memory, not builtin"
 
 
 def test_a_folder_names_its_three_files(tmp_path):
     for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "README"):
         (tmp_path / name).write_text(f"{name} and more\n")
-    parts = splits(Data(source=File(train=str(tmp_path))))
+    parts = splits(File(train=str(tmp_path)), "char")
     whole = {split: b"".join(part.blocks()).decode() for split, part in parts.items()}
     assert whole["validation"] == "wiki.valid.tokens and more\n"
     assert [name.split()[0] for name in whole.values()] == [
@@ -206,7 +207,7 @@ def test_a_folder_names_its_three_files(tmp_path):
     ]
     (tmp_path / "a-test.txt").write_text("another\n")
     with pytest.raises(UserError, match=r"2 files, a-test.txt and wiki.test.tokens, named after"):
-        splits(Data(source=File(train=str(tmp_path))))
+        splits(File(train=str(tmp_path)), "char")
 
 
 def test_hidden_files_of_a_folder_are_no_texts(tmp_path):
@@ -216,7 +217,7 @@ def test_hidden_files_of_a_folder_are_no_texts(tmp_path):
         for path in (name, f"._{name}", f".{name}.swp", f"{name}~", f"#{name}#", f"{name}.bak"):
             (tmp_path / path).write_text(f"{path}\n")
     (tmp_path / "train").mkdir()
-    parts = splits(Data(source=File(train=str(tmp_path))))
+    parts = splits(File(train=str(tmp_path)), "char")
     assert {split: content(part).decode().strip() for split, part in parts.items()} == names
 
 
@@ -235,8 +236,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text_and_elsewhere_is_a_character(tmp
         assert (content(handed), handed.digest) == (text.encode(), in_memory("", text).digest)
         for tokenizer in ("char", "byte", "word", "bpe"):
             one, other = (
-                splits(Data(source=File(train=str(tmp_path / name)), tokenizer=tokenizer))
-                for name in ("bare", "marked")
+                splits(File(train=str(tmp_path / name)), tokenizer) for name in ("bare", "marked")
             )
             for split in one:
                 assert content(one[split]) == content(other[split])
@@ -306,10 +306,9 @@ def test_a_file_of_another_format_is_called_what_it_is(whole, said, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(whole)
     for tokenizer in ("char", "word", "bpe"):
-        data = Data(source=File(train=str(path)), tokenizer=tokenizer)
-        refused = refusal(lambda data=data: splits(data))
-        assert refused == f"data.train={path}: {said}; data.tokenizer=byte reads any bytes"
-    parts = splits(Data(source=File(train=str(path)), tokenizer=Byte()))
+        refused = refusal(lambda kind=tokenizer: splits(File(train=str(path)), kind))
+        assert refused == f"data.source.train={path}: {said}; data.tokenizer=byte reads any bytes"
+    parts = splits(File(train=str(path)), "byte")
     assert b"".join(content(part) for part in parts.values()) == whole
 
 
@@ -335,6 +334,6 @@ def test_words_of_one_long_line_are_cut_as_the_line_is_long(tmp_path):
     """As text8: no newline at all; 90, 5 and 5 of 100 of its words, in their order, each whole."""
     words = [f"w{number:02d}" for number in range(100)]
     (tmp_path / "text8").write_text(" " + " ".join(words))
-    parts = splits(Data(source=File(train=str(tmp_path / "text8")), tokenizer=Word()))
+    parts = splits(File(train=str(tmp_path / "text8")), "word")
     found = [content(part).decode().split() for part in parts.values()]
     assert found == [words[:90], words[90:95], words[95:]]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm_jax.config import Data, File
+from lm_jax.config import File
 from lm_jax.data import text as texts
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary, build, decoded, encoded, whole_words
@@ -201,10 +201,10 @@ def test_json_gives_the_equal_vocabulary_back(tokenizer):
     assert json.loads(known.to_json(corpus="abc"))["corpus"] == "abc"
 
 
-@pytest.mark.parametrize("wrong", ["", "[]", "{}", '{"version": 0}', '{"version": 1}', "7"])
+@pytest.mark.parametrize("wrong", ["", "[]", "{}", '{"version": 1}', '{"version": 2}', "7"])
 def test_json_without_a_vocabulary_is_refused(wrong):
     said = refusal(lambda: Vocabulary.from_json(wrong, "there.json"))
-    assert said.startswith("there.json holds no vocabulary of version 1")
+    assert said.startswith("there.json holds no vocabulary of version 2")
 
 
 @both
@@ -246,7 +246,7 @@ def test_an_offset_counts_from_the_start_of_the_file_where_a_part_of_it_is_wrong
     content[2_875] = 0xFF
     (tmp_path / "a.txt").write_bytes(content)
     with mock.patch.object(texts, "BLOCK", block):
-        parts = texts.splits(Data(source=File(train=str(tmp_path / "a.txt"))))
+        parts = texts.splits(File(train=str(tmp_path / "a.txt")), "char")
         assert len(list(encoded(vocabulary("char"), parts["train"]))) == -(-2_700 // block)
         said = refusal(lambda: list(encoded(vocabulary("char"), parts["test"])))
     assert f"a.txt [test]: not UTF-8 at byte {2_875}: invalid start byte" in said

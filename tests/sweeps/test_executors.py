@@ -198,7 +198,9 @@ def test_trials_that_share_no_program_are_done_in_turn(tmp_path):
     ]
     assert isinstance(counted[0].config.model, NGram)
     wrong = trial(3)
-    config = override(wrong.config, {"data.source": "file", "data.train": str(tmp_path / "no.txt")})
+    config = override(
+        wrong.config, {"data.source": "file", "data.source.train": str(tmp_path / "no.txt")}
+    )
     wrong = dataclasses.replace(wrong, config=config)
     ends = done([Group([t], vectorised=False) for t in (*counted, wrong)], tmp_path, Again())
     # Each is told of as it ends.

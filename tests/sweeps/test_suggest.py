@@ -19,7 +19,7 @@ from lm_jax.training.trainer import Trainer
 SPACE = draw(
     {
         "train.learning_rate": log_uniform(1e-4, 1.0),
-        "model.dropout": uniform(0.0, 0.5),
+        "model.dropout.outputs": uniform(0.0, 0.5),
         "model.hidden_size": integers(4, 64),
         "model.cell": choice(["elman", "lstm"]),
         "model.readout.cutoffs": choice([None, [2, 4]]),
@@ -65,7 +65,7 @@ def test_every_point_is_one_of_the_space_and_none_comes_twice(undisturbed):
     for point in asked.values():
         assert list(point) == list(SPACE)
         assert 1e-4 <= point["train.learning_rate"] <= 1.0
-        assert 0 <= point["model.dropout"] <= 0.5
+        assert 0 <= point["model.dropout.outputs"] <= 0.5
         assert isinstance(point["model.hidden_size"], int)
         assert 4 <= point["model.hidden_size"] <= 64
         assert point["model.cell"] in ("elman", "lstm")

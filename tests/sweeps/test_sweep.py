@@ -111,7 +111,7 @@ def test_a_point_is_a_command_line():
     assert words == [
         "--model.cell",
         "my cell.py:f",
-        "--model.no-bounded",
+        "--model.no-sentence-boundaries",
         "--model.readout.cutoffs",
         "2",
         "4",
@@ -128,10 +128,10 @@ def test_a_point_is_a_command_line():
         ),
         (
             {"a": {"train.optimizer": {"kind": "sgd"}, "seed": 0}},
-            "point 1 of the sweep, 'a': train.optimizer={'kind': 'sgd'} holds settings: name its "
-            "fields, such as train.optimizer.kind",
+            "point 1 of the sweep, 'a': train.optimizer={'kind': 'sgd'} holds settings: set each "
+            "by its path, such as train.optimizer='sgd'",
         ),
-        ({"a": {"data.source": Copy()}}, "fields, such as data.source.kind"),
+        ({"a": {"data.source": Copy()}}, "set each by its path, such as data.source='copy'"),
         ({"a": {}, "b": {"model.layers": 0}}, "point 2 of the sweep, 'b': the changed config:"),
         (
             {"a": {"seed": 1}, "b": {"seed": 1}},
@@ -276,8 +276,8 @@ def test_seeds_are_folded_into_their_mean_and_standard_error(swept):
 
 
 def test_a_probe_s_last_row_is_in_the_table(tmp_path):
-    probe = {"kind": "live", "by_lag": False, "lyapunov": False, "deltas": False}
-    points = {"watched": {f"train.probe.{name}": value for name, value in probe.items()}}
+    off = {f"train.probe.{name}": False for name in ("by_lag", "lyapunov", "deltas")}
+    points = {"watched": {"train.probe": "live", **off}}
     (row,) = lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT)
     lines = (tmp_path / row["trial"] / "metrics.jsonl").read_text().splitlines()
     last = [found for found in map(json.loads, lines) if found["kind"] == "probe"][-1]

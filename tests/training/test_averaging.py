@@ -10,13 +10,17 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax.config import ASGD, SGD, ScheduledSampling, Train
+from lm_jax.config import ASGD, SGD, ScheduledSampling, Train, Truncated
 from lm_jax.training import state as states
 from lm_jax.training.optimizer import optimizer, own_share
 
 
+def averaging(patience):
+    return Train(optimizer=ASGD(patience=patience))
+
+
 def average(patience):
-    return states.empty_average({"w": jnp.zeros(2)}, patience)
+    return states.empty_average(averaging(patience), {"w": jnp.zeros(2)})
 
 
 def begun(losses, patience):
@@ -59,7 +63,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
             best_params=None,
             average=state,
         )
-        state = states.averaged(at, {"w": jnp.asarray(new)})
+        state = states.averaged(averaging(1), at, {"w": jnp.asarray(new)})
         np.testing.assert_allclose(
             state.params["w"],
             np.mean(params[min(4, made + 1) : made + 2], 0) if made + 1 >= 4 else new,
@@ -110,7 +114,7 @@ def test_own_tokens_at_a_share_of_none_are_teacher_forcing(tmp_path):
         assert (run.result["sha256"] == forced.result["sha256"]) == same
 
 
-@pytest.mark.parametrize("gradient", [{}, {"gradient": "truncated", "k1": 4, "k2": 9}], ids=str)
+@pytest.mark.parametrize("gradient", [{}, {"gradient": Truncated(k1=4, k2=9)}], ids=str)
 def test_a_run_on_its_own_tokens_resumes_to_the_bit(gradient, tmp_path):
     feeding = ScheduledSampling(start=0.5, end=0.5, draw="likeliest", steps=4)
     whole, parts = ({"steps": n, "feeding": feeding, **gradient} for n in (10, 5))

@@ -56,7 +56,11 @@ def test_a_count_whose_checkpoint_is_damaged_is_made_again(tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"smoothing": "interpolated"}, {"smoothing": "add-k", "k": 0.01}, {"bounded": False}],
+    [
+        {"smoothing": "interpolated"},
+        {"smoothing": "add-k", "k": 0.01},
+        {"sentence_boundaries": False},
+    ],
     ids=str,
 )
 def test_every_smoothing_makes_a_run(fields, tmp_path):

@@ -24,7 +24,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import lm_jax, tiny
-from lm_jax.config import RNN, Config, Data, LiveProbe, RecurrentDropout, Softmax, Train
+from lm_jax.config import (
+    RNN, Config, Data, Explicit, Full, LiveProbe, Memory, RecurrentDropout, Softmax, Train,
+    Truncated,
+)
 from lm_jax.settings import UserError
 from lm_jax.data.windows import source_of
 from lm_jax.training.loop import prepared
@@ -32,9 +35,9 @@ from lm_jax.training.step import chunk_length, init, run_until
 from lm_jax.training.devices import make_mesh
 
 def config(model, batch_size=4, **train):
-    model = dict(hidden_size=8, embedding_size=4) | model
-    data = Data(source="memory", batch_size=batch_size, length=8)
-    return Config(data=data, model=RNN(**model), train=Train(**train))
+    data = Data(source=Memory(), batch_size=batch_size, length=8)
+    model = tiny.changed(RNN(hidden_size=8, embedding_size=4), **model)
+    return Config(data=data, model=model, train=Train(**train))
 
 def apart(one, other):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -44,9 +47,9 @@ CASES = {{
     "lstm": (dict(cell="lstm", layers=2), dict(clip_norm=0.1)),
     "tied": (dict(embedding_size=8, readout=Softmax(tied=True, label_smoothing=0.1)), dict()),
     "gru": (dict(cell="gru", dropout=RecurrentDropout(outputs=0.3)), dict()),
-    "watched": (dict(cell="gru"), dict(probe=LiveProbe(), recompute="sqrt")),
-    "full": (dict(), dict(gradient="full")),
-    "truncated": (dict(), dict(gradient="truncated", k1=4, k2=8)),
+    "watched": (dict(cell="gru"), dict(probe=LiveProbe(), gradient=Explicit(recompute="sqrt"))),
+    "full": (dict(), dict(gradient=Full())),
+    "truncated": (dict(), dict(gradient=Truncated(k1=4, k2=8))),
 }}
 found = {{"apart": {{}}, "within": {{}}, "fetched": {{}}, "sharded": {{}}}}
 for name, (model, train) in CASES.items():

@@ -8,12 +8,10 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from lm_jax.config.source import sha256_of_vectors
-from lm_jax.sweeps.archive import packed, unpack
 
 import lm_jax
 from lm_jax import files
-from lm_jax.config import BPE, Config, Data, File, Memory, NGram
+from lm_jax.config import BPE, RNN, Config, Data, File, Memory, NGram, resolve
 from lm_jax.data import bpe
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.vectors import read_vectors
@@ -72,11 +70,11 @@ def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
 
 
 READERS = {
-    "data.train": lambda path: load(Data(source=File(train=path))),
+    "data.source.train": lambda path: load(Data(source=File(train=path))),
     "data.tokenizer.file": lambda path: load(
         Data(source=Memory(), tokenizer=BPE(file=path)), tiny.TEXT
     ),
-    "model.vectors": sha256_of_vectors,
+    "model.vectors": lambda path: resolve(Config(model=RNN(vectors=path))),
     "vectors": lambda path: read_vectors(path, Vocabulary("word", ("a",)), 2, name=path),
 }
 
@@ -300,9 +298,9 @@ def test_a_damaged_entry_of_the_cache_is_named(content, tmp_path):
 
 
 def test_a_vocabulary_of_characters_has_no_longer_ones():
-    text = json.dumps({"version": 1, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
+    text = json.dumps({"version": 2, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
-    text = json.dumps({"version": 1, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
+    text = json.dumps({"version": 2, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
 
 
@@ -313,10 +311,10 @@ def test_rules_that_the_library_cannot_read_are_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 1, "seed": ' + "1" * 4000 + "}", "seed=11111"),
-        ('{"version": 1, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
-        ('{"version": 1, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
-        ('{"version": 1, "model": {"kind": 3}}', "model"),
+        ('{"version": 2, "seed": ' + "1" * 4000 + "}", "seed=11111"),
+        ('{"version": 2, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
+        ('{"version": 2, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
+        ('{"version": 2, "model": {"kind": 3}}', "model"),
     ],
     ids=["digits", "deep", "not a number", "kind"],
 )

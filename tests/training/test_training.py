@@ -21,7 +21,7 @@ import tiny
 from tiny import rows_of, stopping_at
 
 import lm_jax
-from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Window, resolve
+from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Truncated, Window, resolve
 from lm_jax.data.batches import streams
 from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
@@ -32,11 +32,11 @@ ROOT = Path(__file__).parents[2]
 
 KINDS = {
     "full": tiny.config(),
-    "truncated": tiny.config(train={"gradient": "truncated", "k1": 4, "k2": 10}),
+    "truncated": tiny.config(train={"gradient": Truncated(k1=4, k2=10)}),
     "sentences": tiny.config(data={"batching": "sentences", "tokenizer": "word", "length": 6}),
     "two layers": tiny.config(model=RNN(embedding_size=4, hidden_size=5, layers=2)),
     "window": tiny.config(model=Window(order=3, embedding_size=4, hidden_size=5)),
-    "last parameters": tiny.config(train={"keep_best": False, "clip_delta": 0.5}),
+    "last parameters": tiny.config(train={"keep_best": False, "gradient__clip_delta": 0.5}),
 }
 
 
@@ -128,11 +128,11 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
 
 
 EXPERIMENT = """
-from lm_jax.config import Config, Data, RNN, Train
+from lm_jax.config import Config, Data, File, RNN, Train
 
 def config():
     return Config(
-        data=Data(source="file", train={text!r}, batch_size=2, length=8),
+        data=Data(source=File(train={text!r}), batch_size=2, length=8),
         model=RNN(embedding_size=4, hidden_size=6),
         train=Train(steps=1500, log_every=10, validate_every=100, checkpoint_every=20),
     )
@@ -326,7 +326,7 @@ def test_a_lost_result_is_found_again(content, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"version": 1, "tokenizer": "char", "tokens": ["a"]}', '{"x": NaN}'],
+    ["", "[]", "{}", '{"version": 2, "tokenizer": "char", "tokens": ["a"]}', '{"x": NaN}'],
 )
 def test_a_damaged_vocabulary_is_named(content, tmp_path):
     lm_jax.train(tiny.config(train={"steps": 1}), tmp_path, text=tiny.TEXT)
