@@ -392,7 +392,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
         jax.clear_caches()  # which would hide what tracing reads
         state = step.init.eval_shape(config, 9)
         text = corpus.load(config.data, tiny.TEXT)
-        source, _ = loop.input_pipeline(config.data, text, step.chunk_length(config)).at(0)
+        source, _ = loop.pipeline_of(config, text).at(0)
         step.run_until.eval_shape(config, state, source, 1, 9)
         step.after_validation.eval_shape(config, state, jnp.zeros(()))
     corpus.load(Data(source=TFDS(name="any")))
