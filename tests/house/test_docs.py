@@ -88,6 +88,6 @@ def test_links_and_flags_are_there(page):
             flags |= {f"--{place}.{name.replace('_', '-')}" for name in names}
             flags |= {f"--{place}.no-{name.replace('_', '-')}" for name in names}
     flags |= {f"--train.groups.0.{name.replace('_', '-')}" for name in Group.__dataclass_fields__}
-    flags |= {"--train.groups", "--model.cell.heads", "--train.optimizer.b1"}  # of the pages' own code
+    flags |= {"--train.groups", "--model.cell.heads", "--train.optimizer.b1"}  # own code's
     for flag in re.findall(r"--(?:data|model|train)[\w.-]+\w", text):
         assert flag in flags, flag
