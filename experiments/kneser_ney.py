@@ -4,10 +4,10 @@ Claim     Interpolated modified Kneser-Ney with all n-grams, bounded by sentence
           perplexity 242.3 / 226.1 for n = 3 and 234.9 / 220.1 for n = 5 (validation / test). An
           independent program on the same files gives 242.32 / 226.05 and 234.86 / 220.14.
 Source    Chen & Goodman (1999), An empirical study of smoothing techniques for language modeling.
-Command   python run.py train kneser_ney --data.train wikitext-2        n = 5
-          python run.py sweep kneser_ney --data.train wikitext-2        n = 1 to 5
+Command   python run.py train kneser_ney --data.source file --data.source.train wikitext-2
+          python run.py sweep kneser_ney --data.source file --data.source.train wikitext-2
           wikitext-2 is a folder with train.txt, valid.txt and test.txt, the original tokens
-          unchanged. Without --data.train the text is CPython's documentation.
+          unchanged. Without the flags the text is CPython's documentation.
 Time      counting 5-grams of two million words takes three seconds, the whole run half a minute.
 """
 

@@ -8,7 +8,7 @@ Claim     From counting to gates, each step lowers the loss: a longer n-gram wit
 Source    The lecture's order. Kneser-Ney: Chen & Goodman (1999). Window: Bengio et al. (2003).
           Recurrence: Mikolov et al. (2010). LSTM: Gers et al. (2000); GRU: Cho et al. (2014).
 Command   python run.py sweep lecture_table
-          python run.py sweep lecture_table --data.train wikitext-2
+          python run.py sweep lecture_table --data.source file --data.source.train wikitext-2
           wikitext-2 is a folder with train.txt, valid.txt and test.txt. On WikiText-2, 1500 updates
           are less than half an epoch: give --train.epochs as well to see the neural models win.
 Time      seven minutes on two CPU cores.

@@ -9,9 +9,9 @@ Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regulari
           gradient norm at most 5. The paper's loss is summed over time and averaged over the batch,
           35 times the mean over tokens used here. The rate here is therefore 35, and the threshold
           5 / 35.
-Command   python run.py train zaremba_medium --data.train DIR
+Command   python run.py train zaremba_medium --data.source file --data.source.train DIR
           DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
-          ptb.test.txt; --data.train, --data.validation and --data.test take single files.
+          ptb.test.txt; --data.source.train, .validation and .test take single files.
 """
 
 from lm_jax.config import LSTM, RNN, SGD, Config, Data, Epochs, RecurrentDropout, Train, Word

@@ -8,9 +8,9 @@ Source    Zaremba, Sutskever & Vinyals (2014), Recurrent neural network regulari
           halved at each later epoch, 13 epochs, gradient norm at most 5. The paper's loss is summed
           over time and averaged over the batch, 20 times the mean over tokens used here. The rate
           here is therefore 20, and the threshold 5 / 20.
-Command   python run.py train zaremba_small --data.train DIR
+Command   python run.py train zaremba_small --data.source file --data.source.train DIR
           DIR is a folder with the three files of a corpus, such as ptb.train.txt, ptb.valid.txt and
-          ptb.test.txt; --data.train, --data.validation and --data.test take single files.
+          ptb.test.txt; --data.source.train, .validation and .test take single files.
 Time      32 minutes on two CPU cores for the first 929,576 tokens of WikiText-2 (as many as the
           Penn Treebank has) with --data.tokenizer.size 10000; validation / test perplexity 89.4 /
           93.3 on this text, with an eighth of the tokens <unk>.

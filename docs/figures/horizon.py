@@ -2,7 +2,7 @@
 
 Command   python docs/figures/horizon.py RUN_DIR
           RUN_DIR is the path in the last line that `python run.py train quickstart
-          --train.probe.kind live` prints. The script prints the numbers quoted in the pages.
+          --train.probe live` prints. The script prints the numbers quoted in the pages.
 """
 
 import math

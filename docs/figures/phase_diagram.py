@@ -23,7 +23,7 @@ from lm_jax.sweeps.results import read_results  # noqa: E402
 
 WIDTH, HEIGHT, TOP = 46, 34, 62
 LEFTS = (70, 460)
-LENGTH, GAIN = "data.length", "model.gain"
+LENGTH, GAIN = "data.length", "model.cell.gain"
 POWER = 8  # decades to full colour
 
 

@@ -68,7 +68,7 @@ def test_every_diff_of_the_contributing_page_applies():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_flags_are_there(page):
-    from lm_jax.config import Config
+    from lm_jax.config import Config, Custom, Group
     from lm_jax.fields import alternatives, fields
 
     text = re.sub(r"```diff\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -77,11 +77,17 @@ def test_links_and_flags_are_there(page):
         assert other.exists(), target
         assert not heading or heading in anchors(other), f"{target}#{heading}"
     flags = {"--" + path.replace("_", "-") for path, _, _ in fields(Config())}
-    places = ("data.source", "model", "model.readout", "train.probe")
-    for place in (*places, "train.optimizer", "train.schedule", "train.feeding"):
+    text_places = ("data.source", "data.tokenizer")
+    model_places = ("model", "model.cell", "model.readout")
+    train_places = ("optimizer", "schedule", "feeding", "gradient", "probe")
+    for place in (*text_places, *model_places, *(f"train.{name}" for name in train_places)):
         for kind in alternatives(Config, place).values():
+            if issubclass(kind, Custom):
+                continue  # its flags are the parameters of the user's code
             names = [path for path, _, _ in fields(kind())]
             flags |= {f"--{place}.{name.replace('_', '-')}" for name in names}
             flags |= {f"--{place}.no-{name.replace('_', '-')}" for name in names}
+    flags |= {f"--train.groups.0.{name.replace('_', '-')}" for name in Group.__dataclass_fields__}
+    flags |= {"--train.groups", "--model.cell.heads", "--train.optimizer.b1"}  # own code's
     for flag in re.findall(r"--(?:data|model|train)[\w.-]+\w", text):
         assert flag in flags, flag
