@@ -324,7 +324,7 @@ def test_a_task_s_model_neither_scores_nor_samples(tmp_path):
         generation.sample(*trained, length=5)
     with pytest.raises(UserError, match="a model of a task reads no text"):
         scoring.score(*trained, "0 1 2")
-    with pytest.raises(UserError, match=r"text is read only with data\.source=memory, not task"):
+    with pytest.raises(UserError, match=r"text is read only with data\.source=memory, not copy"):
         lm_jax.train(RUNS["copy"], tmp_path / "other", text="abc")
     changed = override(RUNS["copy"], {"data.length": 10})
     with pytest.raises(UserError, match=r"data\.length: 9 -> 10"):

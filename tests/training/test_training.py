@@ -335,7 +335,7 @@ def test_a_damaged_vocabulary_is_named(content, tmp_path):
         lambda: lm_jax.load_run(tmp_path),
         lambda: lm_jax.train(tiny.config(train={"steps": 2}), tmp_path, text=tiny.TEXT),
     ):
-        with pytest.raises(UserError, match=r"vocabulary\.json holds no vocabulary of version 1"):
+        with pytest.raises(UserError, match=r"vocabulary\.json holds no vocabulary of version 2"):
             use()
 
 
