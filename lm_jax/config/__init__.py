@@ -7,7 +7,7 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from lm_jax import files

@@ -165,7 +165,7 @@ def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_los
     [
         ({"cell": "lstm"}, True),
         ({"cell": "mingru"}, True),
-        ({"cell": "gru", "reset": "before"}, False),
+        ({"cell": "gru", "cell__reset": "before"}, False),
     ],
 )
 def test_snap1_is_compared_where_the_units_of_a_cell_are_separate(fields, separate):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from lm_jax import gradients as g
-from lm_jax.config import Config, LiveProbe, Train, Window
+from lm_jax.config import Config, LiveProbe, Train, Truncated, Window
 from lm_jax.gradients.live_probe import SHARES, live
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
@@ -106,11 +106,9 @@ def test_nan_in_the_parameters_is_nan_in_every_answer():
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(UserError, match="no recurrent state"):
         live(LIVE, tiny.window())
-    with pytest.raises(
-        UserError, match=r"train\.probe\.kind=live has no meaning with model\.kind=window"
-    ):
+    with pytest.raises(UserError, match=r"train\.probe=live has no meaning with model=window"):
         Config(model=Window(), train=Train(probe=LIVE))
-    truncated = {"gradient": "truncated", "k1": 4, "k2": 8}
+    truncated = {"gradient": Truncated(k1=4, k2=8)}
     with pytest.raises(UserError, match=r"with train\.gradient=truncated it must be False"):
         Train(**truncated, probe=LIVE)
     assert not Train(**truncated, probe=LiveProbe(deltas=False)).probe.deltas

@@ -321,11 +321,11 @@ CELLS = {
     "gru, reset before": cells.ResetBeforeGRUCell(2),
     "mingru": linear_recurrences.MinGRUCell(2),
     "minlstm": linear_recurrences.MinLSTMCell(2),
-    "diagonal": linear_recurrences.LRUCell(2),
+    "lru": linear_recurrences.LRUCell(2),
 }
 
 
-QUICK = "elman", "lstm", "gru, reset after", "diagonal"
+QUICK = "elman", "lstm", "gru, reset after", "lru"
 
 
 @pytest.mark.parametrize(
@@ -363,14 +363,14 @@ def test_of_every_cell_the_tools_say_what_follows_from_its_single_steps(name):
     assert_told(found, J, B, D, np.asarray(ys))
 
 
-@pytest.mark.parametrize("cell", ["diagonal", "mingru", "minlstm"])
+@pytest.mark.parametrize("cell", ["lru", "mingru", "minlstm"])
 def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
     """While it is trained and afterwards. What its next updates would do is left out: that asks
     estimators, not tools of a transition, and `test_estimators` has those of a linear cell."""
     monkeypatch.setattr(probing, "updates", lambda *args, **kwargs: None)
     length = 11  # more than a block of the credit map, and no multiple of a shorter one
     config = tiny.config(
-        model=RNN(cell=cell, embedding_size=None, hidden_size=2),
+        model=tiny.changed(RNN(embedding_size=None, hidden_size=2), cell=cell),
         data={"batch_size": 2, "length": length},
         train={"steps": 1, "probe": LiveProbe(every=1, lags=True, sequences=1)},
     )
@@ -385,7 +385,7 @@ def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
     norms, exponents = reach.lags.measured, reach.dynamics.convergence[-1]
     assert np.all(np.diff(norms) < 0)
     assert np.all(exponents < 0)
-    if cell == "diagonal":  # both numbers of its one complex unit turn, and shrink as |λ|^l
+    if cell == "lru":  # both numbers of its one complex unit turn, and shrink as |λ|^l
         size = np.exp(-np.exp(run.params["layers"][0]["nu"]))
         np.testing.assert_allclose(norms, size ** np.arange(len(norms)), rtol=1e-6)
         np.testing.assert_allclose(exponents, np.log(size).repeat(2), rtol=1e-6)

@@ -294,10 +294,10 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 def test_a_diagonal_recurrence_of_odd_size_is_refused():
     for make in (
         lambda: linear_recurrences.LRUCell(5),
-        lambda: tiny.rnn(cell="diagonal", hidden_size=5),
+        lambda: tiny.rnn(cell="lru", hidden_size=5),
     ):
         with pytest.raises(
-            UserError, match=r"model.hidden_size=5 must be even with model.cell=dia"
+            UserError, match=r"model.hidden_size=5 must be even with model.cell=lru"
         ):
             make()
 
@@ -365,10 +365,10 @@ def test_a_residual_layer_adds_what_it_reads(cell):
     tiny.assert_trees_close(found, h)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "minlstm", "diagonal"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "minlstm", "lru"])
 def test_a_name_makes_the_cell_of_that_name(cell, key):
     model = tiny.rnn(cell=cell, hidden_size=6, layers=2)
-    made = {"lstm": models.LSTMCell, "gru": models.GRUCell, "diagonal": models.LRUCell}
+    made = {"lstm": models.LSTMCell, "gru": models.GRUCell, "lru": models.LRUCell}
     made |= {"mingru": models.MinGRUCell, "minlstm": models.MinLSTMCell}
     own = made[cell](6)
     params = model.init(key)

@@ -11,7 +11,7 @@ import tiny
 from lm_jax.config import Dropout, RecurrentDropout
 from lm_jax.models.dropout import NO_DROPOUT, DropoutMasks, mask
 
-EVERYWHERE = DropoutMasks(inputs=0.3, between=0.4, outputs=0.5, words=0.6, recurrent=0.7)
+EVERYWHERE = DropoutMasks(inputs=0.3, between=0.4, outputs=0.5, embedding=0.6, recurrent=0.7)
 ONES = jnp.ones((tiny.T, tiny.B, 50))
 
 
@@ -84,7 +84,7 @@ def test_places_and_layers_draw_masks_of_their_own(key):
 def test_word_dropout_zeroes_whole_words_everywhere_in_the_chunk(key):
     x = tiny.batch().x
     vectors = jax.random.normal(key, (tiny.T, tiny.B, 4))
-    read = np.asarray(DropoutMasks(key, words=0.5).on_words(vectors, x, tiny.V) / vectors)
+    read = np.asarray(DropoutMasks(key, embedding=0.5).on_words(vectors, x, tiny.V) / vectors)
     for token in range(tiny.V):
         assert len(np.unique(np.round(read[np.asarray(x) == token], 12))) == 1
     assert set(np.unique(np.round(read, 12))) == {0, 2}

@@ -30,13 +30,15 @@ SHORT = np.array([0, 2, 3, 2, 1, 1, 3, 0, 2, 1, 0, 2, 3, 2, 0, 3, 1, 2, 1, 3, 3,
 TEXT = np.append(SHORT, np.random.default_rng(5).choice(4, 120, p=[0.4, 0.2, 0.25, 0.15]))
 
 
-def counted(text=TEXT, order=ORDER, bounded=False, vocab_size=V):
-    return count(text, order=order, vocab_size=vocab_size, boundary=BOUNDARY, bounded=bounded)
+def counted(text=TEXT, order=ORDER, sentence_boundaries=False, vocab_size=V):
+    return count(
+        text, order=order, vocab_size=vocab_size, boundary=BOUNDARY, sentence_boundaries=bounded
+    )
 
 
 @functools.cache
 def model_of(order, bounded):
-    return NGramModel(order=order, bounded=bounded)
+    return NGramModel(order=order, sentence_boundaries=bounded)
 
 
 @functools.cache
@@ -163,7 +165,7 @@ def by_dictionary(smoothing, text, order, bounded):
 @both_modes
 @every_smoothing
 def test_every_probability_is_the_dictionaries(smoothing, bounded):
-    params = fit(counted(bounded=bounded), smoothing=smoothing, **SMOOTHINGS[smoothing])
+    params = fit(counted(sentence_boundaries=bounded), smoothing=smoothing, **SMOOTHINGS[smoothing])
     x = questions()
     p = np.exp(reader(ORDER, bounded)(params, x)[0])
     expected = by_dictionary(smoothing, TEXT, ORDER, bounded)
@@ -177,7 +179,7 @@ def test_every_probability_is_the_dictionaries(smoothing, bounded):
 @pytest.mark.parametrize("order", [1, 2, ORDER])
 def test_probabilities_sum_to_one_and_nats_are_minus_their_logs(smoothing, bounded, order):
     given = {"weights": WEIGHTS[:order]} if smoothing == "interpolated" else SMOOTHINGS[smoothing]
-    params = fit(counted(order=order, bounded=bounded), smoothing=smoothing, **given)
+    params = fit(counted(order=order, sentence_boundaries=bounded), smoothing=smoothing, **given)
     log_p, minus_nats = reader(order, bounded)(params, questions(1))
     np.testing.assert_allclose(np.sum(np.exp(log_p), -1), 1, rtol=1e-13)
     np.testing.assert_allclose(minus_nats, log_p, rtol=1e-13, atol=1e-15)
@@ -185,7 +187,7 @@ def test_probabilities_sum_to_one_and_nats_are_minus_their_logs(smoothing, bound
 
 @both_modes
 def test_reading_in_chunks_is_reading_at_once(bounded):
-    params, model = fit(counted(bounded=bounded)), model_of(ORDER, bounded)
+    params, model = fit(counted(sentence_boundaries=bounded)), model_of(ORDER, bounded)
     hidden = jax.jit(model.hidden)
     x = jnp.asarray(questions(2))
     carry = model.init_carry(x.shape[1])
@@ -213,7 +215,7 @@ def test_a_restarted_lane_knows_nothing():
 def test_counts_are_those_of_a_dictionary(bounded, dtype, tmp_path):
     path = tmp_path / "tokens"
     TEXT.astype(dtype).tofile(path)
-    counts = counted(np.memmap(path, dtype, "r"), bounded=bounded)
+    counts = counted(np.memmap(path, dtype, "r"), sentence_boundaries=bounded)
     expected = grams(TEXT, ORDER, bounded)
     for k, level in enumerate(counts.levels, 1):
         spellings = [()] if k == 1 else spellings
@@ -311,14 +313,14 @@ def test_em_finds_weights_up_to_1_on_a_text_that_never_surprises():
     rng = np.random.default_rng(0)
     for _ in range(20):
         line = np.append(rng.integers(1, V, rng.integers(5, 30)), BOUNDARY)
-        counts = counted(np.tile(line, 20), order=5, bounded=True)
+        counts = counted(np.tile(line, 20), order=5, sentence_boundaries=True)
         weights = held_out_weights(counts, np.tile(line, 4))
         assert all(0 <= weight <= 1 for weight in weights)
 
 
 def test_em_finds_the_likeliest_weights():
     held_out = with_memory(1, 200)
-    counts = counted(with_memory(3, 100), order=3, bounded=True)
+    counts = counted(with_memory(3, 100), order=3, sentence_boundaries=True)
     weights = held_out_weights(counts, held_out)
     model = model_of(3, True)
     x = jnp.asarray(np.concatenate([[BOUNDARY], held_out])[:, None])
@@ -348,7 +350,9 @@ def test_bounded_counts_do_not_depend_on_the_order_of_sentences():
     sentences = np.split(TEXT[: cuts[-1]], cuts[:-1])
     shuffled = np.concatenate(sentences[::-1])
     for one, other in zip(
-        counted(TEXT[: cuts[-1]], bounded=True), counted(shuffled, bounded=True), strict=True
+        counted(TEXT[: cuts[-1]], sentence_boundaries=True),
+        counted(shuffled, sentence_boundaries=True),
+        strict=True,
     ):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     one, other = (counted(text).levels[2] for text in (TEXT[: cuts[-1]], shuffled))
@@ -356,7 +360,7 @@ def test_bounded_counts_do_not_depend_on_the_order_of_sentences():
 
 
 def test_nothing_before_a_sentence_moves_it():
-    params = {mode: fit(counted(bounded=mode)) for mode in (True, False)}
+    params = {mode: fit(counted(sentence_boundaries=mode)) for mode in (True, False)}
     x = questions(3)
     x[2] = BOUNDARY
     other = x.copy()
@@ -374,7 +378,7 @@ def test_nothing_before_a_sentence_moves_it():
 def test_the_start_of_a_sentence_is_not_predicted_and_its_end_is():
     """0 | 0 | | : three ends in five tokens, though four sentences could begin."""
     text = np.array([0, 1, 0, 1, 1])
-    counts = counted(text, order=3, bounded=True)
+    counts = counted(text, order=3, sentence_boundaries=True)
     assert counts.levels[0].occurrences.tolist() == [2, 3, 0, 0, 0]
     two, three = counts.levels[1:]
     # <s> 0 twice, <s> </s> once, 0 </s> twice; <s> 0 </s> twice.
@@ -392,7 +396,7 @@ def test_the_start_of_a_sentence_is_not_predicted_and_its_end_is():
 
 def test_one_sentence_is_one_stream():
     text = np.array([0, 2, 3, 2, 0, 2, 1])
-    for one, other in zip(counted(text), counted(text, bounded=True), strict=True):
+    for one, other in zip(counted(text), counted(text, sentence_boundaries=True), strict=True):
         if isinstance(one, tuple):
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -423,7 +427,9 @@ MISTAKES = {
     "order=0": lambda: counted(order=0),
     "order=-1": lambda: NGramModel(order=-1),
     "order=7.*its 5 tokens.*more than 6": lambda: counted(SHORT[:5], order=7),
-    "order=9.*its 27 tokens.*more than 8": lambda: counted(SHORT, order=9, bounded=True),
+    "order=9.*its 27 tokens.*more than 8": lambda: counted(
+        SHORT, order=9, sentence_boundaries=True
+    ),
     "no tokens": lambda: counted(TEXT[:0], order=1),
     "token 5.*V=5": lambda: counted(np.array([0, 5, 2]), order=1),
     "token -1.*V=5": lambda: counted(np.array([0, -1, 2]), order=1),

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from lm_jax.config.source import sha256_of
 from tiny import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
 from lm_jax.config import RNN, Config, CustomCell, LiveProbe, resolve
+from lm_jax.config.custom import code_of
 from lm_jax.settings import UserError, digest
 
 H = 5
@@ -233,12 +233,12 @@ def test_a_mistake_is_one_line_that_names_the_cell(file, cell):
 def test_a_changed_cell_is_another_run(file, tmp_path, monkeypatch):
     config = Config(model=RNN(cell=CustomCell("mine.py:elman")))
     first = resolve(config)
-    assert first.model.cell_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert first.model.cell.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert resolve(first) == first
     file.write_text(CELLS + "# changed\n")
     assert digest(resolve(config)) != digest(first)
     for refused in (lambda: resolve(first), lambda: models.make(first.model, 7)):
-        with pytest.raises(UserError, match=r"mine\.py:elman is not what model.cell_sha256 says"):
+        with pytest.raises(UserError, match=r"mine\.py:elman is not what its sha256 says"):
             refused()
     models.make(config.model, 7)  # without a digest, it is what it is now
 
@@ -250,9 +250,9 @@ def test_a_module_s_file_is_looked_at_unless_it_is_installed(tmp_path, monkeypat
     (package / "one.py").write_text(CELLS)
     monkeypatch.syspath_prepend(tmp_path)
     # Nothing is imported in order to find it.
-    assert sha256_of("some_cells.one:elman") == hashlib.sha256(CELLS.encode()).hexdigest()
-    assert sha256_of("flax.linen:GRUCell") is None
-    assert sha256_of("json:elman") is None
+    assert code_of(CustomCell("some_cells.one:elman")) == CELLS.encode()
+    assert code_of(CustomCell("flax.linen:GRUCell")) is None
+    assert code_of(CustomCell("json:elman")) is None
     (package / "__init__.py").write_text("")
     (package / "one.py").write_text("from .two import *\n")
     (package / "two.py").write_text(CELLS)
@@ -265,7 +265,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
         model=RNN(cell=CustomCell("mine.py:counting"), embedding_size=4, hidden_size=H),
     )
     run = lm_jax.train(config, "run", text=tiny.TEXT)
-    assert run.config.model.cell_sha256 is not None
+    assert run.config.model.cell.sha256 is not None
     more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4))
     run = lm_jax.train(more, "run", text=tiny.TEXT)
     assert run.step == 4
@@ -275,7 +275,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     with pytest.warns(UserWarning, match="run: model.cell=mine.py:counting has changed since"):
         again = lm_jax.load_run("run")
     tiny.assert_trees_equal(again.params, run.params)
-    with pytest.raises(UserError, match=r"other settings .*model.cell_sha256: "):
+    with pytest.raises(UserError, match=r"other settings .*model\.cell\.sha256: "):
         lm_jax.train(more, "run", text=tiny.TEXT)
     file.unlink()
     with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no such file"):
@@ -306,7 +306,7 @@ def test_a_cell_that_will_not_do_leaves_no_run_behind(file, tmp_path):
 def test_the_experiment_with_its_own_cell_is_one():
     path = Path(__file__).parents[2] / "experiments" / "own_cell.py"
     config = resolve(runpy.run_path(str(path))["config"]())
-    assert config.model.cell_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert config.model.cell.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     params = jax.eval_shape(models.make(config.model, 9).init, jax.random.key(0))
     assert params["layers"][0]["W"].shape == (64 + 256, 256)
 
@@ -317,3 +317,70 @@ def test_a_cell_s_file_that_is_the_same_makes_an_equal_model(file):
     assert hash(one) == hash(two)
     file.write_text(CELLS + "\n# changed\n")
     assert tiny.rnn(cell="mine.py:elman", layers=2) != one
+
+
+SCALED = """from flax import linen, nnx
+import jax.numpy as jnp
+from lm_jax.models import Transition
+
+def scaled(inputs, hidden_size, scale=1.0, deep=False):
+    return Transition(
+        lambda key: {"w": jnp.full((inputs, hidden_size), scale)},
+        jnp.zeros(hidden_size),
+        lambda params, h, x: (x @ params["w"]) * (2 if deep else 1),
+        lambda h: h,
+    )
+
+def required(inputs, hidden_size, heads): ...
+"""
+
+
+@pytest.fixture
+def scaled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scaled.py").write_text(SCALED)
+
+
+def cell(name, **arguments):
+    config = Config(model=RNN(cell=CustomCell(name, arguments=arguments), hidden_size=H))
+    return resolve(config)
+
+
+def test_a_hyperparameter_reaches_a_cell_of_one_s_own(scaled):
+    config = cell("scaled.py:scaled", scale=3.0)
+    assert config.model.cell.arguments == {"scale": 3.0, "deep": False}
+    params = models.make(config.model, 7).init(jax.random.key(0))
+    assert np.all(params["layers"][0]["w"] == 3)
+    deep = models.make(cell("scaled.py:scaled", deep=True).model, 7)
+    plain = models.make(cell("scaled.py:scaled").model, 7)
+    assert deep != plain
+    x = tiny.batch().x
+    params = plain.init(jax.random.key(0))
+    _, h = plain.hidden(params, plain.init_carry(tiny.B), x)
+    _, twice = deep.hidden(params, deep.init_carry(tiny.B), x)
+    np.testing.assert_allclose(twice, 2 * h)
+
+
+@pytest.mark.parametrize("name", ["flax.linen:GRUCell", "flax.nnx:SimpleCell"])
+def test_a_hyperparameter_reaches_a_class_of_flax(name):
+    flag = "residual" if "nnx" in name else None
+    arguments = cell(name).model.cell.arguments
+    assert "name" not in arguments
+    if flag:
+        models.make(cell(name, residual=False).model, 7)
+    with pytest.raises(UserError, match=f"model.cell={name} has no parameter heads"):
+        cell(name, heads=2)
+
+
+def test_a_whole_number_for_a_real_one_is_the_same_run(scaled):
+    one, other = cell("scaled.py:scaled", scale=2), cell("scaled.py:scaled", scale=2.0)
+    assert one == other
+    assert digest(one) == digest(other)
+    assert digest(one) != digest(cell("scaled.py:scaled"))
+
+
+def test_a_wrong_hyperparameter_is_refused_in_a_line(scaled):
+    with pytest.raises(UserError, match=r"has no parameter scal; did you mean 'scale'\?"):
+        cell("scaled.py:scaled", scal=1.0)
+    with pytest.raises(UserError, match=r"^model\.cell=scaled\.py:required: TypeError: .*heads"):
+        models.make(cell("scaled.py:required").model, 7)

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lm_jax import gradients as g
 from lm_jax.analysis import prove
-from lm_jax.config import Config, Data, Memory, Train
+from lm_jax.config import GRU, LSTM, Config, Data, Elman, Memory, MinGRU, Train
 from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
@@ -22,15 +22,13 @@ V, T, B = 12, 6, 4
 H = E = 8
 
 MODELS = {
-    "elman": settings.RNN(cell=settings.Elman(), hidden_size=H, embedding_size=E, layers=2),
+    "elman": settings.RNN(cell=Elman(), hidden_size=H, embedding_size=E, layers=2),
     "lstm": settings.RNN(
-        cell=settings.LSTM(), hidden_size=H, embedding_size=E, readout=settings.Softmax(tied=True)
+        cell=LSTM(), hidden_size=H, embedding_size=E, readout=settings.Softmax(tied=True)
     ),
-    "gru": settings.RNN(cell=settings.GRU(), hidden_size=H, embedding_size=None),
-    "reset before": settings.RNN(
-        cell=settings.GRU(reset="before"), hidden_size=H, embedding_size=E
-    ),
-    "mingru": settings.RNN(cell=settings.MinGRU(), hidden_size=H, embedding_size=E),
+    "gru": settings.RNN(cell=GRU(), hidden_size=H, embedding_size=None),
+    "reset before": settings.RNN(cell=GRU(reset="before"), hidden_size=H, embedding_size=E),
+    "mingru": settings.RNN(cell=MinGRU(), hidden_size=H, embedding_size=E),
     "window": settings.Window(order=3, hidden_size=H, embedding_size=E, layers=2),
     "convolution": settings.Convolution(width=2, hidden_size=H, embedding_size=E, layers=2),
     "adaptive": settings.Window(
@@ -182,7 +180,7 @@ def test_the_explicit_pass_is_differentiated_again(key, float32):
 def config(**model):
     return Config(
         data=Data(source=Memory(), batch_size=4, length=8),
-        model=settings.RNN(cell=settings.GRU(), hidden_size=8, embedding_size=4, **model),
+        model=settings.RNN(cell=GRU(), hidden_size=8, embedding_size=4, **model),
         train=Train(steps=4),
     )
 

@@ -24,7 +24,8 @@ UNHEARD = (WORDS * 20, WORDS + "the extraordinarily long cat\n", WORDS)
 
 
 def counted(order=2, **data):
-    return Config(data=Data(source=Memory(), tokenizer=Word(), **data), model=NGram(order=order))
+    text = tiny.changed(Data(source=Memory(), tokenizer=Word()), **data)
+    return Config(data=text, model=NGram(order=order))
 
 
 def rows_of(run):
@@ -43,7 +44,7 @@ def test_bits_are_those_of_all_characters_where_every_token_is_known(tmp_path):
 
 def test_a_split_with_unknown_tokens_has_no_bits_a_character(tmp_path, capsys):
     """The fewer words a unigram model tells apart, the fewer nats: sums of P are larger than P."""
-    few = lm_jax.train(counted(1, vocabulary_size=3), tmp_path / "few", text=KNOWN)
+    few = lm_jax.train(counted(1, tokenizer__size=3), tmp_path / "few", text=KNOWN)
     all_known = lm_jax.train(counted(1), tmp_path / "all", text=KNOWN)
     row, known = (run.result["splits"]["test"] for run in (few, all_known))
     assert row["unknown"] > 0
@@ -75,7 +76,7 @@ def test_one_split_may_have_them_and_the_other_not(tmp_path, capsys):
 def test_a_trained_model_s_validations_have_none_either(tmp_path, capsys):
     for tokenizer in ("word", "char"):
         config = tiny.config(
-            data={"tokenizer": tokenizer, "vocabulary_size": 5, "batch_size": 2},
+            data={"tokenizer": tokenizer, "tokenizer__size": 5, "batch_size": 2},
             train={"steps": 2, "validate_every": 2},
             model=RNN(embedding_size=4, hidden_size=5),
         )
@@ -135,7 +136,7 @@ def test_a_sweep_s_table_has_a_dash_where_tokens_are_unknown(tmp_path, capsys, m
     few = next(line for line in out.splitlines() if line.startswith("│ few"))
     assert few.split("│")[-2].strip() == "–"
     assert f"– bits a character: {UNPAID}" in out
-    few_alone = lm_jax.sweep(counted(vocabulary_size=3), {"few": {}}, tmp_path / "few", text=KNOWN)
+    few_alone = lm_jax.sweep(counted(tokenizer__size=3), {"few": {}}, tmp_path / "few", text=KNOWN)
     show_sweep(few_alone, lambda point: "python run.py train")
     out = capsys.readouterr().out
     assert "bits/char" not in out
