@@ -183,7 +183,7 @@ def test_without_a_recurrent_state_there_is_no_delta():
     found = g.quantile_thresholds(window, params, carry, BATCHES[:1])
     assert found.delta is None
     assert found.norm > found.value > 0
-    with pytest.raises(UserError, match=r"no recurrent state .* model\.kind=rnn"):
+    with pytest.raises(UserError, match=r"no recurrent state .* model=rnn"):
         g.clip_audit(window, params, carry, BATCHES, delta=1.0, apply=g.sgd(RATE))
 
 

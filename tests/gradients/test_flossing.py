@@ -94,7 +94,7 @@ def test_a_run_is_trained_with_it_and_watched(tmp_path):
 def test_what_it_has_no_meaning_for_is_refused():
     with pytest.raises(UserError, match="no recurrent state"):
         g.with_flossing(g.full_bptt(tiny.window()), tiny.window(), 1.0, 1)
-    with pytest.raises(UserError, match=r"train\.flossing=1\.0 has no meaning with model\.kind=wi"):
+    with pytest.raises(UserError, match=r"train\.flossing=1\.0 has no meaning with model=wi"):
         Config(model=Window(), train=Train(flossing=1.0))
     with pytest.raises(UserError, match=r"train\.flossing_exponents=8 must be at most"):
         Config(model=RNN(hidden_size=5), train=Train(flossing=1.0))

@@ -107,7 +107,7 @@ def test_what_cannot_be_watched_is_refused():
     with pytest.raises(UserError, match="no recurrent state"):
         live(LIVE, tiny.window())
     with pytest.raises(
-        UserError, match=r"train\.probe\.kind=live has no meaning with model\.kind=window"
+        UserError, match=r"train\.probe=live has no meaning with model=window"
     ):
         Config(model=Window(), train=Train(probe=LIVE))
     truncated = {"gradient": "truncated", "k1": 4, "k2": 8}

@@ -233,7 +233,7 @@ def test_what_has_no_recurrent_weights_is_refused():
     with pytest.raises(UserError, match="no recurrent state"):
         g.with_omega(g.full_bptt(tiny.window()), tiny.window(), 1.0)
     with pytest.raises(
-        UserError, match=r"train\.omega=1\.0 has no meaning with model\.kind=window"
+        UserError, match=r"train\.omega=1\.0 has no meaning with model=window"
     ):
         Config(model=Window(), train=Train(omega=1.0))
     with pytest.raises(UserError, match=r"only with model\.cell=elman or lstm or gru"):

@@ -294,7 +294,7 @@ def test_a_diagonal_recurrence_begins_finite_at_the_edges_of_what_is_drawn(
 def test_a_diagonal_recurrence_of_odd_size_is_refused():
     for make in (
         lambda: linear_recurrences.LRUCell(5),
-        lambda: tiny.rnn(cell="diagonal", hidden_size=5),
+        lambda: tiny.rnn(cell="lru", hidden_size=5),
     ):
         with pytest.raises(
             UserError, match=r"model.hidden_size=5 must be even with model.cell=dia"

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from lm_jax.config.source import sha256_of
 from tiny import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
-from lm_jax.config import RNN, Config, CustomCell, LiveProbe, resolve
+from lm_jax.config import RNN, Config, CustomCell, LiveProbe, custom, resolve
 from lm_jax.settings import UserError, digest
 
 H = 5
@@ -194,6 +193,77 @@ def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
     tiny.assert_trees_close(norms, same)
 
 
+HYPERPARAMETERS = """
+import jax, jax.numpy as jnp
+from flax import linen, nnx
+from lm_jax.models import Transition
+
+def scaled(inputs, hidden_size, scale=1.0, heads=1, name="a"):
+    zero = jnp.zeros(hidden_size)
+    init = lambda key: {"W": scale * jnp.ones((inputs, hidden_size))}
+    return Transition(init, zero, lambda params, h, x: x @ params["W"])
+
+class Linen(linen.RNNCellBase):
+    features: int
+    scale: float = 1.0
+
+    @linen.compact
+    def __call__(self, carry, x):
+        shape = x.shape[-1], self.features
+        carry = x @ self.param("W", linen.initializers.constant(self.scale), shape)
+        return carry, carry
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros(self.features)
+
+class NNX(nnx.Module):
+    def __init__(self, inputs, hidden_size, rngs, scale=1.0):
+        self.W = nnx.Param(scale * jnp.ones((inputs, hidden_size)))
+        self.H = hidden_size
+
+    def initialize_carry(self, shape, rngs):
+        return jnp.zeros(self.H)
+
+    def __call__(self, carry, x):
+        return x @ self.W[...], x @ self.W[...]
+"""
+
+
+@pytest.fixture
+def adjustable(file):
+    file.write_text(HYPERPARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_hyperparameter_reaches_the_cell(adjustable, name):
+    cell = CustomCell(f"mine.py:{name}")
+    for arguments, scale in (({}, 1.0), ({"scale": 3.5}, 3.5)):
+        model = tiny.rnn(cell=dataclasses.replace(cell, arguments=arguments))
+        (layer,) = model.init(jax.random.key(0))["layers"]
+        np.testing.assert_array_equal(layer["W"], jnp.full((4, H), scale))
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_hyperparameter_that_the_cell_does_not_have_is_refused(adjustable, name):
+    cell = CustomCell(f"mine.py:{name}", arguments={"scal": 2.0})
+    with pytest.raises(UserError) as refusal:
+        resolve(Config(model=RNN(cell=cell)))
+    expected = f"model.cell=mine.py:{name} has no parameter scal; did you mean 'scale'?"
+    assert str(refusal.value) == expected
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_whole_number_for_a_fraction_is_the_same_config(adjustable, name):
+    """And a default that is given is the same config as one that is filled in."""
+    for one, two in (({"scale": 2}, {"scale": 2.0}), ({}, {"scale": 1})):
+        configs = [
+            resolve(Config(model=RNN(cell=CustomCell(f"mine.py:{name}", arguments=arguments))))
+            for arguments in (one, two)
+        ]
+        assert digest(configs[0]) == digest(configs[1])
+        assert type(configs[0].model.cell.arguments["scale"]) is float
+
+
 MISTAKES = {
     "none.py:elman": "model.cell=none.py:elman: there is no such file",
     "no_such_package.module:elman": "there is no module no_such_package.module",
@@ -224,7 +294,7 @@ def test_a_mistake_is_one_line_that_names_the_cell(file, cell):
     (file.parent / "broken.py").write_text("import jax\n\nx = jaxx.numpy\n")
     (file.parent / "syntax.py").write_text("import jax\ndef f(:\n")
     with pytest.raises(UserError) as refusal:
-        tiny.rnn(cell=cell)
+        tiny.rnn(cell=CustomCell(cell))
     assert MISTAKES[cell] in str(refusal.value)
     assert str(refusal.value).startswith("model.cell=")
     assert "\n" not in str(refusal.value)
@@ -233,12 +303,12 @@ def test_a_mistake_is_one_line_that_names_the_cell(file, cell):
 def test_a_changed_cell_is_another_run(file, tmp_path, monkeypatch):
     config = Config(model=RNN(cell=CustomCell("mine.py:elman")))
     first = resolve(config)
-    assert first.model.cell_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert first.model.cell.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert resolve(first) == first
     file.write_text(CELLS + "# changed\n")
     assert digest(resolve(config)) != digest(first)
     for refused in (lambda: resolve(first), lambda: models.make(first.model, 7)):
-        with pytest.raises(UserError, match=r"mine\.py:elman is not what model.cell_sha256 says"):
+        with pytest.raises(UserError, match=r"mine\.py:elman is not what model.cell.sha256 says"):
             refused()
     models.make(config.model, 7)  # without a digest, it is what it is now
 
@@ -250,9 +320,9 @@ def test_a_module_s_file_is_looked_at_unless_it_is_installed(tmp_path, monkeypat
     (package / "one.py").write_text(CELLS)
     monkeypatch.syspath_prepend(tmp_path)
     # Nothing is imported in order to find it.
-    assert sha256_of("some_cells.one:elman") == hashlib.sha256(CELLS.encode()).hexdigest()
-    assert sha256_of("flax.linen:GRUCell") is None
-    assert sha256_of("json:elman") is None
+    assert custom.code_of(CustomCell("some_cells.one:elman")) == CELLS.encode()
+    assert custom.code_of(CustomCell("flax.linen:GRUCell")) is None
+    assert custom.code_of(CustomCell("json:elman")) is None
     (package / "__init__.py").write_text("")
     (package / "one.py").write_text("from .two import *\n")
     (package / "two.py").write_text(CELLS)
@@ -265,7 +335,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
         model=RNN(cell=CustomCell("mine.py:counting"), embedding_size=4, hidden_size=H),
     )
     run = lm_jax.train(config, "run", text=tiny.TEXT)
-    assert run.config.model.cell_sha256 is not None
+    assert run.config.model.cell.sha256 is not None
     more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4))
     run = lm_jax.train(more, "run", text=tiny.TEXT)
     assert run.step == 4
@@ -275,7 +345,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     with pytest.warns(UserWarning, match="run: model.cell=mine.py:counting has changed since"):
         again = lm_jax.load_run("run")
     tiny.assert_trees_equal(again.params, run.params)
-    with pytest.raises(UserError, match=r"other settings .*model.cell_sha256: "):
+    with pytest.raises(UserError, match=r"other settings .*model.cell.sha256: "):
         lm_jax.train(more, "run", text=tiny.TEXT)
     file.unlink()
     with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no such file"):
@@ -306,7 +376,7 @@ def test_a_cell_that_will_not_do_leaves_no_run_behind(file, tmp_path):
 def test_the_experiment_with_its_own_cell_is_one():
     path = Path(__file__).parents[2] / "experiments" / "own_cell.py"
     config = resolve(runpy.run_path(str(path))["config"]())
-    assert config.model.cell_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert config.model.cell.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     params = jax.eval_shape(models.make(config.model, 9).init, jax.random.key(0))
     assert params["layers"][0]["W"].shape == (64 + 256, 256)
 
