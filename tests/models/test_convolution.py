@@ -227,7 +227,7 @@ def test_carried_activations_are_constants_and_carried_tokens_are_not():
     assert np.any(h != forgotten)
 
 
-@pytest.mark.parametrize("place", ["inputs", "words", "between", "outputs"])
+@pytest.mark.parametrize("place", ["inputs", "embedding", "between", "outputs"])
 def test_noise_has_its_places(place):
     """It moves h, or what the readout sees of it, in training and never otherwise."""
     chance = {place: 0.5}

@@ -19,12 +19,11 @@ from lm_jax.config import (
     Softmax,
     Window,
 )
-from lm_jax.config.model import CELLS
 
 MODELS = {
     "tanh": tiny.rnn(),
-    "two layers": tiny.rnn(layers=2, activation="sigmoid"),
-    "one-hot": tiny.rnn(embedding_size=None, activation="relu"),
+    "two layers": tiny.rnn(layers=2, cell__activation="sigmoid"),
+    "one-hot": tiny.rnn(embedding_size=None, cell__activation="relu"),
     "window": tiny.window(),
     "one-hot window": tiny.window(embedding_size=None, order=3),
     "bigram": tiny.window(order=2),
@@ -134,7 +133,7 @@ def test_one_hot_is_a_learned_vector_with_the_identity_for_a_table():
 
 def test_the_gain_is_every_singular_value_of_the_recurrent_weights(key):
     for gain in (0.5, 1.0, 1.7):
-        W_hh = tiny.rnn(gain=gain).init(key)["layers"][0]["W_hh"]
+        W_hh = tiny.rnn(cell__gain=gain).init(key)["layers"][0]["W_hh"]
         np.testing.assert_allclose(jnp.linalg.svd(W_hh, compute_uv=False), gain, rtol=1e-12)
 
 
@@ -158,7 +157,10 @@ EQUAL = {
     "window": Window(hidden_size=4, skip_connections=True, dropout=Dropout(inputs=0.1)),
     "convolution": Convolution(hidden_size=4, layers=2, pooling=3),
     "n-gram": NGram(order=3),
-    **{cell: RNN(cell=cell, hidden_size=4, uniform=0.1) for cell in CELLS},
+    **{
+        cell: tiny.changed(RNN(hidden_size=4, uniform=0.1), cell=cell)
+        for cell in ("elman", "lstm", "gru", "mingru", "minlstm", "lru")
+    },
     "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),

@@ -308,7 +308,7 @@ def test_a_changed_cell_is_another_run(file, tmp_path, monkeypatch):
     file.write_text(CELLS + "# changed\n")
     assert digest(resolve(config)) != digest(first)
     for refused in (lambda: resolve(first), lambda: models.make(first.model, 7)):
-        with pytest.raises(UserError, match=r"mine\.py:elman is not what model.cell.sha256 says"):
+        with pytest.raises(UserError, match=r"mine\.py:elman is not what its sha256 says"):
             refused()
     models.make(config.model, 7)  # without a digest, it is what it is now
 

@@ -22,7 +22,7 @@ def test_the_window_model_is_equation_1(direct, layers):
     """y = b + W x + U tanh(d + H x), with the paper's letters, its x newest first, and here further
     hidden layers between. Before the text's beginning x is zero."""
     n = 4
-    model = tiny.window(order=n, direct=direct, layers=layers)
+    model = tiny.window(order=n, skip_connections=direct, layers=layers)
     params, tokens = tiny.moved(model.init(jax.random.key(0))), np.asarray(tiny.batch().x)
     h = hidden(model, params, tiny.batch().x)
     y = np.asarray(model.logits(params, h))
@@ -48,7 +48,9 @@ def test_a_place_more_is_a_block_more(direct, key):
     """(n - 1) E H numbers in W, and (n - 1) E V more where the readout sees the window."""
 
     def count(order):
-        return optax.tree.size(tiny.window(order=order, direct=direct, layers=2).init(key))
+        return optax.tree.size(
+            tiny.window(order=order, skip_connections=direct, layers=2).init(key)
+        )
 
     V = tiny.V
     for n in (2, 3, 6):
@@ -58,7 +60,9 @@ def test_a_place_more_is_a_block_more(direct, key):
 
 def test_both_uses_of_the_window_see_the_same_dropped_inputs():
     dropout = Dropout(inputs=0.5, embedding=0.2)
-    model = tiny.window(order=3, direct=True, dropout=dropout).for_training(jax.random.key(7))
+    model = tiny.window(order=3, skip_connections=True, dropout=dropout).for_training(
+        jax.random.key(7)
+    )
     params = tiny.moved(model.init(jax.random.key(0)))
     h = np.asarray(hidden(model, params, tiny.batch().x))
     x, a = h[..., :-H], h[..., -H:]
@@ -70,7 +74,7 @@ def test_both_uses_of_the_window_see_the_same_dropped_inputs():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"model\.direct needs learned vectors"):
+    with pytest.raises(UserError, match=r"model\.skip_connections needs learned vectors"):
         Window(skip_connections=True, embedding_size=None)
     with pytest.raises(UserError, match=r"model\.dropout\.between needs model\.layers of 2"):
         Window(dropout=Dropout(between=0.5))

@@ -105,7 +105,7 @@ def test_a_text_in_lanes_is_the_text_token_after_token(case, monkeypatch):
         model = tiny.window()
         params = tiny.moved(model.init(jax.random.key(0)))
     else:
-        model = tiny.rnn(activation="tanh" if case == "forgets" else "relu")
+        model = tiny.rnn(cell__activation="tanh" if case == "forgets" else "relu")
         params = tiny.moved(model.init(jax.random.key(0)))
         params["layers"][0]["W_hh"] = jnp.eye(5) * (0.3 if case == "forgets" else 1)
     text = "".join(RANDOM.choice(list("abcd \n"), 1400))
