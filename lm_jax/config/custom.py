@@ -79,7 +79,9 @@ def resolved(custom: Code) -> Code:
     code = code_of(custom)
     named, taken = load(custom), {}
     with contextlib.suppress(TypeError, ValueError):  # some functions in C have no signature
-        taken = inspect.signature(named).parameters
+        # nnx.Module's metaclass hides the signature of its classes.
+        made = named.__init__ if isinstance(named, type) else named
+        taken = inspect.signature(made).parameters
     defaults = {
         name: one.default
         for name, one in taken.items()

@@ -23,7 +23,7 @@ def places(noise):
         "between": noise.on_layer(ONES, 0),
         "between, higher": noise.on_layer(ONES, 1),
         "outputs": noise.on_outputs(ONES),
-        "words": noise.on_words(ONES, x, tiny.V),
+        "embedding": noise.on_words(ONES, x, tiny.V),
         "recurrent": noise.on_recurrent(jnp.ones((50, 100)), 0),
         "recurrent, higher": noise.on_recurrent(jnp.ones((50, 100)), 1),
     }
@@ -72,7 +72,7 @@ def test_steps_that_are_read_apart_have_the_masks_of_their_places(key, locked):
 def test_places_and_layers_draw_masks_of_their_own(key):
     same = DropoutMasks(inputs=0.5, between=0.5, outputs=0.5, recurrent=0.5)
     drawn = jax.jit(lambda key: places(same.with_key(key)))(key)
-    drawn = {name: np.asarray(a) for name, a in drawn.items() if name != "words"}
+    drawn = {name: np.asarray(a) for name, a in drawn.items() if name != "embedding"}
     for name, a in drawn.items():
         for other, b in drawn.items():
             if name < other and a.shape == b.shape:
@@ -106,7 +106,7 @@ def test_recurrent_dropout_multiplies_w_hh_and_nothing_else(key):
 
 def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
     """The model's noise is that of its places, put in by hand: layer by layer, in NumPy."""
-    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2, "recurrent": 0.5}
+    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "embedding": 0.2, "recurrent": 0.5}
     model = tiny.rnn(layers=2, dropout=RecurrentDropout(**rates, locked=True))
     params, batch = tiny.moved(model.init(key)), tiny.batch()
     noisy, noise = model.for_training(key), DropoutMasks(key, locked=True, **rates)
@@ -160,7 +160,7 @@ def test_without_rates_a_noisy_model_is_the_model(key, make):
 
 @pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
 def test_dropout_is_seen_in_training_and_not_in_use(key, make):
-    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "words": 0.2}
+    rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "embedding": 0.2}
     kind = RecurrentDropout if make is tiny.rnn else Dropout
     plain = make(layers=2)
     dropped = make(layers=2, dropout=kind(**rates), activation_penalty=2.0)

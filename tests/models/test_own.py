@@ -15,8 +15,7 @@ from tiny import rows_of
 
 import lm_jax
 from lm_jax import gradients, models
-from lm_jax.config import RNN, Config, CustomCell, LiveProbe, resolve
-from lm_jax.config.custom import code_of
+from lm_jax.config import RNN, Config, CustomCell, LiveProbe, custom, resolve
 from lm_jax.settings import UserError, digest
 
 H = 5
@@ -194,6 +193,77 @@ def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
     tiny.assert_trees_close(norms, same)
 
 
+HYPERPARAMETERS = """
+import jax, jax.numpy as jnp
+from flax import linen, nnx
+from lm_jax.models import Transition
+
+def scaled(inputs, hidden_size, scale=1.0, heads=1, name="a"):
+    zero = jnp.zeros(hidden_size)
+    init = lambda key: {"W": scale * jnp.ones((inputs, hidden_size))}
+    return Transition(init, zero, lambda params, h, x: x @ params["W"])
+
+class Linen(linen.RNNCellBase):
+    features: int
+    scale: float = 1.0
+
+    @linen.compact
+    def __call__(self, carry, x):
+        shape = x.shape[-1], self.features
+        carry = x @ self.param("W", linen.initializers.constant(self.scale), shape)
+        return carry, carry
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros(self.features)
+
+class NNX(nnx.Module):
+    def __init__(self, inputs, hidden_size, rngs, scale=1.0):
+        self.W = nnx.Param(scale * jnp.ones((inputs, hidden_size)))
+        self.H = hidden_size
+
+    def initialize_carry(self, shape, rngs):
+        return jnp.zeros(self.H)
+
+    def __call__(self, carry, x):
+        return x @ self.W[...], x @ self.W[...]
+"""
+
+
+@pytest.fixture
+def adjustable(file):
+    file.write_text(HYPERPARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_hyperparameter_reaches_the_cell(adjustable, name):
+    cell = CustomCell(f"mine.py:{name}")
+    for arguments, scale in (({}, 1.0), ({"scale": 3.5}, 3.5)):
+        model = tiny.rnn(cell=dataclasses.replace(cell, arguments=arguments))
+        (layer,) = model.init(jax.random.key(0))["layers"]
+        np.testing.assert_array_equal(layer["W"], jnp.full((4, H), scale))
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_hyperparameter_that_the_cell_does_not_have_is_refused(adjustable, name):
+    cell = CustomCell(f"mine.py:{name}", arguments={"scal": 2.0})
+    with pytest.raises(UserError) as refusal:
+        resolve(Config(model=RNN(cell=cell)))
+    expected = f"model.cell=mine.py:{name} has no parameter scal; did you mean 'scale'?"
+    assert str(refusal.value) == expected
+
+
+@pytest.mark.parametrize("name", ["scaled", "Linen", "NNX"])
+def test_a_whole_number_for_a_fraction_is_the_same_config(adjustable, name):
+    """And a default that is given is the same config as one that is filled in."""
+    for one, two in (({"scale": 2}, {"scale": 2.0}), ({}, {"scale": 1})):
+        configs = [
+            resolve(Config(model=RNN(cell=CustomCell(f"mine.py:{name}", arguments=arguments))))
+            for arguments in (one, two)
+        ]
+        assert digest(configs[0]) == digest(configs[1])
+        assert type(configs[0].model.cell.arguments["scale"]) is float
+
+
 MISTAKES = {
     "none.py:elman": "model.cell=none.py:elman: there is no such file",
     "no_such_package.module:elman": "there is no module no_such_package.module",
@@ -224,7 +294,7 @@ def test_a_mistake_is_one_line_that_names_the_cell(file, cell):
     (file.parent / "broken.py").write_text("import jax\n\nx = jaxx.numpy\n")
     (file.parent / "syntax.py").write_text("import jax\ndef f(:\n")
     with pytest.raises(UserError) as refusal:
-        tiny.rnn(cell=cell)
+        tiny.rnn(cell=CustomCell(cell))
     assert MISTAKES[cell] in str(refusal.value)
     assert str(refusal.value).startswith("model.cell=")
     assert "\n" not in str(refusal.value)
@@ -250,9 +320,9 @@ def test_a_module_s_file_is_looked_at_unless_it_is_installed(tmp_path, monkeypat
     (package / "one.py").write_text(CELLS)
     monkeypatch.syspath_prepend(tmp_path)
     # Nothing is imported in order to find it.
-    assert code_of(CustomCell("some_cells.one:elman")) == CELLS.encode()
-    assert code_of(CustomCell("flax.linen:GRUCell")) is None
-    assert code_of(CustomCell("json:elman")) is None
+    assert custom.code_of(CustomCell("some_cells.one:elman")) == CELLS.encode()
+    assert custom.code_of(CustomCell("flax.linen:GRUCell")) is None
+    assert custom.code_of(CustomCell("json:elman")) is None
     (package / "__init__.py").write_text("")
     (package / "one.py").write_text("from .two import *\n")
     (package / "two.py").write_text(CELLS)
@@ -275,7 +345,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
     with pytest.warns(UserWarning, match="run: model.cell=mine.py:counting has changed since"):
         again = lm_jax.load_run("run")
     tiny.assert_trees_equal(again.params, run.params)
-    with pytest.raises(UserError, match=r"other settings .*model\.cell\.sha256: "):
+    with pytest.raises(UserError, match=r"other settings .*model.cell.sha256: "):
         lm_jax.train(more, "run", text=tiny.TEXT)
     file.unlink()
     with pytest.raises(UserError, match=r"model.cell=mine.py:counting: there is no such file"):
@@ -317,70 +387,3 @@ def test_a_cell_s_file_that_is_the_same_makes_an_equal_model(file):
     assert hash(one) == hash(two)
     file.write_text(CELLS + "\n# changed\n")
     assert tiny.rnn(cell="mine.py:elman", layers=2) != one
-
-
-SCALED = """from flax import linen, nnx
-import jax.numpy as jnp
-from lm_jax.models import Transition
-
-def scaled(inputs, hidden_size, scale=1.0, deep=False):
-    return Transition(
-        lambda key: {"w": jnp.full((inputs, hidden_size), scale)},
-        jnp.zeros(hidden_size),
-        lambda params, h, x: (x @ params["w"]) * (2 if deep else 1),
-        lambda h: h,
-    )
-
-def required(inputs, hidden_size, heads): ...
-"""
-
-
-@pytest.fixture
-def scaled(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scaled.py").write_text(SCALED)
-
-
-def cell(name, **arguments):
-    config = Config(model=RNN(cell=CustomCell(name, arguments=arguments), hidden_size=H))
-    return resolve(config)
-
-
-def test_a_hyperparameter_reaches_a_cell_of_one_s_own(scaled):
-    config = cell("scaled.py:scaled", scale=3.0)
-    assert config.model.cell.arguments == {"scale": 3.0, "deep": False}
-    params = models.make(config.model, 7).init(jax.random.key(0))
-    assert np.all(params["layers"][0]["w"] == 3)
-    deep = models.make(cell("scaled.py:scaled", deep=True).model, 7)
-    plain = models.make(cell("scaled.py:scaled").model, 7)
-    assert deep != plain
-    x = tiny.batch().x
-    params = plain.init(jax.random.key(0))
-    _, h = plain.hidden(params, plain.init_carry(tiny.B), x)
-    _, twice = deep.hidden(params, deep.init_carry(tiny.B), x)
-    np.testing.assert_allclose(twice, 2 * h)
-
-
-@pytest.mark.parametrize("name", ["flax.linen:GRUCell", "flax.nnx:SimpleCell"])
-def test_a_hyperparameter_reaches_a_class_of_flax(name):
-    flag = "residual" if "nnx" in name else None
-    arguments = cell(name).model.cell.arguments
-    assert "name" not in arguments
-    if flag:
-        models.make(cell(name, residual=False).model, 7)
-    with pytest.raises(UserError, match=f"model.cell={name} has no parameter heads"):
-        cell(name, heads=2)
-
-
-def test_a_whole_number_for_a_real_one_is_the_same_run(scaled):
-    one, other = cell("scaled.py:scaled", scale=2), cell("scaled.py:scaled", scale=2.0)
-    assert one == other
-    assert digest(one) == digest(other)
-    assert digest(one) != digest(cell("scaled.py:scaled"))
-
-
-def test_a_wrong_hyperparameter_is_refused_in_a_line(scaled):
-    with pytest.raises(UserError, match=r"has no parameter scal; did you mean 'scale'\?"):
-        cell("scaled.py:scaled", scal=1.0)
-    with pytest.raises(UserError, match=r"^model\.cell=scaled\.py:required: TypeError: .*heads"):
-        models.make(cell("scaled.py:required").model, 7)
