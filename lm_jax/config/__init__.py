@@ -7,7 +7,7 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from lm_jax import files
@@ -292,7 +292,11 @@ def _alternative(path: str, kind: Any) -> Any:
     return known[kind]()
 
 
-def _groups(there: tuple[Group, ...], patterns: Sequence[str]) -> tuple[Group, ...]:
+def _groups(there: tuple[Group, ...], patterns: Any) -> tuple[Group, ...]:
+    if patterns is None:
+        return ()
+    if not isinstance(patterns, list | tuple) or not all(isinstance(one, str) for one in patterns):
+        raise UserError(f"train.groups={patterns!r} must be a list of patterns")
     known = {group.pattern: group for group in there}
     return tuple(known.get(pattern, Group(pattern)) for pattern in patterns)
 
@@ -323,7 +327,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         if isinstance(place, dict) and name not in place:
             place = place.get("arguments")  # of the user's own code
         if not isinstance(place, dict) or name not in place:
-            near = read_with(config, path) or nearest_field(path, paths(Config))
+            known = [*paths(Config), *(path for path, _, _ in fields(config))]
+            near = read_with(config, path) or nearest_field(path, known)
             raise UserError(f"there is no field {path}{near}")
         place[name] = plain(value)
     return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
