@@ -1,76 +1,44 @@
-"""Frozen, validated settings classes: pytrees with a JSON round trip, comparison and a digest.
+"""Frozen, validated settings classes: pytrees with a JSON round trip and a digest.
 
-A settings object is a JAX pytree. The type of each field says what the field is:
-
-- `Positive`, `PositiveFinite`, `UnitInterval`, `Probability`, `NonNegative`, `Count`,
-  `PositiveCount`, `Seed`: a number that changes no shape. The number is a leaf, so a function
-  compiled by `jax.jit` takes the number as an argument: another value compiles nothing, and
-  `jax.vmap` maps the function over stacked configs.
-- Nested settings, and a tuple of settings: a subtree. A union of settings classes, marked
-  `OneOf()`, holds alternatives; their field `kind` tells them apart.
-- `Adjustable`: a field that may change when a run goes on; any other change makes another run. No
-  compiled function reads the field, and the pytree leaves the field out.
-- Any other field, and `None` in place of a number, is structure. Two configs share their compiled
-  functions exactly if `jax.tree.structure(a) == jax.tree.structure(b)`.
+A settings object is a JAX pytree: the types of the fields (`lm_jax.fields`) say which fields are
+leaves and which are structure. Two configs share their compiled functions exactly if
+`jax.tree.structure(a) == jax.tree.structure(b)`.
 """
 
-import copy
 import dataclasses
-import enum
 import functools
 import hashlib
 import json
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pydantic
-from pydantic import AfterValidator, Field
-from pydantic_core import core_schema
 
+from lm_jax.fields import (
+    Mark,
+    Settings,
+    alternatives,
+    classes_in,
+    fields,
+    hints_of,
+    kind_of,
+    marks_of,
+    paths,
+    plain_types,
+    words_at,
+)
 from lm_jax.suggestions import as_fields, nearest_field, nearest_value
 from lm_jax.synonyms import value_meant
 
 VERSION = 2
 MOST_SHOWN = 100  # characters of a refused value
 
-Settings = TypeVar("Settings")
-
 
 class UserError(ValueError):
     """A one-line message about a mistake in a flag, a config, a corpus or a run directory."""
-
-
-class Mark(enum.Enum):
-    """Role of a field in a run."""
-
-    LEAF = "a number that changes no shape: a leaf of the pytree"
-    ADJUSTABLE = "may change when a run goes on"
-
-
-def _in_float32(value: float) -> float:
-    if not 2.0**-126 <= value < 2.0**128:
-        # A ValueError would be told without the field's name, as those of a whole class are.
-        raise AssertionError("in float32 it is 0 or infinite")
-    return value
-
-
-Size = Annotated[int, Field(gt=0, lt=2**31)]
-# Not strict, so that the string that JSON needs for an infinite threshold is read back.
-Positive = Annotated[float, Mark.LEAF, Field(gt=0, strict=False)]
-PositiveFinite = Annotated[
-    float, Mark.LEAF, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)
-]
-UnitInterval = Annotated[float, Mark.LEAF, Field(ge=0, le=1)]
-Probability = Annotated[float, Mark.LEAF, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Mark.LEAF, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**31)]
-PositiveCount = Annotated[int, Mark.LEAF, Field(gt=0, lt=2**31)]
-Seed = Annotated[int, Mark.LEAF, Field(ge=0, lt=2**32)]
-Adjustable = Annotated[int, Mark.ADJUSTABLE, Field(gt=0, lt=2**31)]
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -97,11 +65,11 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
 def _register(kind: type) -> None:
     """Register a settings class as a pytree with the leaves named at the head of this module."""
-    marks = {name: set(_marks(hint)) for name, hint in _hints(kind).items()}
+    marks = {name: set(marks_of(hint)) for name, hint in hints_of(kind).items()}
     leaves = [
         name
-        for name, hint in _hints(kind).items()
-        if Mark.LEAF in marks[name] or any(_classes(hint))
+        for name, hint in hints_of(kind).items()
+        if Mark.LEAF in marks[name] or any(classes_in(hint))
     ]
     rest = [name for name in marks if name not in leaves]
     structure = [name for name in rest if Mark.ADJUSTABLE not in marks[name]]
@@ -130,169 +98,6 @@ def _typed(name: str, config: Any) -> Any:
     if type(value) is int:
         return np.uint32(value) if name == "seed" else np.int64(value)
     return np.float64(value) if type(value) is float else value
-
-
-CODE = "FILE.py:NAME"
-"""Stands for the kinds of an alternative that names code of the user's own."""
-
-
-class OneOf:
-    """Mark of a union of settings classes: alternatives, told apart by their field `kind`."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        choices = {_kind(member): handler.generate_schema(member) for member in _classes(source)}
-
-        def chosen(value: Any) -> Any:
-            word = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-            return CODE if CODE in choices and ":" in str(word) else word
-
-        union = core_schema.tagged_union_schema(choices, chosen)
-        optional = type(None) in typing.get_args(source)
-        return core_schema.nullable_schema(union) if optional else union
-
-
-def alternatives(kind: type, path: str) -> dict[str, type]:
-    """The alternative classes at a dotted path of a settings class, by `kind`.
-
-    Empty if the path names no field, or a field without alternatives.
-    """
-    hints = _hints_at(kind, path)
-    return {
-        word: member
-        for hint in hints
-        for member in _classes(hint)
-        if (word := _kind(member)) is not None
-    }
-
-
-def _kind(member: type) -> str | None:
-    """The word that chooses a settings class; None for a class that is no alternative."""
-    return getattr(member, "kind", CODE) if "kind" in _hints(member) else None
-
-
-def _classes(hint: Any) -> Iterator[type]:
-    """The settings classes in a type."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        yield hint
-    for member in typing.get_args(hint):
-        yield from _classes(member)
-
-
-def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, frozenset[Mark]]]:
-    """Dotted path, value and marks of every field of a config, nested fields included.
-
-    The `kind` of an alternative has the path of the alternative: `model.cell` is "lstm".
-    """
-    hints = _hints(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        path = prefix.removesuffix(".") if field.name == "kind" else prefix + field.name
-        if dataclasses.is_dataclass(value):
-            yield from fields(value, path + ".")
-        elif isinstance(value, Mapping):
-            yield from ((f"{prefix}{name}", own, frozenset()) for name, own in value.items())
-        elif any(_classes(hints[field.name])) and isinstance(value, tuple):
-            for number, own in enumerate(value):
-                yield from fields(own, f"{path}.{number}.")
-        else:
-            yield path, value, frozenset(_marks(hints[field.name]))
-
-
-def _marks(hint: Any) -> Iterator[Mark]:
-    if typing.get_origin(hint) is Annotated:
-        yield from (extra for extra in hint.__metadata__ if isinstance(extra, Mark))
-        yield from _marks(hint.__origin__)
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for member in typing.get_args(hint):
-            yield from _marks(member)
-
-
-def marks_at(kind: type, path: str) -> frozenset[Mark] | None:
-    """The marks of the field at a dotted path, common to all alternatives at the path.
-
-    None if no alternative has a field there.
-    """
-    found = [frozenset(_marks(hint)) for hint in _hints_at(kind, path)]
-    return frozenset.intersection(*found) if found else None
-
-
-def words_at(kind: type, path: str) -> list[str]:
-    """The words accepted by the field at a dotted path, without None; empty if any word will do.
-
-    A bool accepts True and False.
-    """
-    return list(dict.fromkeys(word for hint in _hints_at(kind, path) for word in words_of(hint)))
-
-
-def types_at(kind: type, path: str) -> set[Any]:
-    """The plain types accepted by the field at a dotted path, perhaps with `type(None)`."""
-    return {plain for hint in _hints_at(kind, path) for plain in plain_types(hint)}
-
-
-def plain_types(hint: Any) -> Iterator[Any]:
-    """The members of a union, without annotations."""
-    if typing.get_origin(hint) is Annotated:
-        yield from plain_types(hint.__origin__)
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for member in typing.get_args(hint):
-            yield from plain_types(member)
-    else:
-        yield hint
-
-
-def words_of(hint: Any) -> Iterator[str]:
-    """The words of a literal type, without None."""
-    if hint is bool:
-        yield from ("True", "False")
-    elif typing.get_origin(hint) is Literal:
-        yield from map(str, typing.get_args(hint))
-    else:
-        for member in typing.get_args(hint):
-            yield from words_of(member)
-
-
-def _hints_at(kind: type, path: str) -> list[Any]:
-    """The types of the field at a dotted path, for all alternatives at the path."""
-    *parents, name = [part for part in path.split(".") if not part.isdigit()]
-    classes = [kind]
-    for parent in parents:
-        hints = [_hints(member).get(parent) for member in classes]
-        classes = [member for hint in hints for member in _classes(hint)]
-    return [hints[name] for hints in map(_hints, classes) if name in hints]
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def replace_at(config: Settings, path: str, value: Any) -> Settings:
-    """The config with another value at a dotted path, unchecked."""
-    name, _, rest = path.partition(".")
-    if isinstance(config, tuple):
-        own = replace_at(config[int(name)], rest, value) if rest else value
-        return cast(Settings, (*config[: int(name)], own, *config[int(name) + 1 :]))
-    changed = copy.copy(config)
-    value = replace_at(getattr(config, name), rest, value) if rest else value
-    object.__setattr__(changed, name, value)
-    return changed
-
-
-def differences(old: Any, new: Any, *, adjustable: bool = True) -> list[str]:
-    """A line for each field that differs between two configs: `train.steps: 100 -> 200`.
-
-    With `adjustable=False`, without the fields marked `Mark.ADJUSTABLE`.
-    """
-    before = {path: value for path, value, _ in fields(old)}
-    after = {path: value for path, value, _ in fields(new)}
-    marks = {path: marks for config in (old, new) for path, _, marks in fields(config)}
-    absent = "(no such field)"
-    return [
-        f"{path}: {before.get(path, absent)} -> {after.get(path, absent)}"
-        for path in marks
-        if before.get(path, absent) != after.get(path, absent)
-        and (adjustable or Mark.ADJUSTABLE not in marks[path])
-    ]
 
 
 def digest(config: Any) -> str:
@@ -386,15 +191,17 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"there is no field {where}{nearest_field(where, paths(kind))}"
     value = first["input"]
-    if first["type"] == "union_tag_invalid":
-        value = value.get("kind")
-        message = f"choose from {first.get('ctx', {}).get('expected_tags')}"
     kinds = alternatives(kind, where)
-    if kinds and first["type"] == "union_tag_not_found":
-        message = f"choose from {', '.join(f'{member.__name__}()' for member in kinds.values())}"
+    untold = first["type"] == "union_tag_not_found"
+    if isinstance(value, str) and value in kinds:
+        return f"{where}={value!r} is {kinds[value].__name__}() in a program"
+    if first["type"].startswith("union_tag"):
+        value = value.get("kind") if isinstance(value, dict) else value
+        members = [f"{member.__name__}()" for member in kinds.values()]
+        message = f"choose from {', '.join(members if untold else kinds)}"
     if isinstance(value, str) and kinds:
         meant = value_meant(where, value, kinds)
-        if meant is not None and meant[0][0] == where and first["type"] == "union_tag_not_found":
+        if meant is not None and meant[0][0] == where and untold:
             near = f"; did you mean {kinds[str(meant[0][1])].__name__}()?"
         else:
             near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
@@ -410,16 +217,16 @@ def _where(location: tuple[int | str, ...], kind: type) -> str:
         if isinstance(part, int) and not found:  # an argument without its name
             part = dataclasses.fields(kind)[part].name
         if tagged:
-            classes, tagged = [member for member in classes if _kind(member) == part], False
+            classes, tagged = [member for member in classes if kind_of(member) == part], False
             continue
         found.append(str(part))
-        hints = [hints[str(part)] for hints in map(_hints, classes) if part in hints]
+        hints = [hints[str(part)] for hints in map(hints_of, classes) if part in hints]
         if any(typing.get_origin(plain) is dict for hint in hints for plain in plain_types(hint)):
             # Hyperparameters are fields where their code is.
             return ".".join([*found[:-1], *map(str, location[place + 1 : place + 2] or [part])])
         if hints:
-            classes = [member for hint in hints for member in _classes(hint)]
-            tagged = any(map(_kind, classes))
+            classes = [member for hint in hints for member in classes_in(hint)]
+            tagged = any(map(kind_of, classes))
     return ".".join(found)
 
 
@@ -430,27 +237,3 @@ def _shown(value: Any) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits, a deep list
         text = f"({type(value).__name__})"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
-
-
-Needs = tuple[tuple[str, str], ...]
-"""Pairs (path, kind) of the alternatives to choose, from the top down."""
-
-
-def paths(kind: type) -> dict[str, list[Needs]]:
-    """Every dotted path of a settings class, with the choices that give the path a field."""
-    found: dict[str, list[Needs]] = {}
-    _collect(kind, "", (), found)
-    return found
-
-
-def _collect(kind: type, prefix: str, needs: Needs, found: dict[str, list[Needs]]) -> None:
-    for field in dataclasses.fields(kind):
-        path, hint = prefix + field.name, _hints(kind)[field.name]
-        classes = list(_classes(hint))
-        several = typing.get_origin(hint) is tuple
-        if (not classes and field.name != "kind") or any(map(_kind, classes)) or several:
-            found.setdefault(path, []).append(needs)
-        below = f"{path}.0." if several else f"{path}."
-        for member in classes:
-            word = _kind(member)
-            _collect(member, below, needs if word is None else (*needs, (path, word)), found)

@@ -12,7 +12,7 @@ import numpy as np
 from lm_jax import models
 from lm_jax.config import RNN, Config, Data, Memory, Train, Window
 from lm_jax.data.batches import Batch
-from lm_jax.settings import CODE, alternatives
+from lm_jax.fields import CODE, alternatives
 from lm_jax.training import journal
 
 V, B, T = 7, 3, 6

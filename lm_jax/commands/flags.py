@@ -6,15 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_origin
 
 from lm_jax.config import Config
-from lm_jax.settings import (
-    alternatives,
-    fields,
-    paths,
-    plain_types,
-    types_at,
-    words_at,
-    words_of,
-)
+from lm_jax.fields import alternatives, fields, paths, plain_types, types_at, words_at, words_of
 
 FLAG = re.compile(r"--?[A-Za-z]")
 OF_THE_PARSER = ("help", "_h", "tyro_print_completion", "tyro_write_completion")

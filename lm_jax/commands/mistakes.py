@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lm_jax.commands.flags import Flags, is_flag
 from lm_jax.config import Config, read_with
-from lm_jax.settings import CODE, paths
+from lm_jax.fields import CODE, paths
 from lm_jax.suggestions import last_of, named_so
 from lm_jax.synonyms import (
     FLAGS,

@@ -20,7 +20,8 @@ from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
 from lm_jax.config import Config, Custom, with_kinds
 from lm_jax.experiment import load_experiment
-from lm_jax.settings import UserError, alternatives, paths
+from lm_jax.fields import alternatives, paths
+from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
 from lm_jax.synonyms import COMMANDS, name_meant
 

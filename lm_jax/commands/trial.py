@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_jax.commands.flags import is_switch
 from lm_jax.config import Config
-from lm_jax.settings import alternatives, fields
+from lm_jax.fields import alternatives, fields
 from lm_jax.sweeps import Point, flags
 
 

@@ -62,22 +62,8 @@ from lm_jax.config.task import (
     TemporalOrder,
 )
 from lm_jax.config.train import LiveProbe, NoProbe, ScheduledSampling, TeacherForcing, Train
-from lm_jax.settings import (
-    CODE,
-    VERSION,
-    OneOf,
-    Seed,
-    UserError,
-    alternatives,
-    fields,
-    from_json,
-    paths,
-    plain,
-    replace_at,
-    settings,
-    to_json,
-    types_at,
-)
+from lm_jax.fields import CODE, OneOf, Seed, alternatives, fields, paths, replace_at, types_at
+from lm_jax.settings import VERSION, UserError, from_json, plain, settings, to_json
 from lm_jax.suggestions import nearest_field, nearest_value
 
 __all__ = [
@@ -286,7 +272,7 @@ def _alternative(path: str, kind: Any) -> Any:
         return None
     if isinstance(kind, str) and ":" in kind and CODE in known:
         return custom.resolved(known[CODE](kind=kind))
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         near = nearest_value(path, kind, known)
         raise UserError(f"{path}={kind!r}: choose from {', '.join(known)}{near}")
     return known[kind]()

@@ -3,7 +3,8 @@
 from typing import ClassVar, Literal
 
 from lm_jax.config.custom import Custom
-from lm_jax.settings import NonNegative, PositiveFinite, settings
+from lm_jax.fields import NonNegative, PositiveFinite
+from lm_jax.settings import settings
 
 Activation = Literal["tanh", "sigmoid", "relu"]
 

@@ -17,7 +17,7 @@ from lm_jax.config.model import (
 )
 from lm_jax.config.task import REAL, Sequences, Task
 from lm_jax.config.train import LiveProbe, Train
-from lm_jax.settings import fields
+from lm_jax.fields import fields
 
 
 def check_compatibility(data: Data, model: Model, train: Train | None) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.task import REAL, Markov, Sequences, Task
-from lm_jax.settings import Adjustable, OneOf, Size, fields, settings
+from lm_jax.fields import Adjustable, OneOf, Size, fields
+from lm_jax.settings import settings
 
 
 @settings

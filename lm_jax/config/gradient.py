@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from lm_jax.settings import Positive, Probability, Size, settings
+from lm_jax.fields import Positive, Probability, Size
+from lm_jax.settings import settings
 
 
 @settings

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.cell import GATED, LRU, Activation, Cell, CustomCell, Elman, Gated
-from lm_jax.settings import NonNegative, OneOf, PositiveFinite, Probability, Size, settings
+from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
+from lm_jax.settings import settings
 
 
 @settings

@@ -3,7 +3,7 @@
 from typing import Annotated, ClassVar, Literal
 
 from lm_jax.config.custom import Custom
-from lm_jax.settings import (
+from lm_jax.fields import (
     Count,
     NonNegative,
     OneOf,
@@ -12,8 +12,8 @@ from lm_jax.settings import (
     PositiveFinite,
     Size,
     UnitInterval,
-    settings,
 )
+from lm_jax.settings import settings
 
 
 @settings

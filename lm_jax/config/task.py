@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lm_jax.settings import PositiveCount, Size, settings
+from lm_jax.fields import PositiveCount, Size
+from lm_jax.settings import settings
 
 MOST_CONTEXTS = 4096  # of a Markov source; the stationary distribution takes as many equations
 

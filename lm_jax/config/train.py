@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from lm_jax.config.gradient import ARTBP, Explicit, Full, Gradient, Truncated
 from lm_jax.config.optimizer import ASGD, Adam, Constant, Group, Optimizer, Schedule
-from lm_jax.settings import (
+from lm_jax.fields import (
     Adjustable,
     Count,
     NonNegative,
@@ -13,8 +13,8 @@ from lm_jax.settings import (
     Probability,
     Size,
     UnitInterval,
-    settings,
 )
+from lm_jax.settings import settings
 
 
 @settings

@@ -19,7 +19,8 @@ import jax
 from lm_jax import files
 from lm_jax.config import Config, Data, override, resolve
 from lm_jax.data.corpus import Corpus, load
-from lm_jax.settings import Mark, UserError, digest, fields
+from lm_jax.fields import Mark, fields
+from lm_jax.settings import UserError, digest
 from lm_jax.sweeps.points import Point, plain_point
 from lm_jax.training.loop import fitted
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from lm_jax.config import Config
-from lm_jax.settings import Mark, UserError, marks_at, paths, plain
+from lm_jax.fields import Mark, marks_at, paths
+from lm_jax.settings import UserError, plain
 from lm_jax.suggestions import nearest_field
 
 Point = Mapping[str, Any]

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm_jax.fields import fields
 from lm_jax.files import Row, write_rows
-from lm_jax.settings import UserError, fields, fits, parsed, plain
+from lm_jax.settings import UserError, fits, parsed, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point

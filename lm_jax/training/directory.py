@@ -18,8 +18,9 @@ from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.fields import differences
 from lm_jax.files import write_whole
-from lm_jax.settings import UserError, differences, from_json, parsed, to_json
+from lm_jax.settings import UserError, from_json, parsed, to_json
 
 LOCK = ".lock"
 

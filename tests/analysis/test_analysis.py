@@ -32,13 +32,13 @@ from lm_jax.data.batches import batch_at, first_sequences, streams
 from lm_jax.data.corpus import load
 from lm_jax.data.tasks import held_out
 from lm_jax.data.vocabulary import BYTES
-from lm_jax.data.windows import source_of
 from lm_jax.gradients.live_probe import live
 from lm_jax.report.probe_page import as_plain, write_study
 from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import UserError
 from lm_jax.training import step
+from lm_jax.training.trainer import pipeline_of
 from lm_jax.trees import norm
 
 # --- while training -------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def probes_of(run_dir):
 def read_at(run, state):
     """What the update after a state reads."""
     config = resolve(run.config)
-    source = source_of(config.data, load(config.data, tiny.TEXT), step.chunk_length(config))
+    source = pipeline_of(config, load(config.data, tiny.TEXT)).whole()
     carry, batch = step.peek_batch(config, state, source, len(run.vocabulary))
     return state.params, carry, batch
 

@@ -12,11 +12,11 @@ import lm_jax
 from lm_jax import data
 from lm_jax.analysis import replay, spike, state_at
 from lm_jax.config import ASGD, RNN, SGD, Elman, NGram, Plateau, resolve
-from lm_jax.data.windows import source_of
 from lm_jax.gradients import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import step
 from lm_jax.training.checkpoint import restore, tree_digest
+from lm_jax.training.trainer import pipeline_of
 
 # Validation decides on the learning rate, on the average and on the parameters kept.
 CONFIG = tiny.config(
@@ -150,7 +150,7 @@ def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
     assert found.after > found.before + 1
     config = resolve(run.config)
     corpus = data.load(config.data, tiny.TEXT)
-    batch = data.batch_at(source_of(config.data, corpus, 8), PLANTED, 8)
+    batch = data.batch_at(pipeline_of(config, corpus).whole(), PLANTED, 8)
     before, after = (state_at(run, at, text=tiny.TEXT) for at in (PLANTED, PLANTED + 1))
     loss = batch_loss(run.model, before.carry, batch)
     np.testing.assert_allclose(found.before, loss(before.params), rtol=1e-12)

@@ -246,7 +246,7 @@ def test_another_family_of_models_brings_its_own_flags(folder, capsys):
 
 def test_help_names_every_flag_with_its_default(folder, capsys):
     from lm_jax.config import Config
-    from lm_jax.settings import fields
+    from lm_jax.fields import fields
 
     status, out, _ = told(capsys, "train", "lab.py", "--help")
     assert status == 0

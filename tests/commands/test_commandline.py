@@ -16,7 +16,8 @@ from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
 from lm_jax.config import RNN, Config, Data, MinGRU, Train, override
 from lm_jax.config.model import CELLS
-from lm_jax.settings import UserError, from_json, paths, words_at
+from lm_jax.fields import paths, words_at
+from lm_jax.settings import UserError, from_json
 from lm_jax.sweeps import lanes, plan
 from lm_jax.sweeps.executors import executor_called
 from lm_jax.synonyms import (

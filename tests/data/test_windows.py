@@ -144,11 +144,10 @@ def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
 
 
 def test_a_text_that_does_not_fit_comes_in_windows(monkeypatch):
-    tokens, data = np.zeros(1000, np.uint16), Data(batch_size=4, length=5)
+    tokens = np.zeros(1000, np.uint16)
     for free, updates in ((8000, None), (7999, 2**26 // 40)):
         monkeypatch.setattr(windows, "free_memory", lambda free=free: free)
-        assert window_updates(tokens, data, 5) == updates
-    assert window_updates(tokens, Data(batch_size=4, length=5, window_updates=3), 5) == 3
+        assert window_updates(tokens, 4, 5) == updates
 
 
 def test_free_memory_is_in_bytes_and_less_than_there_is():
@@ -157,7 +156,7 @@ def test_free_memory_is_in_bytes_and_less_than_there_is():
 
 
 def test_windows_that_would_not_be_read_are_refused(windowed):
-    for fields in ({"batching": "sentences"}, {"task": Copy(), "length": 40}):
+    for fields in ({"batching": "sentences"}, {"source": Copy(), "length": 40}):
         with pytest.raises(UserError, match=r"data\.window_updates is read only"):
             Data(**fields, window_updates=3)
     with pytest.raises(UserError, match=r"data\.window_updates.* one by one"):

@@ -69,7 +69,7 @@ def test_every_diff_of_the_contributing_page_applies():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_flags_are_there(page):
     from lm_jax.config import Config
-    from lm_jax.settings import alternatives, fields
+    from lm_jax.fields import alternatives, fields
 
     text = re.sub(r"```diff\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):

@@ -8,6 +8,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     "trees",
     "synonyms",
+    "suggestions",
+    "fields",
     "settings",
     "files",
     "config",

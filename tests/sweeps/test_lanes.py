@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from lm_jax.config import LSTM, RNN, override
-from lm_jax.data.windows import source_of
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
@@ -17,8 +16,8 @@ from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved, tree_digest
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import chunk_length, init, run_until
-from lm_jax.training.trainer import Trainer
+from lm_jax.training.step import init, run_until
+from lm_jax.training.trainer import Trainer, pipeline_of
 
 BASE = tiny.config(
     model=RNN(embedding_size=4, hidden_size=5, cell=LSTM()), train={"clip_norm": 1.0}
@@ -51,7 +50,7 @@ def trials(count, rates=RATES):
 def made():
     """V, the text on the device and the configs of eight runs."""
     configs, corpora = zip(*points(), strict=True)
-    source = source_of(configs[0].data, corpora[0], chunk_length(configs[0]))
+    source = pipeline_of(configs[0], corpora[0]).whole()
     return len(corpora[0].vocabulary), source, configs
 
 

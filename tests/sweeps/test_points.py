@@ -10,7 +10,8 @@ import tiny
 
 from lm_jax import settings
 from lm_jax.config import Config, override
-from lm_jax.settings import Mark, UserError
+from lm_jax.fields import Mark
+from lm_jax.settings import UserError
 from lm_jax.sweeps import (
     chain,
     choice,

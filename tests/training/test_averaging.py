@@ -15,12 +15,8 @@ from lm_jax.training import state as states
 from lm_jax.training.optimizer import optimizer, own_share
 
 
-def averaging(patience):
-    return Train(optimizer=ASGD(patience=patience))
-
-
 def average(patience):
-    return states.empty_average(averaging(patience), {"w": jnp.zeros(2)})
+    return states.empty_average({"w": jnp.zeros(2)}, patience)
 
 
 def begun(losses, patience):
@@ -63,7 +59,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
             best_params=None,
             average=state,
         )
-        state = states.averaged(averaging(1), at, {"w": jnp.asarray(new)})
+        state = states.averaged(at, {"w": jnp.asarray(new)})
         np.testing.assert_allclose(
             state.params["w"],
             np.mean(params[min(4, made + 1) : made + 2], 0) if made + 1 >= 4 else new,

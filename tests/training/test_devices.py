@@ -29,7 +29,7 @@ from lm_jax.config import (
     Truncated,
 )
 from lm_jax.settings import UserError
-from lm_jax.data.windows import source_of
+from lm_jax.training.trainer import pipeline_of
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import chunk_length, init, run_until
 from lm_jax.training.devices import make_mesh
@@ -55,7 +55,7 @@ found = {{"apart": {{}}, "within": {{}}, "fetched": {{}}, "sharded": {{}}}}
 for name, (model, train) in CASES.items():
     chosen, corpus = prepared(config(model, **train), tiny.TEXT)
     V, ends = len(corpus.vocabulary), []
-    source = source_of(chosen.data, corpus, chunk_length(chosen))
+    source = pipeline_of(chosen, corpus).whole()
     for devices in (1, 4):
         mesh = make_mesh(devices, chosen.data.batch_size)
         state = init(chosen, V, None, mesh)

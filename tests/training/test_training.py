@@ -365,10 +365,10 @@ def test_a_record_is_what_its_steps_did(tmp_path):
     assert [row["step"] for row in rows] == [1, 5, 7]
 
     from lm_jax import data, gradients
-    from lm_jax.data.windows import source_of
+    from lm_jax.training.trainer import pipeline_of
 
     corpus = data.load(config.data, tiny.TEXT)
-    source = source_of(config.data, corpus, 8)
+    source = pipeline_of(config, corpus).whole()
     V = len(corpus.vocabulary)
     losses, norms = [], []
     for done in range(7):
