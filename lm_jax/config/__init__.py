@@ -333,11 +333,13 @@ def read_with(config: Config, path: str) -> str:
     """
     found = paths(Config).get(path, ())
     there = {place: value for place, value, _ in fields(config)}
+    if config.train is None and path.startswith("train."):
+        return f" with model={config.model.kind}, which is not trained by gradients"
+    if path.startswith("train.groups.") and _at(config, ".".join(path.split(".")[:3])) is None:
+        return f": train.groups lists {len(train_of(config).groups)} patterns"
     for place in dict.fromkeys(place for needs in found for place, _ in needs):
         kinds = dict.fromkeys(kind for needs in found for at, kind in needs if at == place)
         if there.get(place) not in kinds:
             here = f" with {place}={there[place]}" if place in there else ""
             return f"{here}: it is read with {place}={' or '.join(kinds)}"
-    if found and config.train is None:
-        return f" with model={config.model.kind}, which is not trained by gradients"
     return ""
