@@ -5,6 +5,7 @@ leaves and which are structure. Two configs share their compiled functions exact
 `jax.tree.structure(a) == jax.tree.structure(b)`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,8 +24,10 @@ from lm_jax.fields import (
     classes_in,
     fields,
     hints_of,
+    kind_of,
     marks_of,
     paths,
+    plain_types,
     words_at,
 )
 from lm_jax.suggestions import as_fields, nearest_field, nearest_value
@@ -181,10 +184,7 @@ def plain(value: Any) -> Any:
 def explain(error: pydantic.ValidationError, kind: type) -> str:
     """The one-line message for refused settings: the first wrong field, and why."""
     first = error.errors(include_url=False)[0]
-    known = {part for path in paths(kind) for part in path.split(".")}
-    path = [str(part) for part in first["loc"]]
-    # A union adds the name of the member that was tried to the path; no field is called that.
-    where = ".".join([part for part in path[:-1] if part in known] + path[-1:])
+    where = _where(first["loc"], kind)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not where or first["type"] == "value_error":
         return message
@@ -192,17 +192,42 @@ def explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"there is no field {where}{nearest_field(where, paths(kind))}"
     value = first["input"]
     kinds = alternatives(kind, where)
+    untold = first["type"] == "union_tag_not_found"
     if isinstance(value, str) and value in kinds:
         return f"{where}={value!r} is {kinds[value].__name__}() in a program"
     if first["type"].startswith("union_tag"):
-        value = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", value)
-        message = f"choose from {', '.join(kinds)}"
+        value = value.get("kind") if isinstance(value, dict) else value
+        members = [f"{member.__name__}()" for member in kinds.values()]
+        message = f"choose from {', '.join(members if untold else kinds)}"
     if isinstance(value, str) and kinds:
         meant = value_meant(where, value, kinds)
-        near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
+        if meant is not None and meant[0][0] == where and untold:
+            near = f"; did you mean {kinds[str(meant[0][1])].__name__}()?"
+        else:
+            near = "" if meant is None else f"; did you mean {as_fields(meant)}?"
     else:
         near = nearest_value(where, value, words_at(kind, where))
     return f"{where}={_shown(value)}: {message[0].lower()}{message[1:]}{near}"
+
+
+def _where(location: tuple[int | str, ...], kind: type) -> str:
+    """The dotted path of an error; pydantic's location also names the alternatives on the way."""
+    found, classes, tagged = [], [kind], False
+    for place, part in enumerate(location):
+        if isinstance(part, int) and not found:  # an argument without its name
+            part = dataclasses.fields(kind)[part].name
+        if tagged:
+            classes, tagged = [member for member in classes if kind_of(member) == part], False
+            continue
+        found.append(str(part))
+        hints = [hints[str(part)] for hints in map(hints_of, classes) if part in hints]
+        if any(typing.get_origin(plain) is dict for hint in hints for plain in plain_types(hint)):
+            # Hyperparameters are fields where their code is.
+            return ".".join([*found[:-1], *map(str, location[place + 1 : place + 2] or [part])])
+        if hints:
+            classes = [member for hint in hints for member in classes_in(hint)]
+            tagged = any(map(kind_of, classes))
+    return ".".join(found)
 
 
 def _shown(value: Any) -> str:

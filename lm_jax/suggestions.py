@@ -21,10 +21,10 @@ def named_so(name: str, known: Iterable[str]) -> str | None:
 def nearest_field(typed: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` with the field closest to a wrong name, or nothing."""
     known, last = list(known), plainly(last_of(typed))
-    found = named_so(last, known)
-    if found is None and (meant := setting_meant(last)):
+    if meant := setting_meant(last):
         own = {path for path in known if f".{meant[-1][0]}".endswith(f".{path}")}
         return f"; did you mean {as_fields([(min(own), None)] if own else meant)}?"
+    found = named_so(last, known)
     if found is None or found == typed:
         others = [path for path in known if path != typed]
         lasts = {last_of(path): path for path in reversed(others)}

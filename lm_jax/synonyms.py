@@ -141,6 +141,7 @@ VALUES = {
     "data.tokenizer=byte": "bytes utf8",
     "data.tokenizer=word": "words",
     "data.tokenizer=bpe": "subword subwords sentencepiece byte_pair gpt2",
+    "data.source=copy": "task",
     "data.source=tfds": "tensorflow_datasets",
     "data.source=file": "files path text",
     "data.batching=streams": "stateful stream contiguous",

@@ -69,10 +69,18 @@ def _instead(flags: Flags, name: str, value: str | None) -> str:
     if note := name_meant(NOTES[flags.command], last):
         return f": {note}"
     if flags.config is not None:
-        if said := read_with(flags.config, name):
+        group = name.rpartition(".")[0]
+        below = [path for path in flags.settings if group and path.startswith(f"{group}.")]
+        inner = named_so(last, below)
+        if inner is None and (said := read_with(flags.config, name)):
             return said
         negated = name.startswith("no_") or last.startswith("no_")
-        if meant := _setting(flags, last.removeprefix("no_"), None if negated else value):
+        meant = _setting(flags, last.removeprefix("no_"), None if negated else value)
+        if inner is None and meant and meant[1:] == () and meant[0][1] is None:
+            inner = named_so(last_of(meant[0][0]), below)
+        if inner is not None:
+            meant = assigned(inner)
+        if meant:
             if negated:
                 value = OFF[0] if flags.stands_alone(meant[0][0]) else "None"
             return _near(flags, meant, value)
@@ -80,10 +88,12 @@ def _instead(flags: Flags, name: str, value: str | None) -> str:
 
 
 def _setting(flags: Flags, last: str, value: str | None) -> Meant | None:
-    """Return the setting of this name that takes the value, else the entry in `SETTINGS`."""
+    """Return the entry in `SETTINGS`, else the setting of this name that takes the value."""
+    if meant := setting_meant(last):
+        return meant
     taken = [path for path in (*flags.settings, *paths(Config)) if flags.takes(path, value)]
     path = named_so(last, taken)
-    return setting_meant(last) if path is None else assigned(path)
+    return None if path is None else assigned(path)
 
 
 def _by_letters(flags: Flags, name: str, value: str | None) -> Meant | None:

@@ -279,7 +279,9 @@ def _alternative(path: str, kind: Any) -> Any:
 
 
 def _groups(there: tuple[Group, ...], patterns: Any) -> tuple[Group, ...]:
-    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+    if patterns is None:
+        return ()
+    if not isinstance(patterns, list | tuple) or not all(isinstance(one, str) for one in patterns):
         raise UserError(f"train.groups={patterns!r} must be a list of patterns")
     known = {group.pattern: group for group in there}
     return tuple(known.get(pattern, Group(pattern)) for pattern in patterns)
@@ -311,7 +313,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         if isinstance(place, dict) and name not in place:
             place = place.get("arguments")  # of the user's own code
         if not isinstance(place, dict) or name not in place:
-            near = read_with(config, path) or nearest_field(path, paths(Config))
+            known = [*paths(Config), *(path for path, _, _ in fields(config))]
+            near = read_with(config, path) or nearest_field(path, known)
             raise UserError(f"there is no field {path}{near}")
         place[name] = plain(value)
     return from_json(Config, json.dumps({"version": VERSION, **values}), "the changed config")
@@ -330,11 +333,13 @@ def read_with(config: Config, path: str) -> str:
     """
     found = paths(Config).get(path, ())
     there = {place: value for place, value, _ in fields(config)}
+    if config.train is None and path.startswith("train."):
+        return f" with model={config.model.kind}, which is not trained by gradients"
+    if path.startswith("train.groups.") and _at(config, ".".join(path.split(".")[:3])) is None:
+        return f": train.groups lists {len(train_of(config).groups)} patterns"
     for place in dict.fromkeys(place for needs in found for place, _ in needs):
         kinds = dict.fromkeys(kind for needs in found for at, kind in needs if at == place)
         if there.get(place) not in kinds:
             here = f" with {place}={there[place]}" if place in there else ""
             return f"{here}: it is read with {place}={' or '.join(kinds)}"
-    if found and config.train is None:
-        return f" with model={config.model.kind}, which is not trained by gradients"
     return ""

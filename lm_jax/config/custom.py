@@ -74,7 +74,8 @@ def resolved(custom: Code) -> Code:
     """Fill in the SHA-256 and the hyperparameters.
 
     Raises:
-      UserError: as `load`; the file has another SHA-256; the code has no parameter of a given name.
+      UserError: as `load`; the file has another SHA-256; the code has no parameter of a given name,
+        or the parameter's default has another type than the given value.
     """
     code = code_of(custom)
     named, taken = load(custom), {}
@@ -93,6 +94,10 @@ def resolved(custom: Code) -> Code:
         name: float(value) if type(defaults.get(name)) is float and type(value) is int else value
         for name, value in custom.arguments.items()
     }
+    for name, default in defaults.items():
+        if name in given and type(given[name]) is not type(default):
+            kind = type(default).__name__
+            raise UserError(f"{custom.setting}.{name}={given[name]!r}: {custom} takes {kind} here")
     sha256 = None if code is None else files.sha256(code)
     return dataclasses.replace(custom, sha256=sha256, arguments=Arguments(defaults | given))
 

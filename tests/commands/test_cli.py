@@ -19,7 +19,7 @@ import tiny
 import lm_jax
 from lm_jax.commands import main
 from lm_jax.commands.parser import parse
-from lm_jax.config import RNN, Config, Copy, Data, Train
+from lm_jax.config import RNN, Builtin, Config, Copy, Data, Train
 from lm_jax.experiment import load_experiment
 from lm_jax.sweeps import plan
 from lm_jax.training.loop import prepared
@@ -29,11 +29,11 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = "python run.py"
 
 EXPERIMENT = """
-from lm_jax.config import Config, Data, RNN, Train
+from lm_jax.config import RNN, Config, Data, File, Train
 
 def config():
     return Config(
-        data=Data(source="file", train="text.txt", batch_size=4, length=8),
+        data=Data(source=File(train="text.txt"), batch_size=4, length=8),
         model=RNN(embedding_size=4, hidden_size=5),
         train=Train(steps=6, log_every=3, checkpoint_every=3, validate_every=3),
     )
@@ -171,19 +171,19 @@ def test_samples_are_drawn_in_every_way(trained, capsys):
 
 
 def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_run, capsys):
-    flags = ("--lanes", 2, "--length", 6, "--step", 4, "--sentence", "the cat")
+    flags = ("--sequences", 2, "--length", 6, "--step", 4, "--sentence", "the cat")
     status, out, err = told(capsys, "probe", "run", "--text", "text.txt", *flags)
     assert (status, err) == (0, "")
     assert "steps back to 90% of the gradient" in out
     assert out.endswith("run/probe-4.html\n")
     numbers = json.loads((trained_run / "run" / "probe-4.json").read_text())
-    assert (numbers["step"], numbers["length"], numbers["lanes"]) == (4, 6, 2)
+    assert (numbers["step"], numbers["length"], numbers["sequences"]) == (4, 6, 2)
     assert len(numbers["reach"]["credit"]["words"]) == len("the cat")
     assert (trained_run / "run" / "probe-4.html").read_text().startswith("<!doctype html>")
 
 
 def test_a_probe_of_some_parts_shows_nothing_else(trained, trained_run, capsys):
-    flags = ("--text", "text.txt", "--lanes", 2, "--length", 6, "--only", "spike", "by_lag")
+    flags = ("--text", "text.txt", "--sequences", 2, "--length", 6, "--only", "spike", "by_lag")
     status, out, err = told(capsys, "probe", "run", *flags)
     assert (status, err) == (0, "")
     rows = [line for line in out.splitlines() if line.startswith("│")]
@@ -268,24 +268,30 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
     (["train", "--data.length", "4", "lab.py"], "comes before the experiment: python run.py train"),
     (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: python run.py ver"),
-    (["train", "lab.py", "--data.train", "model"], "data.train=model: there is no such file"),
+    (
+        ["train", "lab.py", "--data.source.train", "model"],
+        "data.source.train=model: there is no such file",
+    ),
     (
         ["train", "lab.py", "--data.source", "markov", "--data.source.order", "99999"],
-        "task.order=99999",
+        "data.source.order=99999",
     ),
     (["train", "lab.py", "--model", "rn"], "--model=rn: choose from window, convo"),
     (["train", "lab.py", "--train.optimizer", "adm"], "did you mean --train.optimizer adam?"),
     (["train", "lab.py", "--model.order", "3"], "--model.order"),
     (["train", "lab.py", "--train.optimizer.beta1", "2"], "--train.optimizer.beta1=2.0: "),
-    (["train", "lab.py", "--train.gradient.k2", "3"], "train.gradient.k2 is read only with"),
+    (["train", "lab.py", "--train.gradient.k2", "3"], "it is read with train.gradient=truncated"),
     (["train", "lab.py", "--data.length", "5000"], "data.length=5000 is longer than a sequence"),
-    (["train", "lab.py", "--data.train", "none.txt"], "data.train=none.txt: there is no such file"),
-    (["train", "lab.py", "--data.train", "."], "data.train=.: the folder has"),
-    (["train", "lab.py", "--data.train", "empty.txt"], "data.train=empty.txt"),
-    (["train", "lab.py", "--data.train", "latin.txt"], "not UTF-8 at byte 3"),
-    (["train", "lab.py", "--data.train", "nul.txt"], "a NUL at byte 3"),
-    (["train", "lab.py", "--data.train", "lines.txt"], "nothing to predict"),
-    (["train", "lab.py", "--data.source", "memory", "--data.train", "None"], "lm_jax.train"),
+    (
+        ["train", "lab.py", "--data.source.train", "none.txt"],
+        "data.source.train=none.txt: there is no such file",
+    ),
+    (["train", "lab.py", "--data.source.train", "."], "data.source.train=.: the folder has"),
+    (["train", "lab.py", "--data.source.train", "empty.txt"], "data.source.train=empty.txt"),
+    (["train", "lab.py", "--data.source.train", "latin.txt"], "not UTF-8 at byte 3"),
+    (["train", "lab.py", "--data.source.train", "nul.txt"], "a NUL at byte 3"),
+    (["train", "lab.py", "--data.source.train", "lines.txt"], "nothing to predict"),
+    (["train", "lab.py", "--data.source", "memory"], "lm_jax.train"),
     (["train", "lab.py", "--run-dir", "text.txt"], "text.txt cannot be a run directory"),
     (["train", "lab.py", "--run-dir", "."], "holds files but no run"),
     (["train", "broken.py"], "broken.py: NameError: name 'Confg'"),
@@ -331,8 +337,11 @@ MISTAKES = [
     (["probe", "run", "--step", "²"], "--step=² must be a number of updates, or spike"),
     (["probe", "run", "--step", "9" * 5000], "must be a number of updates, or spike"),
     (["probe", "run", "--step", "7"], "step=7 must be from 0 to the 6 updates of run"),
-    (["probe", "run"], "39 tokens over lanes=4 make 9 each, and two chunks of length=8 are needed"),
-    (["probe", "run", "--lanes", "2", "--sentence", ""], "the sentence is empty"),
+    (
+        ["probe", "run"],
+        "39 tokens over sequences=4 make 9 each, and two chunks of length=8 are needed",
+    ),
+    (["probe", "run", "--sequences", "2", "--sentence", ""], "the sentence is empty"),
     (["probe", "run", "--seed", "-1"], "seed=-1 must be from 0 to 4294967295"),
     (["probe", "run", "--text", "empty.txt"], "empty.txt"),
     (["probe", "run", "--text", "none.txt"], "none.txt"),
@@ -401,7 +410,7 @@ def test_who_is_stopped_says_what_goes_on(signal, folder, capsys, monkeypatch):
 
 def test_the_quickstart_is_an_experiment():
     config = load_experiment("quickstart").config
-    assert config.data.origin == "builtin"
+    assert config.data.source == Builtin()
     assert sys.modules.get("quickstart") is None
 
 
@@ -472,7 +481,10 @@ def test_an_experiment_without_a_sweep_says_so(folder, capsys):
         ),
         ('{"a": {}, "b": {"train.learning_rate": -1.0}}', "point 2 of the sweep, 'b': the changed"),
         ('{"a": {"seed": object()}}', "point 1 of the sweep, 'a': Object of type object is not"),
-        ('{"a": {"data.train": "no.txt"}}', "point 1 of the sweep, 'a': data.train=no.txt"),
+        (
+            '{"a": {"data.source.train": "no.txt"}}',
+            "point 1 of the sweep, 'a': data.source.train=no.txt",
+        ),
         ('{"a": {"train.epochs": 0}}', "point 1 of the sweep, 'a': the changed config"),
         ('lanes({"seed": [1, 2], "model.layers": [1, 2]})', "lanes: model.layers changes the"),
         ('grid({"seed": 3})', "grid: seed=3 must be a list of values"),
@@ -590,7 +602,7 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
 
 
 def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys):
-    words = ("train", "lab.py", "--data.source", "task", "--data.train", "None")
+    words = ("train", "lab.py")
     task = ("--data.source", "copy", "--data.source.items", "2", "--data.length", "7")
     status, out, err = told(capsys, *words, *task, "--run-dir", "copied")
     assert status == 0

@@ -14,9 +14,8 @@ from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
-from lm_jax.config import RNN, Config, Data, MinGRU, Train, override
-from lm_jax.config.model import CELLS
-from lm_jax.fields import paths, words_at
+from lm_jax.config import RNN, Config, Data, Group, Momentum, Train, override
+from lm_jax.fields import CODE, alternatives, paths, words_at
 from lm_jax.settings import UserError, from_json
 from lm_jax.sweeps import lanes, plan
 from lm_jax.sweeps.executors import executor_called
@@ -25,7 +24,6 @@ from lm_jax.synonyms import (
     ELSEWHERE,
     FLAG_VALUES,
     FLAGS,
-    NEEDED,
     NOTES,
     SETTINGS,
     VALUES,
@@ -44,6 +42,8 @@ def refusal(action):
 def answered(words):
     return refusal(lambda: parse(words.split(), "python run.py"))
 
+
+CELLS = alternatives(Config, "model.cell")
 
 TYPED = {
     # With another group, or none.
@@ -71,14 +71,14 @@ TYPED = {
     "train quickstart --tied": "--model.readout.tied",
     "train quickstart --log-interval 200": "--train.log-every 200",
     "train quickstart --save out": "--run-dir out",
-    "train quickstart --data penn": "--data.train penn",
+    "train quickstart --data penn": "--data.source file --data.source.train penn",
     "train quickstart --nonlinearity relu": "--model.cell.activation relu",
     # The AWD-LSTM.
     "train quickstart --dropouth 0.2": "--model.dropout.between 0.2",
     "train quickstart --dropouti 0.2": "--model.dropout.inputs 0.2",
     "train quickstart --wdrop 0.5": "--model.dropout.recurrent 0.5",
     "train quickstart --wdecay 1e-6": "--train.weight-decay 1e-6",
-    "train quickstart --alpha 2": "--model.cell.activation-penalty 2",
+    "train quickstart --alpha 2": "--model.activation-penalty 2",
     "train quickstart --nonmono 5": "--train.optimizer asgd --train.optimizer.patience 5",
     # Keras.
     "train quickstart --units 64": "--model.hidden-size 64",
@@ -93,7 +93,7 @@ TYPED = {
     "train quickstart --n_layer 2": "--model.layers 2",
     "train quickstart --block_size 64": "--data.length 64",
     "train quickstart --max_iters 100": "--train.steps 100",
-    "train quickstart --train.optimizer.beta1 0.8": "--train.optimizer.beta1 0.8",
+    "train quickstart --adam-beta1 0.8": "--train.optimizer.beta1 0.8",
     "train quickstart --beta2 0.99": "--train.optimizer.beta2 0.99",
     "train quickstart --grad_clip 1": "--train.clip-norm 1",
     "train quickstart --out runs/a": "--run-dir runs/a",
@@ -108,8 +108,6 @@ TYPED = {
     "train quickstart --tbptt 70": "--train.gradient truncated --train.gradient.k2 70",
     "train quickstart --model window --cell lstm": "--model rnn --model.cell lstm",
     # Values.
-    "train quickstart --model lstm": "--model.cell lstm",
-    "train quickstart --model lstm": "--model.cell lstm",
     "train quickstart --model cnn": "--model convolution",
     "train quickstart --model bigram": "--model ngram --model.order 2",
     "train quickstart --cell lstm": "--model.cell lstm",
@@ -136,7 +134,7 @@ TYPED = {
     "train quickstart --no-dropout": "--model.dropout.outputs None",
     "train quickstart --factor 0.5": "--train.schedule epochs --train.schedule.factor 0.5",
     "train quickstart --train.learning-rte=-inf": "--train.learning-rate -inf",
-    "train quickstart --validation_file b.txt": "--data.validation b.txt",
+    "train quickstart --validation_file b.txt": "--data.source file --data.source.validation b.txt",
     "train quickstart --bptt-steps 70": "--train.gradient truncated --train.gradient.k2 70",
     "train quickstart --forget-bias 1": "--model.cell lstm --model.cell.forget-bias 1",
     "train quickstart --tokenizer-json a.json": "--data.tokenizer bpe --data.tokenizer.file a.json",
@@ -162,6 +160,99 @@ TYPED = {
 }
 
 
+EARLIER = {
+    "--data.name lm1b": "--data.source tfds --data.source.name lm1b",
+    "--data.text-key text": "--data.source tfds --data.source.text-key text",
+    "--data.train a.txt": "--data.source file --data.source.train a.txt",
+    "--data.validation a.txt": "--data.source file --data.source.validation a.txt",
+    "--data.test a.txt": "--data.source file --data.source.test a.txt",
+    "--data.source task": "--data.source copy",
+    "--data.source.kind copy": "--data.source copy",
+    "--data.task copy": "--data.source copy",
+    "--data.task.kind copy": "--data.source copy",
+    "--data.task.items 3": "--data.source copy --data.source.items 3",
+    "--data.source copy --data.task.items 3": "--data.source.items 3",
+    "--data.vocabulary-size 100": "--data.tokenizer.size 100",
+    "--data.min-count 2": "--data.tokenizer.min-count 2",
+    "--data.tokenizer-file a.json": "--data.tokenizer bpe --data.tokenizer.file a.json",
+    "--model.kind window": "--model window",
+    "--model.cell.kind lstm": "--model.cell lstm",
+    "--model.cell diagonal": "--model.cell lru",
+    "--model.activation relu": "--model.cell.activation relu",
+    "--model.forget-bias 2": "--model.cell lstm --model.cell.forget-bias 2",
+    "--model.cell lstm --model.forget-bias 2": "--model.cell.forget-bias 2",
+    "--model.peepholes": "--model.cell lstm --model.cell.peepholes",
+    "--model.layer-norm": "--model.cell lstm --model.cell.layer-norm",
+    "--model.reset before": "--model.cell gru --model.cell.reset before",
+    "--model.init identity": "--model.cell.init identity",
+    "--model.gain 0.9": "--model.cell.gain 0.9",
+    "--model.readout.kind adaptive": "--model.readout adaptive",
+    "--model.direct": "--model window --model.skip-connections",
+    "--model.bounded": "--model ngram --model.sentence-boundaries",
+    "--model ngram --model.no-bounded": "--model.no-sentence-boundaries",
+    "--model.dropout.words 0.1": "--model.dropout.embedding 0.1",
+    "--train.k1 3": "--train.gradient truncated --train.gradient.k1 3",
+    "--train.k2 3": "--train.gradient truncated --train.gradient.k2 3",
+    "--train.gradient truncated --train.k2 3": "--train.gradient.k2 3",
+    "--train.cut-rate 0.1": "--train.gradient artbp --train.gradient.cut-rate 0.1",
+    "--train.clip-delta 1": "--train.gradient.clip-delta 1",
+    "--train.recompute sqrt": "--train.gradient.recompute sqrt",
+    "--train.gradient.kind full": "--train.gradient full",
+    "--train.optimizer.kind sgd": "--train.optimizer sgd",
+    "--train.optimizer.b1 0.8": "--train.optimizer.beta1 0.8",
+    "--train.optimizer.b2 0.99": "--train.optimizer.beta2 0.99",
+    "--train.schedule.kind cosine": "--train.schedule cosine",
+    "--train.feeding.kind own": "--train.feeding own",
+    "--train.probe.kind live": "--train.probe live",
+    "--train.probe.lanes 3": "--train.probe live --train.probe.sequences 3",
+}
+
+
+def test_a_spelling_of_earlier_versions_is_answered_with_the_flag_ready_to_type():
+    for typed, meant in EARLIER.items():
+        said = answered(f"train quickstart {typed}")
+        assert said.endswith(f"; did you mean {meant}?"), (typed, said)
+    assert answered("probe a --lanes 3").endswith("; did you mean --sequences 3?")
+
+
+def parsed(words):
+    called = parse(words.split(), "python run.py")
+    values = [*called.args, *called.keywords.values()]
+    return next(value for value in values if isinstance(value, Config))
+
+
+def test_groups_are_typed_as_patterns_and_set_by_their_numbers():
+    typed = (
+        "train quickstart --train.groups embedding.* *W_hh --train.groups.0.learning-rate 0.1 "
+        "--train.groups.1.optimizer momentum --train.groups.1.optimizer.momentum 0.5"
+    )
+    groups = Group("embedding.*", 0.1), Group("*W_hh", optimizer=Momentum(momentum=0.5))
+    assert parsed(typed).train.groups == groups
+    assert parsed("train quickstart --train.groups None").train.groups == ()
+
+
+OWN = "train quickstart --model.cell own.py:cell --train.optimizer own.py:rule "
+
+
+def test_hyperparameters_of_custom_code_are_flags_with_the_types_of_their_defaults(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def cell(inputs, hidden_size, heads=2, scale=0.5): pass\n"
+        "def rule(learning_rate, decay=0.9): pass\n"
+    )
+    config = parsed(OWN + "--model.cell.heads 4 --model.cell.scale 2 --train.optimizer.decay 0.5")
+    assert config.model.cell.arguments == {"heads": 4, "scale": 2.0}
+    assert config.train.optimizer.arguments == {"decay": 0.5}
+    said = answered(OWN + "--model.cell.head 4")
+    assert said == "there is no flag --model.cell.head; did you mean --model.cell.heads 4?"
+    assert "--model.cell.heads" in answered(OWN + "--model.cell.heads many")
+    assert "own.py has no sell; did you mean 'cell'?" in answered(
+        "train quickstart --model.cell own.py:sell"
+    )
+
+
 def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
     for typed, meant in TYPED.items():
         said = answered(typed)
@@ -175,7 +266,7 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
         ("train quickstart --model.order 3", "it is read with model=window or ngram"),
         (
             "train quickstart --data.source.items 3",
-            "read with data.source.kind=copy or memorisation",
+            "read with data.source=copy or memorisation",
         ),
         (
             "train quickstart --model ngram --lr 3",
@@ -184,6 +275,18 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
         (
             "train quickstart --model ngram --train.gradient.k2 3",
             "model=ngram, which is not trained",
+        ),
+        (
+            "train quickstart --train.groups.0.learning-rate 3",
+            "no flag --train.groups.0.learning-rate: train.groups lists 0 patterns",
+        ),
+        (
+            "train quickstart --train.groups a* --train.groups.1.optimizer sgd",
+            "there is no field train.groups.1.optimizer: train.groups lists 1 patterns",
+        ),
+        (
+            "train quickstart --train.groups a* --train.groups.0.lr 3",
+            "no flag --train.groups.0.lr; did you mean --train.groups.0.learning-rate 3?",
         ),
         ("train quickstart --gpu", "--gpu: JAX takes the accelerator"),
         ("sweep clip_sweep --num-samples 4", "sweep() says which trials there are, and how many"),
@@ -214,7 +317,7 @@ def test_what_means_nothing_is_named_and_nothing_is_guessed():
     assert answered("sample a --train.lr 3") == "there is no flag --train.lr"
     assert answered("verify quickstart --devices 2") == "there is no flag --devices"
     said = answered("train quickstart --model.cell transformer")
-    assert said.endswith(f"choose from {', '.join(CELLS)}, or name one of your own as FILE.py:NAME")
+    assert said.endswith(f"choose from {', '.join(CELLS)}")
 
 
 def test_what_is_typed_right_is_left_alone():
@@ -234,10 +337,10 @@ FIELDS = {
     "RNN(units=5)": (lambda: RNN(units=5), "'hidden_size'"),
     "RNN(hiden_size=5)": (lambda: RNN(hiden_size=5), "'hidden_size'"),
     "RNN(kind=lstm)": (lambda: RNN(kind="lstm"), "model.cell='lstm'"),
-    "RNN(cell=LSTM)": (lambda: RNN(cell="LSTM"), "'lstm'"),
-    "Data(tokenizer=words)": (lambda: Data(tokenizer="words"), "'word'"),
-    "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "optimizer='adam'"),
-    "JSON": (lambda: from_json(Config, '{"version": 1, "lr": 1}', "a"), "'train.learning_rate'"),
+    "RNN(cell=LSTM)": (lambda: RNN(cell="LSTM"), "LSTM()"),
+    "Data(tokenizer=words)": (lambda: Data(tokenizer="words"), "Word()"),
+    "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "Adam()"),
+    "JSON": (lambda: from_json(Config, '{"version": 2, "lr": 1}', "a"), "'train.learning_rate'"),
     "lanes": (lambda: lanes({"train.lr": [1]}), "'train.learning_rate'"),
     "executor": (lambda: executor_called("local"), "'here'"),
 }
@@ -246,12 +349,10 @@ POINTS = {
     ("lr", 0.1): "'train.learning_rate'",
     ("model", "lstm"): "model.cell='lstm'",
     ("model", "trigram"): "model='ngram', model.order=3",
-    ("model", "lstm"): "model.cell='lstm'",
     ("model.cell", "rnn"): "'elman'",
     ("model.tied", True): "'model.readout.tied'",
     ("model.hiden_size", 3): "'model.hidden_size'",
     ("train.optimizer", "Adam"): "'adam'",
-    ("train.optimizer", "adam"): "train.optimizer='adam'",
     ("data.tokenizer", "characters"): "'char'",
 }
 
@@ -287,31 +388,10 @@ def test_every_setting_and_value_that_is_answered_exists():
     for meant in (*SETTINGS, *VALUES):
         for path, value in assigned(meant):
             assert path in known, meant
-            words = list(CELLS) if path == "model.cell" else words_at(Config, path)
+            words = words_at(Config, path) or [*alternatives(Config, path)]
             assert value is None or value in words or (value.isdigit() and not words), meant
     assert {*ELSEWHERE} <= {*known}
-    assert {f"model.cell={cell}" for cell in CELLS} <= {*VALUES}
-
-
-SOME = {
-    "train.gradient.k2": 5,
-    "train.gradient.cut_rate": 0.1,
-    "model.cell.activation": "relu",
-    "model.cell.forget_bias": 1.0,
-    "model.cell.peepholes": True,
-    "model.cell.layer_norm": True,
-    "model.cell.reset": "before",
-    "data.tokenizer.file": "a",
-}
-
-
-def test_what_a_setting_needs_beside_it_makes_it_read():
-    without = Config(model=RNN(cell=MinGRU()))
-    assert {*NEEDED} == {*SOME}
-    for path, needed in NEEDED.items():
-        with pytest.raises(UserError, match=f"{path} is read only with|train.gradient=artbp"):
-            override(without, {path: SOME[path]})
-        override(without, {path: SOME[path], **dict(assigned(needed))})
+    assert {f"model.cell={cell}" for cell in CELLS if cell != CODE} <= {*VALUES}
 
 
 def test_every_flag_of_a_command_that_is_answered_exists():
@@ -328,7 +408,9 @@ def test_no_name_stands_twice_nor_is_that_of_a_setting():
         names = [name for listed in table.values() for name in listed.split()]
         assert len(names) == len({*names})
         assert all(name == plainly(name) for name in names)
-    assert not real & {name for listed in SETTINGS.values() for name in listed.split()}
+    # Fields of rarer settings: the name by itself means the entry of the table.
+    rarer = {"beta", "clip", "embedding", "file", "iterations"}
+    assert real & {name for listed in SETTINGS.values() for name in listed.split()} == rarer
     for command, table in FLAGS.items():
         typed = {name for listed in table.values() for name in listed.split()}
         assert not typed & {*own_flags(COMMAND[command])}, command
