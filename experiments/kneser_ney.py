@@ -6,8 +6,9 @@ Claim     Interpolated modified Kneser-Ney with all n-grams, bounded by sentence
 Source    Chen & Goodman (1999), An empirical study of smoothing techniques for language modeling.
 Command   python run.py train kneser_ney --data.source file --data.source.train wikitext-2
           python run.py sweep kneser_ney --data.source file --data.source.train wikitext-2
-          wikitext-2 is a folder with train.txt, valid.txt and test.txt, the original tokens
-          unchanged. Without the flags the text is CPython's documentation.
+          The first command counts n = 5, the second n = 1 to 5. wikitext-2 is a folder with
+          train.txt, valid.txt and test.txt, the original tokens unchanged. Without the flags the
+          text is CPython's documentation.
 Time      counting 5-grams of two million words takes three seconds, the whole run half a minute.
 """
 

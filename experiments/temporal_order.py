@@ -13,9 +13,9 @@ Source    Pascanu, Mikolov & Bengio (2013), the temporal order task: 50 tanh uni
 Command   python run.py train temporal_order
           python run.py sweep temporal_order
           python run.py sweep temporal_order --train.steps 5000000    the budget of the paper
-Expect    `right`, the share of 1,000 held-out sequences answered right, 25 % by chance. Seen, means
-          of three seeds after 20,000 updates: with Omega 100 % at length 20, 94 % at 50 and 34 % at
-          100; without Omega 24 to 25 % at every length, with or without clipping.
+Expect    `success`, the share of 1,000 held-out sequences answered right, 25 % by chance. Seen,
+          means of three seeds after 20,000 updates: with Omega 100 % at length 20, 94 % at 50 and
+          34 % at 100; without Omega 24 to 25 % at every length, with or without clipping.
 Time      the whole sweep about 9 minutes on two CPU cores, the seeds as lanes of a single program.
 """
 
