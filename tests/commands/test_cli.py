@@ -258,6 +258,21 @@ def test_help_names_every_flag_with_its_default(folder, capsys):
         assert command in told(capsys, "--help")[1]
 
 
+def test_help_lists_every_alternative_of_every_union(folder, capsys):
+    from lm_jax.config import Config
+    from lm_jax.fields import alternatives, fields
+
+    _, out, _ = told(capsys, "train", "lab.py", "--help")
+    helps = re.split(r" (?=--)", " ".join(out.replace("│", " ").split()))
+    unions = [path for path, _, _ in fields(Config()) if alternatives(Config, path)]
+    assert len(unions) == 10
+    for path in unions:
+        flag = "--" + path.replace("_", "-")
+        (said,) = [text for text in helps if text.split()[0] == flag]
+        listed = {*re.split(r"[\s{},|()]+", said)}
+        assert {*alternatives(Config, path)} <= listed, (path, said)
+
+
 MISTAKES = [
     (["trian"], "there is no command trian; did you mean 'train'?"),
     (["train", "quickstrat"], "no experiment 'quickstrat'; did you mean 'quickstart'?"),

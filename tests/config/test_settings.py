@@ -63,6 +63,7 @@ OTHERS = [
             optimizer=CustomOptimizer("optax:lion", arguments={"b1": 0.8, "nesterov": True}),
             groups=(
                 Group("*W_hh", optimizer=CustomOptimizer("optax:sgd")),
+                Group("*b_h", optimizer=None),
                 Group("embedding.*", learning_rate=0.0, weight_decay=0.1, optimizer=AdamW()),
             ),
         ),
