@@ -33,22 +33,22 @@ class Chunk(NamedTuple):
     """[V], number of occurrences of each token in the text; None for a task."""
 
 
-def sequences(model: LanguageModel, batch: Batch, lanes: int) -> Chunk:
+def of_batch(model: LanguageModel, batch: Batch, sequences: int) -> Chunk:
     """Chunk of whole sequences of a task, from a fresh carry.
 
     Args:
       model: the model.
       batch: a batch of the task.
-      lanes: B, the number of sequences to take.
+      sequences: B, the number of sequences to take.
 
     Raises:
-      UserError: `lanes` is not from 1 to the number of sequences in the batch.
+      UserError: `sequences` is not from 1 to the number of sequences in the batch.
     """
     most = batch.mask.shape[1]
-    if not 1 <= lanes <= most:
-        raise UserError(f"sequences={lanes} must be from 1 to {most}, the sequences of a batch")
-    batch = first_sequences(batch, lanes)
-    return Chunk(model.init_carry(lanes), batch, np.asarray(batch.x[:, 0]), None)
+    if not 1 <= sequences <= most:
+        raise UserError(f"sequences={sequences} must be from 1 to {most}, the sequences of a batch")
+    batch = first_sequences(batch, sequences)
+    return Chunk(model.init_carry(sequences), batch, np.asarray(batch.x[:, 0]), None)
 
 
 def sentence(boundary: int, tokens: np.ndarray) -> Batch:
@@ -75,7 +75,7 @@ def chunk(
     tokens: np.ndarray,
     *,
     length: int,
-    lanes: int,
+    sequences: int,
 ) -> Chunk:
     """Chunk of a text, with the state before the chunk.
 
@@ -83,24 +83,24 @@ def chunk(
       model, params, vocabulary: a trained model.
       tokens: all tokens of the text.
       length: T, 2 or more.
-      lanes: B, 1 or more.
+      sequences: B, 1 or more.
 
     Raises:
-      UserError: `length` or `lanes` is too small, or the text is too short for two chunks in every
+      UserError: `length` or `sequences` is too small, or the text is too short for two chunks in every
         sequence.
     """
-    if length < 2 or lanes < 1:
-        raise UserError(f"length={length} must be 2 or more and sequences={lanes} 1 or more")
-    share = len(tokens) // lanes
+    if length < 2 or sequences < 1:
+        raise UserError(f"length={length} must be 2 or more and sequences={sequences} 1 or more")
+    share = len(tokens) // sequences
     if share < 2 * length:
         raise UserError(
-            f"the text's {len(tokens):,} tokens over sequences={lanes} make {share:,} each, and "
+            f"the text's {len(tokens):,} tokens over sequences={sequences} make {share:,} each, and "
             f"two chunks of length={length} are needed: give a longer text, fewer sequences or a "
             "shorter length"
         )
     # The text has the smallest integer type that fits the vocabulary; a model reads int32.
     path = tokens[length - 1 : min(share, 16 * length) - 1].astype(np.int32)
-    source = streams(tokens[: share * lanes], vocabulary.boundary, lanes)
+    source = streams(tokens[: share * sequences], vocabulary.boundary, sequences)
     first, batch = (batch_at(source, step, length) for step in range(2))
-    carry, _ = jax.jit(model.hidden)(params, model.init_carry(lanes), first.x)
+    carry, _ = jax.jit(model.hidden)(params, model.init_carry(sequences), first.x)
     return Chunk(carry, batch, path, np.bincount(tokens, minlength=len(vocabulary)))

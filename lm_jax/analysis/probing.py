@@ -128,8 +128,8 @@ def probe(
     if {*parts} & {*Reach._fields}:
         if drawn:
             held = held_out(run.config.data, "validation")[0]()
-            seen = chunks.sequences(run.model, held, sequences)
-            line = chunks.sequences(run.model, seen.batch, 1).batch
+            seen = chunks.of_batch(run.model, held, sequences)
+            line = chunks.of_batch(run.model, seen.batch, 1).batch
         else:
             tokens = np.asarray(work.corpus.validation.tokens if tokens is None else tokens)
             length = min(work.length, LONGEST) if length is None else length
@@ -183,7 +183,7 @@ def _of_text(
         )
     except UnicodeEncodeError:
         raise UserError(f"the sentence {words!r} is not UTF-8") from None
-    seen = chunks.chunk(run.model, params, vocabulary, tokens, length=length, lanes=sequences)
+    seen = chunks.chunk(run.model, params, vocabulary, tokens, length=length, sequences=sequences)
     return seen, chunks.sentence(vocabulary.boundary, line)
 
 

@@ -117,7 +117,7 @@ def found(run):
 
 
 def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
-    assert (found.step, found.spike, found.length, found.lanes) == (20, None, 8, 2)
+    assert (found.step, found.spike, found.length, found.sequences) == (20, None, 8, 2)
     assert found.parameters_step == run.result["parameters_step"]
     params, carry, batch = read_at(run, state_at(run, 20, text=tiny.TEXT))
     loss, _, grads, _ = jax.jit(g.full_bptt(run.model).estimate)(params, carry, batch)
@@ -132,14 +132,14 @@ def test_the_names_of_the_parts_are_those_of_the_results():
 
 
 def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
-    given = {"text": tiny.TEXT, "lanes": 2, "sentence": SENTENCE}
+    given = {"text": tiny.TEXT, "sequences": 2, "sentence": SENTENCE}
     part = lm_jax.probe(run, **given, only=["lags", "cliff"])
     assert part.reach == reach.Reach(lags=part.reach.lags)
     assert part.updates == Updates(length=part.updates.length, cliff=part.updates.cliff)
     tiny.assert_trees_close(part.reach.lags, found.reach.lags, 1e-9)
     tiny.assert_trees_close(part.updates.cliff, found.updates.cliff, 1e-6)
     assert part.updates.length == pytest.approx(found.updates.length, rel=1e-9)
-    assert (part.spike, part.length, part.lanes) == (None, 8, 2)
+    assert (part.spike, part.length, part.sequences) == (None, 8, 2)
     # Without a part that reads the chunk, the text need not hold one.
     monkeypatch.setattr(chunks, "chunk", None)
     part = lm_jax.probe(run, text=tiny.TEXT, sequences=0, only=["spike"])
@@ -239,7 +239,7 @@ def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
     monkeypatch.setattr(probing, "reach", reach)
     monkeypatch.setattr(probing, "updates", updates)
     worst = spike(run, text=tiny.TEXT)
-    given = {"text": tiny.TEXT, "lanes": 1}
+    given = {"text": tiny.TEXT, "sequences": 1}
     for at, expected in ((7, 7), ("spike", worst.step)):
         found = lm_jax.probe(run, step=at, **given)
         assert (found.step, found.parameters_step) == (expected, expected)
@@ -260,7 +260,7 @@ def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
 
 def test_a_text_of_two_short_chunks_is_enough(run):
     tokens = run.vocabulary.encode("cats")
-    seen = chunks.chunk(run.model, run.params, run.vocabulary, tokens, length=2, lanes=1)
+    seen = chunks.chunk(run.model, run.params, run.vocabulary, tokens, length=2, sequences=1)
     lane = g.single_example(run.model)
     dynamics = reach._dynamics(lane, run.params, run.vocabulary, seen)
     assert dynamics.text == ["a t"]
@@ -271,20 +271,20 @@ def test_a_text_of_two_short_chunks_is_enough(run):
 
 
 def test_what_cannot_be_studied_is_refused(run, monkeypatch):
-    given = {"text": tiny.TEXT, "lanes": 2}
+    given = {"text": tiny.TEXT, "sequences": 2}
     for fields, said in [
         ({"step": 21}, r"step=21 must be from 0 to the 20 updates"),
         ({"step": -1}, r"step=-1 must be from 0"),
         (
             {"tokens": np.zeros(31, np.int32)},
-            r"31 tokens over lanes=2 make 15 each, and two chunks",
+            r"31 tokens over sequences=2 make 15 each, and two chunks",
         ),
         ({"sentence": ""}, "the sentence is empty"),
         ({"sentence": "\ufeff"}, "the sentence is empty"),
         ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
         ({"seed": 2**33}, "seed=8589934592 must be from 0"),
         ({"length": 1}, "length=1 must be 2 or more"),
-        ({"lanes": 0}, "lanes=0 1 or more"),
+        ({"sequences": 0}, "sequences=0 1 or more"),
         ({"text": None}, "hands it over again, as text="),
         ({"only": ["lag"]}, r"only=lag: choose from lags, by_lag, .*; did you mean 'lags'\?"),
         ({"only": []}, "only=: choose from lags"),
@@ -314,7 +314,7 @@ def solver(request, tmp_path_factory):
 
 def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     found = lm_jax.probe(solver, sequences=2)
-    assert (found.step, found.length, found.lanes) == (4, 20, 2)
+    assert (found.step, found.length, found.sequences) == (4, 20, 2)
     batch = first_sequences(held_out(solver.config.data, "validation")[0](), 2)
     estimate = jax.jit(g.full_bptt(solver.model).estimate)
     _, _, grads, _ = estimate(solver.params, solver.model.init_carry(2), batch)
@@ -337,8 +337,8 @@ def test_what_is_of_a_text_is_refused_of_a_task(solver):
         ({"length": 9}, "length is of a text, and .* of 20 steps"),
         ({"sentence": "a"}, "sentence is of a text"),
         ({"tokens": np.zeros(9, np.int32)}, "tokens is of a text"),
-        ({"lanes": 0}, "lanes=0 must be from 1 to 100"),
-        ({"lanes": 101}, "lanes=101 must be from 1 to 100"),
+        ({"sequences": 0}, "sequences=0 must be from 1 to 100"),
+        ({"sequences": 101}, "sequences=101 must be from 1 to 100"),
         ({"only": ["exposure"]}, "exposure is of a text"),
     ]:
         with pytest.raises(UserError, match=said):
@@ -364,7 +364,7 @@ def test_a_study_is_written_as_strict_json_and_one_page(run, found):
     read = json.loads(numbers, parse_constant=literal)
     assert read["reach"]["by_lag"]["norms"][:3] == [1.0, None, None]
     assert read["reach"]["by_lag"]["horizon"] == {"0.5": 1.0, "0.9": None}
-    assert (read["length"], read["lanes"]) == (8, 2)
+    assert (read["length"], read["sequences"]) == (8, 2)
     assert np.array(read["reach"]["credit"]["map"]).shape == (len(SENTENCE), len(SENTENCE))
     value = found.reach.dynamics.spectra["layers.0.W_hh"].blocks[0].eigenvalues[0]
     block = read["reach"]["dynamics"]["spectra"]["layers.0.W_hh"]["blocks"][0]

@@ -213,7 +213,7 @@ SEPARATE = {
     "peepholes": {"cell": "lstm", "cell__peepholes": True},
     "mingru": {"cell": "mingru"},
     "minlstm": {"cell": "minlstm"},
-    "diagonal": {"cell": "lru"},
+    "lru": {"cell": "lru"},
 }
 
 
@@ -250,7 +250,7 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     owns = params["layers"]
     steps, outputs, states = zip(*map(in_numbers, model.layers), strict=True)
     patterns = [
-        one_step_pattern(*at, name == "diagonal") for at in zip(steps, owns, states, strict=True)
+        one_step_pattern(*at, name == "lru") for at in zip(steps, owns, states, strict=True)
     ]
 
     def nats(shifts, states, x, y):

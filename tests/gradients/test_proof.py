@@ -16,11 +16,11 @@ from lm_jax.models import transition
 
 BATCH = tiny.batch(length=4, lanes=2)
 EXPERIMENT = """
-from lm_jax.config import Config, Data, RNN, Train
+from lm_jax.config import Config, Data, File, RNN, Train
 
 def config():
     return Config(
-        data=Data(source="file", train="text.txt", batch_size=4, length=8),
+        data=Data(source=File(train="text.txt"), batch_size=4, length=8),
         model=RNN(embedding_size=3, hidden_size=4),
     )
 """
@@ -56,12 +56,12 @@ def convolution():
 
 
 RECURRENT = {
-    "elman": (lambda: cell("elman", activation="relu", layers=2, residual=True), "explicit BPTT"),
-    "lstm": (lambda: cell("lstm", layer_norm=True, peepholes=True), "explicit BPTT"),
+    "elman": (lambda: cell("elman", cell__activation="relu", layers=2, residual=True), "explicit BPTT"),
+    "lstm": (lambda: cell("lstm", cell__layer_norm=True, cell__peepholes=True), "explicit BPTT"),
     "gru": (lambda: cell("gru", embedding_size=None), "explicit BPTT"),
-    "reset before": (lambda: cell("gru", reset="before"), None),
+    "reset before": (lambda: cell("gru", cell__reset="before"), None),
     "minlstm": (lambda: cell("minlstm"), "parallel scan"),
-    "diagonal": (lambda: cell("diagonal"), "parallel scan"),
+    "diagonal": (lambda: cell("lru"), "parallel scan"),
 }
 TRAINED = {
     **RECURRENT,

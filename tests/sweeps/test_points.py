@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax import settings
+from lm_jax import fields
 from lm_jax.config import Config, override
 from lm_jax.fields import Mark
 from lm_jax.settings import UserError
@@ -104,9 +104,9 @@ def test_lanes_are_the_fields_that_reach_the_program_as_arguments():
         "train.feeding.start": [0.1],
     }
     assert lanes(values) == grid(values)
-    for path, _, marks in settings.fields(tiny.config()):
-        assert settings.marks_at(Config, path) == marks, path
-    assert settings.marks_at(Config, "data.source.seed") == frozenset()
+    for path, _, marks in fields.fields(tiny.config()):
+        assert fields.marks_at(Config, path) == marks, path
+    assert fields.marks_at(Config, "data.source.seed") == frozenset()
 
 
 def planned(points, **parts):
@@ -168,9 +168,9 @@ def test_a_text_is_read_once_however_many_trials_there_are(monkeypatch):
 
 
 def test_marks_are_what_shape_blanks():
-    assert settings.marks_at(Config, RATE) == {Mark.LEAF}
-    assert settings.marks_at(Config, "train.steps") == {Mark.ADJUSTABLE}
-    assert settings.marks_at(Config, "train.step") is None
+    assert fields.marks_at(Config, RATE) == {Mark.LEAF}
+    assert fields.marks_at(Config, "train.steps") == {Mark.ADJUSTABLE}
+    assert fields.marks_at(Config, "train.step") is None
 
 
 def test_what_the_page_declares_is_a_plan():
