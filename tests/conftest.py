@@ -1,5 +1,7 @@
 """What every test stands on: float64, checked shapes, warnings as errors, a cache of its own."""
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -36,6 +38,15 @@ def _programs_of_one_file():
     """Drop a file's compiled programs at its end: those of the whole suite take gigabytes."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":  # whose malloc keeps what is freed
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def kept_cache():
+    """A cache for processes of their own, whose compiled programs are kept between test runs."""
+    return _KEPT / "processes"
 
 
 @pytest.fixture(autouse=True)

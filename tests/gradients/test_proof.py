@@ -56,7 +56,10 @@ def convolution():
 
 
 RECURRENT = {
-    "elman": (lambda: cell("elman", cell__activation="relu", layers=2, residual=True), "explicit BPTT"),
+    "elman": (
+        lambda: cell("elman", cell__activation="relu", layers=2, residual=True),
+        "explicit BPTT",
+    ),
     "lstm": (lambda: cell("lstm", cell__layer_norm=True, cell__peepholes=True), "explicit BPTT"),
     "gru": (lambda: cell("gru", embedding_size=None), "explicit BPTT"),
     "reset before": (lambda: cell("gru", cell__reset="before"), None),

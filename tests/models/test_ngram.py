@@ -32,7 +32,11 @@ TEXT = np.append(SHORT, np.random.default_rng(5).choice(4, 120, p=[0.4, 0.2, 0.2
 
 def counted(text=TEXT, order=ORDER, sentence_boundaries=False, vocab_size=V):
     return count(
-        text, order=order, vocab_size=vocab_size, boundary=BOUNDARY, sentence_boundaries=bounded
+        text,
+        order=order,
+        vocab_size=vocab_size,
+        boundary=BOUNDARY,
+        sentence_boundaries=sentence_boundaries,
     )
 
 

@@ -139,11 +139,11 @@ def config():
 """
 
 
-def test_kill_9_at_any_time_loses_nothing(tmp_path):
+def test_kill_9_at_any_time_loses_nothing(tmp_path, kept_cache):
     (tmp_path / "text.txt").write_text(tiny.TEXT * 3)
     experiment = tmp_path / "experiment.py"
     experiment.write_text(EXPERIMENT.format(text=str(tmp_path / "text.txt")))
-    environment = {**os.environ, "LM_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "LM_JAX_CACHE": str(kept_cache), "JAX_PLATFORMS": "cpu"}
 
     def start(run_dir):
         command = [sys.executable, "run.py", "train", str(experiment), "--run-dir", str(run_dir)]
