@@ -86,17 +86,17 @@ def chunk(
       sequences: B, 1 or more.
 
     Raises:
-      UserError: `length` or `sequences` is too small, or the text is too short for two chunks in every
-        sequence.
+      UserError: `length` or `sequences` is too small, or the text is too short for two chunks in
+        every sequence.
     """
     if length < 2 or sequences < 1:
         raise UserError(f"length={length} must be 2 or more and sequences={sequences} 1 or more")
     share = len(tokens) // sequences
     if share < 2 * length:
         raise UserError(
-            f"the text's {len(tokens):,} tokens over sequences={sequences} make {share:,} each, and "
-            f"two chunks of length={length} are needed: give a longer text, fewer sequences or a "
-            "shorter length"
+            f"the text's {len(tokens):,} tokens over sequences={sequences} make {share:,} each, "
+            f"and two chunks of length={length} are needed: give a longer text, fewer sequences or "
+            "a shorter length"
         )
     # The text has the smallest integer type that fits the vocabulary; a model reads int32.
     path = tokens[length - 1 : min(share, 16 * length) - 1].astype(np.int32)
