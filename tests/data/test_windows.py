@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax import settings
+from lm_jax import fields, settings
 from lm_jax.analysis import state_at
 from lm_jax.config import Copy, Data, resolve
 from lm_jax.data import windows
@@ -77,7 +77,7 @@ CONFIG = tiny.config(
     data={"batch_size": 5},
     train={"steps": 53, "log_every": 7, "validate_every": 20, "checkpoint_every": 15},
 )
-WINDOWED = settings.replace_at(CONFIG, "data.window_updates", 4)
+WINDOWED = fields.replace_at(CONFIG, "data.window_updates", 4)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def prepared_work(run):
 
 
 def test_a_run_goes_on_in_windows_and_out_of_them(whole, tmp_path):
-    short = settings.replace_at(WINDOWED, "train.steps", 18)
+    short = fields.replace_at(WINDOWED, "train.steps", 18)
     lm_jax.train(short, tmp_path, text=tiny.TEXT)
-    middle = settings.replace_at(CONFIG, "train.steps", 31)
+    middle = fields.replace_at(CONFIG, "train.steps", 31)
     lm_jax.train(middle, tmp_path, text=tiny.TEXT)
     run = lm_jax.train(WINDOWED, tmp_path, text=tiny.TEXT)
     # The states differ in where a record began.

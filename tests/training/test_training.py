@@ -459,16 +459,16 @@ def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_
     vectors = str(tmp_path / "vectors.txt")
     config = tiny.config(model=RNN(embedding_size=4, hidden_size=5, vectors=vectors))
     whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    read = trainer.pretrained
+    read = trainer.read_vectors
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         os.kill(os.getpid(), signal.SIGTERM)
-        return read(*arguments)
+        return read(*arguments, **named)
 
-    monkeypatch.setattr(trainer, "pretrained", interrupted)
+    monkeypatch.setattr(trainer, "read_vectors", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    monkeypatch.setattr(trainer, "pretrained", read)
+    monkeypatch.setattr(trainer, "read_vectors", read)
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["vectors"] == whole.result["vectors"]
