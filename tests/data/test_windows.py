@@ -156,8 +156,8 @@ def test_free_memory_is_in_bytes_and_less_than_there_is():
 
 
 def test_windows_that_would_not_be_read_are_refused(windowed):
-    for fields in ({"batching": "sentences"}, {"source": Copy(), "length": 40}):
+    for changed in ({"batching": "sentences"}, {"source": Copy(), "length": 40}):
         with pytest.raises(UserError, match=r"data\.window_updates is read only"):
-            Data(**fields, window_updates=3)
+            Data(**changed, window_updates=3)
     with pytest.raises(UserError, match=r"data\.window_updates.* one by one"):
         _ = Trainer(*prepared_work(windowed)).source
