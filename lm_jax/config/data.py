@@ -57,14 +57,20 @@ VocabularySize = Annotated[int, Field(ge=3, lt=2**31)]
 
 
 @settings
-class Char:
-    """Unicode characters."""
+class CountedTokens:
+    """Tokens found in the training text, the most frequent first."""
 
-    kind: Literal["char"] = "char"
     size: VocabularySize | None = None
     """Number of most frequent tokens to keep, including <unk> and the line's end; None: all."""
     min_count: Size = 1
     """Tokens seen less often than this in the training text become <unk>."""
+
+
+@settings
+class Char(CountedTokens):
+    """Unicode characters."""
+
+    kind: Literal["char"] = "char"
 
 
 @settings
@@ -75,14 +81,10 @@ class Byte:
 
 
 @settings
-class Word:
+class Word(CountedTokens):
     """Strings between white space, with <eos> at the end of each line."""
 
     kind: Literal["word"] = "word"
-    size: VocabularySize | None = None
-    """Number of most frequent tokens to keep, including <unk> and the line's end; None: all."""
-    min_count: Size = 1
-    """Tokens seen less often than this in the training text become <unk>."""
 
 
 @settings

@@ -18,8 +18,8 @@ import numpy as np
 import platformdirs
 
 from lm_jax import files
-from lm_jax.config import BPE, TFDS, Byte, Char, Data, File, Markov, Word
-from lm_jax.config.data import Tokenizer
+from lm_jax.config import BPE, TFDS, Byte, Data, File, Markov
+from lm_jax.config.data import CountedTokens, Tokenizer
 from lm_jax.data import bpe, markov, tasks
 from lm_jax.data import text as texts
 from lm_jax.data.tasks import Task
@@ -113,7 +113,7 @@ def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
 
 def _vocabulary(tokenizer: Tokenizer, text: Text) -> Vocabulary:
     size = None if isinstance(tokenizer, Byte) else tokenizer.size
-    min_count = tokenizer.min_count if isinstance(tokenizer, Char | Word) else 1
+    min_count = tokenizer.min_count if isinstance(tokenizer, CountedTokens) else 1
     return build(text, tokenizer.kind, size, min_count)
 
 
