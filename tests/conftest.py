@@ -10,9 +10,10 @@ from pathlib import Path
 
 # Most of the time goes into compiling: what is compiled need not be fast here. XLA reads this when
 # JAX is imported, and ends a process that names a flag which its version does not know.
+# On a loaded machine the threads of several devices may wait long for each other.
 _QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if "XLA_FLAGS" not in os.environ:  # the processes of pytest-xdist have it from the first one
     starts = [sys.executable, "-c", "import jax; jax.devices()"]
