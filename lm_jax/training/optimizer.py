@@ -18,6 +18,7 @@ from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
+REST = -1  # number of the parameters without a group
 WITHOUT_SQUARES = (settings.SGD, settings.ASGD, settings.Momentum, settings.Lion)
 
 
@@ -77,23 +78,26 @@ def optimizer(
     rest = rule(train.optimizer, learning_rate, train.weight_decay)
     if not train.groups:
         return optax.with_extra_args_support(rest)
-    rules: dict[Hashable, optax.GradientTransformation] = {"": rest}
-    for group in train.groups:
+    rules: dict[Hashable, optax.GradientTransformation] = {REST: rest}
+    for number, group in enumerate(train.groups):
         own = learning_rate
         if group.learning_rate is not None:
             own = learning_rate * (group.learning_rate / train.learning_rate)
         decay = train.weight_decay if group.weight_decay is None else group.weight_decay
-        rules[group.pattern] = rule(group.optimizer or train.optimizer, own, decay)
+        rules[number] = rule(group.optimizer or train.optimizer, own, decay)
     return optax.partition(rules, functools.partial(_groups, [g.pattern for g in train.groups]))
 
 
 def _groups(patterns: Sequence[str], params: Params) -> Any:
-    """The pattern of each parameter's group, "" without a group, in the structure of `params`."""
+    """The number of each parameter's group, or `REST`, in the structure of `params`."""
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-    groups = [next((p for p in patterns if fnmatchcase(name, p)), "") for name in names]
+    groups = [
+        next((n for n, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), REST)
+        for name in names
+    ]
     for number, pattern in enumerate(patterns):
-        if pattern not in groups:
+        if number not in groups:
             raise UserError(
                 f"train.groups.{number}.pattern={pattern!r} leaves no parameter for the group: the "
                 f"parameters are {', '.join(names)}"

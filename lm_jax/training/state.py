@@ -90,8 +90,9 @@ class TrainState(NamedTuple):
     best_params: Params | None
     """Parameters with the lowest validation loss; None without `train.keep_best`."""
     average: MovingAverage | TriggeredAverage | None
+    """None without `train.ema_decay` or `ASGD`."""
     accumulated: Params | None = None
-    """Mean gradient since the last change of the parameters; None without `train.accumulate`."""
+    """Mean gradient since the last change of the parameters; None if `train.accumulate` is 1."""
 
     @property
     def eval_params(self) -> Params:

@@ -127,10 +127,13 @@ def test_groups_have_a_rate_a_decay_and_a_rule_of_their_own():
     np.testing.assert_array_equal(second["W_xh"], plain["layers"][1]["W_xh"])
 
 
-def test_a_group_without_parameters_is_refused():
-    train = Train(groups=(Group("*W_hh"), Group("layers.0.W_hh")))
-    with pytest.raises(UserError, match=r"train\.groups\.1\.pattern='layers\.0\.W_hh' leaves no"):
+@pytest.mark.parametrize("pattern", ["layers.0.W_hh", "*W_hh", ""])
+def test_a_group_without_parameters_is_refused(pattern):
+    """Also a pattern that comes twice, and the empty one."""
+    train = Train(groups=(Group("*W_hh"), Group(pattern)))
+    with pytest.raises(UserError) as refusal:
         optimizer(train, RATE).init(PARAMS)
+    assert str(refusal.value).startswith(f"train.groups.1.pattern={pattern!r} leaves no parameter")
 
 
 OWN = """import optax
