@@ -92,7 +92,7 @@ def updates(size: Size, devices: int) -> Way:
         state, losses = begin(), []
         for number in range(sizes.CHECKED):
             state = run_until(config, state, source, number + 1, V, mesh)
-            losses.append(float(state.record.nats / state.record.tokens))
+            losses.append(float(state.record.nats))
             state = reset_metrics(config, state)
         return losses
 
@@ -106,6 +106,14 @@ def updates(size: Size, devices: int) -> Way:
             raise RuntimeError(f"the loss was not finite at step {int(state.step)}")
 
     return Way(run, check, lambda: products.seconds_of(size, readout=True))
+
+
+def compiled_update(size: Size) -> jax.stages.Compiled:
+    """The compiled loop of training steps, on a single device."""
+    config, V = config_of(size), size.vocabulary
+    lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
+    source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
+    return run_until.lower(config, init(config, V), source, 1, V).compile()
 
 
 def devices_of(size: Size) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import command, devices, rows, side_by_side, sizes
+from benchmarks import command, devices, ours, rows, side_by_side, sizes
 from benchmarks.all import BENCHMARKS
 from benchmarks.command import Device
 from benchmarks.recurrence import SIZES as LAYERS
@@ -130,6 +130,12 @@ def test_every_process_draws_the_same_weights_and_tokens():
     np.testing.assert_array_equal(x[1:], y[:-1])
 
 
+def test_our_side_compares_the_mean_losses_of_its_first_steps():
+    losses = ours.updates(Size("gru", 4, 2, 3, 5), 1).check()
+    assert len(losses) == sizes.CHECKED
+    assert losses == pytest.approx([np.log(5)] * 3, rel=0.3)  # Nearly uniform predictions.
+
+
 def test_the_sizes_are_those_that_were_promised():
     assert len(MODELS) == 13
     assert len(LAYERS) == 10
@@ -137,10 +143,10 @@ def test_the_sizes_are_those_that_were_promised():
     assert MODELS["char gru 512"] == Size("gru", 512, 32, 128, 65)
 
 
-def test_every_program_of_the_folder_is_one_of_all_but_the_profile_or_a_part_of_one():
+def test_every_program_of_the_folder_is_one_of_all_or_is_run_by_itself():
     folder = Path(devices.__file__).parent
     programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
-    assert programs == {*BENCHMARKS, "all", "profile", "side_by_side", "torch_start"}
+    assert programs == {*BENCHMARKS, "all", "device", "profile", "side_by_side", "torch_start"}
 
 
 def test_a_device_a_core_is_beside_one_device_in_every_step_and_nowhere_on_a_gpu():
