@@ -13,7 +13,8 @@ from pathlib import Path
 # On a loaded machine the threads of several devices may wait long for each other.
 _QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=300"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=FAST_COMPILE "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if "XLA_FLAGS" not in os.environ:  # the processes of pytest-xdist have it from the first one
     starts = [sys.executable, "-c", "import jax; jax.devices()"]
@@ -31,7 +32,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-jaxtyping.install_import_hook("lm_jax", "beartype.beartype")
+jaxtyping.install_import_hook("lm_jax", "checked.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)
