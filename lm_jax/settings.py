@@ -64,7 +64,7 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
 
 def _register(kind: type) -> None:
-    """Register a settings class as a pytree with the leaves named at the head of this module."""
+    """Register a settings class as a pytree; the head of `lm_jax.fields` says what is a leaf."""
     marks = {name: set(marks_of(hint)) for name, hint in hints_of(kind).items()}
     leaves = [
         name

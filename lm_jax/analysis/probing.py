@@ -207,7 +207,9 @@ def _slope(config: Config) -> float | None:
 def _optimizer(work: Trainer, state: TrainState) -> Apply:
     """The update of the run's optimizer from `state`, without clipping."""
     train = train_of(work.config)
-    rate = learning_rate(train, state.step, state.step // work.epoch, state.early_stopping.lr_scale)
+    rate = learning_rate(
+        train, state.step, state.step // work.steps_per_epoch, state.early_stopping.lr_scale
+    )
 
     def apply(opt_state: Any, rate: Array, params: Params, grads: Params) -> Params:
         rule = optimizer(train, rate, norm(grads))

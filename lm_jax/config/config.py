@@ -85,17 +85,17 @@ def code_in(config: Config) -> dict[str, Custom]:
     return {path: code for path, code in found.items() if isinstance(code, Custom)}
 
 
-def in_steps(config: Config, epoch: int) -> Config:
+def in_steps(config: Config, steps_per_epoch: int) -> Config:
     """Resolve a config, with `train.steps` computed from `train.epochs`.
 
     Args:
       config: a config with a `train`; without `train.epochs`, returned unchanged.
-      epoch: updates of an epoch.
+      steps_per_epoch: number of updates of an epoch.
     """
     train = train_of(config)
     if train.epochs is None:
         return config
-    known = dataclasses.replace(train, steps=train.epochs * epoch, epochs=None)
+    known = dataclasses.replace(train, steps=train.epochs * steps_per_epoch, epochs=None)
     config = resolve(dataclasses.replace(config, train=known))
     train = dataclasses.replace(train_of(config), epochs=train.epochs)
     return dataclasses.replace(config, train=train)

@@ -191,7 +191,8 @@ class Constant:
 
 @settings
 class Cosine:
-    """A linear warm-up from zero, then half a cosine down (Loshchilov & Hutter, 2017)."""
+    """A linear warm-up from 1/`warmup_steps` of the rate, then half a cosine down (Loshchilov &
+    Hutter, 2017)."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: Count = 100

@@ -107,13 +107,13 @@ def streams(tokens: np.ndarray, boundary: int, batch_size: int) -> Streams:
       batch_size: B.
     """
     total = len(tokens)
-    length = -(-total // batch_size)
-    lengths = np.clip(total - length * np.arange(batch_size), 0, length)
+    column_length = -(-total // batch_size)
+    lengths = np.clip(total - column_length * np.arange(batch_size), 0, column_length)
     # One sequence at a time: tokens mapped from the disk may fit into memory only once.
-    columns = np.zeros((length + 1, batch_size), tokens.dtype)
+    columns = np.zeros((column_length + 1, batch_size), tokens.dtype)
     for column, targets in enumerate(lengths):
         if targets:
-            first = column * length
+            first = column * column_length
             columns[0, column] = tokens[first - 1] if column else boundary
             columns[1 : targets + 1, column] = tokens[first : first + targets]
     return Streams(jnp.asarray(columns), jnp.asarray(lengths, jnp.int32))
@@ -161,14 +161,14 @@ def batch_at(
     length: Int[Array, ""] | int,
     key: Array | None = None,
 ) -> Batch:
-    """Return the batch of update `step`.
+    """Return the batch of the update after `step` updates.
 
     Streams give the next `length` tokens of every sequence, and start again after each epoch.
     Sentences give B sentences, padded to `length`. A generator gives sequences of `length` steps.
 
     Args:
       source: streams, a window of streams with this update, sentences, or a generator.
-      step: the update, counted from 0.
+      step: number of updates made.
       length: T; for a generator, at most its own T, and may be a tracer.
       key: draws the order of the sentences in each epoch (None: the order of the text), or the
         generated sequences, which need a key.
@@ -177,20 +177,23 @@ def batch_at(
         assert key is not None
         return source.batch(key, step, length)
     assert isinstance(length, int)
-    index, epoch = step % steps_per_epoch(source, length), step // steps_per_epoch(source, length)
+    in_epoch, epoch = (
+        step % steps_per_epoch(source, length),
+        step // steps_per_epoch(source, length),
+    )
     if isinstance(source, Streams | StreamWindow):
-        # Outside a window there are no targets.
-        number = index - source.first if isinstance(source, StreamWindow) else index
-        positions = number * length + jnp.arange(length + 1)
+        in_source = in_epoch - source.first if isinstance(source, StreamWindow) else in_epoch
+        positions = in_source * length + jnp.arange(length + 1)
         # Past its end a sequence repeats its last token, under a False mask.
         chunk = jnp.take(source.tokens, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
         if isinstance(source, StreamWindow):
+            # Before the window there are no targets.
             mask &= positions[:-1, None] >= 0
-        start = jnp.broadcast_to(index == 0, source.lengths.shape)
+        start = jnp.broadcast_to(in_epoch == 0, source.lengths.shape)
     else:
         batch_size = source.starts.shape[1]
-        rank = index * batch_size + jnp.arange(batch_size)
+        rank = in_epoch * batch_size + jnp.arange(batch_size)
         if key is not None:
             rank = shuffled(rank, source.starts.size, jax.random.fold_in(key, epoch))
         starts, lengths = source.starts.ravel()[rank], source.lengths.ravel()[rank]

@@ -34,11 +34,11 @@ class InMemory:
 
     Attributes:
       source: the source.
-      epoch: updates of an epoch.
+      steps_per_epoch: number of updates of an epoch.
     """
 
     def __init__(self, source: Source, length: int):
-        self.source, self.epoch = source, steps_per_epoch(source, length)
+        self.source, self.steps_per_epoch = source, steps_per_epoch(source, length)
 
     def at(self, step: int) -> tuple[Source, int]:
         """Return the source of update `step`, and the first update with another source."""
@@ -54,7 +54,7 @@ class Prefetched:
 
     Attributes:
       updates: W.
-      epoch: updates of an epoch.
+      steps_per_epoch: number of updates of an epoch.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Prefetched:
         self._tokens, self._boundary, self._length = tokens, boundary, length
         self._each = -(-len(tokens) // batch_size)
         self._targets = np.clip(len(tokens) - self._each * np.arange(batch_size), 0, self._each)
-        self.epoch = -(-self._each // length)
-        self._count = -(-self.epoch // updates)
-        self.updates = -(-self.epoch // self._count)
+        self.steps_per_epoch = -(-self._each // length)
+        self._count = -(-self.steps_per_epoch // updates)
+        self.updates = -(-self.steps_per_epoch // self._count)
         self._reader = ThreadPoolExecutor(1, "windows")
         self._read: dict[int, Future[StreamWindow]] = {}
 
@@ -83,7 +83,7 @@ class Prefetched:
 
         Updates count from 0. If the window has not been read ahead, the call waits for the thread.
         """
-        index = step % self.epoch
+        index = step % self.steps_per_epoch
         number = index // self.updates
         wanted = (number, (number + 1) % self._count)
         # Release old windows before reading new ones.
@@ -91,7 +91,7 @@ class Prefetched:
         for n in wanted:
             if n not in self._read:
                 self._read[n] = self._reader.submit(self._window, n)
-        end = min((number + 1) * self.updates, self.epoch)
+        end = min((number + 1) * self.updates, self.steps_per_epoch)
         return self._read[number].result(), step - index + end
 
     def whole(self) -> Source:
@@ -127,7 +127,7 @@ class Prefetched:
         # In this thread, to keep the training thread from waiting.
         arrays = jax.device_put((np.ascontiguousarray(columns.T), lengths, np.int32(first)))
         columns, lengths, first = jax.block_until_ready(arrays)
-        return StreamWindow(columns, lengths, first, Epoch(self.epoch))
+        return StreamWindow(columns, lengths, first, Epoch(self.steps_per_epoch))
 
 
 InputPipeline = InMemory | Prefetched

@@ -14,7 +14,7 @@ time k at which a weight was used,
 the carry, as a constant. *Truncated* BPTT(k1, k2) (Williams & Peng, 1990, there BPTT(h; h')) sums
 the losses of k1 steps and, for all k1 losses together, takes the k of the last k2 steps. Each block
 of k1 tokens is read together with the earlier tokens within these k2 steps; the state before the k2
-steps is a constant. Hence k1 = 1 is the sum above with t - k < k2, and k2 = T is full BPTT.
+steps is a constant. Hence k1 = 1 is the sum above with t - k < k2, and k1 = k2 = T is full BPTT.
 
 Backpropagation stores the residuals of every step: O(T) memory. With `recompute`, backpropagation
 stores only the carry before each of √T segments of √T steps, and reads each segment once more on

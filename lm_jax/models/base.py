@@ -94,8 +94,8 @@ class LanguageModel(abc.ABC):
     def for_training(self, key: Array) -> "LanguageModel":
         """The model for a training update.
 
-        With dropout drawn from the key, and with the readout's training loss. With neither dropout
-        nor a special training loss, the same model.
+        With dropout drawn from the key, and with the readout's training loss and the penalties. If
+        the model has none of these, a model with the same loss.
         """
         del key
         return self

@@ -8,8 +8,8 @@ The loss of N targets under a mask, with z_t = h_t W + b, and the gradient, as i
     ∂J/∂b = Σ_t (p_t - onehot(y_t))
 
 and zero for the targets outside the mask. With label smoothing s the target is (1 - s) onehot(y_t)
-+ s / V (`lm_jax.models.readout.softmax`), and the last term of J_t is (1 - s) z_{t, y_t} + s z̄_t,
-with the mean z̄_t = h_t W̄ + b̄ over the columns of W and b.
++ s / V (`lm_jax.models.readout.SoftmaxReadout`), and the last term of J_t is
+(1 - s) z_{t, y_t} + s z̄_t, with the mean z̄_t = h_t W̄ + b̄ over the columns of W and b.
 
 In a sum all targets have the same cotangent. The gradient can therefore be computed together with
 the logits: compute a tile of logits, turn the tile into p - onehot(y), multiply, and discard. The

@@ -29,7 +29,7 @@ class NeuralModel(LanguageModel):
     hidden_size: int = dataclasses.field(kw_only=True)
     """H."""
     dropout: DropoutMasks = dataclasses.field(default=NO_DROPOUT, kw_only=True)
-    """Dropout of training; without a key."""
+    """Dropout of training; only the model of `for_training` has a key."""
     activation_penalty: float | Array | None = dataclasses.field(default=None, kw_only=True)
     """alpha, on the input of the readout after dropout (Merity et al., 2017, equation 4)."""
     change_penalty: float | Array | None = dataclasses.field(default=None, kw_only=True)
@@ -69,7 +69,7 @@ class NeuralModel(LanguageModel):
         mask: Bool[Array, "T B"],
     ) -> Float[Array, ""]:
         own = self._of_readout(params)
-        if self.dropout.key is None:
+        if self.dropout.key is None:  # not from `for_training`
             return self.readout.total_nats(own, h, y, mask)
         seen, key = self.dropout.on_outputs(h), self.dropout.key_of(Place.READOUT)
         loss = self.readout.total_loss(own, seen, y, mask, key)

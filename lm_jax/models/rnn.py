@@ -52,7 +52,7 @@ class RNNModel(NeuralModel):
         tap: Float[Array, "T B layers"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         carries = []
-        h, first = self._first(params, x)
+        h, first = self._first(params, x)  # h: vectors, or token numbers
         above = params["layers"][1:]
         for number, (layer, own) in enumerate(zip(self.layers, [first, *above], strict=True)):
             seen = self.dropout.on_layer(h, number - 1) if number else h

@@ -22,7 +22,7 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.fields import Mark, fields
 from lm_jax.settings import UserError, digest
 from lm_jax.sweeps.points import Point, plain_point
-from lm_jax.training.loop import fitted
+from lm_jax.training.loop import completed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # equal by identity, to serve as a dict key
@@ -160,7 +160,7 @@ def plan(
     for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
         try:
             corpus = texts.get(found.data)
-            ready = fitted(found, corpus, epochs)
+            ready = completed(found, corpus, epochs)
         except UserError as error:
             raise UserError(f"{_called(number, name)}: {error}") from None
         place = f"trials/{number:03d}-{digest(found)}"

@@ -37,7 +37,7 @@ def train(
 
     Args:
       config: the config of the run. To resume a run, only fields marked as
-        `lm_jax.settings.Adjustable` may differ from the config of the run.
+        `lm_jax.fields.Adjustable` may differ from the config of the run.
       run_dir: directory of the run; created if missing.
       text: with `data.source="memory"`, one text, or three (training, validation, test).
       watch: called as watch(step, row) about once a second; row is the newly written row of
@@ -146,10 +146,10 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
     """
     config = resolve(config)
     corpus = load(config.data, text)
-    return fitted(config, corpus), corpus
+    return completed(config, corpus), corpus
 
 
-def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None) -> Config:
+def completed(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None) -> Config:
     """The resolved config, with the fields that depend on the text filled in.
 
     Args:
@@ -180,7 +180,7 @@ def fitted(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = None)
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = pipeline_of(config, corpus).epoch
+        epochs[way] = pipeline_of(config, corpus).steps_per_epoch
     return in_steps(config, epochs[way])
 
 

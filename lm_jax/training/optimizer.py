@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax import config as settings
+from lm_jax import config as configs
 from lm_jax.config.custom import blaming, load
 from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
@@ -19,11 +19,11 @@ from lm_jax.settings import UserError
 from lm_jax.trees import norm
 
 REST = -1  # number of the parameters without a group
-WITHOUT_SQUARES = (settings.SGD, settings.ASGD, settings.Momentum, settings.Lion)
+WITHOUT_SQUARES = (configs.SGD, configs.ASGD, configs.Momentum, configs.Lion)
 
 
 def clip(
-    train: settings.Train, grads: Params, grad_norm: Float[Array, ""]
+    train: configs.Train, grads: Params, grad_norm: Float[Array, ""]
 ) -> tuple[Params, Bool[Array, ""], Float[Array, ""]]:
     """Clip the whole gradient, by norm and then by value.
 
@@ -51,40 +51,42 @@ def clip(
 
 
 def optimizer(
-    train: settings.Train,
-    learning_rate: float | Float[Array, ""],
-    grad_norm: float | Float[Array, ""] = 0.0,
+    train: configs.Train,
+    rate: float | Float[Array, ""],
+    clipped_norm: float | Float[Array, ""] = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a step, weight decay and groups of parameters included.
 
     Args:
       train: the config; numbers may be tracers.
-      learning_rate: the learning rate of this step.
-      grad_norm: the norm of this step's gradient. If the square of the norm overflows, an optimizer
-        with squared gradients makes the parameters NaN. Otherwise the optimizer would divide by ∞
-        and leave the parameters unchanged for the rest of the run.
+      rate: the learning rate of this step.
+      clipped_norm: the norm of this step's gradient after clipping. If the square of the norm is
+        not finite, an optimizer with squared gradients makes the parameters NaN. Otherwise the
+        optimizer would divide by ∞ and leave the parameters unchanged for the rest of the run.
 
     Raises:
       UserError: when the optimizer is initialized: a group has no parameters; an optimizer of the
         user's own is none.
     """
 
-    def rule(config: settings.Optimizer, rate: Any, decay: Any) -> optax.GradientTransformation:
+    def with_decay(
+        config: configs.Optimizer, rate: Any, decay: Any
+    ) -> optax.GradientTransformation:
         if not isinstance(config, WITHOUT_SQUARES):
-            rate = jnp.where(jnp.isinf(jnp.square(grad_norm)), jnp.nan, rate)
-        own = _rule(config, rate)
-        return own if decay is None else optax.chain(optax.add_decayed_weights(decay), own)
+            rate = jnp.where(jnp.isfinite(jnp.square(clipped_norm)), rate, jnp.nan)
+        rule = _rule(config, rate)
+        return rule if decay is None else optax.chain(optax.add_decayed_weights(decay), rule)
 
-    rest = rule(train.optimizer, learning_rate, train.weight_decay)
+    rest = with_decay(train.optimizer, rate, train.weight_decay)
     if not train.groups:
         return optax.with_extra_args_support(rest)
     rules: dict[Hashable, optax.GradientTransformation] = {REST: rest}
     for number, group in enumerate(train.groups):
-        own = learning_rate
+        group_rate = rate
         if group.learning_rate is not None:
-            own = learning_rate * (group.learning_rate / train.learning_rate)
+            group_rate = rate * (group.learning_rate / train.learning_rate)
         decay = train.weight_decay if group.weight_decay is None else group.weight_decay
-        rules[number] = rule(group.optimizer or train.optimizer, own, decay)
+        rules[number] = with_decay(group.optimizer or train.optimizer, group_rate, decay)
     return optax.partition(rules, functools.partial(_groups, [g.pattern for g in train.groups]))
 
 
@@ -105,15 +107,15 @@ def _groups(patterns: Sequence[str], params: Params) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), groups)
 
 
-def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation:
+def _rule(config: configs.Optimizer, rate: Any) -> optax.GradientTransformation:
     match config:
-        case settings.SGD() | settings.ASGD():
+        case configs.SGD() | configs.ASGD():
             return optax.sgd(rate)
-        case settings.Momentum():
+        case configs.Momentum():
             return optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov)
-        case settings.Adam():
+        case configs.Adam():
             return optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.eps)
-        case settings.AdamW():
+        case configs.AdamW():
             return optax.adamw(
                 rate,
                 b1=config.beta1,
@@ -121,9 +123,9 @@ def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation
                 eps=config.eps,
                 weight_decay=config.weight_decay,
             )
-        case settings.RMSprop():
+        case configs.RMSprop():
             return optax.rmsprop(rate, decay=config.decay, eps=config.eps)
-        case settings.Adan():
+        case configs.Adan():
             return optax.adan(
                 rate,
                 b1=config.beta1,
@@ -132,7 +134,7 @@ def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation
                 eps=config.eps,
                 weight_decay=config.weight_decay,
             )
-        case settings.Adafactor():
+        case configs.Adafactor():
             return optax.adafactor(
                 rate,
                 min_dim_size_to_factor=config.factor_from,
@@ -142,11 +144,11 @@ def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation
                 momentum=config.momentum,
                 dtype_momentum=jnp.zeros(()).dtype,
             )
-        case settings.Lion():
+        case configs.Lion():
             return optax.lion(
                 rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay
             )
-        case settings.Muon():
+        case configs.Muon():
             return optax.contrib.muon(
                 rate,
                 ns_steps=config.iterations,
@@ -157,7 +159,7 @@ def _rule(config: settings.Optimizer, rate: Any) -> optax.GradientTransformation
                 adam_b2=config.beta2,
                 muon_weight_dimension_numbers=_hidden_matrices,
             )
-        case settings.CustomOptimizer():
+        case configs.CustomOptimizer():
             return _custom(config, rate)
 
 
@@ -171,7 +173,7 @@ def _hidden_matrices(params: Params) -> Any:
     return jax.tree.map_with_path(mark, params)
 
 
-def _custom(config: settings.CustomOptimizer, rate: Any) -> optax.GradientTransformation:
+def _custom(config: configs.CustomOptimizer, rate: Any) -> optax.GradientTransformation:
     named = load(config)
     with blaming(config):
         made = named(rate, **config.arguments)
@@ -181,7 +183,7 @@ def _custom(config: settings.CustomOptimizer, rate: Any) -> optax.GradientTransf
 
 
 def learning_rate(
-    train: settings.Train,
+    train: configs.Train,
     step: Int[Array, ""],
     epoch: Int[Array, ""],
     lr_scale: Float[Array, ""],
@@ -195,19 +197,19 @@ def learning_rate(
       lr_scale: the product of the plateau schedule's cuts; 1 with any other schedule.
     """
     schedule = train.schedule
-    share, steps = lr_scale, jnp.asarray(step, float)
-    if isinstance(schedule, settings.Cosine):
+    share, now = lr_scale, jnp.asarray(step, float)  # the share of the plateau, or 1
+    if isinstance(schedule, configs.Cosine):
         total = cast(Array, schedule.steps)  # a resolved config's is not None
-        warm = jnp.minimum(1, (steps + 1) / jnp.maximum(schedule.warmup_steps, 1))
-        past = (steps - schedule.warmup_steps) / jnp.maximum(total - schedule.warmup_steps, 1)
+        warm = jnp.minimum(1, (now + 1) / jnp.maximum(schedule.warmup_steps, 1))
+        past = (now - schedule.warmup_steps) / jnp.maximum(total - schedule.warmup_steps, 1)
         down = (1 + jnp.cos(jnp.pi * jnp.clip(past, 0, 1))) / 2
         share = warm * (schedule.final + (1 - schedule.final) * down)
-    elif isinstance(schedule, settings.Epochs):
+    elif isinstance(schedule, configs.Epochs):
         share = schedule.factor ** jnp.maximum(epoch - schedule.constant_epochs + 1, 0)
     return train.learning_rate * share
 
 
-def own_share(feeding: settings.ScheduledSampling, step: Int[Array, ""]) -> Float[Array, ""]:
+def own_share(feeding: configs.ScheduledSampling, step: Int[Array, ""]) -> Float[Array, ""]:
     """The share of inputs drawn from the model at a step (Bengio et al., 2015, section 2.4).
 
     The curve is a line, 1 - exp(-5 s), or the logistic function of 12 s - 6, as in the paper. Here
@@ -218,8 +220,8 @@ def own_share(feeding: settings.ScheduledSampling, step: Int[Array, ""]) -> Floa
       feeding: the resolved config; numbers may be tracers.
       step: number of updates made.
     """
-    steps = cast(Array, feeding.steps)  # a resolved config's is not None
-    way = jnp.clip(jnp.asarray(step, float) / jnp.maximum(steps, 1), 0, 1)
+    total = cast(Array, feeding.steps)  # a resolved config's is not None
+    way = jnp.clip(jnp.asarray(step, float) / jnp.maximum(total, 1), 0, 1)
     if feeding.curve == "exponential":
         way = (1 - jnp.exp(-5 * way)) / (1 - jnp.exp(-5.0))
     elif feeding.curve == "sigmoid":

@@ -12,12 +12,14 @@ from lm_jax.training.checkpoint import tree_digest
 from lm_jax.training.state import TrainState
 
 
-def train_row(state: TrainState, *, epoch: int, made: int, trained: float, seconds: float) -> Row:
+def train_row(
+    state: TrainState, *, steps_per_epoch: int, made: int, trained: float, seconds: float
+) -> Row:
     """The row of metrics.jsonl for the updates since the last training row.
 
     Args:
       state: the state with the record.
-      epoch: number of updates in an epoch.
+      steps_per_epoch: number of updates of an epoch.
       made: number of the record's updates made by this process.
       trained: seconds taken by these updates.
       seconds: seconds taken by all updates of the run.
@@ -28,7 +30,7 @@ def train_row(state: TrainState, *, epoch: int, made: int, trained: float, secon
         "step": step,
         "kind": "train",
         "split": "train",
-        "epoch": step / epoch,
+        "epoch": step / steps_per_epoch,
         "nats": float(record.nats),
         "grad_norm": float(record.grad_norm),
         "grad_norm_max": float(record.grad_norm_max),

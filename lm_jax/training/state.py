@@ -22,7 +22,8 @@ class Record(NamedTuple):
     nats: Float[Array, ""]
     """Mean loss per token."""
     grad_norm: Float[Array, ""]
-    """Mean norm of the gradient before clipping, over the steps."""
+    """Mean norm of the gradient before clipping, over the steps; with `train.accumulate`, the norm
+    is of the mean of the gradients so far."""
     grad_norm_max: Float[Array, ""]
     clipped_norm: Float[Array, ""]
     """Mean norm of the gradient after clipping, over the steps."""

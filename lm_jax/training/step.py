@@ -96,7 +96,7 @@ def init(
     state = TrainState(
         step=zero,
         params=params,
-        opt_state=optimizer(train, 0.0).init(params),
+        opt_state=optimizer(train, 0.0).init(params),  # the same for every rate
         carry=_estimator(config, model).init_carry(config.data.batch_size),
         record=empty_record(_delta_steps(config)),
         early_stopping=EarlyStopping(
@@ -257,7 +257,7 @@ def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None)
 
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
-    """The batch of update number `step` + 1."""
+    """The batch of the update after `step` updates."""
     steps = config.data.steps if config.data.generated else chunk_length(config)
     return batch_at(source, step, steps, _key(config, Draw.ORDER))
 

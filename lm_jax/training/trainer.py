@@ -121,9 +121,9 @@ class Trainer:
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
         self.pipeline = pipeline_of(config, corpus) if like is None else like.pipeline
-        self.epoch = self.pipeline.epoch
+        self.steps_per_epoch = self.pipeline.steps_per_epoch
         self.settings = train_of(config)
-        self.validate_every = self.settings.validate_every or self.epoch
+        self.validate_every = self.settings.validate_every or self.steps_per_epoch
         known = None if like is None else like.evaluator
         self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
@@ -160,7 +160,7 @@ class Trainer:
             state.step.block_until_ready()  # or many windows would pile up on the device
 
     def batch(self, step: int) -> Batch:
-        """The batch of update number `step` + 1."""
+        """The batch of the update after `step` updates."""
         return batch_of(self.config, self.pipeline.at(step)[0], step)
 
     def next_batch(self, state: TrainState) -> tuple[Carry, Batch]:
@@ -204,7 +204,7 @@ class Trainer:
         self._start_clock()
         try:
             try:
-                status = yield from self._train()
+                status = yield from self._events_of_training()
                 self._save()
                 splits = self._splits() if status == "finished" else {}
             except Stopped:
@@ -255,7 +255,7 @@ class Trainer:
         """Shapes and types of the state; nothing is computed."""
         return init.eval_shape(self.config, self.vocab_size)
 
-    def _train(self) -> "Generator[int | Rung, bool | None, str]":
+    def _events_of_training(self) -> "Generator[int | Rung, bool | None, str]":
         train = self.settings
         while True:
             step = int(self.state.step)
@@ -323,7 +323,7 @@ class Trainer:
         here = int(self.state.step) - self.logged
         row = train_row(
             self.state,
-            epoch=self.epoch,
+            steps_per_epoch=self.steps_per_epoch,
             made=here,
             trained=self.trained,
             seconds=self.journal.seconds + self.trained,

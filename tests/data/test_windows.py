@@ -33,7 +33,7 @@ def test_a_window_gives_the_batches_that_the_whole_streams_give(N, B, T, W):
     tokens = np.arange(1, N + 1, dtype=np.uint8)
     whole, feed = streams(tokens, BOUNDARY, B), Prefetched(tokens, BOUNDARY, B, T, W)
     epoch = steps_per_epoch(whole, T)
-    assert feed.epoch == epoch
+    assert feed.steps_per_epoch == epoch
     assert feed.updates <= W
     shapes, ends = set(), []
     read = jax.jit(batch_at, static_argnums=2)
@@ -99,8 +99,8 @@ def test_training_from_windows_is_training_from_the_device(whole, windowed):
     """Every bit of the last state, over more than two epochs, and every figure of the records."""
     work = Trainer(*prepared_work(windowed))
     assert isinstance(work.pipeline, Prefetched)
-    assert 2 * work.pipeline.epoch < 53
-    assert work.pipeline.updates < work.pipeline.epoch
+    assert 2 * work.pipeline.steps_per_epoch < 53
+    assert work.pipeline.updates < work.pipeline.steps_per_epoch
     assert tree_digest(state_of(windowed)) == tree_digest(state_of(whole))
     for name in ("sha256", "splits", "parameters_step"):
         assert windowed.result[name] == whole.result[name]

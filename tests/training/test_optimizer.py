@@ -119,6 +119,15 @@ def rates(schedule, steps, *, epoch_length=10, cut=1.0):
     )
 
 
+def test_a_gradient_whose_norm_overflows_is_not_divided_by_infinity_without_a_limit_either():
+    config = Train(optimizer=Adam(), clip_norm=float("inf"))
+    params, grads = {"w": jnp.ones(4)}, {"w": jnp.full(4, 1e308)}
+    clipped, _, clipped_norm = clip(config, grads, trees.norm(grads))
+    rule = optimizer(config, RATE, clipped_norm)
+    updates, _ = rule.update(clipped, rule.init(params), params)
+    assert np.all(np.isnan(updates["w"]))
+
+
 def test_constant_is_constant():
     np.testing.assert_array_equal(rates(Constant(), [0, 99]), 2.0)
 
