@@ -22,6 +22,7 @@ def train_command(default: Config) -> Callable[..., int]:
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         devices: int | None = None,
+        restart: bool = False,
     ) -> int:
         """Train a model, or resume a stopped run.
 
@@ -32,6 +33,7 @@ def train_command(default: Config) -> Callable[..., int]:
             resumes the same run).
           devices: number of devices that share the sequences of each batch; all devices if not
             given. A CPU counts as a single device if not given, else as the given number.
+          restart: begin anew; a run in the directory is kept as RUN_DIR.old-1 (or the next number).
         """
         name = Path(experiment).stem
         config = resolve(config)
@@ -39,7 +41,9 @@ def train_command(default: Config) -> Callable[..., int]:
         if devices is not None and devices > 1:
             divide_cpu(devices)
         with told_if_stopped(run_dir), display_of(name, config) as display:
-            run = lm_jax.train(config, run_dir, watch=display.watch, devices=devices)
+            run = lm_jax.train(
+                config, run_dir, watch=display.watch, devices=devices, restart=restart
+            )
         show_result(run)
         if run.result and run.result["status"] == "diverged":
             print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")

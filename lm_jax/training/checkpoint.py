@@ -83,9 +83,8 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         newer = [found for found in _steps(self._folder) if found > step]
-        for path in list(self._folder.iterdir()) if self._folder.exists() else ():
-            if re.fullmatch(r"[0-9]{8,}\.(partial|trash)", path.name):  # left by a crash
-                files.remove(path)
+        for path in _left_by_a_crash(self._folder):
+            files.remove(path)
         for damaged in newer:
             # Renamed, or the damaged checkpoints would count among the newest and be kept.
             path = self._folder / f"{damaged:08d}"
@@ -230,6 +229,25 @@ def newest(
         except (OSError, ValueError) as error:
             warnings.warn(f"passing over the damaged checkpoint {path}: {error}", stacklevel=2)
     return None
+
+
+def place_complete(run_dir: Path) -> None:
+    """Rename each checkpoint that a killed process had written but not yet renamed.
+
+    A save of a step that has a checkpoint takes the old one away first; a process killed then has
+    left only the new one, under its temporary name.
+    """
+    for path in _left_by_a_crash(run_dir / "checkpoints"):
+        place = path.with_suffix("")
+        complete = path.suffix == ".partial" and (path / "sha256.json").exists()  # written last
+        if complete and not place.exists():
+            path.rename(place)
+
+
+def _left_by_a_crash(folder: Path) -> list[Path]:
+    """The checkpoints under a temporary name."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in paths if re.fullmatch(r"[0-9]{8,}\.(partial|trash)", path.name)]
 
 
 def steps_saved(run_dir: Path) -> list[int]:

@@ -10,6 +10,7 @@ error.json        the last error of a trial in a sweep, if the trial failed
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,15 @@ def read_config(run_dir: Path) -> Config:
     return from_json(Config, _read(run_dir, "config.json"), str(run_dir / "config.json"))
 
 
+def run_of(run_dir: Path) -> Config | None:
+    """The config of the run in a directory; None if there is no run.
+
+    Raises:
+      UserError: as `read_config`.
+    """
+    return read_config(run_dir) if (run_dir / "config.json").exists() else None
+
+
 def read_vocabulary(run_dir: Path) -> Vocabulary:
     """The vocabulary of a run.
 
@@ -151,6 +161,23 @@ def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
             f"{run_dir} was begun on another text: its content or its tokens have changed "
             f"since (SHA-256 {str(known)[:12]}… there, {corpus.digest[:12]}… here)"
         )
+
+
+def set_aside(run_dir: Path) -> Path | None:
+    """Rename a run directory to the first free name `run_dir.old-N`; return the new path.
+
+    Returns None, and does nothing, if there is no run.
+
+    Raises:
+      UserError: as `locked_dir`.
+    """
+    if not (run_dir / "config.json").exists():
+        return None
+    with locked_dir(run_dir):
+        names = (run_dir.with_name(f"{run_dir.name}.old-{n}") for n in itertools.count(1))
+        aside = next(path for path in names if not os.path.lexists(path))
+        run_dir.rename(aside)
+    return aside
 
 
 def write_config(run_dir: Path, config: Config) -> None:

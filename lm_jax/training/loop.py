@@ -14,6 +14,7 @@ from lm_jax.data.corpus import Corpus, load
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
+from lm_jax.training.checkpoint import place_complete
 from lm_jax.training.devices import device_count
 from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
@@ -29,6 +30,7 @@ def train(
     text: str | Sequence[str] | None = None,
     watch: Watch | None = None,
     devices: int | None = None,
+    restart: bool = False,
 ) -> Run:
     """Train a model, or resume the run that an earlier call began in the same directory.
 
@@ -45,16 +47,21 @@ def train(
       devices: number of devices that share the sequences of a batch; a divisor of the batch size;
         None for all devices. The number is not part of the config: a run may resume with another
         number, but then the last bits differ.
+      restart: begin anew. If the directory holds a run, rename it to `run_dir.old-1` first (the
+        first free number).
 
     Returns:
       the run, as from `load_run`.
 
     Raises:
-      UserError: the config, the text or the directory is not usable; nothing has been changed.
+      UserError: the config, the text or the directory is not usable, or all checkpoints of the
+        directory's run are lost; nothing has been changed.
     """
     run_dir = Path(run_dir)
     config, corpus = prepared(config, text)
     count = device_count(devices)
+    if restart:
+        directory.set_aside(run_dir)
     with (
         stop_signals() as received,
         opened(config, run_dir, corpus, received, watch, devices=count) as work,
@@ -93,6 +100,7 @@ def opened(
     with directory.locked_dir(run_dir):
         if (run_dir / "config.json").exists():
             directory.write_or_check_manifest(run_dir, config, corpus)
+            place_complete(run_dir)
         if not _goes_on(run_dir, config):
             yield None
             return

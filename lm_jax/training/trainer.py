@@ -188,6 +188,8 @@ class Trainer:
         """
         self.state = self.restored()
         step = int(self.state.step)
+        if step == 0:
+            self._refuse_lost()
         if step > self.settings.steps:
             raise too_few(self.settings.steps, step)
         directory.write_config(self.run_dir, self.config)
@@ -224,6 +226,32 @@ class Trainer:
         finally:
             self.journal.close()
             self.checkpoints.close()
+
+    def _refuse_lost(self) -> None:
+        """Check that no saved updates are lost, before the first update.
+
+        Raises:
+          UserError: the run has saved updates, and no intact checkpoint.
+        """
+        rows = journal.read_rows(self.run_dir / "metrics.jsonl")
+        made = max((row["step"] for row in rows), default=0)
+        known = directory.run_of(self.run_dir)
+        if known is None or known.train is None or not made:
+            return
+        if found := steps_saved(self.run_dir):
+            what = f"no checkpoint is intact (of {', '.join(f'{step:08d}' for step in found)})"
+        else:
+            # A process killed before its first save ends has no checkpoint, and has lost nothing.
+            unsaved = known.train.checkpoint_every
+            if (self.run_dir / "checkpoints").exists():
+                unsaved *= 2  # the next save waits for the first
+            if made <= unsaved and not (self.run_dir / "result.json").exists():
+                return
+            what = "its checkpoints are gone"
+        raise UserError(
+            f"{self.run_dir} has made {made:,} updates, and {what}: --restart (in Python, "
+            "restart=True) keeps the directory under another name and begins anew"
+        )
 
     def restored(self, until: int | None = None) -> TrainState:
         """The newest saved state, at `until` or earlier; without a checkpoint, the first state."""

@@ -249,28 +249,81 @@ def damage(checkpoint):
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path):
     whole = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT)
-    for damaged in (1, 2):
-        run_dir = tmp_path / f"run{damaged}"
+    run_dir = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, watch=stopping_at(15))
+    _, newer = sorted((run_dir / "checkpoints").iterdir())
+    damage(newer)
+    with pytest.warns(UserWarning, match="passing over the damaged checkpoint"):
+        again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+    tiny.assert_trees_equal(again.params, whole.params)
+    assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("lost", ["damaged", "gone", "each gone"])
+def test_a_run_without_an_intact_checkpoint_is_refused_and_restarts_beside(
+    lost, finished, tmp_path
+):
+    run_dir = tmp_path / "run"
+    if finished:
+        lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+    else:
         with pytest.raises(SystemExit):
             lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, watch=stopping_at(15))
-        checkpoints = sorted((run_dir / "checkpoints").iterdir())
-        assert len(checkpoints) == 2
-        for checkpoint in checkpoints[-damaged:]:
+    for checkpoint in (run_dir / "checkpoints").iterdir():
+        if lost == "damaged":
             damage(checkpoint)
-        with pytest.warns(UserWarning, match="passing over the damaged checkpoint"):
-            again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
-        tiny.assert_trees_equal(again.params, whole.params)
-        assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+        else:
+            shutil.rmtree(checkpoint)
+    if lost == "gone":
+        (run_dir / "checkpoints").rmdir()
+    before = contents(run_dir)
+    said = "no checkpoint is intact" if lost == "damaged" else "its checkpoints are gone"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=rf"run has made (20|15) updates, and {said}.*restart"):
+            lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+    assert contents(run_dir) == before
+    again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, restart=True)
+    assert again.step == 20
+    assert contents(tmp_path / "run.old-1") == before
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_new_ones(tmp_path):
+def contents(folder):
+    """The content of each file, but of the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_at_its_first_update(tmp_path):
+    whole = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT)
+    run_dir = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "result.json").unlink()
+    rows = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    early = [row for row in rows if json.loads(row)["step"] <= 4]
+    (run_dir / "metrics.jsonl").write_text("".join(early))
+    again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+    tiny.assert_trees_equal(again.params, whole.params)
+
+
+def test_a_checkpoint_written_but_not_yet_placed_when_the_process_was_killed_counts(tmp_path):
+    whole = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT)
+    run_dir = tmp_path / "run"
     with pytest.raises(SystemExit):
-        lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT, watch=stopping_at(15))
-    for checkpoint in (tmp_path / "checkpoints").iterdir():
-        damage(checkpoint)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(SystemExit):
-        lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT, watch=stopping_at(5))
-    assert lm_jax.load_run(tmp_path).step == 5
+        lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, watch=stopping_at(5))
+    only = run_dir / "checkpoints" / "00000005"
+    assert [*only.parent.iterdir()] == [only]
+    shutil.copytree(only, only.with_suffix(".trash"))
+    only.rename(only.with_suffix(".partial"))
+    (run_dir / "result.json").unlink()
+    seen = []
+    lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT, watch=lambda step, _: seen.append(step))
+    assert min(seen) >= 5
+    tiny.assert_trees_equal(lm_jax.load_run(run_dir).params, whole.params)
+    assert rows_of(run_dir) == rows_of(tmp_path / "whole")
 
 
 def test_a_finished_run_whose_end_is_damaged_is_finished_once_more(tmp_path):
