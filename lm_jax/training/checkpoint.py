@@ -239,8 +239,8 @@ def place_complete(run_dir: Path) -> None:
     """
     for path in _left_by_a_crash(run_dir / "checkpoints"):
         place = path.with_suffix("")
-        complete = path.suffix == ".partial" and (path / "sha256.json").exists()  # written last
-        if complete and not place.exists():
+        complete = (path / "sha256.json").exists()  # written last
+        if path.suffix == ".partial" and complete and not path.is_symlink() | place.exists():
             path.rename(place)
 
 
