@@ -86,15 +86,6 @@ def read_config(run_dir: Path) -> Config:
     return from_json(Config, _read(run_dir, "config.json"), str(run_dir / "config.json"))
 
 
-def run_of(run_dir: Path) -> Config | None:
-    """The config of the run in a directory; None if there is no run.
-
-    Raises:
-      UserError: as `read_config`.
-    """
-    return read_config(run_dir) if (run_dir / "config.json").exists() else None
-
-
 def read_vocabulary(run_dir: Path) -> Vocabulary:
     """The vocabulary of a run.
 

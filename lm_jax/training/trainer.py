@@ -234,15 +234,16 @@ class Trainer:
           UserError: the run has saved updates, and no intact checkpoint.
         """
         rows = journal.read_rows(self.run_dir / "metrics.jsonl")
+        if (ended := journal.read_result(self.run_dir)) is not None:
+            rows.append(ended)
         made = max((row["step"] for row in rows), default=0)
-        known = directory.run_of(self.run_dir)
-        if known is None or known.train is None or not made:
+        if not made:
             return
         if found := steps_saved(self.run_dir):
             what = f"no checkpoint is intact (of {', '.join(f'{step:08d}' for step in found)})"
         else:
             # A process killed before its first save ends has no checkpoint, and has lost nothing.
-            unsaved = known.train.checkpoint_every
+            unsaved = train_of(directory.read_config(self.run_dir)).checkpoint_every
             if (self.run_dir / "checkpoints").exists():
                 unsaved *= 2  # the next save waits for the first
             if made <= unsaved and not (self.run_dir / "result.json").exists():

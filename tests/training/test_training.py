@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path)
 
 
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("lost", ["damaged", "gone", "each gone"])
+@pytest.mark.parametrize("lost", ["damaged", "gone", "each gone", "gone with the journal"])
 def test_a_run_without_an_intact_checkpoint_is_refused_and_restarts_beside(
     lost, finished, tmp_path
 ):
@@ -276,8 +276,10 @@ def test_a_run_without_an_intact_checkpoint_is_refused_and_restarts_beside(
             damage(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    if lost == "gone":
+    if lost.startswith("gone"):
         (run_dir / "checkpoints").rmdir()
+    if lost == "gone with the journal":
+        (run_dir / "metrics.jsonl").unlink()
     before = contents(run_dir)
     said = "no checkpoint is intact" if lost == "damaged" else "its checkpoints are gone"
     with warnings.catch_warnings():
