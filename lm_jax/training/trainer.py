@@ -242,10 +242,8 @@ class Trainer:
         if found := steps_saved(self.run_dir):
             what = f"no checkpoint is intact (of {', '.join(f'{step:08d}' for step in found)})"
         else:
-            # A process killed before its first save ends has no checkpoint, and has lost nothing.
-            unsaved = train_of(directory.read_config(self.run_dir)).checkpoint_every
-            if (self.run_dir / "checkpoints").exists():
-                unsaved *= 2  # the next save waits for the first
+            # Before the second save, which waits for the first, perhaps nothing has been saved.
+            unsaved = 2 * train_of(directory.read_config(self.run_dir)).checkpoint_every
             if made <= unsaved and not (self.run_dir / "result.json").exists():
                 return
             what = "its checkpoints are gone"
