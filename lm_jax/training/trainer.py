@@ -237,9 +237,10 @@ class Trainer:
         if (ended := journal.read_result(self.run_dir)) is not None:
             rows.append(ended)
         made = max((row["step"] for row in rows), default=0)
-        if not made:
+        found = steps_saved(self.run_dir)
+        if not made or 0 in found:  # a run stopped before its first update is saved, too
             return
-        if found := steps_saved(self.run_dir):
+        if found:
             what = f"no checkpoint is intact (of {', '.join(f'{step:08d}' for step in found)})"
         else:
             # Before the second save, which waits for the first, perhaps nothing has been saved.

@@ -26,7 +26,7 @@ from lm_jax.data.batches import streams
 from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, step, trainer
-from lm_jax.training.checkpoint import restore, tree_digest
+from lm_jax.training.checkpoint import Checkpoints, restore, tree_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -307,6 +307,20 @@ def test_a_run_killed_before_its_first_checkpoint_begins_at_its_first_update(tmp
     rows = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     early = [row for row in rows if json.loads(row)["step"] <= 10]
     (run_dir / "metrics.jsonl").write_text("".join(early))
+    again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
+    tiny.assert_trees_equal(again.params, whole.params)
+
+
+def test_a_run_stopped_before_its_first_update_and_killed_later_goes_on(tmp_path):
+    whole = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT)
+    run_dir, config = tmp_path / "run", resolve(tiny.config())
+    state = step.init(config, len(whole.vocabulary))
+    shutil.copytree(tmp_path / "whole", run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "result.json").unlink()
+    writer = Checkpoints(run_dir, 0)
+    writer.save(state)
+    writer.close()
     again = lm_jax.train(tiny.config(), run_dir, text=tiny.TEXT)
     tiny.assert_trees_equal(again.params, whole.params)
 
