@@ -1,12 +1,12 @@
-"""What an accelerator does with lm_jax: speed beside peers, bits, numerics; in about ten minutes.
+"""What an accelerator does with lm_jax: speed beside peers, bits, numerics; in at most ten minutes.
 
     python -m benchmarks.device [STAGE ...] [--seconds 600] [--folder DIR] [--small]
 
-The stages are the functions of `benchmarks.device_stages`. Each stage is a separate process with a
-time limit, because a JAX process keeps the memory of the accelerator. A stage that fails or runs
-out of time does not stop the others, and the table names the stages without time left. DIR receives
-a log of each stage, the compiled training steps, and table.txt. With --small all sizes are tiny,
-for a trial on a CPU.
+The stages are functions of `benchmarks.device_speed` and `benchmarks.device_checks`. Each stage is a
+separate process with a time limit, because a JAX process keeps the memory of the accelerator. A
+stage that fails or runs out of time does not stop the others, and the table names the stages
+without time left. DIR receives a log of each stage, the compiled training steps, and table.txt.
+With --small all sizes are tiny, for a trial on a CPU.
 """
 
 import argparse
@@ -16,10 +16,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.device_stages import MARK, STAGES, Stage
+from benchmarks import device_checks, device_speed
+from benchmarks.device_stage import MARK, Stage
 from benchmarks.side_by_side import ROOT
+
+
+class Limited(NamedTuple):
+    """A measurement, and its time limit in seconds."""
+
+    measure: Callable[[Stage], None]
+    limit: float
+
+
+STAGES = {
+    "about": Limited(device_checks.about, 60),
+    "ceilings": Limited(device_speed.ceilings, 60),
+    "steps": Limited(device_speed.steps, 150),
+    "peers": Limited(device_speed.peers, 120),
+    "bits": Limited(device_checks.bits, 90),
+    "lanes": Limited(device_speed.lanes, 90),
+    "quickstart": Limited(device_checks.quickstart, 90),
+    "evaluation": Limited(device_checks.evaluation, 60),
+    "numerics": Limited(device_checks.numerics, 90),
+    "loss": Limited(device_speed.loss, 60),
+    "tests": Limited(device_checks.tests, 150),
+    "probe": Limited(device_checks.probe, 200),
+}
+"""In the order in which they run; evaluation and probe read the quickstart's run."""
 
 LEAST = 15  # seconds; with less time left a stage is not started
 

@@ -240,7 +240,8 @@ def place_complete(run_dir: Path) -> None:
     for path in _left_by_a_crash(run_dir / "checkpoints"):
         place = path.with_suffix("")
         complete = (path / "sha256.json").exists()  # written last
-        if path.suffix == ".partial" and complete and not path.is_symlink() | place.exists():
+        taken = path.is_symlink() or place.exists()
+        if path.suffix == ".partial" and complete and not taken:
             path.rename(place)
 
 

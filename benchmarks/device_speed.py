@@ -1,0 +1,194 @@
+"""The stages of `benchmarks.device` that take times on the accelerator.
+
+Peers are timed in a process of their own, after ours; `benchmarks.steps` and
+`benchmarks.recurrence` time the sides in turn, with several times as much time for each row.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.device_stage import Stage, measuring, say, seconds_of, seconds_of_call
+from benchmarks.sizes import Size
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def ceilings(stage: Stage) -> None:
+    """Rates of a product and of a copy, and the time of a step of a scan."""
+    import jax
+    import jax.numpy as jnp
+
+    n, key = 512 if stage.small else 8192, jax.random.key(0)
+    a = jax.random.normal(key, (n, n))
+    for name, x, precision in (
+        ("float32, default precision", a, None),
+        ("float32, highest precision", a, "highest"),
+        ("bfloat16", a.astype(jnp.bfloat16), None),
+    ):
+        taken = seconds_of_call(functools.partial(jnp.matmul, precision=precision), x, x)
+        say(f"product {n} x {n}, {name}: {2 * n**3 / taken / 1e12:.1f} TFLOP/s")
+    big = jnp.ones(1 << (20 if stage.small else 29))
+    say(f"copy: {2 * big.nbytes / seconds_of_call(lambda x: x + 1, big) / 1e12:.2f} TB/s")
+    steps = 2000
+
+    def single(h: Any, unroll: int) -> Any:
+        def body(h: Any, _: Any) -> tuple[Any, None]:
+            return jnp.tanh(h) * 1.01, None
+
+        return jax.lax.scan(body, h, None, length=steps, unroll=unroll)[0]
+
+    for unroll in (1, 8):
+        made = functools.partial(single, unroll=unroll)
+        taken = seconds_of_call(made, jnp.ones((32, 512)))
+        say(f"scan with a single kernel, unroll {unroll}: {taken / steps * 1e6:.2f} us a step")
+
+    def product(h: Any, W: Any) -> Any:
+        def body(h: Any, _: Any) -> tuple[Any, None]:
+            return jnp.tanh((h @ W)[:, : h.shape[1]]), None
+
+        return jax.lax.scan(body, h, None, length=200)[0]
+
+    shapes = ((32, 512), (20, 650), (20, 656), (20, 1500), (20, 1504))
+    for B, H in ((4, 16),) if stage.small else shapes:
+        W = jax.random.normal(key, (H, 4 * H)) / H**0.5
+        taken = seconds_of_call(product, jnp.ones((B, H)), W)
+        say(f"scan with a product [{B}, {H}] x [{H}, {4 * H}]: {taken / 200 * 1e6:.1f} us a step")
+
+
+def steps(stage: Stage) -> None:
+    """Whole training steps of lm_jax; their compiled programs go to the folder."""
+    from benchmarks import ours
+
+    for name, size in _each_precision(stage.sizes):
+        with measuring(name):
+            way = ours.updates(size, 1)
+            losses, taken = way.check(), seconds_of(way.run)
+            say(
+                f"step, {name}: {1e3 * taken:.3f} ms, "
+                f"{1e6 * taken / size.length / size.layers:.1f} us a time step and layer, "
+                f"{size.batch * size.length / taken / 1e3:.0f}k tokens/s, "
+                f"losses {losses[0]:.4f} {losses[-1]:.4f}"
+            )
+    for name, size in stage.sizes.items():
+        with measuring(f"program, {name}"):
+            path = stage.folder / f"{name.replace(' ', '_').replace(',', '')}.hlo.txt"
+            path.write_text(ours.compiled_update(size).as_text() or "", encoding="utf-8")
+
+
+def peers(stage: Stage) -> None:
+    """The same steps in PyTorch (eager, cuDNN), and layers alone on all sides."""
+    import jax
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from benchmarks import flax_peer, ours, torch_peer
+
+    where = jax.default_backend()
+    for name, size in _each_precision(stage.sizes):
+        for tf32 in (True, False) if size.precision == "float32" else (True,):
+            rounding = f"{name}{'' if tf32 else ', no TF32'}"
+            with measuring(f"PyTorch step, {rounding}"):
+                builds = torch_peer.step(where, **vars(size))
+                torch.set_float32_matmul_precision("high" if tf32 else "highest")
+                torch.backends.cudnn.allow_tf32 = tf32
+                way = next(iter(builds.values()))()
+                losses, taken = way.check(), seconds_of(way.run)
+                say(
+                    f"PyTorch step, {rounding}: {1e3 * taken:.3f} ms, "
+                    f"losses {losses[0]:.4f} {losses[-1]:.4f}"
+                )
+    for name, size in stage.sizes.items():
+        sized = {**vars(size), "layers": 1, "vocabulary": 0}
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        builds = {
+            "ours, passes in one loop": functools.partial(ours.passes_of_a_layer, Size(**sized), 1),
+            **flax_peer.layer(where, **sized),
+            **torch_peer.layer(where, **sized),
+        }
+        for way, build in builds.items():
+            if "compile" in way or "nnx" in way or ("Flax" in way and "loop" not in way):
+                continue  # slower to compile, or slower than the next
+            with measuring(f"layer, {name}, {way}"):
+                say(f"layer, {name}, {way}: {1e3 * seconds_of(build().run):.3f} ms")
+
+
+def lanes(stage: Stage) -> None:
+    """An update of 1, 8 and 64 lanes, and the way of their states to the host and back."""
+    import jax
+
+    from lm_jax.config import GRU, LSTM, RNN, Config, Data, Train, override, resolve
+    from lm_jax.data.batches import streams
+    from lm_jax.sweeps.vmapped_runs import VmappedRuns
+    from lm_jax.training.step import init
+
+    V = 65
+    tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint8)
+    small = (GRU(), 16, 4, 8)
+    for cell, H, B, T in (small,) if stage.small else ((GRU(), 64, 16, 32), (LSTM(), 512, 32, 128)):
+        config = resolve(
+            Config(
+                data=Data(batch_size=B, length=T),
+                model=RNN(cell=cell, hidden_size=H),
+                train=Train(steps=10**6, clip_norm=1.0),
+            )
+        )
+        source = streams(tokens, 0, B)
+        for count in (1, 2) if stage.small else (1, 8, 64):
+            what = f"{cell.kind} {H}, B {B} T {T}, {count} lanes"
+            with measuring(what):
+                configs = [override(config, {"seed": seed}) for seed in range(count)]
+                runs, reached = VmappedRuns(V, source, count), 0
+                runs.stack([init(each, V) for each in configs], configs)
+
+                def advance(updates: int, runs: VmappedRuns = runs, count: int = count) -> None:
+                    nonlocal reached
+                    reached += updates
+                    runs.advance([reached] * count)
+
+                taken = seconds_of(advance)
+                to_host = time.perf_counter()
+                states = runs.unstack(count)
+                back = time.perf_counter()
+                runs.stack(states, configs)
+                runs.advance([reached] * count)
+                end = time.perf_counter()
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) / 1e6
+                peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9
+                say(
+                    f"{what}: {1e3 * taken:.2f} ms for all, {1e3 * taken / count:.3f} a lane; "
+                    f"states {size:.0f} MB, to the host {1e3 * (back - to_host):.0f} ms, "
+                    f"back {1e3 * (end - back):.0f} ms; peak {peak:.2f} GB"
+                )
+
+
+def loss(stage: Stage) -> None:
+    """The fused loss with gradient, by size of a tile."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm_jax.models import fused
+
+    N, H = (64, 16) if stage.small else (700, 64)
+    for V in (1000,) if stage.small else (10_000, 1_000_000):
+        keys = jax.random.split(jax.random.key(0), 3)
+        W, h = 0.1 * jax.random.normal(keys[0], (H, V)), jax.random.normal(keys[1], (N, H))
+        y, b, mask = jax.random.randint(keys[2], (N,), 0, V), jnp.zeros(V), jnp.ones(N, bool)
+        for tile in (21, 24, 27, 30):
+            fused.TILE, fused.MOST = 1 << tile, 1024 if tile < 28 else 4096
+            jax.clear_caches()
+            with measuring(f"V {V:,}, tile 2^{tile}"):
+                fused._summed.cache_clear()
+                both = jax.value_and_grad(fused.fused_cross_entropy, (0, 1, 2))
+                taken = seconds_of_call(both, W, b, h, y, mask)
+                say(f"V {V:,}, H {H}, {N} targets, tile 2^{tile}: {1e3 * taken:.2f} ms")
+
+
+def _each_precision(found: Mapping[str, Size]) -> Iterator[tuple[str, Size]]:
+    for name, size in found.items():
+        for precision in PRECISIONS:
+            yield f"{name}, {precision}", dataclasses.replace(size, precision=precision)
