@@ -2,7 +2,7 @@
 
     python -m benchmarks.device [STAGE ...] [--seconds 600] [--folder DIR] [--small]
 
-The stages are functions of `benchmarks.device_speed` and `benchmarks.device_checks`. Each stage is a
+The stages are functions of `benchmarks.device_speed` and `benchmarks.device_checks`. Each is a
 separate process with a time limit, because a JAX process keeps the memory of the accelerator. A
 stage that fails or runs out of time does not stop the others, and the table names the stages
 without time left. DIR receives a log of each stage, the compiled training steps, and table.txt.
