@@ -1,17 +1,21 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
+# `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 T ?=
 
-.PHONY: run test test-extras check bench clean
+.PHONY: run test test-all test-extras check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(if $(filter -%,$(T)),$(T),$(addprefix tests/,$(T)))
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not extras" $(if $(filter -%,$(T)),$(T),$(addprefix tests/,$(T)))
 
 test-extras: $(VENV)/.installed-extras
 	$(BIN)/python -m pytest -n 0 -m extras tests/sweeps

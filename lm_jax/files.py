@@ -8,9 +8,11 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,6 +73,7 @@ def discard(folder: Path, successor: Path | None = None) -> None:
         folder.rename(trash)
     if successor is not None:
         successor.rename(folder)
+    names_to_disk(folder.parent)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -86,6 +89,37 @@ def to_disk(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def names_to_disk(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: new, renamed and removed files."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tree_to_disk(folder: Path) -> None:
+    """Wait until all files below a folder, and their names, are on the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(place) / name, "rb") as file:
+                os.fsync(file.fileno())
+        names_to_disk(Path(place))
+
+
+def free_name(path: Path, sign: str) -> Path:
+    """The first of `path.sign-1`, `path.sign-2`, … that does not exist."""
+    names = (path.with_name(f"{path.name}.{sign}-{n}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def keep_damaged(path: Path) -> Path:
+    """Copy a damaged file to `path.damaged-N` before it is written anew; return the copy."""
+    kept = free_name(path, "damaged")
+    shutil.copyfile(path, kept, follow_symlinks=False)
+    return kept
+
+
 def write_whole(path: Path, content: str) -> None:
     """Write a file atomically: after a crash the path holds the old or the new content."""
     partial = path.with_name(f"{path.name}.partial")
@@ -93,6 +127,7 @@ def write_whole(path: Path, content: str) -> None:
         file.write(content)
         to_disk(file)
     partial.replace(path)
+    names_to_disk(path.parent)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -108,6 +143,52 @@ def read_json(path: Path, kind: Any = Row) -> Any:
       OSError: the file is missing or cannot be read.
     """
     return parsed(path.read_bytes(), str(path), kind)
+
+
+_SEAL = re.compile(r',(\s*)"seal": "([0-9a-f]{16})"(\s*\}\s*)\Z')
+
+
+def sealed(text: str) -> str:
+    """The JSON text of an object with a last entry `seal`, made of a hash of the text."""
+    head = text.rpartition("}")[0].rstrip()
+    tail = text[len(head) :]
+    space = "\n  " if tail.startswith("\n") else " "
+    return f'{head},{space}"seal": "{sha256(text)[:16]}"{tail}'
+
+
+def seal_of(text: str) -> str | None:
+    """The seal of a text from `sealed`, unchecked; None if there is no seal."""
+    found = _SEAL.search(text)
+    return found and found[2]
+
+
+def unsealed(text: str, name: str) -> str:
+    """The text that `sealed` was given.
+
+    Raises:
+      UserError: the text has changed since, or has no seal; begins with `name`.
+    """
+    found = _SEAL.search(text)
+    if found is None:
+        raise UserError(f"{name} is damaged, or of another version of lm_jax: it has no seal")
+    content = text[: found.start()] + found[3]
+    if sha256(content)[:16] != found[2]:
+        raise UserError(f"{name} is damaged: its content does not match its seal")
+    return content
+
+
+def write_sealed(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write an object as JSON with a seal, atomically."""
+    write_whole(path, sealed(as_json(value, indent) + "\n"))
+
+
+def read_sealed(path: Path, kind: Any = Row) -> Any:
+    """Read a file of `write_sealed`; arguments and errors as in `read_json`."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return parsed(unsealed(text, str(path)), str(path), kind)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

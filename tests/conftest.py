@@ -35,14 +35,30 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("lm_jax", "checked.checked")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow the cases of a test that its mark `quick` does not name."""
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark and item.callspec.id not in mark.args:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_file():
-    """Drop a file's compiled programs at its end: those of the whole suite take gigabytes."""
+    """Drop the compiled programs at a file's end: those of the whole suite take gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":  # whose malloc keeps what is freed
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform != "linux":
+        jax.clear_caches()
+    elif _resident() > 2**30:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed
+
+
+def _resident() -> int:
+    """The bytes of this process that lie in memory, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture

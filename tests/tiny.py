@@ -14,6 +14,8 @@ from lm_jax.config import RNN, Config, Data, Memory, Train, Window
 from lm_jax.data.batches import Batch
 from lm_jax.fields import CODE, alternatives
 from lm_jax.training import journal
+from lm_jax.training.checkpoint import newest
+from lm_jax.training.manifest import Manifest
 
 V, B, T = 7, 3, 6
 
@@ -70,17 +72,19 @@ def batch(seed=0, length=T, lanes=B, start=True):
     return Batch(
         jnp.asarray(tokens[:-1]),
         jnp.asarray(tokens[1:]),
-        jnp.ones((length, lanes), bool),
-        jnp.full(lanes, start),
+        jnp.asarray(np.ones((length, lanes), bool)),
+        jnp.asarray(np.full(lanes, start)),
     )
 
 
 def moved(params, seed=1, size=0.3):
     """The parameters, each shifted a little, so that no bias or block is zero."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    shifts = [size * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return structure.unflatten([a + s for a, s in zip(leaves, shifts, strict=True)])
+    normal = np.random.default_rng(seed).normal
+
+    def shifted(leaf):
+        return jnp.asarray(np.asarray(leaf) + size * normal(size=leaf.shape))
+
+    return jax.tree.map(shifted, params)
 
 
 def config(**parts):
@@ -93,6 +97,14 @@ def config(**parts):
         train=changed(train, **parts.get("train", {})),
         seed=parts.get("seed", 0),
     )
+
+
+KNOWN = Manifest(config="a config", corpus="a corpus")
+
+
+def restored(run_dir, template, known=KNOWN):
+    """The newest intact state of some checkpoints."""
+    return newest(run_dir, known, lambda saved: saved.restored(template))
 
 
 CLOCKS = ("seconds", "tokens_per_second")

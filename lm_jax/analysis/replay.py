@@ -115,7 +115,7 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[R
             "that hands it over again, as text=…, can replay it"
         )
     config, corpus = prepared(run.config, text)
-    directory.refuse_other_text(run.run_dir, corpus)
+    directory.known(run.run_dir, config, corpus.digest)
     work = Trainer(config, run.run_dir, corpus, [], lambda step, row: None)
     return work, read_rows(run.run_dir / "metrics.jsonl")
 

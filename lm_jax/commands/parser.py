@@ -70,6 +70,10 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         near = name_meant(COMMANDS, name)
         said = f"; did you mean {near!r}?" if near else nearest(name, commands)
         raise UserError(f"there is no command {name}{said}")
+    if name in commands and not helped:  # before the parser of all flags, which takes long to make
+        flags = Flags(name, own_flags(commands[name]), default if reads else None)
+        if found := mistake(flags, arguments[1:]):
+            raise UserError(found)
     said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(said):
@@ -87,11 +91,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        found = None
-        if name in commands:
-            flags = Flags(name, own_flags(commands[name]), default if reads else None)
-            found = mistake(flags, arguments[1:])
-        raise UserError(found or _in_one_line(said.getvalue())) from None
+        raise UserError(_in_one_line(said.getvalue())) from None
 
 
 def _with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:

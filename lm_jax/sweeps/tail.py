@@ -1,14 +1,16 @@
 """Follow the journals of trials in other processes."""
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Sequence
 
-from lm_jax.files import Row, whole_rows
+from lm_jax.files import Row
+from lm_jax.settings import UserError
 from lm_jax.sweeps.jobs import Job, Watcher
 from lm_jax.sweeps.plan import Trial
-from lm_jax.training.journal import Watch, is_row
+from lm_jax.training.journal import Watch, read_row
 
 BETWEEN_LOOKS = 1.0  # seconds
 
@@ -76,5 +78,6 @@ class Tail:
             place.seen = file.tell()
         if lines and not lines[-1].endswith(b"\n"):  # the line is still being written
             place.seen -= len(lines.pop())
-        for row, _ in whole_rows(lines, is_row):
-            place.tell(row)
+        for line in lines:
+            with contextlib.suppress(UserError):  # damaged
+                place.tell(read_row(line)[1])

@@ -1,15 +1,15 @@
-"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, with a digest of every file.
+"""Checkpoints: the arrays of a train state in `checkpoints/STEP/`, with a manifest.
 
 Orbax writes the arrays in the background while training continues. Orbax does not detect damage: a
 flipped byte is restored unnoticed, or crashes a thread. A checkpoint therefore consists of
 
-    checkpoints/00000500/arrays/        the files written by Orbax
-    checkpoints/00000500/sha256.json    the SHA-256 of each file in arrays/
+    checkpoints/00000500/arrays/          the files written by Orbax
+    checkpoints/00000500/manifest.json    whose they are, and SHA-256 of each file and each array
 
-The folder is written under a temporary name and renamed when complete. Restoring takes the newest
-checkpoint with all digests right. The arrays are stored flat, under names like
-`params/layers/0/W_hh`, and restored into a template with the real structure. No other module uses
-Orbax.
+The folder is written under a temporary name, renamed when all of it is on the disk, and then listed
+in the manifest of the run. Restoring takes the newest checkpoint of the run with all digests right.
+The arrays are stored flat, under names like `params/layers/0/W_hh`, and restored into a template
+with the real structure. No other module uses Orbax.
 
 With a vocabulary of a million words a state takes gigabytes, and no second copy is held. A state is
 written directly from its own memory, without compression, because a compressor holds its input. The
@@ -18,7 +18,10 @@ leaves are restored in groups: a large leaf alone, many small leaves together.
 
 import gc
 import hashlib
+import importlib.metadata
 import math
+import os
+import platform
 import re
 import threading
 import warnings
@@ -30,11 +33,16 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
 from lm_jax import files
 from lm_jax.settings import UserError
+from lm_jax.training import manifest
+from lm_jax.training.journal import Kept
+from lm_jax.training.manifest import Manifest
 
-KEPT = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
+NEWEST = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
+SPACED = 8, 64  # saves between the older reserves, of which the newest is kept
 COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
 AT_ONCE = 2**25  # bytes of the leaves restored together
 
@@ -44,8 +52,67 @@ Loaded = TypeVar("Loaded")
 _ORBAX = threading.Lock()
 
 
+def _orbax() -> Any:
+    """Orbax, imported when first used, because the import takes half a second."""
+    from orbax.checkpoint import v1
+
+    return v1
+
+
 class OtherModel(UserError):
     """The checkpoint is intact but belongs to another model."""
+
+
+class Leaf(pydantic.BaseModel):
+    """An array of a checkpoint."""
+
+    shape: list[int]
+    dtype: str
+    sha256: str
+
+
+class Contents(pydantic.BaseModel):
+    """Contents of a checkpoint's manifest.json."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    step: int
+    config: str
+    """Digest of the config, as in the manifest of the run."""
+    corpus: str
+    """Digest of the corpus."""
+    journal: Kept
+    """The rows of metrics.jsonl so far."""
+    environment: dict[str, str]
+    """Versions, devices and flags, on which the last bits of a run depend."""
+    files: dict[str, str]
+    """SHA-256 by name, of each file in arrays/."""
+    leaves: dict[str, Leaf]
+    """The arrays by name."""
+
+
+def environment() -> dict[str, str]:
+    """Versions, devices and flags of this process."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": str(os.cpu_count()),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def warn_of_changes(there: Mapping[str, str]) -> None:
+    """Warn if the environment of a checkpoint differs from that of this process."""
+    here = environment()
+    changes = [
+        f"{name}: {there.get(name)} -> {value}"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+    if changes:
+        warnings.warn(f"the run's last bits may change ({'; '.join(changes)})", stacklevel=2)
 
 
 class AsStored:
@@ -68,18 +135,30 @@ def tree_digest(tree: Any) -> str:
     """SHA-256 over the names, types, shapes and contents of a tree's arrays, sorted by name."""
     total = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{name} {array.dtype} {leaf.shape}\n".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        total.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        total.update(_bytes_of(leaf))
     return total.hexdigest()
+
+
+def _bytes_of(leaf: Any) -> memoryview:
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
 
 
 class Checkpoints:
     """Writer of the checkpoints of a run, with a background thread."""
 
-    def __init__(self, run_dir: Path, step: int):
-        """Prepare the folder for a run that resumes from `step`."""
-        self._folder = run_dir / "checkpoints"
+    def __init__(self, run_dir: Path, step: int, known: Manifest, every: int = 1):
+        """Prepare the folder for a run that resumes from `step`.
+
+        Args:
+          run_dir: the run.
+          step: step of the state that the run resumes from; newer checkpoints are damaged, and are
+            renamed.
+          known: the manifest of the run, kept up to date from here on.
+          every: updates between two saves.
+        """
+        self._run_dir, self._folder = run_dir, run_dir / "checkpoints"
+        self._manifest, self._every = known, every
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         newer = [found for found in _steps(self._folder) if found > step]
@@ -88,14 +167,17 @@ class Checkpoints:
         for damaged in newer:
             # Renamed, or the damaged checkpoints would count among the newest and be kept.
             path = self._folder / f"{damaged:08d}"
-            files.remove(path.with_suffix(".damaged"))
-            path.rename(path.with_suffix(".damaged"))
+            path.rename(files.free_name(path, "damaged"))
 
-    def save(self, state: Any) -> None:
+    def save(self, state: Any, rows: Kept) -> None:
         """Save a state under its step; return when an update may overwrite the state's memory.
 
         The state is usually copied and then written in the background. On a CPU, a state of more
         than `COPIED` bytes is not copied, to save memory; the call returns after the write.
+
+        Args:
+          state: the state.
+          rows: the rows of metrics.jsonl so far, which are on the disk.
 
         Raises:
           OSError, ValueError: this save or the previous save failed, for example because the disk
@@ -107,7 +189,7 @@ class Checkpoints:
         large = sum(array.nbytes for array in arrays.values()) > COPIED
         if _on_cpu() and not large:
             arrays = {name: array.copy() for name, array in arrays.items()}
-        self._writing = self._writer.submit(self._write, int(state.step), arrays)
+        self._writing = self._writer.submit(self._write, int(state.step), arrays, rows)
         if _on_cpu() and large:
             self.wait()
             arrays.clear()  # as long as a view exists, JAX copies the memory instead of reusing it
@@ -122,13 +204,21 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def close(self) -> None:
+    def finish(self, rows: Kept) -> None:
+        """Wait as in `wait`, and note the rows of metrics.jsonl at the end of the run."""
         self.wait()
-        self._writer.shutdown()
+        self._manifest = self._manifest.model_copy(update={"journal": rows})
+        manifest.write(self._run_dir, self._manifest)
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
-        from orbax.checkpoint import v1 as ocp
+    def close(self) -> None:
+        """Wait as in `wait`, and end the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
 
+    def _write(self, step: int, arrays: dict[str, np.ndarray], rows: Kept) -> None:
+        ocp = _orbax()
         path = self._folder / f"{step:08d}"
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(parents=True)
@@ -137,23 +227,54 @@ class Checkpoints:
         context.array.saving.use_compression = False
         with _ORBAX, context:
             ocp.save(str((partial / "arrays").absolute()), arrays)
-        files.write_json(partial / "sha256.json", _file_digests(partial / "arrays"))
+        files.tree_to_disk(partial / "arrays")
+        contents = Contents(
+            step=step,
+            config=self._manifest.config,
+            corpus=self._manifest.corpus,
+            journal=rows,
+            environment=environment(),
+            files=_file_digests(partial / "arrays"),
+            leaves={name: _leaf(array) for name, array in arrays.items()},
+        )
+        files.write_sealed(partial / manifest.NAME, contents.model_dump(), None)
         # A checkpoint of the step is damaged, or was saved before the validation at the step.
         files.discard(path, partial)
-        for old in _steps(self._folder)[:-KEPT]:
+        there = _steps(self._folder)
+        kept = _to_keep(there, self._every)
+        self._manifest = self._manifest.model_copy(update={"checkpoints": kept, "journal": None})
+        manifest.write(self._run_dir, self._manifest)
+        for old in sorted({*there} - {*kept}):
             files.discard(self._folder / f"{old:08d}")
 
 
-class Checkpoint:
-    """An intact checkpoint."""
+def _to_keep(steps: list[int], every: int) -> list[int]:
+    """The newest checkpoints, and further back the newest of every 8th and every 64th save."""
+    spaced = [[step for step in steps if step and step % (n * every) == 0] for n in SPACED]
+    return sorted({*steps[-NEWEST:], *(found[-1] for found in spaced if found)})
 
-    def __init__(self, path: Path):
-        """Check the digests and read the shapes and types of the arrays.
+
+def _leaf(array: np.ndarray) -> Leaf:
+    digest = hashlib.sha256(_bytes_of(array)).hexdigest()
+    return Leaf(shape=list(array.shape), dtype=array.dtype.name, sha256=digest)
+
+
+class Checkpoint:
+    """An intact checkpoint.
+
+    Attributes:
+      contents: its manifest.
+    """
+
+    def __init__(self, path: Path, known: Manifest):
+        """Check the files against the checkpoint's manifest, and the manifest against the run's.
 
         Raises:
-          OSError, ValueError: the checkpoint is damaged.
+          OSError, ValueError: the checkpoint is damaged, or is another run's.
         """
-        self._path, self._stored = path, _read(path)
+        self._path, self.contents = path, _read(path, known)
+        with _ORBAX:
+            self._stored = dict(_orbax().metadata(str((path / "arrays").absolute())).metadata)
 
     def restored(self, template: Any, *, part: bool = False) -> Any:
         """The state, in memory owned by JAX.
@@ -182,50 +303,50 @@ class Checkpoint:
         )
 
     def _load(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        from orbax.checkpoint import v1 as ocp
-
+        ocp = _orbax()
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with _ORBAX, context:
             named = {name: self._stored[name] for name in names}
-            return ocp.load(str((self._path / "arrays").absolute()), named)
+            found = ocp.load(str((self._path / "arrays").absolute()), named)
+        for name, array in found.items():
+            if _leaf(array) != self.contents.leaves[name]:
+                raise ValueError(f"{name} is not what was saved")
+        return found
 
 
-def restore(run_dir: Path, template: Any, *, until: int | None = None) -> Any | None:
-    """The state of the newest intact checkpoint, or None if no checkpoint is intact (`newest`).
+def newest(
+    run_dir: Path,
+    known: Manifest,
+    use: Callable[[Checkpoint], Loaded],
+    *,
+    until: int | None = None,
+) -> Loaded | None:
+    """Apply `use` to the newest intact checkpoint; return None if no checkpoint is intact.
+
+    A checkpoint that is damaged, missing or another run's is skipped with a warning.
 
     Args:
       run_dir: the run.
-      template: see `Checkpoint.restored`.
+      known: the manifest of the run.
+      use: function of the checkpoint; the result of the call is returned.
       until: last step to consider; None for no limit.
 
     Raises:
       OtherModel: the checkpoint belongs to another model.
     """
-    return newest(run_dir, lambda checkpoint: checkpoint.restored(template), until=until)
-
-
-def newest(
-    run_dir: Path, use: Callable[[Checkpoint], Loaded], *, until: int | None = None
-) -> Loaded | None:
-    """Apply `use` to the newest intact checkpoint; return None if no checkpoint is intact.
-
-    A damaged checkpoint is skipped with a warning.
-
-    Args:
-      run_dir: the run.
-      use: function of the checkpoint; the result of the call is returned.
-      until: last step to consider; None for no limit.
-    """
     folder = run_dir / "checkpoints"
-    for step in reversed(_steps(folder)):
+    steps = {*_steps(folder), *known.checkpoints}
+    for step in sorted(steps, reverse=True):
         if until is not None and step > until:
             continue
         path = folder / f"{step:08d}"
         try:
-            return use(Checkpoint(path))
+            return use(Checkpoint(path, known))
         except OtherModel:
             raise
+        except FileNotFoundError:
+            warnings.warn(f"passing over the checkpoint {path}: it is gone", stacklevel=2)
         except (OSError, ValueError) as error:
             warnings.warn(f"passing over the damaged checkpoint {path}: {error}", stacklevel=2)
     return None
@@ -239,7 +360,7 @@ def place_complete(run_dir: Path) -> None:
     """
     for path in _left_by_a_crash(run_dir / "checkpoints"):
         place = path.with_suffix("")
-        complete = (path / "sha256.json").exists()  # written last
+        complete = (path / manifest.NAME).exists()  # written last
         taken = path.is_symlink() or place.exists()
         if path.suffix == ".partial" and complete and not taken:
             path.rename(place)
@@ -279,22 +400,23 @@ def _is_there(path: Path) -> bool:
         return False
     except NotADirectoryError:
         inside = {path.name}
-    if inside and not inside & {"arrays", "sha256.json"}:
+    if inside and not inside & {"arrays", manifest.NAME}:
         raise UserError(f"{path} has the name of a checkpoint and is none: move it elsewhere")
     return True
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The shape and type of each array, after a check of all files against the digests."""
-    from orbax.checkpoint import v1 as ocp
-
-    known = files.read_json(path / "sha256.json", dict[str, str])
+def _read(path: Path, known: Manifest) -> Contents:
+    """The manifest of a checkpoint, after a check of all files against it."""
+    contents = files.read_sealed(path / manifest.NAME, Contents)
+    if (contents.config, contents.corpus) != (known.config, known.corpus):
+        raise ValueError("it belongs to a run of another config or text")
+    if f"{contents.step:08d}" != path.name:
+        raise ValueError(f"it is of step {contents.step}")
     found = _file_digests(path / "arrays")
-    for name in sorted(known.keys() | found.keys()):
-        if known.get(name) != found.get(name):
+    for name in sorted(contents.files.keys() | found.keys()):
+        if contents.files.get(name) != found.get(name):
             raise ValueError(f"arrays/{name} does not match its SHA-256")
-    with _ORBAX:
-        return dict(ocp.metadata(str((path / "arrays").absolute())).metadata)
+    return contents
 
 
 def _together(stored: Mapping[str, Any]) -> list[list[str]]:

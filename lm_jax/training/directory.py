@@ -2,6 +2,7 @@
 
 config.json       the resolved config
 vocabulary.json   the tokens, and a digest of the corpus
+manifest.json     the checkpoints, and whose they are (lm_jax.training.manifest)
 metrics.jsonl     one row per record (lm_jax.training.journal)
 checkpoints/      train states (lm_jax.training.checkpoint)
 result.json       the final result
@@ -10,9 +11,9 @@ error.json        the last error of a trial in a sweep, if the trial failed
 """
 
 import contextlib
-import itertools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lm_jax import files
@@ -20,8 +21,11 @@ from lm_jax.config import Config
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.fields import differences
-from lm_jax.files import write_whole
-from lm_jax.settings import UserError, from_json, parsed, to_json
+from lm_jax.settings import UserError, digest, from_json, parsed, to_json
+from lm_jax.training import manifest
+from lm_jax.training.checkpoint import steps_saved
+from lm_jax.training.journal import read_result, read_rows
+from lm_jax.training.manifest import Manifest
 
 LOCK = ".lock"
 
@@ -47,7 +51,7 @@ def locked_dir(run_dir: Path, what: str = "run", sign: str = "config.json") -> I
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
-            if foreign and not (run_dir / sign).exists():
+            if foreign and not (run_dir / sign).exists() and not is_run(run_dir):
                 first = sorted(foreign)[0]
                 raise UserError(f"{run_dir} holds files but no {what}: {first}, for one")
             lock = stack.enter_context(files.locked(run_dir / LOCK, wait=False))
@@ -77,33 +81,78 @@ def _is_ours(name: str) -> bool:
     return name in (LOCK, "vocabulary.json", "error.json") or name.endswith(".partial")
 
 
+def is_run(run_dir: Path) -> bool:
+    """True if the directory holds a run, perhaps a damaged one."""
+    return any((run_dir / name).exists() for name in ("config.json", manifest.NAME))
+
+
 def read_config(run_dir: Path) -> Config:
     """The config of a run.
 
     Raises:
-      UserError: the directory holds no run, or a run of another version.
+      UserError: the directory holds no run, or a run of another version, or the file is damaged.
     """
-    return from_json(Config, _read(run_dir, "config.json"), str(run_dir / "config.json"))
+    path = run_dir / "config.json"
+    return from_json(Config, files.unsealed(_read(path), str(path)), str(path))
 
 
-def read_vocabulary(run_dir: Path) -> Vocabulary:
-    """The vocabulary of a run.
+def read_vocabulary(run_dir: Path) -> tuple[Vocabulary, str]:
+    """The vocabulary of a run, and the digest of its corpus.
 
     Raises:
-      UserError: the directory holds no run, or a run of another version.
+      UserError: as `read_config`.
     """
     path = run_dir / "vocabulary.json"
-    return Vocabulary.from_json(_read(run_dir, "vocabulary.json"), str(path))
+    text = files.unsealed(_read(path), str(path))
+    return Vocabulary.from_json(text, str(path)), str(parsed(text, str(path)).get("corpus"))
 
 
-def _read(run_dir: Path, name: str) -> str:
+def _read(path: Path) -> str:
     try:
-        return (run_dir / name).read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        what = f"it has no {name}" if run_dir.is_dir() else "there is no such directory"
-        raise UserError(f"{run_dir} is not a run directory: {what}") from None
+        folder = path.parent
+        what = f"it has no {path.name}" if folder.is_dir() else "there is no such directory"
+        raise UserError(f"{folder} is not a run directory: {what}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{run_dir / name} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def known(run_dir: Path, config: Config, corpus: str) -> Manifest:
+    """The manifest of a run; if the file is damaged or another run's, one of what is there.
+
+    Args:
+      run_dir: the run.
+      config: config of the run.
+      corpus: digest of the corpus of the run.
+
+    Raises:
+      UserError: the run was begun on another corpus.
+    """
+    with contextlib.suppress(UserError):
+        found = manifest.read(run_dir)
+        if (found.config, found.corpus) == (digest(config), corpus):
+            return found
+    return _as_found(run_dir, config, corpus)
+
+
+def _as_found(run_dir: Path, config: Config, corpus: str) -> Manifest:
+    """The manifest of the checkpoints that are there, or of those that the records speak of."""
+    try:
+        there = read_vocabulary(run_dir)[1]
+    except UserError:  # damaged, too
+        there = corpus
+    if there != corpus:
+        raise UserError(
+            f"{run_dir} was begun on another text: its content or its tokens have changed since "
+            f"(SHA-256 {there[:12]}… there, {corpus[:12]}… here)"
+        )
+    steps = steps_saved(run_dir)
+    made = max((row["step"] for row in read_rows(run_dir / "metrics.jsonl")), default=0)
+    ended = read_result(run_dir)
+    if not steps and (made or ended):
+        steps = [made if ended is None else ended["step"]]
+    return manifest.new(config, corpus).model_copy(update={"checkpoints": steps})
 
 
 def refuse_changes(run_dir: Path, config: Config) -> None:
@@ -114,10 +163,13 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
         differs.
     """
     try:
-        if not (run_dir / "config.json").exists():
+        if not is_run(run_dir):
             return
     except OSError as error:
         raise UserError(f"{run_dir} cannot be a run directory: {error.strerror}") from None
+    with contextlib.suppress(UserError):
+        if manifest.read(run_dir).config == digest(config):
+            return  # whatever has become of config.json
     changes = differences(read_config(run_dir), config, adjustable=False)
     if changes:
         raise UserError(
@@ -125,33 +177,59 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
         )
 
 
-def write_or_check_manifest(run_dir: Path, config: Config, corpus: Corpus) -> None:
-    """Write the vocabulary and the config of a new run, or check the text of an existing run.
+def write_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
+    """Write the files that a run begins with."""
+    write_vocabulary(run_dir, corpus)
+    write_config(run_dir, config)
+    manifest.write(run_dir, manifest.new(config, corpus.digest))
+
+
+def check_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
+    """Check the files that a run began with, and write damaged files anew.
+
+    A copy of a damaged file is kept as NAME.damaged-N, and a warning tells.
 
     Raises:
-      UserError: the text has changed since the start of the run.
+      UserError: the run was begun on another corpus, or its checkpoints are gone; nothing has been
+        changed.
     """
-    if (run_dir / "config.json").exists():
-        read_vocabulary(run_dir)
-        refuse_other_text(run_dir, corpus)
-    else:
-        write_whole(run_dir / "vocabulary.json", corpus.vocabulary.to_json(corpus=corpus.digest))
-        write_config(run_dir, config)
+    found = known(run_dir, config, corpus.digest)
+    if found.checkpoints and config.train is not None and not steps_saved(run_dir):
+        raise lost(run_dir, found.checkpoints)
+
+    def check_config() -> None:
+        if differences(read_config(run_dir), config, adjustable=False):
+            raise UserError(f"{run_dir / 'config.json'} belongs to another run")
+
+    def check_manifest() -> None:
+        if manifest.read(run_dir) != found:
+            raise UserError(f"{run_dir / manifest.NAME} belongs to another run")
+
+    def check_vocabulary() -> None:
+        if read_vocabulary(run_dir)[1] != corpus.digest:
+            raise UserError(f"{run_dir / 'vocabulary.json'} belongs to another run")
+
+    for name, check, write in (
+        ("vocabulary.json", check_vocabulary, lambda: write_vocabulary(run_dir, corpus)),
+        ("config.json", check_config, lambda: write_config(run_dir, config)),
+        (manifest.NAME, check_manifest, lambda: manifest.write(run_dir, found)),
+    ):
+        path = run_dir / name
+        try:
+            check()
+        except UserError as error:
+            copy = f", as it was: {files.keep_damaged(path)}" if path.exists() else ""
+            warnings.warn(f"{error} (written anew{copy})", stacklevel=2)
+            write()
 
 
-def refuse_other_text(run_dir: Path, corpus: Corpus) -> None:
-    """Compare a corpus with the corpus at the start of the run.
-
-    Raises:
-      UserError: the two differ.
-    """
-    path = run_dir / "vocabulary.json"
-    known = parsed(_read(run_dir, "vocabulary.json"), str(path)).get("corpus")
-    if known != corpus.digest:
-        raise UserError(
-            f"{run_dir} was begun on another text: its content or its tokens have changed "
-            f"since (SHA-256 {str(known)[:12]}… there, {corpus.digest[:12]}… here)"
-        )
+def lost(run_dir: Path, steps: Iterable[int]) -> UserError:
+    """The error for a run that has saved its state after some updates, and has none left."""
+    return UserError(
+        f"{run_dir} has saved its state after {', '.join(map(str, steps))} updates, and no "
+        "checkpoint of these is intact: --restart (in Python, restart=True) keeps the directory "
+        "under another name and begins anew"
+    )
 
 
 def set_aside(run_dir: Path) -> Path | None:
@@ -162,15 +240,20 @@ def set_aside(run_dir: Path) -> Path | None:
     Raises:
       UserError: as `locked_dir`.
     """
-    if not (run_dir / "config.json").exists():
+    if not is_run(run_dir):
         return None
     with locked_dir(run_dir):
-        names = (run_dir.with_name(f"{run_dir.name}.old-{n}") for n in itertools.count(1))
-        aside = next(path for path in names if not os.path.lexists(path))
+        aside = files.free_name(run_dir, "old")
         run_dir.rename(aside)
     return aside
 
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Write config.json."""
-    write_whole(run_dir / "config.json", to_json(config))
+    files.write_whole(run_dir / "config.json", files.sealed(to_json(config)))
+
+
+def write_vocabulary(run_dir: Path, corpus: Corpus) -> None:
+    """Write vocabulary.json."""
+    text = corpus.vocabulary.to_json(corpus=corpus.digest)
+    files.write_whole(run_dir / "vocabulary.json", files.sealed(text))

@@ -2,26 +2,21 @@
 
 metrics.jsonl has a single writer and a JSON object per line; a number that is not finite is `null`.
 Rows are on the disk before the checkpoint of the same step. When a run resumes after a crash, rows
-later than the checkpoint are removed, and the file reads as if the crash had not happened.
+later than the checkpoint are removed, and the file reads as if the crash had not happened. Both
+files are sealed, so that damage is found (`lm_jax.files.sealed`).
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
-from lm_jax.files import (
-    Row,
-    as_json,
-    read_json,
-    to_disk,
-    whole_rows,
-    write_json,
-    write_rows,
-)
-from lm_jax.settings import VERSION, UserError, fits
+from lm_jax import files
+from lm_jax.files import Row, as_json, seal_of, sealed, unsealed
+from lm_jax.settings import VERSION, UserError, fits, parsed
 
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
@@ -132,16 +127,100 @@ class Result(Known):
     entropy_rate: NumberOrNull = None
 
 
+class Kept(NamedTuple):
+    """The rows of metrics.jsonl that a checkpoint stands on."""
+
+    rows: int
+    """Number of rows."""
+    seals: str
+    """SHA-256 over the rows' seals."""
+
+    @staticmethod
+    def of(seals: Collection[str]) -> "Kept":
+        """The rows with some seals."""
+        return Kept(len(seals), files.sha256("".join(seals)))
+
+
+NO_ROWS = Kept.of([])
+
+
+class Found(NamedTuple):
+    """Contents of a metrics.jsonl."""
+
+    rows: dict[int, Row]
+    """Undamaged rows by number, from 0."""
+    seals: dict[int, str]
+    damage: list[str]
+    """What is damaged or missing, a line for each."""
+
+
+def find_rows(path: Path) -> Found:
+    """Read a metrics.jsonl and check each row; an incomplete last line is no damage.
+
+    Each line is sealed (`lm_jax.files.sealed`), and holds its number as `row`: lines that have
+    changed are found, and so are lines that are missing, doubled or in another order.
+    """
+    rows: dict[int, Row] = {}
+    seals: dict[int, str] = {}
+    damage = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):  # being written, or cut by a crash
+        lines.pop()
+    for place, line in enumerate(lines):
+        try:
+            number, row, seal = read_row(line)
+        except UserError as error:
+            damage.append(f"{path}: line {place + 1} {error}")
+            continue
+        if number in rows:
+            damage.append(f"{path}: line {place + 1} repeats row {number}")
+        rows.setdefault(number, row)
+        seals.setdefault(number, seal)
+    last = max(rows, default=-1)
+    missing = sorted(set(range(last)) - rows.keys())
+    damage += [f"{path}: row {number} is missing" for number in missing]
+    return Found({number: rows[number] for number in sorted(rows)}, seals, damage)
+
+
+def read_row(line: bytes) -> tuple[int, Row, str]:
+    """The number, the content and the seal of a line of metrics.jsonl.
+
+    Raises:
+      UserError: the line is damaged.
+    """
+    try:
+        text = line.decode()
+        row = parsed(unsealed(text, "it"), "it")
+        number = row.pop("row")
+    except (UserError, UnicodeDecodeError, KeyError):
+        raise UserError("is damaged") from None
+    if not isinstance(number, int) or not is_row(row):
+        raise UserError("is no row")
+    return number, row, str(seal_of(text))
+
+
+def line_of(number: int, row: Row) -> str:
+    """The line of metrics.jsonl for a row."""
+    return sealed(as_json({**row, "row": number}) + "\n")
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, up to the first incomplete or damaged line."""
-    if not path.exists():
-        return []
-    return [row for row, _ in whole_rows(path.read_bytes().splitlines(keepends=True), is_row)]
+    """The rows of a metrics.jsonl; a warning names those that are damaged or missing."""
+    found = find_rows(path)
+    for said in found.damage:
+        warnings.warn(said, stacklevel=2)
+    return list(found.rows.values())
 
 
 def is_row(row: Row) -> bool:
     """True if the row is valid in a metrics.jsonl: kind, step, split and numbers."""
     return fits(row, AnyRow)
+
+
+def holds(run_dir: Path, kept: Kept) -> bool:
+    """True if metrics.jsonl consists of the rows of a checkpoint, undamaged."""
+    found = find_rows(run_dir / "metrics.jsonl")
+    return not found.damage and Kept.of(found.seals.values()) == kept
 
 
 class Journal:
@@ -152,34 +231,60 @@ class Journal:
       seconds: training time according to the rows.
     """
 
-    def __init__(self, run_dir: Path, step: int, judged: int, *, vectors_again: bool = False):
+    def __init__(self, run_dir: Path, kept: Kept = NO_ROWS):
         """Open the file, and remove the rows later than the state that the run resumes from.
+
+        If rows are damaged or missing, a copy of the file is kept as metrics.jsonl.damaged-N, and a
+        warning tells what is lost.
 
         Args:
           run_dir: the run.
-          step: step of the state that the run resumes from.
-          judged: step of the last validation in this state.
-          vectors_again: True if the run has read the pretrained vectors again; the old row about
-            the vectors is then removed.
+          kept: the rows of the checkpoint that the run resumes from.
         """
         path = run_dir / "metrics.jsonl"
-        vectors = -1 if vectors_again else step
-        # A live probe measures before the update, so a resumed run repeats the probe of `step`.
-        known = {"train": step, "evaluation": judged, "vectors": vectors, "probe": step - 1}
-        self.rows = [row for row in read_rows(path) if row["step"] <= known[row["kind"]]]
-        write_rows(path, self.rows)
+        found = find_rows(path)
+        numbers = [number for number in found.rows if number < kept.rows]
+        self.rows = [found.rows[number] for number in numbers]
+        self._seals = [found.seals[number] for number in numbers]
+        if found.damage or self.whole != kept:
+            if len(numbers) == kept.rows and self.whole != kept:
+                self.rows = []  # intact, but of another run
+            lost = kept.rows - len(self.rows)
+            damage = "; ".join(found.damage) or f"{path} does not hold the rows of this run"
+            copy = f", the file as it was: {files.keep_damaged(path)}" if path.exists() else ""
+            warnings.warn(f"{damage} ({lost} of {kept.rows} rows are lost{copy})", stacklevel=2)
+        lines = [line_of(number, row) for number, row in enumerate(self.rows)]
+        self._seals = [str(seal_of(line)) for line in lines]
+        files.write_whole(path, "".join(lines))
         self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
         self._file = path.open("a", encoding="utf-8")
 
+    @property
+    def whole(self) -> Kept:
+        """All rows so far."""
+        return Kept.of(self._seals)
+
+    @property
+    def kept(self) -> Kept:
+        """The rows so far for a checkpoint, which a resumed run keeps.
+
+        A live probe in the last row is left out: the resumed run measures again, or not at all if
+        the step is no longer the last.
+        """
+        probed = bool(self.rows) and self.rows[-1]["kind"] == "probe"
+        return Kept.of(self._seals[:-1] if probed else self._seals)
+
     def write(self, row: Row) -> None:
         """Append a row and flush the file to the operating system."""
+        line = line_of(len(self.rows), row)
         self.rows.append(row)
-        self._file.write(as_json(row) + "\n")
+        self._seals.append(str(seal_of(line)))
+        self._file.write(line)
         self._file.flush()
 
     def sync(self) -> None:
         """Wait until all rows are on the disk."""
-        to_disk(self._file)
+        files.to_disk(self._file)
 
     def close(self) -> None:
         self.sync()
@@ -188,13 +293,20 @@ class Journal:
 
 def write_result(run_dir: Path, result: Row) -> None:
     """Write result.json, the final result of a run."""
-    write_json(run_dir / "result.json", {"version": VERSION, **result}, indent=2)
+    files.write_sealed(run_dir / "result.json", {"version": VERSION, **result})
 
 
 def read_result(run_dir: Path) -> Row | None:
-    """The contents of result.json, or None if the run has not ended or the file is damaged."""
+    """The contents of result.json; None if the run has not ended, or, with a warning, if the file
+    is damaged."""
+    path = run_dir / "result.json"
     try:
-        result = read_json(run_dir / "result.json")
-    except (FileNotFoundError, UserError):
+        found = files.read_sealed(path)
+        if not fits(found, Result):
+            raise UserError(f"{path} is damaged: it is no result")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return result if fits(result, Result) else None
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+    return found

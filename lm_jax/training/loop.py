@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_jax import models
+from lm_jax import files, models
 from lm_jax.config import Config, NGram, in_steps, resolve
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
-from lm_jax.training import directory, journal
+from lm_jax.training import directory, journal, manifest
 from lm_jax.training.checkpoint import place_complete
 from lm_jax.training.devices import device_count
 from lm_jax.training.journal import Watch
@@ -98,9 +98,10 @@ def opened(
     """
     directory.refuse_changes(run_dir, config)
     with directory.locked_dir(run_dir):
-        if (run_dir / "config.json").exists():
-            directory.write_or_check_manifest(run_dir, config, corpus)
+        begun = directory.is_run(run_dir)
+        if begun:
             place_complete(run_dir)
+            directory.check_files(run_dir, config, corpus)
         if not _goes_on(run_dir, config):
             yield None
             return
@@ -110,7 +111,8 @@ def opened(
             work = NGramRun(config, run_dir, corpus, received, tell)
         else:
             work = Trainer(config, run_dir, corpus, received, tell, like, devices)
-        directory.write_or_check_manifest(run_dir, config, corpus)
+        if not begun:
+            directory.write_files(run_dir, config, corpus)
         yield work
 
 
@@ -198,13 +200,17 @@ def _goes_on(run_dir: Path, config: Config) -> bool:
     Raises:
       UserError: the run has made more steps than the config asks for.
     """
-    result = journal.read_result(run_dir)
-    if result is None or result["status"] == "stopped":
-        return True
+    path = run_dir / "result.json"
     try:
-        if load_run(run_dir).step < result["step"]:
-            return True
-    except UserError:  # the checkpoints are damaged
+        run, ended = load_run(run_dir), manifest.read(run_dir).journal
+    except UserError:  # the run is new, or the checkpoints are damaged
+        return True
+    result = run.result
+    if result is None and path.exists():
+        files.keep_damaged(path)
+    if result is None or result["status"] == "stopped" or run.step < result["step"]:
+        return True
+    if ended is None or not journal.holds(run_dir, ended):
         return True
     if config.train is None:
         return False

@@ -80,8 +80,9 @@ class NGramRun:
         """
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        log = journal.Journal(self.run_dir, 0, -1)
-        checkpoints = Checkpoints(self.run_dir, -1)
+        known = directory.known(self.run_dir, self.config, self.corpus.digest)
+        log = journal.Journal(self.run_dir)
+        checkpoints = Checkpoints(self.run_dir, -1, known)
         try:
             losses = {name: self._loss(getattr(self.corpus, name)) for name in JUDGED}
             if self.received:
@@ -91,12 +92,14 @@ class NGramRun:
                 log.write(row)
                 self.watch(0, row)
             log.sync()
-            checkpoints.save(CountedState(np.zeros((), np.int32), self.params))
-            checkpoints.wait()
+            checkpoints.save(CountedState(np.zeros((), np.int32), self.params), log.kept)
+            checkpoints.finish(log.whole)
             journal.write_result(self.run_dir, self._result(losses))
         finally:
-            log.close()
-            checkpoints.close()
+            try:
+                log.close()
+            finally:
+                checkpoints.close()
 
     def _loss(self, split: Split) -> Loss:
         """The cross-entropy of a split, or of the beginning of the split if a signal arrived."""

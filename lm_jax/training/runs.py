@@ -16,7 +16,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal, ngram_run
-from lm_jax.training.checkpoint import Checkpoint, newest, restore
+from lm_jax.training.checkpoint import Checkpoint, newest, tree_digest
 
 
 class Run(NamedTuple):
@@ -45,17 +45,24 @@ def load_run(run_dir: str | Path) -> Run:
         is gone.
     """
     run_dir = Path(run_dir)
-    config, vocabulary = directory.read_config(run_dir), directory.read_vocabulary(run_dir)
+    config = directory.read_config(run_dir)
+    vocabulary, corpus = directory.read_vocabulary(run_dir)
+    known = directory.known(run_dir, config, corpus)
     settings = _as_it_is_now(config.model, run_dir)
     model = models.make(settings, len(vocabulary), regression=config.data.regression)
+
     if isinstance(config.model, NGram):
-        found = restore(run_dir, ngram_run.template(config.model))
+        template = ngram_run.template(config.model)
+        found = newest(run_dir, known, lambda saved: saved.restored(template))
     else:
-        found = newest(run_dir, lambda saved: _trained(saved, train_of(config), model))
+        found = newest(run_dir, known, lambda saved: _trained(saved, train_of(config), model))
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint to load")
-    params, step = found["params"], int(found["step"])
-    return Run(config, vocabulary, model, params, step, journal.read_result(run_dir), run_dir)
+    params, step, result = found["params"], int(found["step"]), journal.read_result(run_dir)
+    if result is not None and result["step"] == step and result["sha256"] != tree_digest(params):
+        warnings.warn(f"{run_dir / 'result.json'} belongs to other parameters", stacklevel=2)
+        result = None
+    return Run(config, vocabulary, model, params, step, result, run_dir)
 
 
 def _trained(saved: Checkpoint, train: Train, model: LanguageModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ The generator `events` does everything between two updates; a driver makes the u
 drives a single run; a sweep drives many runs and makes their updates side by side.
 """
 
+import itertools
 import math
 import signal
 import time
@@ -28,7 +29,7 @@ from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import Checkpoints, restore, steps_saved
+from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved, warn_of_changes
 from lm_jax.training.devices import make_mesh
 from lm_jax.training.evaluator import Evaluator, Stopped
 from lm_jax.training.journal import Watch
@@ -90,6 +91,8 @@ class Trainer:
     Attributes:
       state: the current train state; the driver of `events` assigns the next state here.
       trained: seconds spent on the updates since the last record; the driver adds the seconds.
+      known: manifest of the run, read with the state.
+      resumed: contents of the checkpoint that the state was read from, if any.
       rungs: at these steps the run validates and asks the driver for permission to continue.
     """
 
@@ -188,15 +191,16 @@ class Trainer:
         """
         self.state = self.restored()
         step = int(self.state.step)
-        if step == 0:
-            self._refuse_lost()
+        if self.resumed is not None:
+            warn_of_changes(self.resumed.environment)
         if step > self.settings.steps:
             raise too_few(self.settings.steps, step)
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        judged, read = int(self.state.early_stopping.step), self.vectors is not None
-        self.journal = journal.Journal(self.run_dir, step, judged, vectors_again=read)
-        self.checkpoints = Checkpoints(self.run_dir, step)
+        rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
+        self.journal = journal.Journal(self.run_dir, rows)
+        every = self.settings.checkpoint_every
+        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
         self.saved = self._moment() if step else None
         if self.vectors is not None:
             place = {"step": 0, "kind": "vectors", "split": "train"}
@@ -212,7 +216,8 @@ class Trainer:
             except Stopped:
                 status, splits = "stopped", {}
                 self._save()
-            self.checkpoints.wait()
+            self.journal.sync()
+            self.checkpoints.finish(self.journal.whole)
             last = result(
                 self.settings.steps,
                 self.state,
@@ -224,43 +229,33 @@ class Trainer:
             )
             journal.write_result(self.run_dir, last)
         finally:
-            self.journal.close()
-            self.checkpoints.close()
-
-    def _refuse_lost(self) -> None:
-        """Check that no saved updates are lost, before the first update.
-
-        Raises:
-          UserError: the run has saved updates, and no intact checkpoint.
-        """
-        rows = journal.read_rows(self.run_dir / "metrics.jsonl")
-        if (ended := journal.read_result(self.run_dir)) is not None:
-            rows.append(ended)
-        made = max((row["step"] for row in rows), default=0)
-        found = steps_saved(self.run_dir)
-        if not made or 0 in found:  # a run stopped before its first update is saved, too
-            return
-        if found:
-            what = f"no checkpoint is intact (of {', '.join(f'{step:08d}' for step in found)})"
-        else:
-            # Before the second save, which waits for the first, perhaps nothing has been saved.
-            unsaved = 2 * train_of(directory.read_config(self.run_dir)).checkpoint_every
-            if made <= unsaved and not (self.run_dir / "result.json").exists():
-                return
-            what = "its checkpoints are gone"
-        raise UserError(
-            f"{self.run_dir} has made {made:,} updates, and {what}: --restart (in Python, "
-            "restart=True) keeps the directory under another name and begins anew"
-        )
+            try:
+                self.journal.close()
+            finally:
+                self.checkpoints.close()
 
     def restored(self, until: int | None = None) -> TrainState:
-        """The newest saved state, at `until` or earlier; without a checkpoint, the first state."""
-        state = restore(self.run_dir, self.template, until=until)
-        if state is not None:
+        """The newest saved state, at `until` or earlier; without a checkpoint, the first state.
+
+        Raises:
+          UserError: the run has saved updates, and has no intact checkpoint.
+        """
+        self.known = directory.known(self.run_dir, self.config, self.corpus.digest)
+        found = newest(
+            self.run_dir,
+            self.known,
+            lambda saved: (saved.restored(self.template), saved.contents),
+            until=until,
+        )
+        if found is not None:
+            state, self.resumed = found
             self.vectors = None
             return shard(self.config, state, self.vocab_size, self.mesh)
+        steps = sorted({*steps_saved(self.run_dir), *self.known.checkpoints})
+        if steps and until is None:
+            raise directory.lost(self.run_dir, steps)
         # If checkpoints exist but none is intact, the vectors have not been read yet.
-        self.vectors = self.vectors or self._pretrained()
+        self.resumed, self.vectors = None, self.vectors or self._pretrained()
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
         return init(self.config, self.vocab_size, table, self.mesh)
 
@@ -339,8 +334,13 @@ class Trainer:
 
         The journal's rows are read because writing a record clears the record in the state.
         """
-        rows = [row for row in self.journal.rows if row["step"] == step and "nats" in row]
-        return any(row["nats"] is None or not math.isfinite(row["nats"]) for row in rows)
+        nats = [row["nats"] for row in self._rows_at(step) if "nats" in row]
+        return any(value is None or not math.isfinite(value) for value in nats)
+
+    def _rows_at(self, step: int) -> list[Row]:
+        """The journal's rows of a step, which are its last rows."""
+        last = itertools.takewhile(lambda row: row["step"] >= step, reversed(self.journal.rows))
+        return [row for row in last if row["step"] == step]
 
     def _validated(self, step: int) -> float:
         """Validation loss at `step`, in nats per token."""
@@ -391,7 +391,7 @@ class Trainer:
     def _save(self) -> None:
         if self.saved != self._moment():
             self.journal.sync()
-            self.checkpoints.save(self.state)
+            self.checkpoints.save(self.state, self.journal.kept)
             self.saved = self._moment()
 
     def _moment(self) -> tuple[int, int]:

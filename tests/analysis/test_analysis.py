@@ -116,6 +116,7 @@ def found(run):
     return lm_jax.probe(run, text=tiny.TEXT, sequences=2, sentence=SENTENCE)
 
 
+@pytest.mark.slow
 def test_a_study_is_of_the_kept_parameters_and_the_next_updates(run, found):
     assert (found.step, found.spike, found.length, found.sequences) == (20, None, 8, 2)
     assert found.parameters_step == run.result["parameters_step"]
@@ -131,6 +132,7 @@ def test_the_names_of_the_parts_are_those_of_the_results():
     assert {*PARTS} < {*Updates._fields}
 
 
+@pytest.mark.slow
 def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
     given = {"text": tiny.TEXT, "sequences": 2, "sentence": SENTENCE}
     part = lm_jax.probe(run, **given, only=["lags", "cliff"])
@@ -312,6 +314,7 @@ def solver(request, tmp_path_factory):
     return lm_jax.train(config, tmp_path_factory.mktemp("task") / "run")
 
 
+@pytest.mark.quick("adding")
 def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     # A whole study compiles for a minute; one task has one, the other these parts.
     whole = isinstance(solver.config.data.source, Copy)

@@ -170,6 +170,7 @@ def test_samples_are_drawn_in_every_way(trained, capsys):
     assert out.startswith(json.loads(searched)["text"] + "\n=== ln P ")
 
 
+@pytest.mark.slow
 def test_a_probe_prints_in_short_and_writes_numbers_and_a_page(trained, trained_run, capsys):
     flags = ("--sequences", 2, "--length", 6, "--step", 4, "--sentence", "the cat")
     status, out, err = told(capsys, "probe", "run", "--text", "text.txt", *flags)
@@ -642,15 +643,10 @@ def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys)
     [(["run.py"], "python run.py"), (["-m", "lm_jax"], "python -m lm_jax")],
 )
 def test_the_program_is_named_as_it_was_started(start, program):
-    for words, status in ((["--help"], 0), (["train", "--seed=1", "quickstart"], 2)):
-        command = [sys.executable, *start, *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == status
-        if status:
-            said = f"--seed=1 comes before the experiment: {program} train EXPERIMENT [flags]"
-            assert (done.stdout, done.stderr) == ("", f"error: {said}\n")
-        else:
-            assert done.stdout.startswith(f"usage: {program} [-h] {{train,sweep,")
+    command = [sys.executable, *start, "train", "--seed=1", "quickstart"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = f"--seed=1 comes before the experiment: {program} train EXPERIMENT [flags]"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
 
 def test_the_installed_program_is_the_same_command_line(capsys, monkeypatch):

@@ -240,27 +240,27 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(wrong, said):
     ("text", "said"),
     [
         ("{", "there is not JSON"),
-        ("[]", "there does not hold settings of version 2"),
-        ('{"version": 1}', "there does not hold settings of version 2"),
+        ("[]", "there does not hold settings of version 3"),
+        ('{"version": 1}', "there does not hold settings of version 3"),
         (
-            '{"version": 2, "model": {"kind": "rnn", "hiden_size": 3}}',
+            '{"version": 3, "model": {"kind": "rnn", "hiden_size": 3}}',
             "there: there is no field model.hiden_size; did you mean 'model.hidden_size'?",
         ),
         (
-            '{"version": 2, "train": {"optimizer": {"kind": "adm"}}}',
+            '{"version": 3, "train": {"optimizer": {"kind": "adm"}}}',
             "there: train.optimizer='adm': choose from asgd, sgd, momentum",
         ),
-        ('{"version": 2, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
+        ('{"version": 3, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
         (
-            '{"version": 2, "train": {"k1": 3}}',
+            '{"version": 3, "train": {"k1": 3}}',
             "there: there is no field train.k1; did you mean 'train.gradient.k1'?",
         ),
         (
-            '{"version": 2, "data": {"source": {"kind": "file", "train": 3}}}',
+            '{"version": 3, "data": {"source": {"kind": "file", "train": 3}}}',
             "there: data.source.train=3: input should be a valid string",
         ),
         (
-            '{"version": 2, "train": {"groups": [{"pattern": "*", "optimizer": {"kind": "mom"}}]}}',
+            '{"version": 3, "train": {"groups": [{"pattern": "*", "optimizer": {"kind": "mom"}}]}}',
             "there: train.groups.0.optimizer='mom': choose from sgd, momentum",
         ),
     ],
@@ -346,6 +346,7 @@ def recorded(monkeypatch):
     return read
 
 
+@pytest.mark.slow
 def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     """No option is parsed and ignored. What is compiled is traced only, which is enough to read."""
     from lm_jax.data import corpus, text

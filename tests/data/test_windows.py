@@ -17,8 +17,9 @@ from lm_jax.data.batches import batch_at, steps_per_epoch, streams
 from lm_jax.data.windows import Prefetched, window_updates
 from lm_jax.settings import UserError
 from lm_jax.training import step
-from lm_jax.training.checkpoint import restore, tree_digest
+from lm_jax.training.checkpoint import newest, tree_digest
 from lm_jax.training.loop import prepared
+from lm_jax.training.manifest import read
 from lm_jax.training.trainer import Trainer
 
 BOUNDARY = 0
@@ -92,7 +93,8 @@ def windowed(tmp_path_factory):
 
 def state_of(run, until=None):
     template = step.init.eval_shape(resolve(run.config), len(run.vocabulary))
-    return restore(run.run_dir, template, until=until)
+    known, load = read(run.run_dir), lambda saved: saved.restored(template)
+    return newest(run.run_dir, known, load, until=until)
 
 
 def test_training_from_windows_is_training_from_the_device(whole, windowed):

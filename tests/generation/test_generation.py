@@ -70,7 +70,7 @@ def test_tokens_are_drawn_with_the_probabilities_that_are_left(limits):
         if limits:
             p = left(p / p.sum(), *limits)
         p /= p.sum()
-        assert np.all(np.abs(shares - p) <= 4 * np.sqrt(p * (1 - p) / count) + 1e-9)
+        assert np.all(np.abs(shares - p) <= 4 * np.sqrt(p * (1 - p) / count) + 1 / count)
         # What is told of them is the model's own, before temperature and cuts.
         np.testing.assert_allclose(nats[0], -z[tokens[0]], rtol=1e-12)
 

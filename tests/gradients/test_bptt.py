@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -30,17 +31,18 @@ def mean_nats(params, carry, batch, model=MODEL):
 def test_full_bptt_agrees_with_finite_differences(model):
     params = tiny.moved(model.init(jax.random.key(0)))
     carry = model.init_carry(tiny.B)
-    loss, _, grads, _ = g.full_bptt(model)(params, carry, BATCH)
+    loss, _, grads, _ = jax.jit(g.full_bptt(model))(params, carry, BATCH)
     direction = tiny.moved(jax.tree.map(jnp.zeros_like, params), seed=5, size=1.0)
     size = 1e-5
 
+    @jax.jit
     def at(distance):
         there = jax.tree.map(lambda p, d: p + distance * d, params, direction)
         return mean_nats(there, carry, BATCH, model)
 
-    slope = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), grads, direction)))
+    slope = jax.jit(optax.tree.vdot)(grads, direction)
     np.testing.assert_allclose((at(size) - at(-size)) / (2 * size), slope, rtol=1e-6)
-    np.testing.assert_allclose(loss, mean_nats(params, carry, BATCH, model), rtol=1e-14)
+    np.testing.assert_allclose(loss, at(0.0), rtol=1e-14)
 
 
 def test_the_loss_is_the_mean_over_real_tokens():
@@ -118,6 +120,7 @@ def by_definition(k1, k2, tokens, start):
     return jax.tree.map(lambda a: a / (k1 * tokens.shape[1]), jax.jit(jax.grad(nats))(PARAMS))
 
 
+@pytest.mark.quick("3-7", "2-4")
 @pytest.mark.parametrize(("k1", "k2"), [(2, 4), (2, 5), (3, 7), (3, 2), (1, 3)])
 def test_truncated_bptt_is_its_definition_across_the_chunk_s_edge(k1, k2):
     """Successive updates of k1 tokens, each reaching back k2 steps, beyond its own chunk."""
@@ -156,6 +159,7 @@ def test_the_blocks_of_a_batch_draw_masks_of_their_own():
     assert abs(early - late) > 1e-3
 
 
+@pytest.mark.quick("3-7")
 @pytest.mark.parametrize(("k1", "k2"), [(2, 6), (3, 7), (6, 4), (4, 6)])
 def test_the_masks_of_a_step_do_not_depend_on_where_a_text_is_cut(k1, k2):
     """Losses are those of one reading, and so are the gradients where they reach the start."""
@@ -269,6 +273,7 @@ def test_the_norms_of_delta_are_those_of_the_loss_s_gradient_with_respect_to_eac
     )
 
 
+@pytest.mark.quick("1e+200")
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
 def test_norms_of_delta_and_clipped_deltas_hold_where_their_squares_do_not(scale):
     """A loss so many times as large has δ_t and thresholds so many times as large."""
@@ -305,15 +310,15 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
             nats += lane.loss(params, carry, y[t])
         return nats / tiny.T
 
-    in_state = jax.grad(by_state)(zeros)
-    estimate = g.explicit_bptt(model, delta_norms=True)
+    in_state = jax.jit(jax.grad(by_state))(zeros)
+    estimate = jax.jit(g.explicit_bptt(model, delta_norms=True))
     norms = estimate(params, model.init_carry(1), batch)[3].delta_norms
 
     def by_layer(taps):
         _, h = model.hidden(params, model.init_carry(1), batch.x, None, taps)
         return model.loss(params, h, batch.y, batch.mask) / tiny.T
 
-    deltas = jax.grad(by_layer)(jnp.zeros((tiny.T, 1, 2)))[:, 0]
+    deltas = jax.jit(jax.grad(by_layer))(jnp.zeros((tiny.T, 1, 2)))[:, 0]
     np.testing.assert_allclose(norms, jnp.linalg.norm(deltas, axis=1), rtol=1e-12)
     below, above = (jnp.linalg.norm(leaf, axis=1) for leaf in in_state)
     np.testing.assert_allclose(deltas[:, 1], above, rtol=1e-12)
@@ -325,7 +330,8 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
         return jnp.where(target[1], lane.loss(params, carry, target[0]), 0) / tiny.T
 
     at = y, jnp.arange(tiny.T) == tiny.T - 1
-    row = g.credit_map(lane.step, last_loss, params, lane.carry, x, at)[-1]
+    credit = jax.jit(lambda *at: g.credit_map(lane.step, last_loss, *at))
+    row = credit(params, lane.carry, x, at)[-1]
 
     def of_last(shifts):
         carry = lane.carry
@@ -334,5 +340,5 @@ def test_delta_counts_the_layer_above_and_the_gradient_in_the_state_does_not():
             carry = jax.tree.map(lambda a, b, t=t: a + b[t], carry, shifts)
         return lane.loss(params, carry, y[-1]) / tiny.T
 
-    blamed = jnp.concatenate(jax.tree.leaves(jax.grad(of_last)(zeros)), axis=1)
+    blamed = jnp.concatenate(jax.tree.leaves(jax.jit(jax.grad(of_last))(zeros)), axis=1)
     np.testing.assert_allclose(row, jnp.linalg.norm(blamed, axis=1), rtol=1e-12)

@@ -147,6 +147,7 @@ def test_a_slice_of_a_parabola_is_the_parabola_whatever_the_length_of_the_direct
     assert np.all(np.isnan(lines[2]))
 
 
+@pytest.mark.slow
 def test_a_cliff_of_any_height_has_the_same_shape(dense, key):
     """The curvatures' squares pass the largest float, and those of a flat one are 0."""
     distances = jnp.array([-0.1, 0.0, 0.2])

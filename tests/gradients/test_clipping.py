@@ -15,6 +15,7 @@ MODEL = tiny.rnn()
 PARAMS = tiny.moved(MODEL.init(jax.random.key(0)))
 CARRY = MODEL.init_carry(tiny.B)
 RATE = 0.5
+FULL = jax.jit(g.full_bptt(MODEL))
 # The text begins in the first, goes on in the second and third, and the fourth holds no target.
 BATCHES = [tiny.batch(seed, start=seed == 0) for seed in range(4)]
 BATCHES[2] = BATCHES[2]._replace(mask=jnp.arange(tiny.T)[:, None] < jnp.array([6, 4, 1])[None])
@@ -41,12 +42,11 @@ def flat(tree):
 def by_hand(clipped_of):
     """g, g' and the losses of every update, the batches taken one by one."""
     carry, found = CARRY, []
-    full = jax.jit(g.full_bptt(MODEL))
     for batch in BATCHES:
-        before, after, grads, _ = full(PARAMS, carry, batch)
+        before, after, grads, _ = FULL(PARAMS, carry, batch)
         clipped = clipped_of(carry, batch, grads)
         losses = [
-            full(jax.tree.map(lambda p, d: p - RATE * d, PARAMS, step), carry, batch)[0]
+            FULL(jax.tree.map(lambda p, d: p - RATE * d, PARAMS, step), carry, batch)[0]
             for step in (clipped, grads)
         ]
         found.append((flat(grads), flat(clipped), before, *losses))
@@ -86,13 +86,13 @@ def assert_as_by_hand(audit, kind, clipped_of):
 
 def test_clipping_by_norm_shortens_to_the_threshold_and_never_turns():
     lengths = norms()[:3]
-    threshold = float(np.median(lengths))
+    threshold = float(np.median(lengths)) * (1 + 1e-9)  # rounding cuts none of that length
     audit = audited(threshold, 1.0, 1.0)
     clipped = audit.kinds["norm"]
     np.testing.assert_allclose(clipped.ratio[:3], np.minimum(1, threshold / lengths), rtol=1e-10)
     np.testing.assert_allclose(clipped.cosine[:3], 1, rtol=1e-12)
     np.testing.assert_allclose(clipped.angle[:3], 0, atol=1e-10)
-    np.testing.assert_array_equal(clipped.cut[:3], lengths > threshold * (1 + 1e-9))
+    np.testing.assert_array_equal(clipped.cut[:3], lengths > threshold)
 
 
 def test_clipping_by_value_and_by_delta_is_what_it_is_by_hand(highest):
@@ -221,6 +221,7 @@ def as_large(model, scale):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
 def test_an_audit_is_the_same_at_every_size_of_the_gradient(highest, scale):
     """The squares of these gradients pass the largest float, or the smallest."""

@@ -95,6 +95,7 @@ def test_what_cannot_be_compared_is_refused():
         g.compare({}, FULL, PARAMS, BATCHES, draws=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
 def test_sizes_that_no_square_has_change_no_figure(found, scale):
     """A gradient against itself has cosine 1, however large or small it is."""

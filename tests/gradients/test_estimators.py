@@ -175,6 +175,7 @@ def truncated(kind, k1, k2):
     return functools.reduce(added, parts)
 
 
+@pytest.mark.quick("tokens")
 @pytest.mark.parametrize("kind", ["tokens", "numbers"])
 def test_with_dropout_and_two_layers_backpropagation_is_autodiff_of_one_step_after_another(kind):
     found = read(kind, with_dropout)
@@ -195,6 +196,7 @@ def test_without_dropout_segments_and_rtrl_are_autodiff_of_one_step_after_anothe
     tiny.assert_trees_close(found["rtrl"], steps(STEPS, STEPS >= 0, SECOND))
 
 
+@pytest.mark.slow
 def test_one_hot_vectors_are_the_tokens_they_stand_for():
     """To every estimator that draws, approximates or adds a penalty, as well."""
     tokens, one_hot = read("tokens", inexact), read("one-hot", inexact)
@@ -238,6 +240,7 @@ def linear_layer(cell):
     return models.CellLayer(cell, models.Embedding(V, None))
 
 
+@pytest.mark.quick("linear", "mingru")
 @pytest.mark.parametrize(
     ("layer", "hidden_size"),
     [
@@ -324,6 +327,7 @@ def test_a_history_refuses_what_the_model_does_not_read():
 # --- all else that takes a batch ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokens", "numbers"])
 def test_all_that_takes_a_batch_takes_it(kind):
     model, params, text = MODELS[kind], PARAMS[kind], TEXTS[kind]

@@ -54,7 +54,10 @@ def made(**fields):
     return model, tiny.moved(model.init(jax.random.key(0)))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("elman", "gru")]
+
+
+@pytest.fixture(scope="module", params=["lstm", "two layers", *SLOW])
 def case(request):
     """A model, its parameters, and its estimators by name, compiled."""
     model, params = made(**MODELS[request.param])
@@ -174,6 +177,7 @@ def in_one_step(layer):
     return {**kept, "p": layer["p"][:2]} if "p" in layer else kept
 
 
+@pytest.mark.quick("lstm")
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 def test_snap1_is_exact_where_no_unit_hears_another(cell):
     model, params = made(
@@ -242,6 +246,7 @@ def one_step_pattern(step, own, s, halves):
     return found
 
 
+@pytest.mark.quick("peepholes-2", "mingru-2")
 @pytest.mark.parametrize(("name", "layers"), [*((name, 2) for name in SEPARATE), ("lstm", 1)])
 def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     """Against a dense influence of each layer on itself, of which all but the pattern of one step
@@ -290,6 +295,7 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     tiny.assert_trees_close(grads["layers"], total)
 
 
+@pytest.mark.quick("3-mingru", "None-lru")
 @pytest.mark.parametrize("cell", ["mingru", "minlstm", "lru"])
 @pytest.mark.parametrize("embedding_size", [None, 3])
 def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_size):
@@ -435,6 +441,7 @@ def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
         assert np.all(np.isnan([loss, *grads["layers"][0]["W_hh"].ravel()]))
 
 
+@pytest.mark.quick("uoro")
 @pytest.mark.parametrize("gradient", ["rtrl", "snap1", "uoro", "artbp"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
     rate = {"gradient__cut_rate": 0.3} if gradient == "artbp" else {}

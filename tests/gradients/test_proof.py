@@ -74,6 +74,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.quick("lstm")
 @pytest.mark.parametrize("name", RECURRENT)
 def test_all_routes_agree_for_every_cell(name):
     make, trained = RECURRENT[name]
@@ -222,6 +223,7 @@ def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypat
     assert "1 of 9 checks failed" in out
 
 
+@pytest.mark.slow
 def test_the_command_says_at_which_precision_it_proved_it(folder, capsys):
     status, out, _ = told(capsys, "--model.precision", "bfloat16")
     assert status == 0
@@ -237,6 +239,7 @@ def test_the_command_tells_mistakes_in_one_line(folder, capsys):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.quick("copy")
 @pytest.mark.parametrize(
     "task",
     [Adding(), Copy(symbols=3, items=2), Adding(length=4)],

@@ -266,6 +266,7 @@ def constant(steps):
 ALL = scalar, matrix, counting, identity, forgetful, constant
 
 
+@pytest.mark.quick("matrix-9", "constant-9")
 @pytest.mark.parametrize(("recurrence", "steps"), [(one, T) for one in ALL] + [(matrix, 1)])
 def test_of_the_simplest_recurrences_the_tools_say_what_is_worked_out_by_hand(recurrence, steps):
     step, params, carry, xs, J, B, D = recurrence(steps)
@@ -325,13 +326,8 @@ CELLS = {
 }
 
 
-QUICK = "elman", "lstm", "gru, reset after", "lru"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CELLS],
-)
+@pytest.mark.quick("gru, reset after")
+@pytest.mark.parametrize("name", CELLS)
 def test_of_every_cell_the_tools_say_what_follows_from_its_single_steps(name):
     cell = CELLS[name]
 
@@ -363,6 +359,7 @@ def test_of_every_cell_the_tools_say_what_follows_from_its_single_steps(name):
     assert_told(found, J, B, D, np.asarray(ys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lru", "mingru", "minlstm"])
 def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
     """While it is trained and afterwards. What its next updates would do is left out: that asks

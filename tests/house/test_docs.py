@@ -1,7 +1,10 @@
 """The pages say what is so: their code runs, their files and flags exist."""
 
+import ast
+import operator
 import re
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.slow
 def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -36,6 +40,7 @@ def test_every_block_of_the_programs_page_runs(tmp_path, monkeypatch):
     assert names["loss"] < 2.5
 
 
+@pytest.mark.slow
 def test_every_block_of_the_gradients_page_runs_and_prints_what_is_shown(
     tmp_path, monkeypatch, capsys
 ):
@@ -49,6 +54,22 @@ def test_every_block_of_the_gradients_page_runs_and_prints_what_is_shown(
         capsys.readouterr()
         exec(block, names)
         assert capsys.readouterr().out == shown, block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_modules_are_there(page):
+    """Of each block of Python: what it imports, and what it takes from an imported module."""
+    for block in blocks(page, "python"):
+        tree, names = ast.parse(block), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), names)
+        modules = {name for name, value in names.items() if isinstance(value, types.ModuleType)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                root, _, rest = ast.unparse(node).partition(".")
+                if root in modules:
+                    operator.attrgetter(rest)(names[root])
 
 
 def test_the_readme_s_program_and_experiment_run(tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ def products(jaxpr):
                     yield from products(inner)
 
 
+@pytest.mark.quick("elman", "adaptive")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradient_is_near_that_of_float32_and_of_its_type(name, key, float32):
     found, exact = (
@@ -191,6 +192,7 @@ def test_a_state_of_training_keeps_its_type():
     assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
 
 
+@pytest.mark.slow
 def test_the_proof_is_of_the_function_that_is_not_rounded():
     assert prove(config(precision="bfloat16"), text="as you like it, " * 40).holds
 

@@ -245,6 +245,7 @@ LEARNERS = {
 }
 
 
+@pytest.mark.slow
 def test_every_readout_learns_nearly_what_the_softmax_learns(key):
     """A text where each token has two likely followers, and a model that sees one token."""
     x = np.random.default_rng(0).integers(0, tiny.V, 400)

@@ -19,7 +19,7 @@ from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
 from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training.checkpoint import steps_saved
-from lm_jax.training.journal import read_result
+from lm_jax.training.journal import line_of, read_result
 from lm_jax.training.trainer import Trainer
 
 
@@ -132,7 +132,7 @@ def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once
         lines = [{"step": n, **tiny.RECORD, "nats": rate} for n in steps]
         place = {"step": steps[-1], "kind": "evaluation", "split": "validation"}
         lines.append({**place, "nats": 1.0})
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(path, "".join(map(line_of, range(len(lines)), lines)))
 
     told = []
     follower = tail.Tail(lambda trial: lambda step, row: told.append((step, row["kind"])))

@@ -69,6 +69,7 @@ def advanced(made, runs, width, stop=7, params=None):
     return lanes.unstack(len(runs)), finite
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_lane_is_the_same_bits_beside_two_four_or_eight(made, width):
     pair = advanced(made, [2, 5], width)[0]
@@ -151,6 +152,7 @@ def test_a_group_is_its_runs(undisturbed, tmp_path):
     np.testing.assert_allclose(beside, alone, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:passing over the checkpoint .* it is gone")
 def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed, tmp_path):
     class Told(list):
         """Signals, of which one comes after it has been asked for them so often."""

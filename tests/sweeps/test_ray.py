@@ -56,7 +56,7 @@ def cluster(tmp_path_factory):
 def working(folder, trial):
     """The process at work on a trial that has saved, waited for."""
     while True:
-        for saved in Path(folder).glob(f"lm_jax-*/{trial}/checkpoints/*/sha256.json"):
+        for saved in Path(folder).glob(f"lm_jax-*/{trial}/checkpoints/*/manifest.json"):
             return int((saved.parents[2] / ".lock").read_text())
         time.sleep(0.01)
 

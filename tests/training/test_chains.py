@@ -258,6 +258,7 @@ def test_two_averages_are_refused():
         Train(ema_decay=0.9, optimizer=ASGD())
 
 
+@pytest.mark.quick("train1")
 @pytest.mark.parametrize(
     "train",
     [

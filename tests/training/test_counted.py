@@ -48,7 +48,7 @@ def test_a_finished_count_is_not_made_again_and_a_broken_one_is(tmp_path):
 @pytest.mark.filterwarnings("ignore:passing over the damaged checkpoint")
 def test_a_count_whose_checkpoint_is_damaged_is_made_again(tmp_path):
     first = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
-    for file in (tmp_path / "checkpoints").rglob("sha256.json"):
+    for file in (tmp_path / "checkpoints").rglob("manifest.json"):
         file.write_text("{}")
     again = lm_jax.train(config(), tmp_path, text=tiny.TEXT)
     assert again.result["sha256"] == first.result["sha256"]

@@ -1,6 +1,5 @@
 """No copies of a train state: none while it is saved, restored, judged, or when its run is over."""
 
-import json
 import os
 import signal
 import threading
@@ -18,7 +17,8 @@ from lm_jax import trees
 from lm_jax.config import RNN, resolve
 from lm_jax.scoring import scorer
 from lm_jax.training import checkpoint, step
-from lm_jax.training.checkpoint import Checkpoints, named_leaves, restore
+from lm_jax.training.checkpoint import Checkpoints
+from lm_jax.training.journal import NO_ROWS
 
 MEGABYTE = 10**6
 PEAK = Path("/proc/self/clear_refs")
@@ -69,9 +69,10 @@ next_update = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), 
 
 @needs_peak
 def test_a_large_state_is_saved_and_restored_without_a_copy(large, tmp_path):
-    Checkpoints(tmp_path / "small", 0).save(State(large.step, []))  # Orbax is imported
-    checkpoints, wanted = Checkpoints(tmp_path, 0), copied(large)
-    _, peak = at_its_peak(lambda: checkpoints.save(large))
+    small = Checkpoints(tmp_path / "small", 0, tiny.KNOWN)
+    small.save(State(large.step, []), NO_ROWS)  # Orbax is imported
+    checkpoints, wanted = Checkpoints(tmp_path, 0, tiny.KNOWN), copied(large)
+    _, peak = at_its_peak(lambda: checkpoints.save(large, NO_ROWS))
     assert peak < TABLE / 2
     # What was saved is no longer looked at: the update takes its memory over.
     places = [leaf.unsafe_buffer_pointer() for leaf in large.params]
@@ -81,7 +82,7 @@ def test_a_large_state_is_saved_and_restored_without_a_copy(large, tmp_path):
     checkpoints.close()
     template = jax.eval_shape(lambda: after)
     del large
-    found, peak = at_its_peak(lambda: restore(tmp_path, template))
+    found, peak = at_its_peak(lambda: tiny.restored(tmp_path, template))
     assert 4 * TABLE < peak < 5.5 * TABLE
     tiny.assert_trees_equal(found, wanted)
     places = [leaf.unsafe_buffer_pointer() for leaf in found.params]
@@ -110,27 +111,15 @@ def test_a_small_state_may_change_while_it_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "_write", late)
     state = State(jnp.asarray(3, jnp.int32), [jnp.arange(6.0)])
-    wanted, checkpoints = copied(state), Checkpoints(tmp_path, 0)
-    checkpoints.save(state)
+    wanted, checkpoints = copied(state), Checkpoints(tmp_path, 0, tiny.KNOWN)
+    checkpoints.save(state, NO_ROWS)
     after = next_update(state)
     changed.set()
     checkpoints.close()
-    tiny.assert_trees_equal(restore(tmp_path, jax.eval_shape(lambda: after)), wanted)
+    tiny.assert_trees_equal(tiny.restored(tmp_path, jax.eval_shape(lambda: after)), wanted)
 
 
-def test_checkpoints_of_before_are_read(tmp_path):
-    """They are compressed, and their tables were copied."""
-    from orbax.checkpoint import v1 as ocp
-
-    state = State(jnp.asarray(3, jnp.int32), [jnp.arange(6.0)])
-    folder = tmp_path / "checkpoints" / "00000003"
-    folder.mkdir(parents=True)
-    ocp.save(str(folder / "arrays"), jax.tree.map(np.array, named_leaves(state)))
-    digests = checkpoint._file_digests(folder / "arrays")
-    (folder / "sha256.json").write_text(json.dumps(digests))
-    tiny.assert_trees_equal(restore(tmp_path, jax.eval_shape(lambda: state)), state)
-
-
+@pytest.mark.slow
 @needs_peak
 def test_a_whole_run_takes_its_state_a_gradient_and_little_more(tmp_path, monkeypatch):
     """Through validation, saving, going on, and the end: what an update takes, and no copy."""

@@ -1,0 +1,64 @@
+"""The manifest of a run: of which config and corpus it is, and which checkpoints it has saved.
+
+The files of a run are one chain, and damage to any of them is found:
+
+    config.json, vocabulary.json      sealed (`lm_jax.files.sealed`)
+    manifest.json                     digests of the config and the corpus, the steps of the
+                                      checkpoints and, at the end, a digest of metrics.jsonl
+    checkpoints/STEP/manifest.json    the same digests, and those of the rows of metrics.jsonl so
+                                      far, of each file and array (`lm_jax.training.checkpoint`)
+    metrics.jsonl                     numbered and sealed rows (`lm_jax.training.journal`)
+    result.json                       SHA-256 of the kept parameters
+
+A save is complete once the manifest lists the checkpoint. A checkpoint that is listed and gone has
+therefore been lost, and a run without one begins anew only if asked.
+"""
+
+from pathlib import Path
+
+import pydantic
+
+from lm_jax import files
+from lm_jax.config import Config
+from lm_jax.settings import UserError, digest
+from lm_jax.training.journal import Kept
+
+NAME = "manifest.json"
+
+
+class Manifest(pydantic.BaseModel):
+    """Contents of manifest.json."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    config: str
+    """Digest of the config, without the adjustable fields."""
+    corpus: str
+    """Digest of the corpus."""
+    checkpoints: list[int] = []
+    """Steps of the checkpoints."""
+    journal: Kept | None = None
+    """The rows of metrics.jsonl if the run has ended."""
+
+
+def new(config: Config, corpus: str) -> Manifest:
+    """The manifest of a run that has saved nothing."""
+    return Manifest(config=digest(config), corpus=corpus)
+
+
+def read(run_dir: Path) -> Manifest:
+    """The manifest of a run.
+
+    Raises:
+      UserError: the manifest is missing or damaged.
+    """
+    path = run_dir / NAME
+    try:
+        return files.read_sealed(path, Manifest)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+
+
+def write(run_dir: Path, manifest: Manifest) -> None:
+    """Write manifest.json, atomically."""
+    files.write_sealed(run_dir / NAME, manifest.model_dump())
