@@ -1,12 +1,13 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
+# `make torture` kills runs and sweeps 200 times, at times and file operations drawn by lot.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 T ?=
 
-.PHONY: run test test-all test-extras check bench clean
+.PHONY: run test test-all test-extras torture check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
@@ -19,6 +20,9 @@ test-all: $(VENV)/.installed-dev
 
 test-extras: $(VENV)/.installed-extras
 	$(BIN)/python -m pytest -n 0 -m extras tests/sweeps
+
+torture: $(VENV)/.installed-dev
+	LM_JAX_KILLS=200 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ an output file is replaced or refused; the target of the link never changes.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -15,7 +16,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,6 +109,16 @@ def tree_to_disk(folder: Path) -> None:
         names_to_disk(Path(place))
 
 
+def ask_for_room(folder: Path, size: int) -> None:
+    """Check that a folder has room for files of a size, in bytes.
+
+    Raises:
+      OSError: the disk, or the user's share of it, is full.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, size))
+
+
 def free_name(path: Path, sign: str) -> Path:
     """The first of `path.sign-1`, `path.sign-2`, … that does not exist."""
     names = (path.with_name(f"{path.name}.{sign}-{n}") for n in itertools.count(1))
@@ -158,7 +170,7 @@ def sealed(text: str) -> str:
 
 def seal_of(text: str) -> str | None:
     """The seal of a text from `sealed`, unchecked; None if there is no seal."""
-    found = _SEAL.search(text)
+    found = _SEAL.search(text, max(0, len(text) - 100))
     return found and found[2]
 
 
@@ -168,7 +180,7 @@ def unsealed(text: str, name: str) -> str:
     Raises:
       UserError: the text has changed since, or has no seal; begins with `name`.
     """
-    found = _SEAL.search(text)
+    found = _SEAL.search(text, max(0, len(text) - 100))
     if found is None:
         raise UserError(f"{name} is damaged, or of another version of lm_jax: it has no seal")
     content = text[: found.start()] + found[3]
@@ -192,25 +204,25 @@ def read_sealed(path: Path, kind: Any = Row) -> Any:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file with a JSON object per line, atomically."""
-    write_whole(path, "".join(as_json(row) + "\n" for row in rows))
+    """Write a file with a sealed JSON object per line, atomically."""
+    write_whole(path, "".join(map(line_of, rows)))
 
 
-def whole_rows(lines: Iterable[bytes], good: Callable[[Row], bool]) -> Iterator[tuple[Row, int]]:
-    """Each row and the number of bytes of its line, up to the first incomplete or damaged line.
+def line_of(row: Row) -> str:
+    """The line of a row, with a seal."""
+    return sealed(as_json(row) + "\n")
 
-    Args:
-      lines: lines of JSON, with line ends.
-      good: returns True if a row is valid; the first invalid row ends the iteration.
+
+def read_row(line: bytes, name: str) -> Row:
+    """The row of a line from `line_of`.
+
+    Raises:
+      UserError: the line is damaged; begins with `name`.
     """
-    for line in lines:
-        try:
-            row = parsed(line, "the line")
-        except UserError:
-            return
-        if not line.endswith(b"\n") or not good(row):
-            return
-        yield row, len(line)
+    try:
+        return parsed(unsealed(line.decode(), name), name)
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is damaged: it is not UTF-8") from None
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
@@ -235,6 +247,20 @@ def sha256(content: str | bytes) -> str:
 def sha256_of_file(path: str | Path, name: str) -> str:
     """SHA-256 of a file named by a user, in hex digits; arguments and errors as in `reading`."""
     with reading(path, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: str | Path, start: int = 0) -> str:
+    """SHA-256 of a file from byte `start` on, computed once for each state of the file."""
+    status = os.stat(path)
+    return _sha256_of(str(path), start, (status.st_ino, status.st_size, status.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: str, start: int, state: tuple[int, ...]) -> str:
+    del state  # a part of the cache's key
+    with open(path, "rb") as file:
+        file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

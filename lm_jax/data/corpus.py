@@ -4,13 +4,15 @@ Files and data sets are tokenised once, into a folder of the user's cache. The f
 digest of the content and the tokeniser. Later runs map the tokens into memory, at 1, 2 or 4 bytes
 each. The folder is written under another name and renamed once complete: a folder under the final
 name is never partial. If several processes need the same folder, the first builds the folder and
-the others wait.
+the others wait. Each process checks the SHA-256 of the tokens before the first use; a damaged
+folder is built anew. Only the owner may read the cache, because texts may be private.
 """
 
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
-from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from lm_jax.data import text as texts
 from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text
 from lm_jax.data.vocabulary import Vocabulary, build, encoded
-from lm_jax.settings import VERSION, UserError, parsed, to_json
+from lm_jax.settings import VERSION, UserError, to_json
 
 SIZES = ("tokens", "characters", "unknown")  # counts of each split, in corpus.json
 
@@ -92,7 +94,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         return Corpus(vocabulary, train, validation, test, digest, floor=floor)
     folder = cache_folder() / "tokens" / digest[:32]
     try:
-        if not folder.exists():
+        if not _intact(folder):
             _build(folder, data, parts, vocabulary)
         return _mapped(folder, digest)
     except OSError as error:
@@ -148,50 +150,63 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
 
 
 def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabulary | None) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = folder.with_suffix(".partial")
     with files.locked(folder.with_suffix(".lock")):
-        if folder.exists():
+        if _intact(folder):  # another process has built it
             return
+        if folder.exists():
+            warnings.warn(f"the tokens in {folder} are damaged, and are made anew", stacklevel=3)
         files.remove(partial)  # left by a killed process
         try:
-            partial.mkdir()
+            partial.mkdir(mode=0o700)
             vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
-            files.write_whole(partial / "corpus.json", vocabulary.to_json(splits=sizes))
+            content = files.sealed(vocabulary.to_json(splits=sizes))
+            files.write_whole(partial / "corpus.json", content)
             # The folder is named after the content, so the files must not have changed meanwhile.
             for split, again in _parts(data, None).items():
                 if again.digest != parts[split].digest:
                     raise UserError(f"{again.name}: has changed while it was read; begin again")
-            partial.rename(folder)
+            files.discard(folder, partial)
         finally:
             files.remove(partial)
 
 
-def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int]:
-    totals: dict[str, int] = dict.fromkeys(SIZES, 0)
+def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int | str]:
+    """Write the tokens of a text; return their counts and their SHA-256."""
+    totals, whole = dict.fromkeys(SIZES, 0), hashlib.sha256()
     with files.created(path, "wb") as file:
         for numbers, characters, unknown in encoded(vocabulary, text):
-            file.write(numbers.astype(_dtype(vocabulary)).tobytes())
+            block = numbers.astype(_dtype(vocabulary)).tobytes()
+            file.write(block)
+            whole.update(block)
             totals["tokens"] += len(numbers)
             totals["characters"] += characters
             totals["unknown"] += unknown
         files.to_disk(file)
     if not totals["tokens"]:
         raise UserError(f"{text.name}: the text is empty")
-    return totals
+    return {**totals, "sha256": whole.hexdigest()}
+
+
+def _intact(folder: Path) -> bool:
+    """True if a folder holds the tokens that were written there."""
+    try:
+        sizes = files.read_sealed(folder / "corpus.json")["splits"]
+        digests = {split: files.sha256_once(folder / split) for split in SPLITS}
+        return all(digests[split] == sizes[split]["sha256"] for split in SPLITS)
+    except (UserError, KeyError, TypeError, FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _mapped(folder: Path, digest: str) -> Corpus:
-    try:
-        content = (folder / "corpus.json").read_text(encoding="utf-8")
-        vocabulary = Vocabulary.from_json(content)
-        splits = {}
-        sizes = parsed(content, "corpus.json")["splits"]
-        for split in SPLITS:
-            count, *rest = (index(sizes[split][name]) for name in SIZES)
-            tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(count,))
-            splits[split] = Split(tokens, *rest)
-    except (ValueError, KeyError, TypeError, OverflowError, FileNotFoundError):
-        raise UserError(f"{folder} is damaged: remove it, and it is built anew") from None
+    """The corpus in an intact folder, with its tokens mapped into memory."""
+    content = files.read_sealed(folder / "corpus.json")
+    vocabulary = Vocabulary.from_json(json.dumps(content))
+    splits = {}
+    for split in SPLITS:
+        count, *rest = (content["splits"][split][name] for name in SIZES)
+        tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(count,))
+        splits[split] = Split(tokens, *rest)
     return Corpus(vocabulary, **splits, digest=_digest(digest, vocabulary))

@@ -10,8 +10,6 @@ words, the cuts are at the first line after each mark. If a part would then be e
 of a single long line, the cuts are at the first word after each mark.
 """
 
-import functools
-import hashlib
 import itertools
 import os
 import re
@@ -23,7 +21,7 @@ from lm_jax.config import File, Markov, Memory
 from lm_jax.config.data import DataSource
 from lm_jax.data import markov
 from lm_jax.data.formats import BOM, HEAD, other_format
-from lm_jax.files import reading, sha256
+from lm_jax.files import reading, sha256, sha256_once
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes
@@ -159,8 +157,7 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
         if not any_bytes and (said := other_format(head)):
             raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
         start = _mark_length(head)
-        status = os.fstat(file.fileno())
-        digest = _digest(path, start, (status.st_ino, status.st_size, status.st_ctime_ns))
+        digest = sha256_once(path, start)
     if len(head) == start:
         raise UserError(f"{name}: the file is empty")
 
@@ -171,15 +168,6 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
                 yield block
 
     return Text(name, digest, blocks, start)
-
-
-@functools.lru_cache(maxsize=64)
-def _digest(path: str, start: int, state: tuple[int, ...]) -> str:
-    """SHA-256 of a file from `start` on, computed once for each state of the file."""
-    del state  # a part of the cache's key
-    with open(path, "rb") as file:
-        file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mark_length(head: bytes) -> int:

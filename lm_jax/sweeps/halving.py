@@ -99,7 +99,7 @@ class Halving:
     def _decided(self, path: Path, step: int, here: Mapping[str, float]) -> set[str]:
         """Directories of the continuing trials: read from rungs.jsonl, or judged and recorded."""
         with files.locked(path, "a+b") as file:
-            before = [row for row in _whole(file) if row["step"] == step]
+            before = [row for row in _whole(file, path) if row["step"] == step]
             come = {name: loss for row in before for name, loss in row["nats"].items()}
             kept = {name for row in before for name in row["kept"]}
             new = {name: loss for name, loss in here.items() if name not in come}
@@ -107,7 +107,7 @@ class Halving:
                 best = survivors(new, self.factor, list(come.values()))
                 kept |= best
                 row = {"step": step, "nats": new, "kept": sorted(best)}
-                file.write(files.as_json(row).encode() + b"\n")
+                file.write(files.line_of(row).encode())
                 files.to_disk(file)
         return kept
 
@@ -132,16 +132,25 @@ def _rank(loss: float | None) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def _whole(file: IO[bytes]) -> list[Judgement]:
-    """Read the rows of a locked file, and cut off a torn or damaged end."""
+def _whole(file: IO[bytes], path: Path) -> list[Judgement]:
+    """Read the rows of a locked file, and cut off a torn last line.
+
+    Raises:
+      UserError: a row is damaged; names the file and the line.
+    """
     file.seek(0)
-    found = list(files.whole_rows(file, _is_judgement))
-    file.truncate(sum(length for _, length in found))
-    return [row for row, _ in found]
-
-
-def _is_judgement(row: Judgement) -> bool:
-    return fits(row, _Judged) and {*row["kept"]} <= {*row["nats"]}
+    lines = file.readlines()
+    if lines and not lines[-1].endswith(b"\n"):
+        file.truncate(sum(map(len, lines[:-1])))
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        name = f"{path}: line {number}"
+        row = files.read_row(line, name)
+        if not fits(row, _Judged) or not {*row["kept"]} <= {*row["nats"]}:
+            raise UserError(f"{name} is no judgement")
+        rows.append(row)
+    return rows
 
 
 class _Judged(journal.Known):

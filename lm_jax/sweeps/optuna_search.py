@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax import files
-from lm_jax.files import Row, as_json, finite, write_rows
-from lm_jax.settings import UserError, parsed
+from lm_jax.files import Row, as_json, finite, read_row, write_rows
+from lm_jax.settings import UserError
 from lm_jax.sweeps.points import Choice, Point, Range, Space
 
 ASKED, STUDY = "asked.jsonl", "study.db"
@@ -89,8 +89,8 @@ class OptunaSearch:
     def _read(self) -> None:
         """Reads asked.jsonl, and refuses the file of another search."""
         try:
-            lines = self._path.read_bytes().splitlines()
-            first, *rows = [parsed(line, str(self._path)) for line in lines]
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            first, *rows = [read_row(line, str(self._path)) for line in lines]
             for row in rows:
                 self._take(row)
         except (ValueError, TypeError, AttributeError):

@@ -241,7 +241,7 @@ def write_or_check_manifest(
     here = files.finite({"halving": halving, "trials": written(trials)})
     if path.exists():
         try:
-            there = files.read_json(path)
+            there = files.read_sealed(path)
         except UserError:
             there = {}
         if not isinstance(there.get("trials"), dict):
@@ -255,7 +255,7 @@ def write_or_check_manifest(
         if not growing or old != new[: len(old)]:
             difference = _difference(there["trials"], here["trials"])
             raise UserError(f"{sweep_dir} holds another sweep: {difference}")
-    files.write_json(path, here, indent=1)
+    files.write_sealed(path, here, indent=1)
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

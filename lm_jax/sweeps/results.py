@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax.fields import fields
-from lm_jax.files import Row, write_rows
-from lm_jax.settings import UserError, fits, parsed, plain
+from lm_jax.files import Row, read_row, write_rows
+from lm_jax.settings import UserError, fits, plain
 from lm_jax.sweeps import failures
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.points import flags, plain_point
@@ -163,13 +163,13 @@ def read_results(sweep_dir: str | Path) -> list[Row]:
     """
     path = Path(sweep_dir) / FILE
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().splitlines(keepends=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{sweep_dir} has no {FILE}: no trial of a sweep has ended there") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = parsed(line, f"line {number}")
+            row = read_row(line, f"line {number}")
             if not fits(row, TrialRow):
                 raise UserError(f"line {number} is no row of a trial")
         except UserError as error:

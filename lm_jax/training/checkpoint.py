@@ -16,6 +16,7 @@ written directly from its own memory, without compression, because a compressor 
 leaves are restored in groups: a large leaf alone, many small leaves together.
 """
 
+import contextlib
 import gc
 import hashlib
 import importlib.metadata
@@ -23,6 +24,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +171,7 @@ class Checkpoints:
             path = self._folder / f"{damaged:08d}"
             path.rename(files.free_name(path, "damaged"))
 
-    def save(self, state: Any, rows: Kept) -> None:
+    def save(self, state: Any, rows: Kept, *, diverged: bool = False) -> None:
         """Save a state under its step; return when an update may overwrite the state's memory.
 
         The state is usually copied and then written in the background. On a CPU, a state of more
@@ -178,6 +180,7 @@ class Checkpoints:
         Args:
           state: the state.
           rows: the rows of metrics.jsonl so far, which are on the disk.
+          diverged: True if the loss is not finite; the state then takes no good state's place.
 
         Raises:
           OSError, ValueError: this save or the previous save failed, for example because the disk
@@ -189,7 +192,7 @@ class Checkpoints:
         large = sum(array.nbytes for array in arrays.values()) > COPIED
         if _on_cpu() and not large:
             arrays = {name: array.copy() for name, array in arrays.items()}
-        self._writing = self._writer.submit(self._write, int(state.step), arrays, rows)
+        self._writing = self._writer.submit(self._write, int(state.step), arrays, rows, diverged)
         if _on_cpu() and large:
             self.wait()
             arrays.clear()  # as long as a view exists, JAX copies the memory instead of reusing it
@@ -210,6 +213,11 @@ class Checkpoints:
         self._manifest = self._manifest.model_copy(update={"journal": rows})
         manifest.write(self._run_dir, self._manifest)
 
+    def raise_failed(self) -> None:
+        """Raise the error of the last save, as `wait` does, if the save has already failed."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
     def close(self) -> None:
         """Wait as in `wait`, and end the background thread."""
         try:
@@ -217,11 +225,34 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], rows: Kept) -> None:
-        ocp = _orbax()
+    def _write(self, step: int, arrays: dict[str, np.ndarray], rows: Kept, diverged: bool) -> None:
         path = self._folder / f"{step:08d}"
-        partial = path.with_name(f"{path.name}.partial")
+        try:
+            self._write_folder(path, step, arrays, rows)
+        except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):  # to leave room for others
+                files.remove(path.with_suffix(".partial"))
+            why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            size = sum(array.nbytes for array in arrays.values())
+            free = shutil.disk_usage(self._run_dir).free
+            raise OSError(
+                f"{path} cannot be saved ({size:,} bytes, {free:,} free): {why}"
+            ) from None
+        there = _steps(self._folder)
+        kept = _to_keep(there, self._every, NEWEST + diverged)
+        self._manifest = self._manifest.model_copy(update={"checkpoints": kept, "journal": None})
+        manifest.write(self._run_dir, self._manifest)
+        for old in sorted({*there} - {*kept}):
+            files.discard(self._folder / f"{old:08d}")
+
+    def _write_folder(
+        self, path: Path, step: int, arrays: dict[str, np.ndarray], rows: Kept
+    ) -> None:
+        ocp = _orbax()
+        partial = path.with_suffix(".partial")
         partial.mkdir(parents=True)
+        # Orbax's threads would wait minutes for one that finds no room: it is asked for before.
+        files.ask_for_room(partial, sum(array.nbytes for array in arrays.values()))
         context = ocp.Context()
         context.memory.deepcopy_host_arrays = False
         context.array.saving.use_compression = False
@@ -240,18 +271,12 @@ class Checkpoints:
         files.write_sealed(partial / manifest.NAME, contents.model_dump(), None)
         # A checkpoint of the step is damaged, or was saved before the validation at the step.
         files.discard(path, partial)
-        there = _steps(self._folder)
-        kept = _to_keep(there, self._every)
-        self._manifest = self._manifest.model_copy(update={"checkpoints": kept, "journal": None})
-        manifest.write(self._run_dir, self._manifest)
-        for old in sorted({*there} - {*kept}):
-            files.discard(self._folder / f"{old:08d}")
 
 
-def _to_keep(steps: list[int], every: int) -> list[int]:
+def _to_keep(steps: list[int], every: int, newest: int) -> list[int]:
     """The newest checkpoints, and further back the newest of every 8th and every 64th save."""
     spaced = [[step for step in steps if step and step % (n * every) == 0] for n in SPACED]
-    return sorted({*steps[-NEWEST:], *(found[-1] for found in spaced if found)})
+    return sorted({*steps[-newest:], *(found[-1] for found in spaced if found)})
 
 
 def _leaf(array: np.ndarray) -> Leaf:

@@ -12,6 +12,8 @@ error.json        the last error of a trial in a sweep, if the trial failed
 
 import contextlib
 import os
+import platform
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,7 +67,7 @@ def locked_dir(run_dir: Path, what: str = "run", sign: str = "config.json") -> I
         except OSError as error:
             raise UserError(f"{run_dir} cannot be a {what} directory: {error.strerror}") from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {platform.node()} since {time.strftime('%F %T')}")
         lock.flush()
         try:
             yield

@@ -6,6 +6,7 @@ later than the checkpoint are removed, and the file reads as if the crash had no
 files are sealed, so that damage is found (`lm_jax.files.sealed`).
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -15,8 +16,8 @@ import pydantic
 from pydantic import Field
 
 from lm_jax import files
-from lm_jax.files import Row, as_json, seal_of, sealed, unsealed
-from lm_jax.settings import VERSION, UserError, fits, parsed
+from lm_jax.files import Row, seal_of
+from lm_jax.settings import VERSION, UserError, fits
 
 Watch = Callable[[int, Row | None], None]  # see `lm_jax.train`
 
@@ -176,9 +177,9 @@ def find_rows(path: Path) -> Found:
             damage.append(f"{path}: line {place + 1} repeats row {number}")
         rows.setdefault(number, row)
         seals.setdefault(number, seal)
-    last = max(rows, default=-1)
-    missing = sorted(set(range(last)) - rows.keys())
-    damage += [f"{path}: row {number} is missing" for number in missing]
+    for before, after in itertools.pairwise([-1, *sorted(rows)]):
+        if after > before + 1:
+            damage.append(f"{path}: {after - before - 1} rows are missing before row {after}")
     return Found({number: rows[number] for number in sorted(rows)}, seals, damage)
 
 
@@ -189,27 +190,32 @@ def read_row(line: bytes) -> tuple[int, Row, str]:
       UserError: the line is damaged.
     """
     try:
-        text = line.decode()
-        row = parsed(unsealed(text, "it"), "it")
+        row = files.read_row(line, "it")
         number = row.pop("row")
-    except (UserError, UnicodeDecodeError, KeyError):
+    except (UserError, KeyError):
         raise UserError("is damaged") from None
     if not isinstance(number, int) or not is_row(row):
         raise UserError("is no row")
-    return number, row, str(seal_of(text))
+    return number, row, str(seal_of(line.decode()))
 
 
 def line_of(number: int, row: Row) -> str:
     """The line of metrics.jsonl for a row."""
-    return sealed(as_json({**row, "row": number}) + "\n")
+    return files.line_of({**row, "row": number})
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl; a warning names those that are damaged or missing."""
     found = find_rows(path)
-    for said in found.damage:
-        warnings.warn(said, stacklevel=2)
+    if found.damage:
+        warnings.warn(in_short(found.damage), stacklevel=2)
     return list(found.rows.values())
+
+
+def in_short(damage: list[str]) -> str:
+    """The first lines of a list, in one line."""
+    more = f"; and {len(damage) - 3} more" if len(damage) > 3 else ""
+    return "; ".join(damage[:3]) + more
 
 
 def is_row(row: Row) -> bool:
@@ -250,7 +256,7 @@ class Journal:
             if len(numbers) == kept.rows and self.whole != kept:
                 self.rows = []  # intact, but of another run
             lost = kept.rows - len(self.rows)
-            damage = "; ".join(found.damage) or f"{path} does not hold the rows of this run"
+            damage = in_short(found.damage) or f"{path} does not hold the rows of this run"
             copy = f", the file as it was: {files.keep_damaged(path)}" if path.exists() else ""
             warnings.warn(f"{damage} ({lost} of {kept.rows} rows are lost{copy})", stacklevel=2)
         lines = [line_of(number, row) for number, row in enumerate(self.rows)]

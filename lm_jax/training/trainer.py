@@ -11,6 +11,7 @@ import itertools
 import math
 import signal
 import time
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
@@ -211,7 +212,7 @@ class Trainer:
         try:
             try:
                 status = yield from self._events_of_training()
-                self._save()
+                self._save(diverged=status == "diverged")
                 splits = self._splits() if status == "finished" else {}
             except Stopped:
                 status, splits = "stopped", {}
@@ -310,6 +311,7 @@ class Trainer:
                 raise Stopped
             if step and step % train.checkpoint_every == 0:
                 self._save()
+            self.checkpoints.raise_failed()
             yield self._next(step)
             step = int(self.state.step)
             finite = math.isfinite(float(self.state.record.nats))
@@ -388,10 +390,10 @@ class Trainer:
         self.journal.write(row)
         self.watch(row["step"], row)
 
-    def _save(self) -> None:
+    def _save(self, *, diverged: bool = False) -> None:
         if self.saved != self._moment():
             self.journal.sync()
-            self.checkpoints.save(self.state, self.journal.kept)
+            self.checkpoints.save(self.state, self.journal.kept, diverged=diverged)
             self.saved = self._moment()
 
     def _moment(self) -> tuple[int, int]:
@@ -407,6 +409,13 @@ class Trainer:
             known = self.evaluator.evaluate(self.model, params, "validation").row()
         known = {name: value for name, value in known.items() if name not in PLACE}
         loss = self.evaluator.evaluate(self.model, params, "test")
+        guess = math.log(self.vocab_size)
+        if not self.config.data.regression and loss.nats_per_token > 2 * guess:
+            warnings.warn(
+                f"the run has learned nothing: {loss.nats_per_token:.6g} nats per token on test, "
+                f"where a uniform guess has ln V = {guess:.3g}; the learning rate may be too high",
+                stacklevel=2,
+            )
         return {
             "validation": {**known, "unknown": self.corpus.validation.unknown},
             "test": {**loss.row(), "unknown": self.corpus.test.unknown},

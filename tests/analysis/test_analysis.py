@@ -178,6 +178,7 @@ def test_snap1_is_compared_where_the_units_of_a_cell_are_separate(fields, separa
     assert {"truncated, k1=k2=1", "truncated, k1=k2=2", "UORO", "RTRL"} <= set(made)
 
 
+@pytest.mark.slow
 def test_the_reach_is_of_the_second_chunk_of_every_lane(run, found):
     tokens = np.asarray(load(resolve(run.config).data, tiny.TEXT).validation.tokens)
     source = streams(tokens[: len(tokens) // 2 * 2], run.vocabulary.boundary, 2)

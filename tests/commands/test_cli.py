@@ -21,6 +21,7 @@ from lm_jax.commands import main
 from lm_jax.commands.parser import parse
 from lm_jax.config import RNN, Builtin, Config, Copy, Data, Train
 from lm_jax.experiment import load_experiment
+from lm_jax.files import write_sealed
 from lm_jax.sweeps import plan
 from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
@@ -115,6 +116,7 @@ SCORES = {
 }
 
 
+@pytest.mark.slow
 def test_a_text_is_scored_in_every_way(trained, capsys):
     sums = {}
     for name, flags in SCORES.items():
@@ -430,6 +432,7 @@ def test_the_quickstart_is_an_experiment():
     assert sys.modules.get("quickstart") is None
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
     monkeypatch.chdir(trained_run)
     flags = ["--model", "ngram", "--model.order", "3"]
@@ -541,9 +544,8 @@ def test_a_number_of_a_sweep_that_is_too_small_is_named(flags, said, folder, cap
 def test_a_directory_of_another_sweep_is_one_line(folder, capsys):
     (folder / "lab.py").write_text(EXPERIMENT + '\ndef sweep():\n    return [{"seed": 1}]\n')
     (folder / "s").mkdir()
-    (folder / "s" / "sweep.json").write_text(
-        '{"halving": null, "trials": {"--seed 1": {"point": {"seed": 1}, "digest": "1"}}}'
-    )
+    trials = {"--seed 1": {"point": {"seed": 1}, "digest": "1"}}
+    write_sealed(folder / "s" / "sweep.json", {"halving": None, "trials": trials})
     status, _, err = told(capsys, "sweep", "lab.py", "--run-dir", "s")
     said = "s holds another sweep: point 1, '--seed 1', has other settings"
     assert (status, err) == (2, f"error: {said}\n")
@@ -617,6 +619,7 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
     assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys):
     words = ("train", "lab.py")
     task = ("--data.source", "copy", "--data.source.items", "2", "--data.length", "7")

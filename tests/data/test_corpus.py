@@ -1,9 +1,11 @@
 """Corpora: the same from files as from memory, tokenised once, and never half there."""
 
 import errno
+import functools
 import itertools
 import json
 import os
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -305,6 +307,15 @@ def _without_splits(path):
     path.write_text(json.dumps(content))
 
 
+def _flip(seed, folder):
+    """A bit of a file, the files one after another."""
+    draw, names = random.Random(seed), ("train", "validation", "test", "corpus.json")
+    path = folder / names[seed % len(names)]
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     data, built = files(tmp_path), corpora.build
     path = Path(data.source.train)
@@ -323,6 +334,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_
     "damage",
     [
         lambda folder: os.truncate(folder / "train", 3),
+        *(functools.partial(_flip, seed) for seed in range(8)),
         lambda folder: (folder / "test").unlink(),
         lambda folder: (folder / "corpus.json").unlink(),
         lambda folder: (folder / "corpus.json").write_text("{"),
@@ -330,13 +342,25 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(tmp_
         lambda folder: (folder / "corpus.json").write_bytes(b"\xff"),
     ],
 )
-def test_a_damaged_cache_is_named(damage, tmp_path):
+def test_a_damaged_cache_is_named_and_built_anew(damage, tmp_path):
     data = files(tmp_path)
-    load(data)
+    whole = load(data)
+    tokens = {split: np.array(getattr(whole, split).tokens) for split in SPLITS}
     (folder,) = cached()
     damage(folder)
-    said = refusal(lambda: load(data))
-    assert said == f"{folder} is damaged: remove it, and it is built anew"
+    with pytest.warns(UserWarning, match=f"the tokens in {folder} are damaged, and are made anew"):
+        again = load(data)
+    assert again.vocabulary == whole.vocabulary
+    for split in SPLITS:
+        np.testing.assert_array_equal(getattr(again, split).tokens, tokens[split])
+    assert load(data).digest == whole.digest
+    assert cached() == [folder]
+
+
+def test_only_the_owner_may_read_the_cache(tmp_path):
+    load(files(tmp_path))
+    for folder in (*cached(), cache_folder() / "tokens"):
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):

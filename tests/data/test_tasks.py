@@ -135,6 +135,7 @@ def test_the_room_after_a_sequence_changes_no_gradient():
     tiny.assert_trees_close(grads, others)
 
 
+@pytest.mark.slow
 def test_trials_of_several_lengths_are_lanes_of_one_program(tmp_path):
     """Each is what the run of that length is alone."""
     base = Config(

@@ -168,6 +168,7 @@ def test_a_gradient_that_is_not_a_number_stays_in_sight():
     assert np.isnan(total.least_ratio)
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_share_cut_that_share(highest):
     np.testing.assert_allclose(highest.norm, np.max(norms()), rtol=1e-10)
     half = g.quantile_thresholds(MODEL, PARAMS, CARRY, BATCHES, share=0.5)
@@ -204,6 +205,7 @@ def test_what_cannot_be_audited_is_refused():
         g.quantile_thresholds(MODEL, PARAMS, CARRY, BATCHES, share=1.5)
 
 
+@pytest.mark.slow
 def test_a_gradient_of_nan_is_neither_cut_nor_left():
     """A run that diverged is not one that was never clipped."""
     spoiled = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
@@ -245,6 +247,7 @@ def test_an_audit_is_the_same_at_every_size_of_the_gradient(highest, scale):
     np.testing.assert_allclose(np.array(drawn) / scale, np.array(highest), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_threshold_of_a_stack_is_that_of_its_largest_delta_in_any_layer():
     """Each layer's δ_t is clipped by itself, so with it no update is cut, and just below it one."""
     stack = tiny.rnn(layers=2)

@@ -34,6 +34,7 @@ def found():
     return g.compare(estimators, FULL, PARAMS, BATCHES, draws=100)
 
 
+@pytest.mark.slow
 def test_the_reference_itself_is_exact(found):
     same = found["explicit"]
     np.testing.assert_allclose([same.cosine, same.norm_ratio], 1, rtol=1e-12)

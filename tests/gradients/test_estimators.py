@@ -240,7 +240,7 @@ def linear_layer(cell):
     return models.CellLayer(cell, models.Embedding(V, None))
 
 
-@pytest.mark.quick("linear", "mingru")
+@pytest.mark.quick("linear")
 @pytest.mark.parametrize(
     ("layer", "hidden_size"),
     [

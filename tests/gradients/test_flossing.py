@@ -70,6 +70,7 @@ def test_a_remedy_keeps_the_estimator_s_info(remedy):
     np.testing.assert_allclose(info.delta_norms, own.delta_norms, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_with_it_and_watched(tmp_path):
     def trained(name, **train):
         probe = LiveProbe(by_lag=False, spectra=False, lyapunov=False)

@@ -246,7 +246,7 @@ def one_step_pattern(step, own, s, halves):
     return found
 
 
-@pytest.mark.quick("peepholes-2", "mingru-2")
+@pytest.mark.quick("peepholes-2")
 @pytest.mark.parametrize(("name", "layers"), [*((name, 2) for name in SEPARATE), ("lstm", 1)])
 def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     """Against a dense influence of each layer on itself, of which all but the pattern of one step
@@ -295,7 +295,7 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     tiny.assert_trees_close(grads["layers"], total)
 
 
-@pytest.mark.quick("3-mingru", "None-lru")
+@pytest.mark.quick("None-lru")
 @pytest.mark.parametrize("cell", ["mingru", "minlstm", "lru"])
 @pytest.mark.parametrize("embedding_size", [None, 3])
 def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_size):
@@ -441,7 +441,7 @@ def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
         assert np.all(np.isnan([loss, *grads["layers"][0]["W_hh"].ravel()]))
 
 
-@pytest.mark.quick("uoro")
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["rtrl", "snap1", "uoro", "artbp"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(gradient, tmp_path):
     rate = {"gradient__cut_rate": 0.3} if gradient == "artbp" else {}
@@ -491,6 +491,7 @@ def test_settings_that_do_not_go_together_are_refused(model, train, message):
         Config(model=tiny.changed(RNN(), **model), train=tiny.changed(Train(), **train))
 
 
+@pytest.mark.slow
 def test_randomised_truncation_draws_for_each_step_and_lane_of_real_inputs_too():
     config = Config(
         data=Data(source=Adding(), length=6, batch_size=3),

@@ -198,6 +198,7 @@ def test_a_product_that_is_zero_has_norm_zero():
     assert jnp.all(jnp.isneginf(logs[N:]))
 
 
+@pytest.mark.slow
 def test_the_mean_over_the_ends_is_the_mean_of_the_norms_at_each_end():
     step = elman
     ends = [jitted("lag_norms")(step, A, ZERO, XS[:end], L) for end in range(L, T + 1)]
@@ -207,6 +208,7 @@ def test_the_mean_over_the_ends_is_the_mean_of_the_norms_at_each_end():
     np.testing.assert_allclose(some, np.mean(ends[::2], axis=0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_lanes_are_mapped():
     lanes = jax.random.normal(jax.random.key(4), (2, N))
     for name in "mean_lag_norms", "lag_norms", "singular_values":

@@ -107,6 +107,7 @@ def test_a_model_without_recurrence_is_proven_without_rtrl():
     assert all(check.agrees for check in checks)
 
 
+@pytest.mark.slow
 def test_where_an_influence_would_be_too_large_forward_mode_goes_along_the_directions():
     checks = verified(tiny.rnn(), largest=100)
     assert checks[1].route == "RTRL along directions"
@@ -209,6 +210,7 @@ def told(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_proved_and_on_what(folder, capsys, monkeypatch):
     status, out, err = told(capsys, "--model.cell", "lstm")
     assert (status, err) == (0, "")

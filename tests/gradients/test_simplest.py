@@ -266,7 +266,7 @@ def constant(steps):
 ALL = scalar, matrix, counting, identity, forgetful, constant
 
 
-@pytest.mark.quick("matrix-9", "constant-9")
+@pytest.mark.quick("constant-9")
 @pytest.mark.parametrize(("recurrence", "steps"), [(one, T) for one in ALL] + [(matrix, 1)])
 def test_of_the_simplest_recurrences_the_tools_say_what_is_worked_out_by_hand(recurrence, steps):
     step, params, carry, xs, J, B, D = recurrence(steps)

@@ -263,6 +263,7 @@ def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
     np.testing.assert_allclose(np.exp(2 * params["gamma"]), 1 - size**2, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gamma_keeps_the_variance_of_white_inputs(key):
     cell = linear_recurrences.LRUCell(400, r_min=0.4, r_max=0.9)
     params = cell.init(key)

@@ -248,6 +248,7 @@ def test_noise_has_its_places(place):
     assert noisy_loss != loss
 
 
+@pytest.mark.slow
 def test_a_run_trains_stops_and_goes_on(tmp_path):
     """With empty arrays in the carry, which are not saved, and outputs of the past, which are."""
     model = Convolution(embedding_size=4, hidden_size=5, layers=2, width=1, pooling=3)

@@ -71,7 +71,7 @@ def derivatives(loss, args, y, mask):
     )
 
 
-@pytest.mark.quick("7x4-ours", "13x1-of_table")
+@pytest.mark.quick("13x1-of_table")
 @pytest.mark.parametrize("loss", [ours, of_table])
 def test_every_derivative_is_the_plain_loss_s(cut, loss):
     args, y, mask = given()

@@ -74,7 +74,7 @@ def products(jaxpr):
                     yield from products(inner)
 
 
-@pytest.mark.quick("elman", "adaptive")
+@pytest.mark.quick("elman")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradient_is_near_that_of_float32_and_of_its_type(name, key, float32):
     found, exact = (

@@ -8,6 +8,7 @@ import tiny
 
 from lm_jax.config import override
 from lm_jax.experiment import load_experiment
+from lm_jax.files import write_rows
 from lm_jax.report.measures import Measure, measures, varied
 from lm_jax.report.sweep_page import curve, heat_map, sweep_sections, write_sweep
 from lm_jax.settings import UserError
@@ -97,7 +98,7 @@ def test_the_page_has_its_trials_best_first_and_opens_by_itself(tmp_path):
     (table,) = sections["The trials"].parts
     assert [line[0] for line in table.rows] == [f"trial {n}" for n in (1, 2, 6, 3, 5, 4)]
     assert [line[1] for line in table.rows][-2:] == ["diverged at 9", "diverged at 7"]
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    write_rows(tmp_path / "results.jsonl", ROWS)
     page = write_sweep(tmp_path).read_text(encoding="utf-8")
     assert "6 trials that have ended, 4 finished, 2 diverged" in page
     assert 'src="http' not in page

@@ -68,6 +68,7 @@ def test_the_average_is_the_mean_of_the_parameters_since_it_began():
             state = state._replace(begun=jnp.int32(4))
 
 
+@pytest.mark.slow
 def test_a_run_with_averages_is_judged_and_kept_on_them(tmp_path):
     train = {"optimizer": ASGD(patience=1), "learning_rate": 5.0, "steps": 24, "validate_every": 2}
     config = tiny.config(train={**train, "keep_best": False})

@@ -6,12 +6,8 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +25,6 @@ from lm_jax.settings import UserError
 from lm_jax.training import evaluator, journal, manifest, step, trainer
 from lm_jax.training.checkpoint import Checkpoints, tree_digest
 
-ROOT = Path(__file__).parents[2]
-
 KINDS = {
     "full": tiny.config(),
     "truncated": tiny.config(train={"gradient": Truncated(k1=4, k2=10)}),
@@ -41,7 +35,7 @@ KINDS = {
 }
 
 
-@pytest.mark.quick("truncated", "window")
+@pytest.mark.quick("truncated")
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
 def test_stop_and_resume_is_the_uninterrupted_run(config, tmp_path):
     whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
@@ -127,51 +121,6 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(tmp_path):
         assert run.result["step"] == steps
     tiny.assert_trees_equal(run.params, long.params)
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "long")
-
-
-EXPERIMENT = """
-from lm_jax.config import Config, Data, File, RNN, Train
-
-def config():
-    return Config(
-        data=Data(source=File(train={text!r}), batch_size=2, length=8),
-        model=RNN(embedding_size=4, hidden_size=6),
-        train=Train(steps=600, log_every=10, validate_every=100, checkpoint_every=20),
-    )
-"""
-
-
-def test_kill_9_at_any_time_loses_nothing(tmp_path, kept_cache):
-    (tmp_path / "text.txt").write_text(tiny.TEXT * 3)
-    experiment = tmp_path / "experiment.py"
-    experiment.write_text(EXPERIMENT.format(text=str(tmp_path / "text.txt")))
-    environment = {**os.environ, "LM_JAX_CACHE": str(kept_cache), "JAX_PLATFORMS": "cpu"}
-
-    def start(run_dir):
-        command = [sys.executable, "run.py", "train", str(experiment), "--run-dir", str(run_dir)]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    whole = start(tmp_path / "whole")
-    said = whole.communicate(timeout=120)[0]
-    assert whole.returncode == 0, said.decode()
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    for rows in (3, 20, 45):
-        process = start(tmp_path / "killed")
-        while process.poll() is None and len(journal.read_rows(metrics)) < rows:
-            time.sleep(0.003)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    last = start(tmp_path / "killed")
-    said = last.communicate(timeout=120)[0]
-    assert last.returncode == 0, said.decode()
-    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
-    results = [journal.read_result(tmp_path / name) for name in ("killed", "whole")]
-    assert results[0]["sha256"] == results[1]["sha256"]
-    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
-    assert left == ["00000480", "00000580", "00000600"]  # 480 as the newest of every eighth
 
 
 def test_one_run_directory_one_process(tmp_path):
@@ -702,6 +651,7 @@ def test_a_first_interrupt_saves_and_a_second_one_interrupts(tmp_path):
     assert lm_jax.train(tiny.config(), tmp_path, text=tiny.TEXT).step == 20
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_in_one_process_do_not_disturb_each_other(tmp_path):
     """Two threads, each saving after every step, and the first one's run read all the while."""
     config = tiny.config(train={"steps": 12, "checkpoint_every": 1})

@@ -1,0 +1,185 @@
+"""Killed at any time and at any file operation, a run or a sweep ends as if nothing had been.
+
+Each process is killed at a time or at a file operation that a seed draws, and the next one goes on
+where it lies, until one is left alive. `make torture` draws more kills. The same where a file
+operation fails, in a process that lives on.
+"""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import jax
+import pytest
+import tiny
+
+import lm_jax
+from lm_jax import files
+from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
+from lm_jax.settings import UserError
+from lm_jax.training.checkpoint import Contents, steps_saved
+
+KILLS = int(os.environ.get("LM_JAX_KILLS", "12"))
+OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+SHORT = {"steps": 60, "log_every": 5, "validate_every": 15, "checkpoint_every": 4}
+TASK = Config(
+    data=Data(source=Copy(symbols=3, items=2), length=9, batch_size=4),
+    model=RNN(embedding_size=None, hidden_size=5),
+    train=Train(steps=40, log_every=5, validate_every=10, checkpoint_every=5),
+)
+
+
+def text_run(place):
+    lm_jax.train(tiny.config(train=SHORT), place, text=tiny.TEXT)
+
+
+def task_run(place):
+    lm_jax.train(TASK, place)
+
+
+def counted_run(place):
+    lm_jax.train(Config(data=Data(source=Memory()), model=NGram(order=3)), place, text=tiny.TEXT)
+
+
+def sweep(place):
+    points = {str(rate): {"train.learning_rate": rate} for rate in (0.01, 0.1)}
+    lm_jax.sweep(tiny.config(train=SHORT), points, place, text=tiny.TEXT)
+
+
+WORK = {"text": text_run, "task": task_run, "counted": counted_run, "sweep": sweep}
+
+
+def work(name, place, cache, told, after=None, operation=None):
+    """In a process of its own: do it, and be killed after some seconds or at a file operation."""
+    os.environ["LM_JAX_CACHE"] = str(cache)
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    count = 0
+
+    def see(event, arguments):
+        nonlocal count
+        if event in OPERATIONS and str(place) in str(arguments[0]):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(see)
+    if after is not None:
+        threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    began = time.monotonic()
+    WORK[name](place)
+    told.write_text(json.dumps([count, time.monotonic() - began]))
+    os._exit(0)  # without waiting for the timer
+
+
+def started(*given, **killed):
+    """The exit status of a process that works; it has the modules from the one that it is forked
+    from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "orbax.checkpoint.v1"])
+    process = context.Process(target=work, args=given, kwargs=killed)
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def contents(place):
+    """Rows and results without the clock's figures, and the arrays of the newest checkpoints."""
+    found = {}
+    for metrics in sorted(place.rglob("metrics.jsonl")):
+        run_dir = metrics.parent
+        name = str(run_dir.relative_to(place))
+        step = max(steps_saved(run_dir))
+        saved = run_dir / "checkpoints" / f"{step:08d}" / "manifest.json"
+        result = files.read_sealed(run_dir / "result.json")
+        arrays = files.read_sealed(saved, Contents).leaves
+        found[name] = tiny.rows_of(run_dir), result["sha256"], result["splits"], step, arrays
+    if (place / "results.jsonl").exists():
+        rows = lm_jax.sweeps.read_results(place)
+        found["table"] = [{k: v for k, v in row.items() if k not in tiny.CLOCKS} for row in rows]
+    return found
+
+
+@pytest.mark.quick("text")
+@pytest.mark.parametrize("name", WORK)
+def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, tmp_path, kept_cache):
+    told = tmp_path / "told.json"
+    assert started(name, tmp_path / "whole", kept_cache, told) == 0
+    operations, seconds = json.loads(told.read_text())
+    draw, place, killed = random.Random(name), tmp_path / "killed", 0
+    for turn in range(KILLS // len(WORK)):
+        if turn % 2:
+            when = {"after": draw.uniform(0, seconds)}
+        else:
+            when = {"operation": draw.randint(1, operations)}
+        killed += started(name, place, kept_cache, told, **when) == -signal.SIGKILL
+    assert killed
+    assert started(name, place, kept_cache, told) == 0
+    assert contents(place) == contents(tmp_path / "whole")
+
+
+class Disk:
+    """Makes a file operation of this process below a folder fail, or all from one on.
+
+    Those of Orbax itself are left alone: its threads wait ten minutes for one that failed.
+    """
+
+    folder, operation, lasting, error, count = None, 0, False, errno.ENOSPC, 0
+
+    def __init__(self):
+        sys.addaudithook(self.see)  # which nothing takes away again
+
+    def see(self, event, arguments):
+        if self.folder is None or event not in OPERATIONS:
+            return
+        if self.folder in (path := str(arguments[0])) and "partial/arrays" not in path:
+            self.count += 1
+            if self.count == self.operation or (self.lasting and self.count > self.operation > 0):
+                raise OSError(self.error, os.strerror(self.error), str(arguments[0]))
+
+    @contextlib.contextmanager
+    def failing(self, folder, operation=0, lasting=False, error=errno.ENOSPC):
+        self.folder, self.operation, self.lasting = str(folder), operation, lasting
+        self.error, self.count = error, 0
+        try:
+            yield
+        finally:
+            self.folder = None
+
+
+@pytest.fixture(scope="module")
+def disk():
+    return Disk()
+
+
+@pytest.mark.quick("once-EIO", "for ever-ENOSPC")
+@pytest.mark.filterwarnings("ignore:passing over the damaged checkpoint")
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for ever"])
+def test_where_a_file_operation_fails_the_same_process_ends_it_later(
+    lasting, error, disk, tmp_path
+):
+    with disk.failing(tmp_path / "whole"):
+        text_run(tmp_path / "whole")
+    draw, whole, place = random.Random(error), contents(tmp_path / "whole"), tmp_path / "run"
+    failed = 0
+    for operation in sorted(draw.sample(range(1, disk.count + 1), max(3, KILLS // 4))):
+        shutil.rmtree(place, ignore_errors=True)
+        with disk.failing(place, operation, lasting, error), contextlib.suppress(UserError):
+            try:
+                text_run(place)
+            except OSError:
+                failed += 1
+        left = [thread.name for thread in threading.enumerate()]
+        assert not any("checkpoint" in name for name in left)  # nothing works on
+        text_run(place)
+        assert contents(place) == whole
+    assert failed
