@@ -150,6 +150,7 @@ def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
     assert [*reach_sections(part.reach), *update_sections(part.updates)] == []
 
 
+@pytest.mark.filterwarnings("ignore:the run has learned nothing")
 def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_lost(
     tmp_path, monkeypatch
 ):

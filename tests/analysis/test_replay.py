@@ -150,6 +150,7 @@ def planted(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.filterwarnings("ignore:the run has learned nothing")
 def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
     run = lm_jax.train(STEEP, tmp_path, text=tiny.TEXT)
     found = spike(run, text=tiny.TEXT)

@@ -17,6 +17,7 @@ from lm_jax.data.text import in_memory
 from lm_jax.report.score_table import show_score
 from lm_jax.report.sweep import show_sweep
 from lm_jax.report.terminal import UNPAID, Display, show_result
+from lm_jax.training.journal import read_rows
 
 WORDS = "the cat sat on the mat and the dog lay by the cat\n"
 KNOWN = (WORDS * 20, WORDS, WORDS * 2)
@@ -29,8 +30,8 @@ def counted(order=2, **data):
 
 
 def rows_of(run):
-    lines = (run.run_dir / "metrics.jsonl").read_text().splitlines()
-    return {row["split"]: row for row in map(json.loads, lines) if row["kind"] == "evaluation"}
+    rows = read_rows(run.run_dir / "metrics.jsonl")
+    return {row["split"]: row for row in rows if row["kind"] == "evaluation"}
 
 
 def test_bits_are_those_of_all_characters_where_every_token_is_known(tmp_path):

@@ -57,14 +57,14 @@ from lm_jax.training import trainer
 
 real, flag = trainer.Trainer._save, pathlib.Path({flag!r})
 
-def save(self):
+def save(self, **how):
     step = int(self.state.step)
     if self.run_dir.name == "002" and step == 10:
         raise OSError("no space left on device")
     if self.run_dir.name == "003" and step == 10 and not flag.exists():
         flag.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    real(self)
+    real(self, **how)
 
 trainer.Trainer._save = save
 """

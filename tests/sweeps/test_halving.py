@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import lm_jax
 from lm_jax.config import NGram, override
+from lm_jax.files import read_row
 from lm_jax.settings import UserError
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.halving import RUNGS, Halving, survivors
@@ -27,7 +28,8 @@ CONFIG = tiny.config()
 
 def judgements(sweep_dir):
     path = sweep_dir / RUNGS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [read_row(line, "it") for line in lines]
 
 
 def trials(count):

@@ -181,10 +181,10 @@ def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed,
 def test_what_breaks_one_trial_does_not_stop_the_others(undisturbed, tmp_path, monkeypatch):
     real = Trainer._save
 
-    def full(self):
+    def full(self, **how):
         if self.run_dir.name == "002" and int(self.state.step) == 10:
             raise OSError("no space left on device")
-        real(self)
+        real(self, **how)
 
     monkeypatch.setattr(Trainer, "_save", full)
     corpus = points()[0][1]

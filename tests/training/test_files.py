@@ -289,21 +289,16 @@ def test_text_that_is_no_settings_no_vocabulary_and_no_tokeniser_is_refused(cont
 
 
 @damaged
-def test_a_damaged_entry_of_the_cache_is_named(content, tmp_path):
+def test_a_damaged_entry_of_the_cache_is_built_anew(content, tmp_path):
     (tmp_path / "a.txt").write_text(tiny.TEXT)
     data = Data(source=File(train=str(tmp_path / "a.txt")))
     load(data)
     (path,) = cache_folder().glob("tokens/*/corpus.json")
-    whole = json.loads(path.read_text())
+    whole = path.read_bytes()
     path.write_bytes(content)
-    said = f"{path.parent} is damaged: remove it, and it is built anew"
-    assert refusal(lambda: load(data)) == said
-    train = whole["splits"]["train"]
-    others = [{}, {"train": train}, {"train": 3}, 3]
-    others += [{**whole["splits"], "test": train | {"tokens": n}} for n in (-1, 10**30, 1.5, "1")]
-    for splits in others:
-        path.write_text(json.dumps(whole | {"splits": splits}))
-        assert refusal(lambda: load(data)) == said
+    with pytest.warns(UserWarning, match=f"the tokens in {path.parent} are damaged"):
+        load(data)
+    assert path.read_bytes() == whole
 
 
 def test_a_vocabulary_of_characters_has_no_longer_ones():
