@@ -115,8 +115,9 @@ def ask_for_room(folder: Path, size: int) -> None:
     Raises:
       OSError: the disk, or the user's share of it, is full.
     """
-    with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, size))
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
 
 
 def free_name(path: Path, sign: str) -> Path:

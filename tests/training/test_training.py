@@ -1,6 +1,7 @@
 """A run: what it learns, what it writes down, and that stopping it changes nothing."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -304,6 +305,26 @@ def test_a_checkpoint_written_but_not_yet_placed_when_the_process_was_killed_cou
     assert min(seen) >= 5
     tiny.assert_trees_equal(lm_jax.load_run(run_dir).params, whole.params)
     assert rows_of(run_dir) == rows_of(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    whole, room = lm_jax.train(tiny.config(), tmp_path / "whole", text=tiny.TEXT), [1, 1]
+
+    def ask(folder, size):
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        room.pop()
+
+    monkeypatch.setattr(files, "ask_for_room", ask)
+    said = r"run/checkpoints/00000015 cannot be saved \([\d,]+ bytes, [\d,]+ free\): No space left on d"
+    with pytest.raises(OSError, match=said):
+        lm_jax.train(tiny.config(), tmp_path / "run", text=tiny.TEXT)
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["00000005", "00000010"]
+    monkeypatch.undo()
+    again = lm_jax.train(tiny.config(), tmp_path / "run", text=tiny.TEXT)
+    tiny.assert_trees_equal(again.params, whole.params)
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
 
 
 def test_a_finished_run_whose_end_is_damaged_is_finished_once_more(tmp_path):
