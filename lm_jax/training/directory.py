@@ -121,7 +121,7 @@ def _read(path: Path) -> str:
 
 
 def known(run_dir: Path, config: Config, corpus: str) -> Manifest:
-    """The manifest of a run; if the file is damaged or another run's, one of what is there.
+    """The manifest of a run; built from the other files if manifest.json is damaged or foreign.
 
     Args:
       run_dir: the run.
@@ -139,7 +139,7 @@ def known(run_dir: Path, config: Config, corpus: str) -> Manifest:
 
 
 def _as_found(run_dir: Path, config: Config, corpus: str) -> Manifest:
-    """The manifest of the checkpoints that are there, or of those that the records speak of."""
+    """A manifest that lists the checkpoints on the disk, or the last step in the records."""
     try:
         there = read_vocabulary(run_dir)[1]
     except UserError:  # damaged, too
@@ -180,16 +180,16 @@ def refuse_changes(run_dir: Path, config: Config) -> None:
 
 
 def write_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
-    """Write the files that a run begins with."""
+    """Write the first files of a run."""
     write_vocabulary(run_dir, corpus)
     write_config(run_dir, config)
     manifest.write(run_dir, manifest.new(config, corpus.digest))
 
 
 def check_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
-    """Check the files that a run began with, and write damaged files anew.
+    """Check the first files of a run, and write damaged files anew, with a warning.
 
-    A copy of a damaged file is kept as NAME.damaged-N, and a warning tells.
+    A copy of a damaged file is kept as NAME.damaged-N.
 
     Raises:
       UserError: the run was begun on another corpus, or its checkpoints are gone; nothing has been
@@ -226,7 +226,12 @@ def check_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
 
 
 def lost(run_dir: Path, steps: Iterable[int]) -> UserError:
-    """The error for a run that has saved its state after some updates, and has none left."""
+    """The error for a run without an intact checkpoint, though states have been saved.
+
+    Args:
+      run_dir: the run.
+      steps: the saved steps.
+    """
     return UserError(
         f"{run_dir} has saved its state after {', '.join(map(str, steps))} updates, and no "
         "checkpoint of these is intact: --restart (in Python, restart=True) keeps the directory "

@@ -1,17 +1,17 @@
-"""The manifest of a run: of which config and corpus it is, and which checkpoints it has saved.
+"""The manifest of a run: digests of the config and the corpus, and a list of the checkpoints.
 
-The files of a run are one chain, and damage to any of them is found:
+The files of a run name each other by digests, and damage to any file is found:
 
     config.json, vocabulary.json      sealed (`lm_jax.files.sealed`)
     manifest.json                     digests of the config and the corpus, the steps of the
                                       checkpoints and, at the end, a digest of metrics.jsonl
-    checkpoints/STEP/manifest.json    the same digests, and those of the rows of metrics.jsonl so
-                                      far, of each file and array (`lm_jax.training.checkpoint`)
+    checkpoints/STEP/manifest.json    the same digests, and digests of the rows of metrics.jsonl,
+                                      of each file and each array (`lm_jax.training.checkpoint`)
     metrics.jsonl                     numbered and sealed rows (`lm_jax.training.journal`)
     result.json                       SHA-256 of the kept parameters
 
-A save is complete once the manifest lists the checkpoint. A checkpoint that is listed and gone has
-therefore been lost, and a run without one begins anew only if asked.
+A save is complete once the manifest lists the checkpoint. A listed checkpoint that is gone has
+therefore been lost, and a run that has lost all checkpoints begins anew only if asked.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ class Manifest(pydantic.BaseModel):
 
 
 def new(config: Config, corpus: str) -> Manifest:
-    """The manifest of a run that has saved nothing."""
+    """The manifest of a run without checkpoints."""
     return Manifest(config=digest(config), corpus=corpus)
 
 
