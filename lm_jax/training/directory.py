@@ -221,7 +221,8 @@ def check_files(run_dir: Path, config: Config, corpus: Corpus) -> None:
             check()
         except UserError as error:
             copy = f", as it was: {files.keep_damaged(path)}" if path.exists() else ""
-            warnings.warn(f"{error} (written anew{copy})", stacklevel=2)
+            if copy or found.checkpoints:  # or a process stopped before it wrote the file
+                warnings.warn(f"{error} (written anew{copy})", stacklevel=2)
             write()
 
 
