@@ -185,7 +185,7 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
 def loaded(folder: Path) -> Found:
     """Measure loading a run and scoring the test text."""
     jnp.zeros(1).block_until_ready()
-    assert len(read_vocabulary(folder / "run").numbers) == V
+    assert len(read_vocabulary(folder / "run")[0].numbers) == V
     before, began = memory("VmRSS"), time.perf_counter()
     run = load_run(folder / "run")
     scoring.score(run.model, run.params, run.vocabulary, (folder / "text/test.txt").read_text())

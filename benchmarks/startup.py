@@ -109,18 +109,20 @@ def checkpoint_block(folder: Path) -> Iterator[float]:
     import optax
 
     from lm_jax.config import RNN, Config, Train, resolve
+    from lm_jax.training import manifest
     from lm_jax.training.checkpoint import Checkpoints
+    from lm_jax.training.journal import NO_ROWS
     from lm_jax.training.step import init
 
     config = resolve(Config(model=RNN(embedding_size=256, hidden_size=1024), train=Train()))
     state = init(config, 3250)
     print(f"checkpoint of {optax.tree.size(state.params):,} parameters, Adam, best parameters kept")
-    checkpoints = Checkpoints(folder / "saved", 0)
+    checkpoints = Checkpoints(folder / "saved", 0, manifest.new(config, ""))
     for step in range(ROUNDS + 1):
         state = state._replace(step=state.step + 1)
         checkpoints.wait()
         began = time.perf_counter()
-        checkpoints.save(state)
+        checkpoints.save(state, NO_ROWS)
         taken = 1000 * (time.perf_counter() - began)
         if step:  # the first save also imports Orbax, in the background
             yield taken
