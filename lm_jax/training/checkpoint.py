@@ -19,10 +19,7 @@ leaves are restored in groups: a large leaf alone, many small leaves together.
 import contextlib
 import gc
 import hashlib
-import importlib.metadata
 import math
-import os
-import platform
 import re
 import shutil
 import threading
@@ -35,13 +32,12 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 
 from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.training import manifest
 from lm_jax.training.journal import Kept
-from lm_jax.training.manifest import Manifest
+from lm_jax.training.manifest import Contents, Leaf, Manifest, environment
 
 NEWEST = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
 SPACED = 8, 64  # saves between the older reserves, of which the newest is kept
@@ -63,58 +59,6 @@ def _orbax() -> Any:
 
 class OtherModel(UserError):
     """The checkpoint is intact but belongs to another model."""
-
-
-class Leaf(pydantic.BaseModel):
-    """An array of a checkpoint."""
-
-    shape: list[int]
-    dtype: str
-    sha256: str
-
-
-class Contents(pydantic.BaseModel):
-    """Contents of a checkpoint's manifest.json."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    step: int
-    config: str
-    """Digest of the config, as in the manifest of the run."""
-    corpus: str
-    """Digest of the corpus."""
-    journal: Kept
-    """The rows of metrics.jsonl so far."""
-    environment: dict[str, str]
-    """Versions, devices and flags, on which the last bits of a run depend."""
-    files: dict[str, str]
-    """SHA-256 by name, of each file in arrays/."""
-    leaves: dict[str, Leaf]
-    """The arrays by name."""
-
-
-def environment() -> dict[str, str]:
-    """Versions, devices and flags of this process."""
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "cores": str(os.cpu_count()),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def warn_of_changes(there: Mapping[str, str]) -> None:
-    """Warn if the environment of a checkpoint differs from that of this process."""
-    here = environment()
-    changes = [
-        f"{name}: {there.get(name)} -> {value}"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
-    if changes:
-        warnings.warn(f"the run's last bits may change ({'; '.join(changes)})", stacklevel=2)
 
 
 class AsStored:

@@ -14,8 +14,14 @@ A save is complete once the manifest lists the checkpoint. A listed checkpoint t
 therefore been lost, and a run that has lost all checkpoints begins anew only if asked.
 """
 
+import importlib.metadata
+import os
+import platform
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import pydantic
 
 from lm_jax import files
@@ -62,3 +68,55 @@ def read(run_dir: Path) -> Manifest:
 def write(run_dir: Path, manifest: Manifest) -> None:
     """Write manifest.json, atomically."""
     files.write_sealed(run_dir / NAME, manifest.model_dump())
+
+
+class Leaf(pydantic.BaseModel):
+    """An array of a checkpoint."""
+
+    shape: list[int]
+    dtype: str
+    sha256: str
+
+
+class Contents(pydantic.BaseModel):
+    """Contents of a checkpoint's manifest.json."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    step: int
+    config: str
+    """Digest of the config, as in the manifest of the run."""
+    corpus: str
+    """Digest of the corpus."""
+    journal: Kept
+    """The rows of metrics.jsonl so far."""
+    environment: dict[str, str]
+    """Versions, devices and flags, on which the last bits of a run depend."""
+    files: dict[str, str]
+    """SHA-256 by name, of each file in arrays/."""
+    leaves: dict[str, Leaf]
+    """The arrays by name."""
+
+
+def environment() -> dict[str, str]:
+    """Versions, devices and flags of this process."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": str(os.cpu_count()),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def warn_of_changes(there: Mapping[str, str]) -> None:
+    """Warn if the environment of a checkpoint differs from that of this process."""
+    here = environment()
+    changes = [
+        f"{name}: {there.get(name)} -> {value}"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+    if changes:
+        warnings.warn(f"the run's last bits may change ({'; '.join(changes)})", stacklevel=2)

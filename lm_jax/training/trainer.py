@@ -30,10 +30,11 @@ from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
-from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved, warn_of_changes
+from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
 from lm_jax.training.devices import make_mesh
 from lm_jax.training.evaluator import Evaluator, Stopped
 from lm_jax.training.journal import Watch
+from lm_jax.training.manifest import warn_of_changes
 from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import (

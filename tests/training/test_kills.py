@@ -25,7 +25,8 @@ import lm_jax
 from lm_jax import files
 from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
 from lm_jax.settings import UserError
-from lm_jax.training.checkpoint import Contents, steps_saved
+from lm_jax.training.checkpoint import steps_saved
+from lm_jax.training.manifest import Contents
 
 KILLS = int(os.environ.get("LM_JAX_KILLS", "12"))
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
