@@ -1,6 +1,10 @@
 """Train, sweep, score, sample, probe and verify language models: `python run.py --help`."""
 
-from lm_jax.commands.main import start
+import signal
 
 if __name__ == "__main__":
+    # Ctrl-C during the imports ends the process at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from lm_jax.commands.main import start
+
     start("python run.py")

@@ -122,7 +122,9 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[R
 
 def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> TrainState:
     """The state after `step` updates, replayed from `state`, an earlier state that is consumed."""
-    done = {"train": int(state.step), "evaluation": int(state.early_stopping.step)}
+    step_made = int(state.step)
+    validated = int(state.early_stopping.step)
+    done = {"train": step_made, "evaluation": validated, "restored": step_made}
     for row in rows:
         kind = row["kind"]
         if kind not in done or not done[kind] < row["step"] <= step:
@@ -130,6 +132,9 @@ def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> Tr
         state = work.replay_until(state, row["step"])
         if kind == "train":
             state = reset_metrics(work.config, state)
+            continue
+        if kind == "restored":
+            state = state.with_lr_scale(row["lr_scale"])
             continue
         if row["nats"] is None:
             raise UserError(

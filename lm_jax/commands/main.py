@@ -3,6 +3,7 @@
 import io
 import os
 import platform
+import signal
 import sys
 import warnings
 from typing import NoReturn
@@ -16,6 +17,7 @@ from lm_jax.settings import UserError
 
 def start(program: str = "lm-jax") -> NoReturn:
     """Run the command line of this process; `program` names the program in help and hints."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # run.py sets another for the imports
     set_up()
     sys.exit(main(sys.argv[1:], program))
 

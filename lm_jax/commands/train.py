@@ -46,7 +46,8 @@ def train_command(default: Config) -> Callable[..., int]:
             )
         show_result(run)
         if run.result and run.result["status"] == "diverged":
-            print(f"the loss was not finite at step {run.result['step']:,}: {run_dir}")
+            step = run.result["step"]
+            print(f"loss, gradient or parameters were not finite at step {step:,}: {run_dir}")
             return 1
         if not config.data.generated:
             text = generation.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)

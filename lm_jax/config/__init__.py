@@ -55,7 +55,16 @@ from lm_jax.config.task import (
     Task,
     TemporalOrder,
 )
-from lm_jax.config.train import LiveProbe, NoProbe, ScheduledSampling, TeacherForcing, Train
+from lm_jax.config.train import (
+    LiveProbe,
+    NoProbe,
+    RestoreCheckpoint,
+    ScheduledSampling,
+    SkipBatch,
+    StopTraining,
+    TeacherForcing,
+    Train,
+)
 
 __all__ = [
     "ARTBP",
@@ -117,11 +126,14 @@ __all__ = [
     "Plateau",
     "RMSprop",
     "RecurrentDropout",
+    "RestoreCheckpoint",
     "SampledSoftmax",
     "ScheduledSampling",
     "Sequences",
+    "SkipBatch",
     "SnAp1",
     "Softmax",
+    "StopTraining",
     "Task",
     "TeacherForcing",
     "TemporalOrder",

@@ -81,6 +81,33 @@ class LiveProbe:
 
 
 @settings
+class StopTraining:
+    """End the run, as diverged."""
+
+    kind: Literal["stop"] = "stop"
+
+
+@settings
+class SkipBatch:
+    """Leave a batch out if its loss or gradient is not finite; the parameters stay as they were."""
+
+    kind: Literal["skip"] = "skip"
+    limit: Size = 10
+    """End the run, as diverged, at so many batches in a row."""
+
+
+@settings
+class RestoreCheckpoint:
+    """Return to the newest checkpoint and lower the learning rate."""
+
+    kind: Literal["restore"] = "restore"
+    factor: Probability = 0.5
+    """Factor on the learning rate."""
+    limit: Size = 3
+    """Returns in a run; at the next divergence the run ends."""
+
+
+@settings
 class Train:
     """Settings of training: gradient, optimizer, schedule, clipping, validation."""
 
@@ -134,6 +161,8 @@ class Train:
     """Updates between two rows of kind train in metrics.jsonl."""
     checkpoint_every: Adjustable = 500
     """Updates between checkpoints."""
+    on_divergence: Annotated[StopTraining | SkipBatch | RestoreCheckpoint, OneOf()] = StopTraining()
+    """What to do when the loss, the gradient or a parameter is no longer finite."""
 
     def __post_init__(self) -> None:
         gradient = self.gradient
@@ -158,6 +187,10 @@ class Train:
                     "train.probe.deltas is read off the backward pass of train.gradient=explicit "
                     f"or full: with train.gradient={gradient.kind} it must be False"
                 )
+        if isinstance(self.on_divergence, SkipBatch) and self.accumulate > 1:
+            raise ValueError(
+                "train.on_divergence=skip does not go with train.accumulate, which needs each batch"
+            )
         if self.ema_decay is not None and isinstance(self.optimizer, ASGD):
             raise ValueError(
                 "train.ema_decay does not go with train.optimizer=asgd, which takes an average of "

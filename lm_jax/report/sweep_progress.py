@@ -67,6 +67,8 @@ class _GroupBar:
     def take(self, name: str, step: int, row: Row | None) -> None:
         """Record the progress of a trial."""
         self.made[name] = step
+        if row is not None and row["kind"] == "restored":
+            self.diverged.discard(name)
         if row is None or "nats" not in row:
             return
         if row["nats"] is None:

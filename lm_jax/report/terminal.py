@@ -112,6 +112,10 @@ class Display(Bars):
         elif row["kind"] == "probe":
             if not self.console.is_terminal:
                 self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
+        elif row["kind"] == "restored":
+            back = f"diverged at step {row['diverged']:,}, back to step {step:,}"
+            self.progress.update(self.task, completed=step)
+            self.console.print(f"{back} with {row['lr_scale']:.3g} of the learning rate")
         elif "success" in row:
             figures = f"loss {formatted(row['nats'], '.4f')} (chance {row['chance']:.4f})"
             right = f"{row['success']:.1%} of the sequences right"

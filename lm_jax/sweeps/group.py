@@ -144,7 +144,7 @@ class _GroupTrainer:
             self._resume(trial, trial in kept)
 
     def _advance(self, due: dict[Trial, int]) -> None:
-        """Makes updates until a trial reaches the requested update or the loss is not finite."""
+        """Makes updates until a trial reaches the requested update or diverges."""
         works = [self.works[trial] for trial in due]
         before = [int(work.state.step) for work in works]
         self.lanes = self.lanes.for_fewer(len(works))
@@ -155,7 +155,7 @@ class _GroupTrainer:
         while True:
             began = time.perf_counter()
             stops = [pace.until(step, stop) for step, stop in zip(steps, due.values(), strict=True)]
-            after, finite = self.lanes.advance(stops)
+            after, diverged = self.lanes.advance(stops)
             taken = time.perf_counter() - began
             made = [int(step) - old for step, old in zip(after, steps, strict=True)]
             pace.took(max(made), taken)
@@ -163,8 +163,8 @@ class _GroupTrainer:
                 work.trained += taken * more / max(sum(made), 1)
             steps = [int(step) for step in after]
             there = [
-                step == stop or not sound
-                for step, stop, sound in zip(steps, due.values(), finite, strict=True)
+                step == stop or ended
+                for step, stop, ended in zip(steps, due.values(), diverged, strict=True)
             ]
             if any(there) or received:
                 break

@@ -5,7 +5,7 @@ Each row is computed from the trial's run directory, and a lost table can be wri
     number, name, trial, point, flags     identity of the trial; `trial` is the run directory
     settings            values of all paths changed by any point, if the trial's config has the path
     status              finished, diverged, stopped, pruned or failed
-    bad_step            if diverged: the first update whose loss, or validation, was not finite
+    bad_step            if diverged: the update at which the run diverged
     error               if failed: the error in one line; error.json in the run directory has more
     step, steps         updates made, and updates requested
     seconds             training time

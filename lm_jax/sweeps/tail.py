@@ -28,10 +28,15 @@ class _Place:
     """Step of the last row passed on."""
     kinds: set[str] = dataclasses.field(default_factory=set)
     """Kinds of the rows passed on at `step`."""
+    scales: set[float] = dataclasses.field(default_factory=set)
+    """`lr_scale` of the rows passed on that tell of a return to a checkpoint."""
 
     def tell(self, row: Row) -> None:
-        """Calls `watch` with a row not passed on before; the steps of a journal never fall."""
+        """Calls `watch` with a row not passed on before; only a restored run steps back."""
         step, kind = row["step"], row["kind"]
+        if kind == "restored" and row["lr_scale"] not in self.scales:
+            self.scales.add(row["lr_scale"])
+            self.step, self.kinds = step, set()
         if step < self.step or (step == self.step and kind in self.kinds):
             return
         if step > self.step:

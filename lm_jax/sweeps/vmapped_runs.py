@@ -5,8 +5,8 @@ This module advances the runs side by side: train states and configs are stacked
 [lanes, ...], and `run_until` of a single run is mapped over the axis. The axis is sharded over the
 devices. Each device works in rows of `width` lanes: `vmap` within a row, and one row after another.
 
-The lanes are independent. A lane stops at a given update, or at the first loss that is not finite;
-afterwards the lane's state stays unchanged. If fewer runs than lanes are left, the spare lanes
+The lanes are independent. A lane stops at a given update, or where its run diverges; afterwards
+the lane's state stays unchanged. If fewer runs than lanes are left, the spare lanes
 stand still in the same way. The result of a lane depends on the width, but not on the number of
 lanes or on the lane's place.
 
@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm_jax.config import Config
 from lm_jax.data.batches import Source
 from lm_jax.training.state import TrainState
-from lm_jax.training.step import run_until
+from lm_jax.training.step import diverged, run_until
 
 AXIS = PartitionSpec("lanes")
 EVERYWHERE = PartitionSpec()
@@ -93,7 +93,7 @@ class VmappedRuns:
           stops: the update to stop at, for each run; a run already there stays unchanged.
 
         Returns:
-          two arrays [runs]: the number of updates made, and True if the loss is finite.
+          two arrays [runs]: the number of updates made, and True if the run has diverged.
         """
         still = [0] * (self.count - len(stops))
         at = self._placed(np.array([*stops, *still], np.int32))
@@ -101,8 +101,8 @@ class VmappedRuns:
             self._configs, self._states, self._source, at, self._vocab_size, self._mesh, self._width
         )
         runs = len(stops)
-        nats = np.asarray(self._states.record.nats)
-        return np.asarray(self._states.step)[:runs], np.isfinite(nats)[:runs]
+        ended = np.asarray(diverged(self._configs, self._states))
+        return np.asarray(self._states.step)[:runs], ended[:runs]
 
     def unstack(self, runs: int) -> list[TrainState]:
         """Return the states of the first `runs` lanes, on the host, and free all lanes."""

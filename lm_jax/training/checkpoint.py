@@ -124,7 +124,7 @@ class Checkpoints:
         Args:
           state: the state.
           rows: the rows of metrics.jsonl so far, which are on the disk.
-          diverged: True if the loss is not finite; the state then takes no good state's place.
+          diverged: True if the run has diverged; the state then takes no good state's place.
 
         Raises:
           OSError, ValueError: this save or the previous save failed, for example because the disk

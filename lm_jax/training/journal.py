@@ -6,8 +6,10 @@ later than the checkpoint are removed, and the file reads as if the crash had no
 files are sealed, so that damage is found (`lm_jax.files.sealed`).
 """
 
+import hashlib
 import itertools
 import warnings
+from array import array
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -86,7 +88,19 @@ class ProbeRow(Known):
     lyapunov: NumberOrNull = None
 
 
-AnyRow = Annotated[TrainRow | EvaluationRow | VectorsRow | ProbeRow, Field(discriminator="kind")]
+class RestoredRow(Known):
+    """Row for a return to a checkpoint after a divergence (`train.on_divergence=restore`)."""
+
+    kind: Literal["restored"]
+    step: StepNumber
+    split: str
+    diverged: StepNumber
+    lr_scale: Number
+
+
+AnyRow = Annotated[
+    TrainRow | EvaluationRow | VectorsRow | ProbeRow | RestoredRow, Field(discriminator="kind")
+]
 
 
 class SplitMetrics(Known):
@@ -230,10 +244,12 @@ def holds(run_dir: Path, kept: Kept) -> bool:
 
 
 class Journal:
-    """The open metrics.jsonl of a run.
+    """The open metrics.jsonl of a run; the memory does not grow with the number of training rows.
 
     Attributes:
-      rows: the rows of the file.
+      last: the rows of the last step.
+      older: rows of earlier steps, but for those of kind train and probe.
+      speeds: tokens per second of all training rows.
       seconds: training time according to the rows.
     """
 
@@ -250,25 +266,30 @@ class Journal:
         path = run_dir / "metrics.jsonl"
         found = find_rows(path)
         numbers = [number for number in found.rows if number < kept.rows]
-        self.rows = [found.rows[number] for number in numbers]
-        self._seals = [found.seals[number] for number in numbers]
-        if found.damage or self.whole != kept:
-            if len(numbers) == kept.rows and self.whole != kept:
-                self.rows = []  # intact, but of another run
-            lost = kept.rows - len(self.rows)
+        rows = [found.rows[number] for number in numbers]
+        intact = Kept.of([found.seals[number] for number in numbers]) == kept
+        if found.damage or not intact:
+            if len(numbers) == kept.rows and not intact:
+                rows = []  # intact, but of another run
+            lost = kept.rows - len(rows)
             damage = in_short(found.damage) or f"{path} does not hold the rows of this run"
             copy = f", the file as it was: {files.keep_damaged(path)}" if path.exists() else ""
             warnings.warn(f"{damage} ({lost} of {kept.rows} rows are lost{copy})", stacklevel=2)
-        lines = [line_of(number, row) for number, row in enumerate(self.rows)]
-        self._seals = [str(seal_of(line)) for line in lines]
-        files.write_whole(path, "".join(lines))
-        self.seconds = max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
+        self.last: list[Row] = []
+        self.older: list[Row] = []
+        self.speeds, self.seconds = array("d"), 0.0
+        self._count, self._seals = 0, hashlib.sha256()
+        files.write_whole(path, "".join([self._added(row) for row in rows]))
         self._file = path.open("a", encoding="utf-8")
+
+    def of_kind(self, kind: str) -> list[Row]:
+        """The rows of a kind; of kind train or probe, those of the last step."""
+        return [row for row in [*self.older, *self.last] if row["kind"] == kind]
 
     @property
     def whole(self) -> Kept:
         """All rows so far."""
-        return Kept.of(self._seals)
+        return Kept(self._count, self._seals.hexdigest())
 
     @property
     def kept(self) -> Kept:
@@ -277,16 +298,28 @@ class Journal:
         A live probe in the last row is left out: the resumed run measures again, or not at all if
         the step is no longer the last.
         """
-        probed = bool(self.rows) and self.rows[-1]["kind"] == "probe"
-        return Kept.of(self._seals[:-1] if probed else self._seals)
+        if self.last and self.last[-1]["kind"] == "probe":
+            return Kept(self._count - 1, self._before.hexdigest())
+        return self.whole
 
     def write(self, row: Row) -> None:
         """Append a row and flush the file to the operating system."""
-        line = line_of(len(self.rows), row)
-        self.rows.append(row)
-        self._seals.append(str(seal_of(line)))
-        self._file.write(line)
+        self._file.write(self._added(row))
         self._file.flush()
+
+    def _added(self, row: Row) -> str:
+        """The line of the next row, which is counted from here on."""
+        line = line_of(self._count, row)
+        self._count, self._before = self._count + 1, self._seals.copy()
+        self._seals.update(str(seal_of(line)).encode())
+        if self.last and self.last[-1]["step"] != row["step"]:
+            self.older += [old for old in self.last if old["kind"] not in ("train", "probe")]
+            self.last = []
+        self.last.append(row)
+        if row["kind"] == "train":
+            self.speeds.append(row["tokens_per_second"])
+            self.seconds = max(self.seconds, row["seconds"])
+        return line
 
     def sync(self) -> None:
         """Wait until all rows are on the disk."""

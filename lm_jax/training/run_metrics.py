@@ -1,6 +1,6 @@
 """The metrics of a run: a row per record of updates, and the final result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ import optax
 from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.training.checkpoint import tree_digest
+from lm_jax.training.journal import Journal
 from lm_jax.training.state import TrainState
 
 
@@ -41,6 +42,8 @@ def train_row(
         "tokens_per_second": tokens * (made / steps) / max(trained, 1e-9),
         "seconds": seconds,
     }
+    if state.skipped is not None:
+        row["skipped"] = int(state.skipped.total)
     if record.deltas is not None:
         row["delta_norms"] = record.deltas.tolist()
     return row
@@ -56,11 +59,10 @@ def kept_params(state: TrainState) -> tuple[int, Params]:
 def result(
     steps: int,
     state: TrainState,
-    rows: Sequence[Row],
+    journal: Journal,
     *,
     status: str,
     splits: Mapping[str, Row],
-    seconds: float,
     floor: Row,
 ) -> Row:
     """The contents of result.json.
@@ -68,17 +70,15 @@ def result(
     Args:
       steps: number of updates that the config asks for.
       state: the last state.
-      rows: the rows of metrics.jsonl.
+      journal: the journal of the run.
       status: how the run ended, for example "finished".
       splits: metrics of the kept parameters by split; empty if the run did not finish.
-      seconds: seconds taken by all updates.
       floor: `Corpus.floor`.
     """
     (parameters_step, params), step = kept_params(state), int(state.step)
     vectors = {
         row["kind"]: {name: row[name] for name in ("found", "of", "covered")}
-        for row in rows
-        if row["kind"] == "vectors"
+        for row in journal.of_kind("vectors")
     }
     return {
         "status": status,
@@ -88,14 +88,9 @@ def result(
         "splits": splits,
         "parameters": optax.tree.size(params),
         "sha256": tree_digest(params),
-        "seconds": seconds,
-        "tokens_per_second": _speed(rows),
+        "seconds": journal.seconds,
+        # The median over the records, because the first compiles.
+        "tokens_per_second": float(np.median(journal.speeds)) if journal.speeds else 0.0,
         **vectors,
         **floor,
     }
-
-
-def _speed(rows: Sequence[Row]) -> float:
-    """Training tokens per second: the median over the records, because the first compiles."""
-    speeds = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
-    return float(np.median(speeds)) if speeds else 0.0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lm_jax.models.base import Carry, Params
 
@@ -54,7 +54,7 @@ class EarlyStopping(NamedTuple):
     plateau_steps: Int[Array, ""]
     """Number of validations since the best validation or the last cut of the learning rate."""
     lr_scale: Float[Array, ""]
-    """Factor on the learning rate: the product of all cuts."""
+    """Factor on the learning rate: the product of all cuts, also of those after a divergence."""
 
 
 class MovingAverage(NamedTuple):
@@ -77,6 +77,17 @@ class TriggeredAverage(NamedTuple):
     """Lowest mean nats of all validations before `recent`."""
 
 
+class Skipped(NamedTuple):
+    """Number of batches left out (`train.on_divergence=skip`)."""
+
+    in_a_row: Int[Array, ""]
+    total: Int[Array, ""]
+
+    def after(self, finite: Bool[Array, ""]) -> "Skipped":
+        """The numbers after one more batch, left out unless it is finite."""
+        return Skipped(jnp.where(finite, 0, self.in_a_row + 1), self.total + ~finite)
+
+
 class TrainState(NamedTuple):
     """The whole state of a run between two steps."""
 
@@ -94,11 +105,18 @@ class TrainState(NamedTuple):
     """None without `train.ema_decay` or `ASGD`."""
     accumulated: Params | None = None
     """Mean gradient since the last change of the parameters; None if `train.accumulate` is 1."""
+    skipped: Skipped | None = None
+    """None unless `train.on_divergence` is skip."""
 
     @property
     def eval_params(self) -> Params:
         """The parameters to validate: the average if there is one, else the current parameters."""
         return self.params if self.average is None else self.average.params
+
+    def with_lr_scale(self, lr_scale: float) -> "TrainState":
+        """The state with another factor on the learning rate."""
+        scale = jnp.asarray(lr_scale, float)
+        return self._replace(early_stopping=self.early_stopping._replace(lr_scale=scale))
 
 
 def empty_average(params: Params, patience: int) -> TriggeredAverage:

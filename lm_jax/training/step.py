@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax import gradients, models
 from lm_jax.config import (
@@ -31,6 +31,7 @@ from lm_jax.config import (
     Network,
     Plateau,
     ScheduledSampling,
+    SkipBatch,
     Train,
     Truncated,
     train_of,
@@ -44,6 +45,7 @@ from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
     EarlyStopping,
     MovingAverage,
+    Skipped,
     TrainState,
     TriggeredAverage,
     accumulated,
@@ -105,6 +107,7 @@ def init(
         best_params=jax.tree.map(jnp.copy, params) if train.keep_best else None,
         average=_first_average(train, params),
         accumulated=jax.tree.map(jnp.zeros_like, params) if train.accumulate > 1 else None,
+        skipped=Skipped(zero, zero) if isinstance(train.on_divergence, SkipBatch) else None,
     )
     return _shard(config, state, vocab_size, mesh)
 
@@ -118,20 +121,36 @@ def run_until(
     vocab_size: int,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """The state after `stop` updates, or after the first update whose loss is not finite.
+    """The state after `stop` updates, or after the first update at which the run diverges.
 
     The given state is consumed.
     """
 
     def goes_on(state: TrainState) -> Array:
-        # The loop ends at the first non-finite loss, whenever the host looks at the state next.
-        return (state.step < stop) & jnp.isfinite(state.record.nats)
+        # The loop ends there whenever the host looks at the state next.
+        return (state.step < stop) & ~diverged(config, state)
 
     def one_more(state: TrainState) -> TrainState:
         return update(config, state, source, vocab_size, mesh)
 
     with spread_over(mesh):
         return jax.lax.while_loop(goes_on, one_more, state)
+
+
+def diverged(config: Config, state: TrainState) -> Bool[Array, "*lanes"]:
+    """True if a loss or a gradient since the last record was not finite; if batches are left out,
+    true if too many were in a row."""
+    rule = train_of(config).on_divergence
+    if isinstance(rule, SkipBatch) and state.skipped is not None:
+        return state.skipped.in_a_row >= rule.limit
+    return ~(jnp.isfinite(state.record.nats) & jnp.isfinite(state.record.grad_norm))
+
+
+@jax.jit
+def is_sound(config: Config, state: TrainState) -> Bool[Array, ""]:
+    """True unless the run has diverged, or a parameter is not finite."""
+    leaves = jax.tree.leaves(state.params)
+    return ~diverged(config, state) & jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
 
 
 def update(
@@ -187,12 +206,20 @@ def update(
         rate=rate,
         deltas=info.delta_norms,
     )
+    skipped = state.skipped
+    if skipped is not None:
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        made = params, opt_state, carry, record
+        old = state.params, state.opt_state, state.carry, state.record
+        params, opt_state, carry, record = optax.tree.where(finite, made, old)
+        skipped = skipped.after(finite)
     state = state._replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
         carry=carry,
         record=record,
+        skipped=skipped,
         average=averaged(state, params, train.ema_decay),
         accumulated=None if state.accumulated is None else grads,
     )

@@ -7,7 +7,6 @@ The generator `events` does everything between two updates; a driver makes the u
 drives a single run; a sweep drives many runs and makes their updates side by side.
 """
 
-import itertools
 import math
 import signal
 import time
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.config import Config, LiveProbe, Network, train_of
+from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vectors import Vectors, read_vectors
@@ -43,6 +42,7 @@ from lm_jax.training.step import (
     chunk_length,
     eval_model,
     init,
+    is_sound,
     peek_batch,
     reset_metrics,
     run_until,
@@ -187,29 +187,18 @@ class Trainer:
 
         Yields:
           either a step, as an int: the driver makes updates up to this step, or fewer, or until the
-          loss is not finite; or a `Rung`: the driver sends True to continue the run, False to
+          run diverges; or a `Rung`: the driver sends True to continue the run, False to
           prune the run, or None if nobody decides. After None the run is saved and stopped; a
           resumed run yields the same rung again.
         """
         self.state = self.restored()
-        step = int(self.state.step)
         if self.resumed is not None:
             warn_of_changes(self.resumed.environment)
-        if step > self.settings.steps:
-            raise too_few(self.settings.steps, step)
+        if self.state.step > self.settings.steps:
+            raise too_few(self.settings.steps, int(self.state.step))
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
-        rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
-        self.journal = journal.Journal(self.run_dir, rows)
-        every = self.settings.checkpoint_every
-        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
-        self.saved = self._moment() if step else None
-        if self.vectors is not None:
-            place = {"step": 0, "kind": "vectors", "split": "train"}
-            found, of = self.vectors.found, len(self.corpus.vocabulary)
-            self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
-            self.vectors = None  # frees as much memory as the embedding takes
-        self._start_clock()
+        self._open()
         try:
             try:
                 status = yield from self._events_of_training()
@@ -223,18 +212,48 @@ class Trainer:
             last = result(
                 self.settings.steps,
                 self.state,
-                self.journal.rows,
+                self.journal,
                 status=status,
                 splits=splits,
-                seconds=self.journal.seconds,
                 floor=self.corpus.floor,
             )
             journal.write_result(self.run_dir, last)
         finally:
-            try:
-                self.journal.close()
-            finally:
-                self.checkpoints.close()
+            self._close()
+
+    def _open(self) -> None:
+        """Open the journal and the checkpoints at the restored state."""
+        step = int(self.state.step)
+        rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
+        self.journal = journal.Journal(self.run_dir, rows)
+        every = self.settings.checkpoint_every
+        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
+        self.saved = None if self.resumed is None else self._moment()
+        self.sound = bool(is_sound(self.config, self.state))
+        if self.vectors is not None:
+            place = {"step": 0, "kind": "vectors", "split": "train"}
+            found, of = self.vectors.found, len(self.corpus.vocabulary)
+            self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
+            self.vectors = None  # frees as much memory as the embedding takes
+        self._start_clock()
+
+    def _close(self) -> None:
+        try:
+            self.journal.close()
+        finally:
+            self.checkpoints.close()
+
+    def _restore(self, rule: RestoreCheckpoint) -> None:
+        """Return from a divergence to the newest saved state, with a lower learning rate."""
+        diverged = int(self.state.step)
+        self._close()
+        self.state = self.restored()
+        self._open()
+        scale = rule.factor * float(self.state.early_stopping.lr_scale)
+        self.state = self.state.with_lr_scale(scale)
+        place = dict(zip(PLACE, (int(self.state.step), "restored", "train"), strict=True))
+        self._write({**place, "diverged": diverged, "lr_scale": scale})
+        self._save()
 
     def restored(self, until: int | None = None) -> TrainState:
         """The newest saved state, at `until` or earlier; without a checkpoint, the first state.
@@ -294,7 +313,13 @@ class Trainer:
             ):
                 self._validate()
             if self._diverged(step):
-                return "diverged"
+                rule = train.on_divergence
+                if not isinstance(rule, RestoreCheckpoint):
+                    return "diverged"
+                if len(self.journal.of_kind("restored")) >= rule.limit:
+                    return "diverged"
+                self._restore(rule)
+                continue
             self._probe(step, last)
             if (
                 train.patience is not None
@@ -315,8 +340,9 @@ class Trainer:
             self.checkpoints.raise_failed()
             yield self._next(step)
             step = int(self.state.step)
-            finite = math.isfinite(float(self.state.record.nats))
-            if step % train.log_every == 0 or step in (1, train.steps) or not finite:
+            self.sound = bool(is_sound(self.config, self.state))
+            due = step % train.log_every == 0 or step in (1, train.steps) or not self.sound
+            if due and self.state.record.steps:  # none if all batches were left out
                 self._log()
             else:
                 self.watch(step, None)
@@ -333,17 +359,17 @@ class Trainer:
         return min(train.steps, *(step + n - step % n for n in every), *rungs)
 
     def _diverged(self, step: int) -> bool:
-        """True if the training or the validation loss recorded at `step` is not finite.
+        """True if a loss or the gradient recorded at `step` is not finite, or a parameter.
 
         The journal's rows are read because writing a record clears the record in the state.
         """
-        nats = [row["nats"] for row in self._rows_at(step) if "nats" in row]
-        return any(value is None or not math.isfinite(value) for value in nats)
+        rows = self._rows_at(step)
+        figures = [row[name] for row in rows for name in ("nats", "grad_norm") if name in row]
+        return not self.sound or any(value is None or not math.isfinite(value) for value in figures)
 
     def _rows_at(self, step: int) -> list[Row]:
         """The journal's rows of a step, which are its last rows."""
-        last = itertools.takewhile(lambda row: row["step"] >= step, reversed(self.journal.rows))
-        return [row for row in last if row["step"] == step]
+        return [row for row in self.journal.last if row["step"] == step]
 
     def _validated(self, step: int) -> float:
         """Validation loss at `step`, in nats per token."""
@@ -401,14 +427,16 @@ class Trainer:
             self.checkpoints.save(self.state, self.journal.kept, diverged=diverged)
             self.saved = self._moment()
 
-    def _moment(self) -> tuple[int, int]:
-        """The steps of the state and of the last validation; together they identify the state."""
-        return int(self.state.step), int(self.state.early_stopping.step)
+    def _moment(self) -> tuple[int, int, float]:
+        """The steps of the state and of the last validation, and the factor on the learning rate;
+        together they identify the state."""
+        validations = self.state.early_stopping
+        return int(self.state.step), int(validations.step), float(validations.lr_scale)
 
     def _splits(self) -> dict[str, Row]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
         step, params = kept_params(self.state)
-        judged = {row["step"]: row for row in self.journal.rows if row["kind"] == "evaluation"}
+        judged = {row["step"]: row for row in self.journal.of_kind("evaluation")}
         known = judged.get(step)
         if known is None:  # the journal was lost
             known = self.evaluator.evaluate(self.model, params, "validation").row()
