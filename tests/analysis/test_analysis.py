@@ -150,6 +150,7 @@ def test_some_parts_are_those_of_the_whole_study(run, found, monkeypatch):
     assert [*reach_sections(part.reach), *update_sections(part.updates)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the run has learned nothing")
 def test_a_study_tells_of_which_step_its_parameters_are_though_the_result_is_lost(
     tmp_path, monkeypatch
@@ -316,7 +317,7 @@ def solver(request, tmp_path_factory):
     return lm_jax.train(config, tmp_path_factory.mktemp("task") / "run")
 
 
-@pytest.mark.quick("adding")
+@pytest.mark.slow
 def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     # A whole study compiles for a minute; one task has one, the other these parts.
     whole = isinstance(solver.config.data.source, Copy)

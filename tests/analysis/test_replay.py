@@ -84,6 +84,7 @@ def test_before_the_first_update_a_run_is_as_it_was_drawn(run):
     assert tree_digest(state) == tree_digest(step.init(resolve(run.config), len(run.vocabulary)))
 
 
+@pytest.mark.slow
 @OLDER
 def test_records_that_another_call_asked_for_are_replayed_as_they_were(tmp_path):
     """log_every may change when a run goes on; what a record has summed up is in the state."""
@@ -150,6 +151,7 @@ def planted(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the run has learned nothing")
 def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
     run = lm_jax.train(STEEP, tmp_path, text=tiny.TEXT)

@@ -151,6 +151,7 @@ def test_the_exposure_gap_is_told_by_position(trained, capsys):
     assert found["gap"] == pytest.approx(found["nats_free"] - found["nats_forced"])
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_in_every_way(trained, capsys):
     flags = ["--prompt", "the ", "--length", 30, "--seed", 5, "--top-k", 9, "--top-p", 0.9]
     streamed = told(capsys, "sample", "run", *flags)[1]
@@ -234,6 +235,7 @@ def test_a_text_to_score_is_a_text_as_any(trained_run, capsys, monkeypatch, tmp_
         assert err == f"{said}; data.tokenizer=byte reads any bytes\n"
 
 
+@pytest.mark.slow
 def test_another_family_of_models_brings_its_own_flags(folder, capsys):
     flags = ["--model", "window", "--model.order", 3, "--train.optimizer=sgd"]
     status, _, _ = told(capsys, "train", "lab.py", "--run-dir", "there", *flags)

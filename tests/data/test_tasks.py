@@ -123,6 +123,7 @@ def test_shorter_sequences_are_the_task_and_then_ask_for_nothing(name):
     assert read._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_the_room_after_a_sequence_changes_no_gradient():
     model = tiny.rnn(cell="gru", embedding_size=None)
     params = tiny.moved(model.init(jax.random.key(0)))
@@ -262,7 +263,7 @@ RUNS = {
 }
 
 
-@pytest.mark.quick("copy")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_a_task_resumes_bit_for_bit_and_tells_its_success(name, tmp_path):
     config = RUNS[name]

@@ -115,6 +115,7 @@ def prepared_work(run):
     return config, run.run_dir, corpus, [], lambda step, row: None
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_windows_and_out_of_them(whole, tmp_path):
     short = fields.replace_at(WINDOWED, "train.steps", 18)
     lm_jax.train(short, tmp_path, text=tiny.TEXT)

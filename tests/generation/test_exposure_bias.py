@@ -45,6 +45,7 @@ def test_what_a_model_is_fed_greedily_is_its_likeliest_token(key):
     assert np.any(own.x != batch.x)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_what_a_model_is_fed(key):
     batch, carry = tiny.batch(), MODEL.init_carry(tiny.B)
     estimator = full_bptt(MODEL)

@@ -159,7 +159,7 @@ def test_the_blocks_of_a_batch_draw_masks_of_their_own():
     assert abs(early - late) > 1e-3
 
 
-@pytest.mark.quick("3-7")
+@pytest.mark.slow
 @pytest.mark.parametrize(("k1", "k2"), [(2, 6), (3, 7), (6, 4), (4, 6)])
 def test_the_masks_of_a_step_do_not_depend_on_where_a_text_is_cut(k1, k2):
     """Losses are those of one reading, and so are the gradients where they reach the start."""

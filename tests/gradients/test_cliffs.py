@@ -46,6 +46,7 @@ def test_a_hessian_vector_product_through_the_explicit_pass_is_the_dense_one(den
     np.testing.assert_allclose(ravel_pytree(found)[0], dense[1] @ v, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_lanczos_finds_the_eigenvalues_of_the_dense_hessian(dense, key):
     """With as many steps as parameters all of them, none twice, and their directions."""
     values, vectors = np.linalg.eigh(dense[1])
@@ -58,6 +59,7 @@ def test_lanczos_finds_the_eigenvalues_of_the_dense_hessian(dense, key):
     assert np.all(np.asarray(found.residuals) < 1e-9)
 
 
+@pytest.mark.slow
 def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense, key):
     values = np.linalg.eigvalsh(dense[1])
     found = jax.jit(lambda key: g.top_eigenpairs(LOSS, PARAMS, key, steps=6, count=2))(key)
@@ -90,6 +92,7 @@ def test_lanczos_goes_on_where_the_space_of_its_first_vector_is_exhausted(diagon
     assert np.all(np.asarray(found.residuals) < 1e-12)
 
 
+@pytest.mark.slow
 def test_where_the_loss_is_not_a_number_nor_is_the_curvature(key):
     found = g.top_eigenpairs(lambda x: jnp.sum(x**3) * jnp.nan, jnp.ones(3), key, steps=2)
     assert np.isnan(found.eigenvalues[0])

@@ -114,6 +114,7 @@ def test_infinite_thresholds_change_nothing():
         np.testing.assert_allclose(clipped.after, audit.unclipped, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_share_of_deltas_is_one_of_all_below_the_largest_and_all_above_zero(highest):
     """The largest ‖δ_t‖ stands at one step of one lane, and what is cut is counted there."""
     tokens = np.array([18, 18, 11, 1])
@@ -123,6 +124,7 @@ def test_the_share_of_deltas_is_one_of_all_below_the_largest_and_all_above_zero(
     np.testing.assert_array_equal(audited(1.0, 1.0, 0.0).kinds["delta"].cut, [1, 1, 1, 0])
 
 
+@pytest.mark.slow
 def test_a_delta_is_counted_at_every_step_that_a_target_s_gradient_reaches():
     """With one target at the end of some lanes, most of δ is at steps without one."""
     last = jnp.zeros((tiny.T, tiny.B), bool).at[-1, 0].set(True).at[2, 1].set(True)
@@ -258,6 +260,7 @@ def test_the_threshold_of_a_stack_is_that_of_its_largest_delta_in_any_layer():
         assert np.sum(np.asarray(audit.kinds["delta"].cut) > 0) == updates
 
 
+@pytest.mark.slow
 def test_a_mixture_has_no_delta():
     """It has no layers of its own, though its parts have."""
     mixed = models.Mixture(MODEL, tiny.rnn(cell="gru"), 0.5)

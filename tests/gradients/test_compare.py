@@ -77,6 +77,7 @@ def test_a_factor_is_bias_and_not_variance(found):
     assert skewed.relative_bias > 10 * skewed.standard_error
 
 
+@pytest.mark.slow
 def test_successive_readings_have_draws_of_their_own():
     """The variance over two readings is that of two different ones."""
     drawn = g.uoro(MODEL, key=jax.random.key(1))

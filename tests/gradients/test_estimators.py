@@ -175,7 +175,7 @@ def truncated(kind, k1, k2):
     return functools.reduce(added, parts)
 
 
-@pytest.mark.quick("tokens")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokens", "numbers"])
 def test_with_dropout_and_two_layers_backpropagation_is_autodiff_of_one_step_after_another(kind):
     found = read(kind, with_dropout)

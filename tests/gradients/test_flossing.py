@@ -54,6 +54,7 @@ def test_its_gradient_joins_the_loss_s_and_is_that_of_finite_differences():
     tiny.assert_trees_equal(more["readout"], jax.tree.map(jnp.zeros_like, more["readout"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "remedy",
     [

@@ -432,6 +432,7 @@ def test_what_cannot_be_is_refused():
         g.randomised_bptt(tiny.rnn(), rate=1.0, key=KEY)
 
 
+@pytest.mark.slow
 def test_a_trajectory_that_is_not_finite_has_no_finite_gradient():
     model, params = made()
     broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), model.init_carry(tiny.B))

@@ -35,6 +35,7 @@ def check(found, tree):
         np.testing.assert_allclose(found.relative_error[k2 - 1], error, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_truncations_are_those_of_every_prefix_of_lags():
     tree = split()
     found = g.truncations(tree)
@@ -98,6 +99,7 @@ def test_a_horizon_is_where_the_error_falls_for_good():
     assert g.horizon(g.truncations({"W": jnp.array([[1.0], [0.0], [0.1]])}), 0.9) == 1
 
 
+@pytest.mark.slow
 def test_rows_without_credit_are_left_out_and_nan_is_not():
     credit = jnp.eye(4).at[2].set(jnp.array([3.0, 0, 1, 0])).at[1].set(0)
     np.testing.assert_allclose(g.credit_horizon(credit, 0.5), (1 + 3 + 1) / 3)

@@ -283,6 +283,7 @@ def test_slopes_are_the_largest_derivatives():
         np.testing.assert_allclose(jnp.max(slopes), slope, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_nan_from_the_lag_on_whose_product_holds_it():
     """The fourth of six x is NaN, and so carry_4, which the next step forgets.
 
@@ -322,6 +323,7 @@ def test_lag_norms_have_a_gradient():
     np.testing.assert_allclose(norms, [0, 1, 1.4, 3 * 0.49], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_half_precision_is_measured_in_single():
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (A, ZERO, XS))
     for method in "exact", "matrix-free":

@@ -117,6 +117,7 @@ def test_no_square_matrix_where_fewer_exponents_are_asked_for():
     assert f"[{n},{n}]" not in text
 
 
+@pytest.mark.slow
 def test_the_gradient_of_flossing_is_that_of_finite_differences():
     xs, start, count = XS[:8], jnp.array([0.1, -0.2, 0.3]), 2
     penalty = jax.jit(lambda W: g.flossing(elman, W, start, xs, count))

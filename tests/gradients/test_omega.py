@@ -45,6 +45,7 @@ def from_the_paper(W, z, xs, ys):
     return omega, gradient
 
 
+@pytest.mark.slow
 def test_it_is_equations_9_and_10_where_the_state_is_the_paper_s():
     rng = np.random.default_rng(0)
     W, z, xs, ys = (rng.standard_normal(s) for s in ((3, 3), 3, (5, 3), (5, 3)))
@@ -176,6 +177,7 @@ def test_nan_in_the_trajectory_is_nan():
     assert np.isnan(grads["W"]).any()
 
 
+@pytest.mark.slow
 def test_an_estimator_gets_the_mean_over_steps_and_lanes_on_the_recurrent_weights_alone():
     plain = g.full_bptt(MODEL)
     with_and_without = jax.jit(lambda *at: (g.with_omega(plain, MODEL, 0.7)(*at), plain(*at)))

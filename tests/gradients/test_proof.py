@@ -74,7 +74,7 @@ TRAINED = {
 }
 
 
-@pytest.mark.quick("lstm")
+@pytest.mark.quick("elman")
 @pytest.mark.parametrize("name", RECURRENT)
 def test_all_routes_agree_for_every_cell(name):
     make, trained = RECURRENT[name]
@@ -100,6 +100,7 @@ def test_a_route_is_shown_where_it_is_a_program_of_its_own(name):
     assert proof.trained_by(model) == trained
 
 
+@pytest.mark.slow
 def test_a_model_without_recurrence_is_proven_without_rtrl():
     checks = verified(tiny.window())
     assert checks[0].route == "finite differences"
@@ -241,7 +242,7 @@ def test_the_command_tells_mistakes_in_one_line(folder, capsys):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.quick("copy")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     [Adding(), Copy(symbols=3, items=2), Adding(length=4)],

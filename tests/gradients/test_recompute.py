@@ -34,7 +34,7 @@ def both_ways(model, batch, key, *, estimator=g.explicit_bptt, **kwargs):
     return [jax.jit(estimate)(params, carry, batch) for estimate in made]
 
 
-@pytest.mark.quick("explicit_bptt-11", "full_bptt-9")
+@pytest.mark.quick("explicit_bptt-11")
 @pytest.mark.parametrize("length", [1, 9, 11])
 @pytest.mark.parametrize("estimator", [g.explicit_bptt, g.full_bptt])
 def test_segments_change_no_gradient(length, estimator, key):
@@ -50,6 +50,7 @@ def test_segments_change_no_gradient(length, estimator, key):
     agree(*both_ways(model, batch, key, estimator=estimator, delta_norms=True))
 
 
+@pytest.mark.slow
 def test_neither_do_they_where_deltas_are_clipped(key):
     batch = tiny.batch(length=11)
     model = tiny.rnn(cell="gru")
@@ -60,6 +61,7 @@ def test_neither_do_they_where_deltas_are_clipped(key):
     assert max(jax.tree.leaves(change)) > 1e-3
 
 
+@pytest.mark.slow
 def test_neither_do_they_where_all_steps_share_their_noise(key):
     model = tiny.rnn(
         cell="gru", layers=2, dropout=NOISE, activation_penalty=0.1,
@@ -68,6 +70,7 @@ def test_neither_do_they_where_all_steps_share_their_noise(key):
     agree(*both_ways(model.for_training(jax.random.key(5)), tiny.batch(length=11), key))
 
 
+@pytest.mark.slow
 def test_four_times_the_steps_take_about_twice_the_memory(key):
     """Without segments it is four times; weights and their gradients are small beside it."""
     model = tiny.rnn(cell="gru", hidden_size=16)

@@ -57,6 +57,7 @@ def test_every_leaf_may_be_a_block(brute):
     np.testing.assert_allclose(found["cell.W_hh"], np.sqrt(brute["cell"]["W_hh"]), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_probes_find_it_within_their_standard_error(brute):
     """The error shrinks as 1 / √K, and is what a root mean square of K normals may have at most."""
     count = 4000
@@ -105,6 +106,7 @@ def test_a_parameter_may_be_a_bare_number():
     np.testing.assert_allclose(probed.norm / probed.norm[0], found / found[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_nan_spoils_what_follows_and_a_dead_block_is_zero():
     def step(params, h, x):
         return jax.nn.relu(params["w"] * h + x) + 0 * params["dead"]

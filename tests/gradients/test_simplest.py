@@ -266,7 +266,7 @@ def constant(steps):
 ALL = scalar, matrix, counting, identity, forgetful, constant
 
 
-@pytest.mark.quick("constant-9")
+@pytest.mark.slow
 @pytest.mark.parametrize(("recurrence", "steps"), [(one, T) for one in ALL] + [(matrix, 1)])
 def test_of_the_simplest_recurrences_the_tools_say_what_is_worked_out_by_hand(recurrence, steps):
     step, params, carry, xs, J, B, D = recurrence(steps)
@@ -326,7 +326,7 @@ CELLS = {
 }
 
 
-@pytest.mark.quick("gru, reset after")
+@pytest.mark.quick("elman")
 @pytest.mark.parametrize("name", CELLS)
 def test_of_every_cell_the_tools_say_what_follows_from_its_single_steps(name):
     cell = CELLS[name]

@@ -130,6 +130,7 @@ def test_every_process_draws_the_same_weights_and_tokens():
     np.testing.assert_array_equal(x[1:], y[:-1])
 
 
+@pytest.mark.slow
 def test_our_side_compares_the_mean_losses_of_its_first_steps():
     losses = ours.updates(Size("gru", 4, 2, 3, 5), 1).check()
     assert len(losses) == sizes.CHECKED

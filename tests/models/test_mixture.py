@@ -57,6 +57,7 @@ def test_the_logits_of_a_mixture_are_log_probabilities():
     np.testing.assert_allclose(jax.nn.logsumexp(logits, -1), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_mixture_at_its_edges_is_that_of_one_model():
     """No NaN comes out of ln 0."""
     batch = tiny.batch()

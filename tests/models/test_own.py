@@ -174,6 +174,7 @@ def test_an_output_that_is_no_part_of_the_carry_is_read_too(file):
     tiny.assert_trees_close((last, jnp.concatenate([first, second])), (carry, h))
 
 
+@pytest.mark.slow
 def test_a_whole_number_in_the_carry_stands_in_no_gradient_s_way(file):
     """Clipped, cut at random and watched, the gradient is that of the cell without the number."""
     two = [tiny.rnn(cell=f"mine.py:{name}") for name in ("elman", "counting")]
@@ -352,6 +353,7 @@ def test_a_run_of_one_s_own_cell_from_its_training_to_its_loss(file, tmp_path):
         lm_jax.load_run("run")
 
 
+@pytest.mark.slow
 def test_a_recurrent_matrix_of_another_shape_is_left_out_of_the_spectra(file):
     config = tiny.config(
         train={"steps": 2, "probe": LiveProbe(every=1, by_lag=False, lyapunov=False)},

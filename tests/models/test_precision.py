@@ -146,6 +146,7 @@ def test_float32_is_the_product_of_jax(key, float32):
     assert "bf16" not in text.lower()
 
 
+@pytest.mark.slow
 def test_a_product_goes_through_every_mode(key):
     """Forward, reverse, forward over reverse and mapped, near x W of integers: there they are it.
 

@@ -74,6 +74,7 @@ def test_one_split_may_have_them_and_the_other_not(tmp_path, capsys):
     assert f"{test['bits_per_character']:.4f}" in out
 
 
+@pytest.mark.slow
 def test_a_trained_model_s_validations_have_none_either(tmp_path, capsys):
     for tokenizer in ("word", "char"):
         config = tiny.config(

@@ -103,6 +103,7 @@ def test_two_processes_one_killed_and_one_trial_that_always_breaks(
     assert told[1][-1] == told[3][-1] == 20
 
 
+@pytest.mark.slow
 def test_a_signal_is_passed_on_and_leaves_trials_that_go_on(tmp_path):
     received, long = [], Group([trial(n, **{"train.steps": 10**6}) for n in (1, 2)])
 
@@ -145,6 +146,7 @@ def test_a_journal_that_is_written_anew_is_followed_from_its_start_and_told_once
     assert told[4:] == [(300, "train"), (400, "train"), (400, "evaluation")]
 
 
+@pytest.mark.slow
 def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, monkeypatch):
     real, calls = Trainer.restored, []
 
@@ -166,6 +168,7 @@ def test_what_breaks_down_is_recorded_and_tried_again(undisturbed, tmp_path, mon
     assert bits(tmp_path, group().trials) == undisturbed
 
 
+@pytest.mark.slow
 def test_half_as_many_lanes_where_memory_is_short(undisturbed, tmp_path, monkeypatch):
     widths = []
 

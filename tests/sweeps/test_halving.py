@@ -228,6 +228,7 @@ def results(groups, path):
     return found
 
 
+@pytest.mark.slow
 def test_groups_share_the_rungs_and_may_be_killed_at_any(groups, tmp_path):
     halving, whole, broken = Halving(5, 3), tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
@@ -266,6 +267,7 @@ def test_groups_share_the_rungs_and_may_be_killed_at_any(groups, tmp_path):
     assert json.loads((broken / "trials/001/result.json").read_text())["status"] == "pruned"
 
 
+@pytest.mark.slow
 def test_a_signal_while_trials_are_validated_at_a_rung_changes_nobody_s_fate(tmp_path):
     points = {str(n): {"train.learning_rate": rate} for n, rate in enumerate((1e-5, 1e-3, 0.03))}
     halving = Halving(5, 3)

@@ -225,6 +225,7 @@ def test_without_optuna_the_user_is_told_what_to_install(tmp_path, monkeypatch):
         OptunaSearch(SPACE, 5, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_over_tries_once_more_what_broke_off(tmp_path, monkeypatch):
     """Without Optuna, which has no say once all points are asked for."""
     quiet = SimpleNamespace(get_verbosity=lambda: 0, set_verbosity=lambda level: None, WARNING=0)

@@ -65,6 +65,7 @@ class Dealing(Here):
         return super().run(jobs, received, watch)
 
 
+@pytest.mark.slow
 def test_trials_that_share_no_program_are_dealt_out_to_the_workers(tmp_path):
     points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}, "c": {"model.hidden_size": 6}}
     dealing = Dealing()

@@ -101,6 +101,7 @@ def test_the_share_of_own_tokens_goes_from_start_to_end_and_stays(curve):
         assert shares[5] > 0.7
 
 
+@pytest.mark.slow
 def test_own_tokens_at_a_share_of_none_are_teacher_forcing(tmp_path):
     base = tiny.config(train={"steps": 6})
     forced = lm_jax.train(base, tmp_path / "forced", text=tiny.TEXT)
@@ -121,6 +122,7 @@ def test_a_run_on_its_own_tokens_resumes_to_the_bit(gradient, tmp_path):
     assert run.result["sha256"] == long.result["sha256"]
 
 
+@pytest.mark.slow
 def test_epochs_are_as_many_updates_as_they_take(tmp_path):
     config = tiny.config(train={"epochs": 2, "validate_every": None})
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)

@@ -181,6 +181,7 @@ def test_a_wrong_chain_is_refused_in_a_line(own, name, arguments, said):
     assert said in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_chain_that_reads_the_loss_gets_it(own, tmp_path):
     config = tiny.config(train={"optimizer": own("plateau"), "steps": 3})
     assert lm_jax.train(config, tmp_path / "run", text=tiny.TEXT).step == 3
@@ -230,6 +231,7 @@ def test_accumulated_gradients_make_one_change_of_their_mean():
     tiny.assert_trees_close(found.params, params, 1e-9)
 
 
+@pytest.mark.slow
 def test_the_moving_average_weighs_past_parameters_by_powers_of_its_decay():
     past = [trained(step).params for step in range(1, 5)]
     weights = 0.8 ** np.arange(3, -1, -1)
@@ -258,7 +260,7 @@ def test_two_averages_are_refused():
         Train(ema_decay=0.9, optimizer=ASGD())
 
 
-@pytest.mark.quick("train1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "train",
     [

@@ -52,7 +52,8 @@ CASES = {{
     "truncated": (dict(), dict(gradient=Truncated(k1=4, k2=8))),
 }}
 found = {{"apart": {{}}, "within": {{}}, "fetched": {{}}, "sharded": {{}}}}
-for name, (model, train) in CASES.items():
+for name in {names!r}:
+    model, train = CASES[name]
     chosen, corpus = prepared(config(model, **train), tiny.TEXT)
     V, ends = len(corpus.vocabulary), []
     source = pipeline_of(chosen, corpus).whole()
@@ -85,12 +86,17 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+QUICK = ("lstm", "gru")
+OTHERS = ("tied", "watched", "full", "truncated")
+
+
+@pytest.fixture(scope="module", params=[QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)])
+def found(request, tmp_path_factory):
     import jax
 
     work = WORK.format(
         root=str(Path(__file__).parents[2]),
+        names=request.param,
         folder=str(tmp_path_factory.mktemp("runs")),
         cache=str(jax.config.jax_compilation_cache_dir),
     )
@@ -107,17 +113,18 @@ def test_several_devices_train_as_one_does(found):
 
 
 def test_each_device_has_its_own_lanes(found):
-    assert found["sharded"]["lstm"] == [[4, True]] * 4
+    for leaves in found["sharded"].values():
+        assert leaves == [[4, True]] * len(leaves)
 
 
 def test_no_device_waits_for_another_within_the_recurrence(found):
-    for name in ("lstm", "gru"):  # "watched" recomputes, and adds up once a segment
+    for name in {*QUICK} & {*found["within"]}:  # "watched" adds up once a segment
         assert found["within"][name] == 0
 
 
 def test_no_device_fetches_the_lanes_of_another(found):
     """Or it would do the work of all of them, in the readout above all."""
-    for name in ("lstm", "gru", "tied"):
+    for name in {*QUICK, "tied"} & {*found["fetched"]}:
         assert found["fetched"][name] == 0
 
 

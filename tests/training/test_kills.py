@@ -161,7 +161,7 @@ def disk():
     return Disk()
 
 
-@pytest.mark.quick("once-EIO", "for ever-ENOSPC")
+@pytest.mark.quick("once-EIO")
 @pytest.mark.filterwarnings("ignore:passing over the damaged checkpoint")
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for ever"])

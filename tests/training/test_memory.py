@@ -67,6 +67,7 @@ def copied(state):
 next_update = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
 
 
+@pytest.mark.slow
 @needs_peak
 def test_a_large_state_is_saved_and_restored_without_a_copy(large, tmp_path):
     small = Checkpoints(tmp_path / "small", 0, tiny.KNOWN)
