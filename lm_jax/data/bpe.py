@@ -45,6 +45,9 @@ _BYTES_OF_WORDS = {
     "trim_offsets": True,
     "use_regex": True,
 }
+_MOST = 2**24  # tokens; the library takes memory for every number up to the highest
+# Texts on which a pattern that backtracks without end is found out.
+_LONG = [part * 500 + end for part in ("a", "0", " ", "-", "é", "a, ", "aB0 ") for end in ("", "!")]
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 never holds (RFC 3629)
 # Pre-tokenizers that keep every character, unless their behaviour is "Removed".
 _HARMLESS = ("Split", "Digits", "Punctuation")
@@ -112,6 +115,10 @@ def read(path: str, name: str) -> str:
     try:
         rules = Tokenizer.from_str(rules).to_str()
         tokens(rules)
+        for text in _LONG:
+            encoder(rules)(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     except ValueError as error:
         raise UserError(f"{name} {error}") from None
     except Exception as error:  # the library raises no narrower one
@@ -175,6 +182,9 @@ def _checked(content: dict[str, Any]) -> tuple[dict, list[dict], list[dict]]:
                 f"adds the token {token['content']!r}, which reaches over a newline or from one "
                 "word to another"
             )
+    total = len({*vocab} | {token["content"] for token in added})
+    if (highest := max(vocab.values())) >= _MOST:
+        raise ValueError(f"has {total} tokens, and numbers up to {highest}")
     cuts = [cut for cut in cuts[1:] if cut not in _CUTS]
     return model, [*cuts, {**last, "add_prefix_space": False}], added
 
@@ -225,7 +235,12 @@ def encoder(rules: str) -> Callable[[str], np.ndarray]:
         raise UserError(f"the rules of the vocabulary: {' '.join(str(error).split())}") from None
 
     def encode(text: str) -> np.ndarray:
-        found = tokenizer.encode_batch_fast(_lines(text), add_special_tokens=False)
+        try:
+            found = tokenizer.encode_batch_fast(_lines(text), add_special_tokens=False)
+        except BaseException as error:  # the library's panics are no exceptions
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"a pattern of the pre_tokenizer fails on the text: {error}") from None
         return np.fromiter(itertools.chain.from_iterable(line.ids for line in found), np.int32)
 
     return encode

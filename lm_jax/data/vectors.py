@@ -31,7 +31,6 @@ import itertools
 import re
 import warnings
 import zlib
-from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -42,9 +41,10 @@ from lm_jax.files import reading
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
-_LONGEST = 1 << 20  # bytes of a first line, or of a word, in a file of vectors
+_LONGEST = 1 << 20  # bytes of a line without its numbers, or of a word, in a file of vectors
+_NUMBER = 64  # bytes of a number and the blanks beside it, at most
 _ALIASES = {LINE_END["word"]: "</s>"}  # word2vec's name for the end of a line
-_HEADER = re.compile(rb"\s*\+?(\d+)\s+\+?(\d{1,9})\s*")
+_HEADER = re.compile(rb"\s*\+?(\d{1,18})\s+\+?(\d{1,9})\s*")
 # Bytes that no text holds; a binary file holds some of them.
 _CONTROLS = bytes({*range(32)} - {*b"\t\n\r"})
 
@@ -165,7 +165,7 @@ def _taken(
     kept = _Kept(wanted, name)
     kept.blank = number - 1
     if header is None:
-        _read_lines(itertools.chain([first], file), number, size, kept)
+        _read_lines(file, number, size, kept, first)
         kept.warn()
         return kept.vectors
     count = int(header[1])
@@ -268,10 +268,18 @@ def _is_number(field: bytes) -> bool:
     return _floats([field]) is not None
 
 
-def _read_lines(lines: Iterable[bytes], start: int, size: int, kept: _Kept) -> int:
-    """Take the wanted vectors from lines of text, numbered from `start`; count all vectors."""
-    wanted, found = kept.wanted, 0
-    for number, line in enumerate(lines, start):
+def _read_lines(
+    file: io.BufferedReader, start: int, size: int, kept: _Kept, first: bytes = b""
+) -> int:
+    """Take the wanted vectors from lines of text, numbered from `start`; count all vectors.
+
+    The line `first` has been read already.
+    """
+    wanted, found, longest = kept.wanted, 0, _LONGEST + _NUMBER * size
+    lines = iter(lambda: file.readline(longest), b"")
+    for number, line in enumerate(itertools.chain([first] if first else [], lines), start):
+        if len(line) == longest:
+            raise kept.refusal(f"line {number:,}", f"longer than {longest:,} bytes")
         line = _stripped(line)
         if not line:
             kept.blank += 1

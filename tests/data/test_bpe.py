@@ -305,6 +305,28 @@ WRONG = {
         GPT2 | {"model": GPT2["model"] | {"vocab": {**GPT2["model"]["vocab"], "QQ": 400}}},
         "has 291 tokens, and numbers up to 400",
     ),
+    "a number of gigabytes": (
+        GPT2 | {"model": GPT2["model"] | {"vocab": {**GPT2["model"]["vocab"], "QQ": 2**31}}},
+        "has 291 tokens, and numbers up to 2147483648",
+    ),
+    "backtracking": (
+        GPT2
+        | {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": r"(?:\w|\w\w|\w+)+[^\w\s]\z"},
+                        "behavior": "Isolated",
+                        "invert": False,
+                    },
+                    GPT2["pre_tokenizer"]["pretokenizers"][0],
+                ],
+            }
+        },
+        ": a pattern of the pre_tokenizer fails on the text",
+    ),
     "one number": (
         GPT2 | {"model": GPT2["model"] | {"vocab": {**GPT2["model"]["vocab"], "QQ": 5}}},
         "gives several tokens one number",

@@ -225,6 +225,8 @@ WRONG = {
         binary({"a": [0.0] * 3, "dog": [0.0, np.nan, 0.0]}),
         "FILE: record 2: the vector of 'dog' holds NaN or infinity",
     ),
+    "a number of 5,000 digits": (b"9" * 5000 + b" 3\n", "model.embedding_size=3, but FILE"),
+    "a line without end": (HEADED + b"dog " + b"1 " * 2**20, "FILE: line 6: longer than 1,048,768"),
     "only a header": (b"9 3\n", "FILE: its first line says 9 vectors, and it holds 0"),
     "cut short": (BINARY[:-3], "FILE: record 4: cut short, of 4 records"),
     "cut short, fewer said": (

@@ -172,3 +172,12 @@ def test_what_is_optional_is_imported_only_when_it_is_asked_for():
             f"{path} imports {found}, which may be missing: import them within the function that "
             "uses them"
         )
+
+
+def test_nothing_is_pickled():
+    """A pickle runs code when it is read: a file of another's could do anything."""
+    for path in [*FILES.values(), ROOT / "run.py"]:
+        assert not {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & {
+            module.split(".")[0] for module in imports(path)
+        }, f"{path} pickles: write JSON, or arrays by lm_jax.training.checkpoint"
+        assert "allow_pickle=True" not in path.read_text(), f"{path} reads pickles"

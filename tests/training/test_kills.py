@@ -1,8 +1,8 @@
 """Killed at any time and at any file operation, a run or a sweep ends as if nothing had been.
 
-Each process is killed at a time or at a file operation that a seed draws, and the next one goes on
-where it lies, until one is left alive. `make torture` draws more kills. The same where a file
-operation fails, in a process that lives on.
+Each process is killed at a file operation that a seed draws, or gets one or two signals at a time,
+and the next one goes on where it lies, until one is left alive. `make torture` draws more. The same
+where a file operation fails, in a process that lives on.
 """
 
 import contextlib
@@ -30,6 +30,8 @@ from lm_jax.training.manifest import Contents
 
 KILLS = int(os.environ.get("LM_JAX_KILLS", "12"))
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+BETWEEN = 0.1  # seconds between two signals
+ENDED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 143, 130}  # statuses
 SHORT = {"steps": 60, "log_every": 5, "validate_every": 15, "checkpoint_every": 4}
 TASK = Config(
     data=Data(source=Copy(symbols=3, items=2), length=9, batch_size=4),
@@ -58,8 +60,9 @@ def sweep(place):
 WORK = {"text": text_run, "task": task_run, "counted": counted_run, "sweep": sweep}
 
 
-def work(name, place, cache, told, after=None, operation=None):
-    """In a process of its own: do it, and be killed after some seconds or at a file operation."""
+def work(name, place, cache, told, after=None, operation=None, numbers=()):
+    """In a process of its own: do it, and be killed at a file operation, or get signals after some
+    seconds."""
     os.environ["LM_JAX_CACHE"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -73,10 +76,13 @@ def work(name, place, cache, told, after=None, operation=None):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(see)
-    if after is not None:
-        threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    for nth, number in enumerate(numbers):
+        threading.Timer(after + nth * BETWEEN, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
-    WORK[name](place)
+    try:
+        WORK[name](place)
+    except KeyboardInterrupt:  # multiprocessing would print it
+        os._exit(130)
     told.write_text(json.dumps([count, time.monotonic() - began]))
     os._exit(0)  # without waiting for the timer
 
@@ -118,10 +124,13 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, tmp_path, ke
     draw, place, killed = random.Random(name), tmp_path / "killed", 0
     for turn in range(KILLS // len(WORK)):
         if turn % 2:
-            when = {"after": draw.uniform(0, seconds)}
+            number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            when = {"after": draw.uniform(0, seconds), "numbers": [number] * draw.randint(1, 2)}
         else:
             when = {"operation": draw.randint(1, operations)}
-        killed += started(name, place, kept_cache, told, **when) == -signal.SIGKILL
+        status = started(name, place, kept_cache, told, **when)
+        assert status in {0, *ENDED}
+        killed += status in ENDED
     assert killed
     assert started(name, place, kept_cache, told) == 0
     assert contents(place) == contents(tmp_path / "whole")
