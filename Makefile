@@ -1,6 +1,6 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
-# `make torture` kills runs and sweeps 200 times, at times and file operations drawn by lot, and
+# `make torture` kills runs, probes and sweeps 204 times, at times and file operations drawn by lot, and
 # gives 10,000 spoilt files to their readers.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
@@ -24,7 +24,7 @@ test-extras: $(VENV)/.installed-extras
 
 torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
-	LM_JAX_KILLS=200 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
+	LM_JAX_KILLS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import tyro
 
 import lm_jax
 from lm_jax.data.text import Text, file_text
+from lm_jax.files import free_name
 from lm_jax.settings import UserError
 
 SAMPLE_LENGTH = 300  # tokens of a sample, if no length is given
@@ -19,13 +20,18 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
 @contextlib.contextmanager
-def told_if_stopped(run_dir: Path) -> Iterator[None]:
-    """If a signal stops the run or sweep, print on standard error how to resume."""
+def told(run_dir: Path, restart: bool) -> Iterator[None]:
+    """Print on standard error how to resume a run or sweep that a signal stops, and where the old
+    directory is after a restart."""
+    aside = free_name(run_dir, "old")
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         print(f"stopped: the same command goes on with {run_dir}", file=sys.stderr)
         raise
+    finally:
+        if restart and aside.exists():
+            print(f"the directory as it was: {aside}", file=sys.stderr)
 
 
 def divide_cpu(devices: int) -> None:

@@ -9,7 +9,7 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.flags import own_flags
-from lm_jax.commands.shared import Flag, at_least, divide_cpu, only_with, told_if_stopped
+from lm_jax.commands.shared import Flag, at_least, divide_cpu, only_with, told
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
 from lm_jax.experiment import Experiment
@@ -47,6 +47,7 @@ def sweep_command(
         halving_factor: int | None = None,
         suggest: Literal["optuna"] | None = None,
         batch: int | None = None,
+        restart: Flag = False,
     ) -> int:
         """Train a model at every point of an experiment's sweep(), or resume a stopped sweep.
 
@@ -72,6 +73,7 @@ def sweep_command(
           suggest: optuna: replace the drawn points of sweep() by as many points suggested by
             Optuna, based on the results of earlier points.
           batch: suggest: number of points suggested and trained together; 8 if not given.
+          restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
         """
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
         at_least(0, retries=retries)
@@ -100,7 +102,7 @@ def sweep_command(
         steps = {t.name: t.config.train.steps if t.config.train else 0 for t in planned.trials}
         bars = [{trial.name: steps[trial.name] for trial in g.trials} for g in planned.groups]
         bars = [] if suggest else bars
-        with told_if_stopped(run_dir), SweepDisplay(bars, max(steps.values())) as display:
+        with told(run_dir, restart), SweepDisplay(bars, max(steps.values())) as display:
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
@@ -111,6 +113,7 @@ def sweep_command(
                 retries=retries,
                 halving=halving,
                 suggest=None if suggest is None else 8 if batch is None else batch,
+                restart=restart,
             )
         show_sweep(rows, command)
         print(write_sweep(run_dir))

@@ -8,7 +8,7 @@ import tyro
 
 import lm_jax
 from lm_jax import generation
-from lm_jax.commands.shared import SAMPLE_LENGTH, divide_cpu, told_if_stopped
+from lm_jax.commands.shared import SAMPLE_LENGTH, divide_cpu, told
 from lm_jax.config import Config, resolve
 from lm_jax.report.terminal import Display, show_result
 from lm_jax.settings import digest
@@ -40,7 +40,7 @@ def train_command(default: Config) -> Callable[..., int]:
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
             divide_cpu(devices)
-        with told_if_stopped(run_dir), display_of(name, config) as display:
+        with told(run_dir, restart), display_of(name, config) as display:
             run = lm_jax.train(
                 config, run_dir, watch=display.watch, devices=devices, restart=restart
             )

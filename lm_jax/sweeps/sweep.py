@@ -31,6 +31,8 @@ from lm_jax.training import directory
 from lm_jax.training.journal import Watch
 from lm_jax.training.loop import leave, stop_signals
 
+KIND = "sweep", "sweep.json"  # for `directory.locked_dir`
+
 
 def sweep(
     config: Config,
@@ -44,6 +46,7 @@ def sweep(
     retries: int = 1,
     halving: Halving | None = None,
     suggest: int | None = None,
+    restart: bool = False,
 ) -> list[Row]:
     """Trains a model at every point, or resumes after an earlier call.
 
@@ -64,6 +67,8 @@ def sweep(
       halving: settings of successive halving; None: no halving.
       suggest: batch size of an Optuna search; the search replaces the drawn points by as many
         suggested points. None: no search.
+      restart: begin anew. If the directory holds a sweep, rename it to `sweep_dir.old-1` first (the
+        first free number).
 
     Returns:
       the rows of results.jsonl, in the order of the points (`lm_jax.sweeps.results`).
@@ -83,12 +88,16 @@ def sweep(
     else:
         if not isinstance(points, Drawn):
             raise UserError("suggest needs a sweep that is drawn, sweep() -> draw(…)")
+        if restart:
+            directory.set_aside(sweep_dir, *KIND)
         searching = OptunaSearch(
             points.space, len(points), sweep_dir, batch=suggest, seed=points.seed
         )
         planned = plan(config, _by_name(searching.asked), text) if searching.asked else None
     if halving is not None:
         halving.check([config] if planned is None else [t.config for t in planned.trials])
+    if restart and suggest is None:
+        directory.set_aside(sweep_dir, *KIND)
     judged = halving and dataclasses.asdict(halving)
 
     def settled(planned: Plan | None) -> Results:
@@ -119,7 +128,7 @@ def sweep(
             for trial in ended.job.trials:
                 results.ended(names[trial.number])
 
-    with directory.locked_dir(sweep_dir, "sweep", "sweep.json"), stop_signals() as received:
+    with directory.locked_dir(sweep_dir, *KIND), stop_signals() as received:
         results = settled(planned)
         if searching is None:
             assert planned is not None

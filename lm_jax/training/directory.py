@@ -240,17 +240,14 @@ def lost(run_dir: Path, steps: Iterable[int]) -> UserError:
     )
 
 
-def set_aside(run_dir: Path) -> Path | None:
-    """Rename a run directory to the first free name `run_dir.old-N`; return the new path.
+def set_aside(run_dir: Path, what: str = "run", sign: str = "config.json") -> Path | None:
+    """Rename a directory to the first free name `run_dir.old-N`; return the new path.
 
-    Returns None, and does nothing, if there is no run.
-
-    Raises:
-      UserError: as `locked_dir`.
+    Returns None, and does nothing, if there is no run, or sweep. Args and Raises: as `locked_dir`.
     """
-    if not is_run(run_dir):
+    if not is_run(run_dir) and not (run_dir / sign).exists():
         return None
-    with locked_dir(run_dir):
+    with locked_dir(run_dir, what, sign):
         aside = files.free_name(run_dir, "old")
         run_dir.rename(aside)
     return aside

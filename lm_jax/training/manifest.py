@@ -107,12 +107,22 @@ def environment() -> dict[str, str]:
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "cores": str(os.cpu_count()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "PRNG": str(jax.config.jax_default_prng_impl),
     }
 
 
-def warn_of_changes(there: Mapping[str, str]) -> None:
-    """Warn if the environment of a checkpoint differs from that of this process."""
+def compare_environment(there: Mapping[str, str]) -> None:
+    """Warn if the environment of a checkpoint differs from that of this process.
+
+    Raises:
+      UserError: the random numbers are of another kind.
+    """
     here = environment()
+    if there["PRNG"] != here["PRNG"]:
+        raise UserError(
+            f"the run draws its random numbers by {there['PRNG']}, and this process by "
+            f"{here['PRNG']}: set jax_default_prng_impl to {there['PRNG']}"
+        )
     changes = [
         f"{name}: {there.get(name)} -> {value}"
         for name, value in here.items()

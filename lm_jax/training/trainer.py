@@ -33,7 +33,7 @@ from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
 from lm_jax.training.devices import make_mesh
 from lm_jax.training.evaluator import Evaluator, Stopped
 from lm_jax.training.journal import Watch
-from lm_jax.training.manifest import warn_of_changes
+from lm_jax.training.manifest import compare_environment
 from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import (
@@ -193,7 +193,7 @@ class Trainer:
         """
         self.state = self.restored()
         if self.resumed is not None:
-            warn_of_changes(self.resumed.environment)
+            compare_environment(self.resumed.environment)
         if self.state.step > self.settings.steps:
             raise too_few(self.settings.steps, int(self.state.step))
         directory.write_config(self.run_dir, self.config)

@@ -339,3 +339,15 @@ def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkey
     assert lane_bytes(group) == 2 * held + 2 * 8 * B * T * (E + H + H + V)
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     assert [lanes_that_fit(each) for each in (100, 500, 501, 10**9)] == [5, 1, 1, 1]
+
+
+def test_a_restarted_sweep_keeps_the_old_one_beside(tmp_path):
+    counted, place = {"2": POINTS["counted"]}, tmp_path / "sweep"
+    more = {**counted, "3": {**POINTS["counted"], "model.order": 3}}
+    old = lm_jax.sweep(BASE, more, place, text=tiny.TEXT)
+    with pytest.raises(UserError, match="another sweep"):
+        lm_jax.sweep(BASE, counted, place, text=tiny.TEXT)
+    (row,) = lm_jax.sweep(BASE, counted, place, text=tiny.TEXT, restart=True)
+    assert row["status"] == "finished"
+    assert read_results(tmp_path / "sweep.old-1") == old
+    assert read_results(place) == [row]

@@ -24,11 +24,13 @@ import tiny
 import lm_jax
 from lm_jax import files
 from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
+from lm_jax.report.probe_page import write_study
 from lm_jax.settings import UserError
+from lm_jax.sweeps.processes import Processes
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.manifest import Contents
 
-KILLS = int(os.environ.get("LM_JAX_KILLS", "12"))
+KILLS = int(os.environ.get("LM_JAX_KILLS", "12"))  # of each kind of work
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 BETWEEN = 0.1  # seconds between two signals
 ENDED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 143, 130}  # statuses
@@ -52,12 +54,24 @@ def counted_run(place):
     lm_jax.train(Config(data=Data(source=Memory()), model=NGram(order=3)), place, text=tiny.TEXT)
 
 
-def sweep(place):
+def probed_run(place):
+    run = lm_jax.train(tiny.config(train={"steps": 5}), place, text=tiny.TEXT)
+    write_study(run, lm_jax.probe(run, text=tiny.TEXT, length=4, only=["lags"]), "probe-lags")
+
+
+def sweep(place, executor=None):
     points = {str(rate): {"train.learning_rate": rate} for rate in (0.01, 0.1)}
-    lm_jax.sweep(tiny.config(train=SHORT), points, place, text=tiny.TEXT)
+    lm_jax.sweep(tiny.config(train=SHORT), points, place, text=tiny.TEXT, executor=executor)
 
 
-WORK = {"text": text_run, "task": task_run, "counted": counted_run, "sweep": sweep}
+WORK = {
+    "text": text_run,
+    "task": task_run,
+    "counted": counted_run,
+    "probe": probed_run,
+    "sweep": sweep,
+    "processes": lambda place: sweep(place, Processes(2)),
+}
 
 
 def work(name, place, cache, told, after=None, operation=None, numbers=()):
@@ -112,6 +126,8 @@ def contents(place):
     if (place / "results.jsonl").exists():
         rows = lm_jax.sweeps.read_results(place)
         found["table"] = [{k: v for k, v in row.items() if k not in tiny.CLOCKS} for row in rows]
+    for study in place.glob("probe-*.json"):
+        found[study.name] = files.read_json(study)
     return found
 
 
@@ -122,7 +138,7 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, tmp_path, ke
     assert started(name, tmp_path / "whole", kept_cache, told) == 0
     operations, seconds = json.loads(told.read_text())
     draw, place, killed = random.Random(name), tmp_path / "killed", 0
-    for turn in range(KILLS // len(WORK)):
+    for turn in range(KILLS):
         if turn % 2:
             number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             when = {"after": draw.uniform(0, seconds), "numbers": [number] * draw.randint(1, 2)}

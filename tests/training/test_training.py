@@ -731,3 +731,22 @@ def test_probes_that_are_off_leave_the_very_same_program():
         return step.run_until.lower(config, state, source, 3, tiny.V).as_text()
 
     assert text() == text(deltas=False) != text(deltas=True)
+
+
+def test_two_runs_are_the_same_bits_and_another_seed_or_prng_is_not(tmp_path):
+    """They depend on config and text, and on what the checkpoint notes of the environment."""
+    config = tiny.config(train={"steps": 10})
+    one = lm_jax.train(config, tmp_path / "one", text=tiny.TEXT)
+    two = lm_jax.train(config, tmp_path / "two", text=tiny.TEXT)
+    tiny.assert_trees_equal(one.params, two.params)
+    assert rows_of(one.run_dir) == rows_of(two.run_dir)
+    other = lm_jax.train(tiny.config(train={"steps": 10}, seed=1), tmp_path / "3", text=tiny.TEXT)
+    assert other.result["sha256"] != one.result["sha256"]
+
+    saved = one.run_dir / "checkpoints" / "00000010" / "manifest.json"
+    noted = files.read_sealed(saved, manifest.Contents).environment
+    assert {"python", "jax", "devices", "cores", "XLA_FLAGS", "PRNG"} < {*noted}
+    longer = tiny.config(train={"steps": 12})
+    with jax.default_prng_impl("rbg"), pytest.raises(UserError, match="by threefry2x32, and this"):
+        lm_jax.train(longer, tmp_path / "one", text=tiny.TEXT)
+    assert lm_jax.train(longer, tmp_path / "one", text=tiny.TEXT).step == 12
