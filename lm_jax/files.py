@@ -100,6 +100,14 @@ def names_to_disk(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, and wait until their names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        names_to_disk(path.parent)
+
+
 def tree_to_disk(folder: Path) -> None:
     """Wait until all files below a folder, and their names, are on the disk."""
     for place, _, names in os.walk(folder):

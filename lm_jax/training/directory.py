@@ -51,7 +51,7 @@ def locked_dir(run_dir: Path, what: str = "run", sign: str = "config.json") -> I
     made = not run_dir.exists()
     with contextlib.ExitStack() as stack:
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            files.make_folder(run_dir)
             foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path.name)]
             if foreign and not (run_dir / sign).exists() and not is_run(run_dir):
                 first = sorted(foreign)[0]

@@ -27,6 +27,7 @@ from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
 from lm_jax.report.probe_page import write_study
 from lm_jax.settings import UserError
 from lm_jax.sweeps.processes import Processes
+from lm_jax.training import manifest
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.manifest import Contents
 
@@ -74,9 +75,47 @@ WORK = {
 }
 
 
-def work(name, place, cache, told, after=None, operation=None, numbers=()):
-    """In a process of its own: do it, and be killed at a file operation, or get signals after some
-    seconds."""
+class Platter:
+    """What a disk surely holds below a folder: files and folders as they were last synced.
+
+    The name of a file or folder is on the disk once the folder above was synced, its content once
+    it was itself.
+    """
+
+    def __init__(self, root):
+        self.root, self.held = root, {}
+        os.fsync = self.fsync
+        self.fsync(os.open(root, os.O_RDONLY))
+
+    def fsync(self, handle):
+        status = os.fstat(handle)
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if os.path.isdir(path):
+            content = {entry.name: entry.inode() for entry in os.scandir(path)}
+        else:
+            with open(f"/proc/self/fd/{handle}", "rb") as file:
+                content = file.read()
+        # A handle that stays open keeps the inode's number from other files.
+        self.held[status.st_ino] = content, os.dup(handle)
+
+    def cut(self, place):
+        """What is left after a power cut, written to a place."""
+        root, _ = self.held[self.root.stat().st_ino]
+        self._write(root, place)
+
+    def _write(self, names, place):
+        place.mkdir()
+        for name, inode in names.items():
+            content, _ = self.held.get(inode, (b"", None))
+            if isinstance(content, dict):
+                self._write(content, place / name)
+            else:
+                (place / name).write_bytes(content)
+
+
+def work(name, place, cache, told, after=None, operation=None, numbers=(), left=None):
+    """In a process of its own: do it, and get signals after some seconds, or be killed at a file
+    operation, with a power cut if `left` names a folder for what is left of the place's folder."""
     os.environ["LM_JAX_CACHE"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -87,8 +126,11 @@ def work(name, place, cache, told, after=None, operation=None, numbers=()):
         if event in OPERATIONS and str(place) in str(arguments[0]):
             count += 1
             if count == operation:
+                if left is not None:
+                    platter.cut(left)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    platter = None if left is None else Platter(place.parent)
     sys.addaudithook(see)
     for nth, number in enumerate(numbers):
         threading.Timer(after + nth * BETWEEN, os.kill, (os.getpid(), number)).start()
@@ -152,6 +194,36 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, tmp_path, ke
     assert contents(place) == contents(tmp_path / "whole")
 
 
+def saved(place):
+    """The steps of the checkpoints of each run, by the run's place."""
+    found = {}
+    for path in place.rglob("config.json"):
+        with contextlib.suppress(UserError):  # no manifest yet
+            found[str(path.parent.relative_to(place))] = manifest.read(path.parent).checkpoints
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORK)
+def test_after_a_power_cut_it_ends_as_if_nothing_had_been(name, tmp_path, kept_cache):
+    told, places = tmp_path / "told.json", tmp_path / "before"
+    places.mkdir()
+    assert started(name, places / "run", kept_cache, told) == 0
+    operations, _ = json.loads(told.read_text())
+    whole, draw = contents(places), random.Random(name)
+    for turn in range(max(3, KILLS // 4)):
+        places = tmp_path / f"cut-{turn}"
+        places.mkdir()
+        left = tmp_path / f"left-{turn}"
+        when = {"operation": draw.randint(1, operations), "left": left}
+        assert started(name, places / "run", kept_cache, told, **when) == -signal.SIGKILL
+        for run_dir, steps in saved(places).items():
+            # The save before the newest is on the disk, and all that it stands on.
+            assert steps[-2:-1] <= saved(left).get(run_dir, [])[-1:]
+        assert started(name, left / "run", kept_cache, told) == 0
+        assert contents(left) == whole
+
+
 class Disk:
     """Makes a file operation of this process below a folder fail, or all from one on.
 
@@ -188,7 +260,9 @@ def disk():
 
 @pytest.mark.quick("once-EIO")
 @pytest.mark.filterwarnings("ignore:passing over the damaged checkpoint")
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS], ids=errno.errorcode.get
+)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for ever"])
 def test_where_a_file_operation_fails_the_same_process_ends_it_later(
     lasting, error, disk, tmp_path
