@@ -1,7 +1,7 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
-# `make torture` kills runs, probes and sweeps 204 times, at times and file operations drawn by lot, and
-# gives 10,000 spoilt files to their readers.
+# `make torture` kills runs, probes and sweeps 204 times, at times and file operations drawn by lot,
+# cuts their power, lets file operations fail, and gives 10,000 spoilt files to their readers.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv

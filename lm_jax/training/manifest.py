@@ -107,7 +107,7 @@ def environment() -> dict[str, str]:
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "cores": str(os.cpu_count()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "PRNG": str(jax.config.jax_default_prng_impl),
+        "PRNG": str(jax.random.key_impl(jax.random.key(0))),
     }
 
 
