@@ -1,13 +1,16 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
 # `make torture` kills runs and sweeps 200 times, at times and file operations drawn by lot.
+# `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
+# plants those whose file or description holds a word.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 T ?=
+M ?=
 
-.PHONY: run test test-all test-extras torture check bench clean
+.PHONY: run test test-all test-extras torture mutants check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
@@ -23,6 +26,9 @@ test-extras: $(VENV)/.installed-extras
 
 torture: $(VENV)/.installed-dev
 	LM_JAX_KILLS=200 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py $(M)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
