@@ -167,6 +167,7 @@ def test_a_stop_token_ends_a_sample_and_is_no_part_of_it():
     for a, b in zip(free, ended, strict=True):
         before, met, _ = a.text.partition("c")
         assert (b.text, b.stopped) == (before, bool(met))
+        assert len(b.tokens) == len(b.text)
         np.testing.assert_array_equal(b.nats, a.nats[: len(b.tokens)])
     assert "".join(stream(*TRAINED, length=150, seed=2, stop="c")) == ended[0].text
     at_line_end = samples(*TRAINED, length=150, seed=2, stop="\\n")[0]
@@ -267,7 +268,7 @@ def everything(length, stop=None):
     return found
 
 
-@pytest.mark.parametrize("stop", [None, "c"])
+@pytest.mark.parametrize("stop", [None, "c", " "], ids=["none", "late", "at once"])
 def test_a_beam_that_holds_all_texts_finds_the_likeliest(stop):
     every = everything(3, stop and CHARS.numbers[stop])
     best = max(every, key=every.get)

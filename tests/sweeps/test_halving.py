@@ -154,6 +154,11 @@ def test_the_order_in_which_trials_of_a_slice_are_given_is_all_the_same(tmp_path
     assert halving.pruner(tmp_path)(10, dict(reversed(tie.items()))) == {everyone[0]}
 
 
+def test_trials_that_come_later_are_compared_with_those_before(tmp_path):
+    slices = (10, {1: 1.0, 2: 2.0}), (10, {3: 3.0, 4: 4.0}), (10, {5: 1.5, 6: 9.0})
+    assert come(Halving(10, 2).pruner(tmp_path), trials(6), slices) == [{1}, set(), {5}]
+
+
 def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path, monkeypatch):
     everyone, synced = trials(3), []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle)))

@@ -79,9 +79,27 @@ def test_of_two_equal_validations_the_first_is_the_best():
     assert (int(found.best_step), int(found.since_best), float(found.best_nats)) == (1, 2, 2.0)
 
 
+def test_where_there_is_an_average_it_is_the_best():
+    config, state = begun(ema_decay=0.9)
+    mean = jax.tree.map(lambda w: np.asarray(w) + 1, state.params)
+    average = state.average._replace(params=jax.tree.map(jnp.asarray, mean))
+    after = step.after_validation(config, state._replace(average=average), jnp.asarray(2.0))
+    tiny.assert_trees_equal(after.best_params, mean)
+
+
 @pytest.mark.parametrize("wrong", ["nats", "grad_norm"])
 def test_a_run_has_diverged_if_the_loss_or_the_gradient_is_not_finite(wrong):
     config, state = begun()
     assert not step.diverged(config, state)
     record = state.record._replace(**{wrong: jnp.asarray(jnp.inf)})
     assert step.diverged(config, state._replace(record=record))
+
+
+def test_one_number_that_is_not_finite_spoils_the_parameters():
+    config, state = begun()
+    assert step.is_sound(config, state)
+    for number in (jnp.nan, jnp.inf):
+        layer = state.params["layers"][0]
+        spoiled = {**layer, "W_hh": layer["W_hh"].at[1, 2].set(number)}
+        params = {**state.params, "layers": [spoiled]}
+        assert not step.is_sound(config, state._replace(params=params))

@@ -565,7 +565,10 @@ def test_evaluation_is_its_definition_one_token_after_another(tmp_path):
     for token in tokens:
         carry, nats = one(carry, np.int32(before), np.int32(token))
         total, before = total + float(nats), token
-    loss = evaluate(run.model, run.params, reading(tokens, run.vocabulary), 300, 0)
+    whole = reading(tokens, run.vocabulary)
+    in_chunks = evaluate(run.model, run.params, whole._replace(length=32), 300, 0)
+    assert in_chunks.nats == pytest.approx(total, rel=1e-12)
+    loss = evaluate(run.model, run.params, whole, 300, 0)
     assert loss.tokens == len(tokens)
     assert loss.nats == pytest.approx(total, rel=1e-12)
     assert loss.perplexity == pytest.approx(math.exp(total / len(tokens)), rel=1e-12)
