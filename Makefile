@@ -2,13 +2,16 @@
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
 # `make torture` kills runs, probes and sweeps 204 times, at times and file operations drawn by lot,
 # cuts their power, lets file operations fail, and gives 10,000 spoilt files to their readers.
+# `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
+# plants those whose file or description holds a word.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 T ?=
+M ?=
 
-.PHONY: run test test-all test-extras torture check bench clean
+.PHONY: run test test-all test-extras torture mutants check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
@@ -25,6 +28,9 @@ test-extras: $(VENV)/.installed-extras
 torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
 	LM_JAX_KILLS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py $(M)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

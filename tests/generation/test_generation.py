@@ -99,6 +99,12 @@ def test_cuts_are_the_cuts_one_after_another():
         np.testing.assert_array_equal(found, expected, err_msg=str(limits))
 
 
+def test_the_token_that_reaches_top_p_exactly_is_the_last():
+    """Eight equal tokens: each has exactly 1/8, and four of them exactly 1/2."""
+    found = kept(jnp.zeros(8), cuts(8, None, 0.5, None))
+    np.testing.assert_array_equal(found, np.arange(8) < 4)
+
+
 def test_cuts_that_leave_all_change_nothing_and_top_1_is_greedy():
     assert drawn(top_k=tiny.V) == drawn(top_p=1.0) == drawn(min_p=0.0) == drawn()
     assert drawn(top_k=1, seed=5) == drawn(top_p=1e-9, seed=6) == drawn(temperature=0.0)
@@ -161,6 +167,7 @@ def test_a_stop_token_ends_a_sample_and_is_no_part_of_it():
     for a, b in zip(free, ended, strict=True):
         before, met, _ = a.text.partition("c")
         assert (b.text, b.stopped) == (before, bool(met))
+        assert len(b.tokens) == len(b.text)
         np.testing.assert_array_equal(b.nats, a.nats[: len(b.tokens)])
     assert "".join(stream(*TRAINED, length=150, seed=2, stop="c")) == ended[0].text
     at_line_end = samples(*TRAINED, length=150, seed=2, stop="\\n")[0]
@@ -261,7 +268,7 @@ def everything(length, stop=None):
     return found
 
 
-@pytest.mark.parametrize("stop", [None, "c"])
+@pytest.mark.parametrize("stop", [None, "c", " "], ids=["none", "late", "at once"])
 def test_a_beam_that_holds_all_texts_finds_the_likeliest(stop):
     every = everything(3, stop and CHARS.numbers[stop])
     best = max(every, key=every.get)

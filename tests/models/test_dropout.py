@@ -104,10 +104,12 @@ def test_recurrent_dropout_multiplies_w_hh_and_nothing_else(key):
     tiny.assert_trees_close(h, same)
 
 
-def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_each_place_of_a_two_layer_rnn_is_masked_once(residual, key):
     """The model's noise is that of its places, put in by hand: layer by layer, in NumPy."""
     rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "embedding": 0.2, "recurrent": 0.5}
-    model = tiny.rnn(layers=2, dropout=RecurrentDropout(**rates, locked=True))
+    dropout = RecurrentDropout(**rates, locked=True)
+    model = tiny.rnn(layers=2, dropout=dropout, residual=residual)
     params, batch = tiny.moved(model.init(key)), tiny.batch()
     noisy, noise = model.for_training(key), DropoutMasks(key, locked=True, **rates)
     carry, h = noisy.hidden(params, noisy.init_carry(tiny.B), batch.x)
@@ -122,6 +124,7 @@ def test_each_place_of_a_two_layer_rnn_is_masked_once(key):
             state = np.tanh(x_t @ W_xh + state @ W_hh + b_h)
             states.append(state)
         np.testing.assert_allclose(carry[number], state, rtol=1e-12)
+        states = np.asarray(seen) + states if residual and number else states
         seen = noise.on_layer(jnp.asarray(states), number)
     np.testing.assert_allclose(h, states, rtol=1e-12)
     loss = noisy.loss(params, h, batch.y, batch.mask)

@@ -154,8 +154,14 @@ def test_the_order_in_which_trials_of_a_slice_are_given_is_all_the_same(tmp_path
     assert halving.pruner(tmp_path)(10, dict(reversed(tie.items()))) == {everyone[0]}
 
 
-def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path):
-    everyone = trials(3)
+def test_trials_that_come_later_are_compared_with_those_before(tmp_path):
+    slices = (10, {1: 1.0, 2: 2.0}), (10, {3: 3.0, 4: 4.0}), (10, {5: 1.5, 6: 9.0})
+    assert come(Halving(10, 2).pruner(tmp_path), trials(6), slices) == [{1}, set(), {5}]
+
+
+def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path, monkeypatch):
+    everyone, synced = trials(3), []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle)))
     Halving(10).pruner(tmp_path)(10, dict(zip(everyone, (2.0, 1.0, math.nan), strict=True)))
     assert judgements(tmp_path) == [
         {
@@ -164,6 +170,8 @@ def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path):
             "kept": ["trials/002"],
         }
     ]
+    found = (tmp_path / RUNGS).stat()
+    assert [(one.st_ino, one.st_size) for one in synced] == [(found.st_ino, found.st_size)]
 
 
 def test_processes_that_judge_at_once_judge_one_after_another(tmp_path):

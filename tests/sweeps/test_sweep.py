@@ -263,6 +263,15 @@ def test_the_best_comes_first_and_what_went_wrong_last(swept):
     assert best == sorted(best)
 
 
+def test_what_went_wrong_comes_last_however_low_its_loss():
+    ends = [("diverged", 1.0), ("finished", 3.0), ("failed", 2.0), ("pruned", 2.5)]
+    rows = [
+        {"status": status, "best_validation": nats, "number": number}
+        for number, (status, nats) in enumerate(ends)
+    ]
+    assert [row["number"] for row in ranked(rows)] == [3, 1, 0, 2]
+
+
 def test_seeds_are_folded_into_their_mean_and_standard_error(swept):
     _, _, rows = swept
     folds = {fold.name: fold for fold in folded(rows.values())}

@@ -26,6 +26,7 @@ from lm_jax.config import (
 from lm_jax.data.batches import streams
 from lm_jax.settings import UserError
 from lm_jax.training.optimizer import optimizer
+from lm_jax.training.state import accumulated
 from lm_jax.training.step import init, run_until
 
 RATE = 0.1
@@ -229,6 +230,16 @@ def test_accumulated_gradients_make_one_change_of_their_mean():
         trace = jax.tree.map(lambda m, g: 0.5 * m + g, trace, clipped)
         params = jax.tree.map(lambda w, m: w - 0.5 * m, params, trace)
     tiny.assert_trees_close(found.params, params, 1e-9)
+
+
+def test_accumulated_gradients_are_a_mean_and_begin_anew():
+    state = trained(0, accumulate=2)._replace(accumulated=GRADS[2])
+    for number, expected in enumerate(
+        (GRADS[0], jax.tree.map(lambda a, b: (a + b) / 2, *GRADS[:2]), GRADS[2])
+    ):
+        mean = accumulated(state._replace(step=jnp.int32(number)), GRADS[number], 2)
+        tiny.assert_trees_close(mean, expected)
+        state = state._replace(accumulated=mean)
 
 
 @pytest.mark.slow

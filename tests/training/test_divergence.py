@@ -119,6 +119,7 @@ def test_a_batch_whose_gradient_is_not_finite_is_left_out(monkeypatch):
     monkeypatch.undo()
     good = jax.jit(update)(worse)
     assert (int(good.skipped.in_a_row), int(good.skipped.total)) == (0, 2)
+    assert not step.diverged(config, good)
     assert np.isfinite(good.record.nats)
 
 

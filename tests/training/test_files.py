@@ -190,6 +190,13 @@ def test_a_row_without_its_numbers_is_left_out(tmp_path):
             assert journal.read_rows(path) == [good, good], row
 
 
+def test_a_changed_number_breaks_the_seal():
+    text = files.sealed('{"a": 1}\n')
+    assert files.unsealed(text, "it") == '{"a": 1}\n'
+    said = refusal(lambda: files.unsealed(text.replace("1", "2", 1), "it"))
+    assert said == "it is damaged: its content does not match its seal"
+
+
 def test_digests_that_are_damaged_are_a_damaged_checkpoint(saved):
     for content in DAMAGE.values():
         (saved / "checkpoints/00000007/manifest.json").write_bytes(content)
@@ -351,6 +358,7 @@ def test_entries_of_checkpoints_that_are_no_checkpoints_are_let_be(saved):
     for step in (8, 9, 10):
         _save(saved, step - 1, STATE._replace(step=np.array(step, np.int32)))
     assert steps_saved(saved) == [8, 9, 10]  # 8 as the newest of every eighth
+    assert tiny.restored(saved, STATE).step == 10
     for name in STRANGE:
         assert (saved / "checkpoints" / name / "mine").read_text() == "mine"
 

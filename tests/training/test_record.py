@@ -42,6 +42,10 @@ def test_more_tokens_than_a_word_holds_are_counted():
     assert odd.tokens == 2**32 + 1
 
 
+def test_the_loss_of_a_record_is_the_mean_over_its_tokens():
+    np.testing.assert_allclose(recorded([(1, 2.0, 1.0), (3, 6.0, 1.0)]).nats, (2 + 3 * 6) / 4)
+
+
 def test_a_long_record_loses_no_digits():
     """A million updates of 4,096 tokens, half at 1.2 nats and half at 1.6, in float32."""
 
