@@ -95,6 +95,7 @@ SETTINGS = {
     "total_steps train_steps num_train_steps updates num_updates",
     "train.epochs": "epoch n_epochs num_epochs nb_epoch nepochs max_epochs num_train_epochs passes",
     "train.patience": "early_stopping early_stop early_stopping_patience",
+    "train.on_divergence": "nan_policy terminate_on_nan on_nan skip_nan stop_on_nan",
     "train.keep_best": "save_best save_best_only restore_best_weights load_best_model_at_end",
     "train.log_every": "log_interval log_freq log_steps logging_steps print_every",
     "train.validate_every": "eval_interval eval_every eval_steps eval_freq val_interval val_every "

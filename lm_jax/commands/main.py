@@ -17,7 +17,8 @@ from lm_jax.settings import UserError
 
 def start(program: str = "lm-jax") -> NoReturn:
     """Run the command line of this process; `program` names the program in help and hints."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # run.py sets another for the imports
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by run.py for the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     set_up()
     sys.exit(main(sys.argv[1:], program))
 

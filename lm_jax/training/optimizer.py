@@ -194,10 +194,10 @@ def learning_rate(
       train: the resolved config; numbers may be tracers.
       step: number of updates made.
       epoch: number of epochs completed.
-      lr_scale: the product of the plateau schedule's cuts; 1 with any other schedule.
+      lr_scale: the product of all cuts, of the plateau schedule and after a divergence.
     """
     schedule = train.schedule
-    share, now = lr_scale, jnp.asarray(step, float)  # the share of the plateau, or 1
+    share, now = 1.0, jnp.asarray(step, float)
     if isinstance(schedule, configs.Cosine):
         total = cast(Array, schedule.steps)  # a resolved config's is not None
         warm = jnp.minimum(1, (now + 1) / jnp.maximum(schedule.warmup_steps, 1))
@@ -206,7 +206,7 @@ def learning_rate(
         share = warm * (schedule.final + (1 - schedule.final) * down)
     elif isinstance(schedule, configs.Epochs):
         share = schedule.factor ** jnp.maximum(epoch - schedule.constant_epochs + 1, 0)
-    return train.learning_rate * share
+    return train.learning_rate * share * lr_scale
 
 
 def own_share(feeding: configs.ScheduledSampling, step: Int[Array, ""]) -> Float[Array, ""]:

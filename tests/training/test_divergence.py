@@ -74,6 +74,19 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
     tiny.assert_trees_equal(state.best_params, run.params)
 
 
+@pytest.mark.slow
+def test_a_lane_returns_to_its_checkpoint_as_a_run_alone_does(tmp_path):
+    config = bombed(tmp_path, on_divergence="restore")
+    rates = {"high": {}, "low": {"train.learning_rate": 0.05}}
+    rows = lm_jax.sweep(config, rates, tmp_path / "sweep", text=tiny.TEXT)
+    for row, rate in zip(rows, (0.1, 0.05), strict=True):
+        alone = tmp_path / str(rate)
+        config = bombed(tmp_path, on_divergence="restore", learning_rate=rate)
+        run = lm_jax.train(config, alone, text=tiny.TEXT)
+        assert (row["status"], row["sha256"]) == ("finished", run.result["sha256"])
+        assert tiny.rows_of(tmp_path / "sweep" / row["trial"]) == tiny.rows_of(alone)
+
+
 def test_returns_are_limited_and_the_first_state_counts_as_a_checkpoint(tmp_path):
     config = tiny.config(
         train={"learning_rate": 1e308, "on_divergence": RestoreCheckpoint(factor=0.9, limit=2)}

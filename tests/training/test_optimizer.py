@@ -147,8 +147,11 @@ def test_epochs_follow_zaremba():
     np.testing.assert_allclose(rates(Epochs(), range(9, 79, 10)), expected, rtol=1e-12)
 
 
-def test_a_plateau_s_cuts_scale_the_rate():
-    np.testing.assert_allclose(rates(Plateau(), [5], cut=0.0625), [0.125], rtol=1e-12)
+@pytest.mark.parametrize("schedule", [Constant(), Cosine(steps=9), Epochs(), Plateau()])
+def test_cuts_scale_the_rate_of_every_schedule(schedule):
+    np.testing.assert_array_equal(
+        rates(schedule, [5, 70], cut=0.0625), rates(schedule, [5, 70]) * 0.0625
+    )
 
 
 def test_clipping_by_norm_and_by_value():
