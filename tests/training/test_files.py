@@ -197,6 +197,18 @@ def test_a_changed_number_breaks_the_seal():
     assert said == "it is damaged: its content does not match its seal"
 
 
+def test_a_byte_too_many_in_a_file_of_arrays_is_found(saved):
+    """Orbax does not see the byte."""
+    path = saved / "checkpoints/00000007"
+    for file in (path / "arrays").rglob("d/*"):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\0")
+        with pytest.raises(ValueError, match="does not match its SHA-256"):
+            checkpoint.Checkpoint(path, tiny.KNOWN)
+        file.write_bytes(content)
+    assert checkpoint.Checkpoint(path, tiny.KNOWN).contents.step == 7
+
+
 def test_digests_that_are_damaged_are_a_damaged_checkpoint(saved):
     for content in DAMAGE.values():
         (saved / "checkpoints/00000007/manifest.json").write_bytes(content)
