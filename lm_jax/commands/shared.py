@@ -23,7 +23,7 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 def told(run_dir: Path, restart: bool) -> Iterator[None]:
     """Print on standard error how to resume a run or sweep that a signal stops, and where the old
     directory is after a restart."""
-    aside = free_name(run_dir, "old")
+    aside = free_name(run_dir.absolute(), "old")
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

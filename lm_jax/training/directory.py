@@ -247,6 +247,8 @@ def set_aside(run_dir: Path, what: str = "run", sign: str = "config.json") -> Pa
     """
     if not is_run(run_dir) and not (run_dir / sign).exists():
         return None
+    if Path.cwd().is_relative_to(run_dir.resolve()):
+        raise UserError(f"{run_dir} cannot be renamed: it is the working directory, or above it")
     with locked_dir(run_dir, what, sign):
         aside = files.free_name(run_dir, "old")
         run_dir.rename(aside)

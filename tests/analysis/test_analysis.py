@@ -227,6 +227,7 @@ def test_predictions_from_the_weights_are_of_an_ungated_layer_s(run, found):
     np.testing.assert_allclose(spectra.blocks[0].radius, radius, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
     """At the spike, too; what is asked there is another test's."""
     asked = {}

@@ -320,6 +320,7 @@ def brute_force(run, split):
     return np.mean(losses), np.mean(right)
 
 
+@pytest.mark.slow
 def test_a_task_s_model_neither_scores_nor_samples(tmp_path):
     run = lm_jax.train(RUNS["copy"], tmp_path / "run")
     trained = (run.model, run.params, run.vocabulary)
@@ -367,6 +368,7 @@ def test_the_text_costs_the_true_model_its_entropy_rate():
     )
 
 
+@pytest.mark.slow
 def test_a_markov_source_is_a_text_like_any_other_with_a_floor(tmp_path):
     data = Data(source=CHAIN, batch_size=4, length=16)
     corpus = load(data)

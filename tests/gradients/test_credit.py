@@ -112,6 +112,7 @@ def test_the_lags_sum_to_the_gradient_through_the_transition(name):
     assert not np.any(found["W_hy"])  # the readout's own gradient is not through the transition
 
 
+@pytest.mark.slow
 def test_a_prefix_of_lags_is_the_gradient_truncated_to_as_many_steps():
     step, loss, params, *data = case("lstm")
     data = one(*data)

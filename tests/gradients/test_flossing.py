@@ -24,6 +24,7 @@ def dot(a, b):
     return sum(jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_its_gradient_joins_the_loss_s_and_is_that_of_finite_differences():
     plain = g.full_bptt(MODEL)
     both = jax.jit(lambda *at: (g.with_flossing(plain, MODEL, WEIGHT, COUNT)(*at), plain(*at)))

@@ -246,7 +246,7 @@ def one_step_pattern(step, own, s, halves):
     return found
 
 
-@pytest.mark.quick("peepholes-2")
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [*((name, 2) for name in SEPARATE), ("lstm", 1)])
 def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
     """Against a dense influence of each layer on itself, of which all but the pattern of one step

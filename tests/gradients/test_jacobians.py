@@ -74,7 +74,7 @@ def test_of_a_linear_network_the_lag_norm_is_the_norm_of_the_power(method):
     assert norms[0] == 1
 
 
-@pytest.mark.quick("lstm")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_the_product_of_the_step_jacobians_is_the_jacobian_of_the_composed_map(name):
     step, params, carry = of(name)

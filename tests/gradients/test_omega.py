@@ -72,6 +72,7 @@ def flat(tree):
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_immediate_form_by_finite_differences():
     """The states and the δ stay where the unmoved parameters put them."""
     H, T = 3, 5

@@ -34,7 +34,7 @@ def both_ways(model, batch, key, *, estimator=g.explicit_bptt, **kwargs):
     return [jax.jit(estimate)(params, carry, batch) for estimate in made]
 
 
-@pytest.mark.quick("explicit_bptt-11")
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 9, 11])
 @pytest.mark.parametrize("estimator", [g.explicit_bptt, g.full_bptt])
 def test_segments_change_no_gradient(length, estimator, key):

@@ -326,7 +326,7 @@ CELLS = {
 }
 
 
-@pytest.mark.quick("elman")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_of_every_cell_the_tools_say_what_follows_from_its_single_steps(name):
     cell = CELLS[name]

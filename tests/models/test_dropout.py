@@ -35,6 +35,7 @@ def test_without_a_key_or_a_chance_it_is_the_identity(noise):
         assert np.all(a == 1), name
 
 
+@pytest.mark.slow
 def test_what_is_dropped_is_zero_and_the_mean_stays(key):
     draws = jax.jit(jax.vmap(lambda key: places(EVERYWHERE.with_key(key))))
     for name, a in draws(jax.random.split(key, 2000)).items():

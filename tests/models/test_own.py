@@ -129,6 +129,7 @@ def built_in():
     return params, losses_of(model, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["elman", "counting", "linen_cell", "nnx_cell"])
 def test_an_elman_cell_of_one_s_own_learns_what_the_built_in_one_does(file, name):
     params, losses = built_in()

@@ -157,6 +157,7 @@ def test_an_infinite_threshold_can_be_read_in_the_table_and_by_a_config(tmp_path
     assert override(config, found["point"]).train.clip_norm == math.inf
 
 
+@pytest.mark.slow
 def test_the_experiments_have_a_program_a_length_and_one_for_all_thresholds():
     for name, trials, groups in (("phase_diagram", 280, 5), ("clip_sweep", 60, 1)):
         found = load_experiment(name)

@@ -212,6 +212,7 @@ def test_a_diverged_trial_says_so_at_its_first_bad_step(tmp_path):
     assert results[1]["step"] < 20
 
 
+@pytest.mark.slow
 def test_the_worst_are_pruned_at_a_rung_and_stay_so(tmp_path):
     corpus = points()[0][1]
     asked = []

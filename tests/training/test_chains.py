@@ -198,6 +198,7 @@ def trained(steps, **train):
     return run_until(config, init(config, V), SOURCE, steps, V)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_make_one_change_of_their_mean():
     """Two changes of four batches each, by hand: gradients at the same parameters, averaged."""
     found = trained(8, accumulate=4, clip_norm=0.1)

@@ -86,8 +86,8 @@ print(json.dumps(found))
 """
 
 
-QUICK = ("lstm", "gru")
-OTHERS = ("tied", "watched", "full", "truncated")
+QUICK = ("lstm",)
+OTHERS = ("gru", "tied", "watched", "full", "truncated")
 
 
 @pytest.fixture(scope="module", params=[QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)])
@@ -118,13 +118,13 @@ def test_each_device_has_its_own_lanes(found):
 
 
 def test_no_device_waits_for_another_within_the_recurrence(found):
-    for name in {*QUICK} & {*found["within"]}:  # "watched" adds up once a segment
+    for name in {"lstm", "gru"} & {*found["within"]}:  # "watched" adds up once a segment
         assert found["within"][name] == 0
 
 
 def test_no_device_fetches_the_lanes_of_another(found):
     """Or it would do the work of all of them, in the readout above all."""
-    for name in {*QUICK, "tied"} & {*found["fetched"]}:
+    for name in {"lstm", "gru", "tied"} & {*found["fetched"]}:
         assert found["fetched"][name] == 0
 
 

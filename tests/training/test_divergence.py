@@ -136,6 +136,7 @@ def test_a_batch_whose_gradient_is_not_finite_is_left_out(monkeypatch):
     assert np.isfinite(good.record.nats)
 
 
+@pytest.mark.slow
 def test_leaving_out_changes_no_bit_of_a_run_that_stays_finite(tmp_path):
     plain = lm_jax.train(tiny.config(), tmp_path / "plain", text=tiny.TEXT)
     config = tiny.config(train={"on_divergence": "skip"})

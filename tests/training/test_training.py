@@ -761,3 +761,11 @@ def test_two_runs_are_the_same_bits_and_another_seed_or_prng_is_not(tmp_path):
     with jax.default_prng_impl("rbg"), pytest.raises(UserError, match="by threefry2x32, and this"):
         lm_jax.train(longer, tmp_path / "one", text=tiny.TEXT)
     assert lm_jax.train(longer, tmp_path / "one", text=tiny.TEXT).step == 12
+
+
+def test_the_working_directory_is_not_renamed(tmp_path, monkeypatch):
+    config = tiny.config(train={"steps": 2})
+    lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be renamed: it is the working directory"):
+        lm_jax.train(config, ".", text=tiny.TEXT, restart=True)
