@@ -326,8 +326,10 @@ class Journal:
         files.to_disk(self._file)
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
+        """Wait as in `sync`, and close the file; a closed file stays closed."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
 
 
 def write_result(run_dir: Path, result: Row) -> None:

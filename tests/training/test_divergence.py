@@ -13,7 +13,7 @@ from lm_jax.analysis.replay import state_at
 from lm_jax.config import RestoreCheckpoint, SkipBatch, resolve
 from lm_jax.data.batches import streams
 from lm_jax.settings import UserError
-from lm_jax.training import step
+from lm_jax.training import step, trainer
 from lm_jax.training.checkpoint import steps_saved
 
 BOMB = """
@@ -72,6 +72,13 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
     with pytest.warns(UserWarning, match="gone"):
         state = state_at(run, 20, text=tiny.TEXT)
     tiny.assert_trees_equal(state.best_params, run.params)
+
+
+def test_without_an_intact_checkpoint_to_return_to_the_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "newest", lambda *_, **__: None)
+    config = bombed(tmp_path, on_divergence="restore")
+    with pytest.raises(UserError, match="no checkpoint of these is intact"):
+        lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
 
 
 @pytest.mark.slow
