@@ -246,10 +246,10 @@ def _shown(vocabulary: Vocabulary, values: np.ndarray) -> list[str]:
 
 
 def _names(bands: np.ndarray, counts: np.ndarray) -> list[str]:
-    """Description of each band: the number of words, and how often the words occur."""
+    """Description of each band: the number of tokens, and how often the tokens occur."""
     names = []
     for band in range(BANDS):
         of_band = counts[(bands == band) & (counts > 0)]
         often = f"{of_band.min():,} to {of_band.max():,} times" if of_band.size else "none"
-        names.append(f"{of_band.size:,} words, {often}")
+        names.append(f"{of_band.size:,} tokens, {often}")
     return names

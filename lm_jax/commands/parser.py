@@ -13,6 +13,7 @@ import tyro
 from lm_jax.commands.flags import Flags, is_flag, own_flags
 from lm_jax.commands.mistakes import mistake, refused
 from lm_jax.commands.probe import probe
+from lm_jax.commands.report import report
 from lm_jax.commands.sample import sample
 from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
@@ -63,6 +64,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         "score": score,
         "sample": sample,
         "probe": probe,
+        "report": report,
         "verify": verify_command(default),
     }
     name = arguments[0] if arguments else None

@@ -10,7 +10,8 @@ import lm_jax
 from lm_jax.analysis.probing import Part
 from lm_jax.commands.shared import filled, text_of
 from lm_jax.data.vocabulary import encoded
-from lm_jax.report.probe_page import write_study
+from lm_jax.report.run_page import write_run
+from lm_jax.report.study import write_study
 from lm_jax.report.terminal import show_probe, waiting
 from lm_jax.settings import UserError
 
@@ -27,8 +28,8 @@ def probe(
 ) -> int:
     """Analyse how the gradient of a trained recurrent model travels through time.
 
-    Writes numbers to probe.json and figures to probe.html in the run directory; with --step, to
-    probe-STEP.json and probe-STEP.html; with --only, to probe-PART.json and probe-PART.html.
+    Writes numbers to probe.json in the run directory (with --step, probe-STEP.json; with --only,
+    probe-PART.json), and figures into the run's page, report.html.
 
     Args:
       run_dir: run directory of the model.
@@ -68,5 +69,6 @@ def probe(
     show_probe(found)
     named = () if step is None else (str(found.step),)
     parts = (part for part in get_args(Part) if part in only)
-    print(write_study(run, found, "-".join(("probe", *named, *parts))))
+    write_study(run, found, "-".join(("probe", *named, *parts)))
+    print(write_run(run_dir, run))
     return 0

@@ -48,7 +48,7 @@ def _all() -> list[Measure]:
         Measure("success", "share of the test's sequences that are right", _success),
         Measure(
             "validation",
-            "best validation loss: nats a token, or a squared error",
+            "best validation loss",
             _named("best_validation"),
         ),
     ]

@@ -1,99 +1,171 @@
-"""Self-contained HTML pages with figures, tables and text, readable without a network.
+"""Self-contained HTML pages of findings, figures and tables, readable without a network.
 
-A figure is a dict in Plotly's format, {"data": [...], "layout": {...}}, made without Plotly
-(`figure`, `line`). No other module uses Plotly. A page contains Plotly's script once (4.8 MB).
+A page follows the reader's light or dark theme, fits a phone and prints. Each figure is drawn for a
+wide and for a narrow screen (`lm_jax.figures`), and is also a file, figures/NAME.svg, beside the
+page.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import plotly.io
+from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure
+from lm_jax.files import Row, make_folder, write_whole
+from lm_jax.settings import UserError
 
-from lm_jax.files import write_whole
-
-Figure = Mapping[str, Any]
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; margin: 0 auto;
-  max-width: 62rem; padding: 1rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 1.5rem 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem; }
-p { margin: .25rem 0 .75rem; max-width: 46rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
-th, td { padding: .2rem .8rem .2rem 0; text-align: right; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 1px solid #999; font-weight: 600; }
-"""
-
-LAYOUT: dict[str, Any] = {
-    "template": "plotly_white",
-    "height": 380,
-    "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-    "legend": {"orientation": "h", "y": 1.12},
-    "font": {"family": "system-ui, sans-serif", "size": 13},
+DARK = {
+    "ink": "#e6e6e6",
+    "grey": "#a3a3a3",
+    "rule": "#343434",
+    "paper": "#151515",
+    "blue": "#6cb2f0",
+    "red": "#ff8a6d",
+    "green": "#55c79a",
+    "orange": "#e8a94a",
+    "purple": "#cf9be6",
+    "sky": "#7fd0ec",
+    "pale": "#4d5863",
 }
+FILE = "report.html"
+
+SHEET = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 class Table(NamedTuple):
-    """A table: a header and rows; cells are formatted by `number`."""
+    """A table: a header and rows; cells are written by `number`. A click on a heading sorts it."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    best: int | None = None
+    """The row to mark."""
+
+
+class Drawing(NamedTuple):
+    """A figure of a page."""
+
+    name: str
+    """Name of its SVG file."""
+    draw: Callable[..., Figure]
+    """Called with `width`, in pixels."""
+    label: str
+    """What the figure shows, for readers who do not see it."""
+
+
+class Surprise(NamedTuple):
+    """A text whose words are coloured by the model's surprise."""
+
+    tokens: Sequence[str]
+    nats: Sequence[float]
+    """-ln P of each token."""
+
+
+class Quote(NamedTuple):
+    """A text as it is, such as a sample."""
+
+    name: str
+    text: str
+
+
+Part = Drawing | Table | Surprise | Quote
 
 
 class Section(NamedTuple):
-    """A section of a page: a title, an explanation, and figures or tables."""
+    """A section of a page."""
 
     title: str
-    words: str
-    parts: Sequence[Figure | Table]
+    finding: str
+    """What was found: a sentence computed from the numbers."""
+    parts: Sequence[Part]
+    words: str = ""
+    """How to read the figure."""
+    level: int = 2
+    """Of the heading: 3 for a part of the section before."""
 
 
-def line(name: str, y: Any, x: Any = None, **more: Any) -> dict[str, Any]:
-    """A curve; by default x is 0, 1, 2, …"""
-    values = [float(value) for value in y]
-    places = list(range(len(values))) if x is None else [float(value) for value in x]
-    return {"type": "scatter", "mode": "lines", "name": name, "x": places, "y": values, **more}
-
-
-def figure(data: Sequence[dict[str, Any]], x: str, y: str, **layout: Any) -> Figure:
-    """A figure with axis titles x and y; log_y=True gives a logarithmic y axis."""
-    kind = {"type": "log", "exponentformat": "power"} if layout.pop("log_y", False) else {}
-    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, **kind}}
-    return {"data": list(data), "layout": {**axes, **layout}}
-
-
-def write_page(path: Path, title: str, words: str, sections: Iterable[Section]) -> None:
-    """Write a page atomically.
+def write_page(
+    path: Path,
+    title: str,
+    lead: str,
+    sections: Iterable[Section],
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a page, and each of its figures as figures/NAME.svg.
 
     Args:
       path: path of the HTML file.
       title: title of the page.
-      words: text under the title.
+      lead: text under the title.
       sections: sections of the page, in order.
+      facts: what was done, and with what, by name.
+
+    Returns:
+      the path.
     """
-    body, script = [], True
-    for section in sections:
-        body.append(f"<h2>{escape(section.title)}</h2>\n<p>{escape(section.words)}</p>")
-        for part in section.parts:
-            if isinstance(part, Table):
-                body.append(_table(part))
-                continue
-            # The first figure includes Plotly's script.
-            body.append(_figure(part, script))
-            script = False
-    head = f"<h1>{escape(title)}</h1>\n<p>{escape(words)}</p>"
+    sections = list(sections)
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>']
+    if facts:
+        said = "".join(
+            f"<dt>{escape(name)}</dt><dd>{escape(what)}</dd>"
+            for name, what in facts.items()
+            if what
+        )
+        body.append(f"<dl>{said}</dl>")
+    links = "".join(
+        f'<li class="l{section.level}"><a href="#s{number}">{escape(section.title)}</a></li>'
+        for number, section in enumerate(sections)
+    )
+    body.append(f'<nav aria-label="Contents"><ul>{links}</ul></nav>')
+    for number, section in enumerate(sections):
+        heading = f"h{section.level}"
+        body.append(f'<section id="s{number}"><{heading}>{escape(section.title)}</{heading}>')
+        if section.finding:
+            body.append(f'<p class="finding">{escape(section.finding)}</p>')
+        body += [_part(part, path) for part in section.parts]
+        if section.words:
+            body.append(f'<p class="words">{escape(section.words)}</p>')
+        body.append("</section>")
+    light, dark = (
+        " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+        for colours in (COLOURS, DARK)
+    )
     write_whole(
         path,
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style></head>\n<body>\n{head}\n" + "\n".join(body) + "\n</body></html>\n",
+        f"<style>:root {{ color-scheme: light dark; {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} }} }}\n"
+        f"{SHEET.read_text(encoding='utf-8')}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + f"\n<script>{SCRIPT.read_text(encoding='utf-8')}</script>\n</body></html>\n",
     )
+    return path
+
+
+class LivePage:
+    """A page that is written again while a run or a sweep goes on.
+
+    Writing takes at most about a twentieth of the time.
+    """
+
+    def __init__(self, write: Callable[[], object]):
+        """`write` writes the page from the files that are there."""
+        self._write = write
+        self._due = 0.0
+
+    def watch(self, step: int, row: Row | None) -> None:
+        """Write the page at an evaluation, if it is due; see `watch` of `lm_jax.train`."""
+        if row is None or row["kind"] != "evaluation" or time.monotonic() < self._due:
+            return
+        began = time.monotonic()
+        with contextlib.suppress(OSError, UserError):  # training goes on without a page
+            self._write()
+        self._due = time.monotonic() + 20 * (time.monotonic() - began)
 
 
 def number(value: Any) -> str:
@@ -101,24 +173,61 @@ def number(value: Any) -> str:
     if isinstance(value, str):
         return value
     if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and not math.isfinite(value):
         return "not finite"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
 
 
-def _figure(figure: Figure, script: bool) -> str:
-    whole = {"data": figure["data"], "layout": {**LAYOUT, **figure["layout"]}}
-    return plotly.io.to_html(
-        whole,
-        config={"displaylogo": False, "responsive": True},
-        include_plotlyjs=script,
-        full_html=False,
+def _part(part: Part, path: Path) -> str:
+    if isinstance(part, Drawing):
+        return _drawing(part, path)
+    if isinstance(part, Table):
+        return _table(part)
+    if isinstance(part, Quote):
+        name, text = map(escape, part)
+        return f"<figure><figcaption>{name}</figcaption><pre>{text}</pre></figure>"
+    return _surprise(part)
+
+
+def _drawing(part: Drawing, path: Path) -> str:
+    wide = part.draw(width=WIDE)
+    folder = path.parent / "figures"
+    make_folder(folder)
+    write_whole(folder / f"{part.name}.svg", wide.svg())
+    narrow = part.draw(width=NARROW)
+    file = f"{path.resolve().parent.name}-{part.name}.svg"
+    return (
+        f'<figure role="img" aria-label="{escape(part.label)}">'
+        f'<div class="wide">{wide.themed()}</div><div class="narrow">{narrow.themed()}</div>'
+        f'<button type="button" data-file="{escape(file)}">save as SVG</button></figure>'
     )
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
+    head = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in table.head)
     rows = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(number(cell))}</td>" for cell in row) + "</tr>"
-        for row in table.rows
+        f'<tr class="{"best" if place == table.best else ""}">'
+        + "".join(f'<td data-value="{_value(cell)}">{escape(number(cell))}</td>' for cell in row)
+        + "</tr>"
+        for place, row in enumerate(table.rows)
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{rows}</table></div>'
+    table_ = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
+    return f'<div class="scroll">{table_}</div>'
+
+
+def _value(cell: Any) -> str:
+    """What a cell is sorted by."""
+    return escape(cell) if isinstance(cell, str) else "" if cell is None else repr(float(cell))
+
+
+def _surprise(part: Surprise) -> str:
+    """Words behind which the colour deepens with surprise, up to 8 nats."""
+    words = "".join(
+        f'<span style="--n:{min(max(nats, 0.0) / 8, 1.0):.2f}" title="{nats:.2f} nats">'
+        f"{escape(token.replace(chr(10), '↲' + chr(10)))}</span>"
+        for token, nats in zip(part.tokens, part.nats, strict=True)
+    )
+    return f'<p class="surprise">{words}</p>'

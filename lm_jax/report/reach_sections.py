@@ -1,240 +1,288 @@
-"""Sections of a page on the reach of a gradient.
+"""Sections of a page on the reach of a gradient, made from the numbers in probe.json."""
 
-The title of a section is a question; the text explains how to read the figure.
-"""
-
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lm_jax.analysis.reach import ByLag, Credit, Dynamics, Lags, Reach
-from lm_jax.gradients.sensitivity import Probed
-from lm_jax.report.page import Section, Table, figure, line
+from lm_jax import figures
+from lm_jax.files import Row
+from lm_jax.report.page import Drawing, Part, Section, Table
+
+GATES = {
+    "lstm": ("input gate", "forget gate", "candidate", "output gate"),
+    "gru": ("reset gate", "update gate", "candidate"),
+    "gru_reset_before": ("reset gate", "update gate", "candidate"),
+}
+"""The blocks of W_hh of a cell, in their order (`lm_jax.models.cells`)."""
+PREDICTED = {
+    "step_norms": "product of the steps' norms",
+    "radius": "ρ(W_hh)ˡ",
+    "slope_norm": "(σ_max(W_hh) γ)ˡ",
+    "exponent": "exp(λ₁ l)",
+}
 
 
-def reach_sections(reach: Reach) -> list[Section]:
-    """The sections of a page on the reach of a gradient through time, one or more for each part."""
+def numbers(values: Any) -> np.ndarray:
+    """An array from JSON, in which null is a number that was not finite."""
+    return np.array(values, dtype=object).astype(float)
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """A number of all rows; NaN where it was not finite."""
+    return numbers([row[name] for row in rows])
+
+
+def reach_sections(reach: Row, cell: str, name: str) -> list[Section]:
+    """The sections on the reach of a gradient through time.
+
+    Args:
+      reach: `reach` of probe.json; parts that were not asked for are missing.
+      cell: kind of the model's cell, or of the model.
+      name: stem of the names of the figures.
+    """
     sections: list[Section] = []
-    if reach.by_lag is not None:
-        sections.append(_horizon(reach.by_lag))
-    if reach.lags is not None:
-        sections.append(_lags(reach.lags))
-    if reach.credit is not None:
-        sections += [_credit(reach.credit), *_bands(reach.credit)]
-    if reach.dynamics is not None:
-        sections += [_spectra(reach.dynamics), _exponents(reach.dynamics)]
-    if reach.sensitivity is not None:
-        sections.append(_sensitivity(reach.sensitivity))
+    if by_lag := reach.get("by_lag"):
+        sections.append(_truncation(by_lag, name))
+    if lags := reach.get("lags"):
+        sections.append(_lags(lags, name))
+    if dynamics := reach.get("dynamics"):
+        sections += [_eigenvalues(dynamics["spectra"], cell, name), _exponents(dynamics, name)]
+    if credit := reach.get("credit"):
+        sections += [_credit(credit, name), *_by_frequency(credit, name)]
+    if sensitivity := reach.get("sensitivity"):
+        sections.append(_sensitivity(sensitivity, name))
     return sections
 
 
-def _horizon(by_lag: ByLag) -> Section:
-    lengths = range(1, 1 + len(by_lag.norms))
-    marks = [
-        {
-            "type": "line",
-            "x0": steps,
-            "x1": steps,
-            "y0": 0,
-            "y1": 1,
-            "yref": "paper",
-            "line": {"dash": "dot", "width": 1, "color": "#666"},
-            "label": {"text": f"{100 * float(share):g} %", "textposition": "end", "textangle": 0},
-        }
-        for share, steps in by_lag.horizon.items()
-        if np.isfinite(steps)
+def within(share: str) -> str:
+    """The distance to the full gradient that is left for a share: «within 10 %»."""
+    return f"within {100 * (1 - float(share)):.3g} %"
+
+
+def horizons_in_words(horizons: Mapping[str, float | None]) -> str:
+    """How many steps back a gradient must reach to come within some distances of the full one."""
+    parts = [
+        f"{within(share)}{'' if place else ' of the full gradient'} "
+        + ("at no length measured" if steps is None else f"after {steps:.0f} steps")
+        for place, (share, steps) in enumerate(horizons.items())
     ]
-    truncated = by_lag.truncations
-    found = ", ".join(
-        f"{float(share):.0%} within {steps:.0f}" for share, steps in by_lag.horizon.items()
-    )
+    return ", ".join(parts)
+
+
+def _truncation(by_lag: Row, name: str) -> Section:
+    truncated = by_lag["truncations"]
+    found = {within(share): steps for share, steps in by_lag["horizon"].items() if steps}
+    said = horizons_in_words(by_lag["horizon"])
     return Section(
-        "Which length of truncated backpropagation?",
-        "The gradient of the recurrent weights, split by the lag from a loss back to the step that "
-        "used them. Its prefix sums are the gradients of all truncation lengths k2 at once; their "
-        "distance from the full gradient, and the angle to it, say what a truncation costs. "
-        f"Of the full gradient, in steps: {found}.",
+        "How far must truncated backpropagation reach?",
+        f"The truncated gradient of the recurrent weights comes {said}; the full one goes back "
+        f"{len(by_lag['norms'])} steps.",
         [
-            figure(
-                [
-                    line("cosine to the full gradient", truncated.cosine, lengths),
-                    line("relative error", truncated.relative_error, lengths),
-                ],
-                "k2, steps",
-                "of the full gradient",
-                shapes=marks,
+            Drawing(
+                f"{name}-truncation",
+                functools.partial(
+                    figures.truncation_curve,
+                    numbers(truncated["cosine"]),
+                    numbers(truncated["relative_error"]),
+                    found,
+                ),
+                f"Cosine and relative error of the truncated gradient by length: {said}",
             ),
-            figure(
-                [line("norm of the gradient at a lag", by_lag.norms)],
-                "lag, steps",
-                "nats per unit of the weights",
-                log_y=True,
+            Drawing(
+                f"{name}-gradient-by-lag",
+                functools.partial(figures.gradient_by_lag, numbers(by_lag["norms"])),
+                "Norm of the gradient at each lag",
             ),
         ],
+        "The gradient is split by the lag from a loss back to the step that used the weights. Its "
+        "prefix sums are the gradients of all truncation lengths k2 at once.",
     )
 
 
-def _lags(lags: Lags) -> Section:
-    guesses = lags.predicted
-    curves = [line("measured", lags.measured, line={"width": 3})]
-    for name, values in (
-        ("product of the steps' norms", guesses.step_norms),
-        ("ρ(W_hh)^l", guesses.radius),
-        ("(σ_max(W_hh) γ)^l", guesses.slope_norm),
-        ("exp(λ₁ l)", guesses.exponent),
-    ):
-        if values is not None:
-            curves.append(line(name, values, line={"dash": "dash"}))
+def _lags(lags: Row, name: str) -> Section:
+    measured = numbers(lags["measured"])
+    predicted = {
+        PREDICTED[which]: numbers(values)
+        for which, values in lags["predicted"].items()
+        if values is not None
+    }
+    last = len(measured) - 1
+    ends = {which: float(values[-1]) for which, values in predicted.items()}
+    near = min(ends, key=lambda which: _apart(ends[which], float(measured[-1])))
+    kept = float(measured[-1])
+    way = "shrinks to" if kept < 0.5 else "grows to" if kept > 2 else "stays near its length, at"
     return Section(
         "How long does a change of the state last?",
-        "The spectral norm of ∂h_T/∂h_{T-l}, the mean over places in the text, beside what simple "
-        "formulas would have it be. The product of the steps' own norms is an upper bound; the "
-        "largest Lyapunov exponent λ₁ gives the rate for large lags.",
-        [figure(curves, "lag l, steps", "‖∂h_T/∂h_{T-l}‖", log_y=True)],
-    )
-
-
-def _credit(credit: Credit) -> Section:
-    # For a task, only time steps with a target have a row. The upper triangle is empty, not zero.
-    asked = [(row, said) for row, said in zip(credit.map, credit.targets, strict=True) if said]
-    logs = [[float(np.log10(value)) if value > 0 else None for value in row] for row, _ in asked]
-    targets = [said for _, said in asked]
-    found = ", ".join(
-        f"{float(share):.0%} within {steps:.1f}" for share, steps in credit.horizon.items()
-    )
-    return Section(
-        "Which words does a loss look back to?",
-        "Each row is a word to be said, each column a word that was read before it: the colour is "
-        "the logarithm to base 10 of ‖∂J_t/∂h_k‖, how much the loss at t would change with the "
-        f"state after reading the word at k. Over the text, in steps back: {found}.",
+        f"A change of the state {way} {kept:.3g} of its length in {last} steps. Of the simple "
+        f"formulas, {near} comes nearest, with {ends[near]:.3g}.",
         [
-            figure(
-                [
-                    {
-                        "type": "heatmap",
-                        "z": logs,
-                        "customdata": [
-                            [[_seen(said), _seen(read)] for read in credit.words]
-                            for said in targets
-                        ],
-                        "colorscale": "Viridis",
-                        "hovertemplate": "said: %{customdata[0]} (%{y})<br>"
-                        "read: %{customdata[1]} (%{x})<br>10^%{z:.2f}<extra></extra>",
-                    }
-                ],
-                "read",
-                "to be said",
-                height=200 + 560 * len(targets) // len(credit.words),
-                xaxis={**_ticks(credit.words), "title": {"text": "read"}},
-                yaxis={
-                    **_ticks(targets),
-                    "autorange": "reversed",
-                    "title": {"text": "to be said"},
-                },
+            Drawing(
+                f"{name}-lag-norms",
+                functools.partial(figures.lag_norms, measured, predicted),
+                f"Norm of ∂h_T/∂h_(T-l) by lag: {kept:.3g} after {last} steps",
             )
         ],
+        "The spectral norm of ∂h_T/∂h_{T−l}, the mean over places in the text. The product of the "
+        "steps' own norms is an upper bound; the largest Lyapunov exponent λ₁ gives the rate for "
+        "large lags.",
     )
 
 
-def _ticks(words: list[str]) -> dict[str, Any]:
-    """Axis settings with a label for every word."""
-    shown = [_seen(word) for word in words]
-    return {"tickmode": "array", "tickvals": list(range(len(words))), "ticktext": shown}
+def _apart(a: float, b: float) -> float:
+    """Distance of two positive numbers on a logarithmic scale."""
+    return abs(np.log(a) - np.log(b)) if a > 0 and b > 0 else np.inf
 
 
-def _seen(word: str) -> str:
-    """The word with a visible sign for each space."""
-    return word.replace(" ", "\N{OPEN BOX}")
-
-
-def _bands(credit: Credit) -> list[Section]:
-    """The section on word frequency; empty if words have no frequency."""
-    if credit.bands is None or credit.by_word is None or credit.by_target is None:
-        return []
-    figures = [
-        figure(
-            [line(name, row) for name, row in zip(credit.bands, rows, strict=True)],
-            "lag, steps",
-            f"mean ‖∂J_t/∂h_k‖ by the word {place}",
-            log_y=True,
-        )
-        for place, rows in (("read", credit.by_word), ("to be said", credit.by_target))
-    ]
-    words = (
-        "The mean credit by lag, for words of different frequency: of the word that was read, and "
-        "of the word to be said. Each band holds about a quarter of the text."
-    )
-    return [Section("Are rare words remembered longer?", words, figures)]
-
-
-def _spectra(dynamics: Dynamics) -> Section:
-    angle = np.linspace(0, 2 * np.pi, 200)
-    circle = {"line": {"dash": "dot", "color": "#666"}, "hoverinfo": "skip"}
-    points = [line("unit circle", np.sin(angle), np.cos(angle), **circle)]
-    rows = []
-    for layer, spectra in dynamics.spectra.items():
-        for gate, block in enumerate(spectra.blocks):
-            name = f"{layer}, block {gate}" if len(spectra.blocks) > 1 else layer
-            values: Any = block.eigenvalues
-            points.append(line(name, values.imag, values.real, mode="markers"))
-            rows.append((name, block.radius, block.norm))
+def _eigenvalues(spectra: Row, cell: str, name: str) -> Section:
+    title = "Where are the eigenvalues of W_hh?"
+    blocks, rows = {}, []
+    for layer, found in spectra.items():
+        gates = GATES.get(cell, ())
+        for place, block in enumerate(found["blocks"]):
+            several = len(found["blocks"]) > 1
+            gate = gates[place] if several and place < len(gates) else f"block {place + 1}"
+            label = f"{layer}, {gate}" if several else layer
+            blocks[label] = numbers(block["eigenvalues"]) @ np.array([1, 1j])
+            outside = int(np.sum(np.abs(blocks[label]) > 1))
+            rows.append((label, block["radius"], block["norm"], outside, len(blocks[label])))
     if not rows:
-        return Section("What are the eigenvalues of W_hh?", "This cell has no matrix W_hh.", [])
+        return Section(title, "This cell has no matrix W_hh.", [])
+    outside, of = sum(row[3] for row in rows), sum(row[4] for row in rows)
+    largest = max(rows, key=lambda row: row[1])
+    said = (
+        f"{outside:,} of {of:,} eigenvalues lie outside the unit circle; the largest has magnitude "
+        f"{largest[1]:.3g}{f' ({largest[0]})' if len(rows) > 1 else ''}."
+    )
     return Section(
-        "What are the eigenvalues of W_hh?",
-        "A linear network would forget along eigenvectors inside the unit circle and explode along "
-        "those outside. A gated cell has a block for each gate.",
+        title,
+        said,
         [
-            Table(("block", "spectral radius", "largest singular value"), rows),
-            figure(
-                points,
-                "real part",
-                "imaginary part",
-                height=520,
-                yaxis={"scaleanchor": "x", "title": {"text": "imaginary part"}},
-            ),
+            Drawing(f"{name}-eigenvalues", functools.partial(figures.eigenvalues, blocks), said),
+            Table(("block", "spectral radius", "largest singular value", "outside", "of"), rows),
         ],
+        "A linear network forgets along eigenvectors inside the unit circle and explodes along "
+        "those outside. The slopes of tanh and of the gates make the Jacobians of a trained "
+        "network smaller than W_hh. A gated cell has a block for each gate.",
     )
 
 
-def _exponents(dynamics: Dynamics) -> Section:
-    curves = [line(f"λ{k + 1}", row) for k, row in enumerate(dynamics.convergence.T)]
-    spectrum = ", ".join(f"{value:.3f}" for value in dynamics.convergence[-1])
+def _exponents(dynamics: Row, name: str) -> Section:
+    convergence, windows = numbers(dynamics["convergence"]), numbers(dynamics["windows"])
+    largest = float(convergence[-1, 0])
+    drift = float(np.ptp(convergence[len(convergence) // 2 :, 0]))
+    above = int(np.sum(windows > 0))
+    way = "grow" if largest > 0 else "shrink"
+    shown = slice(0, 40)
     return Section(
         "Does the state expand along this text?",
-        "The largest Lyapunov exponents, in nats a step, after ever more tokens; and the largest "
-        "one in each window of the text, with its words. Above zero a small change grows, and the "
-        f"gradient with it. In the end: {spectrum}.",
+        f"Small changes {way} by a factor of {np.exp(largest):.3g} a step (λ₁ = {largest:.3f} "
+        f"nats; it moved by {drift:.2g} over the second half of {len(convergence):,} tokens). The "
+        f"state expands in {above} of {len(windows)} windows of the text.",
         [
-            figure(curves, "tokens", "exponents so far, nats a step"),
-            figure(
-                [
-                    line(
-                        "largest exponent of a window",
-                        dynamics.windows,
-                        mode="lines+markers",
-                        text=dynamics.text,
-                        hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
-                    )
-                ],
-                "window",
-                "nats a step",
+            Drawing(
+                f"{name}-lyapunov-exponents",
+                functools.partial(figures.lyapunov_convergence, convergence),
+                f"The largest exponents after ever more tokens; in the end λ₁ = {largest:.3f}",
+            ),
+            Drawing(
+                f"{name}-local-exponents",
+                functools.partial(
+                    figures.local_exponents, windows[shown], list(dynamics["text"][shown])
+                ),
+                "The largest exponent in each window of the text",
             ),
         ],
+        "Above zero a small change grows, and the gradient with it: red windows expand, blue ones "
+        "contract. The second figure shows the first windows, with their tokens.",
     )
 
 
-def _sensitivity(sensitivity: dict[str, Probed]) -> Section:
+def _credit(credit: Row, name: str) -> Section:
+    # For a task, only time steps with a target have a row.
+    asked = [
+        (row, said) for row, said in zip(credit["map"], credit["targets"], strict=True) if said
+    ]
+    said = horizons_in_steps(credit["horizon"])
     return Section(
-        "How sensitive is the state to each weight?",
-        "‖∂h_t/∂θ‖ along the chunk, by block of the recurrent layers' parameters, estimated from "
-        "random directions. It grows with memory, also where nothing explodes.",
+        "Which tokens does a loss look back to?",
+        f"Over the text, {said}.",
         [
-            figure(
-                [line(name, probed.norm) for name, probed in sensitivity.items()],
-                "t, steps",
-                "‖∂h_t/∂θ‖",
-                log_y=True,
+            Drawing(
+                f"{name}-credit-map",
+                functools.partial(
+                    figures.credit_map,
+                    numbers([row for row, _ in asked]),
+                    credit["words"],
+                    [word for _, word in asked],
+                ),
+                f"Credit of each token read for each token to be said; {said}",
             )
         ],
+        "Each row is a token to be said, each column a token read before it. The colour is "
+        "‖∂J_t/∂h_k‖: how much the loss at t would change with the state after reading the token "
+        "at k. ␣ is a space, ↲ the end of a line.",
+    )
+
+
+def horizons_in_steps(horizons: Mapping[str, float | None]) -> str:
+    """How many steps back hold some shares of the credit."""
+    parts = [
+        f"{100 * float(share):.3g} % {'farther' if steps is None else f'within {steps:.1f}'}"
+        for share, steps in horizons.items()
+    ]
+    return f"the credit lies, in steps back, {', '.join(parts)}"
+
+
+def _by_frequency(credit: Row, name: str) -> list[Section]:
+    """The section on the frequency of tokens; empty for a task, whose tokens have none."""
+    if not credit.get("bands"):
+        return []
+    parts: list[Part] = []
+    for rows, where, file in (
+        (credit["by_word"], "read", "credit-by-read"),
+        (credit["by_target"], "to be said", "credit-by-said"),
+    ):
+        bands = dict(zip(credit["bands"], map(numbers, rows), strict=True))
+        draw = functools.partial(figures.by_lag, bands, f"credit, by the token {where}")
+        parts.append(Drawing(f"{name}-{file}", draw, f"Mean credit by lag and token {where}"))
+    often, rare = (numbers(credit["by_word"][place]) for place in (0, -1))
+    reach = [_mean_lag(row) for row in (often, rare)]
+    longer = "longer than" if reach[1] > 1.1 * reach[0] else "no longer than"
+    return [
+        Section(
+            "Are rare tokens remembered longer?",
+            f"The rarest quarter is remembered {longer} the most frequent: the mean lag of its "
+            f"credit is {reach[1]:.1f} steps, against {reach[0]:.1f}.",
+            parts,
+            "The mean credit by lag for tokens of different frequency; each band holds about a "
+            "quarter of the text.",
+        )
+    ]
+
+
+def _mean_lag(credit: np.ndarray) -> float:
+    """The mean lag, weighted by the credit; lags that no token has are left out."""
+    seen = np.isfinite(credit)
+    return float(np.sum(np.arange(len(credit))[seen] * credit[seen]) / np.sum(credit[seen]))
+
+
+def _sensitivity(sensitivity: Row, name: str) -> Section:
+    curves = {weight: numbers(probed["norm"]) for weight, probed in sensitivity.items()}
+    growth = {weight: float(curve[-1] / curve[0]) for weight, curve in curves.items()}
+    most = max(growth, key=lambda weight: growth[weight])
+    return Section(
+        "How sensitive is the state to each weight?",
+        f"Along the chunk the sensitivity to {most} changes most, by a factor of "
+        f"{growth[most]:.3g}.",
+        [
+            Drawing(
+                f"{name}-sensitivity",
+                functools.partial(figures.by_lag, curves, "‖∂h_t/∂θ‖", x="t, steps"),
+                "Sensitivity of the state to each weight along the chunk",
+            )
+        ],
+        "‖∂h_t/∂θ‖ by block of the recurrent layers' parameters, estimated from random directions. "
+        "The sensitivity grows with memory, also where nothing explodes.",
     )

@@ -1,25 +1,36 @@
-"""The page of a sweep, sweep.html: the trials, best first, and maps over the varied fields.
+"""The page of a sweep, report.html: what was found, maps over the settings, curves, the trials.
 
-If two fields vary besides the seed, each measure has a heat map over the two fields, averaged over
-seeds. If a single field varies, each measure has a curve. A cell shows the number of diverged or
-failed trials.
+If two settings vary besides the seed, each measure has a map over the two settings, averaged over
+the seeds. If one setting varies, each measure has a curve. If more vary, or more than 20 trials
+have ended, each trial is a line through its settings. A cell shows the number of trials that
+diverged or failed.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.measures import MeanOfTrials, Measure, at, cell, measures, varied
-from lm_jax.report.page import Figure, Section, Table, figure, number, write_page
+from lm_jax.report.page import FILE, Drawing, Section, Table, write_page
+from lm_jax.report.reach_sections import column
+from lm_jax.report.run_page import about
+from lm_jax.settings import UserError
 from lm_jax.sweeps.results import folded, ranked, read_results
+from lm_jax.training.directory import read_config, read_vocabulary
+from lm_jax.training.journal import read_rows
 
-FILE = "sweep.html"
+CURVES = 100  # most trials whose learning curves are drawn, the best first
+MANY = 20  # trials above which each is drawn as a line through its settings
 
 
 def write_sweep(sweep_dir: str | Path) -> Path:
-    """Write the page of a sweep into the sweep's directory, from results.jsonl.
+    """Write the page of a sweep into the sweep's directory, from results.jsonl and the trials.
 
     Args:
       sweep_dir: the directory of the sweep.
@@ -30,25 +41,45 @@ def write_sweep(sweep_dir: str | Path) -> Path:
     Raises:
       UserError: the sweep has no results, or results.jsonl is damaged.
     """
+    sweep_dir = Path(sweep_dir)
     rows = read_results(sweep_dir)
+    told = about(sweep_dir)
     over = sum(row["status"] == "finished" for row in rows)
-    path = Path(sweep_dir) / FILE
-    words = f"{Path(sweep_dir).resolve().name}: {len(rows)} trials that have ended, {over} finished"
+    ended = f"{len(rows)} trials have ended, {over} finished"
     for status in ("diverged", "failed", "pruned", "stopped"):
         if count := sum(row["status"] == status for row in rows):
-            words += f", {count} {status}"
-    write_page(path, "A sweep", f"{words}. {MEANS}", sweep_sections(rows))
-    return path
+            ended += f", {count} {status}"
+    facts = {
+        "command": told.get("command", ""),
+        "trials": ended,
+        "training": f"{sum(row['seconds'] for row in rows):,.0f} seconds in all",
+    }
+    lead = told.get("claim") or "A sweep: one training run for each choice of settings."
+    sections = sweep_sections(rows, sweep_dir)
+    return write_page(sweep_dir / FILE, sweep_dir.resolve().name, lead, sections, facts)
 
 
-def sweep_sections(rows: Sequence[Row]) -> list[Section]:
-    """The sections of the page: maps or curves, the means over seeds, and the trials."""
-    fields = varied(rows)
-    found = []
-    for measure in measures(rows) if len(fields) in (1, 2) else []:
-        draw = heat_map if len(fields) == 2 else curve
+def sweep_sections(rows: Sequence[Row], sweep_dir: Path) -> list[Section]:
+    """The sections of the page: the trials, maps or curves, the means over seeds.
+
+    Args:
+      rows: the rows of results.jsonl.
+      sweep_dir: the sweep, for the trials' own records.
+    """
+    settings, guess = varied(rows), _uniform_guess(rows, sweep_dir)
+    sections = [_found(rows, settings, guess)]
+    for measure in measures(rows) if len(settings) in (1, 2) else []:
+        draw = heat_map if len(settings) == 2 else curve
         words = f"{measure.words[0].upper()}{measure.words[1:]}."
-        found.append(Section(measure.name, words, [draw(rows, measure, fields)]))
+        drawn = functools.partial(draw, rows, measure, settings, guess)
+        parts = [Drawing(measure.name.replace(".", "-"), drawn, words)]
+        sections.append(
+            Section(words.rstrip("."), _extremes(rows, measure, settings), parts, MEANS)
+        )
+    sections += _curves(rows, sweep_dir, guess)
+    scored = [row for row in rows if row["best_validation"] is not None]
+    if len(settings) > 2 or (len(scored) > MANY and settings):
+        sections += _coordinates(rows, settings)
     if folds := folded(rows):
         head = ["settings", "validation", "±", "test", "±", "right", "±", "finished", "of"]
         table = [
@@ -56,148 +87,240 @@ def sweep_sections(rows: Sequence[Row]) -> list[Section]:
             for fold in folds
         ]
         words = "Mean and standard error over the trials that finished, best first."
-        found.append(Section("Over the seeds", words, [_table(head, table)]))
-    words = "Best validation first; those that diverged or failed last."
-    return [*found, Section("The trials", words, [_trials(ranked(rows), fields)])]
+        sections.append(Section("Over the seeds", words, [_table(head, table, 0)]))
+    return sections
 
 
 MEANS = (
-    "A figure is the mean over the seeds that finished, of norms the geometric mean; × counts the "
+    "A number is the mean over the seeds that finished, of norms the geometric mean; × counts the "
     "trials of a setting that diverged or failed."
 )
 
 
-def heat_map(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -> Figure:
-    """A heat map of a measure over two fields.
+def _found(rows: Sequence[Row], settings: dict[str, list[Any]], guess: float | None) -> Section:
+    """What was found in one sentence, and the trials."""
+    first, *others = ranked(rows)
+    best = first["best_validation"]
+    if best is None or first["status"] in ("diverged", "failed"):
+        said = "No trial has a validation loss."
+    else:
+        chosen = ", ".join(
+            f"{_short(path)} {_label(first['settings'][path])}"
+            for path in settings
+            if path in first["settings"]
+        )
+        said = f"{chosen or first['name']} is best so far, with a validation loss of {best:.4f}"
+        losses = [row["best_validation"] for row in others if row["best_validation"] is not None]
+        if losses:
+            said += f"; the next comes to {losses[0]:.4f}, the median to {np.median(losses):.4f}"
+        said += "."
+        if guess is not None and best > guess:
+            said += f" No trial is better than a uniform guess ({guess:.3f})."
+    return Section("What was found?", said, [_trials(ranked(rows), settings)])
+
+
+def _extremes(rows: Sequence[Row], measure: Measure, settings: dict[str, list[Any]]) -> str:
+    """Where a measure is lowest and highest over the settings."""
+    means = {}
+    for row in rows:
+        chosen = {path: row["settings"][path] for path in settings if path in row["settings"]}
+        mean = cell(at(rows, chosen), measure).mean
+        if mean is not None:
+            means[", ".join(f"{_short(path)} {_label(chosen[path])}" for path in chosen)] = mean
+    if len(means) < 2:
+        return "Too few trials have this number to compare them."
+    low, high = (pick(means, key=lambda one: means[one]) for pick in (min, max))
+    if means[low] == means[high]:
+        return f"All trials have {means[low]:.4g}."
+    return f"Lowest at {low} ({means[low]:.4g}), highest at {high} ({means[high]:.4g})."
+
+
+def heat_map(
+    rows: Sequence[Row],
+    measure: Measure,
+    settings: dict[str, list[Any]],
+    guess: float | None = None,
+    *,
+    width: int = figures.WIDE,
+) -> figures.Figure:
+    """Draw a map of a measure over two settings.
 
     Args:
       rows: the rows of results.jsonl.
       measure: the measure shown as the colour.
-      fields: path and values of the vertical axis, then of the horizontal axis.
+      settings: path and values of the vertical axis, then of the horizontal axis.
+      guess: the validation loss of a uniform guess; losses above have one colour.
+      width: pixels.
     """
-    (down, lines), (across, columns) = fields.items()
+    (down, lines), (across, columns) = settings.items()
     cells = [
-        [cell(at(rows, {down: line, across: column}), measure) for column in columns]
-        for line in lines
+        [cell(at(rows, {down: line, across: one}), measure) for one in columns] for line in lines
     ]
-    unit = f"log₁₀ of {measure.name}" if measure.log else measure.name
-    shown = {
-        "type": "heatmap",
-        "x": [_label(value) for value in columns],
-        "y": [_label(value) for value in lines],
-        "z": [[_height(one, log=measure.log) for one in line] for line in cells],
-        "text": [[_words(one) for one in line] for line in cells],
-        "customdata": [[[one.of - one.lost, one.of] for one in line] for line in cells],
-        "texttemplate": "%{text}",
-        "colorscale": "Viridis",
-        "colorbar": {"title": {"text": unit, "side": "right"}},
-        "hoverongaps": False,
-        "hovertemplate": f"{down} %{{y}}<br>{across} %{{x}}<br>%{{text}}<br>"
-        "%{customdata[0]} of %{customdata[1]} trials<extra></extra>",
-    }
-    return figure(
-        [shown],
-        across,
-        down,
-        height=140 + 44 * max(5, len(lines)),
-        xaxis={"type": "category", "title": {"text": across}, "showgrid": False},
-        yaxis={"type": "category", "title": {"text": down}, "showgrid": False},
+    return figures.heat_map(
+        [[math.nan if one.mean is None else one.mean for one in line] for line in cells],
+        [_label(value) for value in lines],
+        [_label(value) for value in columns],
+        x=across,
+        y=down,
+        words=[[_words(one) for one in line] for line in cells],
+        log=measure.log,
+        worst=guess if measure.name == "validation" else None,
+        width=width,
     )
 
 
-def curve(rows: Sequence[Row], measure: Measure, fields: dict[str, list[Any]]) -> Figure:
-    """A curve of a measure over a single field: the means, and a point per trial.
+def curve(
+    rows: Sequence[Row],
+    measure: Measure,
+    settings: dict[str, list[Any]],
+    guess: float | None = None,
+    *,
+    width: int = figures.WIDE,
+) -> figures.Figure:
+    """Draw a curve of a measure over a single setting: the means, and a dot for each trial.
 
     Args:
       rows: the rows of results.jsonl.
       measure: the measure on the vertical axis.
-      fields: path and values of the horizontal axis.
+      settings: path and values of the horizontal axis.
+      guess: the validation loss of a uniform guess, drawn if it is near the losses.
+      width: pixels.
     """
-    ((path, values),) = fields.items()
+    ((path, values),) = settings.items()
     means = [cell(at(rows, {path: value}), measure) for value in values]
     trials = [
-        (value, figure_)
+        (value, found)
         for value in values
         for row in at(rows, {path: value})
-        if row["status"] == "finished" and (figure_ := measure.read(row)) is not None
+        if row["status"] == "finished" and (found := measure.read(row)) is not None
     ]
-    # Python counts booleans as numbers, but Plotly drops them from a numeric axis.
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    axis: dict[str, Any] = {"type": "linear" if numeric else "category"}
-    if numeric and values[0] > 0 and values[-1] >= 10 * values[0]:
-        axis = {"type": "log"}
-
-    def place(value: Any) -> Any:
-        return value if numeric else _label(value)
-
-    return figure(
-        [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "trials",
-                "x": [place(value) for value, _ in trials],
-                "y": [y for _, y in trials],
-                "marker": {"color": "#bbb", "size": 6},
-            },
-            {
-                "type": "scatter",
-                "mode": "lines+markers+text",
-                "name": "mean",
-                "x": [place(value) for value in values],
-                "y": [one.mean for one in means],
-                "text": [f"×{one.lost}" if one.lost else "" for one in means],
-                "textposition": "top center",
-            },
-        ],
-        path,
-        measure.name,
+    seen = [one.mean for one in means if one.mean is not None]
+    level = {}
+    if guess is not None and measure.name == "validation" and seen and max(seen) > 0.7 * guess:
+        level = {"uniform guess": guess}
+    return figures.setting_curve(
+        [_cell(value) for value in values],
+        [one.mean for one in means],
+        x=path,
+        y=measure.name,
+        trials=[(_cell(value), found) for value, found in trials],
+        words=[f"×{one.lost}" if one.lost else "" for one in means],
         log_y=measure.log,
-        xaxis={**axis, "title": {"text": path}},
+        level=level,
+        width=width,
     )
 
 
-def _height(one: MeanOfTrials, *, log: bool) -> float | None:
-    if one.mean is None or not math.isfinite(one.mean):
-        return None
-    if not log:
-        return one.mean
-    return math.log10(one.mean) if one.mean > 0 else None
+def _curves(rows: Sequence[Row], sweep_dir: Path, guess: float | None) -> list[Section]:
+    """The validation losses of the trials over training; empty if fewer than two have them."""
+    curves = {}
+    for row in ranked(rows)[:CURVES]:
+        judged = [
+            one
+            for one in read_rows(sweep_dir / row["trial"] / "metrics.jsonl")
+            if one["kind"] == "evaluation" and one["split"] == "validation"
+        ]
+        if len(judged) > 1:
+            curves[row["name"]] = (column(judged, "step"), column(judged, "nats"))
+    if len(curves) < 2:
+        return []
+    diverged = [
+        row["name"] for row in rows if row["status"] == "diverged" and row["name"] in curves
+    ]
+    best = next(iter(curves))
+    early = {name: losses[0] for name, (_, losses) in curves.items() if np.isfinite(losses[0])}
+    order = sorted(early, key=lambda name: early[name])
+    place = order.index(best) + 1 if best in order else len(order)
+    said = f"The best trial was number {place} of {len(order)} at its first validation"
+    said += f"; {len(diverged)} of the trials drawn diverged." if diverged else "."
+    level = {} if guess is None else {"uniform guess": guess}
+    draw = functools.partial(
+        figures.learning_curves, curves, diverged=diverged, best=best, level=level, y="validation"
+    )
+    words = "Each pale line is the validation loss of a trial; a cross marks one that diverged."
+    off = sum(float(np.nanmin(losses)) > (guess or math.inf) for _, losses in curves.values())
+    words += f" {off} trials are above the figure: worse than a uniform guess." if off else ""
+    return [
+        Section("How did the trials learn?", said, [Drawing("learning-curves", draw, said)], words)
+    ]
+
+
+def _coordinates(rows: Sequence[Row], settings: dict[str, list[Any]]) -> list[Section]:
+    """Each trial as a line through its settings."""
+    whole = [row for row in rows if all(path in row["settings"] for path in settings)]
+    columns = {path: [_cell(row["settings"][path]) for row in whole] for path in settings}
+    scores = column(whole, "best_validation")
+    if not np.isfinite(scores).any():
+        return []
+    top = scores <= np.nanquantile(scores, 0.1)
+    parts = []
+    for path, values in columns.items():
+        chosen = [value for value, good in zip(values, top, strict=True) if good]
+        numeric = all(isinstance(value, int | float) for value in values)
+        if numeric:
+            low, high = min(chosen), max(chosen)
+            parts.append(f"{_short(path)} {low:.3g}{'' if low == high else f' to {high:.3g}'}")
+        else:
+            parts.append(f"{_short(path)} {' or '.join(sorted(set(map(_label, chosen))))}")
+    said = f"The best tenth of the trials has {', '.join(parts)}."
+    draw = functools.partial(figures.parallel_coordinates, columns, scores, score="validation")
+    words = (
+        "Each line is a trial, from its settings to its validation loss; the best tenth is blue."
+    )
+    return [Section("Which settings go together?", said, [Drawing("settings", draw, said)], words)]
+
+
+def _uniform_guess(rows: Sequence[Row], sweep_dir: Path) -> float | None:
+    """The loss of a uniform guess, ln V; None for generated sequences or if no trial tells V."""
+    for row in rows[:1]:
+        try:
+            if read_config(sweep_dir / row["trial"]).data.generated:
+                return None
+            return math.log(len(read_vocabulary(sweep_dir / row["trial"])[0]))
+        except UserError:
+            return None
+    return None
 
 
 def _words(one: MeanOfTrials) -> str:
-    figure_ = "" if one.mean is None else f"{one.mean:.3g}"
-    return f"{figure_} ×{one.lost}".strip() if one.lost else figure_
+    said = "" if one.mean is None else figures.plain(float(f"{one.mean:.3g}"))
+    return f"{said} ×{one.lost}".strip() if one.lost else said
 
 
 def _label(value: Any) -> str:
-    """The axis label of a field's value."""
+    """The axis label of a setting's value."""
     if value is None:
         return "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _trials(rows: Sequence[Row], fields: dict[str, list[Any]]) -> Table:
+def _short(path: str) -> str:
+    return path.removesuffix(".kind").rpartition(".")[2].replace("_", " ")
+
+
+def _trials(rows: Sequence[Row], settings: dict[str, list[Any]]) -> Table:
     known = measures(rows)
-    paths = [*fields, *(["seed"] if any("seed" in row["settings"] for row in rows) else [])]
-    head = ["trial", "status", *paths, *(one.name for one in known), "steps", "seconds"]
-    return _table(
-        head,
+    paths = [*settings, *(["seed"] if any("seed" in row["settings"] for row in rows) else [])]
+    own = [one.name.replace(".", " ").replace("_", " ") for one in known]
+    head = [*map(_short, paths), *own, "status", "steps", "seconds", "trial"]
+    table = [
         [
-            [
-                row["name"],
-                _status(row),
-                *(
-                    _label(row["settings"][path]) if path in row["settings"] else ""
-                    for path in paths
-                ),
-                *(one.read(row) for one in known),
-                row["step"],
-                row["seconds"],
-            ]
-            for row in rows
-        ],
-    )
+            *(_cell(row["settings"].get(path, "")) for path in paths),
+            *(one.read(row) for one in known),
+            _status(row),
+            row["step"],
+            row["seconds"],
+            Path(row["trial"]).name,
+        ]
+        for row in rows
+    ]
+    return _table(head, table, 0)
+
+
+def _cell(value: Any) -> Any:
+    """A setting's value for a table or an axis: words for what is no number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number else _label(value)
 
 
 def _status(row: Row) -> str:
@@ -205,12 +328,12 @@ def _status(row: Row) -> str:
     return row["status"] if bad is None else f"{row['status']} at {bad:,}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: int) -> Table:
     """A table without empty columns."""
 
     def said(value: Any) -> bool:
         return value is not None and not (isinstance(value, float) and math.isnan(value))
 
     kept = [place for place in range(len(head)) if any(said(row[place]) for row in rows)]
-    cells = [[number(row[place]) if said(row[place]) else "" for place in kept] for row in rows]
-    return Table([head[place] for place in kept], cells)
+    cells = [[row[place] if said(row[place]) else None for place in kept] for row in rows]
+    return Table([head[place] for place in kept], cells, best)

@@ -15,8 +15,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lm_jax.analysis import Probe, Proof, Spike
+from lm_jax.analysis import Probe, Proof
 from lm_jax.files import Row
+from lm_jax.report.study import spike_in_words
 from lm_jax.training.runs import Run
 
 TEXT_COLUMNS = {
@@ -207,15 +208,7 @@ def show_probe(probe: Probe) -> None:
     if table.rows:
         console.print(table)
     if probe.spike is not None:
-        console.print(spike_in_words(probe.spike), soft_wrap=True)
-
-
-def spike_in_words(spike: Spike) -> str:
-    """A sentence about the update with the largest rise of the loss."""
-    figures = f"from {spike.before:.4f} to {spike.after:.4f} nats a token"
-    if spike.after <= spike.before:
-        return f"no update raised its own batch's loss; {spike.step:,} lowered it least, {figures}"
-    return f"update {spike.step:,} raised its own batch's loss most, {figures}"
+        console.print(spike_in_words(probe.spike._asdict()), soft_wrap=True)
 
 
 def _reach(row: Row) -> str:

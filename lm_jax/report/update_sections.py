@@ -1,145 +1,197 @@
-"""Sections of a page on the effect of the next updates.
+"""Sections of a page on the effect of the next updates, made from the numbers in probe.json."""
 
-The title of a section is a question; the text explains how to read the figure.
-"""
+import functools
 
 import numpy as np
 
-from lm_jax.analysis.next_updates import Updates
-from lm_jax.gradients.cliffs import Cliff
-from lm_jax.gradients.clipping_audit import ClipSummary, Thresholds
-from lm_jax.gradients.compare import Comparison
-from lm_jax.gradients.exposure_bias import ExposureCosines
-from lm_jax.report.page import Section, Table, figure, line
+from lm_jax import figures
+from lm_jax.files import Row
+from lm_jax.report.page import Drawing, Section, Table
+from lm_jax.report.reach_sections import numbers
 
 
-def update_sections(updates: Updates) -> list[Section]:
-    """The sections of a page on the effect of the next updates, one for each part."""
+def update_sections(updates: Row, name: str) -> list[Section]:
+    """The sections on the effect of the next updates.
+
+    Args:
+      updates: `updates` of probe.json; parts that were not asked for are missing.
+      name: stem of the names of the figures.
+    """
     sections: list[Section] = []
-    if updates.estimators is not None:
-        sections.append(_estimators(updates.estimators))
-    if updates.clipping is not None and updates.thresholds is not None:
-        sections.append(_clipping(updates.clipping, updates.thresholds))
-    if updates.cliff is not None and updates.length is not None:
-        sections.append(_cliff(updates.cliff, updates.length))
-    if updates.exposure is not None:
-        sections.append(_exposure(updates.exposure))
+    if estimators := updates.get("estimators"):
+        sections.append(_estimators(estimators, name))
+    if clipping := updates.get("clipping"):
+        sections.append(_clipping(clipping, updates["thresholds"]))
+    if cliff := updates.get("cliff"):
+        sections.append(_cliff(cliff, updates["length"], name))
+    if exposure := updates.get("exposure"):
+        sections.append(_exposure(exposure, name))
     return sections
 
 
-def _estimators(estimators: dict[str, Comparison]) -> Section:
+def _estimators(estimators: Row, name: str) -> Section:
     head = (
         "estimator",
-        "cosine of the mean",
+        "cosine",
         "relative bias",
-        "its standard error",
+        "± standard error",
         "relative variance",
-        "norm ratio",
         "draws",
     )
     rows = [
         (
-            name,
-            found.mean_cosine,
-            found.relative_bias,
-            found.standard_error,
-            found.relative_variance,
-            float(np.mean(found.norm_ratio)),
-            found.draws,
+            estimator,
+            found["mean_cosine"],
+            found["relative_bias"],
+            found["standard_error"],
+            found["relative_variance"],
+            found["draws"],
         )
-        for name, found in estimators.items()
+        for estimator, found in estimators.items()
     ]
+    cosine = {row[0]: -np.inf if row[1] is None else row[1] for row in rows}
+    best, worst = (pick(cosine, key=lambda one: cosine[one]) for pick in (max, min))
+    unseen = [row[0] for row in rows if None not in row[2:4] and row[3] and row[2] < 3 * row[3]]
+    said = (
+        f"Nearest to the full gradient is {best}, with a cosine of {cosine[best]:.3f}; farthest is "
+        f"{worst}, with {cosine[worst]:.3f}."
+    )
+    if unseen:
+        said += f" No bias can be told from chance for {', '.join(unseen)}."
     return Section(
-        "What would another estimator make of it?",
-        "Each estimator's gradient against full backpropagation through time, update by update, "
-        "the parameters held still. The table is about the mean over updates and draws; a bias "
-        "within a few standard errors is none that can be seen. RTRL and its approximations carry "
-        "on what they know from one update to the next, so they reach back before the chunk.",
+        "How near do cheaper estimators come?",
+        said,
         [
-            Table(head, rows),
-            figure(
-                [
-                    line(name, found.cosine, mode="lines+markers")
-                    for name, found in estimators.items()
-                ],
-                "update",
-                "cosine to full BPTT",
+            Drawing(
+                f"{name}-estimators",
+                functools.partial(
+                    figures.estimator_cosines,
+                    {one: numbers(found["cosine"]) for one, found in estimators.items()},
+                ),
+                said,
             ),
+            Table(head, rows, list(estimators).index(best)),
         ],
+        "Each estimator's gradient against full backpropagation through time, update by update, "
+        "with the parameters held still. The table is about the mean over updates and draws. RTRL "
+        "and its approximations carry on what they know from one update to the next, so they reach "
+        "back before the chunk.",
     )
 
 
-def _clipping(clipping: dict[str, ClipSummary], used: Thresholds) -> Section:
+def _clipping(clipping: Row, thresholds: Row) -> Section:
     head = (
         "clipped by",
         "threshold",
-        "updates cut",
+        "updates cut, %",
         "length left",
-        "largest turn, degrees",
+        "largest turn, °",
         "nats before",
         "after",
         "after, not clipped",
     )
-    thresholds = used._asdict()
     rows = [
-        (kind, *map(float, (thresholds[kind], said.often, said.ratio, said.largest_angle)))
-        + tuple(map(float, (said.before, said.after, said.unclipped)))
+        (
+            kind,
+            thresholds[kind],
+            None if said["often"] is None else 100 * said["often"],
+            said["ratio"],
+            said["largest_angle"],
+            said["before"],
+            said["after"],
+            said["unclipped"],
+        )
         for kind, said in clipping.items()
     ]
+    gains = {
+        kind: said["unclipped"] - said["after"]
+        for kind, said in clipping.items()
+        if said["unclipped"] is not None and said["after"] is not None
+    }
+    if not gains:
+        finding = "A step was not finite: no loss can be compared."
+    elif max(map(abs, gains.values())) < 1e-4:
+        finding = "Clipping made no step better or worse by 0.0001 nats a token."
+    else:
+        most = max(gains, key=lambda kind: abs(gains[kind]))
+        way = "lower" if gains[most] > 0 else "higher"
+        finding = (
+            f"Clipping by {most} mattered most: the loss after a step is "
+            f"{abs(gains[most]):.2g} nats a token {way} than without clipping."
+        )
     return Section(
         "What does clipping cut, and would the step not taken have been worse?",
+        finding,
+        [Table(head, rows)],
         "The gradients of the next batches, the parameters held still: by global norm, by value "
         "and at every step within backpropagation (delta). Clipping by norm never turns a "
         "gradient, the others do. Thresholds are the run's own, or such as would cut about a tenth "
         "of the updates.",
-        [Table(head, rows)],
     )
 
 
-def _cliff(cliff: Cliff, length: float) -> Section:
-    places = cliff.distances / length
+def _cliff(cliff: Row, length: float, name: str) -> Section:
+    places = numbers(cliff["distances"]) / length
+    gradient, sharpest = numbers(cliff["along_gradient"]), numbers(cliff["along_sharpest"])
+    one = int(np.argmin(np.abs(places - 1)))
+    wall = float(np.nanmax(gradient) / cliff["loss"])
+    said = (
+        f"Ten updates uphill along the gradient the loss is {wall:.2f} times the present one"
+        f"{': a cliff' if wall > 2 else ': no cliff'}. The largest eigenvalue of the Hessian is "
+        f"{cliff['eigenvalue']:.3g}; its direction has a cosine of {cliff['alignment']:.3f} to the "
+        f"gradient, and one update's length along it changes the loss by "
+        f"{float(sharpest[one]) - cliff['loss']:.2g} nats."
+    )
     rows = [
-        ("loss, nats a token", float(cliff.loss)),
-        ("norm of the gradient", float(cliff.gradient_norm)),
-        ("curvature along the gradient", float(cliff.gradient_curvature)),
-        ("largest eigenvalue of the Hessian", float(cliff.eigenvalue)),
-        ("its residual", float(cliff.residual)),
-        ("cosine of its direction to the gradient", float(cliff.alignment)),
+        ("loss, nats a token", cliff["loss"]),
+        ("norm of the gradient", cliff["gradient_norm"]),
+        ("curvature along the gradient", cliff["gradient_curvature"]),
+        ("largest eigenvalue of the Hessian", cliff["eigenvalue"]),
+        ("its residual", cliff["residual"]),
     ]
     return Section(
         "Is there a cliff?",
-        "The loss of the next batch along its gradient and along the sharpest direction of the "
-        "Hessian, found by Lanczos' method on Hessian-vector products through time. The unit of "
-        "distance is the length of the next update; downhill is to the left.",
+        said,
         [
-            figure(
-                [
-                    line("along the gradient", cliff.along_gradient, places),
-                    line("along the sharpest direction", cliff.along_sharpest, places),
-                ],
-                "distance, lengths of an update",
-                "nats a token",
+            Drawing(
+                f"{name}-loss-slices",
+                functools.partial(figures.loss_slices, places, gradient, sharpest),
+                said,
             ),
             Table(("at the parameters", ""), rows),
         ],
+        "The loss of the next batch along its gradient and along the sharpest direction, found by "
+        "Lanczos' method on Hessian-vector products through time. The unit of distance is the "
+        "length of the next update; downhill is to the left.",
     )
 
 
-def _exposure(exposure: ExposureCosines) -> Section:
+def _exposure(exposure: Row, name: str) -> Section:
+    cosine = numbers(exposure["cosine"])
+    late = float(np.nanmean(cosine[1:])) if len(cosine) > 1 else float("nan")
+    ratio = float(np.nanmean(numbers(exposure["free"])) / np.nanmean(numbers(exposure["forced"])))
+    said = (
+        f"After the first token the gradients on the text and on the model's own samples have a "
+        f"mean cosine of {late:.2f}; those on its samples are {ratio:.2f} times as long."
+    )
+    norms = {
+        "reading the text": numbers(exposure["forced"]),
+        "reading its own tokens": numbers(exposure["free"]),
+    }
     return Section(
         "Is the gradient that of the model's own text?",
-        "By position in the chunk: the cosine between the gradient of that position's loss when "
-        "the model reads the text and when it reads its own samples, and the norms of both.",
+        said,
         [
-            figure([line("cosine", exposure.cosine)], "position, steps", "cosine"),
-            figure(
-                [
-                    line("reading the text", exposure.forced),
-                    line("reading its own tokens", exposure.free),
-                ],
-                "position, steps",
-                "norm of the gradient",
-                log_y=True,
+            Drawing(f"{name}-exposure", functools.partial(figures.exposure, cosine), said),
+            Drawing(
+                f"{name}-exposure-norms",
+                functools.partial(
+                    figures.by_lag, norms, "norm of the gradient", x="position, steps"
+                ),
+                "Norms of both gradients by position",
             ),
         ],
+        "By position in the chunk: the cosine between the gradient of that position's loss when "
+        "the model reads the text and when it reads its own samples. 1 is the same gradient, 0 an "
+        "unrelated one.",
     )

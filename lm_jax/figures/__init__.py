@@ -1,0 +1,63 @@
+"""Figures of plain arrays, in one style; each saves as SVG, PDF or PNG.
+
+>>> from lm_jax import figures
+>>> drawn = figures.lag_norms([1.0, 0.5, 0.25])
+>>> drawn.savefig("lag_norms.pdf")  # doctest: +SKIP
+"""
+
+from lm_jax.figures.style import NARROW, WIDE, Figure, plain
+from lm_jax.figures.sweeps import (
+    heat_map,
+    learning_curves,
+    parallel_coordinates,
+    setting_curve,
+)
+from lm_jax.figures.training import (
+    gradient_norms,
+    horizon,
+    loss_curve,
+    over_training,
+    runs,
+    smoothed,
+)
+from lm_jax.figures.travel import (
+    by_lag,
+    credit_map,
+    eigenvalues,
+    gradient_by_lag,
+    lag_norms,
+    local_exponents,
+    lyapunov_convergence,
+    over_training_by_lag,
+    truncation_curve,
+)
+from lm_jax.figures.updates import estimator_cosines, exposure, loss_slices
+
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "Figure",
+    "by_lag",
+    "credit_map",
+    "eigenvalues",
+    "estimator_cosines",
+    "exposure",
+    "gradient_by_lag",
+    "gradient_norms",
+    "heat_map",
+    "horizon",
+    "lag_norms",
+    "learning_curves",
+    "local_exponents",
+    "loss_curve",
+    "loss_slices",
+    "lyapunov_convergence",
+    "over_training",
+    "over_training_by_lag",
+    "parallel_coordinates",
+    "plain",
+    "runs",
+    "setting_curve",
+    "smoothed",
+    "truncation_curve",
+]

@@ -1,0 +1,286 @@
+"""Figures of a sweep: maps over two settings, curves over one, the trials side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize, to_rgb
+from numpy.typing import ArrayLike
+
+from lm_jax.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    MAP,
+    PALE,
+    PAPER,
+    RED,
+    WIDE,
+    Curve,
+    Figure,
+    add_curves,
+    canvas,
+    length_of,
+    limit,
+    log_axis,
+    plain,
+    room_below,
+    styled,
+)
+
+
+@styled
+def heat_map(
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    words: Sequence[Sequence[str]] | None = None,
+    log: bool = False,
+    worst: float | None = None,
+    width: int = WIDE,
+) -> Figure:
+    """Draw a number over two settings; each cell holds its number.
+
+    Colours span the middle of the values: beyond twice the interquartile range from the quartiles,
+    a value has the colour of the nearest end. An outlier then leaves the other cells apart.
+
+    Args:
+      values: [R, C]; NaN where there is no number.
+      rows, columns: names of the values of the two settings.
+      x, y: the settings on the horizontal and the vertical axis.
+      words: [R][C], the text of each cell; the numbers if not given.
+      log: logarithmic colours.
+      worst: the end of the colours: values beyond, such as losses above that of a uniform guess,
+        have one colour.
+      width: pixels.
+    """
+    numbers = np.asarray(values, dtype=float)
+    numbers = np.where(np.isfinite(numbers) & ((numbers > 0) | (not log)), numbers, np.nan)
+    tall = 34 if width > 500 else 30
+    left = 14 + int(max(map(length_of, rows), default=0))
+    figure, axes = canvas(width, 76 + tall * len(rows), x=x, y=y, left=left)
+    norm = robust_norm(numbers, log=log, worst=worst)
+    axes.pcolormesh(np.ma.masked_invalid(numbers), norm=norm, cmap=MAP, edgecolors=PAPER, lw=1.5)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    crowded = sum(len(column) for column in columns) * 7 > width - 80
+    if crowded:
+        axes.tick_params(axis="x", rotation=90)
+        room_below(axes, max(map(length_of, columns)) - 10)
+    axes.grid(False)
+    size = min(12, 1.5 * (width - 80) / max(len(columns), 1) / 5)
+    for down, across in np.ndindex(numbers.shape):
+        value = numbers[down, across]
+        own = plain(float(f"{value:.3g}")) if math.isfinite(value) else ""
+        said: Any = own if words is None else words[down][across]
+        shade = matplotlib.colormaps[MAP](norm(value)) if math.isfinite(value) else to_rgb(PAPER)
+        bright = 0.3 * shade[0] + 0.59 * shade[1] + 0.11 * shade[2]
+        colour = INK if not math.isfinite(value) else "#101010" if bright > 0.5 else "#fdfdfd"
+        axes.text(
+            across + 0.5, down + 0.5, said, ha="center", va="center", color=colour, fontsize=size
+        )
+    return figure
+
+
+def robust_norm(numbers: np.ndarray, *, log: bool, worst: float | None = None) -> Normalize:
+    """The range of the colours: the values without outliers.
+
+    Args:
+      numbers: any shape; NaN is left out.
+      log: take the quartiles of the logarithms.
+      worst: an upper end of the range.
+    """
+    seen = numbers[np.isfinite(numbers)]
+    if worst is not None and (seen < worst).any():
+        seen = np.minimum(seen, worst)
+    if not len(seen):
+        return Normalize(0, 1)
+    heights = np.log(seen) if log else seen
+    low, high = np.quantile(heights, [0.25, 0.75])
+    reach = 2 * (high - low) or max(abs(float(low)) * 0.1, 1e-9)
+    low, high = max(float(heights.min()), low - reach), min(float(heights.max()), high + reach)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    if log:
+        return LogNorm(math.exp(low), math.exp(high), clip=True)
+    return Normalize(low, high, clip=True)
+
+
+@styled
+def setting_curve(
+    settings: Sequence[Any],
+    means: Sequence[float | None],
+    *,
+    x: str,
+    y: str,
+    trials: Sequence[tuple[Any, float]] = (),
+    words: Sequence[str] | None = None,
+    log_y: bool = False,
+    level: Mapping[str, float] | None = None,
+    width: int = WIDE,
+) -> Figure:
+    """Draw a number over one setting: the means, and a pale dot for each trial.
+
+    Args:
+      settings: [N], numbers (a logarithmic axis if they span a decade) or other values.
+      means: [N]; None where no trial finished.
+      x, y: the words beside the axes.
+      trials: (setting, number) of each trial.
+      words: [N], written above the means; "" for none.
+      log_y: a logarithmic vertical axis.
+      level: dotted horizontal lines by name.
+      width: pixels.
+    """
+    figure, axes = canvas(width, x=x, y=y)
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in settings)
+    places = [float(v) for v in settings] if numeric else list(range(len(settings)))
+    where = dict(zip(map(str, settings), places, strict=True))
+    if log_y:
+        log_axis(axes)
+    if trials:
+        axes.plot([where[str(v)] for v, _ in trials], [n for _, n in trials], "o", color=PALE)
+    given = [math.nan if mean is None else mean for mean in means]
+    line = "-" if numeric else ""
+    add_curves(axes, [Curve("", given, places, BLUE, line, "o")], level=level, width=width)
+    for place, mean, said in zip(places, given, words or [""] * len(given), strict=True):
+        if said:
+            high = mean if math.isfinite(mean) else axes.get_ylim()[0]
+            axes.annotate(
+                said,
+                (place, high),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=RED,
+            )
+    if numeric and places[0] > 0 and places[-1] >= 10 * places[0]:
+        axes.set_xscale("log")
+        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+    else:
+        room = 0.06 * (places[-1] - places[0]) or 0.5
+        axes.set_xlim(places[0] - room, places[-1] + room)
+    if len(places) <= 10:
+        axes.set_xticks(places, [v if isinstance(v, str) else f"{v:g}" for v in settings])
+    axes.minorticks_off()
+    return figure
+
+
+@styled
+def learning_curves(
+    trials: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    diverged: Sequence[str] = (),
+    best: str | None = None,
+    y: str = "nats a token",
+    level: Mapping[str, float] | None = None,
+    width: int = WIDE,
+) -> Figure:
+    """Draw the losses of many trials: all pale, the best in blue, a cross where one diverged.
+
+    Args:
+      trials: name -> steps and losses.
+      diverged: trials that diverged.
+      best: the trial to bring out.
+      y: unit of the loss.
+      level: dotted horizontal lines by name, such as the loss of a uniform guess.
+      width: pixels.
+    """
+    figure, axes = canvas(width, x="updates", y=y)
+    finite = []
+    for name, (steps, losses) in trials.items():
+        steps, losses = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
+        if name != best:
+            axes.plot(steps, losses, color=PALE, linewidth=1.2)
+        seen = np.isfinite(losses)
+        finite.append(losses[seen])
+        if name in diverged and seen.any():
+            axes.plot(steps[seen][-1:], losses[seen][-1:], "x", color=RED, markersize=7)
+    if finite:
+        shown = np.concatenate(finite)
+        worst = max((level or {}).values(), default=np.inf)
+        # A trial worse than every level, such as a uniform guess, would flatten all others.
+        limit(axes, shown[shown <= worst] if (shown <= worst).any() else shown, level)
+    axes.set_xlim(left=0)
+    drawn = [] if best is None else [Curve("best", trials[best][1], trials[best][0], BLUE)]
+    add_curves(axes, drawn, level=level, width=width)
+    return figure
+
+
+@styled
+def parallel_coordinates(
+    columns: Mapping[str, Sequence[Any]],
+    scores: ArrayLike,
+    *,
+    score: str,
+    width: int = WIDE,
+) -> Figure:
+    """Draw each trial as a line through its settings to its score, the best tenth in blue.
+
+    Args:
+      columns: setting -> [N], its value in each trial.
+      scores: [N], the lower the better; NaN for a trial without one.
+      score: name of the score.
+      width: pixels.
+    """
+    found = np.asarray(scores, dtype=float)
+    seen = np.isfinite(found)
+    figure, axes = canvas(width, 320, x="", y="", left=16)
+    heights, names = [], [*columns, score]
+    for name, values in [*columns.items(), (score, found.tolist())]:
+        height, ticks = _heights(values)
+        heights.append(height)
+        place = names.index(name)
+        for at, words in ticks:
+            axes.annotate(
+                words,
+                (place, at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=10,
+                va="center",
+            )
+        axes.axvline(place, color=GREY, linewidth=1)
+    order = np.argsort(-np.where(seen, found, np.inf))  # the best last, above the others
+    top = np.quantile(found[seen], 0.1) if seen.any() else -np.inf
+    for trial in order:
+        line = [height[trial] for height in heights]
+        good = bool(seen[trial] and found[trial] <= top)
+        axes.plot(
+            range(len(names)), line, color=BLUE if good else PALE, linewidth=1.8 if good else 0.8
+        )
+    axes.set_xticks(
+        range(len(names)), [name.rpartition(".")[2].replace("_", " ") for name in names]
+    )
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(names) - 1 + 0.35)
+    axes.spines["bottom"].set_visible(False)
+    return figure
+
+
+def _heights(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights from 0 to 1 of a setting's values, and a few heights with their words."""
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if not numeric:
+        words = [v if isinstance(v, str) else plain(v) for v in values]
+        kinds = sorted(set(words))
+        step = 1 / max(len(kinds) - 1, 1)
+        place = {kind: step * number for number, kind in enumerate(kinds)}
+        return [place[word] for word in words], [(at, kind) for kind, at in place.items()]
+    numbers = np.asarray(values, dtype=float)
+    seen = numbers[np.isfinite(numbers)]
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    log = low > 0 and high >= 10 * low
+    scaled = np.log(numbers) if log else numbers
+    ends = (math.log(low), math.log(high)) if log else (low, high)
+    span = ends[1] - ends[0] or 1.0
+    ticks = []
+    for share in (0.0, 0.5, 1.0):
+        at = ends[0] + share * span
+        ticks.append((share, plain(float(f"{math.exp(at) if log else at:.3g}"))))
+    return ((scaled - ends[0]) / span).tolist(), ticks

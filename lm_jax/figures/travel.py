@@ -1,0 +1,300 @@
+"""Figures of a gradient's travel through time: lags, truncation, eigenvalues, exponents, credit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from numpy.typing import ArrayLike
+
+from lm_jax.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    MAP,
+    RED,
+    SERIES,
+    WIDE,
+    Curve,
+    Figure,
+    add_curves,
+    canvas,
+    curves,
+    length_of,
+    log_axis,
+    log_ticks,
+    room_below,
+    styled,
+    visible,
+)
+
+
+@styled
+def lag_norms(
+    measured: ArrayLike,
+    predicted: Mapping[str, ArrayLike] | None = None,
+    *,
+    width: int = WIDE,
+) -> Figure:
+    """Draw ‖∂h_T/∂h_{T-l}‖ by lag l, beside what simple formulas predict.
+
+    Args:
+      measured: [L], from lag 0 on.
+      predicted: name -> [L]. A prediction is drawn within a thousand times of what was measured.
+      width: pixels.
+    """
+    norms = np.asarray(measured, dtype=float)
+    figure, axes = canvas(width, 340, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖")
+    log_axis(axes)
+    given = [norms, *(np.asarray(values, dtype=float) for values in (predicted or {}).values())]
+    every = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in given])
+    seen = norms[norms > 0]
+    if len(seen):
+        axes.set_ylim(
+            max(every.min(), seen.min() / 1e3) / 1.5, min(every.max(), seen.max() * 1e3) * 1.5
+        )
+    drawn = [Curve("measured", norms, colour=INK, width=3)]
+    drawn += [Curve(name, values, style="--") for name, values in (predicted or {}).items()]
+    add_curves(axes, drawn, log_y=True, width=width)
+    return figure
+
+
+@styled
+def gradient_by_lag(norms: ArrayLike, *, width: int = WIDE) -> Figure:
+    """Draw the norm of the gradient of the recurrent weights at each lag.
+
+    Args:
+      norms: [L], nats per unit of the weights, from lag 0 on.
+      width: pixels.
+    """
+    return curves(
+        [Curve("", norms, colour=BLUE)],
+        x="lag, steps",
+        y="norm of the gradient at a lag",
+        log_y=True,
+        width=width,
+    )
+
+
+@styled
+def truncation_curve(
+    cosine: ArrayLike,
+    relative_error: ArrayLike,
+    horizons: Mapping[str, float] | None = None,
+    *,
+    width: int = WIDE,
+) -> Figure:
+    """Draw what truncation after k2 steps costs: cosine and distance to the full gradient.
+
+    Args:
+      cosine: [L], for k2 = 1 … L.
+      relative_error: [L], ‖truncated − full‖ / ‖full‖.
+      horizons: name -> k2, marked by a vertical line; left out if not finite.
+      width: pixels.
+    """
+    error = np.asarray(relative_error, dtype=float)
+    lengths = np.arange(1, 1 + len(error))
+    figure, axes = canvas(width, x="k2, steps", y="truncated against full gradient")
+    for name, steps in (horizons or {}).items():
+        if np.isfinite(steps):
+            axes.axvline(steps, color=GREY, linestyle=":", linewidth=1)
+            axes.annotate(
+                name,
+                (steps, 1),
+                xytext=(3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=11,
+                va="top",
+            )
+    drawn = [
+        Curve("cosine", cosine, lengths, BLUE),
+        Curve("relative error", error, lengths, RED),
+    ]
+    axes.set_ylim(min(0.0, float(np.nanmin(np.asarray(cosine)))) - 0.05, 1.2)
+    add_curves(axes, drawn, width=width)
+    return figure
+
+
+@styled
+def over_training_by_lag(
+    steps: ArrayLike, norms: ArrayLike, what: str, *, by: str = "lag, steps", width: int = WIDE
+) -> Figure:
+    """Draw a norm by lag as it changes during training: a heat map, logarithmic colours.
+
+    Args:
+      steps: [N], updates.
+      norms: [N, L], a row for each update.
+      what: what the colour is.
+      by: what the columns of `norms` are.
+      width: pixels.
+    """
+    steps, norms = np.asarray(steps, dtype=float), np.asarray(norms, dtype=float)
+    figure, axes = canvas(width, 320, x="updates", y=by)
+    image = axes.pcolormesh(
+        edges(steps),
+        np.arange(norms.shape[1] + 1) - 0.5,
+        norms.T,
+        norm=_log_norm(norms),
+        cmap=MAP,
+        rasterized=True,
+    )
+    axes.grid(False)
+    _bar(figure, image, what, width)
+    return figure
+
+
+def edges(places: np.ndarray) -> np.ndarray:
+    """[N + 1], the borders between cells around N places."""
+    if len(places) == 1:
+        return places[0] + np.array([-0.5, 0.5])
+    between = (places[1:] + places[:-1]) / 2
+    return np.concatenate([[2 * places[0] - between[0]], between, [2 * places[-1] - between[-1]]])
+
+
+def _log_norm(values: np.ndarray, decades: float = 8.0) -> LogNorm:
+    """Logarithmic colours for the positive values, over the highest decades only."""
+    seen = values[np.isfinite(values) & (values > 0)]
+    if not len(seen):
+        return LogNorm(0.1, 1)
+    high = float(seen.max())
+    return LogNorm(max(float(seen.min()), high / 10**decades) * (1 - 1e-9), high, clip=True)
+
+
+def _bar(figure: Figure, image, words: str, width: int) -> None:
+    """Add the scale of the colours, under the figure."""
+    axes = figure.axes[0]
+    below = room_below(axes, 56)
+    height = figure.get_size_inches()[1] * 72
+    at = axes.get_position()
+    share = 0.6 if width > 500 else 1.0
+    scale = figure.add_axes((at.x0, (below - 64) / height, at.width * share, 8 / height))
+    bar = figure.colorbar(image, cax=scale, orientation="horizontal")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    scale.set_xlabel(words)
+    log_ticks(scale.xaxis)
+
+
+@styled
+def eigenvalues(blocks: Mapping[str, ArrayLike], *, width: int = WIDE) -> Figure:
+    """Draw the eigenvalues of recurrent weights in the complex plane, with the unit circle.
+
+    Args:
+      blocks: name of a block -> [H], complex.
+      width: pixels.
+    """
+    size = min(width, 480)
+    figure, axes = canvas(size, size, x="real part", y="imaginary part", whole=False)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    axes.plot(np.cos(angle), np.sin(angle), color=GREY, linestyle=":", linewidth=1.5)
+    for (name, values), colour in zip(blocks.items(), SERIES * len(blocks), strict=False):
+        places: Any = np.asarray(values)
+        axes.plot(places.real, places.imag, "o", markersize=4, alpha=0.7, color=colour, label=name)
+    axes.set_aspect("equal", "datalim")
+    axes.grid(True, axis="both")
+    axes.margins(0.08)
+    if len(blocks) > 1:
+        room_below(axes, 17 * ((len(blocks) + 1) // 2) + 6)
+        figure.legend(loc="lower left", labelcolor="linecolor", ncols=2, handlelength=0.8)
+    return figure
+
+
+@styled
+def lyapunov_convergence(exponents: ArrayLike, *, width: int = WIDE) -> Figure:
+    """Draw the largest Lyapunov exponents as more of a text is read.
+
+    Args:
+      exponents: [N, k], in nats a step, after 1 … N tokens, the largest first.
+      width: pixels.
+    """
+    found = np.asarray(exponents, dtype=float)
+    names = ["λ₁", *[""] * (found.shape[1] - 2), f"λ{_small(found.shape[1])}"]
+    drawn = [
+        Curve(name, row, np.arange(1, 1 + len(found)), BLUE if k == 0 else GREY, width=2 - (k > 0))
+        for k, (name, row) in enumerate(zip(names, found.T, strict=False))
+    ]
+    return curves(
+        drawn, x="tokens read", y="exponents, nats a step", level={"no growth": 0.0}, width=width
+    )
+
+
+def _small(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+@styled
+def local_exponents(
+    exponents: ArrayLike, words: Sequence[str] | None = None, *, width: int = WIDE
+) -> Figure:
+    """Draw the largest Lyapunov exponent of each window of a text.
+
+    Args:
+      exponents: [N], in nats a step.
+      words: [N], the tokens of each window; written under the axis where there is room.
+      width: pixels.
+    """
+    found = np.asarray(exponents, dtype=float)
+    figure, axes = canvas(width, x="window of the text", y="nats a step")
+    axes.bar(np.arange(len(found)), found, color=[RED if value > 0 else BLUE for value in found])
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.margins(x=0.01)
+    if words is not None and len(words) * 14 <= width:
+        axes.set_xticks(np.arange(len(found)), list(words), rotation=90)
+        axes.tick_params(axis="x", labelsize=11)
+        room_below(axes, length_of("m" * max(map(len, words))) - 12)
+    return figure
+
+
+@styled
+def credit_map(
+    credit: ArrayLike, read: Sequence[str], said: Sequence[str], *, width: int = WIDE
+) -> Figure:
+    """Draw how much the loss of each word to be said depends on each word read before it.
+
+    Args:
+      credit: [R, S], ‖∂J_t/∂h_k‖, a row for each word to be said; zero or NaN cells stay empty.
+      read: [S], the words read.
+      said: [R], the words to be said.
+      width: pixels.
+    """
+    values = np.asarray(credit, dtype=float)
+    rows, columns = values.shape
+    cell = (width - 60) / max(columns, 1)
+    small = min(11.0, 0.85 * cell)
+    left = 24 + int(small * 0.6 * max(map(len, said), default=0))
+    height = int((width - left - 16) * rows / max(columns, 1)) + 76
+    figure, axes = canvas(width, height, x="read", y="to be said", left=left)
+    image = axes.pcolormesh(
+        np.ma.masked_where(~(values > 0), values),
+        norm=_log_norm(values),
+        cmap=MAP,
+        rasterized=True,
+    )
+    axes.set_xticks(np.arange(columns) + 0.5, [visible(word) for word in read])
+    axes.set_yticks(np.arange(rows) + 0.5, [visible(word) for word in said])
+    longest = max(map(len, read), default=0)
+    turned = longest > 1
+    if turned:
+        room_below(axes, small * 0.6 * longest - 8)
+    axes.tick_params(axis="x", labelsize=small, rotation=90 if turned else 0)
+    axes.tick_params(axis="y", labelsize=small)
+    axes.invert_yaxis()
+    axes.grid(False)
+    _bar(figure, image, "‖∂J_t/∂h_k‖, nats per unit of the state", width)
+    return figure
+
+
+@styled
+def by_lag(
+    rows: Mapping[str, ArrayLike], y: str, *, x: str = "lag, steps", width: int = WIDE
+) -> Figure:
+    """Draw positive numbers by lag or step, a curve for each name, on a logarithmic axis.
+
+    Args:
+      rows: name -> [L].
+      y, x: the words beside the axes.
+      width: pixels.
+    """
+    drawn = [Curve(name, row) for name, row in rows.items()]
+    return curves(drawn, x=x, y=y, log_y=True, width=width)

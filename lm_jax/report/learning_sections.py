@@ -1,0 +1,347 @@
+"""Sections of a page on a run's training, made from the rows of metrics.jsonl and the result."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lm_jax import figures
+from lm_jax.files import Row
+from lm_jax.report.page import Drawing, Section, Table
+from lm_jax.report.reach_sections import column, numbers, within
+
+FEW = 3  # records that a curve needs
+
+
+def learning_sections(
+    rows: Sequence[Row], result: Row | None, *, size: int | None, clip_norm: float | None
+) -> list[Section]:
+    """The sections on the training: loss, splits, gradient norms, pace, and what was probed live.
+
+    Args:
+      rows: rows of metrics.jsonl.
+      result: contents of result.json; None while the run is in training.
+      size: V of a text's vocabulary; None for generated sequences.
+      clip_norm: the clipping threshold, if the gradient is clipped by norm.
+    """
+    trained = [row for row in rows if row["kind"] == "train"]
+    probed = [row for row in rows if row["kind"] == "probe"]
+    sections = [_loss(rows, trained, result, size)]
+    if result is not None and result["splits"]:
+        sections.append(_splits(result))
+    if len(trained) >= FEW:
+        sections += [_norms(trained, clip_norm), *_within_chunk(trained), _pace(trained)]
+    if len(probed) >= FEW:
+        sections += _probed(probed)
+    return sections
+
+
+def _loss(
+    rows: Sequence[Row], trained: Sequence[Row], result: Row | None, size: int | None
+) -> Section:
+    judged = [row for row in rows if row["kind"] == "evaluation" and row["split"] == "validation"]
+    level = {} if size is None else {f"uniform guess, ln {size:,}": math.log(size)}
+    chance = [row["chance"] for row in judged if row.get("chance") is not None]
+    if chance:
+        level["chance"] = chance[-1]
+    if result is not None and "entropy_rate" in result:
+        level["entropy of the text"] = result["entropy_rate"]
+    said = _learnt(trained, judged, result, level)
+    if len(trained) < FEW:
+        few = f"{len(trained)} records of training are too few for a curve."
+        return Section("Does the model learn?", f"{said} {few}".strip(), [])
+    validation = None
+    if judged:
+        validation = ([row["step"] for row in judged], column(judged, "nats"))
+    return Section(
+        "Does the model learn?",
+        said,
+        [
+            Drawing(
+                "loss",
+                functools.partial(
+                    figures.loss_curve,
+                    column(trained, "step"),
+                    column(trained, "nats"),
+                    validation=validation,
+                    level=level,
+                    perplexity=size is not None,
+                    y="loss" if size is None else "nats a token",
+                ),
+                said,
+            )
+        ],
+        "Training: the mean over the updates of each record (pale), and a running mean. "
+        + ("Perplexity is e to the loss. " if size else "")
+        + ("Validation: the whole held-out split." if judged else ""),
+    )
+
+
+def _learnt(
+    trained: Sequence[Row],
+    judged: Sequence[Row],
+    result: Row | None,
+    level: dict[str, float],
+) -> str:
+    """The finding above the loss curve."""
+    said = []
+    if result is not None and result["status"] == "diverged":
+        said.append(f"Loss, gradient or parameters were not finite at update {result['step']:,}.")
+    losses = [(row["nats"], row) for row in judged if row["nats"] is not None]
+    if not losses:
+        if len(trained) >= FEW:
+            first, last = trained[0]["nats"], trained[-1]["nats"]
+            if None not in (first, last):
+                said.append(
+                    f"The training loss went from {first:.3f} to {last:.3f}; no validation."
+                )
+        return " ".join(said)
+    best, row = min(losses, key=lambda one: one[0])
+    figures_ = [f"{best:.3f} nats a token" if "perplexity" in row else f"a loss of {best:.4f}"]
+    if "perplexity" in row:
+        figures_.append(f"perplexity {row['perplexity']:.4g}")
+    if row.get("bits_per_character") is not None and not row.get("unknown"):
+        figures_.append(f"{row['bits_per_character']:.3f} bits a character")
+    if row.get("success") is not None:
+        figures_.append(f"{row['success']:.1%} of the sequences right")
+    said.append(f"Validation reached {', '.join(figures_)} at update {row['step']:,}")
+    last, late = losses[-1]
+    if len(losses) < 2:
+        said[-1] += "."
+    elif last > 1.005 * best:
+        said[-1] += f", and has risen by {last - best:.3f} since: more training made it worse."
+    elif late is row and losses[-2][0] > 1.005 * best:
+        said[-1] += ", and was still falling."
+    else:
+        said[-1] += ", and had come to rest."
+    for name, value in level.items():
+        if best > value:
+            said.append(f"That is no better than {name}: {value:.3f}.")
+    return " ".join(said)
+
+
+def _splits(result: Row) -> Section:
+    splits = result["splits"]
+    known = {
+        "nats": "nats a token",
+        "perplexity": "perplexity",
+        "bits_per_character": "bits a character",
+        "chance": "loss by chance",
+        "success": "right, share",
+        "tokens": "tokens",
+        "sequences": "sequences",
+        "unknown": "unknown",
+    }
+    shown = [name for name in known if any(name in row for row in splits.values())]
+
+    def cell(row: Row, name: str) -> Any:
+        # The characters of unknown tokens are not paid for.
+        return None if name == "bits_per_character" and row.get("unknown") else row.get(name)
+
+    rows = [[split, *(cell(row, name) for name in shown)] for split, row in splits.items()]
+    said = f"The parameters of update {result['parameters_step']:,} were kept."
+    train, test = splits.get("train"), splits.get("test")
+    if train and test and None not in (train["nats"], test["nats"]):
+        gap = test["nats"] - train["nats"]
+        said += f" On the test split the loss is {abs(gap):.3f} "
+        said += "higher" if gap > 0 else "lower"
+        said += " than on the training split."
+    return Section(
+        "How good is the result?", said, [Table(["split", *(known[name] for name in shown)], rows)]
+    )
+
+
+def _norms(trained: Sequence[Row], clip_norm: float | None) -> Section:
+    largest, counts = column(trained, "grad_norm_max"), np.diff([0, *column(trained, "step")])
+    cut = float(np.nansum(column(trained, "clipped") * counts) / np.sum(counts))
+    peak = int(np.nanargmax(largest)) if np.isfinite(largest).any() else 0
+    middle = float(np.nanmedian(column(trained, "grad_norm")))
+    said = (
+        f"Clipping cut {cut:.1%} of the updates." if cut else "No update was clipped."
+    ) + f" The largest gradient, {largest[peak]:.3g}, came by update {trained[peak]['step']:,}; "
+    said += f"it is {largest[peak] / middle:.3g} times the median."
+    return Section(
+        "Did a gradient explode?",
+        said,
+        [
+            Drawing(
+                "gradient-norms",
+                functools.partial(
+                    figures.gradient_norms,
+                    column(trained, "step"),
+                    column(trained, "grad_norm"),
+                    largest,
+                    column(trained, "grad_norm_clipped") if cut else None,
+                    threshold=clip_norm,
+                ),
+                said,
+            )
+        ],
+        "The norm of the whole gradient: mean and largest over the updates of each record.",
+    )
+
+
+def _within_chunk(trained: Sequence[Row]) -> list[Section]:
+    """‖∂L/∂h_t‖ over training; empty if the rows do not have it."""
+    kept = [row for row in trained if row.get("delta_norms")]
+    if len(kept) < FEW:
+        return []
+    norms = numbers([row["delta_norms"] for row in kept])
+    first, last = (
+        float(np.nanmean(norms[part, : max(1, norms.shape[1] // 2)])) for part in (0, -1)
+    )
+    said = (
+        f"In the first half of a chunk of {norms.shape[1]} steps, the gradient of the loss with "
+        f"respect to the state went from {first:.2g} to {last:.2g} during training."
+    )
+    return [
+        Section(
+            "How much gradient arrives at each step of a chunk?",
+            said,
+            [
+                Drawing(
+                    "state-gradients",
+                    functools.partial(
+                        figures.over_training_by_lag,
+                        column(kept, "step"),
+                        norms,
+                        "‖∂L/∂h_t‖",
+                        by="t, steps",
+                    ),
+                    said,
+                )
+            ],
+            "L is the mean loss of the chunk. At the chunk's end only the last losses are left to "
+            "send a gradient back.",
+        )
+    ]
+
+
+def _pace(trained: Sequence[Row]) -> Section:
+    speed = column(trained, "tokens_per_second")
+    said = (
+        f"{np.median(speed):,.0f} tokens a second (median of the records), "
+        f"{trained[-1]['seconds']:,.0f} seconds for {trained[-1]['step']:,} updates."
+    )
+    steps = column(trained, "step")
+    return Section(
+        "How fast does it train?",
+        said,
+        [
+            Drawing(
+                "tokens-per-second",
+                functools.partial(figures.over_training, steps, speed, "tokens a second"),
+                said,
+            ),
+            Drawing(
+                "learning-rate",
+                functools.partial(
+                    figures.over_training, steps, column(trained, "learning_rate"), "learning rate"
+                ),
+                "Learning rate over the updates",
+            ),
+        ],
+        "The first record includes compiling.",
+    )
+
+
+def _probed(probed: Sequence[Row]) -> list[Section]:
+    """The sections on what was probed during training."""
+    steps, sections = column(probed, "step"), []
+    if "horizon" in probed[0]:
+        horizons = {
+            within(share): numbers([row["horizon"][share] for row in probed])
+            for share in probed[0]["horizon"]
+        }
+        name = within("0.9") if within("0.9") in horizons else next(iter(horizons))
+        first, last = horizons[name][0], horizons[name][-1]
+        said = (
+            f"Before training the gradient came {name} of the full gradient after "
+            f"{_steps(first)} back, in the end after {_steps(last)}."
+        )
+        by_lag = numbers([row["gradient_by_lag"] for row in probed])
+        sections.append(
+            Section(
+                "Does the gradient reach farther as training goes on?",
+                said,
+                [
+                    Drawing("horizon", functools.partial(figures.horizon, steps, horizons), said),
+                    Drawing(
+                        "gradient-by-lag-over-training",
+                        functools.partial(
+                            figures.over_training_by_lag, steps, by_lag, "norm of the gradient"
+                        ),
+                        "Norm of the recurrent weights' gradient by lag over training",
+                    ),
+                ],
+                "Steps back after which the truncated gradient of the recurrent weights comes "
+                "within a distance of the full one, on a few sequences of the next batch.",
+            )
+        )
+    if "lag_norms" in probed[0]:
+        norms = numbers([row["lag_norms"] for row in probed])
+        said = (
+            f"‖∂h_T/∂h_(T−{norms.shape[1] - 1})‖ went from {norms[0, -1]:.2g} to "
+            f"{norms[-1, -1]:.2g}."
+        )
+        sections.append(
+            Section(
+                "How long does a change of the state last, as training goes on?",
+                said,
+                [
+                    Drawing(
+                        "lag-norms-over-training",
+                        functools.partial(
+                            figures.over_training_by_lag, steps, norms, "‖∂h_T/∂h_{T−l}‖"
+                        ),
+                        said,
+                    )
+                ],
+            )
+        )
+    return [*sections, *_dynamics(probed, steps)]
+
+
+def _dynamics(probed: Sequence[Row], steps: np.ndarray) -> list[Section]:
+    parts, said = [], []
+    if probed[0].get("spectral_radius"):
+        radii = {
+            f"layer {layer}" if len(blocks) == 1 else f"layer {layer}, block {place + 1}": numbers(
+                [row["spectral_radius"][layer][place] for row in probed]
+            )
+            for layer, blocks in probed[0]["spectral_radius"].items()
+            for place in range(len(blocks))
+        }
+        ends = [float(curve[-1]) for curve in radii.values()]
+        said.append(
+            f"{sum(end > 1 for end in ends)} of {len(ends)} blocks of W_hh end with a spectral "
+            f"radius above 1, the largest with {max(ends):.3g}."
+        )
+        draw = functools.partial(
+            figures.over_training, steps, radii, "spectral radius", level={"1": 1.0}
+        )
+        parts.append(Drawing("spectral-radius", draw, said[0]))
+    if "lyapunov" in probed[0]:
+        exponents = column(probed, "lyapunov")
+        way = "expands" if exponents[-1] > 0 else "contracts"
+        said.append(
+            f"The largest Lyapunov exponent went from {exponents[0]:.3f} to {exponents[-1]:.3f} "
+            f"nats a step: along the text the state {way}."
+        )
+        draw = functools.partial(
+            figures.over_training,
+            steps,
+            exponents,
+            "largest Lyapunov exponent, nats a step",
+            level={"no growth": 0.0},
+        )
+        parts.append(Drawing("lyapunov-over-training", draw, said[-1]))
+    if not parts:
+        return []
+    return [Section("Vanishing or exploding?", " ".join(said), parts)]
+
+
+def _steps(count: float) -> str:
+    return f"{count:.0f} steps" if math.isfinite(count) else "more steps than the chunk has"

@@ -1,0 +1,119 @@
+"""Figures: each draws from plain arrays, at both widths, in colours that a page can change."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_jax import figures
+from lm_jax.figures.style import COLOURS, plain, spread
+from lm_jax.figures.sweeps import robust_norm
+
+STEPS, NORMS = np.arange(1, 7) * 10, 0.5 ** np.arange(6)
+NAN = float("nan")
+DRAWN = {
+    "loss_curve": (STEPS, NORMS),
+    "gradient_norms": (STEPS, NORMS, 2 * NORMS, NORMS / 2),
+    "over_training": (STEPS, {"a": NORMS, "b": -NORMS}, "radius"),
+    "horizon": (STEPS, {"within 50 %": STEPS, "within 1 %": [1, NAN, 3, 4, 5, 6]}),
+    "runs": ({"a": (STEPS, NORMS), "b": (STEPS[:3], NORMS[:3])}, "loss"),
+    "lag_norms": (NORMS, {"bound": 9.0 ** np.arange(6), "none": np.zeros(6)}),
+    "gradient_by_lag": ([1.0, 0.0, NAN],),
+    "truncation_curve": (NORMS, 1 - NORMS, {"within 10 %": 3.0, "within 1 %": NAN}),
+    "over_training_by_lag": (STEPS, np.outer(NORMS, NORMS), "norm"),
+    "eigenvalues": ({"a": np.array([1j, -0.5]), "b": np.array([2 + 0j])},),
+    "lyapunov_convergence": (np.outer(NORMS, [1, 0.5, 0.1]),),
+    "local_exponents": (NORMS - 0.2, ["a b", "c\n", "␣"] * 2),
+    "credit_map": (np.tril(np.ones((3, 3))), ["</b>", " ", "漢"], ["a", "b", "c"]),
+    "by_lag": ({"rare": NORMS, "often": 2 * NORMS}, "credit"),
+    "estimator_cosines": ({"RTRL": [1.0, 1.0], "UORO": [0.1, NAN]},),
+    "loss_slices": (STEPS - 30, NORMS, NORMS),
+    "exposure": (NORMS,),
+    "learning_curves": ({"a": (STEPS, NORMS), "b": (STEPS, 9 * NORMS)},),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of the PDF; a browser has more fonts
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_from_plain_arrays_and_saved(name, tmp_path):
+    for width in (figures.WIDE, figures.NARROW):
+        figure = getattr(figures, name)(*DRAWN[name], width=width)
+        svg = figure.themed()
+        assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+        assert "var(--grey, #666666)" in svg
+        # Every colour of the style is a variable: none is left outside `var`.
+        bare = re.sub(r"var\(--\w+, #\w+\)", "", svg)
+        assert not [colour for colour in COLOURS.values() if colour in bare]
+        assert len(re.findall(r'id="([^"]+)"', svg)) == len(set(re.findall(r'id="([^"]+)"', svg)))
+    figure.savefig(tmp_path / "figure.pdf")
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_maps_and_curves_over_settings():
+    values = [[1.0, 2.0], [3.0, NAN]]
+    shown = figures.heat_map(values, ["a", "b"], ["x", "y"], x="rate", y="cell")
+    assert [text.get_text() for text in shown.axes[0].texts][1:] == ["1", "2", "3", ""]
+    rates = [0.001, 0.01, 0.1]
+    shown = figures.setting_curve(
+        rates, [2.0, 1.0, None], x="rate", y="loss", trials=[(0.001, 2.1)], words=["", "", "×2"]
+    )
+    assert shown.axes[0].get_xscale() == "log"
+    assert "×2" in [text.get_text() for text in shown.axes[0].texts]
+    shown = figures.setting_curve(["True", "False"], [1.0, 2.0], x="tied", y="loss")
+    assert [tick.get_text() for tick in shown.axes[0].get_xticklabels()] == ["True", "False"]
+
+
+def test_the_best_trial_stands_out_and_one_that_diverged_has_a_cross():
+    trials = {"a": (STEPS, NORMS), "b": (STEPS, [5, NAN, NAN, NAN, NAN, NAN])}
+    axes = figures.learning_curves(trials, best="a", diverged=["b"], level={"guess": 2.0}).axes[0]
+    assert [line.get_marker() for line in axes.lines].count("x") == 1
+    assert axes.get_ylim()[1] < 2.2  # the diverged trial does not flatten the others
+
+
+def test_parallel_coordinates_take_numbers_and_words():
+    columns = {"train.learning_rate": [0.1, 1.0, 10.0], "model.cell": ["gru", "lstm", "gru"]}
+    shown = figures.parallel_coordinates(columns, [1.0, NAN, 2.0], score="validation")
+    names = [tick.get_text() for tick in shown.axes[0].get_xticklabels()]
+    assert names == ["learning rate", "cell", "validation"]
+
+
+def test_an_outlier_does_not_take_the_colours_from_the_others():
+    losses = np.array([1.0, 1.1, 1.2, 1.3, 2000.0])
+    shades = robust_norm(losses, log=False)(losses[:4])
+    assert np.ptp(shades) > 0.3
+    capped = robust_norm(losses, log=False, worst=4.0)
+    assert capped.vmax <= 4.0 and float(capped(2000.0)) == 1.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_names_are_spread_without_overlap_and_stay_in_order(heights):
+    placed = spread(heights, 0.1)
+    for i in range(len(heights)):
+        for j in range(len(heights)):
+            if heights[i] < heights[j]:
+                assert placed[i] <= placed[j] - 0.1 + 1e-9
+    assert max(placed) <= 1.0 + 1e-9 and min(placed) >= min(0.0, 1 - 0.1 * len(heights)) - 1e-9
+    alone = spread([0.2, 0.8], 0.1)
+    assert alone == [0.2, 0.8]
+
+
+def test_smoothing_keeps_a_line_and_leaves_out_what_is_not_finite():
+    line = np.arange(200.0)
+    np.testing.assert_allclose(figures.smoothed(line)[5:-5], line[5:-5])
+    line[100] = NAN
+    assert np.isfinite(figures.smoothed(line)).all()
+    assert figures.smoothed([1.0, 2.0]).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (1500, "1,500"), (0.25, "0.25"), (1e-7, "10⁻⁷"), (-2.5e9, "−2.5·10⁹"), (-1, "−1")],
+)
+def test_a_number_is_written_as_a_reader_writes_it(value, said):
+    assert plain(value) == said
+
+
+def test_a_notebook_shows_the_figure_as_svg():
+    assert figures.gradient_by_lag(NORMS)._repr_svg_().startswith("<?xml")
