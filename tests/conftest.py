@@ -35,13 +35,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("lm_jax", "checked.checked")
 
 
+# The files that take longest begin first, so that no worker waits for another at the end.
+_LONGEST = ("test_analysis", "test_kills", "test_cli", "test_devices", "test_executors", "test_hostile")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as slow the cases of a test that its mark `quick` does not name."""
+    """Mark as slow the cases of a test that its mark `quick` does not name; longest files first."""
     for item in items:
         mark = item.get_closest_marker("quick")
         if mark and item.callspec.id not in mark.args:
             item.add_marker("slow")
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -79,7 +79,7 @@ class Platter:
     """What a disk surely holds below a folder: files and folders as they were last synced.
 
     The name of a file or folder is on the disk once the folder above was synced, its content once
-    it was itself.
+    it was itself. Only what this process syncs is seen, not what its children do.
     """
 
     def __init__(self, root):
@@ -91,7 +91,8 @@ class Platter:
         status = os.fstat(handle)
         path = os.readlink(f"/proc/self/fd/{handle}")
         if os.path.isdir(path):
-            content = {entry.name: entry.inode() for entry in os.scandir(path)}
+            entries = os.scandir(path)
+            content = {entry.name: (entry.inode(), entry.is_dir()) for entry in entries}
         else:
             with open(f"/proc/self/fd/{handle}", "rb") as file:
                 content = file.read()
@@ -105,8 +106,8 @@ class Platter:
 
     def _write(self, names, place):
         place.mkdir()
-        for name, inode in names.items():
-            content, _ = self.held.get(inode, (b"", None))
+        for name, (inode, folder) in names.items():
+            content, _ = self.held.get(inode, ({} if folder else b"", None))
             if isinstance(content, dict):
                 self._write(content, place / name)
             else:
@@ -137,9 +138,9 @@ def work(name, place, cache, told, after=None, operation=None, numbers=(), left=
     began = time.monotonic()
     try:
         WORK[name](place)
+        told.write_text(json.dumps([count, time.monotonic() - began]))
     except KeyboardInterrupt:  # multiprocessing would print it
         os._exit(130)
-    told.write_text(json.dumps([count, time.monotonic() - began]))
     os._exit(0)  # without waiting for the timer
 
 
@@ -204,7 +205,7 @@ def saved(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", [name for name in WORK if name != "processes"])
 def test_after_a_power_cut_it_ends_as_if_nothing_had_been(name, tmp_path, kept_cache):
     told, places = tmp_path / "told.json", tmp_path / "before"
     places.mkdir()
