@@ -49,6 +49,7 @@ html_theme_options = {
     "light_css_variables": {
         "font-stack": FONTS,
         "font-stack--headings": FONTS,
+        "code-font-size": "0.77rem",
         "color-foreground-primary": INK,
         "color-brand-primary": BLUE,
         "color-brand-content": BLUE,
