@@ -4,6 +4,7 @@
 # cuts their power, lets file operations fail, and gives 10,000 spoilt files to their readers.
 # `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
 # plants those whose file or description holds a word.
+# `make docs` builds the documentation site, docs/_build/html.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 T ?=
 M ?=
 
-.PHONY: run test test-all test-extras torture mutants check bench clean
+.PHONY: run test test-all test-extras torture mutants check docs bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
@@ -37,22 +38,31 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.all
 
-$(VENV)/.installed: requirements.txt
+# An editable install: the environment finds lm_jax and the command lm-jax from any folder.
+$(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("lm_jax needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	@echo "installing JAX and what else requirements.txt names into $(VENV): a minute or two"
+	@echo "installing lm_jax, JAX and what else requirements.txt names into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-docs.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed-dev requirements-sweeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-sweeps.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed benchmarks/requirements.txt

@@ -7,10 +7,14 @@ from lm_jax.settings import UserError
 from lm_jax.sweeps import flags, sweep, sweep_configs, sweep_frame
 from lm_jax.training import Run, load_run, train
 
+__version__ = "0.1.0"
+"""Version of the package; the version of the files of a run is `lm_jax.settings.VERSION`."""
+
 __all__ = [
     "Config",
     "Run",
     "UserError",
+    "__version__",
     "data",
     "flags",
     "generation",

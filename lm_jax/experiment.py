@@ -15,7 +15,13 @@ from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
 from lm_jax.sweeps import Drawn, flags
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+_PACKAGE = Path(__file__).parent
+# An installed wheel holds the experiments inside the package, a clone beside the package.
+EXPERIMENTS = next(
+    folder
+    for folder in (_PACKAGE / "experiments", _PACKAGE.parent / "experiments")
+    if folder.is_dir()
+)
 
 
 class Experiment(NamedTuple):
@@ -44,7 +50,7 @@ def load_experiment(name: str) -> Experiment:
         if name not in known:
             raise UserError(
                 f"there is no experiment {name!r}{nearest(name, known)} "
-                f"(experiments/ holds {', '.join(known)}; or give a path to a .py file)"
+                f"(there are {', '.join(known)}; or give a path to a .py file)"
             )
     with reading(path, name):
         pass  # a missing or unreadable file is the user's mistake, not an error of the experiment

@@ -3,17 +3,22 @@
 import ast
 import operator
 import re
+import shlex
 import subprocess
+import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
+
+from lm_jax.commands.main import main
 
 ROOT = Path(__file__).parents[2]
 # Flags of the code that the pages show or name.
 HYPERPARAMETERS = {"--model.cell.heads", "--train.optimizer.b1"}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -54,6 +59,38 @@ def test_every_block_of_the_gradients_page_runs_and_prints_what_is_shown(
         capsys.readouterr()
         exec(block, names)
         assert capsys.readouterr().out == shown, block
+
+
+@pytest.mark.slow
+def test_the_first_three_jobs_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    """Each block of start.md in order; what is trained is made small."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_text.txt").write_text("A text.\n" * 9)
+    page = ROOT / "docs" / "start.md"
+    experiment, own_step = blocks(page, "python")
+    (tmp_path / "rates.py").write_text(experiment)
+    commands = [shlex.split(line) for line in "".join(blocks(page, "sh")).splitlines()]
+    assert [words[1] for words in commands] == ["train", "sample", "score", "sweep", "probe"]
+    for program, command, *words in commands:
+        small = ["--train.steps", "4", "--model.hidden-size", "4", "--data.length", "8"]
+        words += small if command in ("train", "sweep") else []
+        assert main([command, *words], program) == 0, words
+    assert "the best trial by itself: lm-jax train rates.py" in capsys.readouterr().out
+    with jax.enable_x64(False):
+        exec(own_step, {})
+    assert [capsys.readouterr().out] == blocks(page, "text")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Links among the pages, and names in docstrings that would mean two things, are checked."""
+    options = ["-W", "--keep-going", "--quiet", "-d", tmp_path / "cache"]
+    words = [sys.executable, "-m", "sphinx", *options, ROOT / "docs", tmp_path / "html"]
+    built = subprocess.run(words, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert 'href="#lm_jax.gradients.lag_norms"' in (
+        tmp_path / "html" / "api" / "lm_jax.gradients.html"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,84 @@
+"""The documentation site: `make docs` builds docs/_build/html from the pages beside this file.
+
+README.md, CONTRIBUTING.md and CHANGELOG.md stay at the top of the repository, and the site shows
+them as pages of its own. reference.py makes the API reference.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]
+
+from lm_jax import __version__ as release  # noqa: E402
+
+project = "lm_jax"
+author = "The lm_jax authors"
+version = release
+copyright = "2026, the lm_jax authors, under the Apache License 2.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "reference",
+]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+default_role = "py:obj"  # a name in backticks is a link if the site has an entry of that name
+add_module_names = False
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = "lm_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_show_sourcelink = False
+html_copy_source = False
+
+INK, BLUE, FONTS = "#1c1c1c", "#1f6fb2", "system-ui, sans-serif"
+html_theme_options = {
+    "light_css_variables": {
+        "font-stack": FONTS,
+        "font-stack--headings": FONTS,
+        "code-font-size": "0.77rem",
+        "color-foreground-primary": INK,
+        "color-brand-primary": BLUE,
+        "color-brand-content": BLUE,
+        "color-brand-visited": BLUE,
+        "color-api-name": INK,
+        "color-api-pre-name": INK,
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#6db3ee",
+        "color-brand-content": "#6db3ee",
+        "color-brand-visited": "#6db3ee",
+        "color-api-name": "#f2f2f2",
+        "color-api-pre-name": "#f2f2f2",
+    },
+}
+
+TOP_PAGES = {"readme": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+
+
+def read_page(app, page: str, source: list[str]) -> None:
+    """Give a page of the top its text, and lead links to a page of the top to the site's own."""
+    if page in TOP_PAGES:
+        file = DOCS.parent / TOP_PAGES[page]
+        app.env.note_dependency(str(file))
+        text = re.sub(r"\]\((?!https?:|#)", "](../", file.read_text(encoding="utf-8"))
+        source[0] = text.replace("](../docs/", "](")
+    for name, file in TOP_PAGES.items():
+        source[0] = source[0].replace(f"](../{file}", f"]({name}.md")
+
+
+def setup(app) -> None:
+    app.connect("source-read", read_page)
