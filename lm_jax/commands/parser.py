@@ -58,7 +58,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         default, rest = _with_kinds(default, arguments[2:])
         given, arguments = arguments[1:], [*arguments[:2], *rest]
     commands = {
-        "train": train_command(default),
+        "train": train_command(default, given, program),
         "sweep": sweep_command(default, asked, given, program),
         "score": score,
         "sample": sample,

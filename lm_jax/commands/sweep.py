@@ -1,6 +1,9 @@
 """The command `sweep`."""
 
+import contextlib
 import functools
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,10 +12,12 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.flags import own_flags
-from lm_jax.commands.shared import Flag, at_least, divide_cpu, only_with, told
+from lm_jax.commands.shared import Experiment, Flag, at_least, divide_cpu, either, only_with
+from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
-from lm_jax.experiment import Experiment
+from lm_jax.experiment import Experiment as LoadedExperiment
+from lm_jax.report.lines import print_json, print_trial_rows
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.sweep_page import write_sweep
 from lm_jax.report.sweep_progress import SweepDisplay
@@ -22,7 +27,7 @@ from lm_jax.sweeps.processes import cores_here
 
 
 def sweep_command(
-    default: Config, asked: Experiment | None, given: list[str], program: str
+    default: Config, asked: LoadedExperiment | None, given: list[str], program: str
 ) -> Callable[..., int]:
     """Make the command `sweep`; the flags default to an experiment's settings.
 
@@ -34,7 +39,7 @@ def sweep_command(
     """
 
     def sweep(
-        experiment: tyro.conf.Positional[str],
+        experiment: Experiment,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         dry_run: Flag = False,
@@ -48,6 +53,8 @@ def sweep_command(
         suggest: Literal["optuna"] | None = None,
         batch: int | None = None,
         restart: Flag = False,
+        quiet: Flag = False,
+        json: Flag = False,
     ) -> int:
         """Train a model at every point of an experiment's sweep(), or resume a stopped sweep.
 
@@ -74,7 +81,11 @@ def sweep_command(
             Optuna, based on the results of earlier points.
           batch: suggest: number of points suggested and trained together; 8 if not given.
           restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
+          quiet: print only the sweep's directory, and errors.
+          json: print each new row of each trial's metrics.jsonl as a line of JSON, with the trial's
+            name, and at the end each row of results.jsonl.
         """
+        either(quiet=quiet, json=json)
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
         at_least(0, retries=retries)
         at_least(1, **{"halving-first": halving_first})
@@ -99,15 +110,21 @@ def sweep_command(
         if dry_run:
             show_plan(planned, command, halving)
             return 0
-        steps = {t.name: t.config.train.steps if t.config.train else 0 for t in planned.trials}
-        bars = [{trial.name: steps[trial.name] for trial in g.trials} for g in planned.groups]
-        bars = [] if suggest else bars
-        with told(run_dir, restart), SweepDisplay(bars, max(steps.values())) as display:
+        saved = functools.partial(saved_of_sweep, run_dir, len(planned.trials))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                explained(run_dir, f"{program} sweep", given, saved, restart=restart)
+            )
+            if quiet or json:
+                watch = print_trial_rows if json else None
+            else:
+                display = SweepDisplay(planned, growing=suggest is not None)
+                watch = stack.enter_context(display).watch
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
                 run_dir,
-                watch=display.watch,
+                watch=watch,
                 executor=where,
                 lanes=lanes,
                 retries=retries,
@@ -115,9 +132,22 @@ def sweep_command(
                 suggest=None if suggest is None else 8 if batch is None else batch,
                 restart=restart,
             )
-        show_sweep(rows, command)
-        print(write_sweep(run_dir))
-        print(run_dir)
-        return 1 if any(row["status"] == "failed" for row in rows) else 0
+        failed = [row for row in rows if row["status"] == "failed"]
+        page = write_sweep(run_dir)
+        if json:
+            for row in rows:
+                print_json({"kind": "result", **row})
+        else:
+            if not quiet:
+                show_sweep(rows, command)
+                print(page)
+            print(run_dir)
+        for row in failed:
+            said = f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)"
+            print(said, file=sys.stderr)
+        if failed:
+            again = f"{program} sweep {shlex.join(without(given, '--restart'))}"
+            print(f"to try {len(failed)} of {len(rows)} trials again: {again}", file=sys.stderr)
+        return 1 if failed else 0
 
     return sweep

@@ -74,9 +74,6 @@ def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
     if folds:
         print("over the seeds, mean ± standard error:")
         show_table(_means(folds))
-    for row in rows:
-        if row["status"] == "failed":
-            print(f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)")
     if best_first and best_first[0]["status"] not in ("diverged", "failed"):
         print(f"the best trial by itself: {command(best_first[0]['point'])}")
 

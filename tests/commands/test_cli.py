@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from tiny_experiment import EXPERIMENT, PROGRAM, told
 
 import lm_jax
 from lm_jax.commands import main
@@ -27,53 +28,6 @@ from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "python run.py"
-
-EXPERIMENT = """
-from lm_jax.config import RNN, Config, Data, File, Train
-
-def config():
-    return Config(
-        data=Data(source=File(train="text.txt"), batch_size=4, length=8),
-        model=RNN(embedding_size=4, hidden_size=5),
-        train=Train(steps=6, log_every=3, checkpoint_every=3, validate_every=3),
-    )
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(tiny.TEXT)
-    (tmp_path / "lab.py").write_text(EXPERIMENT)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
-    """A folder with a text, an empty file and a run on the text."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text(tiny.TEXT)
-    (folder / "empty.txt").write_text("")
-    (folder / "lab.py").write_text(EXPERIMENT.replace("text.txt", str(folder / "text.txt")))
-    words = ["train", str(folder / "lab.py"), "--run-dir", str(folder / "run")]
-    assert main.main(words, PROGRAM) == 0
-    return folder
-
-
-@pytest.fixture
-def trained(trained_run, monkeypatch):
-    monkeypatch.chdir(trained_run)
-
-
-def told(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    try:
-        status = main.main([str(argument) for argument in arguments], PROGRAM)
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_train_score_and_sample_one_after_another(folder, capsys):
@@ -409,24 +363,9 @@ def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
 
 def test_a_diverged_run_is_status_1(folder, capsys):
     flags = ["--train.learning-rate", "1e200", "--model.cell.activation", "relu"]
-    status, out, _ = told(capsys, "train", "lab.py", *flags)
+    status, _, err = told(capsys, "train", "lab.py", *flags)
     assert status == 1
-    assert "loss, gradient or parameters were not finite at step 2" in out
-
-
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit(143)])
-def test_who_is_stopped_says_what_goes_on(signal, folder, capsys, monkeypatch):
-    def stopped(*given, **more):
-        raise signal
-
-    monkeypatch.setattr(lm_jax, "train", stopped)
-    words = ["train", "lab.py", "--run-dir", "runs/mine"]
-    if signal is KeyboardInterrupt:
-        assert main.main(words, PROGRAM) == 130
-    else:
-        with pytest.raises(SystemExit):
-            main.main(words, PROGRAM)
-    assert capsys.readouterr().err == "stopped: the same command goes on with runs/mine\n"
+    assert "loss, gradient or parameters were not finite at step 2" in err
 
 
 def test_the_quickstart_is_an_experiment():
@@ -612,11 +551,13 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
         real(self)
 
     monkeypatch.setattr(NGramRun, "run", broken)
-    status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
+    status, out, err = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
     assert status == 1
     shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert shown == ["2", "1", "3 (failed)"]
-    assert "failed: 3: MemoryError: no memory (trials/003-" in out
+    assert "failed: 3: MemoryError: no memory (trials/003-" in err
+    again = "python run.py sweep lab.py --run-dir s --retries 0"
+    assert err.endswith(f"to try 1 of 3 trials again: {again}\n")
     assert "itself: python run.py train lab.py --model ngram --model.order 2\n" in out
     monkeypatch.setattr(NGramRun, "run", real)
     assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0

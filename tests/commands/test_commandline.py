@@ -374,7 +374,7 @@ def test_a_point_of_a_sweep_is_answered_with_fields():
 
 
 COMMAND = {
-    "train": train_command(Config()),
+    "train": train_command(Config(), [], "python run.py"),
     "sweep": sweep_command(Config(), None, [], "python run.py"),
     "score": score,
     "sample": sample,
