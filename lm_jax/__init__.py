@@ -8,10 +8,13 @@ from lm_jax.settings import UserError
 from lm_jax.sweeps import flags, sweep, sweep_configs, sweep_frame
 from lm_jax.training import Run, load_run
 
+__version__ = "0.1.0"  # pyproject.toml reads it
+
 __all__ = [
     "Config",
     "Run",
     "UserError",
+    "__version__",
     "data",
     "flags",
     "generation",

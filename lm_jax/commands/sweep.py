@@ -56,18 +56,20 @@ def sweep_command(
         quiet: Flag = False,
         json: Flag = False,
     ) -> int:
-        """Train a model at every point of an experiment's sweep(), or resume a stopped sweep.
+        """Train a model at every point of a sweep, or resume a stopped sweep.
 
-        Trials that differ only in numbers train side by side, as lanes of a single program.
+        The experiment's sweep() gives the points. Trials that differ only in numbers train side by
+        side, as lanes of a single program.
 
         Args:
           experiment: path of a Python file, or name of a file in experiments/.
           config: base settings, changed by the points.
           run_dir: directory of the sweep; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: only print the command line of each trial, the groups of trials that share a
-            program, and the memory they need.
-          executor: where to train: here, in this process, on all cores or devices; processes,
-            several processes of this machine; ray, nodes of a cluster; slurm, jobs of a cluster.
+          dry_run: only print the command line of each trial, the groups, and the memory. A group is
+            the trials that share a program.
+          executor: where to train: here, processes, ray or slurm; in this process, on all cores or
+            devices; in several processes of this machine; on nodes of a cluster; as jobs of a
+            cluster.
           workers: processes: number of processes; 1 per GPU, or 2 without a GPU, if not given.
           cores: ray, slurm: cores of each job; 1 if not given.
           lanes: largest number of trials side by side; as many as fit into half of the free memory
@@ -77,13 +79,13 @@ def sweep_command(
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
             times the rung before; 3 if not given.
-          suggest: optuna: replace the drawn points of sweep() by as many points suggested by
-            Optuna, based on the results of earlier points.
+          suggest: optuna: replace the drawn points by points that Optuna suggests. The number
+            of points stays; each suggestion is based on the results of earlier points.
           batch: suggest: number of points suggested and trained together; 8 if not given.
           restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
           quiet: print only the sweep's directory, and errors.
-          json: print each new row of each trial's metrics.jsonl as a line of JSON, with the trial's
-            name, and at the end each row of results.jsonl.
+          json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
+            name; at the end come the rows of results.jsonl.
         """
         either(quiet=quiet, json=json)
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)

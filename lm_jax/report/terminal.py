@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +28,7 @@ TEXT_COLUMNS = {
     "tokens": ("tokens", ","),
     "unknown": ("unknown", ","),
 }
+NAMES = 16  # characters of a name that a narrow table keeps in one line
 WIDE = 1000  # characters, more than the width of any table
 NONE = "–"
 UNPAID = "every character must be paid for, and those of unknown tokens are not"
@@ -124,16 +126,42 @@ def show_result(run: Run) -> None:
     )
 
 
-def show_table(columns: dict[str, list[str]]) -> None:
-    """Print a table from columns by heading; the first column is aligned left."""
-    table = Table()
-    for number, heading in enumerate(columns):
+def show_table(
+    columns: dict[str, list[str]], *, text: bool = False, least: Sequence[str] = ()
+) -> None:
+    """Print a table.
+
+    Args:
+      columns: cells by heading; the first column is aligned left, the others right.
+      text: if True, align all columns left, and wrap their text.
+      least: headings of the columns to leave out, in this order, if a terminal is too narrow.
+    """
+    console, left_out = stdout_console(), []
+    # Of numbers only the headings wrap, at blanks; of the first column the cells wrap, too.
+    widths = {
+        heading: max(map(len, [*heading.split(), *cells])) for heading, cells in columns.items()
+    }
+    first = next(iter(widths))
+    widths[first] = min(widths[first], NAMES)
+    for heading in least:
+        if heading in widths and sum(widths.values()) + len(widths) + 1 > console.width:
+            left_out.append(heading)
+            del widths[heading]
+    whole = [max(map(len, [heading, *columns[heading]])) for heading in widths]
+    tight = not text and sum(whole) + 3 * len(whole) + 1 > console.width
+    table = Table(padding=0 if tight else (0, 1))
+    for heading, width in widths.items():
         table.add_column(
-            heading, justify="right" if number else "left", min_width=None if number else 16
+            heading,
+            justify="left" if text or heading == first else "right",
+            overflow="fold",
+            width=width if tight and heading != first else None,
         )
-    for cells in zip(*columns.values(), strict=True):
+    for cells in zip(*(columns[heading] for heading in widths), strict=True):
         table.add_row(*map(escape, cells))
-    stdout_console().print(table)
+    console.print(table)
+    if left_out:
+        print(f"too narrow for {', '.join(left_out)}")
 
 
 def show_probe(probe: Probe) -> None:
