@@ -5,6 +5,7 @@ returns the points of a sweep (`lm_jax.sweeps.points`), as a dict by name or as 
 dict from dotted paths to values.
 """
 
+import ast
 import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ class Experiment(NamedTuple):
     """Points of the sweep, by name; None without a sweep()."""
     drawn: Drawn | None = None
     """Random points with the space of the draw, if sweep() returns the result of `draw`."""
+    about: str = ""
+    """Docstring of the file."""
 
 
 def load_experiment(name: str) -> Experiment:
@@ -68,7 +71,16 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(f"{path}: {type(error).__name__}: {said}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
-    return Experiment(config, points, said if isinstance(said, Drawn) else None)
+    drawn = said if isinstance(said, Drawn) else None
+    return Experiment(config, points, drawn, names.get("__doc__") or "")
+
+
+def experiments() -> dict[str, str]:
+    """The docstring of each file in experiments/, by name; no file is run."""
+    files = sorted(EXPERIMENTS.glob("*.py"))
+    return {
+        file.stem: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for file in files
+    }
 
 
 def named(points: Any) -> dict[str, dict[str, Any]]:

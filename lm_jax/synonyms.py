@@ -193,12 +193,16 @@ _OUT = (
     "work_dir model_dir checkpoint_dir"
 )
 
+_SAID = {"quiet": "silent q", "json": "jsonl json_lines"}
+
 FLAGS = {
     "train": {
+        **_SAID,
         "run_dir": _OUT,
         "devices": "gpus n_gpu num_gpus n_devices num_devices",
     },
     "sweep": {
+        **_SAID,
         "run_dir": _OUT,
         "dry_run": "dry plan preview",
         "workers": "jobs n_jobs njobs num_workers processes parallel",
@@ -244,6 +248,9 @@ FLAGS = {
         "sequences": "lanes batch_size batch",
     },
     "verify": {},
+    "list": {},
+    "compare": {},
+    "completion": {},
 }
 """By command: names for its own flags."""
 
@@ -284,6 +291,9 @@ NOTES = {
         "n_trials num_trials num_samples n_iter_search",
     },
     **dict.fromkeys(("score", "sample", "probe"), _LOADED),
+    "list": {},
+    "compare": {},
+    "completion": {},
 }
 """By command: messages for names without a corresponding flag."""
 
@@ -294,6 +304,9 @@ COMMANDS = {
     "sample": "generate gen predict complete",
     "probe": "analyse analyze inspect",
     "verify": "check gradcheck grad_check",
+    "list": "ls experiments",
+    "compare": "diff table",
+    "completion": "complete_shell autocomplete",
 }
 
 

@@ -9,7 +9,7 @@ from lm_jax.config import Config
 from lm_jax.fields import alternatives, fields, paths, plain_types, types_at, words_at, words_of
 
 FLAG = re.compile(r"--?[A-Za-z]")
-OF_THE_PARSER = ("help", "_h", "tyro_print_completion", "tyro_write_completion")
+OF_THE_PARSER = ("help", "_h", "help_all")
 
 
 class Flags:

@@ -10,7 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
+import lm_jax
+from lm_jax.commands.completion import completion_command
 from lm_jax.commands.flags import Flags, is_flag, own_flags
+from lm_jax.commands.help import overview, short_help
+from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake, refused
 from lm_jax.commands.probe import probe
 from lm_jax.commands.report import report
@@ -27,7 +31,6 @@ from lm_jax.suggestions import nearest
 from lm_jax.synonyms import COMMANDS, name_meant
 
 KINDS = "Each has flags of its own."
-ABOUT = "Train, sweep, score, sample, probe and verify language models"
 
 
 def parse(arguments: list[str], program: str) -> Callable[[], int]:
@@ -42,11 +45,11 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
 
     Raises:
       UserError: there is no such command, flag, value or experiment.
-      SystemExit: help was printed.
+      SystemExit: the help of --help-all was printed.
     """
-    default, asked, given = Config(), None, []
+    default, asked, given = Config(), None, arguments[1:]
     reads = arguments[:1] in (["train"], ["sweep"], ["verify"]) and len(arguments) > 1
-    helped = {"-h", "--help"} & {*arguments}
+    helped = {"-h", "--help", "--help-all"} & {*arguments}
     if reads and arguments[1].startswith("-") and not helped:
         # The flags change the experiment's settings: the experiment must be known first.
         raise UserError(
@@ -55,40 +58,50 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         )
     if reads and not arguments[1].startswith("-"):
         asked = load_experiment(arguments[1])
-        default = asked.config
-        default, rest = _with_kinds(default, arguments[2:])
-        given, arguments = arguments[1:], [*arguments[:2], *rest]
-    commands = {
-        "train": train_command(default),
+        default, rest = _with_kinds(asked.config, arguments[2:])
+        arguments = [*arguments[:2], *rest]
+    commands: dict[str, Callable[..., int]] = {
+        "train": train_command(default, given, program),
         "sweep": sweep_command(default, asked, given, program),
+        "verify": verify_command(default),
         "score": score,
         "sample": sample,
         "probe": probe,
         "report": report,
-        "verify": verify_command(default),
+        "list": list_experiments,
+        "compare": compare,
     }
+    commands["completion"] = completion_command(commands)
     name = arguments[0] if arguments else None
-    if name is not None and name not in commands and not name.startswith("-"):
+    if name == "--version":
+        return lambda: print(f"lm_jax {lm_jax.__version__}") or 0
+    if name in ("-h", "--help", "--help-all"):
+        return lambda: print(overview(commands, program), end="") or 0
+    if name not in commands:
+        if name is None:
+            raise UserError(f"a command is missing: {', '.join(commands)}; see {program} --help")
         near = name_meant(COMMANDS, name)
         said = f"; did you mean {near!r}?" if near else nearest(name, commands)
-        raise UserError(f"there is no command {name}{said}")
-    if name in commands and not helped:  # before the parser of all flags, which takes long to make
+        what = "flag" if name.startswith("-") else "command"
+        raise UserError(f"there is no {what} {name}{said}")
+    settings = default if name in ("train", "sweep", "verify") else None
+    if helped and "--help-all" not in helped:
+        named = (arguments[1], asked) if asked else None
+        text = short_help(name, commands[name], program, settings, named)
+        return lambda: print(text, end="") or 0
+    if not helped:  # before the parser of all flags, which takes long to make
         flags = Flags(name, own_flags(commands[name]), default if reads else None)
         if found := mistake(flags, arguments[1:]):
             raise UserError(found)
-    said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
+    words = ["--help" if word == "--help-all" else word for word in arguments[1:]]
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            if name in commands:  # the flags of all others would take as long again
-                command = _deferred(commands[name])
-                prog = f"{program} {name}"
-                return tyro.cli(command, prog=prog, args=arguments[1:], config=config)
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in commands.items()},
-                prog=program,
-                description=f"{ABOUT}: `{program} --help`.",
-                args=arguments,
-                config=config,
+        with contextlib.redirect_stderr(said), NONE_AS_WORD:
+            return tyro.cli(
+                _deferred(commands[name]),
+                prog=f"{program} {name}",
+                args=words,
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if stop.code == 0:
@@ -127,6 +140,26 @@ def _with_kinds(config: Config, arguments: list[str]) -> tuple[Config, list[str]
             raise UserError(said)
         chosen[path] = None if given == ["None"] else "".join(given)
     return with_kinds(config, chosen), rest
+
+
+NONE_AS_WORD = tyro.constructors.ConstructorRegistry()
+"""Lets the parser's help call a value that may be left out None|INT, not {None}|INT."""
+
+
+@NONE_AS_WORD.primitive_rule
+def _none(
+    found: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    if found.type is not type(None):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="None",
+        choices=("None",),
+        instance_from_str=lambda words: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda value: ["None"],
+    )
 
 
 def _name_kinds() -> None:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import tyro
 
 import lm_jax
 from lm_jax.analysis.probing import Part
-from lm_jax.commands.shared import filled, text_of
+from lm_jax.commands.shared import RunDir, filled, text_of
 from lm_jax.data.vocabulary import encoded
 from lm_jax.report.run_page import write_run
 from lm_jax.report.study import write_study
@@ -17,7 +16,7 @@ from lm_jax.settings import UserError
 
 
 def probe(
-    run_dir: tyro.conf.Positional[Path],
+    run_dir: RunDir,
     step: str | None = None,
     text: Path | None = None,
     sentence: str | None = None,

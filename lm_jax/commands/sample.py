@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
-import tyro
-
 from lm_jax import generation
-from lm_jax.commands.shared import SAMPLE_LENGTH, Flag, filled, mixed, only_with, reading_text
+from lm_jax.commands.shared import (
+    SAMPLE_LENGTH,
+    Flag,
+    RunDir,
+    filled,
+    mixed,
+    only_with,
+    reading_text,
+)
 from lm_jax.report.score_table import show_beam, show_samples, show_stream
 from lm_jax.settings import UserError
 
 
 def sample(
-    run_dir: tyro.conf.Positional[Path],
+    run_dir: RunDir,
     prompt: str = "",
     length: int = SAMPLE_LENGTH,
     count: int | None = None,

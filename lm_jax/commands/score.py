@@ -3,11 +3,18 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 import lm_jax
 from lm_jax import generation, scoring
-from lm_jax.commands.shared import Flag, filled, mixed, only_with, reading_text, text_of
+from lm_jax.commands.shared import (
+    Flag,
+    RunDir,
+    TextFile,
+    filled,
+    mixed,
+    only_with,
+    reading_text,
+    text_of,
+)
 from lm_jax.config import Memory
 from lm_jax.data.corpus import load
 from lm_jax.report.score_table import show_exposure, show_score
@@ -16,8 +23,8 @@ from lm_jax.training import directory
 
 
 def score(
-    run_dir: tyro.conf.Positional[Path],
-    file: tyro.conf.Positional[Path],
+    run_dir: RunDir,
+    file: TextFile,
     by: Literal["token", "sentence", "none"] | None = None,
     sentences: Flag = False,
     json: Flag = False,

@@ -1,37 +1,22 @@
 """Helpers of several commands."""
 
 import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import tyro
 
 import lm_jax
 from lm_jax.data.text import Text, file_text
-from lm_jax.files import free_name
 from lm_jax.settings import UserError
 
 SAMPLE_LENGTH = 300  # tokens of a sample, if no length is given
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-
-
-@contextlib.contextmanager
-def told(run_dir: Path, restart: bool) -> Iterator[None]:
-    """Print on standard error how to resume a run or sweep that a signal stops, and where the old
-    directory is after a restart."""
-    aside = free_name(run_dir.absolute(), "old")
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        print(f"stopped: the same command goes on with {run_dir}", file=sys.stderr)
-        raise
-    finally:
-        if restart and aside.exists():
-            print(f"the directory as it was: {aside}", file=sys.stderr)
+Experiment = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
+RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+TextFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 
 
 def divide_cpu(devices: int) -> None:
@@ -71,6 +56,13 @@ def only_with(flag: str, value: Any, **given: Any) -> None:
     for name, asked in given.items():
         if value is None and asked is not None:
             raise UserError(f"--{name} is read only with {flag}")
+
+
+def either(**given: bool) -> None:
+    """Refuse two switches that contradict each other."""
+    asked = [name for name, value in given.items() if value]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
 
 
 def at_least(least: int, **given: int | None) -> None:

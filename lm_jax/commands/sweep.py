@@ -1,6 +1,9 @@
 """The command `sweep`."""
 
+import contextlib
 import functools
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,10 +12,12 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.flags import own_flags
-from lm_jax.commands.shared import Flag, at_least, divide_cpu, only_with, told
+from lm_jax.commands.shared import Experiment, Flag, at_least, divide_cpu, either, only_with
+from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
-from lm_jax.experiment import Experiment
+from lm_jax.experiment import Experiment as LoadedExperiment
+from lm_jax.report.lines import print_json, print_trial_rows
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.sweep_page import write_sweep
 from lm_jax.report.sweep_progress import SweepDisplay
@@ -22,7 +27,7 @@ from lm_jax.sweeps.processes import cores_here
 
 
 def sweep_command(
-    default: Config, asked: Experiment | None, given: list[str], program: str
+    default: Config, asked: LoadedExperiment | None, given: list[str], program: str
 ) -> Callable[..., int]:
     """Make the command `sweep`; the flags default to an experiment's settings.
 
@@ -34,7 +39,7 @@ def sweep_command(
     """
 
     def sweep(
-        experiment: tyro.conf.Positional[str],
+        experiment: Experiment,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         dry_run: Flag = False,
@@ -48,19 +53,23 @@ def sweep_command(
         suggest: Literal["optuna"] | None = None,
         batch: int | None = None,
         restart: Flag = False,
+        quiet: Flag = False,
+        json: Flag = False,
     ) -> int:
-        """Train a model at every point of an experiment's sweep(), or resume a stopped sweep.
+        """Train a model at every point of a sweep, or resume a stopped sweep.
 
-        Trials that differ only in numbers train side by side, as lanes of a single program.
+        The experiment's sweep() gives the points. Trials that differ only in numbers train side by
+        side, as lanes of a single program.
 
         Args:
           experiment: path of a Python file, or name of a file in experiments/.
           config: base settings, changed by the points.
           run_dir: directory of the sweep; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: only print the command line of each trial, the groups of trials that share a
-            program, and the memory they need.
-          executor: where to train: here, in this process, on all cores or devices; processes,
-            several processes of this machine; ray, nodes of a cluster; slurm, jobs of a cluster.
+          dry_run: only print the command line of each trial, the groups, and the memory. A group is
+            the trials that share a program.
+          executor: where to train: here, processes, ray or slurm; in this process, on all cores or
+            devices; in several processes of this machine; on nodes of a cluster; as jobs of a
+            cluster.
           workers: processes: number of processes; 1 per GPU, or 2 without a GPU, if not given.
           cores: ray, slurm: cores of each job; 1 if not given.
           lanes: largest number of trials side by side; as many as fit into half of the free memory
@@ -70,11 +79,15 @@ def sweep_command(
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
             times the rung before; 3 if not given.
-          suggest: optuna: replace the drawn points of sweep() by as many points suggested by
-            Optuna, based on the results of earlier points.
+          suggest: optuna: replace the drawn points by points that Optuna suggests. The number
+            of points stays; each suggestion is based on the results of earlier points.
           batch: suggest: number of points suggested and trained together; 8 if not given.
           restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
+          quiet: print only the sweep's directory, and errors.
+          json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
+            name; at the end come the rows of results.jsonl.
         """
+        either(quiet=quiet, json=json)
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
         at_least(0, retries=retries)
         at_least(1, **{"halving-first": halving_first})
@@ -99,15 +112,21 @@ def sweep_command(
         if dry_run:
             show_plan(planned, command, halving)
             return 0
-        steps = {t.name: t.config.train.steps if t.config.train else 0 for t in planned.trials}
-        bars = [{trial.name: steps[trial.name] for trial in g.trials} for g in planned.groups]
-        bars = [] if suggest else bars
-        with told(run_dir, restart), SweepDisplay(bars, max(steps.values())) as display:
+        saved = functools.partial(saved_of_sweep, run_dir, len(planned.trials))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                explained(run_dir, f"{program} sweep", given, saved, restart=restart)
+            )
+            if quiet or json:
+                watch = print_trial_rows if json else None
+            else:
+                display = SweepDisplay(planned, growing=suggest is not None)
+                watch = stack.enter_context(display).watch
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
                 run_dir,
-                watch=display.watch,
+                watch=watch,
                 executor=where,
                 lanes=lanes,
                 retries=retries,
@@ -115,9 +134,22 @@ def sweep_command(
                 suggest=None if suggest is None else 8 if batch is None else batch,
                 restart=restart,
             )
-        show_sweep(rows, command)
-        print(write_sweep(run_dir))
-        print(run_dir)
-        return 1 if any(row["status"] == "failed" for row in rows) else 0
+        failed = [row for row in rows if row["status"] == "failed"]
+        page = write_sweep(run_dir)
+        if json:
+            for row in rows:
+                print_json({"kind": "result", **row})
+        else:
+            if not quiet:
+                show_sweep(rows, command)
+                print(page)
+            print(run_dir)
+        for row in failed:
+            said = f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)"
+            print(said, file=sys.stderr)
+        if failed:
+            again = f"{program} sweep {shlex.join(without(given, '--restart'))}"
+            print(f"to try {len(failed)} of {len(rows)} trials again: {again}", file=sys.stderr)
+        return 1 if failed else 0
 
     return sweep

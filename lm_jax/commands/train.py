@@ -1,6 +1,9 @@
 """The command `train`."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,21 +11,33 @@ import tyro
 
 import lm_jax
 from lm_jax import generation
-from lm_jax.commands.shared import SAMPLE_LENGTH, divide_cpu, told
+from lm_jax.commands.shared import SAMPLE_LENGTH, Experiment, Flag, divide_cpu, either
+from lm_jax.commands.stopping import explained, longer, saved_of_run
 from lm_jax.config import Config, resolve
-from lm_jax.report.terminal import Display, show_result
+from lm_jax.report.lines import print_json, print_row
+from lm_jax.report.progress import Display
+from lm_jax.report.terminal import show_result
 from lm_jax.settings import digest
 
 
-def train_command(default: Config) -> Callable[..., int]:
-    """Make the command `train`; the flags default to an experiment's settings."""
+def train_command(default: Config, given: Sequence[str], program: str) -> Callable[..., int]:
+    """Make the command `train`; the flags default to an experiment's settings.
+
+    Args:
+      default: the experiment's config.
+      given: the words after the command, to print the command that resumes a stopped run.
+      program: the program as it was started, for the same command.
+    """
+    command = f"{program} train"
 
     def train(
-        experiment: tyro.conf.Positional[str],
+        experiment: Experiment,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         devices: int | None = None,
-        restart: bool = False,
+        restart: Flag = False,
+        quiet: Flag = False,
+        json: Flag = False,
     ) -> int:
         """Train a model, or resume a stopped run.
 
@@ -34,32 +49,41 @@ def train_command(default: Config) -> Callable[..., int]:
           devices: number of devices that share the sequences of each batch; all devices if not
             given. A CPU counts as a single device if not given, else as the given number.
           restart: begin anew; a run in the directory is kept as RUN_DIR.old-1 (or the next number).
+          quiet: print only the run's directory, and errors.
+          json: print each new row of metrics.jsonl as a line of JSON, then a line with the result.
         """
+        either(quiet=quiet, json=json)
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
             divide_cpu(devices)
-        with told(run_dir, restart), display_of(name, config) as display:
-            run = lm_jax.train(
-                config, run_dir, watch=display.watch, devices=devices, restart=restart
-            )
-        show_result(run)
-        if run.result and run.result["status"] == "diverged":
-            step = run.result["step"]
-            print(f"loss, gradient or parameters were not finite at step {step:,}: {run_dir}")
+        saved = functools.partial(saved_of_run, run_dir)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(explained(run_dir, command, given, saved, restart=restart))
+            if quiet or json:
+                watch = print_row if json else False
+            else:
+                watch = stack.enter_context(Display.of(name, config)).watch
+            run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
+        diverged = run.result is not None and run.result["status"] == "diverged"
+        if json:
+            print_json({"kind": "result", "run_dir": str(run_dir), **(run.result or {})})
+        elif not quiet:
+            show_result(run)
+            if not diverged and not config.data.generated:
+                text = generation.sample(
+                    run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH
+                )
+                print(f"\na sample:\n\n{text.strip()}\n")
+            if more := longer(run, command, given):
+                print(f"for more updates: {more}")
+        if diverged:
+            said = "loss, gradient or parameters were not finite at step"
+            print(f"{said} {run.step:,}: {run_dir}", file=sys.stderr)
             return 1
-        if not config.data.generated:
-            text = generation.sample(run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH)
-            print(f"\na sample:\n\n{text.strip()}\n")
-        print(run_dir)
+        if not json:
+            print(run_dir)
         return 0
 
     return train
-
-
-def display_of(name: str, config: Config) -> Display:
-    """Make the progress display of a run."""
-    train = config.train
-    unit = "squared error" if config.data.regression else "nats a token"
-    return Display(name, train.steps, train.epochs, unit) if train else Display(name, 0)

@@ -6,7 +6,14 @@ from typing import Any
 
 from lm_jax.config import train_of
 from lm_jax.files import Row
-from lm_jax.report.terminal import NONE, UNPAID, show_table
+from lm_jax.report.run_table import (
+    Columns,
+    result_columns,
+    settings_columns,
+    show_columns,
+    unfinished,
+)
+from lm_jax.report.terminal import show_table
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import Group, Plan, distinctions
@@ -66,68 +73,28 @@ def show_sweep(rows: list[Row], command: Callable[[Point], str]) -> None:
       command: returns the command line for training a point alone.
     """
     best_first = ranked(rows)
-    columns = _columns(best_first)
-    show_table(columns)
-    if NONE in columns.get("bits/char", ()):
-        print(f"{NONE} bits a character: {UNPAID}")
+    show_columns(_trial_columns(best_first))
     folds = folded(rows)
     if folds:
         print("over the seeds, mean ± standard error:")
         show_table(_means(folds))
-    for row in rows:
-        if row["status"] == "failed":
-            print(f"failed: {row['name']}: {row['error']} ({row['trial']}/error.json)")
     if best_first and best_first[0]["status"] not in ("diverged", "failed"):
         print(f"the best trial by itself: {command(best_first[0]['point'])}")
 
 
-def _split(name: str, figure: str) -> Callable[[Row], Any]:
-    return lambda row: row["splits"].get(name, {}).get(figure)
-
-
-def _unknown(row: Row) -> bool:
-    return bool(_split("test", "unknown")(row))
-
-
-TRIAL_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
-    "parameters": (lambda row: row.get("parameters"), ","),
-    "seconds": (lambda row: row["seconds"], ",.1f"),
-    "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f"),
-    "valid ppl": (_split("validation", "perplexity"), ".2f"),
-    "test ppl": (_split("test", "perplexity"), ".2f"),
-    "bits/char": (_split("test", "bits_per_character"), ".3f"),
-    "right": (_split("test", "success"), ".1%"),
-}
-# For trials without perplexities: tasks, or sweeps without a finished trial.
-LOSS_COLUMNS: dict[str, tuple[Callable[[Row], Any], str]] = {
-    "validation": (lambda row: row["best_validation"], ".4f"),
-    "test": (lambda row: row["test"], ".4f"),
-}
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The columns of the table of trials, without empty columns."""
-    shown = {"trial": [row["name"] + _unfinished(row) for row in rows]}
-    text = any(_split("test", "perplexity")(row) is not None for row in rows)
-    columns = TRIAL_COLUMNS if text else LOSS_COLUMNS | TRIAL_COLUMNS
-    for heading, (read, form) in columns.items():
-        values = [read(row) for row in rows]
-        if any(value is not None for value in values):
-            shown[heading] = ["" if value is None else format(value, form) for value in values]
-    if "bits/char" in shown:
-        cells = zip(shown["bits/char"], rows, strict=True)
-        shown["bits/char"] = [NONE if _unknown(row) else cell for cell, row in cells]
-    return shown
-
-
-def _unfinished(row: Row) -> str:
-    if row["status"] == "diverged":
-        return f" (diverged at step {row['bad_step']:,})"
-    return "" if row["status"] == "finished" else f" ({row['status']})"
+def _trial_columns(rows: Sequence[Row]) -> Columns:
+    """The trials by their names; or, if the names are only the flags, by number and settings."""
+    if all(row["flags"] in row["name"] or not row["point"] for row in rows):
+        named = {"trial": [f"{row['number']}{unfinished(row)}" for row in rows]}
+        named |= settings_columns(rows)
+    else:
+        named = {"trial": [row["name"] + unfinished(row) for row in rows]}
+    return named | result_columns(rows)
 
 
 def _means(folds: Sequence[Fold]) -> dict[str, list[str]]:
-    shown = {"trials": [fold.name for fold in folds]}
+    shown = settings_columns([{"settings": fold.settings} for fold in folds])
+    shown = shown or {"trials": [fold.name for fold in folds]}
     for heading, form in (("best_validation", ".4f"), ("test", ".4f"), ("success", ".1%")):
         values = [getattr(fold, heading) for fold in folds]
         if not all(math.isnan(mean) for mean, _ in values):

@@ -1,11 +1,11 @@
 """Progress of a sweep in the terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_jax.files import Row
 from lm_jax.report.terminal import Bars, formatted, literal
+from lm_jax.sweeps import Plan
 from lm_jax.training.journal import Watch
 
 
@@ -16,16 +16,14 @@ class SweepDisplay(Bars):
     inside `with SweepDisplay(...) as display`.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, int]], others: int = 0):
-        """Prepare a bar for each group.
-
-        Args:
-          groups: for each group, the number of updates of each trial, by trial name.
-          others: number of updates of a trial outside all groups, suggested later.
-        """
+    def __init__(self, plan: Plan, *, growing: bool = False):
+        """Prepare a bar for each group of a plan; if `growing`, trials not in the plan will come,
+        and each trial gets its own bar."""
         super().__init__()
-        self._others = others
-        self._groups = [_GroupBar(dict(updates)) for updates in groups]
+        steps = {t.name: t.config.train.steps if t.config.train else 0 for t in plan.trials}
+        self._most = max(steps.values())
+        groups = [] if growing else plan.groups
+        self._groups = [_GroupBar({t.name: steps[t.name] for t in one.trials}) for one in groups]
         for number, group in enumerate(self._groups, 1):
             self._show(group, f"group {number}")
 
@@ -38,7 +36,7 @@ class SweepDisplay(Bars):
         self.progress.start()
         group = next((own for own in self._groups if name in own.updates), None)
         if group is None:
-            group = _GroupBar({name: self._others})
+            group = _GroupBar({name: self._most})
             self._groups.append(group)
             self._show(group, name)
 
@@ -46,9 +44,8 @@ class SweepDisplay(Bars):
             group.take(name, step, row)
             self.progress.update(group.task, completed=sum(group.made.values()), said=group.said())
             judged = row is not None and row["kind"] == "evaluation"
-            if row is not None and judged and not self.console.is_terminal:
-                nats = formatted(row["nats"], ".4f")
-                self.console.print(f"{literal(name)}: step {step:,}: {nats}", soft_wrap=True)
+            if row is not None and judged and not self.live:
+                self.say(f"{name}: step {step:,}: {formatted(row['nats'], '.4f')}")
 
         return told
 

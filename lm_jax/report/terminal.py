@@ -1,8 +1,10 @@
-"""A run in the terminal: progress bars, and tables of results."""
+"""What a terminal shows: progress bars, and tables of results."""
 
 import contextlib
+import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +29,7 @@ TEXT_COLUMNS = {
     "tokens": ("tokens", ","),
     "unknown": ("unknown", ","),
 }
+NAMES = 16  # characters of a name that a narrow table keeps in one line
 WIDE = 1000  # characters, more than the width of any table
 NONE = "–"
 UNPAID = "every character must be paid for, and those of unknown tokens are not"
@@ -50,21 +53,24 @@ def waiting(why: str) -> contextlib.AbstractContextManager:
 
 
 class Bars:
-    """Progress bars on standard error, if it is a terminal: a name, the progress, and `said`.
+    """Progress bars on standard error, if it is a terminal or a notebook: a name, the progress, and
+    `said`; elsewhere `say` alone has an effect.
 
     The bars stay until the context ends.
     """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal or draws_in_notebook()
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[said]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            expand=True,
+            disable=not self.live,
         )
 
     def __enter__(self):
@@ -73,59 +79,19 @@ class Bars:
     def __exit__(self, *raised: object) -> None:
         self.progress.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line, above the bars if there are any."""
+        self.console.print(escape(line), soft_wrap=True)
+
+
+def draws_in_notebook() -> bool:
+    """True in a Jupyter notebook with ipywidgets, which Rich needs there to redraw a bar."""
+    return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
 
 def literal(text: str) -> str:
     """The text with Rich's markup escaped."""
     return escape(text)
-
-
-class Display(Bars):
-    """Display of a training run on standard error: a progress bar in a terminal, else lines.
-
-    Pass `display.watch` to `lm_jax.train`, inside `with Display(...) as display`.
-    """
-
-    def __init__(
-        self, name: str, steps: int, epochs: int | None = None, unit: str = "nats a token"
-    ):
-        """Show a run of `steps` updates, or of `epochs` epochs; `unit` is the unit of the loss."""
-        self.epochs, self.unit = epochs, unit
-        super().__init__()
-        self.task = self.progress.add_task(escape(name), total=steps, said="compiling")
-
-    def watch(self, step: int, row: Row | None) -> None:
-        """Show a step and row from `lm_jax.train`; the bar appears at the first call."""
-        self.progress.start()
-        if row is None:
-            self.progress.update(self.task, completed=step)
-        elif row["kind"] == "train":
-            if self.epochs is not None:
-                total = round(step / row["epoch"]) * self.epochs
-                self.progress.update(self.task, total=total)
-            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{formatted(row['nats'], '.3f')} {self.unit}, {speed}"
-            self.progress.update(self.task, completed=step, said=loss)
-            if not self.console.is_terminal:
-                norm = f"gradient norm {row['grad_norm']:.3g}"
-                self.console.print(f"step {step:,}: {loss}, {norm}", soft_wrap=True)
-        elif row["kind"] == "vectors":
-            self.console.print(_vectors(row), soft_wrap=True)
-        elif row["kind"] == "probe":
-            if not self.console.is_terminal:
-                self.console.print(f"step {step:,}: {_reach(row)}", soft_wrap=True)
-        elif row["kind"] == "restored":
-            back = f"diverged at step {row['diverged']:,}, back to step {step:,}"
-            self.progress.update(self.task, completed=step)
-            self.console.print(f"{back} with {row['lr_scale']:.3g} of the learning rate")
-        elif "success" in row:
-            figures = f"loss {formatted(row['nats'], '.4f')} (chance {row['chance']:.4f})"
-            right = f"{row['success']:.1%} of the sequences right"
-            self.console.print(f"step {step:,}: {row['split']} {figures}, {right}", soft_wrap=True)
-        else:
-            figures = f"{row['nats']:.4f} nats a token, perplexity {row['perplexity']:.2f}"
-            bits = row["bits_per_character"]
-            bits = f"{row['unknown']:,} unknown" if bits is None else f"{bits:.3f} bits a character"
-            self.console.print(f"step {step:,}: {row['split']} {figures}, {bits}", soft_wrap=True)
 
 
 def show_result(run: Run) -> None:
@@ -150,7 +116,7 @@ def show_result(run: Run) -> None:
     if any(row["unknown"] for row in result["splits"].values()):
         console.print(f"{NONE} bits a character: {UNPAID}", soft_wrap=True)
     if "vectors" in result:
-        console.print(_vectors(result["vectors"]), soft_wrap=True)
+        console.print(vectors_in_words(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:
         console.print(_ngrams(result["ngrams"]))
     if "entropy_rate" in result:
@@ -161,16 +127,42 @@ def show_result(run: Run) -> None:
     )
 
 
-def show_table(columns: dict[str, list[str]]) -> None:
-    """Print a table from columns by heading; the first column is aligned left."""
-    table = Table()
-    for number, heading in enumerate(columns):
+def show_table(
+    columns: dict[str, list[str]], *, text: bool = False, least: Sequence[str] = ()
+) -> None:
+    """Print a table.
+
+    Args:
+      columns: cells by heading; the first column is aligned left, the others right.
+      text: if True, align all columns left, and wrap their text.
+      least: headings of the columns to leave out, in this order, if a terminal is too narrow.
+    """
+    console, left_out = stdout_console(), []
+    # Of numbers only the headings wrap, at blanks; of the first column the cells wrap, too.
+    widths = {
+        heading: max(map(len, [*heading.split(), *cells])) for heading, cells in columns.items()
+    }
+    first = next(iter(widths))
+    widths[first] = min(widths[first], NAMES)
+    for heading in least:
+        if heading in widths and sum(widths.values()) + len(widths) + 1 > console.width:
+            left_out.append(heading)
+            del widths[heading]
+    whole = [max(map(len, [heading, *columns[heading]])) for heading in widths]
+    tight = not text and sum(whole) + 3 * len(whole) + 1 > console.width
+    table = Table(padding=0 if tight else (0, 1))
+    for heading, width in widths.items():
         table.add_column(
-            heading, justify="right" if number else "left", min_width=None if number else 16
+            heading,
+            justify="left" if text or heading == first else "right",
+            overflow="fold",
+            width=width if tight and heading != first else None,
         )
-    for cells in zip(*columns.values(), strict=True):
+    for cells in zip(*(columns[heading] for heading in widths), strict=True):
         table.add_row(*map(escape, cells))
-    stdout_console().print(table)
+    console.print(table)
+    if left_out:
+        print(f"too narrow for {', '.join(left_out)}")
 
 
 def show_probe(probe: Probe) -> None:
@@ -211,26 +203,6 @@ def show_probe(probe: Probe) -> None:
         console.print(spike_in_words(probe.spike._asdict()), soft_wrap=True)
 
 
-def _reach(row: Row) -> str:
-    """A line about a row of kind "probe"."""
-    parts = []
-    if "horizon" in row:
-        steps = ", ".join(
-            f"{float(share):.0%} {formatted(back, '.0f')}" for share, back in row["horizon"].items()
-        )
-        parts.append(f"steps back to a share of the gradient: {steps}")
-    if "lag_norms" in row:
-        norms = row["lag_norms"]
-        longest = formatted(norms[-1], ".3g")
-        parts.append(f"∂h_T/∂h_(T−{len(norms) - 1}) has norm {longest}")
-    if "spectral_radius" in row:
-        radii = [radius for blocks in row["spectral_radius"].values() for radius in blocks]
-        parts.append(f"spectral radii {', '.join(formatted(radius, '.3f') for radius in radii)}")
-    if "lyapunov" in row:
-        parts.append(f"largest Lyapunov exponent {formatted(row['lyapunov'], '.3f')} nats a step")
-    return "; ".join(parts)
-
-
 def show_proof(proof: Proof) -> None:
     """Print the differences between the gradient methods as a table."""
     table = Table()
@@ -263,7 +235,8 @@ def show_proof(proof: Proof) -> None:
         )
 
 
-def _vectors(row: Row) -> str:
+def vectors_in_words(row: Row) -> str:
+    """A sentence about the coverage of pretrained vectors."""
     found, of, covered = row["found"], row["of"], row["covered"]
     return f"pretrained vectors: of {found:,} of {of:,} tokens, {covered:.1%} of the training text"
 

@@ -1,6 +1,7 @@
 """Start or resume a run: from the config to the result."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from lm_jax.training.runs import Run, load_run
 from lm_jax.training.step import chunk_length
 from lm_jax.training.trainer import Trainer, pipeline_of, too_few
 
+ONE_INTERRUPT = b"\nsaving, then stopping; press Ctrl-C again to stop at once without saving\n"
+
 
 def train(
     config: Config,
@@ -32,30 +35,10 @@ def train(
     devices: int | None = None,
     restart: bool = False,
 ) -> Run:
-    """Train a model, or resume the run that an earlier call began in the same directory.
+    """Train a model, or resume a run: `lm_jax.train` without a progress bar.
 
-    SIGTERM saves and raises SystemExit(143); SIGINT saves and raises KeyboardInterrupt. In both
-    cases, and after any crash, the same call resumes the run.
-
-    Args:
-      config: the config of the run. To resume a run, only fields marked as
-        `lm_jax.fields.Adjustable` may differ from the config of the run.
-      run_dir: directory of the run; created if missing.
-      text: with `data.source="memory"`, one text, or three (training, validation, test).
-      watch: called as watch(step, row) about once a second; row is the newly written row of
-        metrics.jsonl, or None.
-      devices: number of devices that share the sequences of a batch; a divisor of the batch size;
-        None for all devices. The number is not part of the config: a run may resume with another
-        number, but then the last bits differ.
-      restart: begin anew. If the directory holds a run, rename it to `run_dir.old-1` first (the
-        first free number).
-
-    Returns:
-      the run, as from `load_run`.
-
-    Raises:
-      UserError: the config, the text or the directory is not usable, or all checkpoints of the
-        directory's run are lost; nothing has been changed.
+    The arguments, the result and the errors are those of `lm_jax.train`, except that nothing is
+    shown if `watch` is None.
     """
     run_dir = Path(run_dir)
     config, corpus = prepared(config, text)
@@ -120,6 +103,8 @@ def opened(
 def stop_signals() -> Iterator[list[signal.Signals]]:
     """Collect SIGTERM and SIGINT in a list; a second SIGINT raises KeyboardInterrupt at once.
 
+    In a terminal the first SIGINT is answered with a line on standard error.
+
     Outside the main thread Python allows no handlers, and the list stays empty.
     """
     received: list[signal.Signals] = []
@@ -128,6 +113,8 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
         if number == signal.SIGINT and signal.SIGINT in received:
             raise KeyboardInterrupt
         received.append(signal.Signals(number))
+        if number == signal.SIGINT and os.isatty(2):
+            os.write(2, ONE_INTERRUPT)  # not print: the signal may interrupt a print
 
     if threading.current_thread() is not threading.main_thread():
         yield received

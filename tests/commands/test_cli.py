@@ -15,65 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from tiny_experiment import EXPERIMENT, PROGRAM, told
 
 import lm_jax
 from lm_jax.commands import main
 from lm_jax.commands.parser import parse
 from lm_jax.config import RNN, Builtin, Config, Copy, Data, Train
 from lm_jax.experiment import load_experiment
+from lm_jax.fields import alternatives, fields
 from lm_jax.files import write_sealed
 from lm_jax.sweeps import plan
 from lm_jax.training.loop import prepared
 from lm_jax.training.ngram_run import NGramRun
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "python run.py"
-
-EXPERIMENT = """
-from lm_jax.config import RNN, Config, Data, File, Train
-
-def config():
-    return Config(
-        data=Data(source=File(train="text.txt"), batch_size=4, length=8),
-        model=RNN(embedding_size=4, hidden_size=5),
-        train=Train(steps=6, log_every=3, checkpoint_every=3, validate_every=3),
-    )
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text(tiny.TEXT)
-    (tmp_path / "lab.py").write_text(EXPERIMENT)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
-    """A folder with a text, an empty file and a run on the text."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text(tiny.TEXT)
-    (folder / "empty.txt").write_text("")
-    (folder / "lab.py").write_text(EXPERIMENT.replace("text.txt", str(folder / "text.txt")))
-    words = ["train", str(folder / "lab.py"), "--run-dir", str(folder / "run")]
-    assert main.main(words, PROGRAM) == 0
-    return folder
-
-
-@pytest.fixture
-def trained(trained_run, monkeypatch):
-    monkeypatch.chdir(trained_run)
-
-
-def told(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    try:
-        status = main.main([str(argument) for argument in arguments], PROGRAM)
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_train_score_and_sample_one_after_another(folder, capsys):
@@ -244,39 +199,104 @@ def test_another_family_of_models_brings_its_own_flags(folder, capsys):
     config = json.loads((folder / "there" / "config.json").read_text())
     assert (config["model"]["kind"], config["model"]["order"]) == ("window", 3)
     assert config["train"]["optimizer"] == {"kind": "sgd"}
-    status, out, _ = told(capsys, "train", "lab.py", "--model", "window", "--help")
+
+
+def test_help_all_names_every_flag_with_its_default_and_every_alternative(folder, capsys):
+    status, out, _ = told(capsys, "train", "lab.py", "--help-all")
     assert status == 0
-    assert "--model.order" in out
-    assert "--model.cell" not in out
-
-
-def test_help_names_every_flag_with_its_default(folder, capsys):
-    from lm_jax.config import Config
-    from lm_jax.fields import fields
-
-    status, out, _ = told(capsys, "train", "lab.py", "--help")
-    assert status == 0
-    for path, _, _ in fields(Config()):
-        flag = "--" + path.replace("_", "-")
-        assert flag in out
-    assert out.count("(default:") >= len(list(fields(Config())))
-    for command in ("train", "score", "sample"):
-        assert command in told(capsys, "--help")[1]
-
-
-def test_help_lists_every_alternative_of_every_union(folder, capsys):
-    from lm_jax.config import Config
-    from lm_jax.fields import alternatives, fields
-
-    _, out, _ = told(capsys, "train", "lab.py", "--help")
+    every = list(fields(Config()))
+    assert out.count("(default:") >= len(every)
+    assert "{None}" not in out
     helps = re.split(r" (?=--)", " ".join(out.replace("│", " ").split()))
-    unions = [path for path, _, _ in fields(Config()) if alternatives(Config, path)]
-    assert len(unions) == 11
-    for path in unions:
+    for path, _, _ in every:
         flag = "--" + path.replace("_", "-")
-        (said,) = [text for text in helps if text.split()[0] == flag]
+        (said,) = [text for text in helps if text.split()[0].rstrip(",") == flag]
         listed = {*re.split(r"[\s{},|()]+", said)}
         assert {*alternatives(Config, path)} <= listed, (path, said)
+
+
+COMMANDS = ("train", "sweep", "verify", "score", "sample", "probe", "list", "compare", "completion")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_a_screen_and_its_examples_are_right(command, capsys):
+    experiment = ["lecture_table"] if command in ("train", "sweep", "verify") else []
+    status, out, err = told(capsys, command, *experiment, "--help")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines[: lines.index("examples:")])) <= 80
+    assert "{None}" not in out
+    assert ("Every model of the lecture on the same tokens" in out) == bool(experiment)
+    for line in lines[lines.index("examples:") + 1 :]:
+        assert line.startswith(f"  {PROGRAM} {command}")
+        called = shlex.split(line.replace("own.py:cell", "gru").partition(" >>")[0])[2:]
+        assert callable(parse(called, PROGRAM))
+
+
+def test_the_help_shows_the_experiment_s_choices(folder, capsys):
+    out = told(capsys, "train", "lab.py", "--model", "window", "-h")[1]
+    assert "--model               [window] convolution rnn ngram" in out
+    assert re.search(r"  --model.order \[\d\]", out)
+    assert "--model.cell" not in out.partition("examples:")[0]
+    assert "usage: python run.py score RUN_DIR TEXT [flags]" in told(capsys, "score", "--help")[1]
+    out = told(capsys, "--help")[1]
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+
+
+def test_the_version_and_a_missing_command(capsys):
+    assert told(capsys, "--version") == (0, f"lm_jax {lm_jax.__version__}\n", "")
+    status, out, err = told(capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: a command is missing: train, sweep, ")
+    assert told(capsys, "--verison")[2].startswith("error: there is no flag --verison")
+
+
+def test_experiments_are_listed_with_claim_and_time(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    status, out, err = told(capsys, "list")
+    assert (status, err) == (0, "")
+    row = next(line for line in out.splitlines() if "quickstart" in line)
+    assert "│ A character-level Elman RNN learns CPython's documentation in a minute. " in row
+    assert "│ under a minute of training on two CPU cores " in row
+
+
+def test_runs_are_compared_by_what_differs(trained_run, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.chdir(trained_run)
+    for name, flags in {
+        "long": ["--train.steps", "9", "--train.clip-norm", "1"],
+        "counted": ["--model", "ngram", "--model.order", "2"],
+    }.items():
+        flags = [*flags, "--run-dir", name, "--quiet"]
+        assert told(capsys, "train", "lab.py", *flags)[0] == 0
+    status, out, err = told(capsys, "compare", "run", "long", "counted")
+    assert (status, err) == (0, "")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()[3:6]]
+    heads = [cell.strip() for cell in out.splitlines()[1].split("┃")[1:-1]]
+    table = {head: cells for head, *cells in zip(heads, *rows, strict=True)}
+    assert table["run"] == ["run", "long", "counted"]
+    assert table["steps"] == ["6", "9", ""]
+    assert table["clip norm"] == ["off", "1", ""]
+    assert table["order"] == ["", "", "2"]
+    assert table["hidden size"] == ["5", "5", ""]
+    assert "log every" not in table
+    assert "cell" not in table  # the default cell says nothing beside an n-gram model
+    best = [cell.endswith("*") for cell in table["test ppl"]]
+    assert best == [False, False, True]
+    assert out.endswith("* the best of its column\n")
+    assert told(capsys, "compare", "lab.py")[0] == told(capsys, "compare")[0] == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_flags_of_all_alternatives_and_experiments(shell, capsys):
+    pytest.importorskip("shtab")
+    status, out, err = told(capsys, "completion", shell)
+    assert (status, err) == (0, "")
+    for word in ("compare", "kneser_ney", "temporal-order", "adamw"):
+        assert word in out
+    for flag in ("run-dir", "model.order", "model.readout.no-tied", "train.optimizer.beta1"):
+        assert flag in out
 
 
 MISTAKES = [
@@ -409,24 +429,9 @@ def test_what_the_standard_output_has_no_bytes_for_is_escaped(monkeypatch):
 
 def test_a_diverged_run_is_status_1(folder, capsys):
     flags = ["--train.learning-rate", "1e200", "--model.cell.activation", "relu"]
-    status, out, _ = told(capsys, "train", "lab.py", *flags)
+    status, _, err = told(capsys, "train", "lab.py", *flags)
     assert status == 1
-    assert "loss, gradient or parameters were not finite at step 2" in out
-
-
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit(143)])
-def test_who_is_stopped_says_what_goes_on(signal, folder, capsys, monkeypatch):
-    def stopped(*given, **more):
-        raise signal
-
-    monkeypatch.setattr(lm_jax, "train", stopped)
-    words = ["train", "lab.py", "--run-dir", "runs/mine"]
-    if signal is KeyboardInterrupt:
-        assert main.main(words, PROGRAM) == 130
-    else:
-        with pytest.raises(SystemExit):
-            main.main(words, PROGRAM)
-    assert capsys.readouterr().err == "stopped: the same command goes on with runs/mine\n"
+    assert "loss, gradient or parameters were not finite at step 2" in err
 
 
 def test_the_quickstart_is_an_experiment():
@@ -477,7 +482,7 @@ def test_a_sweep_is_shown_before_it_is_run(folder, capsys):
     assert not (folder / "runs").exists()
     status, out, err = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--model.hidden-size", "6")
     assert status == 0, err
-    assert "--seed 1" in out
+    assert "┃ seed ┃" in out
     assert len((folder / "s" / "results.jsonl").read_text().splitlines()) == 2
 
 
@@ -582,7 +587,7 @@ def test_a_dry_run_shows_trials_that_can_be_reproduced_their_groups_and_memory(f
     assert "1 trial by itself" in three
     assert "model.readout=adaptive" in three
     assert four.startswith("group 4: 1 trial, counted; model=ngram")
-    config, points, _ = load_experiment("lab.py")
+    config, points, *_ = load_experiment("lab.py")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
     for line, trial in zip(trials, plan(config, points).trials, strict=True):
         _, command = line.split(": ", 1)
@@ -612,11 +617,13 @@ def test_a_sweep_shows_the_best_first_and_what_broke_off(folder, capsys, monkeyp
         real(self)
 
     monkeypatch.setattr(NGramRun, "run", broken)
-    status, out, _ = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
+    status, out, err = told(capsys, "sweep", "lab.py", "--run-dir", "s", "--retries", "0")
     assert status == 1
     shown = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert shown == ["2", "1", "3 (failed)"]
-    assert "failed: 3: MemoryError: no memory (trials/003-" in out
+    assert "failed: 3: MemoryError: no memory (trials/003-" in err
+    again = "python run.py sweep lab.py --run-dir s --retries 0"
+    assert err.endswith(f"to try 1 of 3 trials again: {again}\n")
     assert "itself: python run.py train lab.py --model ngram --model.order 2\n" in out
     monkeypatch.setattr(NGramRun, "run", real)
     assert told(capsys, "sweep", "lab.py", "--run-dir", "s")[0] == 0
@@ -663,7 +670,7 @@ def test_the_installed_program_is_the_same_command_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         getattr(importlib.import_module(module), function)()
     assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: lm-jax sample [-h]")
+    assert capsys.readouterr().out.startswith("usage: lm-jax sample RUN_DIR")
 
 
 def test_a_sweep_names_the_program_as_it_was_started(folder, capsys):

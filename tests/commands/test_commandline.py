@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lm_jax.commands.completion import completion_command
 from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake
 from lm_jax.commands.parser import parse
 from lm_jax.commands.probe import probe
@@ -310,7 +312,7 @@ def test_what_has_no_flag_of_its_own_is_explained(typed, said):
 
 
 def test_what_means_nothing_is_named_and_nothing_is_guessed():
-    for name in ("xyzzy", "version", "proj-size", "profile", "do-train"):
+    for name in ("xyzzy", "proj-size", "profile", "do-train"):
         assert answered(f"train quickstart --{name} 3") == f"there is no flag --{name}"
     assert answered("score a b --batch-size 4") == "there is no flag --batch-size"
     assert answered("sample a --do-sample") == "there is no flag --do-sample"
@@ -374,12 +376,15 @@ def test_a_point_of_a_sweep_is_answered_with_fields():
 
 
 COMMAND = {
-    "train": train_command(Config()),
+    "train": train_command(Config(), [], "python run.py"),
     "sweep": sweep_command(Config(), None, [], "python run.py"),
     "score": score,
     "sample": sample,
     "probe": probe,
     "verify": verify_command(Config()),
+    "list": list_experiments,
+    "compare": compare,
+    "completion": completion_command({}),
 }
 
 

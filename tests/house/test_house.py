@@ -34,6 +34,7 @@ DOORS = {
     "rich": "lm_jax/report/terminal.py",
     "plotly": "lm_jax/report/page.py",
     "tyro": "lm_jax/commands/",
+    "shtab": "lm_jax/commands/completion.py",
     "pandas": "lm_jax/sweeps/frame.py",
     "polars": "lm_jax/sweeps/frame.py",
     "ray": "lm_jax/sweeps/ray_nodes.py",

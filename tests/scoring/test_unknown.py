@@ -14,9 +14,10 @@ import lm_jax
 from lm_jax import scoring
 from lm_jax.config import RNN, Config, Data, Memory, NGram, Word
 from lm_jax.data.text import in_memory
+from lm_jax.report.progress import Display
 from lm_jax.report.score_table import show_score
 from lm_jax.report.sweep import show_sweep
-from lm_jax.report.terminal import UNPAID, Display, show_result
+from lm_jax.report.terminal import UNPAID, show_result
 from lm_jax.training.journal import read_rows
 
 WORDS = "the cat sat on the mat and the dog lay by the cat\n"

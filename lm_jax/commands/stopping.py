@@ -1,0 +1,89 @@
+"""What a run or a sweep says when a signal stops it: what is saved, where, and how to go on."""
+
+import contextlib
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lm_jax.files import free_name
+from lm_jax.settings import UserError
+from lm_jax.sweeps import read_results
+from lm_jax.training import Run, journal
+from lm_jax.training.checkpoint import steps_saved
+
+
+@contextlib.contextmanager
+def explained(
+    run_dir: Path, command: str, words: Sequence[str], saved: Callable[[], str], *, restart: bool
+) -> Iterator[None]:
+    """Print on standard error what a stopped run or sweep has saved and which command goes on, and
+    where the old directory is after a restart.
+
+    Args:
+      run_dir: directory of the run or sweep.
+      command: the program and its command, `python run.py train`.
+      words: the words after the command.
+      saved: returns a sentence about what is saved; called after the stop.
+      restart: the command begins anew, so the command that goes on is another.
+    """
+    aside, begun = free_name(run_dir.absolute(), "old"), run_dir.exists()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if aside.exists() or not begun:
+            words = without(words, "--restart")
+        print(f"{saved()}\nto go on: {command} {shlex.join(words)}", file=sys.stderr)
+        raise
+    finally:
+        if restart and aside.exists():
+            print(f"the directory as it was: {aside}", file=sys.stderr)
+
+
+def saved_of_run(run_dir: Path) -> str:
+    """A sentence about the state that a stopped run has saved."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            steps, result = steps_saved(run_dir), journal.read_result(run_dir)
+        except (UserError, OSError):  # a damaged directory, which the command itself will name
+            return f"stopped; what {run_dir} holds cannot be read"
+    if not steps:
+        return "stopped before anything was saved"
+    if result is None:
+        return f"stopped at once: {run_dir} holds step {steps[-1]:,}, the last save"
+    if result["status"] == "stopped":
+        return f"stopped and saved: {run_dir} holds step {steps[-1]:,}"
+    return f"stopped, but the run is over: {run_dir} holds step {steps[-1]:,} and the result"
+
+
+def saved_of_sweep(sweep_dir: Path, trials: int) -> str:
+    """A sentence about the trials that a stopped sweep has saved; `trials` is their number."""
+    try:
+        rows = read_results(sweep_dir)
+    except UserError:
+        rows = []
+    ended = sum(row["status"] in ("finished", "diverged", "pruned") for row in rows)
+    begun = sum(bool(steps_saved(path)) for path in sorted((sweep_dir / "trials").glob("*")))
+    goes_on = f", {begun - ended} are begun and saved" if begun > ended else ""
+    return f"stopped: {ended} of {trials} trials are over{goes_on}, in {sweep_dir}"
+
+
+def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
+    """The command that makes twice the updates of a finished run; None if no command can."""
+    train, result = run.config.train, run.result
+    if train is None or result is None or result["status"] != "finished" or result["stopped_early"]:
+        return None
+    if train.epochs is None:
+        flags = ["--train.steps", str(2 * train.steps)]
+    else:
+        flags = ["--train.epochs", str(2 * train.epochs), "--run-dir", str(run.run_dir)]
+    for name in ("schedule", "feeding"):  # what followed train.steps must not change
+        steps = getattr(getattr(train, name), "steps", None)
+        flags += [] if steps is None else [f"--train.{name}.steps", str(steps)]
+    return f"{command} {shlex.join([*without(words, '--restart'), *flags])}"
+
+
+def without(words: Sequence[str], flag: str) -> list[str]:
+    """The words of a command line without a flag that takes no value."""
+    return [word for word in words if word.partition("=")[0] != flag]

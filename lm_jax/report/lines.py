@@ -1,0 +1,20 @@
+"""Rows as lines of JSON on standard output, for programs."""
+
+from lm_jax.files import Row, as_json
+from lm_jax.training.journal import Watch
+
+
+def print_row(step: int, row: Row | None) -> None:
+    """Print a row of metrics.jsonl as a line of JSON; a `watch` of `lm_jax.train`."""
+    if row is not None:
+        print_json(row)
+
+
+def print_json(row: Row) -> None:
+    """Print a row as a line of JSON."""
+    print(as_json(row), flush=True)
+
+
+def print_trial_rows(name: str) -> Watch:
+    """Print the rows of a trial as lines of JSON with its name; a `watch` of `lm_jax.sweep`."""
+    return lambda step, row: print_row(step, row and {"name": name, **row})

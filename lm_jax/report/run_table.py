@@ -1,0 +1,166 @@
+"""Tables of runs side by side: a column for each setting that differs, then the results.
+
+A row has the entries of results.jsonl (`lm_jax.sweeps.results`). The best value of a column of
+results has a star.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_jax.config import Config, with_kinds
+from lm_jax.fields import Mark, alternatives, fields
+from lm_jax.files import Row
+from lm_jax.report.terminal import NONE, UNPAID, show_table
+from lm_jax.settings import plain
+from lm_jax.training import directory, journal
+
+BEST = "*"
+HUGE = 1e9
+LENGTHS = ("train.steps", "train.epochs")
+Columns = dict[str, list[str]]
+
+
+def show_runs(run_dirs: Sequence[Path]) -> None:
+    """Print a table of runs.
+
+    Raises:
+      UserError: a directory holds no run.
+    """
+    rows = [_row_of(run_dir) for run_dir in run_dirs]
+    named = {"run": [row["name"] + unfinished(row) for row in rows]}
+    show_columns({**named, **settings_columns(rows), **result_columns(rows)})
+
+
+def _row_of(run_dir: Path) -> Row:
+    """The row of a run; of its settings, those that say something of the results."""
+    config, result = directory.read_config(run_dir), journal.read_result(run_dir) or {}
+    kinds = {path: value for path, value, _ in fields(config) if alternatives(Config, path)}
+    usual = {path: value for path, value, _ in fields(with_kinds(Config(), kinds))}
+    settings = {
+        path: plain(value)
+        for path, value, marks in fields(config)
+        if Mark.ADJUSTABLE not in marks or path in LENGTHS
+    }
+    splits = result.get("splits", {})
+    nats = {name: splits.get(name, {}).get("nats") for name in ("validation", "test")}
+    return {
+        **result,
+        "name": str(run_dir),
+        "settings": settings,
+        "usual": {path for path, value in settings.items() if value == plain(usual.get(path))},
+        "status": result.get("status", "unfinished"),
+        "bad_step": result.get("step"),
+        "best_validation": nats["validation"],
+        "test": nats["test"],
+        "splits": splits,
+        "seconds": result.get("seconds"),
+    }
+
+
+def show_columns(columns: Columns) -> None:
+    """Print columns, and what their marks mean."""
+    show_table(columns, least=("tokens/s", "seconds", "parameters"))
+    cells = [cell for column in columns.values() for cell in column]
+    if any(cell.endswith(BEST) for cell in cells):
+        print(f"{BEST} the best of its column")
+    if NONE in columns.get("bits/char", ()):
+        print(f"{NONE} bits a character: {UNPAID}")
+
+
+def settings_columns(rows: Sequence[Row]) -> Columns:
+    """A column for each setting that differs between the rows, under the end of its path.
+
+    A setting that some rows do not have differs, unless the others have its default (`usual`).
+    """
+    paths = list(dict.fromkeys(path for row in rows for path in row["settings"]))
+    absent = object()
+    columns = {path: [row["settings"].get(path, absent) for row in rows] for path in paths}
+    differing = {
+        path: ["" if value is absent else _shown(value) for value in values]
+        for path, values in columns.items()
+        if len({_shown(value) for value in values if value is not absent}) > 1
+        or (
+            absent in values
+            and not all(path in row.get("usual", ()) for row in rows if path in row["settings"])
+        )
+    }
+    return {_short(path, differing): cells for path, cells in differing.items()}
+
+
+def _short(path: str, others: Mapping[str, Any]) -> str:
+    """The shortest end of a path that no other path has, in words that can wrap."""
+    parts = path.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(f".{other}".endswith(f".{end}") for other in others) == 1:
+            return end.replace("_", " ")
+    return path.replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, "g") if isinstance(value, float) else str(value)
+
+
+def _split(name: str, figure: str) -> Callable[[Row], Any]:
+    return lambda row: row["splits"].get(name, {}).get(figure)
+
+
+Reads = Mapping[str, tuple[Callable[[Row], Any], str, Callable | None]]
+"""By heading: the number of a row, its format, and which number is best (None: none is)."""
+COLUMNS: Reads = {
+    "parameters": (lambda row: row.get("parameters"), ",", None),
+    "seconds": (lambda row: row["seconds"], ",.1f", None),
+    "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f", None),
+    "valid ppl": (_split("validation", "perplexity"), ".2f", min),
+    "test ppl": (_split("test", "perplexity"), ".2f", min),
+    "bits/char": (_split("test", "bits_per_character"), ".3f", min),
+    "right": (_split("test", "success"), ".1%", max),
+}
+# For trials without perplexities: tasks, or sweeps without a finished trial.
+LOSSES: Reads = {
+    "validation": (lambda row: row["best_validation"], ".4f", min),
+    "test": (lambda row: row["test"], ".4f", min),
+}
+
+
+def result_columns(rows: Sequence[Row]) -> Columns:
+    """The results of the rows, without empty columns, the best of each marked."""
+    shown: Columns = {}
+    text = any(_split("test", "perplexity")(row) is not None for row in rows)
+    for heading, (read, form, best) in (COLUMNS if text else {**LOSSES, **COLUMNS}).items():
+        values = [read(row) for row in rows]
+        if all(value is None for value in values):
+            continue
+        over = [row["status"] == "finished" and read(row) is not None for row in rows]
+        there = [value for value, is_over in zip(values, over, strict=True) if is_over]
+        marked = best(there) if best is not None and len(there) > 1 else None
+        cells = [_number(value, form) for value in values]
+        if marked is not None:
+            cells = [
+                cell + (BEST if is_over and value == marked else " ")
+                for cell, value, is_over in zip(cells, values, over, strict=True)
+            ]
+        shown[heading] = cells
+    if "bits/char" in shown:
+        cells = zip(shown["bits/char"], rows, strict=True)
+        unknown = _split("test", "unknown")
+        shown["bits/char"] = [NONE if unknown(row) else cell for cell, row in cells]
+    return shown
+
+
+def _number(value: float | int | None, form: str) -> str:
+    if value is None:
+        return ""
+    return format(value, form if abs(value) < HUGE else ".2e")
+
+
+def unfinished(row: Row) -> str:
+    """What a row says of itself if its run has not finished."""
+    if row["status"] == "diverged":
+        return f" (diverged at step {row['bad_step']:,})"
+    return "" if row["status"] == "finished" else f" ({row['status']})"
