@@ -6,6 +6,7 @@ dict from dotted paths to values.
 """
 
 import ast
+import re
 import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,12 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(f"{path}: config() gives a {type(config).__name__}, not a Config")
     drawn = said if isinstance(said, Drawn) else None
     return Experiment(config, points, drawn, names.get("__doc__") or "")
+
+
+def claim_of(about: str) -> str:
+    """The paragraph `Claim` of an experiment's docstring, or else the first line."""
+    found = re.search(r"^Claim +(.*?)(?:\n\S|\n\n|\Z)", about, re.MULTILINE | re.DOTALL)
+    return " ".join((found[1] if found else about.partition("\n")[0]).split())
 
 
 def experiments() -> dict[str, str]:

@@ -36,7 +36,14 @@ jaxtyping.install_import_hook("lm_jax", "checked.checked")
 
 
 # The files that take longest begin first, so that no worker waits for another at the end.
-_LONGEST = ("test_analysis", "test_kills", "test_cli", "test_devices", "test_executors", "test_hostile")
+_LONGEST = (
+    "test_analysis",
+    "test_kills",
+    "test_cli",
+    "test_devices",
+    "test_executors",
+    "test_hostile",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,7 +24,7 @@ from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
 from lm_jax.config import Config, Custom, with_kinds
-from lm_jax.experiment import load_experiment
+from lm_jax.experiment import claim_of, load_experiment
 from lm_jax.fields import alternatives, paths
 from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
@@ -61,7 +61,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         default, rest = _with_kinds(asked.config, arguments[2:])
         arguments = [*arguments[:2], *rest]
     commands: dict[str, Callable[..., int]] = {
-        "train": train_command(default, given, program),
+        "train": train_command(default, given, program, claim_of(asked.about) if asked else ""),
         "sweep": sweep_command(default, asked, given, program),
         "verify": verify_command(default),
         "score": score,

@@ -17,13 +17,17 @@ from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
 from lm_jax.experiment import Experiment as LoadedExperiment
+from lm_jax.experiment import claim_of
 from lm_jax.report.lines import print_json, print_trial_rows
+from lm_jax.report.page import LivePage, in_turn
+from lm_jax.report.run_page import write_about
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.sweep_page import write_sweep
 from lm_jax.report.sweep_progress import SweepDisplay
 from lm_jax.settings import UserError, digest
 from lm_jax.sweeps import Halving, executor_called, plan
 from lm_jax.sweeps.processes import cores_here
+from lm_jax.training.journal import Watch
 
 
 def sweep_command(
@@ -97,6 +101,7 @@ def sweep_command(
         name = Path(experiment).stem
         if asked is None or asked.points is None:
             raise UserError(f"{experiment} has no sweep()")
+        claim = claim_of(asked.about)
         if suggest is not None and asked.drawn is None:
             raise UserError(f"--suggest=optuna needs a sweep() that is draw(…): {experiment}'s not")
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
@@ -112,21 +117,28 @@ def sweep_command(
         if dry_run:
             show_plan(planned, command, halving)
             return 0
+
+        def draw() -> Path:
+            write_about(run_dir, command=f"{program} sweep {shlex.join(given)}", claim=claim)
+            return write_sweep(run_dir)
+
         saved = functools.partial(saved_of_sweep, run_dir, len(planned.trials))
         with contextlib.ExitStack() as stack:
             stack.enter_context(
                 explained(run_dir, f"{program} sweep", given, saved, restart=restart)
             )
-            if quiet or json:
-                watch = print_trial_rows if json else None
-            else:
+            live = LivePage(draw)
+            trials: list[Callable[[str], Watch]] = [lambda name: live.watch]
+            if json:
+                trials.append(print_trial_rows)
+            elif not quiet:
                 display = SweepDisplay(planned, growing=suggest is not None)
-                watch = stack.enter_context(display).watch
+                trials.append(stack.enter_context(display).watch)
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
                 run_dir,
-                watch=watch,
+                watch=lambda name: in_turn([watch(name) for watch in trials]),
                 executor=where,
                 lanes=lanes,
                 retries=retries,
@@ -135,7 +147,7 @@ def sweep_command(
                 restart=restart,
             )
         failed = [row for row in rows if row["status"] == "failed"]
-        page = write_sweep(run_dir)
+        page = draw()
         if json:
             for row in rows:
                 print_json({"kind": "result", **row})

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,23 +11,28 @@ from typing import Annotated
 import tyro
 
 import lm_jax
-from lm_jax import generation
 from lm_jax.commands.shared import SAMPLE_LENGTH, Experiment, Flag, divide_cpu, either
 from lm_jax.commands.stopping import explained, longer, saved_of_run
 from lm_jax.config import Config, resolve
 from lm_jax.report.lines import print_json, print_row
+from lm_jax.report.page import LivePage, in_turn
 from lm_jax.report.progress import Display
+from lm_jax.report.run_page import sample_of, write_about, write_run
 from lm_jax.report.terminal import show_result
 from lm_jax.settings import digest
+from lm_jax.training import Run
 
 
-def train_command(default: Config, given: Sequence[str], program: str) -> Callable[..., int]:
+def train_command(
+    default: Config, given: Sequence[str], program: str, claim: str = ""
+) -> Callable[..., int]:
     """Make the command `train`; the flags default to an experiment's settings.
 
     Args:
       default: the experiment's config.
       given: the words after the command, to print the command that resumes a stopped run.
       program: the program as it was started, for the same command.
+      claim: what the experiment claims, for the run's page.
     """
     command = f"{program} train"
 
@@ -58,26 +64,33 @@ def train_command(default: Config, given: Sequence[str], program: str) -> Callab
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
             divide_cpu(devices)
+
+        def draw(run: Run | None = None, sample: str | None = None) -> Path:
+            write_about(run_dir, command=f"{command} {shlex.join(given)}", claim=claim)
+            return write_run(run_dir, run, sample)
+
         saved = functools.partial(saved_of_run, run_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(explained(run_dir, command, given, saved, restart=restart))
-            if quiet or json:
-                watch = print_row if json else False
-            else:
-                watch = stack.enter_context(Display.of(name, config)).watch
+            watchers = [LivePage(draw).watch]
+            if json:
+                watchers.append(print_row)
+            elif not quiet:
+                watchers.append(stack.enter_context(Display.of(name, config)).watch)
+            watch = in_turn(watchers)
             run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
         diverged = run.result is not None and run.result["status"] == "diverged"
+        sample = None if diverged else sample_of(run, SAMPLE_LENGTH)
+        page = draw(None if diverged else run, sample)
         if json:
             print_json({"kind": "result", "run_dir": str(run_dir), **(run.result or {})})
         elif not quiet:
             show_result(run)
-            if not diverged and not config.data.generated:
-                text = generation.sample(
-                    run.model, run.params, run.vocabulary, length=SAMPLE_LENGTH
-                )
-                print(f"\na sample:\n\n{text.strip()}\n")
+            if sample is not None:
+                print(f"\na sample:\n\n{sample.strip()}\n")
             if more := longer(run, command, given):
                 print(f"for more updates: {more}")
+            print(page)
         if diverged:
             said = "loss, gradient or parameters were not finite at step"
             print(f"{said} {run.step:,}: {run_dir}", file=sys.stderr)

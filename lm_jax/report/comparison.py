@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lm_jax import figures
-from lm_jax.config import Config
-from lm_jax.fields import fields
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Section, Table, write_page
 from lm_jax.report.reach_sections import column, numbers, within
+from lm_jax.report.run_table import row_of, settings_columns
 from lm_jax.settings import UserError
-from lm_jax.training.directory import read_config
-from lm_jax.training.journal import read_result, read_rows
+from lm_jax.training.journal import read_rows
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
@@ -31,12 +29,11 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
     if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
         raise UserError("a directory is given twice")
     named = dict(zip(names(run_dirs), run_dirs, strict=True))
-    configs = {name: read_config(run_dir) for name, run_dir in named.items()}
+    ended = {name: row_of(run_dir) for name, run_dir in named.items()}
     rows = {name: read_rows(run_dir / "metrics.jsonl") for name, run_dir in named.items()}
-    results = {name: read_result(run_dir) for name, run_dir in named.items()}
-    sections = [_results(configs, results), *_curves(rows), *_horizons(rows)]
+    sections = [_results(ended), *_curves(rows), *_horizons(rows)]
     lead = f"{len(run_dirs)} runs on the same axes."
-    return write_page(path, " and ".join(configs), lead, sections)
+    return write_page(path, " and ".join(named), lead, sections)
 
 
 def names(run_dirs: Sequence[Path]) -> list[str]:
@@ -48,46 +45,33 @@ def names(run_dirs: Sequence[Path]) -> list[str]:
     return ["/".join(part[-count:]) for part in parts]
 
 
-def differing(configs: dict[str, Config]) -> dict[str, dict[str, object]]:
-    """path -> run -> value, for each setting in which the runs differ."""
-    values = {
-        name: {path: value for path, value, _ in fields(config)} for name, config in configs.items()
+def _results(rows: dict[str, Row]) -> Section:
+    """The settings that differ and the results, a row for each run."""
+    changed = settings_columns(list(rows.values()))
+    measured = {
+        "validation": "best_validation",
+        "test": "test",
+        "parameters": "parameters",
+        "seconds": "seconds",
+        "status": "status",
     }
-    paths = dict.fromkeys(path for own in values.values() for path in own)
-    found = {path: {name: own.get(path, "–") for name, own in values.items()} for path in paths}
-    return {path: row for path, row in found.items() if len(set(map(repr, row.values()))) > 1}
-
-
-def _results(configs: dict[str, Config], results: dict[str, Row | None]) -> Section:
-    changed = differing(configs)
-    measured: dict[str, dict[str, object]] = {}
-    for name, result in results.items():
-        splits = {} if result is None else result["splits"]
-        for split in ("validation", "test"):
-            if split in splits:
-                measured.setdefault(f"{split} loss", {})[name] = splits[split]["nats"]
-        if result is not None:
-            measured.setdefault("parameters", {})[name] = result["parameters"]
-            measured.setdefault("seconds", {})[name] = result["seconds"]
-            measured.setdefault("status", {})[name] = result["status"]
-    head = ["", *configs]
+    head = ["run", *changed, *measured]
     table = [
-        [path, *("off" if row[name] is None else _plain(row[name]) for name in configs)]
-        for path, row in changed.items()
+        [name, *(cells[place] for cells in changed.values())]
+        + [row.get(entry) for entry in measured.values()]
+        for place, (name, row) in enumerate(rows.items())
     ]
-    table += [[what, *(row.get(name) for name in configs)] for what, row in measured.items()]
     losses = {
-        name: loss for name, loss in measured.get("validation loss", {}).items() if loss is not None
+        name: row["best_validation"]
+        for name, row in rows.items()
+        if row["best_validation"] is not None
     }
-    said = f"The runs differ in {len(changed)} settings."
+    said, best = f"The runs differ in {len(changed)} settings.", None
     if len(losses) > 1:
-        best = min(losses, key=lambda name: losses[name])  # type: ignore[arg-type,return-value]
-        said += f" {best} has the lowest validation loss, {losses[best]:.4f}."
-    return Section("How do the runs differ?", said, [Table(head, table)])
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, int | float | str) else str(value)
+        name = min(losses, key=lambda one: losses[one])
+        said += f" {name} has the lowest validation loss, {losses[name]:.4f}."
+        best = list(rows).index(name)
+    return Section("How do the runs differ?", said, [Table(head, table, best)])
 
 
 def _curves(rows: dict[str, list[Row]]) -> list[Section]:

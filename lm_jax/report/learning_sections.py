@@ -94,9 +94,7 @@ def _learnt(
         if len(trained) >= FEW:
             first, last = trained[0]["nats"], trained[-1]["nats"]
             if None not in (first, last):
-                said.append(
-                    f"The training loss went from {first:.3f} to {last:.3f}; no validation."
-                )
+                said.append(f"The training loss went from {first:.3f} to {last:.3f}.")
         return " ".join(said)
     best, row = min(losses, key=lambda one: one[0])
     figures_ = [f"{best:.3f} nats a token" if "perplexity" in row else f"a loss of {best:.4f}"]

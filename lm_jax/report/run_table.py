@@ -27,12 +27,12 @@ def show_runs(run_dirs: Sequence[Path]) -> None:
     Raises:
       UserError: a directory holds no run.
     """
-    rows = [_row_of(run_dir) for run_dir in run_dirs]
+    rows = [row_of(run_dir) for run_dir in run_dirs]
     named = {"run": [row["name"] + unfinished(row) for row in rows]}
     show_columns({**named, **settings_columns(rows), **result_columns(rows)})
 
 
-def _row_of(run_dir: Path) -> Row:
+def row_of(run_dir: Path) -> Row:
     """The row of a run; of its settings, those that say something of the results."""
     config, result = directory.read_config(run_dir), journal.read_result(run_dir) or {}
     kinds = {path: value for path, value, _ in fields(config) if alternatives(Config, path)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
+    "figures",
     "trees",
     "synonyms",
     "suggestions",
@@ -32,7 +33,7 @@ DOORS = {
     "tokenizers": "lm_jax/data/bpe.py",
     "flax": "lm_jax/models/custom_cell.py",
     "rich": "lm_jax/report/terminal.py",
-    "plotly": "lm_jax/report/page.py",
+    "matplotlib": "lm_jax/figures/",
     "tyro": "lm_jax/commands/",
     "shtab": "lm_jax/commands/completion.py",
     "pandas": "lm_jax/sweeps/frame.py",

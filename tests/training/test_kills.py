@@ -24,7 +24,7 @@ import tiny
 import lm_jax
 from lm_jax import files
 from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
-from lm_jax.report.probe_page import write_study
+from lm_jax.report.study import write_study
 from lm_jax.settings import UserError
 from lm_jax.sweeps.processes import Processes
 from lm_jax.training import manifest

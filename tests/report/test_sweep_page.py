@@ -1,15 +1,20 @@
 """The page of a sweep: what its cells hold, and the experiments that it is made for."""
 
+import itertools
 import json
 import math
+import warnings
 
 import pytest
 import tiny
+from matplotlib.colors import LogNorm
 
+from lm_jax import figures, files
 from lm_jax.config import override
 from lm_jax.experiment import load_experiment
 from lm_jax.files import write_rows
 from lm_jax.report.measures import Measure, measures, varied
+from lm_jax.report.page import Drawing
 from lm_jax.report.sweep_page import curve, heat_map, sweep_sections, write_sweep
 from lm_jax.settings import UserError
 from lm_jax.sweeps import failures
@@ -59,52 +64,98 @@ def test_axes_rise_and_end_with_what_is_off():
     assert list(KNOWN) == ["validation", "first_probe.lag_norm"]
 
 
+def words_of(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_a_cell_is_the_mean_of_its_seeds_and_says_who_diverged():
-    (shown,) = heat_map(ROWS, KNOWN["validation"], varied(ROWS))["data"]
-    assert (shown["y"], shown["x"]) == (["0.5", "2"], ["10", "inf", "off"])
-    assert shown["z"] == [[4.0, 5.0, None], [None, 2.0, None]]
-    assert shown["text"] == [["4 ×1", "5", ""], ["", "2", "×1"]]
-    assert shown["customdata"] == [[[1, 2], [1, 1], [0, 0]], [[0, 0], [2, 2], [0, 1]]]
+    shown = heat_map(ROWS, KNOWN["validation"], varied(ROWS))
+    assert words_of(shown) == [GAIN, "4 ×1", "5", "", "", "2", "×1"]
+    axes = shown.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "inf", "off"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.5", "2"]
 
 
 def test_norms_have_their_geometric_mean_and_are_coloured_by_its_logarithm():
-    (shown,) = heat_map(ROWS, KNOWN["first_probe.lag_norm"], varied(ROWS))["data"]
-    flat = [one for line in shown["z"] for one in line]
-    assert flat == pytest.approx([3.0, None, None, None, -4.0, None])
+    shown = heat_map(ROWS, KNOWN["first_probe.lag_norm"], varied(ROWS))
     # A norm that underflowed has no logarithm, but is shown.
-    assert shown["text"] == [["1e+03 ×1", "0", ""], ["", "0.0001", "×1"]]
+    assert words_of(shown)[1:] == ["1,000 ×1", "0", "", "", "0.0001", "×1"]
+    assert isinstance(shown.axes[0].collections[0].norm, LogNorm)
 
 
 def test_one_field_makes_a_curve():
     rows = [r for r in ROWS if r["settings"][CLIP] == "inf"]
     fields = varied(rows)
     assert list(fields) == [GAIN]
-    trials, means = curve(rows, KNOWN["validation"], fields)["data"]
-    assert list(zip(trials["x"], trials["y"], strict=True)) == [(0.5, 5.0), (2.0, 1.0), (2.0, 3.0)]
-    assert (means["x"], means["y"]) == ([0.5, 2.0], [5.0, 2.0])
+    trials, means = curve(rows, KNOWN["validation"], fields).axes[0].lines
+    assert trials.get_xydata().tolist() == [[0.5, 5.0], [2.0, 1.0], [2.0, 3.0]]
+    assert means.get_xydata().tolist() == [[0.5, 5.0], [2.0, 2.0]]
 
 
-def test_a_switch_is_drawn_as_a_category():
-    """On an axis of numbers, Plotly leaves truth values out."""
-    rows = [row(n, {"model.residual": bool(n)}, 1.0 + n) for n in (0, 1)]
-    shown = curve(rows, KNOWN["validation"], varied(rows))
-    assert shown["layout"]["xaxis"]["type"] == "category"
-    assert [trace["x"] for trace in shown["data"]] == [["False", "True"]] * 2
+def test_the_page_says_what_is_best_and_has_a_column_for_each_setting(tmp_path):
+    sections = {section.title: section for section in sweep_sections(ROWS, tmp_path)}
+    found = sections["What was found?"]
+    assert "gain 2, clip norm inf is best so far, with a validation loss of 1.0000" in found.finding
+    (table,) = found.parts
+    assert table.head[:4] == ["gain", "clip norm", "seed", "validation"]
+    assert [line[table.head.index("trial")] for line in table.rows] == [
+        f"{number:03d}" for number in (1, 2, 6, 3, 5, 4)
+    ]
+    status = table.head.index("status")
+    assert [line[status] for line in table.rows][-2:] == ["diverged at 9", "diverged at 7"]
+    assert table.best == 0
+    assert "Lowest at gain 2, clip norm inf (2)" in sections["Best validation loss"].finding
+    assert "Over the seeds" in sections
 
 
-def test_the_page_has_its_trials_best_first_and_opens_by_itself(tmp_path):
-    sections = {section.title: section for section in sweep_sections(ROWS)}
-    assert list(sections) == ["validation", "first_probe.lag_norm", "Over the seeds", "The trials"]
-    (table,) = sections["The trials"].parts
-    assert [line[0] for line in table.rows] == [f"trial {n}" for n in (1, 2, 6, 3, 5, 4)]
-    assert [line[1] for line in table.rows][-2:] == ["diverged at 9", "diverged at 7"]
+def test_the_page_opens_by_itself(tmp_path):
     write_rows(tmp_path / "results.jsonl", ROWS)
     page = write_sweep(tmp_path).read_text(encoding="utf-8")
-    assert "6 trials that have ended, 4 finished, 2 diverged" in page
+    assert "6 trials have ended, 4 finished, 2 diverged" in page
     assert 'src="http' not in page
-    assert page.count("Plotly.newPlot(") == 2
+    assert page.count('class="wide"') == 2
+    assert (tmp_path / "figures" / "validation.svg").read_text().startswith("<?xml")
     with pytest.raises(UserError, match="no results"):
         write_sweep(tmp_path / "nowhere")
+
+
+def test_many_trials_are_lines_through_their_settings_and_draw_their_curves(tmp_path):
+    paths = {"train.learning_rate": [0.1, 1.0], CLIP: [None, 1.0], GAIN: [1.0, 2.0]}
+    rows = []
+    for number, values in enumerate(itertools.product(*paths.values())):
+        settings = dict(zip(paths, values, strict=True))
+        rows.append(row(number, settings, 9.0 if number == 7 else 1.0 + number))
+        trial = tmp_path / rows[-1]["trial"]
+        trial.mkdir(parents=True)
+        losses = [5.0, 1.0 + number]
+        files.write_rows(
+            trial / "metrics.jsonl",
+            [
+                {
+                    "kind": "evaluation",
+                    "split": "validation",
+                    "step": step,
+                    "nats": nats,
+                    "perplexity": 1.0,
+                    "bits_per_character": None,
+                    "tokens": 1,
+                    "characters": 1,
+                    "unknown": 0,
+                }
+                for step, nats in enumerate(losses, 1)
+            ],
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these rows have no seals
+        sections = {section.title: section for section in sweep_sections(rows, tmp_path)}
+    assert (
+        "learning rate 0.1, clip norm off, gain 1"
+        in sections["Which settings go together?"].finding
+    )
+    for section in sections.values():
+        for part in section.parts:
+            if isinstance(part, Drawing):
+                part.draw(width=figures.WIDE)
 
 
 def test_a_measure_reads_its_number_or_none():
