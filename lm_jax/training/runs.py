@@ -2,16 +2,19 @@
 
 import dataclasses
 import warnings
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lm_jax import models
 from lm_jax.config import ASGD, RNN, Config, CustomCell, Model, NGram, Train, custom, train_of
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
+from lm_jax.frames import Kind, frame
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
@@ -33,6 +36,33 @@ class Run(NamedTuple):
     result: Row | None
     """Contents of result.json, or None if the run has not ended."""
     run_dir: Path
+
+    def metrics(self, kind: Kind = "polars") -> Any:
+        """The rows of metrics.jsonl as a data frame (`lm_jax.frames.frame`)."""
+        return frame(journal.read_rows(self.run_dir / "metrics.jsonl"), kind)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_dir}: {', '.join(self._in_words())}>"
+
+    def _repr_html_(self) -> str:
+        """The run for a notebook, with a link to its page."""
+        page = self.run_dir / "report.html"
+        link = f' <a href="{escape(str(page))}">report.html</a>' if page.exists() else ""
+        items = "".join(f"<li>{escape(words)}</li>" for words in self._in_words())
+        return f"<b>{escape(str(self.run_dir))}</b>{link}<ul>{items}</ul>"
+
+    def _in_words(self) -> list[str]:
+        model = self.config.model
+        kind = f"{model.cell.kind} network" if isinstance(model, RNN) else f"{model.kind} model"
+        said = [kind, f"{optax.tree.size(self.params):,} parameters"]
+        if self.result is None:
+            return [*said, f"saved at step {self.step:,}"]
+        said.append(f"{self.result['status']} at step {self.step:,}")
+        for split in ("validation", "test"):
+            if split in self.result["splits"]:
+                nats = self.result["splits"][split]["nats"]
+                said.append(f"{split} loss {'not finite' if nats is None else f'{nats:.4f}'}")
+        return said
 
 
 def load_run(run_dir: str | Path) -> Run:

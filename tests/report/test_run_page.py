@@ -50,6 +50,14 @@ def test_the_page_holds_what_was_run_and_found(run):
     assert len(page) < 3e6
 
 
+def test_a_run_says_in_short_what_it_is(run):
+    said = repr(run)
+    assert said.startswith(f"<Run {run.run_dir}: elman network, ")
+    assert "finished at step 6, validation loss" in said
+    assert "<li>finished at step 6</li>" in run._repr_html_()
+    assert 'report.html">' in run._repr_html_()
+
+
 def rows(losses, validation=(), **more):
     trained = [
         {

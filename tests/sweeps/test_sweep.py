@@ -314,10 +314,11 @@ def test_a_frame_of_what_is_not_there_is_one_line(swept, tmp_path, monkeypatch):
 
 
 def test_a_frame_s_columns_are_of_one_type():
-    from lm_jax.sweeps.frame import _of_one_type
+    from lm_jax.frames import columns
 
-    assert _of_one_type([1, 0.5, None]) == [1.0, 0.5, None]
-    assert _of_one_type(["gru", 3, None]) == ["gru", "3", None]
+    rows = [{"a": 1, "b": "gru", "c": {"d": 1.0}}, {"a": 0.5, "b": 3}, {"a": None}]
+    found = {"a": [1.0, 0.5, None], "b": ["gru", "3", None], "c.d": [1.0, None, None]}
+    assert columns(rows) == found
 
 
 def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path):
