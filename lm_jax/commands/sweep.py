@@ -12,11 +12,11 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.flags import own_flags
-from lm_jax.commands.shared import Experiment, Flag, at_least, divide_cpu, either, only_with
+from lm_jax.commands.shared import ExperimentName, Flag, at_least, divide_cpu, either, only_with
 from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
-from lm_jax.experiment import Experiment as LoadedExperiment
+from lm_jax.experiment import Experiment
 from lm_jax.report.lines import print_json, print_trial_rows
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.sweep_page import write_sweep
@@ -27,7 +27,7 @@ from lm_jax.sweeps.processes import cores_here
 
 
 def sweep_command(
-    default: Config, asked: LoadedExperiment | None, given: list[str], program: str
+    default: Config, asked: Experiment | None, given: list[str], program: str
 ) -> Callable[..., int]:
     """Make the command `sweep`; the flags default to an experiment's settings.
 
@@ -39,7 +39,7 @@ def sweep_command(
     """
 
     def sweep(
-        experiment: Experiment,
+        experiment: ExperimentName,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         dry_run: Flag = False,

@@ -11,13 +11,14 @@ import tyro
 
 import lm_jax
 from lm_jax import generation
-from lm_jax.commands.shared import SAMPLE_LENGTH, Experiment, Flag, divide_cpu, either
+from lm_jax.commands.shared import SAMPLE_LENGTH, ExperimentName, Flag, divide_cpu, either
 from lm_jax.commands.stopping import explained, longer, saved_of_run
 from lm_jax.config import Config, resolve
 from lm_jax.report.lines import print_json, print_row
 from lm_jax.report.progress import Display
 from lm_jax.report.terminal import show_result
 from lm_jax.settings import digest
+from lm_jax.track import Name, together, tracker
 
 
 def train_command(default: Config, given: Sequence[str], program: str) -> Callable[..., int]:
@@ -31,13 +32,14 @@ def train_command(default: Config, given: Sequence[str], program: str) -> Callab
     command = f"{program} train"
 
     def train(
-        experiment: Experiment,
+        experiment: ExperimentName,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         devices: int | None = None,
         restart: Flag = False,
         quiet: Flag = False,
         json: Flag = False,
+        track: tuple[Name, ...] = (),
     ) -> int:
         """Train a model, or resume a stopped run.
 
@@ -51,6 +53,8 @@ def train_command(default: Config, given: Sequence[str], program: str) -> Callab
           restart: begin anew; a run in the directory is kept as RUN_DIR.old-1 (or the next number).
           quiet: print only the run's directory, and errors.
           json: print each new row of metrics.jsonl as a line of JSON, then a line with the result.
+          track: write the rows of metrics.jsonl elsewhere, too: csv, tensorboard or wandb, or some
+            of these. The places: metrics.csv, the folder tensorboard, Weights & Biases.
         """
         either(quiet=quiet, json=json)
         name = Path(experiment).stem
@@ -61,10 +65,12 @@ def train_command(default: Config, given: Sequence[str], program: str) -> Callab
         saved = functools.partial(saved_of_run, run_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(explained(run_dir, command, given, saved, restart=restart))
-            if quiet or json:
-                watch = print_row if json else False
-            else:
-                watch = stack.enter_context(Display.of(name, config)).watch
+            watches = [stack.enter_context(tracker(one, run_dir)) for one in track]
+            if json:
+                watches.append(print_row)
+            elif not quiet:
+                watches.append(stack.enter_context(Display.of(name, config)).watch)
+            watch = together(*watches)
             run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
         diverged = run.result is not None and run.result["status"] == "diverged"
         if json:
