@@ -24,7 +24,7 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not extras" $(if $(filter -%,$(T)),$(T),$(addprefix tests/,$(T)))
 
 test-extras: $(VENV)/.installed-extras
-	$(BIN)/python -m pytest -n 0 -m extras tests/sweeps
+	$(BIN)/python -m pytest -n 0 -m extras tests/sweeps tests/track
 
 torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
@@ -57,8 +57,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-doc
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-$(VENV)/.installed-extras: $(VENV)/.installed-dev requirements-sweeps.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-sweeps.txt
+$(VENV)/.installed-extras: $(VENV)/.installed-dev requirements-sweeps.txt requirements-track.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-sweeps.txt -r requirements-track.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt

@@ -23,6 +23,7 @@ def config() -> Config:
             optimizer=Adam(),
             clip_norm=1.0,
             validate_every=500,
+            sample_length=200,
             log_every=50,
             checkpoint_every=500,
         ),

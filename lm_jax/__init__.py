@@ -1,6 +1,6 @@
 """Neural language models and their gradients through time, as pure functions in JAX."""
 
-from lm_jax import data, generation, gradients, models, scoring
+from lm_jax import data, generation, gradients, models, scoring, track
 from lm_jax.analysis import probe
 from lm_jax.config import Config
 from lm_jax.report.progress import train
@@ -27,5 +27,6 @@ __all__ = [
     "sweep",
     "sweep_configs",
     "sweep_frame",
+    "track",
     "train",
 ]

@@ -198,6 +198,7 @@ _SAID = {"quiet": "silent q", "json": "jsonl json_lines"}
 FLAGS = {
     "train": {
         **_SAID,
+        "track": "report_to logger loggers tracker trackers",
         "run_dir": _OUT,
         "devices": "gpus n_gpu num_gpus n_devices num_devices",
     },

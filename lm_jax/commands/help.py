@@ -175,7 +175,7 @@ def _usage(name: str, command: Callable[..., Any]) -> str:
 
 def _metavar(hint: Any) -> str:
     """The word for an argument, as in its `tyro.conf.arg(metavar=…)`."""
-    return next(word for extra in hint.__metadata__ if (word := getattr(extra, "metavar", "")))
+    return "".join(getattr(extra, "metavar", None) or "" for extra in hint.__metadata__)
 
 
 def _value(kind: Any) -> str:
@@ -183,5 +183,5 @@ def _value(kind: Any) -> str:
     if words := list(words_of(kind)):
         several = typing.get_origin(kind) is tuple
         return "…" if several else "{" + ",".join(words) + "}"
-    kinds = [one for one in plain_types(kind) if one is not type(None)]
-    return {"str": "TEXT"}.get(kinds[0].__name__, kinds[0].__name__.upper())
+    first = next(one.__name__ for one in plain_types(kind) if one is not type(None))
+    return "TEXT" if first == "str" else first.upper()

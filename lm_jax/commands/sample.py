@@ -27,6 +27,7 @@ def sample(
     min_p: float | None = None,
     stop: str | None = None,
     beam: int | None = None,
+    raw: Flag = False,
     json: Flag = False,
     seed: int | None = None,
     mix: Path | None = None,
@@ -47,6 +48,8 @@ def sample(
       min_p: draw from the tokens with at least this share of the largest probability.
       stop: end the text at this token, without printing the token; for example . or \\n or <eos>.
       beam: search for the most likely text with a beam of this width, instead of drawing.
+      raw: let the model draw <unk>, too, and show bytes that are not UTF-8 as U+FFFD; left out if
+        not given.
       json: print a JSON object for each sample, with the nats (-ln P) of each drawn token under
         the model, before temperature, top-k, top-p and min-p.
       seed: seed of the draws; the same seed gives the same text; 0 if not given.
@@ -67,7 +70,7 @@ def sample(
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
     run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
-    common = {"prompt": prompt, "length": length, "stop": stop}
+    common = {"prompt": prompt, "length": length, "stop": stop, "raw": raw}
     if beam is not None:
         show_beam(generation.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
     elif json or count is not None:

@@ -14,7 +14,7 @@ from lm_jax.settings import UserError
 SAMPLE_LENGTH = 300  # tokens of a sample, if no length is given
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-Experiment = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
+ExperimentName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
 RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
 TextFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 

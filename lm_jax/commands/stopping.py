@@ -81,7 +81,11 @@ def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
     for name in ("schedule", "feeding"):  # what followed train.steps must not change
         steps = getattr(getattr(train, name), "steps", None)
         flags += [] if steps is None else [f"--train.{name}.steps", str(steps)]
-    return f"{command} {shlex.join([*without(words, '--restart'), *flags])}"
+    kept = [*without(words, "--restart")]
+    for flag in flags[::2]:
+        for place in [place for place, word in enumerate(kept) if word == flag][::-1]:
+            del kept[place : place + 2]
+    return f"{command} {shlex.join([*kept, *flags])}"
 
 
 def without(words: Sequence[str], flag: str) -> list[str]:

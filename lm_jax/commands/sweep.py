@@ -12,14 +12,13 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.flags import own_flags
-from lm_jax.commands.shared import Experiment, Flag, at_least, divide_cpu, either, only_with
+from lm_jax.commands.shared import ExperimentName, Flag, at_least, divide_cpu, either, only_with
 from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
-from lm_jax.experiment import Experiment as LoadedExperiment
-from lm_jax.experiment import claim_of
+from lm_jax.experiment import Experiment, claim_of
 from lm_jax.report.lines import print_json, print_trial_rows
-from lm_jax.report.page import LivePage, in_turn
+from lm_jax.report.page import LivePage
 from lm_jax.report.run_page import write_about
 from lm_jax.report.sweep import show_plan, show_sweep
 from lm_jax.report.sweep_page import write_sweep
@@ -27,11 +26,12 @@ from lm_jax.report.sweep_progress import SweepDisplay
 from lm_jax.settings import UserError, digest
 from lm_jax.sweeps import Halving, executor_called, plan
 from lm_jax.sweeps.processes import cores_here
+from lm_jax.track import together
 from lm_jax.training.journal import Watch
 
 
 def sweep_command(
-    default: Config, asked: LoadedExperiment | None, given: list[str], program: str
+    default: Config, asked: Experiment | None, given: list[str], program: str
 ) -> Callable[..., int]:
     """Make the command `sweep`; the flags default to an experiment's settings.
 
@@ -43,7 +43,7 @@ def sweep_command(
     """
 
     def sweep(
-        experiment: Experiment,
+        experiment: ExperimentName,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         dry_run: Flag = False,
@@ -138,7 +138,7 @@ def sweep_command(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,
                 run_dir,
-                watch=lambda name: in_turn([watch(name) for watch in trials]),
+                watch=lambda name: together(*(watch(name) for watch in trials)),
                 executor=where,
                 lanes=lanes,
                 retries=retries,

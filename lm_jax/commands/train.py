@@ -11,15 +11,16 @@ from typing import Annotated
 import tyro
 
 import lm_jax
-from lm_jax.commands.shared import SAMPLE_LENGTH, Experiment, Flag, divide_cpu, either
+from lm_jax.commands.shared import SAMPLE_LENGTH, ExperimentName, Flag, divide_cpu, either
 from lm_jax.commands.stopping import explained, longer, saved_of_run
 from lm_jax.config import Config, resolve
 from lm_jax.report.lines import print_json, print_row
-from lm_jax.report.page import LivePage, in_turn
+from lm_jax.report.page import LivePage
 from lm_jax.report.progress import Display
 from lm_jax.report.run_page import sample_of, write_about, write_run
 from lm_jax.report.terminal import show_result
 from lm_jax.settings import digest
+from lm_jax.track import Name, together, tracker
 from lm_jax.training import Run
 
 
@@ -37,13 +38,14 @@ def train_command(
     command = f"{program} train"
 
     def train(
-        experiment: Experiment,
+        experiment: ExperimentName,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
         run_dir: Path | None = None,
         devices: int | None = None,
         restart: Flag = False,
         quiet: Flag = False,
         json: Flag = False,
+        track: tuple[Name, ...] = (),
     ) -> int:
         """Train a model, or resume a stopped run.
 
@@ -57,6 +59,8 @@ def train_command(
           restart: begin anew; a run in the directory is kept as RUN_DIR.old-1 (or the next number).
           quiet: print only the run's directory, and errors.
           json: print each new row of metrics.jsonl as a line of JSON, then a line with the result.
+          track: write the rows of metrics.jsonl elsewhere, too: csv, tensorboard or wandb, or some
+            of these. The places: metrics.csv, the folder tensorboard, Weights & Biases.
         """
         either(quiet=quiet, json=json)
         name = Path(experiment).stem
@@ -72,12 +76,13 @@ def train_command(
         saved = functools.partial(saved_of_run, run_dir)
         with contextlib.ExitStack() as stack:
             stack.enter_context(explained(run_dir, command, given, saved, restart=restart))
-            watchers = [LivePage(draw).watch]
+            watches = [stack.enter_context(tracker(one, run_dir)) for one in track]
+            watches.append(LivePage(draw).watch)
             if json:
-                watchers.append(print_row)
+                watches.append(print_row)
             elif not quiet:
-                watchers.append(stack.enter_context(Display.of(name, config)).watch)
-            watch = in_turn(watchers)
+                watches.append(stack.enter_context(Display.of(name, config)).watch)
+            watch = together(*watches)
             run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
         diverged = run.result is not None and run.result["status"] == "diverged"
         sample = None if diverged else sample_of(run, SAMPLE_LENGTH)

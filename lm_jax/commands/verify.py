@@ -7,7 +7,7 @@ import jax
 import tyro
 
 from lm_jax.analysis import prove
-from lm_jax.commands.shared import Experiment
+from lm_jax.commands.shared import ExperimentName
 from lm_jax.config import Config
 from lm_jax.report.terminal import show_proof, waiting
 
@@ -16,7 +16,7 @@ def verify_command(default: Config) -> Callable[..., int]:
     """Make the command `verify`; the flags default to an experiment's settings."""
 
     def verify(
-        experiment: Experiment,
+        experiment: ExperimentName,
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> int:
         """Verify the gradient of an experiment's model by independent methods.

@@ -179,6 +179,8 @@ def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) ->
             f"train.feeding={train.feeding.kind} is not read with {name}: what the model says "
             "is no input of it"
         )
+    if train.sample_length is not None:
+        raise ValueError(f"train.sample_length is of a text, and {name} is none")
     if model.vectors is not None:
         raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
     if not isinstance(task, REAL):

@@ -157,6 +157,8 @@ class Train:
     """Stop after this many validations in a row without a new best; None: never."""
     keep_best: bool = True
     """End with the best parameters on validation instead of the last."""
+    sample_length: Adjustable | None = None
+    """Tokens of a text that the model writes at each validation, into metrics.jsonl; None: none."""
     log_every: Adjustable = 100
     """Updates between two rows of kind train in metrics.jsonl."""
     checkpoint_every: Adjustable = 500

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -109,14 +110,16 @@ class Vocabulary:
         numbers, unknown = self.numbers, self.numbers[UNKNOWN]
         return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
 
-    def decode(self, numbers: Sequence[int] | np.ndarray) -> str:
+    def decode(
+        self, numbers: Sequence[int] | np.ndarray, errors: Literal["replace", "ignore"] = "replace"
+    ) -> str:
         """Return the text of some tokens: `decode(encode(text)) == text`.
 
-        With words, the white space may differ. `<unk>` among characters and bytes that are not
-        UTF-8 show as U+FFFD.
+        With words, the white space may differ. `<unk>` among characters shows as U+FFFD. Bytes that
+        are not UTF-8 do as well, or are left out with errors="ignore".
         """
         if self.tokenizer == "byte":
-            return bytes(int(number) for number in numbers).decode(errors="replace")
+            return bytes(int(number) for number in numbers).decode(errors=errors)
         if self.tokenizer == "char":
             return (
                 self._codepoint_of_number[np.asarray(numbers, int)]
@@ -125,7 +128,7 @@ class Vocabulary:
             )
         tokens = [self.tokens[number] for number in numbers]
         if self.tokenizer == "bpe":
-            return "".join(tokens).encode("latin-1").decode(errors="replace")
+            return "".join(tokens).encode("latin-1").decode(errors=errors)
         lines = " ".join("\n" if token == LINE_END["word"] else token for token in tokens)
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 

@@ -47,6 +47,7 @@ def beam(
     width: int,
     prompt: str = "",
     stop: str | None = None,
+    raw: bool = False,
 ) -> BeamResult:
     """Find the likeliest continuation of a prompt by beam search.
 
@@ -56,6 +57,7 @@ def beam(
       width: W.
       prompt: text for the model to read first.
       stop: a token that ends a continuation; ln P includes the stop token, the text does not.
+      raw: as in `lm_jax.generation.samples`.
 
     Raises:
       UserError: a number is out of range, or the prompt or `stop` has an unknown token.
@@ -67,7 +69,8 @@ def beam(
     tokens = np.append(np.int32(vocabulary.boundary), read)
     search = _search(model, length, width)
     ended_by = jnp.asarray(-1 if end is None else end, jnp.int32)
-    log_p, parents, drawn = jax.tree.map(np.asarray, search(params, tokens, ended_by))
+    never = jnp.asarray(-1 if raw or vocabulary.unknown is None else vocabulary.unknown, jnp.int32)
+    log_p, parents, drawn = jax.tree.map(np.asarray, search(params, tokens, ended_by, never))
     place, backwards = int(np.argmax(log_p)), []
     best = float(log_p[place])
     for parent, token in zip(parents[::-1], drawn[::-1], strict=True):
@@ -76,15 +79,17 @@ def beam(
     found = np.array(backwards[::-1], np.int32)
     # After the first stop token a hypothesis has only further stop tokens.
     before = found[: int(np.argmax(found == end))] if end in found else found
-    text = vocabulary.decode(np.concatenate([read, before]))
+    text = vocabulary.decode(np.concatenate([read, before]), "replace" if raw else "ignore")
     return BeamResult(text, found[: len(before) + 1], best)
 
 
 @functools.lru_cache(maxsize=16)
 def _search(model: LanguageModel, length: int, width: int) -> Callable[..., tuple]:
-    """(params, prompt[P], end) -> ln P [W], each step's parents [N, W] and tokens [N, W]."""
+    """(params, prompt[P], end, barred) -> ln P [W], parents [N, W] and tokens [N, W] by step."""
 
-    def program(params: Params, prompt: Int[Array, " P"], end: Int[Array, ""]) -> tuple:
+    def program(
+        params: Params, prompt: Int[Array, " P"], end: Int[Array, ""], barred: Int[Array, ""]
+    ) -> tuple:
         copies = jnp.broadcast_to(prompt[:, None], (*prompt.shape, width))
         carry, h = model.hidden(params, model.init_carry(width), copies)
         # All hypotheses are still equal: only the first may be continued.
@@ -94,6 +99,7 @@ def _search(model: LanguageModel, length: int, width: int) -> Callable[..., tupl
         def step(state: tuple, _: None) -> tuple[tuple, tuple]:
             carry, h, log_p, over = state
             more = jax.nn.log_softmax(model.logits(params, h), axis=-1)
+            more = jnp.where(jnp.arange(more.shape[-1]) == barred, -jnp.inf, more)
             # A finished hypothesis has a single continuation, the stop token, with ln P = 0.
             only = jnp.where(jnp.arange(more.shape[-1]) == end, 0.0, -jnp.inf)
             more = jnp.where(over[:, None], only[None], more)

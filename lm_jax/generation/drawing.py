@@ -8,8 +8,9 @@ A token is drawn from p = softmax(z / τ), with logits z, restricted in this ord
 3. of these, the tokens with at least min-p times the probability of the likeliest (Nguyen et al.,
    2024);
 
-and renormalised. A tie goes to the token of the lower number. At τ = 0, or if τ is too small for
-any other token to win, the likeliest token is taken.
+and renormalised. One token may be barred, such as `<unk>`: its p is 0 from the start. A tie goes to
+the token of the lower number. At τ = 0, or if τ is too small for any other token to win, the
+likeliest token is taken.
 
 The draw is argmax(z / τ + g) with Gumbel noise g (Gumbel, 1954). The noise of sample i at position
 t depends only on the seed, i and t. A sample therefore does not depend on the other samples or on
@@ -83,6 +84,7 @@ def draws(
     limits: Cuts | None,
     seed: int,
     chunk: int,
+    barred: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield drawn tokens [n, B] and their nats [n, B], chunk by chunk, without the prompt.
 
@@ -97,6 +99,7 @@ def draws(
       limits: limits on the tokens to draw from; None for all tokens.
       seed: seed of the draws.
       chunk: N, the largest chunk; the tokens do not depend on N.
+      barred: a token that is never drawn.
     """
     total = len(prompt) + length
     steps = max(1, min(chunk, NUMBERS_AT_ONCE // (count * size)))
@@ -105,7 +108,7 @@ def draws(
     keys, advance = _sequence_keys(seed, count), drawing(model)
     params = model.precompute(params, steps * count)
     state = State(model.init_carry(count), jnp.full(count, boundary, jnp.int32))
-    warmth = divisor(temperature)
+    warmth, never = divisor(temperature), np.int32(-1 if barred is None else barred)
 
     def trimmed(first: int, tokens: Array, nats: Array) -> tuple[np.ndarray, np.ndarray]:
         kept = slice(max(len(prompt) - first, 0), total - first)
@@ -122,7 +125,9 @@ def draws(
             if after < total:
                 coming = beside.submit(noise_from, after)
             # The device computes this chunk while the host handles the last chunk.
-            state, *found = advance(params, state, forced[first:after], noise, warmth, limits)
+            state, *found = advance(
+                params, state, forced[first:after], noise, warmth, limits, never
+            )
             if ahead is not None and first > len(prompt):
                 yield trimmed(*ahead)
             ahead = (first, *found)
@@ -134,9 +139,10 @@ def draws(
 def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
     """The compiled program for drawing N tokens for each of B samples.
 
-    The program maps (params, state, forced[N], noise[N, B, V], temperature, cuts) to (state,
-    tokens[N, B], nats[N, B]). `params` may be the result of `model.precompute`. A token of `forced`
-    that is not negative replaces the drawn token.
+    The program maps (params, state, forced[N], noise[N, B, V], temperature, cuts, barred) to
+    (state, tokens[N, B], nats[N, B]). `params` may be the result of `model.precompute`. A token of
+    `forced` that is not negative replaces the drawn token. The token `barred` is never drawn; -1
+    bars none.
     """
 
     def program(
@@ -146,6 +152,7 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
         noise: Float[Array, "N B V"],
         temperature: Float[Array, ""],
         cuts: Cuts | None,
+        barred: Int[Array, ""],
     ) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
         # At temperature 0 the logits are not divided.
         divisor = jnp.where(temperature > 0, temperature, 1)
@@ -155,6 +162,7 @@ def drawing(model: LanguageModel) -> Callable[..., tuple[State, Array, Array]]:
             carry, h = model.hidden(params, state.carry, state.token[None])
             z = model.logits(params, h)[0]
             scaled = z / divisor
+            scaled = jnp.where(jnp.arange(z.shape[-1]) == barred, -jnp.inf, scaled)
             if cuts is not None:
                 scaled = jnp.where(kept(scaled, cuts), scaled, -jnp.inf)
             drawn = jnp.argmax(scaled + g, -1).astype(jnp.int32)

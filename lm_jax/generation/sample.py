@@ -1,7 +1,7 @@
 """Samples of text from a model, whole or as a stream (see `lm_jax.generation.drawing`)."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,7 @@ def samples(
     min_p: float | None = None,
     stop: str | None = None,
     seed: int = 0,
+    raw: bool = False,
 ) -> list[Sample]:
     """Draw several samples at once.
 
@@ -56,6 +57,8 @@ def samples(
       stop: a token that ends a sample and is not part of the sample, written literally or in the
         form of `Vocabulary.show`.
       seed: seed of the draws.
+      raw: if True, `<unk>` may be drawn, too, and bytes that are not UTF-8 show as U+FFFD in the
+        text; else the text leaves them out.
 
     Raises:
       UserError: a number is out of range, the prompt has characters or words unknown to the model,
@@ -77,13 +80,14 @@ def samples(
     chunk = CHUNK if len(read) + length <= LONG_CHUNK else LONG_CHUNK
     chosen = (length, count, temperature, limits, seed, chunk)
     size, boundary = len(vocabulary), vocabulary.boundary
-    chunks = draws(model, params, size, boundary, read, *chosen)
+    barred = None if raw else vocabulary.unknown
+    chunks = draws(model, params, size, boundary, read, *chosen, barred)
     found = list(_until_all(chunks, end))
     tokens, nats = (np.concatenate(parts) for parts in zip(*found, strict=True))
     spans = [_span(column, end) for column in tokens.T]
     return [
         Sample(
-            vocabulary.decode(np.concatenate([read, tokens[:span, column]])),
+            vocabulary.decode(np.concatenate([read, tokens[:span, column]]), _errors(raw)),
             tokens[:span, column],
             nats[:span, column],
             span < len(tokens),
@@ -115,6 +119,7 @@ def stream(
     min_p: float | None = None,
     stop: str | None = None,
     seed: int = 0,
+    raw: bool = False,
 ) -> Iterator[str]:
     """The text of `sample`, yielded piece by piece during drawing.
 
@@ -126,27 +131,38 @@ def stream(
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
     size, boundary = len(vocabulary), vocabulary.boundary
     chosen = (length, 1, temperature, limits, seed, CHUNK)
-    chunks = draws(model, params, size, boundary, read, *chosen)
+    barred = None if raw else vocabulary.unknown
+    chunks = draws(model, params, size, boundary, read, *chosen, barred)
     drawn = (tokens[: _span(tokens[:, 0], end), 0] for tokens, _ in _until_all(chunks, end))
-    return spelled(vocabulary, _preceded(read, drawn))
+    return spelled(vocabulary, _preceded(read, drawn), _errors(raw))
 
 
-def spelled(vocabulary: Vocabulary, chunks: Iterable[np.ndarray]) -> Iterator[str]:
+def _errors(raw: bool) -> Literal["replace", "ignore"]:
+    return "replace" if raw else "ignore"
+
+
+def spelled(
+    vocabulary: Vocabulary,
+    chunks: Iterable[np.ndarray],
+    errors: Literal["replace", "ignore"] = "replace",
+) -> Iterator[str]:
     """Decode tokens chunk by chunk; the joined pieces equal the text of all tokens together.
 
-    A character is yielded only when all bytes of the character have arrived.
+    A character is yielded only when all bytes of the character have arrived. `errors` is as in
+    `Vocabulary.decode`.
     """
     shown, waiting = np.zeros(0, np.int32), np.zeros(0, np.int32)
     for chunk in chunks:
         waiting = np.concatenate([waiting, chunk])
-        before, text = vocabulary.decode(shown), vocabulary.decode(np.append(shown, waiting))
+        both = np.append(shown, waiting)
         # A U+FFFD at the end may be an unfinished character. A real U+FFFD is shown later.
-        if len(waiting) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[len(before) :]
+        if len(waiting) and not vocabulary.decode(both).endswith("\N{REPLACEMENT CHARACTER}"):
+            yield vocabulary.decode(both, errors)[len(vocabulary.decode(shown, errors)) :]
             # One token of context determines how the next token is joined.
             shown, waiting = waiting[-1:], waiting[:0]
     if len(waiting):
-        yield vocabulary.decode(np.append(shown, waiting))[len(vocabulary.decode(shown)) :]
+        text = vocabulary.decode(np.append(shown, waiting), errors)
+        yield text[len(vocabulary.decode(shown, errors)) :]
 
 
 def _preceded(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -9,10 +9,11 @@ import numpy as np
 
 from lm_jax import figures
 from lm_jax.files import Row
-from lm_jax.report.page import Drawing, Section, Table
+from lm_jax.report.page import Drawing, Quote, Section, Table
 from lm_jax.report.reach_sections import column, numbers, within
 
 FEW = 3  # records that a curve needs
+SAMPLES = 4  # texts shown of those that the model wrote during training
 
 
 def learning_sections(
@@ -35,7 +36,7 @@ def learning_sections(
         sections += [_norms(trained, clip_norm), *_within_chunk(trained), _pace(trained)]
     if len(probed) >= FEW:
         sections += _probed(probed)
-    return sections
+    return [*sections, *_samples(rows)]
 
 
 def _loss(
@@ -300,6 +301,30 @@ def _probed(probed: Sequence[Row]) -> list[Section]:
             )
         )
     return [*sections, *_dynamics(probed, steps)]
+
+
+def _samples(rows: Sequence[Row]) -> list[Section]:
+    """Some of the texts that the model wrote during training; empty if there are none."""
+    written = [row for row in rows if row.get("sample")]
+    if not written:
+        return []
+    shown = [
+        written[place] for place in np.unique(np.linspace(0, len(written) - 1, SAMPLES, dtype=int))
+    ]
+    quotes = [
+        Quote(f"update {row['step']:,}, {_loss_of(row)} nats a token", row["sample"].strip("\n"))
+        for row in shown
+    ]
+    first, last = written[0], written[-1]
+    said = (
+        f"{len(written)} texts, from update {first['step']:,} with {_loss_of(first)} nats a token "
+        f"to update {last['step']:,} with {_loss_of(last)}, all drawn with the same random numbers."
+    )
+    return [Section("What does it say as training goes on?", said, quotes)]
+
+
+def _loss_of(row: Row) -> str:
+    return "no finite number of" if row["nats"] is None else f"{row['nats']:.3f}"
 
 
 def _dynamics(probed: Sequence[Row], steps: np.ndarray) -> list[Section]:

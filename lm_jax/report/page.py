@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure
 from lm_jax.files import Row, make_folder, write_whole
 from lm_jax.settings import UserError
-from lm_jax.training.journal import Watch
 
 DARK = {
     "ink": "#e6e6e6",
@@ -167,16 +166,6 @@ class LivePage:
         with contextlib.suppress(OSError, UserError):  # training goes on without a page
             self._write()
         self._due = time.monotonic() + 20 * (time.monotonic() - began)
-
-
-def in_turn(watchers: Sequence[Watch]) -> Watch:
-    """A watcher that calls several watchers, one after another."""
-
-    def watch(step: int, row: Row | None) -> None:
-        for one in watchers:
-            one(step, row)
-
-    return watch
 
 
 def number(value: Any) -> str:

@@ -132,13 +132,17 @@ def result_columns(rows: Sequence[Row]) -> Columns:
     """The results of the rows, without empty columns, the best of each marked."""
     shown: Columns = {}
     text = any(_split("test", "perplexity")(row) is not None for row in rows)
+    # A model of fewer words, or of characters, has other tokens: perplexities are not compared.
+    tokens = {(_split("test", "tokens")(row), _split("test", "unknown")(row)) for row in rows}
+    same_tokens = len(tokens - {(None, None)}) <= 1
     for heading, (read, form, best) in (COLUMNS if text else {**LOSSES, **COLUMNS}).items():
         values = [read(row) for row in rows]
         if all(value is None for value in values):
             continue
         over = [row["status"] == "finished" and read(row) is not None for row in rows]
         there = [value for value, is_over in zip(values, over, strict=True) if is_over]
-        marked = best(there) if best is not None and len(there) > 1 else None
+        compared = best if heading == "bits/char" or same_tokens else None
+        marked = compared(there) if compared is not None and len(there) > 1 else None
         cells = [_number(value, form) for value in values]
         if marked is not None:
             cells = [

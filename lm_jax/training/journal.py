@@ -66,6 +66,7 @@ class EvaluationRow(Known):
     step: StepNumber
     split: str
     nats: NumberOrNull
+    sample: str | None = None
 
 
 class VectorsRow(VectorCoverage):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm_jax import generation
 from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
@@ -403,7 +404,15 @@ class Trainer:
         nats = jnp.asarray(loss.nats_per_token, float)
         self.state = after_validation(self.config, self.state, nats)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
-        self._write({**place, **loss.row()})
+        self._write({**place, **loss.row(), **self._sample()})
+
+    def _sample(self) -> Row:
+        """A text that the model writes, as an entry of a row; empty if none is asked for."""
+        length = self.settings.sample_length
+        if length is None:
+            return {}
+        trained = (self.model, self.state.eval_params, self.corpus.vocabulary)
+        return {"sample": generation.sample(*trained, length=length, seed=self.config.seed)}
 
     def _probe(self, step: int, last: bool) -> None:
         """Measure the reach of the gradient on the next batch; the state does not change."""
@@ -440,7 +449,7 @@ class Trainer:
         known = judged.get(step)
         if known is None:  # the journal was lost
             known = self.evaluator.evaluate(self.model, params, "validation").row()
-        known = {name: value for name, value in known.items() if name not in PLACE}
+        known = {name: value for name, value in known.items() if name not in (*PLACE, "sample")}
         loss = self.evaluator.evaluate(self.model, params, "test")
         guess = math.log(self.vocab_size)
         if not self.config.data.regression and loss.nats_per_token > 2 * guess:

@@ -323,3 +323,32 @@ def test_a_stop_token_is_a_character_and_not_the_byte_of_its_number():
     for wrong in ("é", "漢", "\udcff"):
         with pytest.raises(UserError, match="is not one of the 256 tokens"):
             stop_token(BYTES, wrong)
+
+
+def test_unk_is_drawn_only_if_asked():
+    params = {**PARAMS, "readout": {**PARAMS["readout"]}}
+    params["readout"]["b_y"] = params["readout"]["b_y"].at[0].set(40.0)  # <unk> is the likeliest
+    trained = (MODEL, params, CHARS)
+    unknown = "\N{REPLACEMENT CHARACTER}"
+    for options in ({"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5, "min_p": 0.1}):
+        found = samples(*trained, length=12, count=2, **options)
+        assert all(len(one.text) == 12 and unknown not in one.text for one in found)
+        assert found[0].text == "".join(stream(*trained, length=12, **options))
+        raw = samples(*trained, length=12, **options, raw=True)[0]
+        assert raw.text == unknown * 12 == "".join(stream(*trained, length=12, **options, raw=True))
+    # ln P remains that of the model.
+    assert samples(*trained, length=3)[0].nats.min() > 30
+    assert beam(*trained, length=3, width=2, raw=True).text == unknown * 3
+    best = beam(*trained, length=3, width=2)
+    assert CHARS.unknown not in best.tokens
+    assert best.log_p < -90
+
+
+def test_bytes_that_are_no_characters_are_left_out_of_a_text():
+    spoilt = np.frombuffer("aé\N{GRINNING FACE}b".encode()[:-2] + b"\xff\xa9c\xe2\x82", np.uint8)
+    for vocabulary in (BYTES, Vocabulary("bpe", BYTES.tokens)):
+        assert vocabulary.decode(spoilt, "ignore") == "aéc"
+        for size in (1, 2, 3):
+            chunks = [spoilt[at : at + size].astype(np.int32) for at in range(0, len(spoilt), size)]
+            assert "".join(spelled(vocabulary, chunks, "ignore")) == "aéc"
+            assert "".join(spelled(vocabulary, chunks)) == vocabulary.decode(spoilt)

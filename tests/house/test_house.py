@@ -21,6 +21,7 @@ FLOORS = (
     "scoring",
     "generation",
     "training",
+    "track",
     "analysis",
     "sweeps",
     "report",
@@ -42,6 +43,8 @@ DOORS = {
     "ray": "lm_jax/sweeps/ray_nodes.py",
     "submitit": "lm_jax/sweeps/slurm.py",
     "optuna": "lm_jax/sweeps/optuna_search.py",
+    "tensorboardX": "lm_jax/track.py",
+    "wandb": "lm_jax/track.py",
 }
 
 
@@ -133,6 +136,10 @@ def declared(name):
     return {name.replace("-", "_").replace("orbax_checkpoint", "orbax") for name in names}
 
 
+def declared_optional():
+    return declared("requirements-sweeps.txt") | declared("requirements-track.txt")
+
+
 def outside(modules):
     """The libraries among some modules, neither Python's own nor of the house."""
     top = {module.split(".")[0] for module in modules}
@@ -143,16 +150,16 @@ def test_every_import_is_declared():
     """Two lists: what lm_jax needs, and what it can do without; none of both, none for nothing."""
     everywhere = [*FILES.values(), ROOT / "run.py"]
     imported = outside(module for path in everywhere for module in imports(path))
-    needed, optional = declared("requirements.txt"), declared("requirements-sweeps.txt")
+    needed, optional = declared("requirements.txt"), declared_optional()
     assert not needed & optional, (
         f"{needed & optional} stand in both requirements files: keep them in requirements.txt"
     )
     assert imported <= needed | optional, (
         f"{imported - needed - optional} are imported and not declared: add them to "
-        "requirements.txt, or to requirements-sweeps.txt if lm_jax can do without"
+        "requirements.txt, or to requirements-sweeps.txt or -track.txt if lm_jax can do without"
     )
     assert optional <= imported, (
-        f"nothing imports {optional - imported}: remove them from requirements-sweeps.txt"
+        f"nothing imports {optional - imported}: remove them from requirements-*.txt"
     )
     # Not imported: TFDS needs these two and does not say so everywhere.
     unused = needed - imported - {"array_record", "importlib_resources"}
@@ -164,7 +171,7 @@ def test_every_import_is_declared():
 
 
 def test_what_is_optional_is_imported_only_when_it_is_asked_for():
-    optional = declared("requirements-sweeps.txt")
+    optional = declared_optional()
     for path in [*FILES.values(), ROOT / "run.py"]:
         at_once = ast.Module(
             [node for node in ast.parse(path.read_text()).body if not isinstance(node, FUNCTION)],

@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 import lm_jax
-from lm_jax.config import LiveProbe
+from lm_jax import generation
+from lm_jax.config import Config, Copy, Data, LiveProbe, Train, resolve
 from lm_jax.report.comparison import names, write_comparison
 from lm_jax.report.learning_sections import learning_sections
 from lm_jax.report.page import Drawing, LivePage, Table, number
@@ -26,7 +27,8 @@ BROWSER = next(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     probe = LiveProbe(every=2, sequences=1)
-    config = tiny.config(train={"steps": 6, "log_every": 1, "validate_every": 2, "probe": probe})
+    train = {"steps": 6, "log_every": 1, "validate_every": 2, "probe": probe, "sample_length": 9}
+    config = tiny.config(train=train)
     return lm_jax.train(config, tmp_path_factory.mktemp("page") / "run", text=tiny.TEXT)
 
 
@@ -44,6 +46,7 @@ def test_the_page_holds_what_was_run_and_found(run):
         "uniform guess, ln",
         "Does the gradient reach farther",
         "What does it say?",
+        "3 texts, from update 2 with",
     ):
         assert said in page, said
     assert (run.run_dir / "figures" / "loss.svg").exists()
@@ -221,3 +224,16 @@ def test_a_browser_draws_the_page_and_sorts_its_tables(tmp_path):
     title = html.unescape(re.search("<title>(.*?)</title>", dom)[1])
     assert title == "dbac abdc noneblock true true"
     assert complaints == []
+
+
+def test_the_model_writes_at_each_validation_what_it_would_say_then(run):
+    judged = [row for row in tiny.rows_of(run.run_dir) if row["kind"] == "evaluation"]
+    assert [row["step"] for row in judged] == [2, 4, 6]
+    last = generation.sample(run.model, run.params, run.vocabulary, length=9, seed=run.config.seed)
+    assert judged[-1]["sample"] == last
+    assert "sample" not in run.result["splits"]["validation"]
+
+
+def test_a_task_has_no_text_to_write():
+    with pytest.raises(UserError, match=r"train\.sample_length is of a text"):
+        resolve(Config(data=Data(source=Copy()), train=Train(sample_length=9)))
