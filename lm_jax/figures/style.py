@@ -341,11 +341,12 @@ def log_axis(axes: Axes) -> None:
 
 
 def log_ticks(axis: Axis) -> None:
-    """Write powers of ten on a logarithmic axis, and 2 and 5 times these if they are few."""
+    """Write powers of ten on a logarithmic axis, and more numbers if these are few."""
     axes: Any = axis.axes
     low, high = sorted(axes.get_ylim() if axis is axes.yaxis else axes.get_xlim())
-    few = low > 0 and high < 100 * low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6))
+    decades = np.log10(high / low) if low > 0 else np.inf
+    between = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
+    axis.set_major_locator(LogLocator(subs=between, numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_locator(NullLocator())
 

@@ -170,8 +170,7 @@ def runs(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], y: str, *, width: in
     figure, axes = canvas(width, x="updates", y=y)
     values = [np.asarray(values, dtype=float) for _, values in curves.values()]
     limit(axes, np.concatenate(values))
+    drawn = [Curve(name, own, steps) for name, (steps, own) in curves.items()]
+    add_curves(axes, drawn, width=width)
     axes.set_xlim(left=0)
-    add_curves(
-        axes, [Curve(name, own, steps) for name, (steps, own) in curves.items()], width=width
-    )
     return figure

@@ -95,13 +95,13 @@ def truncation_curve(
     error = np.asarray(relative_error, dtype=float)
     lengths = np.arange(1, 1 + len(error))
     figure, axes = canvas(width, x="k2, steps", y="truncated against full gradient")
-    for name, steps in (horizons or {}).items():
+    for row, (name, steps) in enumerate((horizons or {}).items()):
         if np.isfinite(steps):
             axes.axvline(steps, color=GREY, linestyle=":", linewidth=1)
             axes.annotate(
                 name,
                 (steps, 1),
-                xytext=(3, -3),
+                xytext=(3, -3 if width > 500 else -3 - 13 * row),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 color=GREY,
@@ -112,7 +112,7 @@ def truncation_curve(
         Curve("cosine", cosine, lengths, BLUE),
         Curve("relative error", error, lengths, RED),
     ]
-    axes.set_ylim(min(0.0, float(np.nanmin(np.asarray(cosine)))) - 0.05, 1.2)
+    axes.set_ylim(min(0.0, float(np.nanmin(np.asarray(cosine)))) - 0.05, 1.25)
     add_curves(axes, drawn, width=width)
     return figure
 
