@@ -1,7 +1,7 @@
 """The documentation site: `make docs` builds docs/_build/html from the pages beside this file.
 
 README.md, CONTRIBUTING.md and CHANGELOG.md stay at the top of the repository, and the site shows
-them as pages of its own. reference.py makes the API reference.
+them as pages, too. reference.py makes the API reference.
 """
 
 import re
@@ -72,7 +72,7 @@ TOP_PAGES = {"readme": "README.md", "contributing": "CONTRIBUTING.md", "changelo
 
 
 def read_page(app, page: str, source: list[str]) -> None:
-    """Give a page of the top its text, and lead links to a page of the top to the site's own."""
+    """Fill in the pages of the top, and lead all links to these pages into the site."""
     top = page in TOP_PAGES
     if top:
         file = DOCS.parent / TOP_PAGES[page]

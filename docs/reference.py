@@ -1,7 +1,7 @@
 """The API reference, made of the docstrings: a Sphinx extension of this site.
 
 Each public package has a page in docs/api (ignored by git). The page goes through the modules that
-define the names in the package's `__all__`: first the module's docstring, then its public names.
+define the names in the package's `__all__`: first the module's docstring, then the names.
 Signatures and types read as in the source (`Float[Array, "T n"]`, `Params`), not as evaluated.
 """
 
@@ -56,7 +56,7 @@ def parsed(value: type | types.FunctionType) -> ast.ClassDef | ast.FunctionDef:
 
 
 def fields(cls: type) -> dict[str, ast.AnnAssign]:
-    """Return the annotated public fields in the body of a class, without those of its bases."""
+    """Return the annotated public fields of a class, without inherited fields."""
     return {
         node.target.id: node
         for node in parsed(cls).body
@@ -67,7 +67,7 @@ def fields(cls: type) -> dict[str, ast.AnnAssign]:
 
 
 def annotation(node: ast.AnnAssign) -> str:
-    """Return the type of a field, without the marks that only lm_jax reads."""
+    """Return the type of a field, without the marks for lm_jax itself."""
     said = node.annotation
     if isinstance(said, ast.Subscript) and ast.unparse(said.value) == "Annotated":
         assert isinstance(said.slice, ast.Tuple)
@@ -76,7 +76,7 @@ def annotation(node: ast.AnnAssign) -> str:
 
 
 def class_entry(package: str, name: str, cls: type) -> list[str]:
-    """Return the entry of a class: its docstring, each field with its type, and its methods."""
+    """Return the entry of a class: the docstring, the fields with types, the methods."""
     own, bases = fields(cls), [base for base in cls.__mro__[1:] if ours(base)]
     inherited = [field for base in bases for field in fields(base)]
     options = {"members": "", "exclude_members": ", ".join([*own, *inherited])}
@@ -93,7 +93,7 @@ def class_entry(package: str, name: str, cls: type) -> list[str]:
 
 
 def aliases(package: str) -> dict[str, tuple[str, ast.expr]]:
-    """Return the module and the value of each name that a package's modules assign."""
+    """Return the module and the value of each name assigned in a package's modules."""
     found = {}
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         for node in ast.parse(ModuleAnalyzer.for_module(module.name).code).body:
@@ -166,7 +166,7 @@ def signature(app, what, name, value, options, shown, returns):
 
 
 def escaped(lines: list[str]) -> list[str]:
-    """Show an indented formula of a docstring as it is, and |x| as the length of x."""
+    """Make indented formulas of a docstring literal blocks, and |x| the length of x."""
     shown: list[str] = []
     above, formula = "", False
     for line in lines:

@@ -1,4 +1,4 @@
-"""The package: what is built from a clone, and that it works where there is no clone."""
+"""The package, built from a clone and tried in environments without the clone."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ def test_the_version_stands_in_one_place_and_the_pages_name_it():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A folder with the files of the clone that git does not ignore."""
+    """A copy of the clone, without the files ignored by git."""
     folder = tmp_path_factory.mktemp("clone")
     listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
     for name in listed:
@@ -46,7 +46,7 @@ def clone(tmp_path_factory):
 
 
 def environment(folder):
-    """A fresh environment that finds the libraries of this one, without a network."""
+    """Make a fresh environment with the libraries of the present environment; return its bin/."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     site = run(
         folder / "bin" / "python",
