@@ -144,6 +144,7 @@ def signature(app, what, name, value, options, shown, returns):
     """Return the signature in the words of the source; of a class, without the types."""
     if what in ("function", "method"):
         node = parsed(inspect.unwrap(getattr(value, "__func__", value)))
+        assert isinstance(node, ast.FunctionDef)
         arguments = node.args
         if what == "method" and not isinstance(value, staticmethod):
             first = arguments.posonlyargs or arguments.args
