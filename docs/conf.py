@@ -1,7 +1,7 @@
 """The documentation site: `make docs` builds docs/_build/html from the pages beside this file.
 
 README.md, CONTRIBUTING.md and CHANGELOG.md stay at the top of the repository, and the site shows
-them as pages of its own. reference.py makes the API reference.
+them as pages, too. reference.py makes the API reference.
 """
 
 import re
@@ -28,6 +28,7 @@ extensions = [
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+highlight_language = "none"  # of a block that names none: commands, output, formulas
 default_role = "py:obj"  # a name in backticks is a link if the site has an entry of that name
 add_module_names = False
 napoleon_numpy_docstring = False
@@ -36,6 +37,7 @@ napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = "lm_jax"
 html_static_path = ["_static"]
@@ -70,14 +72,19 @@ TOP_PAGES = {"readme": "README.md", "contributing": "CONTRIBUTING.md", "changelo
 
 
 def read_page(app, page: str, source: list[str]) -> None:
-    """Give a page of the top its text, and lead links to a page of the top to the site's own."""
-    if page in TOP_PAGES:
+    """Fill in the pages of the top, and lead all links to these pages into the site."""
+    top = page in TOP_PAGES
+    if top:
         file = DOCS.parent / TOP_PAGES[page]
         app.env.note_dependency(str(file))
-        text = re.sub(r"\]\((?!https?:|#)", "](../", file.read_text(encoding="utf-8"))
-        source[0] = text.replace("](../docs/", "](")
-    for name, file in TOP_PAGES.items():
-        source[0] = source[0].replace(f"](../{file}", f"]({name}.md")
+        source[0] = file.read_text(encoding="utf-8")
+    parts = re.split(r"(^```.*?^```$)", source[0], flags=re.MULTILINE | re.DOTALL)
+    for at in range(0, len(parts), 2):  # between the blocks of code
+        if top:
+            parts[at] = re.sub(r"\]\((?!https?:|#)", "](../", parts[at]).replace("](../docs/", "](")
+        for name, file in TOP_PAGES.items():
+            parts[at] = parts[at].replace(f"](../{file}", f"]({name}.md")
+    source[0] = "".join(parts)
 
 
 def setup(app) -> None:

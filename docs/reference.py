@@ -1,14 +1,15 @@
 """The API reference, made of the docstrings: a Sphinx extension of this site.
 
-For each public package there is a page in docs/api (ignored by git): under the module that defines
-a name, the module's docstring and the entries of the names in the package's `__all__`. Signatures
-and types stand there as in the source (`Float[Array, "T n"]`, `Params`), not as evaluated.
+Each public package has a page in docs/api (ignored by git). The page goes through the modules that
+define the names in the package's `__all__`: first the module's docstring, then the names.
+Signatures and types read as in the source (`Float[Array, "T n"]`, `Params`), not as evaluated.
 """
 
 import ast
 import functools
 import importlib
 import inspect
+import pkgutil
 import textwrap
 import types
 from pathlib import Path
@@ -39,6 +40,14 @@ def directive(name: str, argument: str, **options: str) -> list[str]:
     return [f".. {name}:: {argument}", *named, ""]
 
 
+def indented(lines: list[str]) -> list[str]:
+    return [f"   {line}" if line else "" for line in lines]
+
+
+def ours(cls: type) -> bool:
+    return cls.__module__.startswith("lm_jax.")
+
+
 @functools.cache
 def parsed(value: type | types.FunctionType) -> ast.ClassDef | ast.FunctionDef:
     node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
@@ -47,7 +56,7 @@ def parsed(value: type | types.FunctionType) -> ast.ClassDef | ast.FunctionDef:
 
 
 def fields(cls: type) -> dict[str, ast.AnnAssign]:
-    """Return the annotated public fields in a class's own body, by name."""
+    """Return the annotated public fields of a class, without inherited fields."""
     return {
         node.target.id: node
         for node in parsed(cls).body
@@ -57,53 +66,69 @@ def fields(cls: type) -> dict[str, ast.AnnAssign]:
     }
 
 
+def annotation(node: ast.AnnAssign) -> str:
+    """Return the type of a field, without the marks for lm_jax itself."""
+    said = node.annotation
+    if isinstance(said, ast.Subscript) and ast.unparse(said.value) == "Annotated":
+        assert isinstance(said.slice, ast.Tuple)
+        said = said.slice.elts[0]
+    return ast.unparse(said)
+
+
 def class_entry(package: str, name: str, cls: type) -> list[str]:
-    """Return the entry of a class: its docstring, each field with its type, and its methods."""
-    own = fields(cls)
-    ours = [base for base in cls.__bases__ if base.__module__.startswith("lm_jax")]
-    options = {"members": "", "exclude_members": ", ".join(own)}
-    lines = directive(
-        "autoclass", f"{package}.{name}", **options, **({"show_inheritance": ""} if ours else {})
-    )
+    """Return the entry of a class: the docstring, the fields with types, the methods."""
+    own, bases = fields(cls), [base for base in cls.__mro__[1:] if ours(base)]
+    inherited = [field for base in bases for field in fields(base)]
+    options = {"members": "", "exclude_members": ", ".join([*own, *inherited])}
+    if bases:
+        options["show_inheritance"] = ""
+    lines = directive("autoclass", f"{package}.{name}", **options)
     docs = ModuleAnalyzer.for_module(cls.__module__).find_attr_docs()
     for field, node in own.items():
         value = {} if node.value is None else {"value": ast.unparse(node.value)}
-        entry = directive("attribute", field, type=ast.unparse(node.annotation), **value)
-        words = docs.get((cls.__name__, field), [])
-        lines += [f"   {line}" for line in [*entry, *(f"   {one}" for one in escaped(words)), ""]]
+        words = escaped(docs.get((cls.__name__, field), []))
+        entry = [*directive("attribute", field, type=annotation(node), **value), *indented(words)]
+        lines += indented([*entry, ""])
     return lines
 
 
-def entry(package: str, name: str) -> list[str]:
-    """Return the entry of a public name of a package, in reStructuredText."""
-    value = getattr(importlib.import_module(package), name)
-    if inspect.isclass(value):
-        return class_entry(package, name, value)
-    function = inspect.isfunction(inspect.unwrap(value)) if callable(value) else False
-    return directive("autofunction" if function else "autodata", f"{package}.{name}")
+def aliases(package: str) -> dict[str, tuple[str, ast.expr]]:
+    """Return the module and the value of each name assigned in a package's modules."""
+    found = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        for node in ast.parse(ModuleAnalyzer.for_module(module.name).code).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found[node.targets[0].id] = module.name, node.value
+    return found
 
 
 def page(package: str) -> str:
-    """Return the page of a package: for each module, its docstring and its public names."""
-    module = importlib.import_module(package)
-    lines = [*heading(package, "="), *directive("automodule", package)]
-    by_module: dict[str, list[str]] = {}
+    """Return the page of a package, in reStructuredText."""
+    module, assigned = importlib.import_module(package), aliases(package)
+    by_module: dict[str, list[str]] = {package: []}
     above = []
     for name in module.__all__:
         value = getattr(module, name)
+        where, entry = getattr(value, "__module__", package), []
         if package != "lm_jax" and getattr(lm_jax, name, None) is value:
             above.append(f"`lm_jax.{name}`")
-        elif name != "__version__" and not isinstance(value, types.ModuleType):
-            by_module.setdefault(getattr(value, "__module__", package), []).append(name)
+        elif name in assigned:
+            where, value = assigned[name]
+            entry = directive("data", name, value=ast.unparse(value))
+        elif inspect.isclass(value):
+            entry = class_entry(package, name, value)
+        elif callable(value):
+            entry = directive("autofunction", f"{package}.{name}")
+        by_module.setdefault(where, []).extend(entry)
+    lines = [*heading(package, "="), *directive("automodule", package)]
     if above:
         lines += [f"See also {', '.join(above)}.", ""]
-    for where, names in sorted(by_module.items(), key=lambda pair: (pair[0] != package, pair[0])):
-        if where.startswith(f"{package}."):
+    lines += [*directive("currentmodule", package), *by_module.pop(package)]
+    for where, entries in sorted(by_module.items()):
+        if entries:
             lines += heading(where.removeprefix(f"{package}."), "-")
             lines += directive("automodule", where, no_index="")
-        lines += directive("currentmodule", package)
-        for name in names:
-            lines += entry(package, name)
+            lines += [*directive("currentmodule", package), *entries]
     return "\n".join(lines)
 
 
@@ -119,6 +144,7 @@ def signature(app, what, name, value, options, shown, returns):
     """Return the signature in the words of the source; of a class, without the types."""
     if what in ("function", "method"):
         node = parsed(inspect.unwrap(getattr(value, "__func__", value)))
+        assert isinstance(node, ast.FunctionDef)
         arguments = node.args
         if what == "method" and not isinstance(value, staticmethod):
             first = arguments.posonlyargs or arguments.args
@@ -127,11 +153,10 @@ def signature(app, what, name, value, options, shown, returns):
     if what == "class" and shown:
         known = {}
         for base in reversed(value.__mro__):
-            if base.__module__.startswith("lm_jax"):
+            if ours(base):
                 known |= {field: node.value for field, node in fields(base).items()}
-        parameters = inspect.signature(value).parameters.values()
         words, keyword = [], False
-        for one in parameters:
+        for one in inspect.signature(value).parameters.values():
             if one.kind is one.KEYWORD_ONLY and not keyword:
                 words, keyword = [*words, "*"], True
             default = known.get(one.name)
@@ -142,7 +167,7 @@ def signature(app, what, name, value, options, shown, returns):
 
 
 def escaped(lines: list[str]) -> list[str]:
-    """Show an indented formula of a docstring as it is, and |x| as the length of x."""
+    """Make indented formulas of a docstring literal blocks, and |x| the length of x."""
     shown: list[str] = []
     above, formula = "", False
     for line in lines:

@@ -17,13 +17,10 @@ from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
 from lm_jax.sweeps import Drawn, flags
 
-_PACKAGE = Path(__file__).parent
 # An installed wheel holds the experiments inside the package, a clone beside the package.
-EXPERIMENTS = next(
-    folder
-    for folder in (_PACKAGE / "experiments", _PACKAGE.parent / "experiments")
-    if folder.is_dir()
-)
+EXPERIMENTS = Path(__file__).parent / "experiments"
+if not EXPERIMENTS.is_dir():
+    EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 class Experiment(NamedTuple):

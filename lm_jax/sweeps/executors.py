@@ -1,9 +1,9 @@
 """Executors: run the jobs of a sweep, and retry failed trials.
 
-here        in this process
-processes   in several processes of this machine, each with separate cores, or a separate GPU
-ray         on the nodes of a Ray cluster
-slurm       as jobs of a Slurm cluster
+- *here*: in this process;
+- *processes*: in several processes of this machine, each with separate cores, or a separate GPU;
+- *ray*: on the nodes of a Ray cluster;
+- *slurm*: as jobs of a Slurm cluster.
 
 If a job fails, or its process dies, the other jobs continue. Afterwards each unfinished trial of
 the failed jobs is tried again, alone in a fresh process, a given number of times.
