@@ -26,7 +26,7 @@ def train_command(default: Config, given: Sequence[str], program: str) -> Callab
 
     Args:
       default: the experiment's config.
-      given: the words after the command, to print the command that resumes a stopped run.
+      given: the words after the command, to print the command for resuming a stopped run.
       program: the program as it was started, for the same command.
     """
     command = f"{program} train"
