@@ -25,6 +25,7 @@ PACKAGES = (
     "analysis",
     "scoring",
     "generation",
+    "figures",
     "sweeps",
     "data",
     "config",

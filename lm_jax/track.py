@@ -3,10 +3,10 @@
     with track.tensorboard("runs/mine") as watch:
         lm_jax.train(config, "runs/mine", watch=watch)
 
-A tracker mirrors metrics.jsonl and changes nothing of the run. When it begins, it writes the rows
-of the earlier calls anew, so a resumed run has every row once; a finished run can be tracked, too.
-A row has a number under `split/name`, such as `validation/nats`; of a live probe, under `probe/…`.
-Numbers that are not finite and lists of more than 8 numbers are left out.
+A tracker mirrors metrics.jsonl and changes nothing of the run. At the start of a call, a tracker
+writes the rows of earlier calls anew; a resumed run therefore has every row once. A finished run
+can be tracked, too. The name of a number is `split/name`, for example `validation/nats`, or
+`probe/…` for a live probe. Infinite numbers, NaN and lists of more than 8 numbers are left out.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def together(*watches: Watch) -> Watch:
 
 @contextlib.contextmanager
 def csv(run_dir: str | Path) -> Iterator[Watch]:
-    """Write metrics.csv into the directory of a run: a line for each row, empty where no number is.
+    """Write metrics.csv into the directory of a run: a line for each row.
 
     Args:
       run_dir: directory of the run.
@@ -127,15 +127,15 @@ def tensorboard(run_dir: str | Path) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def wandb(run_dir: str | Path, **options: Any) -> Iterator[Watch]:
-    """Log a run to Weights & Biases, or with mode="offline" into the folder wandb of its directory.
+    """Log a run to Weights & Biases, or with mode="offline" into the run directory's folder wandb.
 
-    The file wandb.json keeps the id of the run at Weights & Biases and the number of rows sent, so
-    that a resumed run continues there and sends no row twice.
+    The file wandb.json keeps the id of the run at Weights & Biases and the number of rows sent. A
+    resumed run continues under the same id, and sends no row twice.
 
     Args:
       run_dir: directory of the run.
-      **options: further arguments of `wandb.init`: project, mode, tags. The environment variables
-        of Weights & Biases, such as WANDB_MODE=offline, are read, too.
+      **options: further arguments of `wandb.init`: project, mode, tags. Weights & Biases also
+        reads environment variables, for example WANDB_MODE=offline.
 
     Yields:
       a `watch` for `lm_jax.train`.
@@ -226,5 +226,5 @@ def _mirror(run_dir: str | Path, write: Write) -> Iterator[Watch]:
 
 
 def missing(name: str) -> UserError:
-    """The error for a library that is not installed."""
+    """The error for a missing library."""
     return UserError(f"track={name} needs a library: pip install -r requirements-track.txt")

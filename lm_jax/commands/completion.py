@@ -1,4 +1,4 @@
-"""The command `completion`: a script that lets a shell complete commands, flags and values."""
+"""The command `completion`: a script for completing commands, flags and values in a shell."""
 
 import argparse
 import inspect
@@ -24,7 +24,7 @@ def completion_command(commands: Mapping[str, Callable[..., Any]]) -> Callable[.
     """Make the command `completion` for the other commands."""
 
     def completion(shell: Shell) -> int:
-        """Print a script that lets a shell complete commands, flags, experiments and directories.
+        """Print a script for completing commands, flags and experiments in a shell.
 
         Args:
           shell: the shell; the script is for the installed program, lm-jax.
@@ -44,7 +44,7 @@ def _parser(
 
     Args:
       commands: the functions of the commands, by name.
-      file, folder: what shtab attaches to arguments that are files and folders.
+      file, folder: shtab's completers of files and of folders.
     """
     parser = argparse.ArgumentParser(PROGRAM)
     parser.add_argument("--version", action="store_true")

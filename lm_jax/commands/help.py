@@ -69,7 +69,7 @@ EXAMPLES = {
 
 
 def overview(commands: Mapping[str, Callable[..., Any]], program: str) -> str:
-    """The help of the program: its commands."""
+    """The help of the program, a line for each command."""
     rows = [(_usage(name, own), inspect.getdoc(own) or "") for name, own in commands.items()]
     lines = [
         f"usage: {program} COMMAND",
@@ -95,8 +95,8 @@ def short_help(
 
     Args:
       name: name of the command.
-      command: its function.
-      program: the program as it was started, `python run.py`.
+      command: function of the command.
+      program: name of the program as typed, `python run.py`.
       config: the config whose settings are flags; None: no settings are flags.
       asked: name of an experiment and the experiment, whose docstring is shown.
     """
@@ -138,7 +138,7 @@ def _wrap(text: str, hanging: int = 0) -> list[str]:
 
 
 def _settings(config: Config) -> list[str]:
-    """The alternatives of each union, and the settings that are typed most often."""
+    """The alternatives of each union, and the settings typed most often."""
     lines = []
     values = {path: value for path, value, _ in fields(config)}
     for path in sorted(values):
@@ -158,7 +158,7 @@ def _flag(path: str) -> str:
 
 
 def _row(left: str, right: str) -> list[str]:
-    """Two columns; the right column begins on a line of its own if the left one is too long."""
+    """Two columns; after a long left column, the right column begins on the next line."""
     lines = textwrap.wrap(right, WIDTH - INDENT - 2, break_on_hyphens=False)
     if len(left) < INDENT:
         first, *rest = lines or [""]
@@ -167,14 +167,14 @@ def _row(left: str, right: str) -> list[str]:
 
 
 def _usage(name: str, command: Callable[..., Any]) -> str:
-    """The name of a command and its arguments: `score RUN_DIR TEXT`."""
+    """The name of a command, and the arguments: `score RUN_DIR TEXT`."""
     found = inspect.signature(command).parameters.values()
     given = [one for one in found if one.default is one.empty]
     return " ".join([name, *(_metavar(one.annotation) for one in given)])
 
 
 def _metavar(hint: Any) -> str:
-    """The word for an argument, as in its `tyro.conf.arg(metavar=…)`."""
+    """The word for an argument, from `tyro.conf.arg(metavar=…)`."""
     return "".join(getattr(extra, "metavar", None) or "" for extra in hint.__metadata__)
 
 

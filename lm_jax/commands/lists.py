@@ -17,7 +17,7 @@ RunDirs = Annotated[
 
 
 def list_experiments() -> int:
-    """List the experiments: what each shows, and how long it takes."""
+    """List the experiments, each with claim and time."""
     found = experiments()
     show_table(
         {
@@ -37,7 +37,7 @@ def _time(about: str) -> str:
 
 
 def compare(run_dirs: RunDirs) -> int:
-    """Compare runs in one table: the settings that differ, and the results.
+    """Compare runs in a table of differing settings and of results.
 
     Args:
       run_dirs: directories of the runs, finished or not.

@@ -1,4 +1,4 @@
-"""What a run or a sweep says when a signal stops it: what is saved, where, and how to go on."""
+"""Messages of a run or a sweep after a stop signal: the saved step, and the command to go on."""
 
 import contextlib
 import shlex
@@ -18,15 +18,16 @@ from lm_jax.training.checkpoint import steps_saved
 def explained(
     run_dir: Path, command: str, words: Sequence[str], saved: Callable[[], str], *, restart: bool
 ) -> Iterator[None]:
-    """Print on standard error what a stopped run or sweep has saved and which command goes on, and
-    where the old directory is after a restart.
+    """After a stop signal, print the saved state and the command to go on, on standard error.
+
+    After a restart, print the new name of the old directory as well.
 
     Args:
       run_dir: directory of the run or sweep.
-      command: the program and its command, `python run.py train`.
+      command: program and command, `python run.py train`.
       words: the words after the command.
-      saved: returns a sentence about what is saved; called after the stop.
-      restart: the command begins anew, so the command that goes on is another.
+      saved: returns a sentence about the saved state; called after the stop.
+      restart: True if the command begins anew; the command to go on then omits --restart.
     """
     aside, begun = free_name(run_dir.absolute(), "old"), run_dir.exists()
     try:
@@ -42,7 +43,7 @@ def explained(
 
 
 def saved_of_run(run_dir: Path) -> str:
-    """A sentence about the state that a stopped run has saved."""
+    """A sentence about the saved state of a stopped run."""
     with warnings.catch_warnings(action="ignore"):
         try:
             steps, result = steps_saved(run_dir), journal.read_result(run_dir)
@@ -58,7 +59,7 @@ def saved_of_run(run_dir: Path) -> str:
 
 
 def saved_of_sweep(sweep_dir: Path, trials: int) -> str:
-    """A sentence about the trials that a stopped sweep has saved; `trials` is their number."""
+    """A sentence about the ended and saved trials of a stopped sweep of `trials` trials."""
     try:
         rows = read_results(sweep_dir)
     except UserError:
@@ -70,7 +71,7 @@ def saved_of_sweep(sweep_dir: Path, trials: int) -> str:
 
 
 def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
-    """The command that makes twice the updates of a finished run; None if no command can."""
+    """The command for twice the updates of a finished run; None if no command can do this."""
     train, result = run.config.train, run.result
     if train is None or result is None or result["status"] != "finished" or result["stopped_early"]:
         return None
@@ -89,5 +90,5 @@ def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
 
 
 def without(words: Sequence[str], flag: str) -> list[str]:
-    """The words of a command line without a flag that takes no value."""
+    """The words of a command line without a given switch."""
     return [word for word in words if word.partition("=")[0] != flag]

@@ -31,7 +31,7 @@ def train_command(
 
     Args:
       default: the experiment's config.
-      given: the words after the command, to print the command that resumes a stopped run.
+      given: the words after the command, to print the command for resuming a stopped run.
       program: the program as it was started, for the same command.
       claim: what the experiment claims, for the run's page.
     """

@@ -1,4 +1,4 @@
-"""Tables of runs side by side: a column for each setting that differs, then the results.
+"""Tables of runs side by side: a column for each differing setting, then the results.
 
 A row has the entries of results.jsonl (`lm_jax.sweeps.results`). The best value of a column of
 results has a star.
@@ -33,7 +33,7 @@ def show_runs(run_dirs: Sequence[Path]) -> None:
 
 
 def row_of(run_dir: Path) -> Row:
-    """The row of a run; of its settings, those that say something of the results."""
+    """The row of a run; the settings are without cadences, which change no result."""
     config, result = directory.read_config(run_dir), journal.read_result(run_dir) or {}
     kinds = {path: value for path, value, _ in fields(config) if alternatives(Config, path)}
     usual = {path: value for path, value, _ in fields(with_kinds(Config(), kinds))}
@@ -59,7 +59,7 @@ def row_of(run_dir: Path) -> Row:
 
 
 def show_columns(columns: Columns) -> None:
-    """Print columns, and what their marks mean."""
+    """Print columns, and the meaning of the marks."""
     show_table(columns, least=("tokens/s", "seconds", "parameters"))
     cells = [cell for column in columns.values() for cell in column]
     if any(cell.endswith(BEST) for cell in cells):
@@ -69,9 +69,10 @@ def show_columns(columns: Columns) -> None:
 
 
 def settings_columns(rows: Sequence[Row]) -> Columns:
-    """A column for each setting that differs between the rows, under the end of its path.
+    """A column for each setting with several values, under the end of the setting's path.
 
-    A setting that some rows do not have differs, unless the others have its default (`usual`).
+    A setting missing from some rows has a column, too, unless all others have the default (the
+    entry `usual` of a row).
     """
     paths = list(dict.fromkeys(path for row in rows for path in row["settings"]))
     absent = object()
@@ -89,7 +90,7 @@ def settings_columns(rows: Sequence[Row]) -> Columns:
 
 
 def _short(path: str, others: Mapping[str, Any]) -> str:
-    """The shortest end of a path that no other path has, in words that can wrap."""
+    """The shortest end of a path that is unique, in words with blanks."""
     parts = path.split(".")
     for count in range(1, len(parts)):
         end = ".".join(parts[-count:])
@@ -164,7 +165,7 @@ def _number(value: float | int | None, form: str) -> str:
 
 
 def unfinished(row: Row) -> str:
-    """What a row says of itself if its run has not finished."""
+    """The status of a run, in brackets; empty for a finished run."""
     if row["status"] == "diverged":
         return f" (diverged at step {row['bad_step']:,})"
     return "" if row["status"] == "finished" else f" ({row['status']})"

@@ -1,4 +1,4 @@
-"""What a terminal shows: progress bars, and tables of results."""
+"""Output in a terminal: progress bars, and tables of results."""
 
 import contextlib
 import importlib.util
@@ -85,7 +85,7 @@ class Bars:
 
 
 def draws_in_notebook() -> bool:
-    """True in a Jupyter notebook with ipywidgets, which Rich needs there to redraw a bar."""
+    """True in a Jupyter notebook with ipywidgets; Rich redraws a bar with ipywidgets."""
     return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
