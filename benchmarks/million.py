@@ -173,7 +173,7 @@ def part_of_run(name: str, folder: Path, steps: int) -> Found:
     assert len(load(config.data).vocabulary) == V
     before, began = memory("VmRSS"), time.perf_counter()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        status = train_command(config)("million", config, run_dir=folder / "run")
+        status = train_command(config, [], "million")("million", config, run_dir=folder / "run")
     assert status == 0
     seconds = time.perf_counter() - began
     state = init.eval_shape(config, V)

@@ -80,7 +80,9 @@ def class_entry(package: str, name: str, cls: type) -> list[str]:
     """Return the entry of a class: the docstring, the fields with types, the methods."""
     own, bases = fields(cls), [base for base in cls.__mro__[1:] if ours(base)]
     inherited = [field for base in bases for field in fields(base)]
-    options = {"members": "", "exclude_members": ", ".join([*own, *inherited])}
+    written = {node.name for node in parsed(cls).body if isinstance(node, ast.FunctionDef)}
+    made = [name for name in vars(cls) if name not in written]  # Matplotlib adds a method `set`
+    options = {"members": "", "exclude_members": ", ".join([*own, *inherited, *made])}
     if bases:
         options["show_inheritance"] = ""
     lines = directive("autoclass", f"{package}.{name}", **options)
