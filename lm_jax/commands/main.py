@@ -14,7 +14,6 @@ from lm_jax.commands.parser import parse
 from lm_jax.data.corpus import cache_folder
 from lm_jax.settings import UserError
 
-
 INTERRUPTED = 130
 
 
