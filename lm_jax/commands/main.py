@@ -14,13 +14,22 @@ from lm_jax.commands.parser import parse
 from lm_jax.data.corpus import cache_folder
 from lm_jax.settings import UserError
 
+INTERRUPTED = 130
+
 
 def start(program: str = "lm-jax") -> NoReturn:
     """Run the command line of this process; `program` names the program in help and hints."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by run.py for the imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     set_up()
-    sys.exit(main(sys.argv[1:], program))
+    status = main(sys.argv[1:], program)
+    if status == INTERRUPTED:
+        # Everything is saved and closed. An interrupt during JAX's tracing leaves objects behind
+        # that crash Python's own exit, which would change the status.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: list[str], program: str) -> int:
@@ -31,7 +40,7 @@ def main(arguments: list[str], program: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader closed the pipe; send later output to null, or Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

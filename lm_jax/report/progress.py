@@ -67,7 +67,7 @@ class Display(Bars):
         self, name: str, steps: int, epochs: int | None = None, unit: str = "nats a token"
     ):
         """Show a run of `steps` updates, or of `epochs` epochs; `unit` is the unit of the loss."""
-        self.epochs, self.unit = epochs, unit
+        self.epochs, self.unit, self.loss = epochs, unit, ""
         super().__init__()
         self.task = self.progress.add_task(literal(name), total=steps, said="compiling")
 
@@ -83,16 +83,17 @@ class Display(Bars):
         self.progress.start()
         self.progress.update(self.task, completed=step)
         if row is None:
+            self.progress.update(self.task, said=self.loss)
             return
         if row["kind"] == "train":
             if self.epochs is not None:
                 total = round(step / row["epoch"]) * self.epochs
                 self.progress.update(self.task, total=total)
             speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            loss = f"{formatted(row['nats'], '.3f')} {self.unit}, {speed}"
-            self.progress.update(self.task, said=loss)
+            self.loss = f"{formatted(row['nats'], '.3f')} {self.unit}, {speed}"
+            self.progress.update(self.task, said=self.loss)
             if not self.live:
-                self.say(f"step {step:,}: {loss}, gradient norm {row['grad_norm']:.3g}")
+                self.say(f"step {step:,}: {self.loss}, gradient norm {row['grad_norm']:.3g}")
         elif row["kind"] == "vectors":
             self.say(vectors_in_words(row))
         elif row["kind"] == "probe":

@@ -79,6 +79,21 @@ def test_the_old_run_is_restarted_by_the_same_words_until_it_is_set_aside(
     assert command.endswith("--run-dir run --restart")
 
 
+def test_an_interrupted_process_ends_with_its_status_whatever_is_left_in_memory(monkeypatch):
+    """Python's own exit has crashed in JAX after a second Ctrl-C during tracing."""
+
+    def ended(status):
+        raise SystemExit(("at once", status))
+
+    monkeypatch.setattr(main, "set_up", lambda: None)
+    monkeypatch.setattr(main.os, "_exit", ended)
+    for status, code in [(130, ("at once", 130)), (0, 0), (2, 2)]:
+        monkeypatch.setattr(main, "main", lambda *_, status=status: status)
+        with pytest.raises(SystemExit) as stop:
+            main.start()
+        assert stop.value.code == code
+
+
 @pytest.mark.parametrize("length", ["steps", "epochs"])
 def test_the_command_for_more_updates_continues_the_same_run(length, folder, capsys):
     flags = ["--train.schedule", "cosine", f"--train.{length}", "2", "--data.batch-size", "30"]
