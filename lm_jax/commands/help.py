@@ -63,6 +63,7 @@ EXAMPLES = {
         "probe RUN_DIR --only lags by_lag",
         'probe RUN_DIR --step spike --sentence "the cat"',
     ),
+    "report": ("report RUN_DIR", "report SWEEP_DIR", "report RUN_DIR OTHER_RUN_DIR"),
     "compare": ("compare runs/*",),
     "completion": ("completion bash >> ~/.bashrc",),
 }

@@ -10,7 +10,8 @@ import numpy as np
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Quote, Section, Table
-from lm_jax.report.reach_sections import column, numbers, within
+from lm_jax.report.reach_sections import column, numbers
+from lm_jax.report.study import within
 
 FEW = 3  # records that a curve needs
 SAMPLES = 4  # texts shown of those that the model wrote during training

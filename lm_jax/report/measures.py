@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lm_jax.files import Row
+from lm_jax.report.study import within
 
 OUT = ("diverged", "failed")
 SHARE = "0.9"
@@ -70,7 +71,7 @@ def _all() -> list[Measure]:
             ),
             Measure(
                 f"{part}.horizon",
-                f"steps back to {float(SHARE):.0%} of the gradient {when}",
+                f"steps back, {within(SHARE)} of the full gradient, {when}",
                 _named(part, "horizon", SHARE),
             ),
         ]

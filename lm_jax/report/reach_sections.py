@@ -9,6 +9,7 @@ import numpy as np
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Part, Section, Table
+from lm_jax.report.study import within
 
 GATES = {
     "lstm": ("input gate", "forget gate", "candidate", "output gate"),
@@ -54,11 +55,6 @@ def reach_sections(reach: Row, cell: str, name: str) -> list[Section]:
     if sensitivity := reach.get("sensitivity"):
         sections.append(_sensitivity(sensitivity, name))
     return sections
-
-
-def within(share: str) -> str:
-    """The distance to the full gradient that is left for a share: «within 10 %»."""
-    return f"within {100 * (1 - float(share)):.3g} %"
 
 
 def horizons_in_words(horizons: Mapping[str, float | None]) -> str:

@@ -55,3 +55,8 @@ def spike_in_words(spike: Row) -> str:
             f"No update raised its own batch's loss; {spike['step']:,} lowered it least, {changed}"
         )
     return f"Update {spike['step']:,} raised its own batch's loss most, {changed}"
+
+
+def within(share: str) -> str:
+    """The distance to the full gradient that is left for a share: «within 10 %»."""
+    return f"within {100 * (1 - float(share)):.3g} %"

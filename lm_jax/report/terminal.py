@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lm_jax.analysis import Probe, Proof
 from lm_jax.files import Row
-from lm_jax.report.study import spike_in_words
+from lm_jax.report.study import spike_in_words, within
 from lm_jax.training.runs import Run
 
 TEXT_COLUMNS = {
@@ -174,7 +174,7 @@ def show_probe(probe: Probe) -> None:
     if reach.by_lag is not None:
         for share, steps in reach.by_lag.horizon.items():
             table.add_row(
-                f"steps back to {float(share):.0%} of the gradient", formatted(steps, ".0f")
+                f"steps back, {within(share)} of the full gradient", formatted(steps, ".0f")
             )
     if reach.credit is not None:
         for share, steps in reach.credit.horizon.items():

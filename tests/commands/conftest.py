@@ -10,6 +10,7 @@ from lm_jax.commands import main
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # set in the processes of pytest-xdist
     (tmp_path / "text.txt").write_text(tiny.TEXT)
     (tmp_path / "lab.py").write_text(EXPERIMENT)
     return tmp_path

@@ -11,6 +11,7 @@ from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake
 from lm_jax.commands.parser import parse
 from lm_jax.commands.probe import probe
+from lm_jax.commands.report import report
 from lm_jax.commands.sample import sample
 from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
@@ -381,6 +382,7 @@ COMMAND = {
     "score": score,
     "sample": sample,
     "probe": probe,
+    "report": report,
     "verify": verify_command(Config()),
     "list": list_experiments,
     "compare": compare,
