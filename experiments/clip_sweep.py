@@ -8,7 +8,7 @@ Source    Clipping by the global norm: Pascanu, Mikolov & Bengio (2013), algorit
 Command   python run.py sweep clip_sweep
 Expect    for each point `clipped`, the share of clipped updates, and `grad_norm` and
           `grad_norm_clipped`, the mean norms before and after clipping (in results.jsonl under
-          `gradient`, and as maps in sweep.html). Seen, best validation loss in nats a character,
+          `gradient`, and as maps in report.html). Seen, best validation loss in nats a character,
           mean of two seeds: at a rate of 10, 27.3 without a threshold and 1.84 with a threshold of
           0.1. At rate 3 and threshold 0.1, at 1 and 0.3, and at 10 and 0.03, the loss is 1.87 each
           time, with all updates clipped.

@@ -8,7 +8,8 @@ Source    Task and network size as in Pascanu, Mikolov & Bengio (2013); Adam and
           today's habits. W_hh starts as `gain` times an orthogonal matrix: without tanh's slopes,
           at most 1 each, ‖∂h_T/∂h_1‖ would be gain^(T - 1).
 Command   python run.py sweep phase_diagram
-          python docs/figures/phase_diagram.py RUN_DIR      draws docs/phase_diagram.svg
+          Its page, report.html, draws both maps, figures/success.svg and
+          figures/first_probe-lag_norm.svg.
 Expect    `success`, the share of 1,000 held-out sequences answered right, 25 % by chance; means of
           8 seeds. At T = 16: 84, 75, 100, 100, 100, 45 and 29 % for gains from 0.125 to 8. At
           T = 25: 62 % for a gain of 2, at most 35 % for the others. At T = 10: 59 % for the largest
