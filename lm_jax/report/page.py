@@ -53,7 +53,7 @@ class Drawing(NamedTuple):
     draw: Callable[..., Figure]
     """Called with `width`, in pixels."""
     label: str
-    """What the figure shows, for readers who do not see it."""
+    """Description of the figure, for screen readers."""
 
 
 class Surprise(NamedTuple):
@@ -79,12 +79,12 @@ class Section(NamedTuple):
 
     title: str
     finding: str
-    """What was found: a sentence computed from the numbers."""
+    """The finding: a sentence computed from the numbers."""
     parts: Sequence[Part]
     words: str = ""
-    """How to read the figure."""
+    """Advice on reading the figure."""
     level: int = 2
-    """Of the heading: 3 for a part of the section before."""
+    """Level of the heading; 3 for a part of the section before."""
 
 
 def write_page(
@@ -219,7 +219,7 @@ def _table(table: Table) -> str:
 
 
 def _value(cell: Any) -> str:
-    """What a cell is sorted by."""
+    """The sort key of a cell, as text."""
     return escape(cell) if isinstance(cell, str) else "" if cell is None else repr(float(cell))
 
 

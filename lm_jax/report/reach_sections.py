@@ -58,7 +58,7 @@ def reach_sections(reach: Row, cell: str, name: str) -> list[Section]:
 
 
 def horizons_in_words(horizons: Mapping[str, float | None]) -> str:
-    """How many steps back a gradient must reach to come within some distances of the full one."""
+    """The truncation lengths that bring the gradient within each distance of the full gradient."""
     parts = [
         f"{within(share)}{'' if place else ' of the full gradient'} "
         + ("at no length measured" if steps is None else f"after {steps:.0f} steps")
@@ -223,7 +223,7 @@ def _credit(credit: Row, name: str) -> Section:
 
 
 def horizons_in_steps(horizons: Mapping[str, float | None]) -> str:
-    """How many steps back hold some shares of the credit."""
+    """The number of steps back for each share of the credit."""
     parts = [
         f"{100 * float(share):.3g} % {'farther' if steps is None else f'within {steps:.1f}'}"
         for share, steps in horizons.items()

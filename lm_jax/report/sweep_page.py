@@ -98,7 +98,7 @@ MEANS = (
 
 
 def _found(rows: Sequence[Row], settings: dict[str, list[Any]], guess: float | None) -> Section:
-    """What was found in one sentence, and the trials."""
+    """The best trial in one sentence, and the table of trials."""
     first, *others = ranked(rows)
     best = first["best_validation"]
     if best is None or first["status"] in ("diverged", "failed"):
