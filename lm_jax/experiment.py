@@ -73,10 +73,14 @@ def load_experiment(name: str) -> Experiment:
     return Experiment(config, points, drawn, names.get("__doc__") or "")
 
 
-def claim_of(about: str) -> str:
-    """The paragraph `Claim` of an experiment's docstring, or else the first line."""
-    found = re.search(r"^Claim +(.*?)(?:\n\S|\n\n|\Z)", about, re.MULTILINE | re.DOTALL)
-    return " ".join((found[1] if found else about.partition("\n")[0]).split())
+def notes(about: str) -> dict[str, str]:
+    """The paragraphs of an experiment's docstring by name, such as `Claim` and `Time`, and `title`.
+
+    A paragraph begins with its name and two blanks or more.
+    """
+    title, _, rest = about.strip().partition("\n")
+    parts = re.findall(r"^(\w+) {2,}(.*?)(?=^\w|\Z)", rest, re.MULTILINE | re.DOTALL)
+    return {"title": title, **{name: " ".join(text.split()) for name, text in parts}}
 
 
 def experiments() -> dict[str, str]:

@@ -15,7 +15,7 @@ import docstring_parser
 
 from lm_jax.commands.flags import is_switch, own_flags
 from lm_jax.config import Config
-from lm_jax.experiment import Experiment
+from lm_jax.experiment import Experiment, notes
 from lm_jax.fields import alternatives, fields, plain_types, words_of
 
 WIDTH, INDENT = 79, 22
@@ -124,12 +124,10 @@ def short_help(
 
 def _experiment(about: str) -> list[str]:
     """The title, the claim and the time in an experiment's docstring."""
-    title, _, rest = about.strip().partition("\n")
-    parts = re.findall(r"^(\w+) {2,}(.*?)(?=^\w|\Z)", rest, re.MULTILINE | re.DOTALL)
-    told = {name: f"{name:<10}{' '.join(text.split())}" for name, text in parts}
-    lines = [title, ""]
+    told = notes(about)
+    lines = [told["title"], ""]
     for name in ("Claim", "Time"):
-        lines += _wrap(told.get(name, ""), hanging=10)
+        lines += _wrap(f"{name:<10}{told[name]}" if name in told else "", hanging=10)
     return lines
 
 

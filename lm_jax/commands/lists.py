@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from lm_jax.experiment import experiments
+from lm_jax.experiment import experiments, notes
 from lm_jax.report.run_table import show_runs
 from lm_jax.report.terminal import show_table
 from lm_jax.settings import UserError
@@ -17,23 +17,13 @@ RunDirs = Annotated[
 
 
 def list_experiments() -> int:
-    """List the experiments, each with claim and time."""
-    found = experiments()
-    show_table(
-        {
-            "experiment": list(found),
-            "claim": [about.partition("\n")[0] for about in found.values()],
-            "time": [_time(about) for about in found.values()],
-        },
-        text=True,
-    )
+    """List the experiments: what each shows, and how long it takes."""
+    found = {name: notes(about) for name, about in experiments().items()}
+    # Of the time, the first clause.
+    times = [re.split(r"[.:;,(](?:\s|$)", one.get("Time", ""))[0] for one in found.values()]
+    titles = [one["title"] for one in found.values()]
+    show_table({"experiment": list(found), "shows": titles, "time": times}, text=True)
     return 0
-
-
-def _time(about: str) -> str:
-    """The first clause of the line `Time` in an experiment's docstring."""
-    found = re.search(r"^Time +(.*?)(?:[.:;,(]\s|\.?\n\w|\.?\Z)", about, re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
 
 
 def compare(run_dirs: RunDirs) -> int:

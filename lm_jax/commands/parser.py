@@ -24,7 +24,7 @@ from lm_jax.commands.sweep import sweep_command
 from lm_jax.commands.train import train_command
 from lm_jax.commands.verify import verify_command
 from lm_jax.config import Config, Custom, with_kinds
-from lm_jax.experiment import claim_of, load_experiment
+from lm_jax.experiment import load_experiment, notes
 from lm_jax.fields import alternatives, paths
 from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
@@ -60,8 +60,9 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         asked = load_experiment(arguments[1])
         default, rest = _with_kinds(asked.config, arguments[2:])
         arguments = [*arguments[:2], *rest]
+    claim = notes(asked.about).get("Claim", "") if asked else ""
     commands: dict[str, Callable[..., int]] = {
-        "train": train_command(default, given, program, claim_of(asked.about) if asked else ""),
+        "train": train_command(default, given, program, claim),
         "sweep": sweep_command(default, asked, given, program),
         "verify": verify_command(default),
         "score": score,

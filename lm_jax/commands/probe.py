@@ -55,7 +55,7 @@ def probe(
     if text is not None:
         pieces = encoded(run.vocabulary, text_of(run, text))
         tokens = np.concatenate([numbers for numbers, _, _ in pieces])
-    with waiting("asking; the first time each question is compiled, which takes minutes in all"):
+    with waiting("measuring; the first time, compiling takes some minutes"):
         found = lm_jax.probe(
             run,
             step=None if step is None else "spike" if step == "spike" else int(step),

@@ -82,13 +82,14 @@ def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
     for name in ("schedule", "feeding"):  # what followed train.steps must not change
         steps = getattr(getattr(train, name), "steps", None)
         flags += [] if steps is None else [f"--train.{name}.steps", str(steps)]
-    kept = [*without(words, "--restart")]
+    kept = without(words, "--restart")
     for flag in flags[::2]:
         for place in [place for place, word in enumerate(kept) if word == flag][::-1]:
             del kept[place : place + 2]
+        kept = without(kept, flag)  # --flag=value is one word
     return f"{command} {shlex.join([*kept, *flags])}"
 
 
 def without(words: Sequence[str], flag: str) -> list[str]:
-    """The words of a command line without a given switch."""
+    """The words of a command line without the word --flag or --flag=value."""
     return [word for word in words if word.partition("=")[0] != flag]

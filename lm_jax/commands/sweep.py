@@ -16,7 +16,7 @@ from lm_jax.commands.shared import ExperimentName, Flag, at_least, divide_cpu, e
 from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
-from lm_jax.experiment import Experiment, claim_of
+from lm_jax.experiment import Experiment, notes
 from lm_jax.report.lines import print_json, print_trial_rows
 from lm_jax.report.page import LivePage
 from lm_jax.report.run_page import write_about
@@ -101,9 +101,11 @@ def sweep_command(
         name = Path(experiment).stem
         if asked is None or asked.points is None:
             raise UserError(f"{experiment} has no sweep()")
-        claim = claim_of(asked.about)
+        claim = notes(asked.about).get("Claim", "")
         if suggest is not None and asked.drawn is None:
-            raise UserError(f"--suggest=optuna needs a sweep() that is draw(…): {experiment}'s not")
+            raise UserError(
+                f"--suggest=optuna needs a sweep() made by draw(…); {experiment} lists its points"
+            )
         run_dir = run_dir or Path("runs") / f"{name}-sweep-{digest(resolve(config))}"
         command = functools.partial(command_line, program, given, own_flags(sweep), config)
         halving = None

@@ -32,7 +32,7 @@ def verify_command(default: Config) -> Callable[..., int]:
           config: settings of the experiment.
         """
         jax.config.update("jax_enable_x64", True)
-        with waiting("comparing the routes, each a program to be compiled"):
+        with waiting("compiling and comparing the gradient methods"):
             proof = prove(config)
         show_proof(proof)
         return 0 if proof.holds else 1

@@ -180,7 +180,7 @@ def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) ->
             "is no input of it"
         )
     if train.sample_length is not None:
-        raise ValueError(f"train.sample_length is of a text, and {name} is none")
+        raise ValueError(f"train.sample_length={train.sample_length} needs a text; {name} has none")
     if model.vectors is not None:
         raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
     if not isinstance(task, REAL):

@@ -158,7 +158,7 @@ class Train:
     keep_best: bool = True
     """End with the best parameters on validation instead of the last."""
     sample_length: Adjustable | None = None
-    """Tokens of a text that the model writes at each validation, into metrics.jsonl; None: none."""
+    """Tokens of a sample drawn at each validation, kept in metrics.jsonl; None: no sample."""
     log_every: Adjustable = 100
     """Updates between two rows of kind train in metrics.jsonl."""
     checkpoint_every: Adjustable = 500

@@ -221,8 +221,6 @@ def curves(
       width: pixels.
     """
     figure, axes = canvas(width, x=x, y=y, whole=whole)
-    if log_y:
-        log_axis(axes)
     add_curves(axes, drawn, log_y=log_y, level=level, width=width)
     return figure
 
@@ -236,6 +234,8 @@ def add_curves(
     width: int = WIDE,
 ) -> None:
     """Add curves and levels to axes, with their names."""
+    if log_y:
+        axes.set_yscale("log")
     colours = itertools.cycle(SERIES)
     ends: list[tuple[str, float, str, Any]] = []
     for curve in drawn:
@@ -332,12 +332,6 @@ def limit(axes: Axes, losses: np.ndarray, level: Mapping[str, float] | None = No
     high = max([float(np.quantile(seen, 0.98)), *levels])
     room = 0.05 * (high - low or 1.0)
     axes.set_ylim(low - room, high + room)
-
-
-def log_axis(axes: Axes) -> None:
-    """Make the vertical axis logarithmic."""
-    axes.set_yscale("log")
-    log_ticks(axes.yaxis)
 
 
 def log_ticks(axis: Axis) -> None:

@@ -24,7 +24,6 @@ from lm_jax.figures.style import (
     canvas,
     length_of,
     limit,
-    log_axis,
     plain,
     room_below,
     styled,
@@ -46,8 +45,8 @@ def heat_map(
 ) -> Figure:
     """Draw a number over two settings; each cell holds its number.
 
-    Colours span the middle of the values: beyond twice the interquartile range from the quartiles,
-    a value has the colour of the nearest end. An outlier then leaves the other cells apart.
+    Values beyond twice the interquartile range share the colour of the nearest end, so one outlier
+    does not hide the differences between the others.
 
     Args:
       values: [R, C]; NaN where there is no number.
@@ -140,13 +139,12 @@ def setting_curve(
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in settings)
     places = [float(v) for v in settings] if numeric else list(range(len(settings)))
     where = dict(zip(map(str, settings), places, strict=True))
-    if log_y:
-        log_axis(axes)
     if trials:
         axes.plot([where[str(v)] for v, _ in trials], [n for _, n in trials], "o", color=PALE)
     given = [math.nan if mean is None else mean for mean in means]
     line = "-" if numeric else ""
-    add_curves(axes, [Curve("", given, places, BLUE, line, "o")], level=level, width=width)
+    drawn = [Curve("", given, places, BLUE, line, "o")]
+    add_curves(axes, drawn, log_y=log_y, level=level, width=width)
     for place, mean, said in zip(places, given, words or [""] * len(given), strict=True):
         if said:
             high = mean if math.isfinite(mean) else axes.get_ylim()[0]

@@ -19,7 +19,6 @@ from lm_jax.figures.style import (
     canvas,
     curves,
     limit,
-    log_axis,
     plain,
     styled,
 )
@@ -106,7 +105,6 @@ def gradient_norms(
       width: pixels.
     """
     figure, axes = canvas(width, x="updates", y="norm of the gradient")
-    log_axis(axes)
     drawn = [Curve("largest", largest, steps, ORANGE, width=1), Curve("mean", mean, steps, BLUE)]
     if clipped is not None:
         drawn.append(Curve("mean after clipping", clipped, steps, RED, "--"))

@@ -21,7 +21,6 @@ from lm_jax.figures.style import (
     canvas,
     curves,
     length_of,
-    log_axis,
     log_ticks,
     room_below,
     styled,
@@ -45,7 +44,6 @@ def lag_norms(
     """
     norms = np.asarray(measured, dtype=float)
     figure, axes = canvas(width, 340, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖")
-    log_axis(axes)
     given = [norms, *(np.asarray(values, dtype=float) for values in (predicted or {}).values())]
     every = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in given])
     seen = norms[norms > 0]

@@ -28,7 +28,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
       UserError: a directory holds no run, or is given twice.
     """
     if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
-        raise UserError("a directory is given twice")
+        raise UserError("a run directory is given twice")
     named = dict(zip(names(run_dirs), run_dirs, strict=True))
     ended = {name: row_of(run_dir) for name, run_dir in named.items()}
     rows = {name: read_rows(run_dir / "metrics.jsonl") for name, run_dir in named.items()}
@@ -67,7 +67,7 @@ def _results(rows: dict[str, Row]) -> Section:
         for name, row in rows.items()
         if row["best_validation"] is not None
     }
-    said, best = f"The runs differ in {len(changed)} settings.", None
+    said, best = f"The runs differ in {len(changed)} setting{'s' * (len(changed) != 1)}.", None
     if len(losses) > 1:
         name = min(losses, key=lambda one: losses[one])
         said += f" {name} has the lowest validation loss, {losses[name]:.4f}."

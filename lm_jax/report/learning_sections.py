@@ -48,9 +48,9 @@ def _loss(
     chance = [row["chance"] for row in judged if row.get("chance") is not None]
     if chance:
         level["chance"] = chance[-1]
+    said = _learnt(trained, judged, result, level)
     if result is not None and "entropy_rate" in result:
         level["entropy of the text"] = result["entropy_rate"]
-    said = _learnt(trained, judged, result, level)
     if len(trained) < FEW:
         few = f"{len(trained)} records of training are too few for a curve."
         return Section("Does the model learn?", f"{said} {few}".strip(), [])
@@ -99,26 +99,26 @@ def _learnt(
                 said.append(f"The training loss went from {first:.3f} to {last:.3f}.")
         return " ".join(said)
     best, row = min(losses, key=lambda one: one[0])
-    figures_ = [f"{best:.3f} nats a token" if "perplexity" in row else f"a loss of {best:.4f}"]
+    measured = [f"{best:.3f} nats a token" if "perplexity" in row else f"a loss of {best:.4f}"]
     if "perplexity" in row:
-        figures_.append(f"perplexity {row['perplexity']:.4g}")
+        measured.append(f"perplexity {row['perplexity']:.4g}")
     if row.get("bits_per_character") is not None and not row.get("unknown"):
-        figures_.append(f"{row['bits_per_character']:.3f} bits a character")
+        measured.append(f"{row['bits_per_character']:.3f} bits a character")
     if row.get("success") is not None:
-        figures_.append(f"{row['success']:.1%} of the sequences right")
-    said.append(f"Validation reached {', '.join(figures_)} at update {row['step']:,}")
+        measured.append(f"{row['success']:.1%} of the sequences right")
+    said.append(f"Validation reached {', '.join(measured)} at update {row['step']:,}")
     last, late = losses[-1]
     if len(losses) < 2:
         said[-1] += "."
     elif last > 1.005 * best:
-        said[-1] += f", and has risen by {last - best:.3f} since: more training made it worse."
+        said[-1] += f", and has risen by {last - best:.3f} since."
     elif late is row and losses[-2][0] > 1.005 * best:
         said[-1] += ", and was still falling."
     else:
-        said[-1] += ", and had come to rest."
+        said[-1] += ", and changed by less than 0.5 % at the last validation."
     for name, value in level.items():
         if best > value:
-            said.append(f"That is no better than {name}: {value:.3f}.")
+            said.append(f"That is worse than {name}: {value:.3f}.")
     return " ".join(said)
 
 
@@ -159,9 +159,12 @@ def _norms(trained: Sequence[Row], clip_norm: float | None) -> Section:
     peak = int(np.nanargmax(largest)) if np.isfinite(largest).any() else 0
     middle = float(np.nanmedian(column(trained, "grad_norm")))
     said = (
-        f"Clipping cut {cut:.1%} of the updates." if cut else "No update was clipped."
-    ) + f" The largest gradient, {largest[peak]:.3g}, came by update {trained[peak]['step']:,}; "
-    said += f"it is {largest[peak] / middle:.3g} times the median."
+        f"Clipping shortened the gradient of {cut:.1%} of the updates."
+        if cut
+        else "No update was clipped."
+    )
+    said += f" The largest norm, {largest[peak]:.3g}, lies among the updates up to "
+    said += f"{trained[peak]['step']:,}, and is {largest[peak] / middle:.3g} times the median."
     return Section(
         "Did a gradient explode?",
         said,
@@ -313,19 +316,20 @@ def _samples(rows: Sequence[Row]) -> list[Section]:
         written[place] for place in np.unique(np.linspace(0, len(written) - 1, SAMPLES, dtype=int))
     ]
     quotes = [
-        Quote(f"update {row['step']:,}, {_loss_of(row)} nats a token", row["sample"].strip("\n"))
+        Quote(f"update {row['step']:,}, {_loss_of(row)}", row["sample"].strip("\n"))
         for row in shown
     ]
     first, last = written[0], written[-1]
     said = (
-        f"{len(written)} texts, from update {first['step']:,} with {_loss_of(first)} nats a token "
-        f"to update {last['step']:,} with {_loss_of(last)}, all drawn with the same random numbers."
+        f"The model wrote {len(written)} samples from the same random numbers, at update "
+        f"{first['step']:,} with {_loss_of(first)}, and at last, at update {last['step']:,}, with "
+        f"{_loss_of(last)}."
     )
     return [Section("What does it say as training goes on?", said, quotes)]
 
 
 def _loss_of(row: Row) -> str:
-    return "no finite number of" if row["nats"] is None else f"{row['nats']:.3f}"
+    return "a loss that is not finite" if row["nats"] is None else f"{row['nats']:.3f} nats a token"
 
 
 def _dynamics(probed: Sequence[Row], steps: np.ndarray) -> list[Section]:

@@ -8,6 +8,7 @@ from typing import Literal
 from lm_jax import training
 from lm_jax.config import Config
 from lm_jax.files import Row
+from lm_jax.report.study import within
 from lm_jax.report.terminal import Bars, formatted, literal, vectors_in_words
 from lm_jax.training import Run
 from lm_jax.training.journal import Watch
@@ -117,10 +118,10 @@ def _reach(row: Row) -> str:
     parts = []
     if "horizon" in row:
         steps = (
-            f"{1 - float(share):.0%} after {formatted(back, '.0f')}"
+            f"{within(share)} after {formatted(back, '.0f')}"
             for share, back in row["horizon"].items()
         )
-        parts.append(f"steps back until the gradient is off by at most {', '.join(steps)}")
+        parts.append(f"steps until the truncated gradient is {', '.join(steps)}")
     if "lag_norms" in row:
         norms = row["lag_norms"]
         longest = formatted(norms[-1], ".3g")

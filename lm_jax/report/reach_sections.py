@@ -108,10 +108,11 @@ def _lags(lags: Row, name: str) -> Section:
     ends = {which: float(values[-1]) for which, values in predicted.items()}
     near = min(ends, key=lambda which: _apart(ends[which], float(measured[-1])))
     kept = float(measured[-1])
-    way = "shrinks to" if kept < 0.5 else "grows to" if kept > 2 else "stays near its length, at"
+    way = "shrinks to" if kept < 0.5 else "grows to" if kept > 2 else "stays at"
     return Section(
         "How long does a change of the state last?",
-        f"A change of the state {way} {kept:.3g} of its length in {last} steps. Of the simple "
+        f"In {last} steps the most persistent change of the state {way} {kept:.3g} times its "
+        f"length. Of the simple "
         f"formulas, {near} comes nearest, with {ends[near]:.3g}.",
         [
             Drawing(
@@ -225,10 +226,11 @@ def _credit(credit: Row, name: str) -> Section:
 def horizons_in_steps(horizons: Mapping[str, float | None]) -> str:
     """The number of steps back for each share of the credit."""
     parts = [
-        f"{100 * float(share):.3g} % {'farther' if steps is None else f'within {steps:.1f}'}"
+        f"{100 * float(share):.3g} % lies "
+        + ("beyond the chunk" if steps is None else f"within {steps:.1f} steps")
         for share, steps in horizons.items()
     ]
-    return f"the credit lies, in steps back, {', '.join(parts)}"
+    return f"of the credit, {', '.join(parts)}"
 
 
 def _by_frequency(credit: Row, name: str) -> list[Section]:
@@ -267,7 +269,7 @@ def _mean_lag(credit: np.ndarray) -> float:
 def _sensitivity(sensitivity: Row, name: str) -> Section:
     curves = {weight: numbers(probed["norm"]) for weight, probed in sensitivity.items()}
     growth = {weight: float(curve[-1] / curve[0]) for weight, curve in curves.items()}
-    most = max(growth, key=lambda weight: growth[weight])
+    most = max(growth, key=lambda weight: abs(np.log(growth[weight])))
     return Section(
         "How sensitive is the state to each weight?",
         f"Along the chunk the sensitivity to {most} changes most, by a factor of "

@@ -144,16 +144,17 @@ def _surprise(run: Run) -> list[Section]:
     found = scoring.score(run.model, run.params, run.vocabulary, text)
     words = [run.vocabulary.tokens[token] for token in found.tokens.tolist()]
     most = int(np.argmax(found.nats))
-    share = float(np.sort(found.nats)[::-1][: max(1, len(words) // 10)].sum() / found.nats.sum())
+    few = max(1, len(words) // 10)
+    share = float(np.sort(found.nats)[::-1][:few].sum() / found.nats.sum())
     return [
         Section(
             "What surprises it?",
-            f"A tenth of these {len(words)} tokens carries {share:.0%} of the loss. The greatest "
-            f"surprise is {run.vocabulary.show(int(found.tokens[most]))} with "
+            f"The {few} least expected of these {len(words)} tokens carry {share:.0%} of the loss. "
+            f"The greatest surprise is {run.vocabulary.show(int(found.tokens[most]))} with "
             f"{found.nats[most]:.1f} nats.",
             [Surprise(words, found.nats.tolist())],
-            "The beginning of the validation text. The deeper the colour, the less likely the "
-            "model held the token: no colour is certain, the deepest red is 8 nats or more.",
+            "The beginning of the validation text. The redder a token, the less probable it was to "
+            "the model: uncoloured is certain, the deepest red is 8 nats or more.",
         )
     ]
 
@@ -167,7 +168,7 @@ def _study(path: Path, config: Config) -> Sequence[Section]:
     if study["length"] is not None:
         chunk = "steps" if data.generated else "tokens of the validation text or of the text given"
         said += f", on {study['sequences']} sequences of {study['length']} {chunk}"
-    said += f"; updates are those from update {study['step']:,} on."
+    said += f"; the next updates follow update {study['step']:,}."
     if study["spike"] is not None:
         said += f" {spike_in_words(study['spike'])}."
     parts = [

@@ -109,7 +109,7 @@ def _found(rows: Sequence[Row], settings: dict[str, list[Any]], guess: float | N
             for path in settings
             if path in first["settings"]
         )
-        said = f"{chosen or first['name']} is best so far, with a validation loss of {best:.4f}"
+        said = f"{chosen or first['name']} is best, with a validation loss of {best:.4f}"
         losses = [row["best_validation"] for row in others if row["best_validation"] is not None]
         if losses:
             said += f"; the next comes to {losses[0]:.4f}, the median to {np.median(losses):.4f}"
@@ -272,14 +272,12 @@ def _coordinates(rows: Sequence[Row], settings: dict[str, list[Any]]) -> list[Se
 
 def _uniform_guess(rows: Sequence[Row], sweep_dir: Path) -> float | None:
     """The loss of a uniform guess, ln V; None for generated sequences or if no trial tells V."""
-    for row in rows[:1]:
-        try:
-            if read_config(sweep_dir / row["trial"]).data.generated:
-                return None
-            return math.log(len(read_vocabulary(sweep_dir / row["trial"])[0]))
-        except UserError:
+    try:
+        if read_config(sweep_dir / rows[0]["trial"]).data.generated:
             return None
-    return None
+        return math.log(len(read_vocabulary(sweep_dir / rows[0]["trial"])[0]))
+    except UserError:
+        return None
 
 
 def _words(one: MeanOfTrials) -> str:

@@ -57,7 +57,7 @@ def _estimators(estimators: Row, name: str) -> Section:
         f"{worst}, with {cosine[worst]:.3f}."
     )
     if unseen:
-        said += f" No bias can be told from chance for {', '.join(unseen)}."
+        said += f" The bias is below three standard errors for {', '.join(unseen)}."
     return Section(
         "How near do cheaper estimators come?",
         said,
@@ -116,7 +116,7 @@ def _clipping(clipping: Row, thresholds: Row) -> Section:
         most = max(gains, key=lambda kind: abs(gains[kind]))
         way = "lower" if gains[most] > 0 else "higher"
         finding = (
-            f"Clipping by {most} mattered most: the loss after a step is "
+            f"Clipping by {most} changes the loss after a step most: it is "
             f"{abs(gains[most]):.2g} nats a token {way} than without clipping."
         )
     return Section(
@@ -125,8 +125,8 @@ def _clipping(clipping: Row, thresholds: Row) -> Section:
         [Table(head, rows)],
         "The gradients of the next batches, the parameters held still: by global norm, by value "
         "and at every step within backpropagation (delta). Clipping by norm never turns a "
-        "gradient, the others do. Thresholds are the run's own, or such as would cut about a tenth "
-        "of the updates.",
+        "gradient, the others do. Thresholds are the run's own, or clip about a tenth of the "
+        "updates.",
     )
 
 
@@ -135,10 +135,11 @@ def _cliff(cliff: Row, length: float, name: str) -> Section:
     gradient, sharpest = numbers(cliff["along_gradient"]), numbers(cliff["along_sharpest"])
     one = int(np.argmin(np.abs(places - 1)))
     wall = float(np.nanmax(gradient) / cliff["loss"])
+    where = float(places[int(np.nanargmax(gradient))])
     said = (
-        f"Ten updates uphill along the gradient the loss is {wall:.2f} times the present one"
-        f"{': a cliff' if wall > 2 else ': no cliff'}. The largest eigenvalue of the Hessian is "
-        f"{cliff['eigenvalue']:.3g}; its direction has a cosine of {cliff['alignment']:.3f} to the "
+        f"Within ten lengths of an update along the gradient the loss reaches {wall:.2f} times the "
+        f"present one, at {where:+.0f}{': a cliff' if wall > 2 else ''}. The "
+        f"largest eigenvalue of the Hessian is {cliff['eigenvalue']:.3g}; its direction has a cosine of {cliff['alignment']:.3f} to the "
         f"gradient, and one update's length along it changes the loss by "
         f"{float(sharpest[one]) - cliff['loss']:.2g} nats."
     )
@@ -162,7 +163,8 @@ def _cliff(cliff: Row, length: float, name: str) -> Section:
         ],
         "The loss of the next batch along its gradient and along the sharpest direction, found by "
         "Lanczos' method on Hessian-vector products through time. The unit of distance is the "
-        "length of the next update; downhill is to the left.",
+        "length of the next update; downhill is to the left. A cliff is a loss of more than twice "
+        "the present one.",
     )
 
 

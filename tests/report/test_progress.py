@@ -34,5 +34,7 @@ def test_a_live_probe_is_shown_with_its_horizon(capsys):
     with Display("run", 2) as display:
         row = {"kind": "probe", "step": 2, "horizon": {"0.5": 2, "0.9": 7}}
         display.watch(2, row)
-    said = "step 2: steps back until the gradient is off by at most 50% after 2, 10% after 7\n"
+    said = (
+        "step 2: steps until the truncated gradient is within 50 % after 2, within 10 % after 7\n"
+    )
     assert capsys.readouterr().err == said
