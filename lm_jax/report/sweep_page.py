@@ -109,10 +109,13 @@ def _found(rows: Sequence[Row], settings: dict[str, list[Any]], guess: float | N
             for path in settings
             if path in first["settings"]
         )
-        said = f"{chosen or first['name']} is best, with a validation loss of {best:.4f}"
+        said = f"{chosen or first['name']} is best, with a validation loss of {_digits(best)}"
         losses = [row["best_validation"] for row in others if row["best_validation"] is not None]
         if losses:
-            said += f"; the next comes to {losses[0]:.4f}, the median to {np.median(losses):.4f}"
+            middle = _digits(float(np.median(losses)))
+            said += (
+                f"; the next comes to {_digits(losses[0])}, the median of the others to {middle}"
+            )
         said += "."
         if guess is not None and best > guess:
             said += f" No trial is better than a uniform guess ({guess:.3f})."
@@ -132,7 +135,8 @@ def _extremes(rows: Sequence[Row], measure: Measure, settings: dict[str, list[An
     low, high = (pick(means, key=lambda one: means[one]) for pick in (min, max))
     if means[low] == means[high]:
         return f"All trials have {means[low]:.4g}."
-    return f"Lowest at {low} ({means[low]:.4g}), highest at {high} ({means[high]:.4g})."
+    ends = f"Lowest at {low} ({_digits(means[low])}), highest at {high}"
+    return f"{ends} ({_digits(means[high])})."
 
 
 def heat_map(
@@ -278,6 +282,11 @@ def _uniform_guess(rows: Sequence[Row], sweep_dir: Path) -> float | None:
         return math.log(len(read_vocabulary(sweep_dir / rows[0]["trial"])[0]))
     except UserError:
         return None
+
+
+def _digits(value: float) -> str:
+    """A number of four digits."""
+    return figures.plain(float(f"{value:.4g}"))
 
 
 def _words(one: MeanOfTrials) -> str:

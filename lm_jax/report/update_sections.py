@@ -138,10 +138,10 @@ def _cliff(cliff: Row, length: float, name: str) -> Section:
     where = float(places[int(np.nanargmax(gradient))])
     said = (
         f"Within ten lengths of an update along the gradient the loss reaches {wall:.2f} times the "
-        f"present one, at {where:+.0f}{': a cliff' if wall > 2 else ''}. The "
-        f"largest eigenvalue of the Hessian is {cliff['eigenvalue']:.3g}; its direction has a cosine of {cliff['alignment']:.3f} to the "
-        f"gradient, and one update's length along it changes the loss by "
-        f"{float(sharpest[one]) - cliff['loss']:.2g} nats."
+        f"present one, at {where:+.0f}{': a cliff' if wall > 2 else ''}. The largest eigenvalue of "
+        f"the Hessian is {cliff['eigenvalue']:.3g}; its direction has a cosine of "
+        f"{cliff['alignment']:.3f} to the gradient, and one update's length along it changes the "
+        f"loss by {float(sharpest[one]) - cliff['loss']:.2g} nats."
     )
     rows = [
         ("loss, nats a token", cliff["loss"]),

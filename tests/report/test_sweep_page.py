@@ -95,7 +95,7 @@ def test_one_field_makes_a_curve():
 def test_the_page_says_what_is_best_and_has_a_column_for_each_setting(tmp_path):
     sections = {section.title: section for section in sweep_sections(ROWS, tmp_path)}
     found = sections["What was found?"]
-    assert "gain 2, clip norm inf is best, with a validation loss of 1.0000" in found.finding
+    assert "gain 2, clip norm inf is best, with a validation loss of 1;" in found.finding
     (table,) = found.parts
     assert table.head[:4] == ["gain", "clip norm", "seed", "validation"]
     assert [line[table.head.index("trial")] for line in table.rows] == [
