@@ -248,6 +248,8 @@ FLAGS = {
         "sequences": "lanes batch_size batch",
     },
     "verify": {},
+    "report": {"out": "output file page"},
+    "lecture": {"out": _OUT},
     "list": {},
     "compare": {},
     "completion": {},
@@ -290,7 +292,8 @@ NOTES = {
         "the experiment's sweep() says which trials there are, and how many": "count trials "
         "n_trials num_trials num_samples n_iter_search",
     },
-    **dict.fromkeys(("score", "sample", "probe"), _LOADED),
+    **dict.fromkeys(("score", "sample", "probe", "report"), _LOADED),
+    "lecture": _DEVICES,
     "list": {},
     "compare": {},
     "completion": {},

@@ -63,6 +63,7 @@ EXAMPLES = {
         "probe RUN_DIR --only lags by_lag",
         'probe RUN_DIR --step spike --sentence "the cat"',
     ),
+    "lecture": ("lecture", "lecture eigenvalue clipping"),
     "compare": ("compare runs/*",),
     "completion": ("completion bash >> ~/.bashrc",),
 }

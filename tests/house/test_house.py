@@ -23,6 +23,7 @@ FLOORS = (
     "analysis",
     "sweeps",
     "report",
+    "lecture",
     "experiment",
     "commands",
     "__main__",

@@ -1,0 +1,202 @@
+"""Claims about a sequence: time, teacher forcing, the loss, and the size of the vocabulary."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import figures, generation, models
+from lm_jax import gradients as g
+from lm_jax.config import RNN, Elman, Window
+from lm_jax.data.batches import Batch
+from lm_jax.data.corpus import load
+from lm_jax.lecture.trained import E, H, elman, held_out
+from lm_jax.models.fused import fused_cross_entropy
+from lm_jax.models.readout import cross_entropy
+from lm_jax.report.page import Drawing, Quote, Section
+
+TOKENS = 4096  # of each reading of the claim `speed`
+FORCED = 64  # tokens of a passage of the claim `forcing`
+TARGETS = 700  # targets of the claim `million`: 20 sequences of 35 words
+MILLION = 1_000_000
+
+
+def speed(folder: Path) -> Section:
+    """The recurrence takes its T steps one after another; a window model reads all at once."""
+    V, lengths = 96, [8, 32, 128, 512, 2048]
+    kinds = {
+        "RNN": RNN(cell=Elman(), embedding_size=E, hidden_size=H),
+        "window": Window(order=5, embedding_size=E, hidden_size=H),
+    }
+    tokens = np.random.default_rng(0).integers(0, V, TOKENS + 1).astype(np.int32)
+    found: dict[str, list[float]] = {}
+    for name, settings in kinds.items():
+        model = models.make(settings, V)
+        params, gradient = model.init(jax.random.key(0)), jax.jit(g.explicit_bptt(model))
+        found[name] = []
+        for T in lengths:
+            x, y = (jnp.asarray(part.reshape(-1, T).T) for part in (tokens[:-1], tokens[1:]))
+            B = x.shape[1]
+            batch = Batch(x, y, jnp.ones((T, B), bool), jnp.ones(B, bool))
+            found[name].append(1e3 * seconds(gradient, params, model.init_carry(B), batch))
+    rnn, flat = found["RNN"], found["window"]
+    draw = functools.partial(
+        figures.lines,
+        {name: (lengths, taken) for name, taken in found.items()},
+        x=f"T, steps of each of the {TOKENS:,} / T sequences",
+        y="milliseconds for the loss and its gradient",
+        log_x=True,
+        log_y=True,
+    )
+    return Section(
+        "How slow is the recurrence?",
+        f"The loss and its gradient on the same {TOKENS:,} tokens take the RNN {rnn[0]:.1f} ms as "
+        f"sequences of {lengths[0]} steps and {rnn[-1]:.1f} ms as sequences of {lengths[-1]:,}, "
+        f"{rnn[-1] / rnn[0]:.1f} times as long; the window model takes {flat[0]:.1f} and "
+        f"{flat[-1]:.1f} ms, {flat[-1] / flat[0]:.1f} times as long.",
+        [Drawing("speed", draw, "time of the gradient over the steps of a sequence")],
+        "The arithmetic is the same at every T. Only the RNN's order changes: step t + 1 needs "
+        "the state of step t, so T small products follow one another where the window model has "
+        "one large product. Each point is the shortest of five measurements.",
+    )
+
+
+def seconds(function: Callable, *arguments: object) -> float:
+    """The shortest time of five calls, in seconds, after a call that compiles."""
+    jax.block_until_ready(function(*arguments))
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def forcing(folder: Path) -> Section:
+    """Trained on the text alone, a model does worse as soon as it reads its own samples."""
+    run = elman(folder)
+    text = run.vocabulary.decode(np.asarray(load(run.config.data).validation.tokens))
+    found = generation.exposure(run.model, run.params, run.vocabulary, text, length=FORCED)
+    place, guess = np.arange(1, 1 + FORCED), float(np.log(len(run.vocabulary)))
+    apart = found.free - found.forced
+    draw = functools.partial(
+        figures.lines,
+        {"its own samples": (place, found.free), "the text": (place, found.forced)},
+        x="place in the passage",
+        y="nats a character",
+        level={"uniform guess": guess},
+    )
+    return Section(
+        "What happens when the model reads its own samples?",
+        f"Reading the text, the model needs {found.mean(found.forced):.2f} nats a character; "
+        f"reading its own samples, {found.mean(found.free):.2f}, which is {found.gap:.2f} more. The "
+        f"difference is {apart[1]:.2f} nats at the second character, after one sample, and "
+        f"{apart[FORCED // 2 :].mean():.2f} over the second half of the passage.",
+        [
+            Drawing("forcing", draw, "loss over the place in a passage, on text and on samples"),
+            Quote(
+                "a sample of the same model",
+                generation.sample(run.model, run.params, run.vocabulary, length=240, seed=1),
+            ),
+        ],
+        f"The validation text in passages of {FORCED} characters. Both curves predict the text's "
+        "own characters and start from the text's state; the model that reads samples gets only "
+        "the first character of each passage.",
+    )
+
+
+def loss(folder: Path) -> Section:
+    """The cross-entropy of a one-hot target is minus the logarithm of one entry of the softmax."""
+    run = elman(folder)
+    V, batch = len(run.vocabulary), held_out(run, sequences=16, length=64)
+    _, h = run.model.hidden(run.params, run.model.init_carry(16), batch.x)
+    log_p = jax.nn.log_softmax(run.model.logits(run.params, h))
+    whole = -jnp.sum(jax.nn.one_hot(batch.y, V) * log_p, axis=-1)  # -Σ_k y_k ln p_k
+    nats = np.asarray(run.model.nats(run.params, h, batch.y))
+    apart = float(np.abs(np.asarray(whole) - nats).max())
+    fresh = run.model.init(jax.random.key(0))
+    _, h = run.model.hidden(fresh, run.model.init_carry(16), batch.x)
+    first = float(run.model.nats(fresh, h, batch.y).mean())
+    t, b = np.unravel_index(np.argsort(nats, axis=None)[int(0.7 * nats.size)], nats.shape)
+    p, target = np.exp(np.asarray(log_p)[t, b]), int(batch.y[t, b])
+    read = run.vocabulary.decode(np.asarray(batch.x[max(0, t - 30) : t + 1, b]))
+    draw = functools.partial(
+        figures.next_token, p, [run.vocabulary.show(k).strip("'") for k in range(V)], target
+    )
+    return Section(
+        "What does the cross-entropy read from the softmax?",
+        f"One entry: over {nats.size:,} targets the sum of all V = {V} terms −y ln p and minus the "
+        f"logarithm of the target's entry differ by at most {apart:.0e} nats. Here "
+        f"−ln {p[target]:.3f} = {-np.log(p[target]):.2f} nats. Before training the mean is "
+        f"{first:.2f}, near the ln V = {np.log(V):.2f} of a uniform guess; after, {nats.mean():.2f}.",
+        [
+            Drawing("loss", draw, "probabilities of the next character, the target's in red"),
+            Quote("the end of what the model has read", read),
+        ],
+        "The red bar is the character that follows. The other entries matter only through the "
+        "softmax's denominator.",
+    )
+
+
+def million(folder: Path) -> Section:
+    """A vocabulary of a million words needs no memory for a million logits a target."""
+    sizes = [1_000, 10_000, 100_000, MILLION]
+    ways = {"all logits at once": _plain, "tile by tile": _tiled}
+    held = {name: [_megabytes(way, V) for V in sizes] for name, way in ways.items()}
+    W, h, y = _readout(10_000)
+    one, other = (jax.jit(jax.grad(way, (0, 1)))(W, h, y) for way in ways.values())
+    apart = max(
+        float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) for a, b in zip(one, other, strict=True)
+    )
+    taken = seconds(jax.jit(jax.value_and_grad(_tiled, (0, 1))), *_readout(MILLION))
+    draw = functools.partial(
+        figures.lines,
+        {name: (sizes, found) for name, found in held.items()},
+        x="V, words of the vocabulary",
+        y=f"memory for the gradient of {TARGETS} targets, MB",
+        log_x=True,
+        log_y=True,
+    )
+    plain, tiled = (found[-1] for found in held.values())
+    return Section(
+        "What does a vocabulary of a million words cost?",
+        f"At V = {MILLION:,} the logits of {TARGETS} targets and their gradient take "
+        f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and its gradient of "
+        f"{4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} seconds. "
+        f"At V = 10,000, where both are small, the two gradients differ by {apart:.0e} of their "
+        "length.",
+        [Drawing("million", draw, "memory of the loss and its gradient over the vocabulary")],
+        "The memory is what the compiled program needs beside its inputs and results. A tile of "
+        "logits becomes p − y, is multiplied into the gradient, and is forgotten "
+        "(lm_jax/models/fused.py).",
+    )
+
+
+def _plain(W: jax.Array, h: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.sum(cross_entropy(h @ W, y))
+
+
+def _tiled(W: jax.Array, h: jax.Array, y: jax.Array) -> jax.Array:
+    return fused_cross_entropy(W, None, h, y, jnp.ones(y.shape, bool))
+
+
+def _readout(V: int, H: int = 64) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights [H, V], states [N, H] and targets [N], drawn at random."""
+    draw = np.random.default_rng(0)
+    W = draw.standard_normal((H, V), np.float32) / H**0.5
+    h = draw.standard_normal((TARGETS, H), np.float32)
+    return jnp.asarray(W), jnp.asarray(h), jnp.asarray(draw.integers(0, V, TARGETS))
+
+
+def _megabytes(way: Callable, V: int) -> float:
+    """Memory of the compiled loss and gradient beside arguments and results, in MB."""
+    shapes = jax.eval_shape(lambda: (jnp.zeros((64, V)), jnp.zeros((TARGETS, 64))))
+    program = jax.jit(jax.value_and_grad(way, (0, 1)))
+    y = jax.ShapeDtypeStruct((TARGETS,), jnp.int32)
+    found = program.lower(*shapes, y).compile().memory_analysis()
+    assert found is not None
+    return found.temp_size_in_bytes / 1e6

@@ -1,0 +1,275 @@
+"""Claims about the gradient through time: its routes, its growth and decay, and the remedies."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm_jax import figures
+from lm_jax import gradients as g
+from lm_jax.analysis import probe
+from lm_jax.config import GRU, LSTM, RNN, SGD, Cell, Config, Data, Elman, TemporalOrder, Train
+from lm_jax.data.tasks import held_out as task_batches
+from lm_jax.lecture.trained import elman, held_out, lstm
+from lm_jax.report.page import Drawing, Section, Table
+from lm_jax.report.progress import train
+from lm_jax.training import Run
+from lm_jax.training.journal import read_rows
+
+RADII = (0.8, 0.95, 1.0, 1.05, 1.2)
+LAGS = 60  # the most steps back of the claim `eigenvalue`
+FAR = 80  # the step whose loss is asked of in the claim `distance`
+LENGTH = 40  # steps of a sequence of the claim `gates`
+
+
+def bptt(folder: Path) -> Section:
+    """Backpropagation through time written out by hand is what autodiff computes."""
+    run = elman(folder)
+    batch = held_out(run, sequences=2, length=32)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), run.params)
+        carry, norms = run.model.init_carry(2), {}
+        for name, route in (("autodiff", g.full_bptt), ("by hand", g.explicit_bptt)):
+            *_, info = jax.jit(route(run.model, delta_norms=True))(params, carry, batch)
+            norms[name] = np.arange(1, 33), np.asarray(info.delta_norms)
+        checks = g.verify(run.model, params, batch)
+    hand = next(check for check in checks if check.route == "explicit BPTT")
+    quotient = next(check for check in checks if check.route == "finite differences")
+    draw = functools.partial(
+        figures.lines,
+        norms,
+        x="step t",
+        y="‖δ_t‖, the gradient that arrives at h_t",
+        log_y=True,
+        dots=("by hand",),
+    )
+    return Section(
+        "Is backpropagation through time the gradient?",
+        f"The backward pass by hand and autodiff differ by at most {hand.difference:.0e} of a "
+        f"gradient's length in any block of the parameters, in float64; difference quotients of "
+        f"the loss differ by {quotient.difference:.0e}. "
+        f"{sum(check.agrees for check in checks)} of {len(checks)} comparisons agree.",
+        [
+            Drawing("bptt", draw, "norm of the gradient at each step, by two routes"),
+            Table(
+                ("route", "compared with", "largest relative difference", "tolerance"),
+                [check[:4] for check in checks],
+            ),
+        ],
+        "δ_t holds the loss at t and, through W_hh, the losses of all later steps. RTRL computes "
+        "the gradient forwards in time; a difference quotient needs no derivative at all.",
+    )
+
+
+def eigenvalue(folder: Path) -> Section:
+    """Gradients vanish or explode with the largest eigenvalue of the recurrent weights."""
+    key_W, key_x = jax.random.split(jax.random.key(0))
+    W = jax.random.normal(key_W, (64, 64))
+    W = W / jnp.abs(jnp.linalg.eigvals(W)).max()
+    xs = jax.random.normal(key_x, (2 * LAGS, 64))
+
+    def linear(W, h, x):
+        return h @ W + x
+
+    def tanh(W, h, x):
+        return jnp.tanh(h @ W + x)
+
+    lags, half = np.arange(1 + LAGS), LAGS // 2
+    rows, slopes = {}, []
+    for radius in RADII:
+        norms, bent = (
+            np.asarray(g.lag_norms(step, radius * W, jnp.zeros(64), xs, LAGS))
+            for step in (linear, tanh)
+        )
+        rows[f"ρ = {radius:g}"] = lags, norms
+        grown = [float(np.log(n[-1] / n[half]) / half) for n in (norms, bent)]
+        slopes.append([radius, float(np.log(radius)), *grown])
+    apart = max(abs(row[2] - row[1]) for row in slopes)
+    draw = functools.partial(
+        figures.lines, rows, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖", log_y=True, level={"1": 1.0}
+    )
+    above, below = slopes[-1], slopes[0]
+    return Section(
+        "When do gradients vanish, and when do they explode?",
+        f"Without a nonlinearity the norm of ∂h_T/∂h_(T−l) changes by a factor of e^λ a step with "
+        f"λ within {apart:.3f} of ln ρ, the logarithm of the largest eigenvalue of W_hh. {LAGS} steps back it is "
+        f"{rows[f'ρ = {below[0]:g}'][1][-1]:.0e} at ρ = {below[0]:g} and "
+        f"{rows[f'ρ = {above[0]:g}'][1][-1]:.0e} at ρ = {above[0]:g}. With tanh, whose slopes are "
+        f"at most 1, even ρ = {above[0]:g} has λ = {above[3]:.2f}.",
+        [
+            Drawing("eigenvalue", draw, "norm of the product of Jacobians over the lag"),
+            Table(("ρ", "ln ρ", "λ without nonlinearity", "λ with tanh"), slopes),
+        ],
+        "One matrix of 64 × 64 normal entries, scaled to the spectral radius ρ; inputs are normal. "
+        f"λ is the slope of the logarithm from lag {half} to lag {LAGS}: at short lags the norm "
+        "also depends on how the eigenvectors lie.",
+    )
+
+
+def clipping(folder: Path) -> Section:
+    """Clipping the gradient's norm mends exploding gradients."""
+    rate, threshold = 10.0, 0.1
+    runs = {
+        "without": _by_sgd(folder, "without-clipping", rate, None),
+        "with": _by_sgd(folder, "with-clipping", rate, threshold),
+    }
+    rows = {
+        name: [row for row in read_rows(run.run_dir / "metrics.jsonl") if row["kind"] == "train"]
+        for name, run in runs.items()
+    }
+    losses = {
+        f"{name} clipping": ([row["step"] for row in part], [row["nats"] for row in part])
+        for name, part in rows.items()
+    }
+    clipped = rows["with"]
+    last = {name: found[1][-1] for name, found in losses.items()}
+    largest = max(row["grad_norm_max"] for row in clipped)
+    norms = functools.partial(
+        figures.gradient_norms,
+        [row["step"] for row in clipped],
+        [row["grad_norm"] for row in clipped],
+        [row["grad_norm_max"] for row in clipped],
+        [row["grad_norm_clipped"] for row in clipped],
+        threshold=threshold,
+    )
+    curves = functools.partial(figures.lines, losses, x="updates", y="nats a character", log_y=True)
+    return Section(
+        "What does clipping mend?",
+        f"Plain SGD with a learning rate of {rate:g} ends at {last['without clipping']:.3g} nats a "
+        f"character. With the gradient's norm clipped at {threshold:g}, the same run ends at "
+        f"{last['with clipping']:.2f}, though its gradient's norm was up to {largest:.1f}, "
+        f"{largest / threshold:.0f} times the threshold.",
+        [
+            Drawing("clipping", curves, "training loss with and without clipping"),
+            Drawing("clipping-norms", norms, "norm of the gradient before and after clipping"),
+        ],
+        "An Elman RNN of 64 units. Clipping keeps the gradient's direction and limits its length; "
+        "it cannot bring back a gradient that has vanished.",
+    )
+
+
+def _by_sgd(folder: Path, name: str, rate: float, threshold: float | None) -> Run:
+    settings = Train(
+        steps=1000,
+        learning_rate=rate,
+        optimizer=SGD(),
+        clip_norm=threshold,
+        validate_every=1000,
+        log_every=20,
+        checkpoint_every=1000,
+    )
+    model = RNN(cell=Elman(), embedding_size=32, hidden_size=64)
+    return train(
+        Config(data=Data(batch_size=16, length=32), model=model, train=settings), folder / name
+    )
+
+
+def gates(folder: Path) -> Section:
+    """Gates mend vanishing gradients: a gated state can be kept for many steps."""
+    rows, norms = [], {}
+    for name, cell in {"Elman": Elman(), "GRU": GRU(), "LSTM": LSTM()}.items():
+        run = _on_order(folder, cell)
+        example = g.single_example(run.model)
+        batch = task_batches(run.config.data, "validation")[0]()
+        lag_norms = jax.vmap(
+            lambda x, params=run.params, example=example: g.lag_norms(
+                example.step, params, example.carry, x, LENGTH - 1
+            ),
+            in_axes=1,
+        )
+        found = np.asarray(lag_norms(batch.x[:, :8])).mean(axis=0)
+        norms[name] = np.arange(LENGTH), found
+        assert run.result is not None
+        rows.append([name, run.result["splits"]["test"]["success"], float(found[-1])])
+    best, plain = max(rows[1:], key=lambda row: row[1]), rows[0]
+    draw = functools.partial(
+        figures.lines, norms, x="lag l, steps", y="‖∂s_T/∂s_{T−l}‖", log_y=True
+    )
+    return Section(
+        "What do gates mend?",
+        f"Asked after {LENGTH} steps which of two symbols came first, the Elman RNN is right in "
+        f"{plain[1]:.0%} of new sequences and the {best[0]} in {best[1]:.0%}; a guess would be right in 25%. "
+        f"Of a change of the first state the last one keeps a factor of {plain[2]:.0e} in the Elman RNN and "
+        f"{best[2]:.0e} in the {best[0]}.",
+        [
+            Drawing("gates", draw, "norm of the product of Jacobians over the lag, by cell"),
+            Table(("cell", "share right", f"norm at lag {LENGTH - 1}"), rows),
+        ],
+        "The task is temporal order (lm_jax/data/tasks.py), with 50 units and the same updates "
+        "for each cell. s is all that a step hands on: h, and c of the LSTM. Eight new sequences, "
+        "parameters after training.",
+    )
+
+
+def _on_order(folder: Path, cell: Cell) -> Run:
+    settings = Train(
+        steps=4000,
+        learning_rate=0.003,
+        clip_norm=1.0,
+        validate_every=1000,
+        log_every=1000,
+        checkpoint_every=4000,
+    )
+    config = Config(
+        data=Data(source=TemporalOrder(), length=LENGTH, batch_size=20),
+        model=RNN(cell=cell, hidden_size=50, embedding_size=None),
+        train=settings,
+    )
+    return train(config, folder / f"order-{cell.kind}")
+
+
+def truncation(folder: Path) -> Section:
+    """Truncated backpropagation is cheaper, and its gradient is biased."""
+    found = probe(elman(folder), length=64, sequences=16, only=["by_lag"]).reach.by_lag
+    assert found is not None
+    cosine, error = (np.asarray(part) for part in found.truncations[1:])
+    draw = functools.partial(
+        figures.truncation_curve,
+        cosine,
+        error,
+        {f"within {1 - float(share):.0%}": steps for share, steps in found.horizon.items()},
+    )
+    return Section(
+        "What does truncation cost?",
+        f"Cut after 5 steps, the gradient of the recurrent weights is off by {error[4]:.0%} of its "
+        f"length; after 10, by {error[9]:.0%}; after 20, by {error[19]:.0%}, of {len(error)} steps. "
+        f"The error is within 10% from {found.horizon['0.9']:.0f} steps on. It is a bias: the "
+        "missing part is the same each time the batch is read, and averaging does not remove it.",
+        [Drawing("truncation", draw, "error of the truncated gradient over its length")],
+        "The trained Elman RNN on 16 passages of the validation text; the gradient of their mean "
+        "loss. k2 is the number of steps that the gradient goes back from every loss.",
+    )
+
+
+def distance(folder: Path) -> Section:
+    """H_1 has next to no effect on the loss at H_80."""
+    rows, steps = {}, np.arange(1, 1 + FAR)
+    for name, run in (("Elman", elman(folder)), ("LSTM", lstm(folder))):
+        example = g.single_example(run.model)
+        batch = held_out(run, sequences=16, length=FAR)
+
+        def last(x, y, params=run.params, example=example):
+            """‖∂J_80/∂h_k‖ for k = 1 … 80."""
+            return g.credit_map(example.step, example.loss, params, example.carry, x, y)[-1]
+
+        rows[name] = steps, np.asarray(jax.vmap(last, in_axes=1)(batch.x, batch.y)).mean(axis=0)
+    plain, gated = (found for _, found in rows.values())
+    draw = functools.partial(
+        figures.lines,
+        rows,
+        x="k, step of the state",
+        y=f"‖∂J_{FAR}/∂h_k‖, nats per unit of the state",
+        log_y=True,
+    )
+    return Section(
+        f"What does H_1 do to the loss at H_{FAR}?",
+        f"A small change of the Elman RNN's h_1 changes the loss at step {FAR} {plain[-1] / plain[0]:.0e} "
+        f"times less than the same change of h_{FAR}. In the LSTM the factor is "
+        f"{gated[-1] / gated[0]:.0e}. Ten steps back it is {plain[-1] / plain[-11]:.0f} in the "
+        f"Elman RNN and {gated[-1] / gated[-11]:.0f} in the LSTM.",
+        [Drawing("distance", draw, "effect of each state on the last loss")],
+        "The two models trained on characters, 16 passages of the validation text, each from an "
+        "empty state. The gradient is with respect to all that step k hands on, in the LSTM h and c.",
+    )
