@@ -26,6 +26,9 @@ def lecture(claims: Claims, out: Path = Path("runs/lecture")) -> int:
     of all claims is lecture.html, the page of some claims lecture-CLAIM.html; both open without a
     network.
 
+    The claims: sparsity, growth, places, sharing, speed, forcing, loss, bptt, eigenvalue, clipping,
+    gates, truncation, distance, million.
+
     Args:
       claims: names of claims; all claims if none is given.
       out: directory of the page, its figures and the trained models.

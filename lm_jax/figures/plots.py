@@ -79,7 +79,7 @@ def next_token(
       width: pixels.
     """
     p = np.asarray(probabilities, dtype=float)
-    order = np.argsort(-p, kind="stable")[:count].tolist()
+    order: list[int] = np.argsort(-p, kind="stable")[:count].tolist()
     if target not in order:
         order[-1] = target
     figure, axes = canvas(width, x="next token", y="probability")

@@ -10,7 +10,7 @@ import optax
 from lm_jax import figures, models
 from lm_jax.config import RNN, Elman, Model, NGram, Window
 from lm_jax.data.corpus import load
-from lm_jax.lecture.trained import WORDS, E, H, bits, elman, held_out, trained, window
+from lm_jax.lecture.shared import WORDS, E, H, bits, elman, held_out, short, trained, window
 from lm_jax.models.counts import count, locate
 from lm_jax.report.page import Drawing, Section, Table
 from lm_jax.scoring.score import reading, token_nats
@@ -57,11 +57,10 @@ def sparsity(folder: Path) -> Section:
     )
     return Section(
         "How sparse are n-grams?",
-        f"Of the {V**3:.1e} possible trigrams the training text holds {seen:,}, and {unseen[2]:.0%} "
-        f"of the trigrams of a new text are not among them. These cost {_cost(rows[0][2])} by "
-        f"counts alone, {rows[1][2]:.1f} with one added to each count, {rows[2][2]:.1f} with "
-        f"Kneser-Ney, and {rows[3][2]:.1f} by a neural model of the same two words; "
-        f"a uniform guess costs {np.log(V):.1f}.",
+        f"Of {short(V**3)} possible trigrams the training text holds {seen:,}, and {unseen[2]:.0%} "
+        f"of the trigrams of a new text are not among them. To predict these, counts alone need "
+        f"{_cost(rows[0][2])}, add-one {rows[1][2]:.1f}, Kneser-Ney {rows[2][2]:.1f}, and a neural "
+        f"model of the same two words {rows[3][2]:.1f}; a uniform guess needs {np.log(V):.1f}.",
         [
             Drawing("sparsity", draw, "share of unseen n-grams, for n from 1 to 5"),
             Table(("nats a word", "trigram seen in training", "trigram never seen"), _inf(rows)),

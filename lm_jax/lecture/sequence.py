@@ -14,7 +14,7 @@ from lm_jax import gradients as g
 from lm_jax.config import RNN, Elman, Window
 from lm_jax.data.batches import Batch
 from lm_jax.data.corpus import load
-from lm_jax.lecture.trained import E, H, elman, held_out
+from lm_jax.lecture.shared import E, H, elman, held_out, short
 from lm_jax.models.fused import fused_cross_entropy
 from lm_jax.models.readout import cross_entropy
 from lm_jax.report.page import Drawing, Quote, Section
@@ -42,7 +42,8 @@ def speed(folder: Path) -> Section:
             x, y = (jnp.asarray(part.reshape(-1, T).T) for part in (tokens[:-1], tokens[1:]))
             B = x.shape[1]
             batch = Batch(x, y, jnp.ones((T, B), bool), jnp.ones(B, bool))
-            found[name].append(1e3 * seconds(gradient, params, model.init_carry(B), batch))
+            carry = model.init_carry(B)
+            found[name].append(1e3 * _seconds(functools.partial(gradient, params, carry, batch)))
     rnn, flat = found["RNN"], found["window"]
     draw = functools.partial(
         figures.lines,
@@ -61,17 +62,17 @@ def speed(folder: Path) -> Section:
         [Drawing("speed", draw, "time of the gradient over the steps of a sequence")],
         "The arithmetic is the same at every T. Only the RNN's order changes: step t + 1 needs "
         "the state of step t, so T small products follow one another where the window model has "
-        "one large product. Each point is the shortest of five measurements.",
+        "one large product. Each point is the shortest of nine measurements.",
     )
 
 
-def seconds(function: Callable, *arguments: object) -> float:
-    """The shortest time of five calls, in seconds, after a call that compiles."""
-    jax.block_until_ready(function(*arguments))
+def _seconds(function: Callable[[], object], calls: int = 9) -> float:
+    """The shortest time of some calls, in seconds, after a call that compiles."""
+    jax.block_until_ready(function())
     found = []
-    for _ in range(5):
+    for _ in range(calls):
         began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        jax.block_until_ready(function())
         found.append(time.perf_counter() - began)
     return min(found)
 
@@ -93,8 +94,8 @@ def forcing(folder: Path) -> Section:
     return Section(
         "What happens when the model reads its own samples?",
         f"Reading the text, the model needs {found.mean(found.forced):.2f} nats a character; "
-        f"reading its own samples, {found.mean(found.free):.2f}, which is {found.gap:.2f} more. The "
-        f"difference is {apart[1]:.2f} nats at the second character, after one sample, and "
+        f"reading its own samples, {found.mean(found.free):.2f}. The difference is "
+        f"{apart[1]:.2f} nats at the second character, after one sample, and "
         f"{apart[FORCED // 2 :].mean():.2f} over the second half of the passage.",
         [
             Drawing("forcing", draw, "loss over the place in a passage, on text and on samples"),
@@ -130,9 +131,9 @@ def loss(folder: Path) -> Section:
     return Section(
         "What does the cross-entropy read from the softmax?",
         f"One entry: over {nats.size:,} targets the sum of all V = {V} terms −y ln p and minus the "
-        f"logarithm of the target's entry differ by at most {apart:.0e} nats. Here "
-        f"−ln {p[target]:.3f} = {-np.log(p[target]):.2f} nats. Before training the mean is "
-        f"{first:.2f}, near the ln V = {np.log(V):.2f} of a uniform guess; after, {nats.mean():.2f}.",
+        f"logarithm of the target's entry differ by at most {short(apart)} nats. Here "
+        f"−ln {p[target]:.3f} = {-np.log(p[target]):.2f} nats. The mean is {first:.2f} nats "
+        f"before training and {nats.mean():.2f} after; a uniform guess has ln V = {np.log(V):.2f}.",
         [
             Drawing("loss", draw, "probabilities of the next character, the target's in red"),
             Quote("the end of what the model has read", read),
@@ -152,7 +153,8 @@ def million(folder: Path) -> Section:
     apart = max(
         float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) for a, b in zip(one, other, strict=True)
     )
-    taken = seconds(jax.jit(jax.value_and_grad(_tiled, (0, 1))), *_readout(MILLION))
+    gradient = jax.jit(jax.value_and_grad(_tiled, (0, 1)))
+    taken = _seconds(functools.partial(gradient, *_readout(MILLION)), calls=1)
     draw = functools.partial(
         figures.lines,
         {name: (sizes, found) for name, found in held.items()},
@@ -167,7 +169,7 @@ def million(folder: Path) -> Section:
         f"At V = {MILLION:,} the logits of {TARGETS} targets and their gradient take "
         f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and its gradient of "
         f"{4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} seconds. "
-        f"At V = 10,000, where both are small, the two gradients differ by {apart:.0e} of their "
+        f"At V = 10,000, where both are small, the two gradients differ by {short(apart)} of their "
         "length.",
         [Drawing("million", draw, "memory of the loss and its gradient over the vocabulary")],
         "The memory is what the compiled program needs beside its inputs and results. A tile of "

@@ -12,7 +12,7 @@ from lm_jax import gradients as g
 from lm_jax.analysis import probe
 from lm_jax.config import GRU, LSTM, RNN, SGD, Cell, Config, Data, Elman, TemporalOrder, Train
 from lm_jax.data.tasks import held_out as task_batches
-from lm_jax.lecture.trained import elman, held_out, lstm
+from lm_jax.lecture.shared import elman, held_out, lstm, short
 from lm_jax.report.page import Drawing, Section, Table
 from lm_jax.report.progress import train
 from lm_jax.training import Run
@@ -21,7 +21,8 @@ from lm_jax.training.journal import read_rows
 RADII = (0.8, 0.95, 1.0, 1.05, 1.2)
 LAGS = 60  # the most steps back of the claim `eigenvalue`
 FAR = 80  # the step whose loss is asked of in the claim `distance`
-LENGTH = 40  # steps of a sequence of the claim `gates`
+LENGTH, GATED_UPDATES = 40, 4000  # steps of a sequence and updates of the claim `gates`
+SGD_UPDATES = 1000  # of the claim `clipping`
 
 
 def bptt(folder: Path) -> Section:
@@ -47,9 +48,9 @@ def bptt(folder: Path) -> Section:
     )
     return Section(
         "Is backpropagation through time the gradient?",
-        f"The backward pass by hand and autodiff differ by at most {hand.difference:.0e} of a "
+        f"The backward pass by hand and autodiff differ by at most {short(hand.difference)} of a "
         f"gradient's length in any block of the parameters, in float64; difference quotients of "
-        f"the loss differ by {quotient.difference:.0e}. "
+        f"the loss differ by {short(quotient.difference)}. "
         f"{sum(check.agrees for check in checks)} of {len(checks)} comparisons agree.",
         [
             Drawing("bptt", draw, "norm of the gradient at each step, by two routes"),
@@ -66,9 +67,9 @@ def bptt(folder: Path) -> Section:
 def eigenvalue(folder: Path) -> Section:
     """Gradients vanish or explode with the largest eigenvalue of the recurrent weights."""
     key_W, key_x = jax.random.split(jax.random.key(0))
-    W = jax.random.normal(key_W, (64, 64))
+    W = jax.random.normal(key_W, (64, 64), jnp.float32)
     W = W / jnp.abs(jnp.linalg.eigvals(W)).max()
-    xs = jax.random.normal(key_x, (2 * LAGS, 64))
+    xs = jax.random.normal(key_x, (2 * LAGS, 64), jnp.float32)
 
     def linear(W, h, x):
         return h @ W + x
@@ -80,7 +81,7 @@ def eigenvalue(folder: Path) -> Section:
     rows, slopes = {}, []
     for radius in RADII:
         norms, bent = (
-            np.asarray(g.lag_norms(step, radius * W, jnp.zeros(64), xs, LAGS))
+            np.asarray(g.lag_norms(step, radius * W, jnp.zeros(64, jnp.float32), xs, LAGS))
             for step in (linear, tanh)
         )
         rows[f"ρ = {radius:g}"] = lags, norms
@@ -90,14 +91,14 @@ def eigenvalue(folder: Path) -> Section:
     draw = functools.partial(
         figures.lines, rows, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖", log_y=True, level={"1": 1.0}
     )
-    above, below = slopes[-1], slopes[0]
+    vanished, *_, exploded = (float(norms[-1]) for _, norms in rows.values())
     return Section(
         "When do gradients vanish, and when do they explode?",
-        f"Without a nonlinearity the norm of ∂h_T/∂h_(T−l) changes by a factor of e^λ a step with "
-        f"λ within {apart:.3f} of ln ρ, the logarithm of the largest eigenvalue of W_hh. {LAGS} steps back it is "
-        f"{rows[f'ρ = {below[0]:g}'][1][-1]:.0e} at ρ = {below[0]:g} and "
-        f"{rows[f'ρ = {above[0]:g}'][1][-1]:.0e} at ρ = {above[0]:g}. With tanh, whose slopes are "
-        f"at most 1, even ρ = {above[0]:g} has λ = {above[3]:.2f}.",
+        f"Without a nonlinearity the norm of ∂h_T/∂h_(T−l) changes by a factor of e^λ a step, and "
+        f"λ is within {short(apart)} of ln ρ, with ρ the largest eigenvalue of W_hh. {LAGS} steps "
+        f"back the norm is {short(vanished)} at ρ = {RADII[0]} and {short(exploded)} at "
+        f"ρ = {RADII[-1]}. With tanh, whose slopes are at most 1, λ is {slopes[-1][3]:.2f} even at "
+        f"ρ = {RADII[-1]}.",
         [
             Drawing("eigenvalue", draw, "norm of the product of Jacobians over the lag"),
             Table(("ρ", "ln ρ", "λ without nonlinearity", "λ with tanh"), slopes),
@@ -123,9 +124,9 @@ def clipping(folder: Path) -> Section:
         f"{name} clipping": ([row["step"] for row in part], [row["nats"] for row in part])
         for name, part in rows.items()
     }
+    largest = {name: max(row["grad_norm_max"] for row in part) for name, part in rows.items()}
     clipped = rows["with"]
     last = {name: found[1][-1] for name, found in losses.items()}
-    largest = max(row["grad_norm_max"] for row in clipped)
     norms = functools.partial(
         figures.gradient_norms,
         [row["step"] for row in clipped],
@@ -138,9 +139,9 @@ def clipping(folder: Path) -> Section:
     return Section(
         "What does clipping mend?",
         f"Plain SGD with a learning rate of {rate:g} ends at {last['without clipping']:.3g} nats a "
-        f"character. With the gradient's norm clipped at {threshold:g}, the same run ends at "
-        f"{last['with clipping']:.2f}, though its gradient's norm was up to {largest:.1f}, "
-        f"{largest / threshold:.0f} times the threshold.",
+        f"character, and its gradient's norm reaches {largest['without']:.3g}. With the norm "
+        f"clipped at {threshold:g}, the same run ends at {last['with clipping']:.3g} nats, and the "
+        f"norm before clipping is at most {largest['with']:.3g}.",
         [
             Drawing("clipping", curves, "training loss with and without clipping"),
             Drawing("clipping-norms", norms, "norm of the gradient before and after clipping"),
@@ -152,13 +153,13 @@ def clipping(folder: Path) -> Section:
 
 def _by_sgd(folder: Path, name: str, rate: float, threshold: float | None) -> Run:
     settings = Train(
-        steps=1000,
+        steps=SGD_UPDATES,
         learning_rate=rate,
         optimizer=SGD(),
         clip_norm=threshold,
-        validate_every=1000,
+        validate_every=SGD_UPDATES,
         log_every=20,
-        checkpoint_every=1000,
+        checkpoint_every=SGD_UPDATES,
     )
     model = RNN(cell=Elman(), embedding_size=32, hidden_size=64)
     return train(
@@ -183,16 +184,17 @@ def gates(folder: Path) -> Section:
         norms[name] = np.arange(LENGTH), found
         assert run.result is not None
         rows.append([name, run.result["splits"]["test"]["success"], float(found[-1])])
-    best, plain = max(rows[1:], key=lambda row: row[1]), rows[0]
+    (first, share, norm), *gated = rows
+    right = "".join(f", the {name} in {share:.0%}" for name, share, _ in gated)
+    kept = "".join(f", {short(norm)} in the {name}" for name, _, norm in gated)
     draw = functools.partial(
         figures.lines, norms, x="lag l, steps", y="‖∂s_T/∂s_{T−l}‖", log_y=True
     )
     return Section(
         "What do gates mend?",
-        f"Asked after {LENGTH} steps which of two symbols came first, the Elman RNN is right in "
-        f"{plain[1]:.0%} of new sequences and the {best[0]} in {best[1]:.0%}; a guess would be right in 25%. "
-        f"Of a change of the first state the last one keeps a factor of {plain[2]:.0e} in the Elman RNN and "
-        f"{best[2]:.0e} in the {best[0]}.",
+        f"Asked after {LENGTH} steps for the order of two symbols, the {first} RNN is right in "
+        f"{share:.0%} of new sequences{right}; a guess is right in 25%. A change of the first "
+        f"state changes the last {short(norm)} times as much in the {first} RNN{kept}.",
         [
             Drawing("gates", draw, "norm of the product of Jacobians over the lag, by cell"),
             Table(("cell", "share right", f"norm at lag {LENGTH - 1}"), rows),
@@ -205,12 +207,12 @@ def gates(folder: Path) -> Section:
 
 def _on_order(folder: Path, cell: Cell) -> Run:
     settings = Train(
-        steps=4000,
+        steps=GATED_UPDATES,
         learning_rate=0.003,
         clip_norm=1.0,
-        validate_every=1000,
-        log_every=1000,
-        checkpoint_every=4000,
+        validate_every=GATED_UPDATES,
+        log_every=500,
+        checkpoint_every=GATED_UPDATES,
     )
     config = Config(
         data=Data(source=TemporalOrder(), length=LENGTH, batch_size=20),
@@ -222,24 +224,31 @@ def _on_order(folder: Path, cell: Cell) -> Run:
 
 def truncation(folder: Path) -> Section:
     """Truncated backpropagation is cheaper, and its gradient is biased."""
-    found = probe(elman(folder), length=64, sequences=16, only=["by_lag"]).reach.by_lag
-    assert found is not None
-    cosine, error = (np.asarray(part) for part in found.truncations[1:])
+    few, many = (
+        probe(elman(folder), length=64, sequences=count, only=["by_lag"]).reach.by_lag
+        for count in (1, 32)
+    )
+    assert few is not None
+    assert many is not None
+    cosine, error = (np.asarray(part) for part in many.truncations[1:])
     draw = functools.partial(
         figures.truncation_curve,
         cosine,
         error,
-        {f"within {1 - float(share):.0%}": steps for share, steps in found.horizon.items()},
+        {f"within {1 - float(share):.0%}": steps for share, steps in many.horizon.items()},
     )
     return Section(
         "What does truncation cost?",
         f"Cut after 5 steps, the gradient of the recurrent weights is off by {error[4]:.0%} of its "
-        f"length; after 10, by {error[9]:.0%}; after 20, by {error[19]:.0%}, of {len(error)} steps. "
-        f"The error is within 10% from {found.horizon['0.9']:.0f} steps on. It is a bias: the "
-        "missing part is the same each time the batch is read, and averaging does not remove it.",
+        f"length; after 10, by {error[9]:.0%}; after 20, by {error[19]:.0%}. From "
+        f"{many.horizon['0.9']:.0f} steps on the error is within 10%. Averaging does not remove "
+        f"it: on one passage the gradient cut after 5 steps was off by "
+        f"{float(few.truncations.relative_error[4]):.0%}, in the mean of 32 passages by "
+        f"{error[4]:.0%}.",
         [Drawing("truncation", draw, "error of the truncated gradient over its length")],
-        "The trained Elman RNN on 16 passages of the validation text; the gradient of their mean "
-        "loss. k2 is the number of steps that the gradient goes back from every loss.",
+        "The trained Elman RNN on 32 passages of 64 characters of the validation text; the "
+        "gradient of their mean loss. k2 is the number of steps that the gradient goes back from "
+        "every loss. An error that stays in the mean is a bias.",
     )
 
 
@@ -265,11 +274,11 @@ def distance(folder: Path) -> Section:
     )
     return Section(
         f"What does H_1 do to the loss at H_{FAR}?",
-        f"A small change of the Elman RNN's h_1 changes the loss at step {FAR} {plain[-1] / plain[0]:.0e} "
-        f"times less than the same change of h_{FAR}. In the LSTM the factor is "
-        f"{gated[-1] / gated[0]:.0e}. Ten steps back it is {plain[-1] / plain[-11]:.0f} in the "
-        f"Elman RNN and {gated[-1] / gated[-11]:.0f} in the LSTM.",
+        f"In the Elman RNN a small change of h_1 changes the loss at step {FAR} "
+        f"{short(plain[-1] / plain[0])} times less than the same change of h_{FAR}, in the LSTM "
+        f"{short(gated[-1] / gated[0])} times less. For a change ten steps back the factors are "
+        f"{short(plain[-1] / plain[-11])} and {short(gated[-1] / gated[-11])}.",
         [Drawing("distance", draw, "effect of each state on the last loss")],
         "The two models trained on characters, 16 passages of the validation text, each from an "
-        "empty state. The gradient is with respect to all that step k hands on, in the LSTM h and c.",
+        "empty state. The state is all that step k hands on, in the LSTM h and c.",
     )

@@ -1,6 +1,6 @@
-"""The models of the lecture, trained on CPython's documentation and shared by the claims.
+"""Models trained on CPython's documentation, shared by the claims; and numbers in words.
 
-A model is trained once, in a run directory of its own; later calls read it back.
+A model is trained once, in a run directory of its own; later calls read the run back.
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ from lm_jax.config import (
 )
 from lm_jax.data.batches import Batch, batch_at, streams
 from lm_jax.data.corpus import load
+from lm_jax.figures import plain
 from lm_jax.report.progress import train
 from lm_jax.training import Run
 
@@ -77,3 +78,8 @@ def bits(run: Run) -> float:
     """Bits per character of a run's model on the validation text."""
     assert run.result is not None
     return run.result["splits"]["validation"]["bits_per_character"]
+
+
+def short(value: float) -> str:
+    """A number with two digits: 0.31, 1,200, 4.1·10⁻¹⁶."""
+    return plain(float(f"{value:.2g}"))
