@@ -26,9 +26,9 @@ from lm_jax.figures.style import (
 @styled
 def lines(
     rows: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    *,
     x: str,
     y: str,
+    *,
     log_x: bool = False,
     log_y: bool = False,
     dots: Collection[str] = (),
@@ -86,9 +86,8 @@ def next_token(
     bars = axes.bar(
         np.arange(len(order)), p[order], color=[RED if k == target else BLUE for k in order]
     )
-    few = width > 500
     for bar, token in zip(bars, order, strict=True):
-        if few or token == target:
+        if width > 500 or token == target:  # on a phone the numbers would run into each other
             axes.annotate(
                 plain(float(f"{p[token]:.2g}")),
                 (bar.get_x() + bar.get_width() / 2, bar.get_height()),

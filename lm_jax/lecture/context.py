@@ -33,19 +33,19 @@ def sparsity(folder: Path) -> Section:
     )
     found = list(locate(counts, text))
     unseen = [float(np.mean(one.nodes < 0)) for one in found]
-    never = found[2].places[found[2].nodes < 0]  # the last tokens of trigrams never seen
-    often = found[2].places[found[2].nodes >= 0]
-    runs = {
+    new, known = (found[2].places[own] for own in (found[2].nodes < 0, found[2].nodes >= 0))
+    kinds = {
         "trigram, maximum likelihood": NGram(order=3, smoothing="none"),
         "trigram, add-one": NGram(order=3, smoothing="add-k"),
         "trigram, Kneser-Ney": NGram(order=3),
         "neural, window of two words": Window(order=3, embedding_size=64, hidden_size=64),
     }
     rows = []
-    for name, model in runs.items():
+    for name, model in kinds.items():
         run = trained(folder, name.replace(", ", "-").replace(" ", "-"), model, WORDS)
         nats = _nats(run, text)
-        rows.append([name, *(float(nats[places].mean()) for places in (often, never))])
+        rows.append([name, *(float(nats[places].mean()) for places in (known, new))])
+    likelihood, add_one, kneser_ney, neural = (row[2] for row in rows)
     seen = len(counts.levels[2].token)
     draw = functools.partial(
         figures.setting_curve,
@@ -59,8 +59,9 @@ def sparsity(folder: Path) -> Section:
         "How sparse are n-grams?",
         f"Of {short(V**3)} possible trigrams the training text holds {seen:,}, and {unseen[2]:.0%} "
         f"of the trigrams of a new text are not among them. To predict these, counts alone need "
-        f"{_cost(rows[0][2])}, add-one {rows[1][2]:.1f}, Kneser-Ney {rows[2][2]:.1f}, and a neural "
-        f"model of the same two words {rows[3][2]:.1f}; a uniform guess needs {np.log(V):.1f}.",
+        f"{likelihood:.1f} nats a word, add-one {add_one:.1f}, Kneser-Ney {kneser_ney:.1f}, and a "
+        f"neural model of the same two words {neural:.1f}; a uniform guess needs "
+        f"{np.log(V):.1f}.".replace("inf nats", "infinitely many nats"),
         [
             Drawing("sparsity", draw, "share of unseen n-grams, for n from 1 to 5"),
             Table(("nats a word", "trigram seen in training", "trigram never seen"), _inf(rows)),
@@ -77,11 +78,8 @@ def _nats(run: Run, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate(list(blocks)).astype(np.float64)
 
 
-def _cost(nats: float) -> str:
-    return f"{nats:.1f} nats a word" if np.isfinite(nats) else "infinitely many nats"
-
-
 def _inf(rows: list[list]) -> list[list]:
+    """The rows with ∞ for an infinite number."""
     return [["∞" if cell == np.inf else cell for cell in row] for row in rows]
 
 
@@ -94,11 +92,11 @@ def growth(folder: Path) -> Section:
     near = next(k for k, bit in enumerate(found) if bit <= found[best] + 0.02)
     draw = functools.partial(
         figures.setting_curve,
-        ORDERS,
+        sizes,
         found,
-        x="n: the window holds n − 1 characters; above each point, the weights of W",
+        x="weights of W, (n − 1) E H",
         y="bits a character, validation",
-        words=[f"{size:,}" for size in sizes],
+        words=[f"n = {order}" for order in ORDERS],
         level={"Elman RNN": bits(elman(folder))},
     )
     return Section(
@@ -107,7 +105,7 @@ def growth(folder: Path) -> Section:
         f"{sizes[-1]:,} at n = {ORDERS[-1]}. The loss falls from {found[0]:.2f} bits a character "
         f"to {found[near]:.2f} at n = {ORDERS[near]}; no longer window is more than 0.02 bits "
         f"better, and n = {ORDERS[-1]} has {found[-1]:.2f}.",
-        [Drawing("growth", draw, "bits a character over the order n of a window model")],
+        [Drawing("growth", draw, "bits a character of window models over the weights of W")],
         f"W has a block of E × H = {E} × {H} weights for each place of the window. All models had "
         "the same number of updates.",
     )
@@ -115,26 +113,39 @@ def growth(folder: Path) -> Section:
 
 def places(folder: Path) -> Section:
     """Each place of the window has weights of its own, and learns on its own."""
-    W = np.asarray(window(folder, SHOWN).params["W"], np.float64)  # [n - 1, E, H]
+    run = window(folder, SHOWN)
+    W, fresh = (
+        np.asarray(params["W"], np.float64)  # [n - 1, E, H]
+        for params in (run.params, run.model.init(jax.random.key(0)))
+    )
     flat = W.reshape(len(W), -1)
     norms = np.linalg.norm(flat, axis=1)
     cosine = (flat / norms[:, None]) @ (flat / norms[:, None]).T
     largest = np.abs(cosine[~np.eye(len(W), dtype=bool)]).max()
     names = [f"{place - len(W) + 1}".replace("-", "−") for place in range(len(W))]
-    alike = functools.partial(figures.heat_map, cosine, names, names, x="place", y="place")
+    alike = functools.partial(
+        figures.heat_map,
+        cosine,
+        names,
+        names,
+        x="place, 0 is the newest character",
+        y="place",
+        words=[[f"{value:.2f}" for value in row] for row in cosine],
+    )
     sizes = functools.partial(
         figures.setting_curve,
         names,
         norms.tolist(),
         x="place, 0 is the newest character",
         y="‖W_i‖",
+        level={"before training": float(np.linalg.norm(fresh, axis=(1, 2)).mean())},
     )
     return Section(
         "Do the places of a window share what they learn?",
-        f"No two places have similar weights: the cosine of two blocks of W is at most "
-        f"{largest:.2f}. Equal blocks would have 1, and two random blocks of this size "
-        f"0 ± {1 / np.sqrt(E * H):.2f}. The block of the newest character has a norm of "
-        f"{norms[-1]:.1f}, that of the oldest {norms[0]:.1f}.",
+        f"The blocks of W for two places have a cosine of at most {largest:.2f}; equal blocks "
+        f"would have 1, and two random blocks of this size 0 ± {1 / np.sqrt(E * H):.2f}. The "
+        f"block of the newest character has a norm of {norms[-1]:.1f}, that of the oldest "
+        f"{norms[0]:.1f}.",
         [
             Drawing("places", alike, "cosines of the weights of all pairs of places"),
             Drawing("place-norms", sizes, "norm of the weights of each place"),
@@ -146,11 +157,10 @@ def places(folder: Path) -> Section:
 
 def sharing(folder: Path) -> Section:
     """The parameters of an RNN do not depend on the length of the context."""
-    lengths = [2**k for k in range(9)]
-    V = len(load(elman(folder).config.data).vocabulary)
+    run, lengths = elman(folder), [2**k for k in range(9)]
+    V = len(run.vocabulary)
     windows = [_size(Window(order=n + 1, embedding_size=E, hidden_size=H), V) for n in lengths]
     rnn = _size(RNN(cell=Elman(), embedding_size=E, hidden_size=H), V)
-    run = elman(folder)
     batch = held_out(run, sequences=64, length=lengths[-1])
     _, h = run.model.hidden(run.params, run.model.init_carry(64), batch.x)
     loss = np.asarray(run.model.nats(run.params, h, batch.y)).mean(axis=1) / np.log(2)  # [T]

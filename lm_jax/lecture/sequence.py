@@ -130,7 +130,7 @@ def loss(folder: Path) -> Section:
     )
     return Section(
         "What does the cross-entropy read from the softmax?",
-        f"One entry: over {nats.size:,} targets the sum of all V = {V} terms −y ln p and minus the "
+        f"Over {nats.size:,} targets the sum of all V = {V} terms −y ln p and minus the "
         f"logarithm of the target's entry differ by at most {short(apart)} nats. Here "
         f"−ln {p[target]:.3f} = {-np.log(p[target]):.2f} nats. The mean is {first:.2f} nats "
         f"before training and {nats.mean():.2f} after; a uniform guess has ln V = {np.log(V):.2f}.",

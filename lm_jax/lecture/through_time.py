@@ -97,7 +97,7 @@ def eigenvalue(folder: Path) -> Section:
         f"Without a nonlinearity the norm of ∂h_T/∂h_(T−l) changes by a factor of e^λ a step, and "
         f"λ is within {short(apart)} of ln ρ, with ρ the largest eigenvalue of W_hh. {LAGS} steps "
         f"back the norm is {short(vanished)} at ρ = {RADII[0]} and {short(exploded)} at "
-        f"ρ = {RADII[-1]}. With tanh, whose slopes are at most 1, λ is {slopes[-1][3]:.2f} even at "
+        f"ρ = {RADII[-1]}. With tanh, whose slopes are at most 1, λ is {short(slopes[-1][3])} at "
         f"ρ = {RADII[-1]}.",
         [
             Drawing("eigenvalue", draw, "norm of the product of Jacobians over the lag"),
@@ -241,10 +241,9 @@ def truncation(folder: Path) -> Section:
         "What does truncation cost?",
         f"Cut after 5 steps, the gradient of the recurrent weights is off by {error[4]:.0%} of its "
         f"length; after 10, by {error[9]:.0%}; after 20, by {error[19]:.0%}. From "
-        f"{many.horizon['0.9']:.0f} steps on the error is within 10%. Averaging does not remove "
-        f"it: on one passage the gradient cut after 5 steps was off by "
-        f"{float(few.truncations.relative_error[4]):.0%}, in the mean of 32 passages by "
-        f"{error[4]:.0%}.",
+        f"{many.horizon['0.9']:.0f} steps on the error is within 10%. These are errors of the mean "
+        f"of 32 passages; on one passage a cut after 5 steps costs "
+        f"{float(few.truncations.relative_error[4]):.0%}.",
         [Drawing("truncation", draw, "error of the truncated gradient over its length")],
         "The trained Elman RNN on 32 passages of 64 characters of the validation text; the "
         "gradient of their mean loss. k2 is the number of steps that the gradient goes back from "
