@@ -43,13 +43,13 @@ def lecture(claims: Claims, out: Path = Path("runs/lecture")) -> int:
         start = time.monotonic()
         with waiting(name):
             section = CLAIMS[name](out)
-        taken = f"{time.monotonic() - start:.0f} seconds"
+        taken = f"{time.monotonic() - start:.0f} s"
         print(f"{name} ({taken}): {section.finding}", flush=True)
-        alone = Quote(f"this claim alone, {taken} here", f"lm-jax lecture {name}")
+        alone = Quote(f"this claim alone ({taken} here)", f"lm-jax lecture {name}")
         sections.append(section._replace(parts=[*section.parts, alone]))
     facts = {
         "command": " ".join(["lm-jax lecture", *claims]),
-        "time": f"{time.monotonic() - began:,.0f} seconds, with the models that were trained",
+        "time": f"{time.monotonic() - began:,.0f} s",
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": f"python {platform.python_version()}, jax {jax.__version__}",
     }

@@ -96,7 +96,6 @@ def growth(folder: Path) -> Section:
         found,
         x="weights of W, (n − 1) E H",
         y="bits a character, validation",
-        words=[f"n = {order}" for order in ORDERS],
         level={"Elman RNN": bits(elman(folder))},
     )
     return Section(
@@ -105,7 +104,13 @@ def growth(folder: Path) -> Section:
         f"{sizes[-1]:,} at n = {ORDERS[-1]}. The loss falls from {found[0]:.2f} bits a character "
         f"to {found[near]:.2f} at n = {ORDERS[near]}; no longer window is more than 0.02 bits "
         f"better, and n = {ORDERS[-1]} has {found[-1]:.2f}.",
-        [Drawing("growth", draw, "bits a character of window models over the weights of W")],
+        [
+            Drawing("growth", draw, "bits a character of window models over the weights of W"),
+            Table(
+                ("n", "weights of W", "bits a character"),
+                list(zip(ORDERS, sizes, found, strict=True)),
+            ),
+        ],
         f"W has a block of E × H = {E} × {H} weights for each place of the window. All models had "
         "the same number of updates.",
     )
