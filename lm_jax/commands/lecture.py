@@ -20,18 +20,18 @@ TITLE = "The lecture, told by experiments"
 
 
 def lecture(claims: Claims, out: Path = Path("runs/lecture")) -> int:
-    """Measure the claims of the lecture on language models, and write them as one page.
+    """Measure the claims of the lecture on language models, and write a page of findings.
 
-    Each claim trains or reads back its models, prints what it found, and draws a figure. The page
-    of all claims is lecture.html, the page of some claims lecture-CLAIM.html; both open without a
-    network.
+    Each claim trains models or reads trained models back, prints a finding, and draws figures. The
+    page of all claims is lecture.html, the page of some claims lecture-CLAIM.html; both open
+    without a network.
 
     The claims: sparsity, growth, places, sharing, speed, forcing, loss, bptt, eigenvalue, clipping,
     gates, truncation, distance, million.
 
     Args:
       claims: names of claims; all claims if none is given.
-      out: directory of the page, its figures and the trained models.
+      out: directory of the page, the figures and the trained models.
     """
     for name in claims:
         if name not in CLAIMS:
@@ -54,8 +54,8 @@ def lecture(claims: Claims, out: Path = Path("runs/lecture")) -> int:
         "versions": f"python {platform.python_version()}, jax {jax.__version__}",
     }
     lead = (
-        "Each section asks a question of the lecture on language models and answers it by a "
-        "measurement. The answers are written by the program from the numbers it has just found."
+        "Each section asks a question of the lecture on language models and answers by a "
+        "measurement. The program writes each answer from the numbers just measured."
     )
     path = out / f"{'-'.join(['lecture', *claims])}.html"
     print(write_page(path, TITLE, lead, sections, facts))

@@ -35,13 +35,13 @@ def lines(
     level: Mapping[str, float] | None = None,
     width: int = WIDE,
 ) -> Figure:
-    """Draw numbers over a number, a line with its name at its end for each row.
+    """Draw numbers over a number, a named line for each row.
 
     Args:
       rows: name -> places [N], numbers [N].
       x, y: the words beside the axes, with units.
       log_x, log_y: logarithmic axes.
-      dots: names of the rows drawn as black dots without a line, such as measurements beside a
+      dots: names of the rows drawn as black dots without a line, for measurements beside a
         prediction.
       level: dotted horizontal lines by name.
       width: pixels.
@@ -69,12 +69,12 @@ def next_token(
     count: int = 12,
     width: int = WIDE,
 ) -> Figure:
-    """Draw the probabilities of the likeliest next tokens, and of the token that follows.
+    """Draw the probabilities of the likeliest next tokens, and of the true next token.
 
     Args:
       probabilities: [V].
       tokens: [V], the tokens as text.
-      target: number of the token that follows; its bar is red.
+      target: number of the true next token, with a red bar.
       count: number of bars.
       width: pixels.
     """

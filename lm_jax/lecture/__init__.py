@@ -1,7 +1,7 @@
-"""The lecture, told by experiments: each claim is a function that measures and says what it found.
+"""The lecture, told by experiments: each claim is a function with a finding.
 
-A claim takes the folder of the trained models and returns a section of a page. `run.py lecture`
-makes the page of all claims, or of the claims that it is given.
+A claim takes the folder of the trained models, measures, and returns a section of a page with the
+finding in words. `run.py lecture` makes the page of all claims, or of the claims given by name.
 """
 
 from collections.abc import Callable

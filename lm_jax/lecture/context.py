@@ -1,4 +1,4 @@
-"""Claims about the context: n-grams, the fixed window, and a state in its place."""
+"""Claims about the context: n-grams, the fixed window, and the recurrent state."""
 
 import functools
 from pathlib import Path
@@ -21,7 +21,7 @@ SHOWN = 6  # n of the window model whose places are compared
 
 
 def sparsity(folder: Path) -> Section:
-    """Most longer n-grams of a text are new: counts know nothing of them, a neural model does."""
+    """Most longer n-grams of a new text were never seen; a neural model predicts them all the same."""
     corpus = load(WORDS)
     V, text = len(corpus.vocabulary), corpus.validation.tokens
     counts = count(
@@ -66,9 +66,9 @@ def sparsity(folder: Path) -> Section:
             Drawing("sparsity", draw, "share of unseen n-grams, for n from 1 to 5"),
             Table(("nats a word", "trigram seen in training", "trigram never seen"), _inf(rows)),
         ],
-        "Words of CPython's documentation. A model of counts gives P = 0, infinite nats, to an "
-        "n-gram whose context it has seen only with other words. A neural model computes P from "
-        "vectors of the words, and similar words share what was learnt.",
+        "Words of CPython's documentation. Counts alone give P = 0, infinite nats, to a word never "
+        "seen after a known context. A neural model computes P from vectors of the words, and "
+        "similar words have similar vectors.",
     )
 
 
@@ -117,7 +117,7 @@ def growth(folder: Path) -> Section:
 
 
 def places(folder: Path) -> Section:
-    """Each place of the window has weights of its own, and learns on its own."""
+    """Each place of the window has weights of its own."""
     run = window(folder, SHOWN)
     W, fresh = (
         np.asarray(params["W"], np.float64)  # [n - 1, E, H]
@@ -146,7 +146,7 @@ def places(folder: Path) -> Section:
         level={"before training": float(np.linalg.norm(fresh, axis=(1, 2)).mean())},
     )
     return Section(
-        "Do the places of a window share what they learn?",
+        "Do the places of a window share weights?",
         f"The blocks of W for two places have a cosine of at most {largest:.2f}; equal blocks "
         f"would have 1, and two random blocks of this size 0 ± {1 / np.sqrt(E * H):.2f}. The "
         f"block of the newest character has a norm of {norms[-1]:.1f}, that of the oldest "
@@ -155,8 +155,8 @@ def places(folder: Path) -> Section:
             Drawing("places", alike, "cosines of the weights of all pairs of places"),
             Drawing("place-norms", sizes, "norm of the weights of each place"),
         ],
-        f"The window model of n = {SHOWN}. What W learns about a character at one place must be "
-        "learnt again at every other place; a recurrence has one W for all.",
+        f"The window model of n = {SHOWN}. Knowledge about a character at a place must be learnt "
+        "again at every other place; a recurrence has the same W for all.",
     )
 
 
@@ -190,12 +190,12 @@ def sharing(folder: Path) -> Section:
         "How many parameters does a longer context cost?",
         f"From 1 to {lengths[-1]} characters of context a window model grows from {windows[0]:,} "
         f"to {windows[-1]:,} parameters; the RNN has {rnn:,} at any length. The same parameters "
-        f"need {means[0]:.2f} bits a character after one character, {means[4]:.2f} after "
+        f"need {means[0]:.2f} bits a character after a single character, {means[4]:.2f} after "
         f"{lengths[3] + 1} to {lengths[4]}, and {means[-1]:.2f} after {lengths[-2] + 1} to "
         f"{lengths[-1]}, more than the {T} steps of a chunk in training.",
         [
             Drawing("sharing", sizes, "parameters of a window model and an RNN over the context"),
-            Drawing("sharing-loss", read, "loss of the RNN over the characters it has read"),
+            Drawing("sharing-loss", read, "loss of the RNN over the characters read"),
         ],
         "The RNN reads 64 passages of the validation text, each from an empty state; each point is "
         "the mean loss from half as many characters on.",

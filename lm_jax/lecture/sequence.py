@@ -26,7 +26,7 @@ MILLION = 1_000_000
 
 
 def speed(folder: Path) -> Section:
-    """The recurrence takes its T steps one after another; a window model reads all at once."""
+    """The recurrence takes T steps in a row; a window model reads all tokens at once."""
     V, lengths = 96, [8, 64, 512, TOKENS]
     kinds = {
         "RNN": RNN(cell=Elman(), embedding_size=UNITS, hidden_size=UNITS),
@@ -47,20 +47,20 @@ def speed(folder: Path) -> Section:
         figures.lines,
         {"RNN": (lengths, rnn), "window": (lengths, window)},
         x=f"T, steps of each of the {TOKENS:,} / T sequences",
-        y="milliseconds for the loss and its gradient",
+        y="milliseconds for the loss and the gradient",
         log_x=True,
         log_y=True,
     )
     return Section(
         "How slow is the recurrence?",
-        f"The loss and its gradient on the same {TOKENS:,} tokens take the RNN {rnn[0]:.0f} ms as "
-        f"sequences of {lengths[0]} steps and {rnn[-1]:.0f} ms as one sequence, "
+        f"The loss and the gradient on the same {TOKENS:,} tokens take the RNN {rnn[0]:.0f} ms as "
+        f"sequences of {lengths[0]} steps and {rnn[-1]:.0f} ms as a single sequence, "
         f"{rnn[-1] / rnn[0]:.1f} times as long; the window model takes {window[0]:.0f} and "
         f"{window[-1]:.0f} ms, {window[-1] / window[0]:.1f} times as long.",
         [Drawing("speed", draw, "time of the gradient over the steps of a sequence")],
         "The arithmetic is the same at every T. Only the RNN's order changes: step t + 1 needs "
-        "the state of step t, so T small products follow one another where the window model has "
-        f"one large product. Each point is the shortest of {ROUNDS} measurements, with "
+        "the state of step t, and T small products must wait for each other; the window model "
+        f"has a single large product. Each point is the shortest of {ROUNDS} measurements, with "
         f"{UNITS} units.",
     )
 
@@ -79,7 +79,7 @@ def _milliseconds(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def forcing(folder: Path) -> Section:
-    """Trained on the text alone, a model does worse as soon as it reads its own samples."""
+    """Trained on the text alone, a model does worse on samples of the model as inputs."""
     run = elman(folder)
     text = run.vocabulary.decode(np.asarray(load(run.config.data).validation.tokens))
     found = generation.exposure(run.model, run.params, run.vocabulary, text, length=FORCED)
@@ -87,16 +87,16 @@ def forcing(folder: Path) -> Section:
     apart = found.free - found.forced
     draw = functools.partial(
         figures.lines,
-        {"its own samples": (place, found.free), "the text": (place, found.forced)},
+        {"own samples": (place, found.free), "the text": (place, found.forced)},
         x="place in the passage",
         y="nats a character",
         level={"uniform guess": guess},
     )
     return Section(
-        "What happens when the model reads its own samples?",
+        "How well does a model predict after own samples?",
         f"Reading the text, the model needs {found.mean(found.forced):.2f} nats a character; "
-        f"reading its own samples, {found.mean(found.free):.2f}. The difference is "
-        f"{apart[1]:.2f} nats at the second character, after one sample, and "
+        f"reading own samples, {found.mean(found.free):.2f}. The difference is "
+        f"{apart[1]:.2f} nats at the second character, after a single sample, and "
         f"{apart[FORCED // 2 :].mean():.2f} over the second half of the passage.",
         [
             Drawing("forcing", draw, "loss over the place in a passage, on text and on samples"),
@@ -106,13 +106,13 @@ def forcing(folder: Path) -> Section:
             ),
         ],
         f"The validation text in passages of {FORCED} characters. Both curves predict the text's "
-        "own characters and start from the text's state; the model that reads samples gets only "
-        "the first character of each passage.",
+        "own characters and start from the text's state; with own samples the model gets only "
+        "the first character of each passage from the text.",
     )
 
 
 def loss(folder: Path) -> Section:
-    """The cross-entropy of a one-hot target is minus the logarithm of one entry of the softmax."""
+    """The cross-entropy of a target is minus the logarithm of a single entry of the softmax."""
     run = elman(folder)
     V, batch = len(run.vocabulary), held_out(run, sequences=16, length=64)
     _, h = run.model.hidden(run.params, run.model.init_carry(16), batch.x)
@@ -128,16 +128,16 @@ def loss(folder: Path) -> Section:
     read = run.vocabulary.decode(np.asarray(batch.x[max(0, t - 30) : t + 1, b]))
     draw = functools.partial(figures.next_token, p, run.vocabulary.tokens, target)
     return Section(
-        "What does the cross-entropy read from the softmax?",
+        "How much of the softmax does the cross-entropy read?",
         f"Over {nats.size:,} targets the sum of all V = {V} terms −y ln p and minus the "
         f"logarithm of the target's entry differ by at most {short(apart)} nats. Here "
         f"−ln {p[target]:.3f} = {-np.log(p[target]):.2f} nats. The mean is {first:.2f} nats "
         f"before training and {nats.mean():.2f} after; a uniform guess has ln V = {np.log(V):.2f}.",
         [
             Drawing("loss", draw, "probabilities of the next character, the target's in red"),
-            Quote("the end of what the model has read", read),
+            Quote("the last characters read by the model", read),
         ],
-        "The red bar is the character that follows. The other entries matter only through the "
+        "The red bar is the next character of the text. The other entries matter only through the "
         "softmax's denominator.",
     )
 
@@ -167,14 +167,14 @@ def million(folder: Path) -> Section:
     )
     plain, tiled = (found[-1] for found in held.values())
     return Section(
-        "What does a vocabulary of a million words cost?",
+        "How much memory does a vocabulary of a million words need?",
         f"At V = {MILLION:,} the logits of {TARGETS} targets and their gradient take "
-        f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and its gradient of "
-        f"{4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} seconds. "
-        f"At V = 10,000, where both are small, the two gradients differ by {short(apart)} of their "
+        f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and the gradient of W "
+        f"with {4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} seconds. "
+        f"At V = 10,000, where both are small, the two gradients differ by {short(apart)} of the "
         "length.",
-        [Drawing("million", draw, "memory of the loss and its gradient over the vocabulary")],
-        "The memory is what the compiled program needs beside its inputs and results. A tile of "
+        [Drawing("million", draw, "memory of the loss and the gradient over the vocabulary")],
+        "Memory of the compiled program beside inputs and results. A tile of "
         "logits becomes p − y, is multiplied into the gradient, and is forgotten "
         "(lm_jax/models/fused.py).",
     )

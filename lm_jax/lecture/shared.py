@@ -1,6 +1,6 @@
 """Models trained on CPython's documentation, shared by the claims; and numbers in words.
 
-A model is trained once, in a run directory of its own; later calls read the run back.
+A model is trained once, in a separate run directory; later calls read the run back.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def lstm(folder: Path) -> Run:
 
 
 def window(folder: Path, order: int) -> Run:
-    """The window model of characters that reads order - 1 tokens."""
+    """The window model of characters with a window of order - 1 tokens."""
     return trained(folder, f"window-{order}", Window(order=order, embedding_size=E, hidden_size=H))
 
 

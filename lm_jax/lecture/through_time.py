@@ -1,4 +1,4 @@
-"""Claims about the gradient through time: its routes, its growth and decay, and the remedies."""
+"""Claims about the gradient through time: routes, growth, decay, and remedies."""
 
 import functools
 from pathlib import Path
@@ -26,7 +26,7 @@ SGD_UPDATES = 1000  # of the claim `clipping`
 
 
 def bptt(folder: Path) -> Section:
-    """Backpropagation through time written out by hand is what autodiff computes."""
+    """Backpropagation through time, written by hand, equals autodiff."""
     run = elman(folder)
     batch = held_out(run, sequences=2, length=32)
     with jax.enable_x64(True):
@@ -42,7 +42,7 @@ def bptt(folder: Path) -> Section:
         figures.lines,
         norms,
         x="step t",
-        y="‖δ_t‖, the gradient that arrives at h_t",
+        y="‖δ_t‖, gradient of the loss at h_t",
         log_y=True,
         dots=("by hand",),
     )
@@ -91,7 +91,7 @@ def eigenvalue(folder: Path) -> Section:
     draw = functools.partial(figures.lines, rows, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖", log_y=True)
     vanished, *_, exploded = (float(norms[-1]) for _, norms in rows.values())
     return Section(
-        "When do gradients vanish, and when do they explode?",
+        "When do gradients vanish, and when explode?",
         f"Without a nonlinearity the norm of ∂h_T/∂h_(T−l) changes by a factor of e^λ a step, and "
         f"λ is within {short(apart)} of ln ρ, with ρ the largest eigenvalue of W_hh. {LAGS} steps "
         f"back the norm is {short(vanished)} at ρ = {RADII[0]} and {short(exploded)} at "
@@ -101,7 +101,7 @@ def eigenvalue(folder: Path) -> Section:
             Drawing("eigenvalue", draw, "norm of the product of Jacobians over the lag"),
             Table(("ρ", "ln ρ", "λ without nonlinearity", "λ with tanh"), slopes),
         ],
-        "One matrix of 64 × 64 normal entries, scaled to the spectral radius ρ; inputs are normal. "
+        "A matrix of 64 × 64 normal entries, scaled to the spectral radius ρ; inputs are normal. "
         f"λ is the slope of the logarithm from lag {half} to lag {LAGS}: at short lags the norm "
         "also depends on how the eigenvectors lie.",
     )
@@ -135,17 +135,17 @@ def clipping(folder: Path) -> Section:
     )
     curves = functools.partial(figures.lines, losses, x="updates", y="nats a character", log_y=True)
     return Section(
-        "What does clipping mend?",
+        "Does clipping mend exploding gradients?",
         f"Plain SGD with a learning rate of {rate:g} ends at {last['without clipping']:.3g} nats a "
-        f"character, and its gradient's norm reaches {largest['without']:.3g}. With the norm "
+        f"character, and the gradient's norm reaches {largest['without']:.3g}. With the norm "
         f"clipped at {threshold:g}, the same run ends at {last['with clipping']:.3g} nats, and the "
         f"norm before clipping is at most {largest['with']:.3g}.",
         [
             Drawing("clipping", curves, "training loss with and without clipping"),
             Drawing("clipping-norms", norms, "norm of the gradient before and after clipping"),
         ],
-        "An Elman RNN of 64 units. Clipping keeps the gradient's direction and limits its length; "
-        "it cannot bring back a gradient that has vanished.",
+        "An Elman RNN of 64 units. Clipping keeps the gradient's direction and limits the length; "
+        "clipping cannot bring back a vanished gradient.",
     )
 
 
@@ -189,7 +189,7 @@ def gates(folder: Path) -> Section:
         figures.lines, norms, x="lag l, steps", y="‖∂s_T/∂s_{T−l}‖", log_y=True
     )
     return Section(
-        "What do gates mend?",
+        "Do gates mend vanishing gradients?",
         f"Asked after {LENGTH} steps for the order of two symbols, the {first} RNN is right in "
         f"{share:.0%} of new sequences{right}; a guess is right in 25%. A change of the first "
         f"state changes the last {short(norm)} times as much in the {first} RNN{kept}.",
@@ -198,7 +198,7 @@ def gates(folder: Path) -> Section:
             Table(("cell", "share right", f"norm at lag {LENGTH - 1}"), rows),
         ],
         "The task is temporal order (lm_jax/data/tasks.py), with 50 units and the same updates "
-        "for each cell. s is all that a step hands on: h, and c of the LSTM. Eight new sequences, "
+        "for each cell. s is the whole state: h, and c of the LSTM. Eight new sequences, "
         "parameters after training.",
     )
 
@@ -221,7 +221,7 @@ def _on_order(folder: Path, cell: Cell) -> Run:
 
 
 def truncation(folder: Path) -> Section:
-    """Truncated backpropagation is cheaper, and its gradient is biased."""
+    """Truncated backpropagation is cheap, and the gradient is biased."""
     few, many = (
         probe(elman(folder), length=64, sequences=count, only=["by_lag"]).reach.by_lag
         for count in (1, 32)
@@ -236,17 +236,16 @@ def truncation(folder: Path) -> Section:
         {f"{1 - float(share):.0%}": steps for share, steps in many.horizon.items()},
     )
     return Section(
-        "What does truncation cost?",
-        f"Cut after 5 steps, the gradient of the recurrent weights is off by {error[4]:.0%} of its "
+        "How much bias does truncation cost?",
+        f"Cut after 5 steps, the gradient of the recurrent weights is off by {error[4]:.0%} of the "
         f"length; after 10, by {error[9]:.0%}; after 20, by {error[19]:.0%}. From "
         f"{many.horizon['0.9']:.0f} steps on the error is within 10%. These are errors of the mean "
-        f"of 32 passages; on one passage a cut after 5 steps costs "
+        f"of 32 passages; on a single passage a cut after 5 steps costs "
         f"{float(few.truncations.relative_error[4]):.0%}.",
-        [Drawing("truncation", draw, "error of the truncated gradient over its length")],
+        [Drawing("truncation", draw, "error of the truncated gradient over k2")],
         "The trained Elman RNN on 32 passages of 64 characters of the validation text; the "
-        "gradient of their mean loss. k2 is the number of steps that the gradient goes back from "
-        "every loss; dotted lines: the error is within 50, 10 and 1% from there on. An error that "
-        "stays in the mean is a bias.",
+        "gradient of the mean loss, k2 steps back from every loss. From the dotted lines on the "
+        "error is within 50, 10 and 1%. An error of the mean gradient is a bias.",
     )
 
 
@@ -271,12 +270,12 @@ def distance(folder: Path) -> Section:
         log_y=True,
     )
     return Section(
-        f"What does H_1 do to the loss at H_{FAR}?",
+        f"How much does H_1 change the loss at H_{FAR}?",
         f"In the Elman RNN a small change of h_1 changes the loss at step {FAR} "
         f"{short(plain[-1] / plain[0])} times less than the same change of h_{FAR}, in the LSTM "
         f"{short(gated[-1] / gated[0])} times less. For a change ten steps back the factors are "
         f"{short(plain[-1] / plain[-11])} and {short(gated[-1] / gated[-11])}.",
         [Drawing("distance", draw, "effect of each state on the last loss")],
         "The two models trained on characters, 16 passages of the validation text, each from an "
-        "empty state. The state is all that step k hands on, in the LSTM h and c.",
+        "empty state. The state of the LSTM is h and c together.",
     )
