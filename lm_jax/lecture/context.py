@@ -21,7 +21,7 @@ SHOWN = 6  # n of the window model whose places are compared
 
 
 def sparsity(folder: Path) -> Section:
-    """Most longer n-grams of a new text were never seen; a neural model predicts them all the same."""
+    """Most longer n-grams of a new text were never seen; a neural model is smooth."""
     corpus = load(WORDS)
     V, text = len(corpus.vocabulary), corpus.validation.tokens
     counts = count(

@@ -169,10 +169,10 @@ def million(folder: Path) -> Section:
     return Section(
         "How much memory does a vocabulary of a million words need?",
         f"At V = {MILLION:,} the logits of {TARGETS} targets and their gradient take "
-        f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and the gradient of W "
-        f"with {4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} seconds. "
-        f"At V = 10,000, where both are small, the two gradients differ by {short(apart)} of the "
-        "length.",
+        f"{plain:,.0f} MB at once, and {tiled:,.0f} MB tile by tile, beside W and the gradient of "
+        f"W with {4e-6 * W.shape[0] * MILLION:,.0f} MB each. Loss and gradient take {taken:.1f} "
+        f"seconds. At V = 10,000, where both are small, the two gradients differ by "
+        f"{short(apart)} of the length.",
         [Drawing("million", draw, "memory of the loss and the gradient over the vocabulary")],
         "Memory of the compiled program beside inputs and results. A tile of "
         "logits becomes p − y, is multiplied into the gradient, and is forgotten "
