@@ -92,9 +92,9 @@ def growth(folder: Path) -> Section:
     near = next(k for k, bit in enumerate(found) if bit <= found[best] + 0.02)
     draw = functools.partial(
         figures.setting_curve,
-        sizes,
+        [round(size / 1000, 1) for size in sizes],
         found,
-        x="weights of W, (n − 1) E H",
+        x="weights of W, (n − 1) E H, in thousands",
         y="bits a character, validation",
         level={"Elman RNN": bits(elman(folder))},
     )

@@ -174,9 +174,8 @@ def million(folder: Path) -> Section:
         f"seconds. At V = 10,000, where both are small, the two gradients differ by "
         f"{short(apart)} of the length.",
         [Drawing("million", draw, "memory of the loss and the gradient over the vocabulary")],
-        "Memory of the compiled program beside inputs and results. A tile of "
-        "logits becomes p − y, is multiplied into the gradient, and is forgotten "
-        "(lm_jax/models/fused.py).",
+        "Memory of the compiled program beside inputs and results. A tile of logits becomes p − y, "
+        "is multiplied into the gradient, and is forgotten (lm_jax/models/fused.py).",
     )
 
 
