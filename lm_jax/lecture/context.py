@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 
 from lm_jax import figures, models
 from lm_jax.config import RNN, Elman, Model, NGram, Window
@@ -204,4 +203,5 @@ def sharing(folder: Path) -> Section:
 
 def _size(model: Model, V: int) -> int:
     """Parameters of a model with V tokens."""
-    return optax.tree.size(jax.eval_shape(models.make(model, V).init, jax.random.key(0)))
+    params = jax.eval_shape(models.make(model, V).init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -80,6 +80,6 @@ def bits(run: Run) -> float:
     return run.result["splits"]["validation"]["bits_per_character"]
 
 
-def short(value: float) -> str:
+def short(value: int | float) -> str:
     """A number with two digits: 0.31, 1,200, 4.1·10⁻¹⁶."""
     return plain(float(f"{value:.2g}"))
