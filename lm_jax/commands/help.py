@@ -64,6 +64,7 @@ EXAMPLES = {
         'probe RUN_DIR --step spike --sentence "the cat"',
     ),
     "report": ("report RUN_DIR", "report SWEEP_DIR", "report RUN_DIR OTHER_RUN_DIR"),
+    "lecture": ("lecture", "lecture eigenvalue clipping"),
     "compare": ("compare runs/*",),
     "completion": ("completion bash >> ~/.bashrc",),
 }

@@ -14,6 +14,7 @@ import lm_jax
 from lm_jax.commands.completion import completion_command
 from lm_jax.commands.flags import Flags, is_flag, own_flags
 from lm_jax.commands.help import overview, short_help
+from lm_jax.commands.lecture import lecture
 from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake, refused
 from lm_jax.commands.probe import probe
@@ -69,6 +70,7 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         "sample": sample,
         "probe": probe,
         "report": report,
+        "lecture": lecture,
         "list": list_experiments,
         "compare": compare,
     }

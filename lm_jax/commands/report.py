@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import cast
 
-import tyro
-
 import lm_jax
+from lm_jax.commands.lists import RunDirs
 from lm_jax.commands.shared import SAMPLE_LENGTH
 from lm_jax.report.comparison import write_comparison
 from lm_jax.report.run_page import sample_of, write_run
@@ -16,7 +15,7 @@ from lm_jax.sweeps.results import FILE
 from lm_jax.training.checkpoint import steps_saved
 
 
-def report(run_dirs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
+def report(run_dirs: RunDirs, out: Path | None = None) -> int:
     """Write a page about a run or a sweep, or a page that compares several runs.
 
     The page opens without a network. A run's or sweep's page is report.html in its directory, with

@@ -5,6 +5,7 @@
 >>> drawn.savefig("lag_norms.pdf")  # doctest: +SKIP
 """
 
+from lm_jax.figures.plots import lines, next_token
 from lm_jax.figures.style import NARROW, WIDE, Figure, plain
 from lm_jax.figures.sweeps import (
     heat_map,
@@ -48,10 +49,12 @@ __all__ = [
     "horizon",
     "lag_norms",
     "learning_curves",
+    "lines",
     "local_exponents",
     "loss_curve",
     "loss_slices",
     "lyapunov_convergence",
+    "next_token",
     "over_training",
     "over_training_by_lag",
     "parallel_coordinates",

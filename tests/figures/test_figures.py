@@ -32,6 +32,8 @@ DRAWN = {
     "loss_slices": (STEPS - 30, NORMS, NORMS),
     "exposure": (NORMS,),
     "learning_curves": ({"a": (STEPS, NORMS), "b": (STEPS, 9 * NORMS)},),
+    "lines": ({"a": (STEPS, NORMS), "b": (NORMS, STEPS)}, "V, words", "MB"),
+    "next_token": (NORMS, [" ", "</b>", "\n", "漢", "e", "f"], 5),
 }
 
 
@@ -63,6 +65,23 @@ def test_maps_and_curves_over_settings():
     assert "×2" in [text.get_text() for text in shown.axes[0].texts]
     shown = figures.setting_curve(["True", "False"], [1.0, 2.0], x="tied", y="loss")
     assert [tick.get_text() for tick in shown.axes[0].get_xticklabels()] == ["True", "False"]
+
+
+def test_dots_stand_beside_lines_on_logarithmic_axes():
+    rows = {"predicted": (STEPS, NORMS), "measured": (STEPS, NORMS)}
+    axes = figures.lines(rows, "x", "y", log_x=True, log_y=True, dots=["measured"]).axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [(line.get_linestyle(), line.get_marker()) for line in axes.lines] == [
+        ("-", "None"),
+        ("None", "o"),
+    ]
+
+
+def test_the_token_that_follows_is_drawn_though_it_is_unlikely():
+    axes = figures.next_token([0.5, 0.3, 0.1, 0.06, 0.04], "abcde", 4, count=3).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a", "b", "e"]
+    red, *others = {bar.get_facecolor() for bar in axes.patches[:2]}
+    assert (others, axes.patches[2].get_facecolor() != red) == ([], True)
 
 
 def test_the_best_trial_stands_out_and_one_that_diverged_has_a_cross():

@@ -25,6 +25,7 @@ FLOORS = (
     "analysis",
     "sweeps",
     "report",
+    "lecture",
     "experiment",
     "commands",
     "__main__",
