@@ -7,9 +7,9 @@ import numpy as np
 
 import lm_jax
 from lm_jax.analysis.probing import Part
-from lm_jax.commands.shared import RunDir, filled, text_of
+from lm_jax.commands.shared import SAMPLE_LENGTH, RunDir, filled, text_of
 from lm_jax.data.vocabulary import encoded
-from lm_jax.report.run_page import write_run
+from lm_jax.report.run_page import sample_of, write_run
 from lm_jax.report.study import write_study
 from lm_jax.report.terminal import show_probe, waiting
 from lm_jax.settings import UserError
@@ -69,5 +69,5 @@ def probe(
     named = () if step is None else (str(found.step),)
     parts = (part for part in get_args(Part) if part in only)
     write_study(run, found, "-".join(("probe", *named, *parts)))
-    print(write_run(run_dir, run))
+    print(write_run(run_dir, run, sample_of(run, SAMPLE_LENGTH)))
     return 0

@@ -1,5 +1,6 @@
 """The command `report`."""
 
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -40,7 +41,12 @@ def report(run_dirs: RunDirs, out: Path | None = None) -> int:
         print(write_sweep(path))
         return 0
     with waiting("drawing"):
-        run = lm_jax.load_run(path) if steps_saved(path) else None
+        run = None
+        if steps_saved(path):
+            try:
+                run = lm_jax.load_run(path)
+            except UserError as error:  # the page can do without the model
+                print(f"without what the model says: {error}", file=sys.stderr)
         sample = None if run is None else sample_of(run, SAMPLE_LENGTH)
         print(write_run(path, run, sample))
     return 0

@@ -84,9 +84,12 @@ def train_command(
                 watches.append(stack.enter_context(Display.of(name, config)).watch)
             watch = together(*watches)
             run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
-        diverged = run.result is not None and run.result["status"] == "diverged"
-        sample = None if diverged else sample_of(run, SAMPLE_LENGTH)
-        page = draw(None if diverged else run, sample)
+            diverged = run.result is not None and run.result["status"] == "diverged"
+            sample = None if diverged else sample_of(run, SAMPLE_LENGTH)
+            try:
+                page = draw(None if diverged else run, sample)
+            except OSError as error:  # the run is whole without its page
+                page = f"no page: {error}"
         if json:
             print_json({"kind": "result", "run_dir": str(run_dir), **(run.result or {})})
         elif not quiet:

@@ -64,6 +64,7 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": GREY,
     "xtick.major.size": 0,
     "xtick.minor.size": 0,
@@ -257,6 +258,8 @@ def add_curves(
         if curve.name and len(seen):
             ends.append((curve.name, float(values[seen[-1]]), colour, curve.style))
     for name, value in (level or {}).items():
+        if not math.isfinite(value):
+            continue
         axes.axhline(value, color=GREY, linestyle=":", linewidth=1.5)
         ends.append((name, value, GREY, ":"))
     if log_y:
@@ -275,6 +278,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, float, str, Any]], *, width:
     if not ends or (len(ends) == 1 and ends[0][3] == "-" and ends[0][2] == BLUE):
         return
     figure = axes.figure
+    ends = [(_shortened(name), height, colour, style) for name, height, colour, style in ends]
     if width <= 500:
         lines = [Line2D([], [], color=colour, linestyle=style) for _, _, colour, style in ends]
         room_below(axes, 17 * len(ends) + 6)
@@ -306,6 +310,10 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, float, str, Any]], *, width:
         )
 
 
+def _shortened(name: str, most: int = 36) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Move heights as little as needed to lie at least `gap` apart, within 0 … 1 if they can."""
     order = np.argsort(heights, kind="stable")
@@ -327,7 +335,7 @@ def limit(axes: Axes, losses: np.ndarray, level: Mapping[str, float] | None = No
     seen = losses[np.isfinite(losses)]
     if not len(seen):
         return
-    levels = list((level or {}).values())
+    levels = [value for value in (level or {}).values() if math.isfinite(value)]
     low = min([float(seen.min()), *levels])
     high = max([float(np.quantile(seen, 0.98)), *levels])
     room = 0.05 * (high - low or 1.0)
@@ -349,6 +357,8 @@ def plain(value: int | float) -> str:
     """A number as a reader writes it: 1,500, 0.25, 10⁻⁷."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
     power = math.log10(abs(value))
     if power >= 6 or power < -4:
         exponent = math.floor(power + 1e-9)

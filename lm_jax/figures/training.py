@@ -59,13 +59,13 @@ def loss_curve(
     axes.set_xlim(left=0)
     add_curves(axes, drawn, level=level, width=width)
     if perplexity:
-        axes.yaxis.set_major_formatter(lambda at, _: f"{plain(at)} ({plain(_digits(np.exp(at)))})")
+        axes.yaxis.set_major_formatter(lambda at, _: f"{plain(at)} ({_perplexity(at)})")
     return figure
 
 
-def _digits(value: float) -> float:
-    """The number rounded to three digits."""
-    return float(f"{value:.3g}")
+def _perplexity(nats: float) -> str:
+    """The perplexity of a loss, three digits."""
+    return plain(float(f"{np.exp(min(nats, 700.0)):.3g}"))
 
 
 def smoothed(values: ArrayLike) -> np.ndarray:
@@ -166,8 +166,6 @@ def runs(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], y: str, *, width: in
       width: pixels.
     """
     figure, axes = canvas(width, x="updates", y=y)
-    values = [np.asarray(values, dtype=float) for _, values in curves.values()]
-    limit(axes, np.concatenate(values))
     drawn = [Curve(name, own, steps) for name, (steps, own) in curves.items()]
     add_curves(axes, drawn, width=width)
     axes.set_xlim(left=0)

@@ -11,6 +11,7 @@ from lm_jax.report.reach_sections import column, numbers
 from lm_jax.report.run_table import row_of, settings_columns
 from lm_jax.report.study import within
 from lm_jax.settings import UserError
+from lm_jax.training.directory import read_vocabulary
 from lm_jax.training.journal import read_rows
 
 
@@ -32,9 +33,17 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
     named = dict(zip(names(run_dirs), run_dirs, strict=True))
     ended = {name: row_of(run_dir) for name, run_dir in named.items()}
     rows = {name: read_rows(run_dir / "metrics.jsonl") for name, run_dir in named.items()}
-    sections = [_results(ended), *_curves(rows), *_horizons(rows)]
+    alike = len({_predicted(run_dir) for run_dir in run_dirs}) == 1
+    sections = [_results(ended, alike), *(_curves(rows) if alike else []), *_horizons(rows)]
     lead = f"{len(run_dirs)} runs on the same axes."
-    return write_page(path, " and ".join(named), lead, sections)
+    folder = f"{path.stem}-figures"  # a run's own figures may be beside the page
+    return write_page(path, " and ".join(named), lead, sections, folder=folder)
+
+
+def _predicted(run_dir: Path) -> tuple[object, ...]:
+    """The tokens and the text that a run predicts: what makes losses comparable."""
+    vocabulary, corpus = read_vocabulary(run_dir)
+    return tuple(vocabulary.tokens), corpus
 
 
 def names(run_dirs: Sequence[Path]) -> list[str]:
@@ -46,8 +55,13 @@ def names(run_dirs: Sequence[Path]) -> list[str]:
     return ["/".join(part[-count:]) for part in parts]
 
 
-def _results(rows: dict[str, Row]) -> Section:
-    """The settings that differ and the results, a row for each run."""
+def _results(rows: dict[str, Row], alike: bool) -> Section:
+    """The settings that differ and the results, a row for each run.
+
+    Args:
+      rows: run -> row.
+      alike: True if the runs predict the same, and their losses can be compared.
+    """
     changed = settings_columns(list(rows.values()))
     measured = {
         "validation": "best_validation",
@@ -68,7 +82,9 @@ def _results(rows: dict[str, Row]) -> Section:
         if row["best_validation"] is not None
     }
     said, best = f"The runs differ in {len(changed)} setting{'s' * (len(changed) != 1)}.", None
-    if len(losses) > 1:
+    if not alike:
+        said += " Their losses cannot be compared: the runs predict other texts, tokens or tasks."
+    elif len(set(losses.values())) > 1:
         name = min(losses, key=lambda one: losses[one])
         said += f" {name} has the lowest validation loss, {losses[name]:.4f}."
         best = list(rows).index(name)

@@ -35,8 +35,10 @@ def learning_sections(
         sections.append(_splits(result))
     if len(trained) >= FEW:
         sections += [_norms(trained, clip_norm), *_within_chunk(trained), _pace(trained)]
-    if len(probed) >= FEW:
+    if len(probed) > 1:
         sections += _probed(probed)
+    if result is not None and "ngrams" in result:
+        sections.append(_counts(result["ngrams"]))
     return [*sections, *_samples(rows)]
 
 
@@ -52,8 +54,9 @@ def _loss(
     if result is not None and "entropy_rate" in result:
         level["entropy of the text"] = result["entropy_rate"]
     if len(trained) < FEW:
-        few = f"{len(trained)} records of training are too few for a curve."
-        return Section("Does the model learn?", f"{said} {few}".strip(), [])
+        few = f"There are too few records of training for a curve: {len(trained)}."
+        counted = result is not None and "ngrams" in result
+        return Section("Does the model learn?", said if counted else f"{said} {few}".strip(), [])
     validation = None
     if judged:
         validation = ([row["step"] for row in judged], column(judged, "nats"))
@@ -99,19 +102,21 @@ def _learnt(
                 said.append(f"The training loss went from {first:.3f} to {last:.3f}.")
         return " ".join(said)
     best, row = min(losses, key=lambda one: one[0])
-    measured = [f"{best:.3f} nats a token" if "perplexity" in row else f"a loss of {best:.4f}"]
-    if "perplexity" in row:
+    text = "success" not in row
+    measured = [f"{_digits(best)} nats a token" if text else f"a loss of {_digits(best)}"]
+    if text and row.get("perplexity") is not None:
         measured.append(f"perplexity {row['perplexity']:.4g}")
     if row.get("bits_per_character") is not None and not row.get("unknown"):
         measured.append(f"{row['bits_per_character']:.3f} bits a character")
     if row.get("success") is not None:
         measured.append(f"{row['success']:.1%} of the sequences right")
-    said.append(f"Validation reached {', '.join(measured)} at update {row['step']:,}")
+    at = f" at update {row['step']:,}" if row["step"] else ""
+    said.append(f"Validation reached {', '.join(measured)}{at}")
     last, late = losses[-1]
     if len(losses) < 2:
         said[-1] += "."
     elif last > 1.005 * best:
-        said[-1] += f", and has risen by {last - best:.3f} since."
+        said[-1] += f", and has risen to {_digits(last)} since."
     elif late is row and losses[-2][0] > 1.005 * best:
         said[-1] += ", and was still falling."
     else:
@@ -120,6 +125,26 @@ def _learnt(
         if best > value:
             said.append(f"That is worse than {name}: {value:.3f}.")
     return " ".join(said)
+
+
+def _digits(value: float) -> str:
+    """A number of four digits."""
+    return figures.plain(float(f"{value:.4g}"))
+
+
+def _counts(ngrams: Sequence[Row]) -> Section:
+    """The counts of an n-gram model, by order."""
+    longest = ngrams[-1]
+    said = (
+        f"Of {longest['possible']:.3g} possible {longest['order']}-grams, {longest['seen']:,} occur"
+    )
+    said += f", {longest['once'] / max(longest['seen'], 1):.0%} of these a single time."
+    if longest["unseen_share"] is not None:
+        said += f" {longest['unseen_share']:.0%} of those in the test text were never seen."
+    head = ["n", "possible", "seen", "seen once", "unseen in test, share", "bytes"]
+    names = ["order", "possible", "seen", "once", "unseen_share", "bytes"]
+    rows = [[row[name] for name in names] for row in ngrams]
+    return Section("How sparse are the counts?", said, [Table(head, rows)])
 
 
 def _splits(result: Row) -> Section:
@@ -134,14 +159,18 @@ def _splits(result: Row) -> Section:
         "sequences": "sequences",
         "unknown": "unknown",
     }
-    shown = [name for name in known if any(name in row for row in splits.values())]
+    there = [row for row in splits.values() if isinstance(row, dict)]
+    shown = [name for name in known if any(row.get(name) is not None for row in there)]
+    if "success" in shown:  # a task has no tokens of a text
+        shown = [name for name in shown if name not in ("perplexity", "bits_per_character")]
 
     def cell(row: Row, name: str) -> Any:
         # The characters of unknown tokens are not paid for.
         return None if name == "bits_per_character" and row.get("unknown") else row.get(name)
 
     rows = [[split, *(cell(row, name) for name in shown)] for split, row in splits.items()]
-    said = f"The parameters of update {result['parameters_step']:,} were kept."
+    kept = result["parameters_step"]
+    said = f"The parameters of update {kept:,} were kept." if kept else ""
     train, test = splits.get("train"), splits.get("test")
     if train and test and None not in (train["nats"], test["nats"]):
         gap = test["nats"] - train["nats"]

@@ -5,17 +5,16 @@ wide and for a narrow screen (`lm_jax.figures`), and is also a file, figures/NAM
 page.
 """
 
-import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure
-from lm_jax.files import Row, make_folder, write_whole
-from lm_jax.settings import UserError
+from lm_jax.files import Row, make_folder, refuse_links, write_whole
 
 DARK = {
     "ink": "#e6e6e6",
@@ -93,8 +92,11 @@ def write_page(
     lead: str,
     sections: Iterable[Section],
     facts: Mapping[str, str] | None = None,
+    folder: str = "figures",
 ) -> Path:
     """Write a page, and each of its figures as figures/NAME.svg.
+
+    A figure that cannot be drawn, for example of a damaged file, leaves a sentence in its place.
 
     Args:
       path: path of the HTML file.
@@ -102,6 +104,7 @@ def write_page(
       lead: text under the title.
       sections: sections of the page, in order.
       facts: what was done, and with what, by name.
+      folder: folder of the figures, beside the page.
 
     Returns:
       the path.
@@ -125,7 +128,7 @@ def write_page(
         body.append(f'<section id="s{number}"><{heading}>{escape(section.title)}</{heading}>')
         if section.finding:
             body.append(f'<p class="finding">{escape(section.finding)}</p>')
-        body += [_part(part, path) for part in section.parts]
+        body += [_part(part, path, folder) for part in section.parts]
         if section.words:
             body.append(f'<p class="words">{escape(section.words)}</p>')
         body.append("</section>")
@@ -163,8 +166,10 @@ class LivePage:
         if row is None or row["kind"] != "evaluation" or time.monotonic() < self._due:
             return
         began = time.monotonic()
-        with contextlib.suppress(OSError, UserError):  # training goes on without a page
+        try:
             self._write()
+        except Exception as error:  # training goes on without a page
+            warnings.warn(f"the page is not written: {type(error).__name__}: {error}", stacklevel=2)
         self._due = time.monotonic() + 20 * (time.monotonic() - began)
 
 
@@ -181,9 +186,13 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
 
 
-def _part(part: Part, path: Path) -> str:
+def _part(part: Part, path: Path, folder: str) -> str:
     if isinstance(part, Drawing):
-        return _drawing(part, path)
+        try:
+            wide, narrow = part.draw(width=WIDE), part.draw(width=NARROW)
+            return _drawing(part, wide, narrow, path, folder)
+        except (ValueError, TypeError, IndexError, OverflowError, FloatingPointError) as error:
+            return f'<p class="words">{escape(f"No figure {part.name}: {error}")}</p>'
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Quote):
@@ -192,12 +201,11 @@ def _part(part: Part, path: Path) -> str:
     return _surprise(part)
 
 
-def _drawing(part: Drawing, path: Path) -> str:
-    wide = part.draw(width=WIDE)
-    folder = path.parent / "figures"
-    make_folder(folder)
-    write_whole(folder / f"{part.name}.svg", wide.svg())
-    narrow = part.draw(width=NARROW)
+def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: str) -> str:
+    place = path.parent / folder
+    refuse_links(place)
+    make_folder(place)
+    write_whole(place / f"{part.name}.svg", wide.svg())
     file = f"{path.resolve().parent.name}-{part.name}.svg"
     return (
         f'<figure role="img" aria-label="{escape(part.label)}">'

@@ -83,10 +83,15 @@ def write_run(run_dir: Path, run: Run | None = None, sample: str | None = None) 
     if run is not None and not config.data.generated:
         sections += _surprise(run)
     for path in sorted(run_dir.glob("probe*.json"), key=lambda path: path.stat().st_mtime):
-        sections += _study(path, config)
+        try:
+            sections += _study(path, config)
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+            said = f"{path.name} is damaged or of another version: {error!r}"
+            sections.append(Section(f"The study {path.stem}", said, []))
     sections.append(_settings(config))
     told = about(run_dir)
-    lead = told.get("claim") or f"A run of a model of kind {config.model.kind}."
+    claim = told.get("claim")
+    lead = f"The experiment claims: {claim}" if claim else f"A model of kind {config.model.kind}."
     return write_page(run_dir / FILE, run_dir.resolve().name, lead, sections, _facts(run_dir, told))
 
 
@@ -150,7 +155,7 @@ def _surprise(run: Run) -> list[Section]:
         Section(
             "What surprises it?",
             f"The {few} least expected of these {len(words)} tokens carry {share:.0%} of the loss. "
-            f"The greatest surprise is {run.vocabulary.show(int(found.tokens[most]))} with "
+            f"The greatest surprise is {run.vocabulary.show(int(found.tokens[most]))!r} with "
             f"{found.nats[most]:.1f} nats.",
             [Surprise(words, found.nats.tolist())],
             "The beginning of the validation text. The redder a token, the less probable it was to "

@@ -43,6 +43,8 @@ def write_sweep(sweep_dir: str | Path) -> Path:
     """
     sweep_dir = Path(sweep_dir)
     rows = read_results(sweep_dir)
+    if not rows:
+        raise UserError(f"{sweep_dir} has no results: no trial has ended")
     told = about(sweep_dir)
     over = sum(row["status"] == "finished" for row in rows)
     ended = f"{len(rows)} trials have ended, {over} finished"
@@ -54,7 +56,8 @@ def write_sweep(sweep_dir: str | Path) -> Path:
         "trials": ended,
         "training": f"{sum(row['seconds'] for row in rows):,.0f} seconds in all",
     }
-    lead = told.get("claim") or "A sweep: one training run for each choice of settings."
+    claim = told.get("claim")
+    lead = f"The experiment claims: {claim}" if claim else "A run for each choice of settings."
     sections = sweep_sections(rows, sweep_dir)
     return write_page(sweep_dir / FILE, sweep_dir.resolve().name, lead, sections, facts)
 
@@ -133,9 +136,11 @@ def _extremes(rows: Sequence[Row], measure: Measure, settings: dict[str, list[An
     if len(means) < 2:
         return "Too few trials have this number to compare them."
     low, high = (pick(means, key=lambda one: means[one]) for pick in (min, max))
+    ties = sum(mean == means[low] for mean in means.values()) - 1
     if means[low] == means[high]:
         return f"All trials have {means[low]:.4g}."
-    ends = f"Lowest at {low} ({_digits(means[low])}), highest at {high}"
+    others = f" and {ties} more" if ties else ""
+    ends = f"Lowest at {low}{others} ({_digits(means[low])}), highest at {high}"
     return f"{ends} ({_digits(means[high])})."
 
 
@@ -243,7 +248,7 @@ def _curves(rows: Sequence[Row], sweep_dir: Path, guess: float | None) -> list[S
     )
     words = "Each pale line is the validation loss of a trial; a cross marks one that diverged."
     off = sum(float(np.nanmin(losses)) > (guess or math.inf) for _, losses in curves.values())
-    words += f" {off} trials are above the figure: worse than a uniform guess." if off else ""
+    words += f" {off} never fell below a uniform guess." if off else ""
     return [
         Section("How did the trials learn?", said, [Drawing("learning-curves", draw, said)], words)
     ]
@@ -266,7 +271,7 @@ def _coordinates(rows: Sequence[Row], settings: dict[str, list[Any]]) -> list[Se
             parts.append(f"{_short(path)} {low:.3g}{'' if low == high else f' to {high:.3g}'}")
         else:
             parts.append(f"{_short(path)} {' or '.join(sorted(set(map(_label, chosen))))}")
-    said = f"The best tenth of the trials has {', '.join(parts)}."
+    said = f"The best tenth of the trials, {top.sum()} of {len(scores)}, has {', '.join(parts)}."
     draw = functools.partial(figures.parallel_coordinates, columns, scores, score="validation")
     words = (
         "Each line is a trial, from its settings to its validation loss; the best tenth is blue."

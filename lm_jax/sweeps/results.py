@@ -87,7 +87,8 @@ class Results:
     def __init__(self, sweep_dir: Path, trials: Sequence[Trial]):
         """Reads the results of all trials at present."""
         self._sweep_dir = sweep_dir
-        self._swept = sorted({path for trial in trials for path in trial.point})
+        paths = {path.removesuffix(".kind") for trial in trials for path in trial.point}
+        self._swept = sorted(paths)
         self._rows = {trial.number: self._row(trial) for trial in trials}
 
     @property

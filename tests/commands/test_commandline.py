@@ -7,6 +7,7 @@ import tiny
 
 from lm_jax.commands.completion import completion_command
 from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.lecture import lecture
 from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake
 from lm_jax.commands.parser import parse
@@ -383,6 +384,7 @@ COMMAND = {
     "sample": sample,
     "probe": probe,
     "report": report,
+    "lecture": lecture,
     "verify": verify_command(Config()),
     "list": list_experiments,
     "compare": compare,

@@ -127,7 +127,15 @@ def test_smoothing_keeps_a_line_and_leaves_out_what_is_not_finite():
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0, "0"), (1500, "1,500"), (0.25, "0.25"), (1e-7, "10⁻⁷"), (-2.5e9, "−2.5·10⁹"), (-1, "−1")],
+    [
+        (0, "0"),
+        (1500, "1,500"),
+        (0.25, "0.25"),
+        (1e-7, "10⁻⁷"),
+        (-2.5e9, "−2.5·10⁹"),
+        (-1, "−1"),
+        (float("inf"), "∞"),
+    ],
 )
 def test_a_number_is_written_as_a_reader_writes_it(value, said):
     assert plain(value) == said
@@ -135,3 +143,9 @@ def test_a_number_is_written_as_a_reader_writes_it(value, said):
 
 def test_a_notebook_shows_the_figure_as_svg():
     assert figures.gradient_by_lag(NORMS)._repr_svg_().startswith("<?xml")
+
+
+def test_a_dollar_is_a_dollar_and_a_long_name_fits():
+    svg = figures.runs({"x" * 200: ([1, 2], [1.0, 2.0]), "$x_^$": ([1, 2], [2, 3])}, "$5").svg()
+    assert "$x_^$" in svg
+    assert "$5" in svg
