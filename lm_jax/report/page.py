@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure
 from lm_jax.files import Row, make_folder, refuse_links, write_whole
+from lm_jax.settings import UserError
 
 DARK = {
     "ink": "#e6e6e6",
@@ -168,6 +169,8 @@ class LivePage:
         began = time.monotonic()
         try:
             self._write()
+        except UserError:
+            pass  # there is nothing to show yet: no trial of the sweep has ended
         except Exception as error:  # training goes on without a page
             warnings.warn(f"the page is not written: {type(error).__name__}: {error}", stacklevel=2)
         self._due = time.monotonic() + 20 * (time.monotonic() - began)

@@ -26,6 +26,7 @@ from lm_jax.report.page import (
 )
 from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.run_page import about, sample_of, write_about, write_run
+from lm_jax.report.sweep_page import write_sweep
 from lm_jax.settings import UserError
 
 BROWSER = next(
@@ -188,6 +189,11 @@ def test_a_live_page_is_written_at_evaluations_and_never_stops_training(monkeypa
     monkeypatch.setattr("time.monotonic", lambda: -1.0)
     live.watch(3, {"kind": "evaluation"})  # not due yet
     assert len(written) == 1
+
+
+def test_a_live_page_waits_in_silence_for_something_to_show(tmp_path):
+    LivePage(lambda: write_sweep(tmp_path)).watch(1, {"kind": "evaluation"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_rest_of_the_page(tmp_path):
