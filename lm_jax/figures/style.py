@@ -348,7 +348,9 @@ def log_ticks(axis: Axis) -> None:
     low, high = sorted(axes.get_ylim() if axis is axes.yaxis else axes.get_xlim())
     decades = np.log10(high / low) if low > 0 else np.inf
     between = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
-    axis.set_major_locator(LogLocator(subs=between, numticks=6))
+    # In a third of a decade none of these numbers may lie.
+    few = MaxNLocator(3) if decades < 1 / 3 else LogLocator(subs=between, numticks=6)
+    axis.set_major_locator(few)
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_locator(NullLocator())
 

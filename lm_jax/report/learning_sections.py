@@ -10,7 +10,7 @@ import numpy as np
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Quote, Section, Table
-from lm_jax.report.reach_sections import column, numbers
+from lm_jax.report.reach_sections import block_name, column, numbers
 from lm_jax.report.study import within
 
 FEW = 3  # records that a curve needs
@@ -18,7 +18,12 @@ SAMPLES = 4  # texts shown of those that the model wrote during training
 
 
 def learning_sections(
-    rows: Sequence[Row], result: Row | None, *, size: int | None, clip_norm: float | None
+    rows: Sequence[Row],
+    result: Row | None,
+    *,
+    size: int | None,
+    clip_norm: float | None,
+    cell: str = "",
 ) -> list[Section]:
     """The sections on the training: loss, splits, gradient norms, pace, and what was probed live.
 
@@ -27,6 +32,7 @@ def learning_sections(
       result: contents of result.json; None while the run is in training.
       size: V of a text's vocabulary; None for generated sequences.
       clip_norm: the clipping threshold, if the gradient is clipped by norm.
+      cell: kind of the model's cell, for the names of its gates.
     """
     trained = [row for row in rows if row["kind"] == "train"]
     probed = [row for row in rows if row["kind"] == "probe"]
@@ -36,7 +42,7 @@ def learning_sections(
     if len(trained) >= FEW:
         sections += [_norms(trained, clip_norm), *_within_chunk(trained), _pace(trained)]
     if len(probed) > 1:
-        sections += _probed(probed)
+        sections += _probed(probed, cell)
     if result is not None and "ngrams" in result:
         sections.append(_counts(result["ngrams"]))
     return [*sections, *_samples(rows)]
@@ -279,7 +285,7 @@ def _pace(trained: Sequence[Row]) -> Section:
     )
 
 
-def _probed(probed: Sequence[Row]) -> list[Section]:
+def _probed(probed: Sequence[Row], cell: str) -> list[Section]:
     """The sections on what was probed during training."""
     steps, sections = column(probed, "step"), []
     if "horizon" in probed[0]:
@@ -333,7 +339,7 @@ def _probed(probed: Sequence[Row]) -> list[Section]:
                 ],
             )
         )
-    return [*sections, *_dynamics(probed, steps)]
+    return [*sections, *_dynamics(probed, steps, cell)]
 
 
 def _samples(rows: Sequence[Row]) -> list[Section]:
@@ -361,11 +367,11 @@ def _loss_of(row: Row) -> str:
     return "a loss that is not finite" if row["nats"] is None else f"{row['nats']:.3f} nats a token"
 
 
-def _dynamics(probed: Sequence[Row], steps: np.ndarray) -> list[Section]:
+def _dynamics(probed: Sequence[Row], steps: np.ndarray, cell: str) -> list[Section]:
     parts, said = [], []
     if probed[0].get("spectral_radius"):
         radii = {
-            f"layer {layer}" if len(blocks) == 1 else f"layer {layer}, block {place + 1}": numbers(
+            block_name(f"layer {layer}", cell, place, len(blocks)): numbers(
                 [row["spectral_radius"][layer][place] for row in probed]
             )
             for layer, blocks in probed[0]["spectral_radius"].items()

@@ -14,7 +14,6 @@ from lm_jax.report.study import within
 GATES = {
     "lstm": ("input gate", "forget gate", "candidate", "output gate"),
     "gru": ("reset gate", "update gate", "candidate"),
-    "gru_reset_before": ("reset gate", "update gate", "candidate"),
 }
 """The blocks of W_hh of a cell, in their order (`lm_jax.models.cells`)."""
 PREDICTED = {
@@ -136,11 +135,8 @@ def _eigenvalues(spectra: Row, cell: str, name: str) -> Section:
     title = "Where are the eigenvalues of W_hh?"
     blocks, rows = {}, []
     for layer, found in spectra.items():
-        gates = GATES.get(cell, ())
         for place, block in enumerate(found["blocks"]):
-            several = len(found["blocks"]) > 1
-            gate = gates[place] if several and place < len(gates) else f"block {place + 1}"
-            label = f"{layer}, {gate}" if several else layer
+            label = block_name(layer, cell, place, len(found["blocks"]))
             blocks[label] = numbers(block["eigenvalues"]) @ np.array([1, 1j])
             outside = int(np.sum(np.abs(blocks[label]) > 1))
             rows.append((label, block["radius"], block["norm"], outside, len(blocks[label])))
@@ -163,6 +159,14 @@ def _eigenvalues(spectra: Row, cell: str, name: str) -> Section:
         "those outside. The slopes of tanh and of the gates make the Jacobians of a trained "
         "network smaller than W_hh. A gated cell has a block for each gate.",
     )
+
+
+def block_name(layer: str, cell: str, place: int, count: int) -> str:
+    """The name of one of `count` blocks of a layer's W_hh: with its gate, if there are several."""
+    if count == 1:
+        return layer
+    gates = GATES.get(cell, ())
+    return f"{layer}, {gates[place] if place < len(gates) else f'block {place + 1}'}"
 
 
 def _exponents(dynamics: Row, name: str) -> Section:

@@ -75,6 +75,7 @@ def write_run(run_dir: Path, run: Run | None = None, sample: str | None = None) 
         result,
         size=None if config.data.generated else len(vocabulary),
         clip_norm=None if config.train is None else config.train.clip_norm,
+        cell=config.model.cell.kind if isinstance(config.model, RNN) else "",
     )
     if sample is not None:
         step = "" if run is None else f", parameters kept after {run.step:,} updates"

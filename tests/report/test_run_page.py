@@ -151,6 +151,16 @@ def test_the_blocks_of_a_gated_cell_have_the_names_of_its_gates():
     assert names == ["input gate", "forget gate", "candidate", "output gate"]
 
 
+def test_gates_have_their_names_during_training_too():
+    probed = [
+        {"kind": "probe", "split": "train", "step": step, "spectral_radius": {"0": [0.5] * 4}}
+        for step in (0, 5)
+    ]
+    sections = learning_sections(probed, None, size=8, clip_norm=None, cell="lstm")
+    (drawing,) = next(s for s in sections if s.title == "Vanishing or exploding?").parts
+    assert "layer 0, forget gate" in drawing.draw(width=720).svg()
+
+
 def test_a_damaged_about_is_left_out(tmp_path):
     (tmp_path / "about.json").write_text('{"claim": 3}')
     assert about(tmp_path) == {}
