@@ -77,14 +77,17 @@ def settings_columns(rows: Sequence[Row]) -> Columns:
     paths = list(dict.fromkeys(path for row in rows for path in row["settings"]))
     absent = object()
     columns = {path: [row["settings"].get(path, absent) for row in rows] for path in paths}
+
+    def differs(path: str, values: list[Any]) -> bool:
+        there = [row for row in rows if path in row["settings"]]
+        if any(row["settings"][path] != there[0]["settings"][path] for row in there):
+            return True
+        return len(there) < len(values) and any(path not in row.get("usual", ()) for row in there)
+
     differing = {
         path: ["" if value is absent else _shown(value) for value in values]
         for path, values in columns.items()
-        if len({_shown(value) for value in values if value is not absent}) > 1
-        or (
-            absent in values
-            and not all(path in row.get("usual", ()) for row in rows if path in row["settings"])
-        )
+        if differs(path, values)
     }
     return {_short(path, differing): cells for path, cells in differing.items()}
 

@@ -44,6 +44,8 @@ def test_a_setting_that_differs_is_a_column_under_the_end_of_its_path():
     }
     absent = [{"settings": {"a": 1}, "usual": {"a"}}, {"settings": {}}]
     assert settings_columns(absent) == {}
+    near = [{"settings": {"a": 0.12345678}}, {"settings": {"a": 0.12345679}}]
+    assert settings_columns(near) == {"a": ["0.123457", "0.123457"]}
     absent[0]["usual"] = set()
     assert settings_columns(absent) == {"a": ["1", ""]}
 
