@@ -7,10 +7,12 @@ import tiny
 
 from lm_jax.commands.completion import completion_command
 from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.lecture import lecture
 from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake
 from lm_jax.commands.parser import parse
 from lm_jax.commands.probe import probe
+from lm_jax.commands.report import report
 from lm_jax.commands.sample import sample
 from lm_jax.commands.score import score
 from lm_jax.commands.sweep import sweep_command
@@ -381,6 +383,8 @@ COMMAND = {
     "score": score,
     "sample": sample,
     "probe": probe,
+    "report": report,
+    "lecture": lecture,
     "verify": verify_command(Config()),
     "list": list_experiments,
     "compare": compare,
