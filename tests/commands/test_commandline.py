@@ -384,10 +384,10 @@ COMMAND = {
     "sample": sample,
     "probe": probe,
     "report": report,
-    "lecture": lecture,
     "verify": verify_command(Config()),
     "list": list_experiments,
     "compare": compare,
+    "lecture": lecture,
     "completion": completion_command({}),
 }
 
