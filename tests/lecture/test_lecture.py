@@ -63,12 +63,14 @@ def test_backpropagation_by_hand_is_autodiff(found):
     assert all(difference < tolerance for *_, difference, tolerance in rows)
 
 
+@pytest.mark.slow
 def test_gradients_follow_the_largest_eigenvalue_and_tanh_bends_them_down(found):
     for _, log_radius, linear, bent in table(found("eigenvalue")).rows:
         assert linear == pytest.approx(log_radius, abs=5e-3)
         assert bent < linear
 
 
+@pytest.mark.slow
 def test_the_first_state_has_less_effect_on_the_last_loss_than_the_last_state(found):
     elman, lstm = curves(found("distance"))
     assert elman.shape == lstm.shape == (through_time.FAR,)
