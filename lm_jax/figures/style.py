@@ -2,7 +2,7 @@
 
 A figure is drawn for a width in pixels. A page draws each figure twice, for a wide screen and for
 a phone, and replaces each colour by a CSS variable, so that the page's theme colours the figure
-(`Figure.themed`). The colours can be told apart by colour-blind readers (after Okabe and Ito,
+(`themed`). The colours can be told apart by colour-blind readers (after Okabe and Ito,
 2008).
 """
 
@@ -92,22 +92,22 @@ class Figure(matplotlib.figure.Figure):
             self.savefig(text, format="svg", metadata={"Date": None}, dpi=144)
         return text.getvalue()
 
-    def themed(self) -> str:
-        """The figure as an SVG element for a page, with CSS variables in place of colours."""
-        svg = self.svg()
-        svg = svg[svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r' id="[A-Za-z]+2?d?_\d+"', "", svg)  # names of Matplotlib's own groups
-        svg = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
-        svg = re.sub(r'(<svg[^>]*? width="[^"]*)pt"', r'\1"', svg, count=1)
-        svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-        for name, colour in COLOURS.items():
-            svg = svg.replace(colour, f"var(--{name}, {colour})")
-        return svg
-
     def _repr_svg_(self) -> str:
         return self.svg()
+
+
+def themed(svg: str) -> str:
+    """The text of a figure's SVG file as an element for a page, with CSS variables for colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z]+2?d?_\d+"', "", svg)  # names of Matplotlib's own groups
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*? width="[^"]*)pt"', r'\1"', svg, count=1)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
+    return svg
 
 
 class Curve(NamedTuple):

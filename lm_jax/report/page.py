@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure
+from lm_jax.figures.style import COLOURS, NARROW, WIDE, Figure, themed
 from lm_jax.files import Row, make_folder, refuse_links, write_whole
 from lm_jax.settings import UserError
 
@@ -208,11 +208,12 @@ def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: st
     place = path.parent / folder
     refuse_links(place)
     make_folder(place)
-    write_whole(place / f"{part.name}.svg", wide.svg())
+    svg = wide.svg()
+    write_whole(place / f"{part.name}.svg", svg)
     file = f"{path.resolve().parent.name}-{part.name}.svg"
     return (
         f'<figure role="img" aria-label="{escape(part.label)}">'
-        f'<div class="wide">{wide.themed()}</div><div class="narrow">{narrow.themed()}</div>'
+        f'<div class="wide">{themed(svg)}</div><div class="narrow">{themed(narrow.svg())}</div>'
         f'<button type="button" data-file="{escape(file)}">save as SVG</button></figure>'
     )
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_jax import figures
-from lm_jax.figures.style import COLOURS, plain, spread
+from lm_jax.figures.style import COLOURS, plain, spread, themed
 from lm_jax.figures.sweeps import robust_norm
 
 STEPS, NORMS = np.arange(1, 7) * 10, 0.5 ** np.arange(6)
@@ -42,7 +42,7 @@ DRAWN = {
 def test_a_figure_is_drawn_from_plain_arrays_and_saved(name, tmp_path):
     for width in (figures.WIDE, figures.NARROW):
         figure = getattr(figures, name)(*DRAWN[name], width=width)
-        svg = figure.themed()
+        svg = themed(figure.svg())
         assert svg.startswith("<svg")
         assert "var(--grey, #666666)" in svg
         # Every colour of the style is a variable: none is left outside `var`.
