@@ -6,9 +6,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.colours import robust_norm
 from lm_jax.figures.style import (
     BLUE,
     GREY,
@@ -84,30 +85,6 @@ def heat_map(
             across + 0.5, down + 0.5, said, ha="center", va="center", color=colour, fontsize=size
         )
     return figure
-
-
-def robust_norm(numbers: np.ndarray, *, log: bool, worst: float | None = None) -> Normalize:
-    """The range of the colours: the values without outliers.
-
-    Args:
-      numbers: any shape; NaN is left out.
-      log: take the quartiles of the logarithms.
-      worst: an upper end of the range.
-    """
-    seen = numbers[np.isfinite(numbers)]
-    if worst is not None and (seen < worst).any():
-        seen = np.minimum(seen, worst)
-    if not len(seen):
-        return Normalize(0, 1)
-    heights = np.log(seen) if log else seen
-    low, high = np.quantile(heights, [0.25, 0.75])
-    reach = 2 * (high - low) or max(abs(float(low)) * 0.1, 1e-9)
-    low, high = max(float(heights.min()), low - reach), min(float(heights.max()), high + reach)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    if log:
-        return LogNorm(math.exp(low), math.exp(high), clip=True)
-    return Normalize(low, high, clip=True)
 
 
 @styled

@@ -1,12 +1,12 @@
-"""Figures of a gradient's travel through time: lags, truncation, eigenvalues, exponents, credit."""
+"""Figures of a gradient's travel through time: lags, truncation, eigenvalues, exponents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.colours import colour_bar, log_norm
 from lm_jax.figures.style import (
     BLUE,
     GREY,
@@ -20,11 +20,8 @@ from lm_jax.figures.style import (
     add_curves,
     canvas,
     curves,
-    length_of,
-    log_ticks,
     room_below,
     styled,
-    visible,
 )
 
 
@@ -134,12 +131,12 @@ def over_training_by_lag(
         edges(steps),
         np.arange(norms.shape[1] + 1) - 0.5,
         norms.T,
-        norm=_log_norm(norms),
+        norm=log_norm(norms),
         cmap=MAP,
         rasterized=True,
     )
     axes.grid(False)
-    _bar(figure, image, what, width)
+    colour_bar(figure, image, what, width)
     return figure
 
 
@@ -149,29 +146,6 @@ def edges(places: np.ndarray) -> np.ndarray:
         return places[0] + np.array([-0.5, 0.5])
     between = (places[1:] + places[:-1]) / 2
     return np.concatenate([[2 * places[0] - between[0]], between, [2 * places[-1] - between[-1]]])
-
-
-def _log_norm(values: np.ndarray, decades: float = 8.0) -> LogNorm:
-    """Logarithmic colours for the positive values, over the highest decades only."""
-    seen = values[np.isfinite(values) & (values > 0)]
-    if not len(seen):
-        return LogNorm(0.1, 1)
-    high = float(seen.max())
-    return LogNorm(max(float(seen.min()), high / 10**decades) * (1 - 1e-9), high, clip=True)
-
-
-def _bar(figure: Figure, image, words: str, width: int) -> None:
-    """Add the scale of the colours, under the figure."""
-    axes = figure.axes[0]
-    below = room_below(axes, 56)
-    height = figure.get_size_inches()[1] * 72
-    at = axes.get_position()
-    share = 0.6 if width > 500 else 1.0
-    scale = figure.add_axes((at.x0, (below - 64) / height, at.width * share, 8 / height))
-    bar = figure.colorbar(image, cax=scale, orientation="horizontal")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    scale.set_xlabel(words)
-    log_ticks(scale.xaxis)
 
 
 @styled
@@ -219,68 +193,6 @@ def lyapunov_convergence(exponents: ArrayLike, *, width: int = WIDE) -> Figure:
 
 def _small(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
-@styled
-def local_exponents(
-    exponents: ArrayLike, words: Sequence[str] | None = None, *, width: int = WIDE
-) -> Figure:
-    """Draw the largest Lyapunov exponent of each window of a text.
-
-    Args:
-      exponents: [N], in nats a step.
-      words: [N], the tokens of each window; written under the axis where there is room.
-      width: pixels.
-    """
-    found = np.asarray(exponents, dtype=float)
-    figure, axes = canvas(width, x="window of the text", y="nats a step")
-    axes.bar(np.arange(len(found)), found, color=[RED if value > 0 else BLUE for value in found])
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.margins(x=0.01)
-    if words is not None and len(words) * 14 <= width:
-        axes.set_xticks(np.arange(len(found)), list(words), rotation=90)
-        axes.tick_params(axis="x", labelsize=11)
-        room_below(axes, length_of("m" * max(map(len, words))) - 12)
-    return figure
-
-
-@styled
-def credit_map(
-    credit: ArrayLike, read: Sequence[str], said: Sequence[str], *, width: int = WIDE
-) -> Figure:
-    """Draw how much the loss of each word to be said depends on each word read before it.
-
-    Args:
-      credit: [R, S], ‖∂J_t/∂h_k‖, a row for each word to be said; zero or NaN cells stay empty.
-      read: [S], the words read.
-      said: [R], the words to be said.
-      width: pixels.
-    """
-    values = np.asarray(credit, dtype=float)
-    rows, columns = values.shape
-    cell = (width - 60) / max(columns, 1)
-    small = min(11.0, 0.85 * cell)
-    left = 24 + int(small * 0.6 * max(map(len, said), default=0))
-    height = int((width - left - 16) * rows / max(columns, 1)) + 76
-    figure, axes = canvas(width, height, x="read", y="to be said", left=left)
-    image = axes.pcolormesh(
-        np.ma.masked_where(~(values > 0), values),
-        norm=_log_norm(values),
-        cmap=MAP,
-        rasterized=True,
-    )
-    axes.set_xticks(np.arange(columns) + 0.5, [visible(word) for word in read])
-    axes.set_yticks(np.arange(rows) + 0.5, [visible(word) for word in said])
-    longest = max(map(len, read), default=0)
-    turned = longest > 1
-    if turned:
-        room_below(axes, small * 0.6 * longest - 8)
-    axes.tick_params(axis="x", labelsize=small, rotation=90 if turned else 0)
-    axes.tick_params(axis="y", labelsize=small)
-    axes.invert_yaxis()
-    axes.grid(False)
-    _bar(figure, image, "‖∂J_t/∂h_k‖, nats per unit of the state", width)
-    return figure
 
 
 @styled

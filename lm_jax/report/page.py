@@ -221,13 +221,22 @@ def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: st
 def _table(table: Table) -> str:
     head = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in table.head)
     rows = "\n".join(
-        f'<tr class="{"best" if place == table.best else ""}">'
-        + "".join(f'<td data-value="{_value(cell)}">{escape(number(cell))}</td>' for cell in row)
-        + "</tr>"
+        f'<tr class="{"best" if place == table.best else ""}">{"".join(map(_cell, row))}</tr>'
         for place, row in enumerate(table.rows)
     )
     table_ = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-    return f'<div class="scroll">{table_}</div>'
+    return f'<div class="scroll" style="--characters: {_characters(table)}">{table_}</div>'
+
+
+def _cell(cell: Any) -> str:
+    text = ' class="text"' if isinstance(cell, str) else ""
+    return f'<td{text} data-value="{_value(cell)}">{escape(number(cell))}</td>'
+
+
+def _characters(table: Table) -> int:
+    """The least width of a table in characters: the longest words, the numbers and the gaps."""
+    columns = zip(table.head, *table.rows, strict=True)
+    return sum(2 + max(map(len, " ".join(map(number, column)).split())) for column in columns)
 
 
 def _value(cell: Any) -> str:

@@ -215,8 +215,8 @@ def _credit(credit: Row, name: str) -> Section:
                 functools.partial(
                     figures.credit_map,
                     numbers([row for row, _ in asked]),
-                    credit["words"],
-                    [word for _, word in asked],
+                    _line_ends(credit["words"]),
+                    _line_ends([word for _, word in asked]),
                 ),
                 f"Credit of each token read for each token to be said; {said}",
             )
@@ -225,6 +225,11 @@ def _credit(credit: Row, name: str) -> Section:
         "‖∂J_t/∂h_k‖: how much the loss at t would change with the state after reading the token "
         "at k. ␣ is a space, ↲ the end of a line.",
     )
+
+
+def _line_ends(words: Sequence[str]) -> list[str]:
+    """The words with ends of lines for `\\n`, as probe.json writes these."""
+    return [word.replace("\\n", "\n") for word in words]
 
 
 def horizons_in_steps(horizons: Mapping[str, float | None]) -> str:

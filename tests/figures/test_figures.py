@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_jax import figures
+from lm_jax.figures.colours import robust_norm
 from lm_jax.figures.style import COLOURS, plain, spread, themed
-from lm_jax.figures.sweeps import robust_norm
 
 STEPS, NORMS = np.arange(1, 7) * 10, 0.5 ** np.arange(6)
 NAN = float("nan")
@@ -149,3 +149,31 @@ def test_a_dollar_is_a_dollar_and_a_long_name_fits():
     svg = figures.runs({"x" * 200: ([1, 2], [1.0, 2.0]), "$x_^$": ([1, 2], [2, 3])}, "$5").svg()
     assert "$x_^$" in svg
     assert "$5" in svg
+
+
+def test_a_phone_s_credit_map_has_every_token_in_readable_letters():
+    """Sixty tokens do not fit beside each other: the map is cut into parts, and no cell is lost."""
+    read, said = [f"{k}" for k in range(60)], [f"{k}" for k in range(1, 61)]
+    shown = figures.credit_map(np.tril(np.ones((60, 60))), read, said, width=figures.NARROW)
+    *parts, _ = shown.axes
+    assert len(parts) > 1
+    named = [tick for axes in parts for tick in axes.get_xticklabels()]
+    assert [tick.get_text() for tick in named] == read
+    assert [tick.get_text() for tick in parts[-1].get_yticklabels()][-1] == said[-1]
+    named += [tick for axes in parts for tick in axes.get_yticklabels()]
+    assert min(tick.get_fontsize() for tick in named) > 8
+    cells = [np.ma.count(axes.collections[0].get_array()) for axes in parts]
+    assert sum(cells) == 60 * 61 / 2
+    heights = [axes.get_window_extent().height for axes in parts]
+    rows = [len(axes.get_yticks()) for axes in parts]
+    np.testing.assert_allclose(np.divide(heights, rows), heights[0] / rows[0])  # one scale
+    assert len(figures.credit_map(np.ones((60, 60)), read, said).axes) == 2
+
+
+def test_a_phone_shows_the_words_of_every_window():
+    words = [f"window {k}" for k in range(40)]
+    axes = figures.local_exponents(np.linspace(-1, 1, 40), words, width=figures.NARROW).axes[0]
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == words
+    assert {label.get_fontsize() for label in labels} == {11}
+    assert axes.get_window_extent().width > figures.NARROW / 2

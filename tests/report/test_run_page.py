@@ -277,25 +277,32 @@ def browser(page, tmp_path, *more):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
-def test_a_browser_draws_the_page_and_sorts_its_tables(tmp_path):
+def test_a_browser_draws_the_page_sorts_its_tables_and_prints_all_columns(tmp_path):
     table = Table(("trial", "loss"), [("a", 10.0), ("b", 9.0), ("c", None), ("d", -1.0)], 1)
     drawing = Drawing("lags", lambda width: figures.lag_norms(0.5 ** np.arange(9), width=width), "")
-    parts = [table, drawing, Surprise(["a", "\n"], [1.0, 9.0])]
+    wide = Table([f"first setting {k}" for k in range(20)], [(1234.5, "diverged at 9,999") * 10])
+    parts = [table, drawing, Surprise(["a", "\n"], [1.0, 9.0]), wide]
     page = write_page(tmp_path / "page.html", "T", "lead", [Section("S", "found", parts)])
     script = (
         "<script>const b = document.querySelectorAll('th button')[1]; b.click();"
-        "const read = () => [...document.querySelectorAll('tbody tr')]"
+        "const read = () => [...document.querySelector('tbody').rows]"
         ".map(row => row.cells[0].textContent).join('');"
         "const up = read(); b.click(); const seen = getComputedStyle(document.querySelector("
         "'.narrow')).display + getComputedStyle(document.querySelector('.wide')).display;"
         "const box = document.querySelector('.wide svg').getBoundingClientRect();"
         "document.title = [up, read(), seen, document.documentElement.scrollWidth <= innerWidth,"
-        "box.width > 0].join(' ');</script></body>"
+        "box.width > 0].join(' ');"
+        # The wide table scrolls on the screen, and is whole on paper of 18 cm.
+        "const style = document.querySelector('style'), room = document.querySelectorAll('.scroll')"
+        "[1], whole = () => room.scrollWidth <= room.clientWidth, screen = whole();"
+        "style.textContent = style.textContent.replace('@media print', '@media all');"
+        "document.body.style.width = '18cm'; document.title += ` ${screen} ${whole()}`;"
+        "</script></body>"
     )
     page.write_text(page.read_text().replace("</body>", script))
     dom, complaints = browser(page, tmp_path, "--window-size=1200,900")
     title = html.unescape(re.search("<title>(.*?)</title>", dom)[1])
-    assert title == "dbac abdc noneblock true true"
+    assert title == "dbac abdc noneblock true true false true"
     assert complaints == []
 
 
