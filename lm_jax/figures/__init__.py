@@ -25,6 +25,7 @@ from lm_jax.figures.training import (
 from lm_jax.figures.travel import (
     by_lag,
     eigenvalues,
+    eigenvalues_over_training,
     gradient_by_lag,
     lag_norms,
     lyapunov_convergence,
@@ -40,6 +41,7 @@ __all__ = [
     "by_lag",
     "credit_map",
     "eigenvalues",
+    "eigenvalues_over_training",
     "estimator_cosines",
     "exposure",
     "gradient_by_lag",

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import pairs
 from lm_jax.figures.style import (
     INK,
     WIDE,
@@ -39,10 +40,11 @@ def lines(
       level: dotted horizontal lines by name.
       width: pixels.
     """
+    given = pairs(rows, "rows")
     figure, axes = canvas(width, x=x, y=y)
     drawn = [
         Curve(name, numbers, places, INK, "", "o") if name in dots else Curve(name, numbers, places)
-        for name, (places, numbers) in rows.items()
+        for name, (places, numbers) in given.items()
     ]
     add_curves(axes, drawn, log_y=log_y, level=level, width=width)
     if log_x:

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import numbers, words_of
 from lm_jax.figures.colours import colour_bar, log_norm
 from lm_jax.figures.style import (
     BLUE,
@@ -43,7 +45,12 @@ def next_token(
       count: number of bars.
       width: pixels.
     """
-    p = np.asarray(probabilities, dtype=float)
+    p = numbers(probabilities, "probabilities")
+    tokens = words_of(tokens, "tokens", len(p), "probabilities")
+    if not 0 <= target < len(p):
+        raise ValueError(f"target={target} is no number of a token, 0 to {len(p) - 1}")
+    if count < 1:
+        raise ValueError(f"count={count} must be 1 or more")
     order: list[int] = np.argsort(-p, kind="stable")[:count].tolist()
     if target not in order:
         order[-1] = target
@@ -52,7 +59,8 @@ def next_token(
         np.arange(len(order)), p[order], color=[RED if k == target else BLUE for k in order]
     )
     for bar, token in zip(bars, order, strict=True):
-        if width > 500 or token == target:  # on a phone the numbers would run into each other
+        # On a phone the numbers would run into each other.
+        if math.isfinite(p[token]) and (width > 500 or token == target):
             axes.annotate(
                 plain(float(f"{p[token]:.2g}")),
                 (bar.get_x() + bar.get_width() / 2, bar.get_height()),
@@ -78,7 +86,8 @@ def local_exponents(
       words: [N], the tokens of each window; written under the axis where there is room.
       width: pixels.
     """
-    found = np.asarray(exponents, dtype=float)
+    found = numbers(exponents, "exponents")
+    words = None if words is None else words_of(words, "words", len(found), "exponents")
     colours = [RED if value > 0 else BLUE for value in found]
     if words is not None and width <= 500:
         return _bars_across(found, words, colours, width)
@@ -89,7 +98,7 @@ def local_exponents(
     if words is not None and len(words) * 14 <= width:
         axes.set_xticks(np.arange(len(found)), list(words), rotation=90)
         axes.tick_params(axis="x", labelsize=11)
-        room_below(axes, length_of("m" * max(map(len, words), default=0)) - 12)
+        room_below(axes, length_of("m" * max(map(len, words))) - 12)
     return figure
 
 
@@ -97,7 +106,7 @@ def _bars_across(
     found: np.ndarray, words: Sequence[str], colours: Sequence[str], width: int
 ) -> Figure:
     """Horizontal bars from top to bottom, each with its words to the left."""
-    left = 12 + int(0.6 * 11 * max(map(len, words), default=0))
+    left = 12 + int(0.6 * 11 * max(map(len, words)))
     figure, axes = canvas(
         width, 90 + 15 * len(found), x="nats a step", y="window of the text", left=left, whole=False
     )
@@ -124,9 +133,10 @@ def credit_map(
       said: [R], the words to be said.
       width: pixels.
     """
-    values = np.asarray(credit, dtype=float)
-    columns = values.shape[1]
-    left = 24 + int(0.6 * 11 * max(map(len, said), default=0))
+    values = numbers(credit, "credit", axes=2)
+    rows, columns = values.shape
+    read, said = words_of(read, "read", columns, "credit"), words_of(said, "said", rows, "credit")
+    left = 24 + int(0.6 * 11 * max(map(len, said)))
     room = width - left - 16
     parts = math.ceil(columns * LEAST / room)
     each = math.ceil(columns / parts)
@@ -146,7 +156,7 @@ def credit_map(
     for place, (rows, across) in enumerate(shown):
         if place:
             axes = figure.add_subplot(grid[place])
-        image = axes.pcolormesh(
+        axes.pcolormesh(
             np.arange(across.start, across.stop + 1),
             np.arange(rows.start, rows.stop + 1),
             np.ma.masked_where(~(values[rows, across] > 0), values[rows, across]),
@@ -164,7 +174,7 @@ def credit_map(
         axes.grid(False)
     axes.set_xlabel("read")
     room_below(axes, below - 20)
-    colour_bar(figure, image, "‖∂J_t/∂h_k‖, nats per unit of the state", width)
+    colour_bar(figure, ScalarMappable(norm, MAP), "‖∂J_t/∂h_k‖, nats per unit of the state", width)
     return figure
 
 

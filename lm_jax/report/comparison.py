@@ -7,9 +7,8 @@ from pathlib import Path
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Section, Table, write_page
-from lm_jax.report.reach_sections import column, numbers
 from lm_jax.report.run_table import row_of, settings_columns
-from lm_jax.report.study import within
+from lm_jax.report.study import column, numbers, within
 from lm_jax.settings import UserError
 from lm_jax.training.directory import read_vocabulary
 from lm_jax.training.journal import read_rows

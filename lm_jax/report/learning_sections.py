@@ -11,7 +11,7 @@ from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
-from lm_jax.report.reach_sections import column, numbers
+from lm_jax.report.study import column, numbers
 
 FEW = 3  # records that a curve needs
 SAMPLES = 4  # texts shown of those that the model wrote during training

@@ -1,5 +1,6 @@
 """The file of a study of a run's gradient, probe.json; the run's page draws the study."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,13 @@ def spike_in_words(spike: Row) -> str:
 def within(share: str) -> str:
     """The distance to the full gradient that is left for a share: «within 10 %»."""
     return f"within {100 * (1 - float(share)):.3g} %"
+
+
+def numbers(values: Any) -> np.ndarray:
+    """An array from JSON, in which null is a number that was not finite."""
+    return np.array(values, dtype=object).astype(float)
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """A number of all rows; NaN where it was not finite."""
+    return numbers([row[name] for row in rows])

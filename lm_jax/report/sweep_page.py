@@ -18,8 +18,8 @@ from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.measures import MeanOfTrials, Measure, at, cell, measures, varied
 from lm_jax.report.page import FILE, Drawing, Section, Table, write_page
-from lm_jax.report.reach_sections import column
 from lm_jax.report.run_page import about
+from lm_jax.report.study import column
 from lm_jax.settings import UserError
 from lm_jax.sweeps.results import folded, ranked, read_results
 from lm_jax.training.directory import read_config, read_vocabulary

@@ -41,6 +41,7 @@ from lm_jax.report.study import as_plain, write_study
 from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import UserError
 from lm_jax.training import step
+from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.trainer import pipeline_of
 from lm_jax.trees import norm
 
@@ -228,6 +229,17 @@ def test_predictions_from_the_weights_are_of_an_ungated_layer_s(run, found):
     np.testing.assert_allclose(guesses.slope_norm, np.linalg.norm(W, 2) ** np.arange(5), rtol=1e-4)
     (spectra,) = found.reach.dynamics.spectra.values()
     np.testing.assert_allclose(spectra.blocks[0].radius, radius, rtol=1e-9)
+
+
+def test_eigenvalues_through_training_are_of_the_start_the_checkpoints_and_the_study(run, found):
+    dynamics = found.reach.dynamics
+    steps = {0, *steps_saved(run.run_dir), found.parameters_step}
+    assert {*dynamics.eigenvalues} == steps
+    (own,) = dynamics.eigenvalues[found.parameters_step]["layers.0.W_hh"]
+    np.testing.assert_array_equal(own, dynamics.spectra["layers.0.W_hh"].blocks[0].eigenvalues)
+    (first,) = dynamics.eigenvalues[0]["layers.0.W_hh"]
+    W = state_at(run, 0, text=tiny.TEXT).params["layers"][0]["W_hh"]
+    np.testing.assert_allclose(np.abs(first).max(), np.abs(np.linalg.eigvals(W)).max(), rtol=1e-6)
 
 
 @pytest.mark.slow

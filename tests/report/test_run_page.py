@@ -144,7 +144,14 @@ def test_the_blocks_of_a_gated_cell_have_the_names_of_its_gates():
     block = {"eigenvalues": [[0.0, 2.0]], "radius": 2.0, "norm": 2.0}
     spectra = {"layers.0.W_hh": {"blocks": [block] * 4}}
     dynamics = {"spectra": spectra, "convergence": [[0.1]] * 2, "windows": [0.1], "text": ["a"]}
+    moments = {"0": [[[1.0, 0.0]]] * 4, "9": [[[0.0, 2.0]]] * 4}
+    dynamics["eigenvalues"] = {step: {"layers.0.W_hh": own} for step, own in moments.items()}
     section = reach_sections({"dynamics": dynamics}, "lstm", "probe")[0]
+    drawn = [part for part in section.parts if isinstance(part, Drawing)]
+    through = drawn[1].draw(width=720)
+    assert [axes.get_title() for axes in through.axes][3] == "layers.0.W_hh, output gate"
+    _, first, last = (line.get_xydata().tolist() for line in through.axes[0].lines)
+    assert (first, last) == ([[1, 0]], [[0, 2]])
     assert section.finding.startswith("4 of 4 eigenvalues lie outside the unit circle")
     table = next(part for part in section.parts if isinstance(part, Table))
     names = [row[0].removeprefix("layers.0.W_hh, ") for row in table.rows]
