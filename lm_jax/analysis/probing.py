@@ -111,7 +111,7 @@ def probe(
     for name in asked if drawn else ():
         if asked[name] is not None:
             raise UserError(
-                f"{name} is of a text, and {run.run_dir} was trained on sequences that are drawn, "
+                f"{name} is of a text, and {run.path} was trained on sequences that are drawn, "
                 f"of {run.config.data.steps} steps"
             )
     parts = _parts(only, drawn)
@@ -123,7 +123,7 @@ def probe(
         at = run.step if step is None else step
     work, rows = at_work(run, text)
     if not 0 <= at <= run.step:
-        raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.run_dir}")
+        raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.path}")
     state = replayed(work, work.restored(at), rows, at)
     params = run.params if step is None else state.params
     far, near, seen = Reach(), Updates(), None

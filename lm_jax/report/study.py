@@ -27,7 +27,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     for name in ("reach", "updates"):
         asked = {part: found for part, found in numbers.pop(name).items() if found is not None}
         numbers |= {name: asked} if asked else {}
-    path = run.run_dir / f"{stem}.json"
+    path = run.path / f"{stem}.json"
     write_json(path, numbers, indent=1)
     return path
 

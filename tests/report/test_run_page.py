@@ -43,9 +43,9 @@ def run(tmp_path_factory):
 
 
 def test_the_page_holds_what_was_run_and_found(run):
-    write_about(run.run_dir, command="run.py train mine", claim="It learns <fast>.")
-    write_about(run.run_dir, command="another", claim="of a resumed run")
-    page = write_run(run.run_dir, run, sample_of(run, 20)).read_text(encoding="utf-8")
+    write_about(run.path, command="run.py train mine", claim="It learns <fast>.")
+    write_about(run.path, command="another", claim="of a resumed run")
+    page = write_run(run.path, run, sample_of(run, 20)).read_text(encoding="utf-8")
     for said in (
         "It learns &lt;fast&gt;.",
         "run.py train mine",
@@ -59,13 +59,13 @@ def test_the_page_holds_what_was_run_and_found(run):
         "The model wrote 3 samples",
     ):
         assert said in page, said
-    assert (run.run_dir / "figures" / "loss.svg").exists()
+    assert (run.path / "figures" / "loss.svg").exists()
     assert len(page) < 3e6
 
 
 def test_a_run_says_in_short_what_it_is(run):
     said = repr(run)
-    assert said.startswith(f"<Run {run.run_dir}: elman network, ")
+    assert said.startswith(f"<Run {run.path}: elman network, ")
     assert "finished at step 6, validation loss" in said
     assert "<li>finished at step 6</li>" in run._repr_html_()
 
@@ -178,11 +178,11 @@ def test_a_damaged_about_is_left_out(tmp_path):
 def test_runs_are_compared_on_the_same_axes(run, tmp_path):
     config = tiny.config(train={"steps": 4, "log_every": 1, "validate_every": 2})
     other = lm_jax.train(config, tmp_path / "other", text=tiny.TEXT)
-    page = write_comparison([run.run_dir, other.run_dir], tmp_path / "page.html").read_text()
+    page = write_comparison([run.path, other.path], tmp_path / "page.html").read_text()
     for said in ("The runs differ in", "other", "Validation loss", "Training loss"):
         assert said in page
     with pytest.raises(UserError, match="given twice"):
-        write_comparison([run.run_dir, run.run_dir], tmp_path / "page.html")
+        write_comparison([run.path, run.path], tmp_path / "page.html")
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
@@ -225,11 +225,11 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest_of_the_page(tmp_path):
 
 def test_a_damaged_study_is_named_and_the_rest_is_there(run):
     for k, text in enumerate(["{}", "{", '{"reach": []}', "[]"]):
-        (run.run_dir / f"probe-{k}.json").write_text(text)
-    page = write_run(run.run_dir).read_text()
+        (run.path / f"probe-{k}.json").write_text(text)
+    page = write_run(run.path).read_text()
     for k in range(4):
         assert f"probe-{k}.json is damaged or of another version" in page
-        (run.run_dir / f"probe-{k}.json").unlink()
+        (run.path / f"probe-{k}.json").unlink()
     assert "Does the model learn?" in page
 
 
@@ -258,7 +258,7 @@ def test_a_task_of_numbers_and_a_loss_beyond_all_bounds_have_a_page():
 def test_losses_of_other_texts_are_not_compared(run, tmp_path):
     config = tiny.config(train={"steps": 4, "log_every": 1, "validate_every": 2})
     other = lm_jax.train(config, tmp_path / "other", text="another text\n" * 50)
-    page = write_comparison([run.run_dir, other.run_dir], tmp_path / "page.html").read_text()
+    page = write_comparison([run.path, other.path], tmp_path / "page.html").read_text()
     assert "losses cannot be compared" in page
     assert "Validation loss" not in page
     assert not (tmp_path / "figures").exists()
@@ -314,7 +314,7 @@ def test_a_browser_draws_the_page_sorts_its_tables_and_prints_all_columns(tmp_pa
 
 
 def test_the_model_writes_at_each_validation_what_it_would_say_then(run):
-    judged = [row for row in tiny.rows_of(run.run_dir) if row["kind"] == "evaluation"]
+    judged = [row for row in tiny.rows_of(run.path) if row["kind"] == "evaluation"]
     assert [row["step"] for row in judged] == [2, 4, 6]
     last = generation.sample(run.model, run.params, run.vocabulary, length=9, seed=run.config.seed)
     assert judged[-1]["sample"] == last
