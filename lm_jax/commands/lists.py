@@ -37,8 +37,7 @@ def compare(run_dirs: RunDirs) -> int:
         raise UserError("compare needs a run directory, or several")
     for path in run_dirs:
         if (path / RESULTS).exists():
-            raise UserError(
-                f"{path} is a sweep: compare its trials, {path / 'trials'}/*, or report it"
-            )
+            trials = path / "trials"
+            raise UserError(f"{path} is a sweep: compare its trials, {trials}/*, or report it")
     show_runs(run_dirs)
     return 0

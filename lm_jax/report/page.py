@@ -2,7 +2,7 @@
 
 A page follows the reader's light or dark theme, fits a phone and prints. Each figure is drawn for a
 wide and for a narrow screen (`lm_jax.figures`), and is also a file, figures/NAME.svg, beside the
-page.
+page; the file follows the theme, too.
 """
 
 import math
@@ -209,13 +209,25 @@ def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: st
     refuse_links(place)
     make_folder(place)
     svg = wide.svg()
-    write_whole(place / f"{part.name}.svg", svg)
+    write_whole(place / f"{part.name}.svg", with_dark_colours(svg))
     file = f"{path.resolve().parent.name}-{part.name}.svg"
     return (
         f'<figure role="img" aria-label="{escape(part.label)}">'
         f'<div class="wide">{themed(svg)}</div><div class="narrow">{themed(narrow.svg())}</div>'
         f'<button type="button" data-file="{escape(file)}">save as SVG</button></figure>'
     )
+
+
+def with_dark_colours(svg: str) -> str:
+    """An SVG file that a page shows in dark colours if the reader's theme is dark."""
+    rules = "".join(
+        f'[style*="{what}: {colour}"] {{ {what}: {DARK[name]} !important }}\n'
+        for what in ("fill", "stroke")
+        for name, colour in COLOURS.items()
+    )
+    style = f"<style>\n@media (prefers-color-scheme: dark) {{\n{rules}}}\n</style>"
+    end = svg.index(">", svg.index("<svg")) + 1
+    return f"{svg[:end]}\n{style}{svg[end:]}"
 
 
 def _table(table: Table) -> str:
