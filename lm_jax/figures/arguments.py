@@ -57,7 +57,7 @@ def alike(**arrays: Any) -> None:
             raise ValueError(f"{name} has the length {other}, {first} the length {one}")
 
 
-def named(values: Any, name: str) -> dict[str, Any]:
+def named(values: Any, name: str) -> dict[Any, Any]:
     """A dict with at least one entry.
 
     Raises:

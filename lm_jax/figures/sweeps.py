@@ -62,8 +62,8 @@ def heat_map(
     """
     found = numbers(values, "values", axes=2)
     found = np.where((found > 0) | (not log), found, np.nan)
-    rows = words_of(rows, "rows", len(found), "values")
-    columns = words_of(columns, "columns", found.shape[1], "values")
+    rows = list(map(str, words_of(rows, "rows", len(found), "values")))
+    columns = list(map(str, words_of(columns, "columns", found.shape[1], "values")))
     if words is not None:
         lines = words_of(words, "words", len(rows), "rows")
         words = [words_of(line, "words", len(columns), "columns") for line in lines]
