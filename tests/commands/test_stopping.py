@@ -137,7 +137,7 @@ def test_a_reader_that_closes_the_pipe_stops_the_run(folder, capsys, monkeypatch
     monkeypatch.setattr(lines, "print_json", closed)
     monkeypatch.setattr(lines, "silence", lambda: None)
     status, said = stopped(capsys, "train", "lab.py", "--run-dir", "r", "--json")
-    assert (status, said[0]) == (143, "stopped and saved: r holds step 3")
+    assert (status, said[0]) == (143, "stopped and saved: r holds step 1")  # the first row
     assert said[1] == "to go on: python run.py train lab.py --run-dir r --json"
 
 
