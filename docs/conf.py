@@ -19,13 +19,17 @@ version = release
 copyright = "2026, the lm_jax authors, under the Apache License 2.0"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "reference",
 ]
 exclude_patterns = ["_build"]
+nb_execution_mode = "cache"  # a notebook runs again if its cells have changed
+nb_execution_in_temp = True
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 highlight_language = "none"  # of a block that names none: commands, output, formulas

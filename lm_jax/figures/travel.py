@@ -186,8 +186,9 @@ def eigenvalues(blocks: Mapping[str, ArrayLike], *, width: int = WIDE) -> Figure
     for (name, places), colour in zip(given.items(), SERIES * len(given), strict=False):
         _add_eigenvalues(axes, places, colour, name)
     if len(given) > 1:
-        room_below(axes, 17 * ((len(given) + 1) // 2) + 6)
-        figure.legend(loc="lower left", labelcolor="linecolor", ncols=2, handlelength=0.8)
+        columns = 2 if width > 500 else 1
+        room_below(axes, 17 * math.ceil(len(given) / columns) + 6)
+        figure.legend(loc="lower left", labelcolor="linecolor", ncols=columns, handlelength=0.8)
     return figure
 
 

@@ -241,7 +241,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell: Any) -> str:
-    text = ' class="text"' if isinstance(cell, str) else ""
+    text = ' class="text"' if isinstance(cell, str) and " " in cell else ""
     return f'<td{text} data-value="{_value(cell)}">{escape(number(cell))}</td>'
 
 

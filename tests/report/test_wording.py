@@ -14,5 +14,5 @@ def test_a_value_has_the_same_words_everywhere(value, said):
 
 def test_a_path_is_as_short_as_tells_it_from_the_others():
     paths = ["train.optimizer.kind", "train.schedule.steps", "train.steps", "train.learning_rate"]
-    words = ["optimizer", "schedule steps", "train steps", "learning rate"]
+    words = ["optimizer", "schedule.steps", "train.steps", "learning rate"]
     assert [short(path, paths) for path in paths] == words
