@@ -12,6 +12,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 from lm_jax import __version__ as release  # noqa: E402
+from lm_jax.report.page import with_dark_colours  # noqa: E402
 
 project = "lm_jax"
 author = "The lm_jax authors"
@@ -91,5 +92,14 @@ def read_page(app, page: str, source: list[str]) -> None:
     source[0] = "".join(parts)
 
 
+def darken_figures(app, error: Exception | None) -> None:
+    """Give the figures that a notebook has drawn the dark colours that a run's figures have."""
+    for path in Path(app.outdir, "_images").glob("*.svg"):
+        svg = path.read_text(encoding="utf-8")
+        if "prefers-color-scheme" not in svg:
+            path.write_text(with_dark_colours(svg), encoding="utf-8")
+
+
 def setup(app) -> None:
     app.connect("source-read", read_page)
+    app.connect("build-finished", darken_figures)
