@@ -81,7 +81,7 @@ def sweep_command(
           cores: ray, slurm: cores of each job; 1 if not given.
           lanes: largest number of trials side by side; as many as fit into half of the free memory
             if not given.
-          retries: number of further attempts at a failed trial, alone and in a fresh process.
+          retries: number of further attempts at a failed trial; each alone, in a fresh process.
           halving_first: successive halving (Li et al., 2020): the update of the first rung; at a
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
@@ -93,8 +93,8 @@ def sweep_command(
           quiet: print only the sweep's directory, and errors.
           json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
             name; at the end come the rows of results.jsonl.
-          track: write the rows of each trial's metrics.jsonl elsewhere, too, as `train` does: csv,
-            tensorboard or wandb, or some of these.
+          track: write each trial's rows elsewhere, too; as `train` does, to csv, tensorboard or
+            wandb, or some of these, in the trial's directory.
         """
         either(quiet=quiet, json=json)
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
