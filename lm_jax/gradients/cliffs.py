@@ -147,7 +147,7 @@ def _lanczos(
         basis, q, scale = carry
         basis = basis.at[number].set(q)
         image = product(q)
-        alpha = q @ image
+        alpha = jnp.dot(q, image, precision="highest")
         rest = orthogonal(basis, image)
         beta = trees.norm(rest)
         scale = jnp.maximum(scale, trees.norm(image))

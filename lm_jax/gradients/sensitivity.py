@@ -77,7 +77,10 @@ def sensitivity(
         h, S = state
         immediate, J = jax.jacrev(flat, (0, 1))(leaves, h, x)
         h = flat(leaves, h, x)
-        S = [jnp.tensordot(J, before, 1) + now for before, now in zip(S, immediate, strict=True)]
+        S = [
+            jnp.tensordot(J, before, 1, precision="highest") + now
+            for before, now in zip(S, immediate, strict=True)
+        ]
         S = _spoiled(S, h)
         sizes = {name: norm([S[i] for i in members[name]]) for name in members}
         return (h, S), sizes

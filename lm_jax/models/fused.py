@@ -45,7 +45,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.matmul import Precision, round_weights
+from lm_jax.models.matmul import Precision, round_weights, xla_precision
 
 TILE = 1 << 21  # logits, 8 MiB in float32
 FEWEST, MOST = 64, 1024  # targets of a tile
@@ -158,7 +158,9 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
 
     def matmul(a, c, sides):
         a, c = round_weights(a, precision), round_weights(c, precision)
-        return jax.lax.dot_general(a, c, (sides, ((), ())), preferred_element_type=wide)
+        return jax.lax.dot_general(
+            a, c, (sides, ((), ())), xla_precision(precision), preferred_element_type=wide
+        )
 
     def cut(a, start, axis=0):
         return jax.lax.dynamic_slice_in_dim(a, start, v, axis) if blocks > 1 else a
@@ -267,7 +269,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     if s is not None:
         mean_W, mean_b = jnp.mean(W, axis=axis, dtype=wide), jnp.mean(b, dtype=wide)
         summed_h = jnp.sum(jnp.where(mask[:, None], h, 0), axis=0, dtype=wide)
-        mean_z = jnp.dot(summed_h, mean_W) + mean_b * jnp.sum(mask)
+        mean_z = jnp.dot(summed_h, mean_W, precision="highest") + mean_b * jnp.sum(mask)
         nats -= s * mean_z
     else:
         mean_z = jnp.zeros((), wide)

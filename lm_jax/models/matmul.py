@@ -1,17 +1,24 @@
-"""The product of activations with a weight matrix, in float32 or with factors in bfloat16.
+"""The product of activations with a weight matrix, with factors in float32, tf32 or bfloat16.
 
-With precision float32, x W is JAX's own product (in float64 if the parameters are float64). With
-precision bfloat16, both factors are rounded to 8 significant bits, and multiplied and summed in
-float32, the fastest mode of the matrix units of a GPU or TPU. The type of the result does not
-depend on the precision. Nothing else is rounded: parameters, carries, gates, softmax, sums and
-gradients keep their type.
+With precision float32, x W is a full product on every platform (in float64 if the parameters are
+float64). The two other precisions round the factors of a product, and sum in float32:
+
+    platform      tf32                              bfloat16
+    NVIDIA GPU    10 bits after the binary point    7 bits
+    TPU           about as exact as on a GPU, by    7 bits
+                  three products in bfloat16
+    CPU           not rounded, as float32           forwards rounded to 7 bits, no faster
+
+JAX's own default, which no product here uses, is float32 on a CPU, tf32 on a GPU and bfloat16 on a
+TPU. The type of the result does not depend on the precision. Nothing else is rounded: parameters,
+carries, gates, softmax, sums and gradients keep their type.
 
     x W ≈ bf16(x) bf16(W),   relative error of a term at most 2^-8
     ∂(x W) = ∂x W + x ∂W     each product again in bfloat16 with sums in float32
 
 The second line holds in forward and in reverse mode. The code requests XLA's algorithm
 BF16_BF16_F32 on factors of type float32, because the gradient of a factor of type bfloat16 would be
-summed in bfloat16, too. A CPU, which gains nothing from bfloat16, runs this algorithm in float32.
+summed in bfloat16, too. A CPU runs this algorithm in float32.
 """
 
 from typing import Literal
@@ -20,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
 
@@ -33,26 +40,44 @@ def matmul(
     Args:
       x: activations.
       W: weights.
-      precision: type to which the factors are rounded.
+      precision: of the factors.
     """
-    return x @ W if precision == "float32" else _rounded_product(x, W)
+    if precision == "bfloat16":
+        return _rounded_product(x, W)
+    return jnp.matmul(x, W, precision=xla_precision(precision))
+
+
+def xla_precision(precision: Precision) -> jax.lax.Precision | None:
+    """What XLA is told about a product; None if the factors have the type bfloat16 already."""
+    of = {"float32": jax.lax.Precision.HIGHEST, "tf32": jax.lax.Precision.HIGH, "bfloat16": None}
+    return of[precision]
 
 
 def round_weights(W: Float[Array, "*shape N"], precision: Precision) -> Float[Array, "*shape N"]:
     """Round the weights for `matmul_in`; a loop calls this once, before the first step."""
-    return W if precision == "float32" else W.astype(jnp.bfloat16)
+    return W.astype(jnp.bfloat16) if precision == "bfloat16" else W
 
 
-def matmul_in(x: Float[Array, "*shape M"], W: Float[Array, "M N"]) -> Float[Array, "*shape N"]:
-    """The product x W in the precision of W, in the type of x; for hand-written gradients."""
-    if x.dtype == W.dtype:
-        return x @ W
-    return jnp.matmul(x.astype(W.dtype), W, preferred_element_type=jnp.float32).astype(x.dtype)
+def matmul_in(
+    x: Float[Array, "*shape M"], W: Float[Array, "M N"], precision: Precision
+) -> Float[Array, "*shape N"]:
+    """The product of x and weights from `round_weights`, in the type of x.
+
+    For hand-written gradients: a derivative of this product in bfloat16 would be summed in
+    bfloat16, too.
+    """
+    product = jnp.matmul(
+        x.astype(W.dtype),
+        W,
+        precision=xla_precision(precision),
+        preferred_element_type=jnp.promote_types(W.dtype, jnp.float32),
+    )
+    return product.astype(x.dtype)
 
 
 @jax.custom_jvp
 def _rounded_product(x: Array, W: Array) -> Array:
-    return matmul_in(x, round_weights(W, "bfloat16"))
+    return matmul_in(x, round_weights(W, "bfloat16"), "bfloat16")
 
 
 @_rounded_product.defjvp
