@@ -24,11 +24,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
+from lm_jax.gradients.validation import exact_products
 
 BETWEEN_LOOKS = 8
 """Iterations between two looks at B; the eigenvalues of B cost as much as several iterations."""
 
 
+@exact_products
 def largest_singular_values(
     flat: FlatStep,
     start: Float[Array, " n"],

@@ -19,15 +19,25 @@ carries, gates, softmax, sums and gradients keep their type.
 The second line holds in forward and in reverse mode. The code requests XLA's algorithm
 BF16_BF16_F32 on factors of type float32, because the gradient of a factor of type bfloat16 would be
 summed in bfloat16, too. A CPU runs this algorithm in float32.
+
+The product of N one-hot vectors with W [V, G] is a choice of rows of W (`rows`), and the gradient
+of W adds up the rows' gradients by token. A GPU would add them in an order that changes from run to
+run, by atomic additions. The derivative is therefore a product there, too: of the one-hot vectors
+with dW if V ≤ N; else of the matrix [token i = token j] with the rows of dW of the N tokens, each
+token's at its first place j alone, so that no row is written twice. Both need N min(V, N) G
+multiplications, at most as many as the logits of a softmax over V tokens from G units.
 """
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+AT_ONCE = 4096
+"""Tokens whose rows' gradients an accelerator adds up in one product."""
 
 _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
 
@@ -73,6 +83,42 @@ def matmul_in(
         preferred_element_type=jnp.promote_types(W.dtype, jnp.float32),
     )
     return product.astype(x.dtype)
+
+
+@jax.custom_jvp
+def rows(W: Float[Array, "V G"], numbers: Int[Array, "*shape"]) -> Float[Array, "*shape G"]:
+    """The rows of W with the given numbers; a number below 0 counts from the end.
+
+    On every platform the derivatives are sums in an order that is the same in each run.
+    """
+    return W[numbers]
+
+
+@rows.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple) -> tuple[Array, Array]:
+    (W, numbers), (d_W, _) = primals, tangents
+    d = jax.lax.platform_dependent(d_W, numbers, cpu=lambda W, at: W[at], default=_rows_in_order)
+    return rows(W, numbers), d
+
+
+def _rows_in_order(W: Float[Array, "V G"], numbers: Int[Array, "*shape"]) -> Array:
+    V, flat = W.shape[0], numbers.reshape(-1)
+    flat = jnp.where(flat < 0, flat + V, flat)
+    if flat.size <= AT_ONCE:
+        return _product_of_one_hot(flat, W).reshape(*numbers.shape, W.shape[1])
+    padded = jnp.pad(flat, (0, -flat.size % AT_ONCE)).reshape(-1, AT_ONCE)
+    found = jax.lax.map(lambda some: _product_of_one_hot(some, W), padded)
+    return found.reshape(-1, W.shape[1])[: flat.size].reshape(*numbers.shape, W.shape[1])
+
+
+def _product_of_one_hot(numbers: Int[Array, " N"], W: Float[Array, "V G"]) -> Float[Array, "N G"]:
+    V, place = W.shape[0], jnp.arange(numbers.size)
+    if numbers.size >= V:
+        return matmul(jax.nn.one_hot(numbers, V, dtype=W.dtype), W)
+    first = jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place
+    listed = jnp.where(first, numbers, V + place)  # out of bounds where the token came before
+    listed_rows = W.at[listed].get(mode="fill", fill_value=0, unique_indices=True)
+    return matmul((numbers[:, None] == listed[None]).astype(W.dtype), listed_rows)
 
 
 @jax.custom_jvp
