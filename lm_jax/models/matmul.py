@@ -97,11 +97,14 @@ def rows(W: Float[Array, "V G"], numbers: Int[Array, "*shape"]) -> Float[Array, 
 @rows.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple) -> tuple[Array, Array]:
     (W, numbers), (d_W, _) = primals, tangents
-    d = jax.lax.platform_dependent(d_W, numbers, cpu=lambda W, at: W[at], default=_rows_in_order)
+    d = jax.lax.platform_dependent(d_W, numbers, cpu=lambda W, at: W[at], default=rows_in_order)
     return rows(W, numbers), d
 
 
-def _rows_in_order(W: Float[Array, "V G"], numbers: Int[Array, "*shape"]) -> Array:
+def rows_in_order(
+    W: Float[Array, "V G"], numbers: Int[Array, "*shape"]
+) -> Float[Array, "*shape G"]:
+    """`rows` as a product, whose derivatives are products, too (see module head)."""
     V, flat = W.shape[0], numbers.reshape(-1)
     flat = jnp.where(flat < 0, flat + V, flat)
     if flat.size <= AT_ONCE:
