@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from lm_jax import models
-from lm_jax.config import ASGD, RNN, Config, CustomCell, Model, NGram, Train, custom, train_of
+from lm_jax.config import (
+    ASGD,
+    RNN,
+    Config,
+    CustomCell,
+    Model,
+    NGram,
+    Train,
+    custom,
+    train_of,
+    unrounded,
+)
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
 from lm_jax.frames import Kind, frame
@@ -80,7 +91,7 @@ def load_run(run_dir: str | Path) -> Run:
     vocabulary, corpus = directory.read_vocabulary(run_dir)
     known = directory.known(run_dir, config, corpus)
     settings = _as_it_is_now(config.model, run_dir)
-    model = models.make(settings, len(vocabulary), regression=config.data.regression)
+    model = models.make(unrounded(settings), len(vocabulary), regression=config.data.regression)
 
     if isinstance(config.model, NGram):
         template = ngram_run.template(config.model)
