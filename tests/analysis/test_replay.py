@@ -165,6 +165,7 @@ def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
     np.testing.assert_allclose(found.after, loss(after.params), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_update_that_broke_a_run_is_its_spike(tmp_path):
     config = tiny.config(train={"learning_rate": 1e200}, model=RNN(cell=Elman(activation="relu")))
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)

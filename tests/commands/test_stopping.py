@@ -95,6 +95,7 @@ def test_an_interrupted_process_ends_with_its_status_whatever_is_left_in_memory(
         assert stop.value.code == code
 
 
+@pytest.mark.quick("steps")
 @pytest.mark.parametrize("length", ["steps", "epochs"])
 def test_the_command_for_more_updates_continues_the_same_run(length, folder, capsys):
     flags = ["--train.schedule", "cosine", f"--train.{length}", "2", "--data.batch-size", "30"]

@@ -164,7 +164,7 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
             last, h = read(params)
             return jnp.sum(jnp.sin(h)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
 
-        return jax.value_and_grad(value)(params)
+        return jax.jit(jax.value_and_grad(value))(params)
 
     def in_pieces(params):
         # Three tokens are fewer than the words, so that each is read by its own vector.

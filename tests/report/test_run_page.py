@@ -255,6 +255,7 @@ def test_a_task_of_numbers_and_a_loss_beyond_all_bounds_have_a_page():
                 part.draw(width=720).svg()
 
 
+@pytest.mark.slow
 def test_losses_of_other_texts_are_not_compared(run, tmp_path):
     config = tiny.config(train={"steps": 4, "log_every": 1, "validate_every": 2})
     other = lm_jax.train(config, tmp_path / "other", text="another text\n" * 50)

@@ -94,6 +94,7 @@ def test_a_lane_returns_to_its_checkpoint_as_a_run_alone_does(tmp_path):
         assert tiny.rows_of(tmp_path / "sweep" / row["trial"]) == tiny.rows_of(alone)
 
 
+@pytest.mark.slow
 def test_returns_are_limited_and_the_first_state_counts_as_a_checkpoint(tmp_path):
     config = tiny.config(
         train={"learning_rate": 1e308, "on_divergence": RestoreCheckpoint(factor=0.9, limit=2)}
