@@ -50,6 +50,7 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     """
     train_of(config)
     assert isinstance(config.model, Network)  # because `train` is set
+    precision = config.model.precision
     config, corpus = prepared(config, text)
     vocab_size = len(corpus.vocabulary)
     params = init(config, vocab_size).params
@@ -62,4 +63,4 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     batch = Batch(x, y, mask, whole.start[:SEQUENCES])
     checks = gradients.verify(eval_model(config, vocab_size), params, batch)
     steps, sequences = batch.mask.shape
-    return Proof(checks, sequences, steps, optax.tree.size(params), config.model.precision)
+    return Proof(checks, sequences, steps, optax.tree.size(params), precision)

@@ -117,7 +117,8 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
     """The result of `_sweep` for targets of any shape, summed over all devices with sequences."""
 
     def sweep(tile):
-        return lambda *given: _sweep(*given, table, precision, tile, gradient=gradient)
+        cut = {"table": table, "precision": precision, "tile": tile, "gradient": gradient}
+        return lambda *given: _sweep(*given, **cut)
 
     def swept(W, b, h, y, mask, s):
         given, sizes = (W, b, h, y, mask, s), (len(y), len(b))
@@ -157,7 +158,7 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
     )(W, b, h, y, mask, s)
 
 
-def _sweep(W, b, h, y, mask, s, table, precision, tile, *, gradient):
+def _sweep(W, b, h, y, mask, s, *, table, precision, tile, gradient):
     """The loss, and the gradient with respect to (W, b, h, s), or None without `gradient`."""
     (N, H), V, wide = h.shape, b.shape[0], _wide(h)
     n, v = tiles(N, V, tile)
