@@ -71,14 +71,15 @@ def lane_rows(pattern: str, rounds: int) -> list[Row]:
         )
         source = streams(tokens, 0, batch)
         configs = [replace(config, seed=n) for n in range(TRIALS)]
-        lanes = VmappedRuns(V, source, TRIALS)
-        lanes.stack([init(each, V) for each in configs], configs)
+        lanes = VmappedRuns(V, source, configs)
+        for run, each in enumerate(configs):
+            lanes.put(run, init(each, V))
         reached, alone = 0, init(config, V)
 
         def beside(updates: int, lanes: VmappedRuns = lanes) -> None:
             nonlocal reached
             reached += updates
-            lanes.advance([reached] * TRIALS)
+            lanes.advance(dict.fromkeys(range(TRIALS), reached))
 
         def by_itself(updates: int, source=source, config=config) -> None:
             nonlocal alone

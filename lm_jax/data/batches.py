@@ -133,15 +133,7 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
     Raises:
       UserError: an index into the text does not fit into 32 bits.
     """
-    total = len(tokens)
-    if total >= 2**31:
-        raise UserError(
-            f"{total:,} tokens are too many for data.batching=sentences, which reads up to "
-            f"{2**31 - 1:,}"
-        )
-    ends = np.flatnonzero(np.asarray(tokens) == boundary) + 1
-    edges = np.concatenate([[0], ends, [total]])
-    starts, spans = edges[:-1], np.diff(edges)
+    starts, spans = _lines(tokens, boundary)
     pieces = -(-spans // length)  # none for the empty rest after the last line's end
     first = np.repeat(starts, pieces)
     nth = np.arange(len(first)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -153,6 +145,28 @@ def sentences(tokens: np.ndarray, boundary: int, batch_size: int, length: int) -
 
     stream = np.concatenate([np.array([boundary], tokens.dtype), tokens])
     return Sentences(jnp.asarray(stream), in_rows(first + nth * length), in_rows(lengths))
+
+
+def sentence_count(tokens: np.ndarray, boundary: int, length: int) -> int:
+    """Number of sentences that `sentences` cuts a text into.
+
+    Args and Raises: as `sentences`.
+    """
+    _, spans = _lines(tokens, boundary)
+    return int(np.sum(-(-spans // length)))
+
+
+def _lines(tokens: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
+    """The start and the number of tokens of each line, ends of lines included."""
+    total = len(tokens)
+    if total >= 2**31:
+        raise UserError(
+            f"{total:,} tokens are too many for data.batching=sentences, which reads up to "
+            f"{2**31 - 1:,}"
+        )
+    ends = np.flatnonzero(np.asarray(tokens) == boundary) + 1
+    edges = np.concatenate([[0], ends, [total]])
+    return edges[:-1], np.diff(edges)
 
 
 def batch_at(

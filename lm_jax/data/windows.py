@@ -21,7 +21,15 @@ from functools import partial
 import jax
 import numpy as np
 
-from lm_jax.data.batches import Epoch, Source, StreamWindow, sentences, steps_per_epoch, streams
+from lm_jax.data.batches import (
+    Epoch,
+    Source,
+    StreamWindow,
+    sentence_count,
+    sentences,
+    steps_per_epoch,
+    streams,
+)
 from lm_jax.data.corpus import Corpus
 from lm_jax.settings import UserError
 
@@ -160,6 +168,24 @@ def source_of(corpus: Corpus, batching: str, batch_size: int, length: int) -> So
         return corpus.task
     read = streams if batching == "streams" else partial(sentences, length=length)
     return read(corpus.train.tokens, corpus.vocabulary.boundary, batch_size)
+
+
+def updates_of_epoch(corpus: Corpus, batching: str, batch_size: int, length: int) -> int:
+    """Number of updates of an epoch, counted on the host: nothing is put on a device.
+
+    Args:
+      corpus: the text, or a task.
+      batching: streams or sentences.
+      batch_size: B.
+      length: T.
+    """
+    tokens = corpus.train.tokens
+    if corpus.task is not None:
+        return corpus.task.epoch
+    if batching == "streams":
+        each = -(-len(tokens) // batch_size)
+        return -(-each // length)
+    return -(-sentence_count(tokens, corpus.vocabulary.boundary, length) // batch_size)
 
 
 def window_updates(tokens: np.ndarray, batch_size: int, length: int) -> int | None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lm_jax.data.batches import (
+    Batch,
     Sentences,
     Streams,
     batch_at,
@@ -35,6 +36,16 @@ class Reading(NamedTuple):
     source: Streams | Sentences
     length: int
     """Tokens of each sequence in a call of the compiled program."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences in a call of the compiled program."""
+        return self.source.lengths.shape[-1]
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches, in the order of the text."""
+        for step in range(steps_per_epoch(self.source, self.length)):
+            yield _batch_at(self.source, step, self.length)
 
 
 class Loss(NamedTuple):
@@ -68,6 +79,11 @@ class Loss(NamedTuple):
             return None
         return self.nats / math.log(2) / self.characters if self.characters else math.inf
 
+    def plus(self, nats: np.ndarray) -> "Loss":
+        """The loss with the -ln P of some more tokens, [n], summed in float64."""
+        more = float(np.sum(nats, dtype=np.float64))
+        return self._replace(nats=self.nats + more, tokens=self.tokens + nats.size)
+
     def row(self) -> dict[str, float | int | None]:
         """The metrics by name, as in metrics.jsonl and result.json."""
         return {
@@ -99,22 +115,18 @@ def sentence_reading(
 
 def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterator[np.ndarray]:
     """Yield -ln P of each token, [n] at a time; for a stream, in the order of the text."""
-    source, length = reading
-    read = reader(model)
-    carry = model.init_carry(source.lengths.shape[-1])
-    for step in range(steps_per_epoch(source, length)):
-        batch = _batch_at(source, step, length)
+    read, carry = reader(model), model.init_carry(reading.batch_size)
+    for batch in reading.batches():
         carry, nats = read(params, carry, batch)
         yield np.asarray(nats)[np.asarray(batch.mask)]
 
 
 def total(blocks: Iterable[np.ndarray], characters: int, unknown: int) -> Loss:
     """Sum the arrays of `token_nats` in float64; `characters` and `unknown` count the text's."""
-    nats, tokens = 0.0, 0
+    loss = Loss(0.0, 0, characters, unknown)
     for block in blocks:
-        nats += float(np.sum(block, dtype=np.float64))
-        tokens += block.size
-    return Loss(nats, tokens, characters, unknown)
+        loss = loss.plus(block)
+    return loss
 
 
 def evaluate(

@@ -36,6 +36,15 @@ class TaskMetrics(NamedTuple):
     def nats_per_token(self) -> float:
         return self.nats / self.tokens
 
+    def plus(self, nats: np.ndarray, right: np.ndarray) -> "TaskMetrics":
+        """The sums with one more batch, as yielded by `answers`; summed in float64."""
+        return self._replace(
+            nats=self.nats + float(np.sum(nats, dtype=np.float64)),
+            tokens=self.tokens + nats.size,
+            right=self.right + int(np.sum(right)),
+            sequences=self.sequences + right.size,
+        )
+
     def row(self) -> dict[str, float | int | None]:
         """The metrics by name, as in metrics.jsonl and result.json.
 
@@ -65,7 +74,7 @@ def answers(
       data: the config of the task.
       split: "validation" or "test".
     """
-    read = _reader(model, task)
+    read = answer_reader(model, task)
     for draw in held_out(data, split):
         batch = draw()
         nats, right = read(params, batch)
@@ -73,18 +82,19 @@ def answers(
 
 
 def summed(blocks: Iterable[tuple[np.ndarray, np.ndarray]], task: Task) -> TaskMetrics:
-    """Sums over the batches yielded by `answers`, in float64."""
-    nats, tokens, right, sequences = 0.0, 0, 0, 0
-    for block, correct in blocks:
-        nats += float(np.sum(block, dtype=np.float64))
-        tokens += block.size
-        right += int(np.sum(correct))
-        sequences += correct.size
-    return TaskMetrics(nats, tokens, right, sequences, task)
+    """Sums over the batches yielded by `answers`."""
+    metrics = TaskMetrics(0.0, 0, 0, 0, task)
+    for nats, right in blocks:
+        metrics = metrics.plus(nats, right)
+    return metrics
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(model: LanguageModel, task: Task) -> Callable[[Params, Batch], tuple[Array, Array]]:
+def answer_reader(
+    model: LanguageModel, task: Task
+) -> Callable[[Params, Batch], tuple[Array, Array]]:
+    """The compiled program (params, batch) -> (loss[T, B], right[B]) of `answers`."""
+
     def read(params: Params, batch: Batch) -> tuple[Array, Array]:
         _, h = model.hidden(params, model.init_carry(HELD_OUT_SEQUENCES), batch.x)
         return model.nats(params, h, batch.y), task.right(model.logits(params, h), batch)

@@ -13,6 +13,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
+
 from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest_value
 from lm_jax.sweeps.failures import Failure, record
@@ -68,9 +70,9 @@ class Here:
                 return
             yield Ended(part, run_job(part, received, watch, texts))
 
-    def fresh(self) -> Processes:
-        """See `Executor`."""
-        return Processes(1)
+    def fresh(self) -> Executor:
+        """See `Executor`; this process again if it holds an accelerator that no other could use."""
+        return Processes(1) if jax.default_backend() == "cpu" else self
 
 
 def execute(

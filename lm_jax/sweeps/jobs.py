@@ -47,7 +47,7 @@ class Job:
     vectorised: bool
     """If True, train the trials as lanes of a single program, even if only one trial is left."""
     lanes: int | None = None
-    """Largest number of trials side by side; None: all."""
+    """Largest number of trials side by side; None: as many as fit into memory."""
     text: str | Sequence[str] | None = None
     """The text for `data.source="memory"`, as in `lm_jax.train`."""
     halving: Halving | None = None
@@ -114,7 +114,7 @@ def divided(
       sweep_dir: directory of the sweep.
       workers: number of workers. With several workers, a vectorised job has at most `lanes` trials:
         no finished trial waits for a second row of lanes.
-      lanes: largest number of trials side by side; None: all trials of a job.
+      lanes: largest number of trials side by side; None: as many as fit into a worker's memory.
       text: the text for `data.source="memory"`, as in `lm_jax.train`.
       halving: settings of successive halving; None: no halving.
     """

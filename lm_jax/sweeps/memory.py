@@ -12,26 +12,25 @@ This is an estimate: the compiler may keep or recompute any array.
 import jax
 import jax.numpy as jnp
 
-from lm_jax.config import Network, Softmax
+from lm_jax.config import Config, Network, Softmax
 from lm_jax.data.windows import free_memory
-from lm_jax.sweeps.plan import Group
 from lm_jax.training.step import chunk_length, init
 
 SHARE = 0.5  # share of the free memory that lanes may use
 
 
-def lane_bytes(group: Group) -> int:
-    """Estimate the bytes of a single trial of a group, from shapes alone.
+def lane_bytes(config: Config, vocab_size: int) -> int:
+    """Estimate the bytes of a run as a lane, from shapes alone.
 
     Args:
-      group: trials of a model trained by gradients.
+      config: config of a model trained by gradients.
+      vocab_size: V.
     """
-    config = group.config
-    state = init.eval_shape(config, group.vocab_size)
+    state = init.eval_shape(config, vocab_size)
     columns = sum(leaf.shape[-1] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
     model = config.model
     if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
-        columns += group.vocab_size
+        columns += vocab_size
     tokens = config.data.batch_size * chunk_length(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)

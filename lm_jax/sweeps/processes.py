@@ -6,6 +6,7 @@ the workers at once.
 """
 
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
@@ -51,14 +52,22 @@ class Processes:
         """Divides the machine.
 
         Args:
-          workers: number of workers; None: 1 per GPU, or 2 on a machine without a GPU.
+          workers: number of workers; None: 1 per GPU, 1 on a machine with a TPU, or else 2.
 
         Raises:
-          UserError: `workers` is below 1, or above the number of GPUs or cores.
+          UserError: `workers` is below 1, or above the number of GPUs or cores, or above 1 on a
+            machine with a TPU.
         """
         if workers is not None and workers < 1:
             raise UserError(f"workers={workers} must be 1 or more")
         gpus, cores = _gpus(), cores_here()
+        if not gpus and _has_tpu():
+            workers = workers or 1
+            if workers > 1:
+                raise UserError(
+                    f"workers={workers}: only one process can use this machine's TPU: take "
+                    "--executor here, which shares the trials among all its chips, or --workers 1"
+                )
         workers = workers or len(gpus) or min(2, len(cores))
         if gpus and workers > len(gpus):
             raise UserError(f"workers={workers} is more than the {len(gpus)} GPUs of this machine")
@@ -155,9 +164,27 @@ def _gpus() -> list[str]:
 
     The list does not come from JAX, because JAX would reserve the GPU memory of the workers.
     """
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not importlib.util.find_spec("jax_plugins"):
+    if not _may_use("cuda", "gpu") or not importlib.util.find_spec("jax_plugins"):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name]
+        # CUDA reads the names up to the first that names no GPU; -1 stands for none.
+        names = (name.strip() for name in visible.split(","))
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _has_tpu() -> bool:
+    """True if a JAX process would use a TPU; like `_gpus`, without a question to JAX.
+
+    A driver shows the chips as /dev/accel0, … or, on newer machines, as numbered /dev/vfio files.
+    """
+    if not _may_use("tpu") or not importlib.util.find_spec("libtpu"):
+        return False
+    return any(any(Path("/dev").glob(chips)) for chips in ("accel[0-9]*", "vfio/[0-9]*"))
+
+
+def _may_use(*platforms: str) -> bool:
+    """True if JAX_PLATFORMS allows any of the platforms."""
+    named = os.environ.get("JAX_PLATFORMS", "")
+    return not named or any(platform in named.split(",") for platform in platforms)

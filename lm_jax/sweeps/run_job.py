@@ -1,19 +1,24 @@
 """Do a job: train the trials, side by side if possible, and record failures.
 
-If a group runs out of memory, the number of lanes is halved, down to 1 if necessary; each trial
-resumes from the newest checkpoint.
+As many trials are lanes at once as fit into half of the free memory by the estimate of
+`lm_jax.sweeps.memory`. The estimate is made here, in the process that trains, because the process
+that divides a sweep among workers may use no device. If a group runs out of memory all the same,
+the number of lanes is halved, down to 1 if necessary; each trial resumes from the newest
+checkpoint.
 """
 
 import dataclasses
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from lm_jax.config import train_of
+from lm_jax.data.corpus import Corpus
 from lm_jax.sweeps.failures import Failure, forget, record
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import Job, Watcher
+from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import CorpusCache, Trial
 from lm_jax.training.loop import opened
 
@@ -46,33 +51,44 @@ def _in_rows(
 ) -> dict[int, Failure]:
     failed: dict[int, Failure] = {}
     left = list(job.trials)
-    lanes = min(job.lanes or len(left), len(left))
+    try:
+        corpus = texts.get(left[0].config.data)
+        fit = lanes_that_fit(lane_bytes(left[0].config, len(corpus.vocabulary)))
+    except Exception as error:  # fails every unfinished trial of the job
+        failed = {trial.number: Failure.of(error) for trial in job.unfinished()}
+        _note(job, left, failed)
+        return failed
+    lanes = min(job.lanes or fit, fit, len(left))
     while left and not received:
         now, left = left[:lanes], left[lanes:]
-        wrong = _row(job, now, received, watch, texts)
+        wrong = _row(job, now, corpus, received, watch)
         if lanes > 1 and any(_out_of_memory(failure) for failure in wrong.values()):
             lanes //= 2
             short = [t for t in now if t.number in wrong and _out_of_memory(wrong[t.number])]
             wrong = {n: failure for n, failure in wrong.items() if not _out_of_memory(failure)}
             left = short + left
-        for trial in now:
-            if trial.number in wrong:
-                record(job.place(trial), wrong[trial.number], job.attempt)
-            elif trial not in job.unfinished():
-                forget(job.place(trial))
+        _note(job, now, wrong)
         failed |= wrong
     return failed
+
+
+def _note(job: Job, trials: Sequence[Trial], wrong: Mapping[int, Failure]) -> None:
+    """Records the failures of trials, and forgets earlier failures of the trials that ended."""
+    for trial in trials:
+        if trial.number in wrong:
+            record(job.place(trial), wrong[trial.number], job.attempt)
+        elif trial not in job.unfinished():
+            forget(job.place(trial))
 
 
 def _row(
     job: Job,
     trials: Sequence[Trial],
+    corpus: Corpus,
     received: list[signal.Signals],
     watch: Watcher | None,
-    texts: CorpusCache,
 ) -> dict[int, Failure]:
     try:
-        corpus = texts.get(trials[0].config.data)
         prune, rungs = None, ()
         if job.halving is not None:
             prune = job.halving.pruner(job.sweep_dir)

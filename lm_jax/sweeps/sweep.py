@@ -21,9 +21,8 @@ from lm_jax.settings import UserError
 from lm_jax.sweeps.executors import Executor, Here, execute
 from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.jobs import divided
-from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.optuna_search import OptunaSearch
-from lm_jax.sweeps.plan import Group, Plan, plan, write_or_check_manifest
+from lm_jax.sweeps.plan import Plan, plan, write_or_check_manifest
 from lm_jax.sweeps.points import Drawn, Point, flags
 from lm_jax.sweeps.ray_nodes import Ray
 from lm_jax.sweeps.results import Results
@@ -61,8 +60,8 @@ def sweep(
       text: the text for `data.source="memory"`, as in `lm_jax.train`.
       watch: called with a trial's name as the trial begins; returns the `watch` of `lm_jax.train`.
       executor: runs the trials (`lm_jax.sweeps.executors`); None: in this process.
-      lanes: largest number of trials side by side; None: an estimate of the number for half of the
-        free memory.
+      lanes: largest number of trials side by side; there are fewer if the estimated memory of so
+        many is more than half of the free memory.
       retries: number of further attempts at a failed trial, alone and in a fresh process.
       halving: settings of successive halving; None: no halving.
       suggest: batch size of an Optuna search; the search replaces the drawn points by as many
@@ -116,7 +115,7 @@ def sweep(
                 groups,
                 sweep_dir,
                 workers=executor.workers,
-                lanes=_lanes(groups[0], lanes),
+                lanes=lanes,
                 text=text,
                 halving=halving,
             )
@@ -166,11 +165,3 @@ def _by_name(points: Mapping[str, Point] | Mapping[int, Point] | Drawn) -> dict[
             raise UserError(f"draw: the same point comes twice, as {first} and {number}: {name}")
         found[name] = point
     return found
-
-
-def _lanes(group: Group, most: int | None) -> int | None:
-    """Number of lanes for a group; None if the trials cannot be lanes."""
-    if not group.vectorised:
-        return None
-    fit = lanes_that_fit(lane_bytes(group))
-    return fit if most is None else min(most, fit)

@@ -22,6 +22,9 @@ class Evaluator:
     """Evaluator of parameters on the splits of a corpus.
 
     Attributes:
+      data: the data config.
+      corpus: the text.
+      received: stop signals received.
       validation: the validation split, prepared once for all validations; None for a task.
     """
 
@@ -42,11 +45,17 @@ class Evaluator:
           received: stop signals received; the caller appends to this list as signals arrive.
           like: another evaluator on the same text; the two evaluators share arrays.
         """
-        self._data, self._corpus, self._length, self._received = data, corpus, length, received
+        self.data, self.corpus, self._length, self.received = data, corpus, length, received
         if like is not None:
             self.validation = like.validation
         else:
             self.validation = None if corpus.task else self._reading(corpus.validation)
+
+    def reading(self, name: str) -> Reading:
+        """The split called `name` of a text, prepared."""
+        if name == "validation" and self.validation is not None:
+            return self.validation
+        return self._reading(getattr(self.corpus, name))
 
     def evaluate(self, model: LanguageModel, params: Params, name: str) -> Loss | TaskMetrics:
         """Evaluate the parameters on the split called `name`.
@@ -54,22 +63,21 @@ class Evaluator:
         Raises:
           Stopped: a signal arrived during the evaluation.
         """
-        task, split = self._corpus.task, getattr(self._corpus, name)
+        task, split = self.corpus.task, getattr(self.corpus, name)
         if task:
-            asked = answers(model, params, task, self._data, name)
+            asked = answers(model, params, task, self.data, name)
             return summed(self._until_stopped(asked), task)
-        known = self.validation if name == "validation" else None
-        blocks = token_nats(model, params, known or self._reading(split))
+        blocks = token_nats(model, params, self.reading(name))
         return total(self._until_stopped(blocks), split.characters, split.unknown)
 
     def _reading(self, split: Split) -> Reading:
-        vocabulary = self._corpus.vocabulary
-        if self._data.batching == "streams":
+        vocabulary = self.corpus.vocabulary
+        if self.data.batching == "streams":
             return reading(split.tokens, vocabulary)
-        return sentence_reading(split.tokens, vocabulary, self._data.batch_size, self._length)
+        return sentence_reading(split.tokens, vocabulary, self.data.batch_size, self._length)
 
     def _until_stopped(self, blocks: Iterator[Item]) -> Iterator[Item]:
         for block in blocks:
-            if self._received:
+            if self.received:
                 raise Stopped
             yield block

@@ -12,6 +12,7 @@ from lm_jax import files, models
 from lm_jax.config import Config, NGram, in_steps, resolve
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
+from lm_jax.data.windows import updates_of_epoch
 from lm_jax.models.counts import check_order
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal, manifest
@@ -21,7 +22,7 @@ from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
 from lm_jax.training.step import chunk_length
-from lm_jax.training.trainer import Trainer, pipeline_of, too_few
+from lm_jax.training.trainer import Trainer, too_few
 
 ONE_INTERRUPT = b"\nsaving, then stopping; press Ctrl-C again to stop at once without saving\n"
 
@@ -152,8 +153,8 @@ def completed(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = No
     Args:
       config: the config.
       corpus: the text.
-      epochs: cache of the number of updates per epoch, by data config and length. New numbers are
-        added, because counting the updates takes the whole text to the device.
+      epochs: cache of the number of updates per epoch, by data config and length; new numbers are
+        added.
 
     Raises:
       UserError: the config does not fit the text.
@@ -177,7 +178,8 @@ def completed(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = No
         return config
     epochs, way = {} if epochs is None else epochs, (config.data, length)
     if way not in epochs:
-        epochs[way] = pipeline_of(config, corpus).steps_per_epoch
+        data = config.data
+        epochs[way] = updates_of_epoch(corpus, data.batching, data.batch_size, length)
     return in_steps(config, epochs[way])
 
 

@@ -10,23 +10,23 @@ from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.training.checkpoint import tree_digest
 from lm_jax.training.journal import Journal
-from lm_jax.training.state import TrainState
+from lm_jax.training.state import Summary, TrainState
 
 
 def train_row(
-    state: TrainState, *, steps_per_epoch: int, made: int, trained: float, seconds: float
+    summary: Summary, *, steps_per_epoch: int, made: int, trained: float, seconds: float
 ) -> Row:
     """The row of metrics.jsonl for the updates since the last training row.
 
     Args:
-      state: the state with the record.
+      summary: the summary of the state, with the record.
       steps_per_epoch: number of updates of an epoch.
       made: number of the record's updates made by this process.
       trained: seconds taken by these updates.
       seconds: seconds taken by all updates of the run.
     """
-    record = jax.tree.map(np.asarray, state.record)
-    steps, step, tokens = int(record.steps), int(state.step), record.tokens
+    record = jax.tree.map(np.asarray, summary.record)
+    steps, step, tokens = int(record.steps), int(summary.step), record.tokens
     row = {
         "step": step,
         "kind": "train",
@@ -42,8 +42,8 @@ def train_row(
         "tokens_per_second": tokens * (made / steps) / max(trained, 1e-9),
         "seconds": seconds,
     }
-    if state.skipped is not None:
-        row["skipped"] = int(state.skipped.total)
+    if summary.skipped is not None:
+        row["skipped"] = int(summary.skipped.total)
     if record.deltas is not None:
         row["delta_norms"] = record.deltas.tolist()
     return row

@@ -119,6 +119,21 @@ class TrainState(NamedTuple):
         return self._replace(early_stopping=self.early_stopping._replace(lr_scale=scale))
 
 
+class Summary(NamedTuple):
+    """The small part of a train state, which the host reads between updates.
+
+    The fields `step` to `skipped` are the fields of `TrainState`.
+    """
+
+    step: Int[Array, ""]
+    record: Record
+    early_stopping: EarlyStopping
+    skipped: Skipped | None
+    diverged: Bool[Array, ""]
+    sound: Bool[Array, ""]
+    """False if the run has diverged, or a parameter is not finite."""
+
+
 def empty_average(params: Params, patience: int) -> TriggeredAverage:
     """The average before the first update; `patience` is n of `ASGD`."""
     never = jnp.inf

@@ -48,6 +48,7 @@ from lm_jax.training.state import (
     EarlyStopping,
     MovingAverage,
     Skipped,
+    Summary,
     TrainState,
     TriggeredAverage,
     accumulated,
@@ -153,6 +154,19 @@ def is_sound(config: Config, state: TrainState) -> Bool[Array, ""]:
     """True unless the run has diverged, or a parameter is not finite."""
     leaves = jax.tree.leaves(state.params)
     return ~diverged(config, state) & jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
+
+
+@jax.jit
+def summary(config: Config, state: TrainState) -> Summary:
+    """The part of the state that the host reads between updates."""
+    return Summary(
+        step=state.step,
+        record=state.record,
+        early_stopping=state.early_stopping,
+        skipped=state.skipped,
+        diverged=diverged(config, state),
+        sound=is_sound(config, state),
+    )
 
 
 def update(

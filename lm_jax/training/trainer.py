@@ -3,17 +3,19 @@
 The next step depends on the train state alone. A run stopped, killed or interrupted during a
 validation therefore resumes from the newest checkpoint and reaches the same result, bit for bit.
 
-The generator `events` does everything between two updates; a driver makes the updates. `run`
-drives a single run; a sweep drives many runs and makes their updates side by side.
+The generator `events` decides what comes next, and a driver does what needs the whole train state:
+updates and evaluations (`lm_jax.training.driver`). `run` drives a single run; a sweep drives many
+runs and makes their updates and evaluations side by side.
 """
 
+import contextlib
 import math
 import signal
 import time
 import warnings
 from collections.abc import Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +30,34 @@ from lm_jax.data.windows import InputPipeline, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
+from lm_jax.scoring.score import Loss
+from lm_jax.scoring.task_metrics import TaskMetrics
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
 from lm_jax.training.devices import make_mesh
+from lm_jax.training.driver import (
+    Advance,
+    Answer,
+    Evaluation,
+    OwnState,
+    Request,
+    Reset,
+    Rung,
+    StateHolder,
+    StepTimer,
+)
 from lm_jax.training.evaluator import Evaluator, Stopped
 from lm_jax.training.journal import Watch
 from lm_jax.training.manifest import compare_environment
 from lm_jax.training.run_metrics import kept_params, result, train_row
-from lm_jax.training.state import TrainState
+from lm_jax.training.state import Summary, TrainState
 from lm_jax.training.step import (
     after_validation,
     batch_of,
     chunk_length,
     eval_model,
     init,
-    is_sound,
     peek_batch,
     reset_metrics,
     run_until,
@@ -52,32 +66,7 @@ from lm_jax.training.step import (
 
 PLACE = ("step", "kind", "split")  # the columns that identify a row of metrics.jsonl
 
-SECONDS_PER_CALL = 1.0
-
-
-class StepTimer:
-    """The speed of updates; plans calls of the compiled loop that take about a second."""
-
-    def __init__(self):
-        self.compiled, self.rate = False, 0.0  # updates per second; 0 if unknown
-
-    def until(self, step: int, due: int) -> int:
-        """The last step of the next call, at most `due`; the first two calls make one step each."""
-        return min(due, step + max(1, int(self.rate * SECONDS_PER_CALL)))
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Record the time of a call; the first call is ignored because of compilation."""
-        if self.compiled and steps:
-            self.rate = steps / seconds
-        self.compiled = True
-
-
-class Rung(NamedTuple):
-    """A step at which a trial is compared with others and may be pruned (`Trainer.rungs`)."""
-
-    step: int
-    nats: float
-    """Mean nats per token of the validation at this step."""
+Events = Generator[Request, Answer, None]
 
 
 def pipeline_of(config: Config, corpus: Corpus) -> InputPipeline:
@@ -92,7 +81,7 @@ class Trainer:
     """Trainer of a run, in a single process.
 
     Attributes:
-      state: the current train state; the driver of `events` assigns the next state here.
+      holder: the train state; a driver of many runs puts a holder of its own here.
       trained: seconds spent on the updates since the last record; the driver adds the seconds.
       known: manifest of the run, read with the state.
       resumed: contents of the checkpoint that the state was read from, if any.
@@ -134,21 +123,63 @@ class Trainer:
         self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.rungs: frozenset[int] = frozenset()
+        self.holder: StateHolder = OwnState(config)
+
+    @property
+    def state(self) -> TrainState:
+        """The current train state."""
+        return self.holder.state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.holder.state = state
+
+    @property
+    def summary(self) -> Summary:
+        """The summary of the current train state, on the host."""
+        return self.holder.summary
 
     def run(self) -> None:
         """Train until the run ends or a signal arrives, and write result.json."""
-        pace = StepTimer()
-        for due in self.events():
-            assert isinstance(due, int)  # there are no rungs
-            step = int(self.state.step)
-            began = time.perf_counter()
-            source, end = self.pipeline.at(step)
-            stop = min(pace.until(step, due), end)
-            self.state = self.advance(self.state, source, stop)
-            self.state.step.block_until_ready()
-            taken = time.perf_counter() - began
-            self.trained += taken
-            pace.took(stop - step, taken)
+        pace, events = StepTimer(), self.events()
+        answer: Answer = None
+        with contextlib.closing(events):
+            while True:
+                try:
+                    request = events.send(answer)
+                except StopIteration:
+                    return
+                answer = None
+                if isinstance(request, Advance):
+                    self._make_updates(request.step, pace)
+                elif isinstance(request, Evaluation):
+                    answer = self._evaluated(request.split)
+                else:
+                    assert request is Reset.METRICS  # there are no rungs
+                    self.state = reset_metrics(self.config, self.state)
+
+    def _make_updates(self, due: int, pace: StepTimer) -> None:
+        step = int(self.summary.step)
+        began = time.perf_counter()
+        source, end = self.pipeline.at(step)
+        stop = min(pace.until(step, due), end)
+        self.state = self.advance(self.state, source, stop)
+        self.state.step.block_until_ready()
+        taken = time.perf_counter() - began
+        self.trained += taken
+        pace.took(stop - step, taken)
+
+    def _evaluated(self, split: Literal["validation", "test"]) -> Loss | TaskMetrics | None:
+        validates = split == "validation"
+        params = self.state.eval_params if validates else kept_params(self.state)[1]
+        try:
+            loss = self.evaluator.evaluate(self.model, params, split)
+        except Stopped:
+            return None
+        if validates:
+            nats = jnp.asarray(loss.nats_per_token, float)
+            self.state = after_validation(self.config, self.state, nats)
+        return loss
 
     def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
         """The state after `stop` updates, all read from `source`; the given state is consumed."""
@@ -183,20 +214,17 @@ class Trainer:
         """
         return self.pipeline.whole()
 
-    def events(self) -> "Generator[int | Rung, bool | None, None]":
-        """Everything in the run except the updates, from the current state to result.json.
+    def events(self) -> Events:
+        """Everything in the run except the requests, from the current state to result.json.
 
         Yields:
-          either a step, as an int: the driver makes updates up to this step, or fewer, or until the
-          run diverges; or a `Rung`: the driver sends True to continue the run, False to
-          prune the run, or None if nobody decides. After None the run is saved and stopped; a
-          resumed run yields the same rung again.
+          requests; the driver sends the answer of each (`lm_jax.training.driver`).
         """
         self.state = self.restored()
         if self.resumed is not None:
             compare_environment(self.resumed.environment)
-        if self.state.step > self.settings.steps:
-            raise too_few(self.settings.steps, int(self.state.step))
+        if self.summary.step > self.settings.steps:
+            raise too_few(self.settings.steps, int(self.summary.step))
         directory.write_config(self.run_dir, self.config)
         (self.run_dir / "result.json").unlink(missing_ok=True)
         self._open()
@@ -204,7 +232,7 @@ class Trainer:
             try:
                 status = yield from self._events_of_training()
                 self._save(diverged=status == "diverged")
-                splits = self._splits() if status == "finished" else {}
+                splits = (yield from self._splits()) if status == "finished" else {}
             except Stopped:
                 status, splits = "stopped", {}
                 self._save()
@@ -224,13 +252,12 @@ class Trainer:
 
     def _open(self) -> None:
         """Open the journal and the checkpoints at the restored state."""
-        step = int(self.state.step)
+        step = int(self.summary.step)
         rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
         self.journal = journal.Journal(self.run_dir, rows)
         every = self.settings.checkpoint_every
         self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
         self.saved = None if self.resumed is None else self._moment()
-        self.sound = bool(is_sound(self.config, self.state))
         if self.vectors is not None:
             place = {"step": 0, "kind": "vectors", "split": "train"}
             found, of = self.vectors.found, len(self.corpus.vocabulary)
@@ -246,13 +273,13 @@ class Trainer:
 
     def _restore(self, rule: RestoreCheckpoint) -> None:
         """Return from a divergence to the newest saved state, with a lower learning rate."""
-        diverged = int(self.state.step)
+        diverged = int(self.summary.step)
         self._close()
         self.state = self.restored()
         self._open()
-        scale = rule.factor * float(self.state.early_stopping.lr_scale)
+        scale = rule.factor * float(self.summary.early_stopping.lr_scale)
         self.state = self.state.with_lr_scale(scale)
-        place = dict(zip(PLACE, (int(self.state.step), "restored", "train"), strict=True))
+        place = dict(zip(PLACE, (int(self.summary.step), "restored", "train"), strict=True))
         self._write({**place, "diverged": diverged, "lr_scale": scale})
         self._save()
 
@@ -300,19 +327,19 @@ class Trainer:
         """Shapes and types of the state; nothing is computed."""
         return init.eval_shape(self.config, self.vocab_size)
 
-    def _events_of_training(self) -> "Generator[int | Rung, bool | None, str]":
+    def _events_of_training(self) -> Generator[Request, Answer, str]:
         train = self.settings
         while True:
-            step = int(self.state.step)
+            step = int(self.summary.step)
             last = step >= train.steps
             due = step % self.validate_every == 0 or last or step in self.rungs
             if (
                 step
                 and due
-                and int(self.state.early_stopping.step) < step
+                and int(self.summary.early_stopping.step) < step
                 and not self._diverged(step)
             ):
-                self._validate()
+                yield from self._validate()
             if self._diverged(step):
                 rule = train.on_divergence
                 if not isinstance(rule, RestoreCheckpoint):
@@ -324,12 +351,12 @@ class Trainer:
             self._probe(step, last)
             if (
                 train.patience is not None
-                and int(self.state.early_stopping.since_best) >= train.patience
+                and int(self.summary.early_stopping.since_best) >= train.patience
             ):
                 return "finished"
             if last:
                 return "finished"
-            goes_on = True
+            goes_on: Answer = True
             if step in self.rungs:
                 goes_on = yield Rung(step, self._validated(step))
             if goes_on is False:
@@ -339,12 +366,12 @@ class Trainer:
             if step and step % train.checkpoint_every == 0:
                 self._save()
             self.checkpoints.raise_failed()
-            yield self._next(step)
-            step = int(self.state.step)
-            self.sound = bool(is_sound(self.config, self.state))
-            due = step % train.log_every == 0 or step in (1, train.steps) or not self.sound
-            if due and self.state.record.steps:  # none if all batches were left out
+            yield Advance(self._next(step))
+            step = int(self.summary.step)
+            due = step % train.log_every == 0 or step in (1, train.steps) or not self.summary.sound
+            if due and self.summary.record.steps:  # none if all batches were left out
                 self._log()
+                yield Reset.METRICS
             else:
                 self.watch(step, None)
 
@@ -366,7 +393,9 @@ class Trainer:
         """
         rows = self._rows_at(step)
         figures = [row[name] for row in rows for name in ("nats", "grad_norm") if name in row]
-        return not self.sound or any(value is None or not math.isfinite(value) for value in figures)
+        return not self.summary.sound or any(
+            value is None or not math.isfinite(value) for value in figures
+        )
 
     def _rows_at(self, step: int) -> list[Row]:
         """The journal's rows of a step, which are its last rows."""
@@ -382,9 +411,9 @@ class Trainer:
         return loss.nats_per_token
 
     def _log(self) -> None:
-        here = int(self.state.step) - self.logged
+        here = int(self.summary.step) - self.logged
         row = train_row(
-            self.state,
+            self.summary,
             steps_per_epoch=self.steps_per_epoch,
             made=here,
             trained=self.trained,
@@ -392,19 +421,30 @@ class Trainer:
         )
         self.journal.seconds += self.trained
         self._start_clock()
-        self.state = reset_metrics(self.config, self.state)
         self._write(row)
 
     def _start_clock(self) -> None:
-        self.trained, self.logged = 0.0, int(self.state.step)
+        self.trained, self.logged = 0.0, int(self.summary.step)
 
-    def _validate(self) -> None:
-        """Compute the mean nats on the validation split and update the early_stopping."""
-        loss = self.evaluator.evaluate(self.model, self.state.eval_params, "validation")
-        nats = jnp.asarray(loss.nats_per_token, float)
-        self.state = after_validation(self.config, self.state, nats)
-        place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
+    def _validate(self) -> Events:
+        """Have the validation split evaluated, and write the row."""
+        loss = yield from self._loss("validation")
+        place = dict(zip(PLACE, (int(self.summary.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row(), **self._sample()})
+
+    def _loss(
+        self, split: Literal["validation", "test"]
+    ) -> Generator[Request, Answer, Loss | TaskMetrics]:
+        """The answer to an `Evaluation`.
+
+        Raises:
+          Stopped: a signal arrived during the evaluation.
+        """
+        loss = yield Evaluation(split)
+        if loss is None:
+            raise Stopped
+        assert isinstance(loss, Loss | TaskMetrics)
+        return loss
 
     def _sample(self) -> Row:
         """A text that the model writes, as an entry of a row; empty if none is asked for."""
@@ -421,8 +461,9 @@ class Trainer:
             return
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
-        carry, batch = self.next_batch(self.state)
-        answers = live(probe, self.model)(self.state.params, carry, batch)
+        state = self.state
+        carry, batch = self.next_batch(state)
+        answers = live(probe, self.model)(state.params, carry, batch)
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
@@ -439,10 +480,10 @@ class Trainer:
     def _moment(self) -> tuple[int, int, float]:
         """The steps of the state and of the last validation, and the factor on the learning rate;
         together they identify the state."""
-        validations = self.state.early_stopping
-        return int(self.state.step), int(validations.step), float(validations.lr_scale)
+        step, validations = int(self.summary.step), self.summary.early_stopping
+        return step, int(validations.step), float(validations.lr_scale)
 
-    def _splits(self) -> dict[str, Row]:
+    def _splits(self) -> Generator[Request, Answer, dict[str, Row]]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
         step, params = kept_params(self.state)
         judged = {row["step"]: row for row in self.journal.of_kind("evaluation")}
@@ -450,7 +491,8 @@ class Trainer:
         if known is None:  # the journal was lost
             known = self.evaluator.evaluate(self.model, params, "validation").row()
         known = {name: value for name, value in known.items() if name not in (*PLACE, "sample")}
-        loss = self.evaluator.evaluate(self.model, params, "test")
+        del params  # frees a copy while the split is read
+        loss = yield from self._loss("test")
         guess = math.log(self.vocab_size)
         if not self.config.data.regression and loss.nats_per_token > 2 * guess:
             warnings.warn(

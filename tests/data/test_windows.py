@@ -14,7 +14,8 @@ from lm_jax.analysis import state_at
 from lm_jax.config import Copy, Data, resolve
 from lm_jax.data import windows
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
-from lm_jax.data.windows import Prefetched, window_updates
+from lm_jax.data.corpus import load
+from lm_jax.data.windows import Prefetched, input_pipeline, updates_of_epoch, window_updates
 from lm_jax.settings import UserError
 from lm_jax.training import step
 from lm_jax.training.checkpoint import newest, tree_digest
@@ -47,6 +48,17 @@ def test_a_window_gives_the_batches_that_the_whole_streams_give(N, B, T, W):
         tiny.assert_trees_equal(read(source, update, T), batch_at(whole, update, T))
     assert len(shapes) == 1
     assert {epoch, 2 * epoch} <= set(ends)
+
+
+@pytest.mark.parametrize("batching", ["streams", "sentences"])
+def test_the_updates_of_an_epoch_are_counted_without_a_device(batching):
+    for B, T in ((1, 3), (4, 8), (7, 5), (50, 100)):
+        _, corpus = prepared(tiny.config(), tiny.TEXT)
+        epoch = input_pipeline(corpus, batching, B, T).steps_per_epoch
+        assert updates_of_epoch(corpus, batching, B, T) == epoch
+    task = Data(source=Copy(symbols=3, items=2), length=9, batch_size=4)
+    corpus = load(task)
+    assert updates_of_epoch(corpus, batching, 4, 9) == corpus.task.epoch
 
 
 def test_outside_of_its_window_an_update_has_no_targets():

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -12,7 +16,7 @@ from tiny_sweep import Group, bits, trial
 from lm_jax.config import NGram, override
 from lm_jax.files import write_whole
 from lm_jax.settings import UserError
-from lm_jax.sweeps import run_job, tail
+from lm_jax.sweeps import processes, run_job, tail
 from lm_jax.sweeps.executors import Here, execute, executor_called
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import divided, is_over, read_job, write_job
@@ -20,6 +24,7 @@ from lm_jax.sweeps.processes import Processes
 from lm_jax.sweeps.slurm import Slurm
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.journal import line_of, read_result
+from lm_jax.training.loop import prepared
 from lm_jax.training.trainer import Trainer
 
 
@@ -275,10 +280,102 @@ def test_a_job_without_cores_or_workers_is_refused(made, said):
 
 
 def test_a_gpu_is_a_workers_own(monkeypatch):
-    from lm_jax.sweeps import processes
-
     monkeypatch.setattr(processes, "_gpus", lambda: ["4", "7"])
     monkeypatch.setattr(processes, "cores_here", lambda: [0, 1, 2, 5, 6])
     assert Processes()._shares == [([0, 1], "4"), ([2, 5, 6], "7")]
     with pytest.raises(UserError, match="workers=3 is more than the 2 GPUs"):
         Processes(3)
+
+
+def test_a_process_that_holds_an_accelerator_tries_again_itself(monkeypatch):
+    here = Here()
+    assert isinstance(here.fresh(), Processes)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert here.fresh() is here
+
+
+@pytest.mark.parametrize(
+    ("visible", "platforms", "gpus"),
+    [
+        ("0,3", "", ["0", "3"]),
+        ("GPU-5a, 1", "cuda,cpu", ["GPU-5a", "1"]),
+        ("-1", "", []),
+        ("2,-1,3", "", ["2"]),
+        ("", "", []),
+        ("0", "cpu", []),
+        ("0", "tpu,cpu", []),
+    ],
+)
+def test_the_gpus_are_those_that_cuda_and_jax_would_use(monkeypatch, visible, platforms, gpus):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert processes._gpus() == gpus
+
+
+def test_a_tpu_is_for_one_worker(monkeypatch):
+    monkeypatch.setattr(processes, "_gpus", list)
+    monkeypatch.setattr(processes, "cores_here", lambda: [0, 1, 2])
+    monkeypatch.setattr(processes, "_has_tpu", lambda: True)
+    assert Processes()._shares == Processes(1)._shares == [([0, 1, 2], None)]
+    with pytest.raises(UserError, match="workers=2: only one process can use this machine's TPU"):
+        Processes(2)
+
+
+def test_a_tpu_is_there_if_its_library_and_its_chips_are(monkeypatch):
+    found, library, platforms = {"accel[0-9]*": ["accel0"]}, ["libtpu"], ["", "tpu", "cpu"]
+    monkeypatch.setattr(processes.Path, "glob", lambda _, pattern: iter(found.get(pattern, [])))
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name in library)
+
+    def seen():
+        answers = []
+        for platform in platforms:
+            monkeypatch.setenv("JAX_PLATFORMS", platform)
+            answers.append(processes._has_tpu())
+        return answers
+
+    assert seen() == [True, True, False]
+    found.clear()
+    assert seen() == [False, False, False]
+    found["vfio/[0-9]*"] = ["0"]
+    assert seen() == [True, True, False]
+    library.clear()
+    assert seen() == [False, False, False]
+
+
+PARENT = """
+import os, sys
+os.environ["JAX_PLATFORMS"] = "nonsense"  # any use of a device fails
+import lm_jax, tiny
+from lm_jax.sweeps.jobs import Ended
+
+class Elsewhere:
+    workers = 2
+
+    def run(self, jobs, received, watch=None):
+        for job in jobs:
+            yield Ended(job, {}, f"{len(job.trials)} of {job.lanes}: to be trained elsewhere")
+
+    def fresh(self):
+        return self
+
+points = {str(seed): {"seed": seed} for seed in range(4)}
+points["sentences"] = {"data.batching": "sentences"}
+points["counted"] = {"model": "ngram", "model.order": 2, "model.sentence_boundaries": False}
+config = tiny.config(train={"epochs": 2})
+place = sys.argv[1]
+for row in lm_jax.sweep(config, points, place, text=tiny.TEXT, executor=Elsewhere(), retries=0):
+    print(row["steps"], row["error"])
+"""
+
+
+def test_the_process_that_shares_out_a_sweep_uses_no_device(tmp_path):
+    folders = [Path(tiny.__file__).parent, Path(tiny.__file__).parents[1]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    words = [sys.executable, "-c", PARENT, str(tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    config, _ = prepared(tiny.config(train={"epochs": 2}), tiny.TEXT)
+    assert said[:4] == [f"{config.train.steps} 2 of None: to be trained elsewhere"] * 4
+    assert len(said) == 6

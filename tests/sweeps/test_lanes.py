@@ -9,14 +9,16 @@ import pytest
 import tiny
 
 from lm_jax.config import LSTM, RNN, override
+from lm_jax.sweeps import evaluation
 from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved, tree_digest
+from lm_jax.training.evaluator import Evaluator
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import init, run_until
+from lm_jax.training.step import after_validation, init, reset_metrics, run_until
 from lm_jax.training.trainer import Trainer, pipeline_of
 
 BASE = tiny.config(
@@ -57,16 +59,14 @@ def made():
 def advanced(made, runs, width, stop=7, params=None):
     """The states of some runs after `stop` updates as lanes."""
     V, source, configs = made
-    lanes = VmappedRuns(V, source, len(runs), width=width)
-    states = [init(configs[run], V) for run in runs]
-    if params is not None:
-        states = [
-            state._replace(params=params(run, state))
-            for run, state in zip(runs, states, strict=True)
-        ]
-    lanes.stack(states, [configs[run] for run in runs])
-    _, finite = lanes.advance([stop] * len(runs))
-    return lanes.unstack(len(runs)), finite
+    lanes = VmappedRuns(V, source, [configs[run] for run in runs], width=width)
+    for number, run in enumerate(runs):
+        state = init(configs[run], V)
+        if params is not None:
+            state = state._replace(params=params(run, state))
+        lanes.put(number, state)
+    lanes.advance(dict.fromkeys(range(len(runs)), stop))
+    return [lanes.get(number) for number in range(len(runs))], lanes
 
 
 @pytest.mark.slow
@@ -94,30 +94,59 @@ def test_a_lane_that_diverges_stands_still_and_harms_no_other(made):
 
     for width in (1, 4):
         sound, _ = advanced(made, [0, 4, 5, 6], width)
-        states, diverged = advanced(made, [0, 4, 5, 6], width, params=broken)
-        assert diverged.tolist() == [False, True, False, False]
+        states, lanes = advanced(made, [0, 4, 5, 6], width, params=broken)
+        diverged = [bool(lanes.summary(number).diverged) for number in range(4)]
+        assert diverged == [False, True, False, False]
         assert int(states[1].step) == 1
         for lane in (0, 2, 3):
             assert tree_digest(states[lane]) == tree_digest(sound[lane])
 
 
 def test_lanes_stop_where_each_is_told_to(made):
-    V, source, configs = made
-    lanes = VmappedRuns(V, source, 3, width=2)
-    lanes.stack([init(config, V) for config in configs[:3]], configs[:3])
-    steps, _ = lanes.advance([2, 0, 5])
-    assert steps.tolist() == [2, 0, 5]
+    lanes = begun(made, 3, width=2)
+    lanes.advance({0: 2, 2: 5})
+    assert [int(lanes.summary(run).step) for run in range(3)] == [2, 0, 5]
     assert lanes.count == 4
 
 
-def test_lanes_that_stand_still_are_given_up_where_they_cost(made):
-    V, source, _ = made
-    assert VmappedRuns(V, source, 8, width=8).for_fewer(4).count == 8
-    assert VmappedRuns(V, source, 8).for_fewer(2).count == 8
-    assert VmappedRuns(V, source, 16).for_fewer(2).count == 16  # rows of 1 on a CPU
-    wide = VmappedRuns(V, source, 8, width=2)
-    assert wide.for_fewer(5) is wide
-    assert wide.for_fewer(4).count == 4
+def begun(made, count, **options):
+    """Lanes before the first update."""
+    V, source, configs = made
+    configs = [configs[run % len(configs)] for run in range(count)]
+    lanes = VmappedRuns(V, source, configs, **options)
+    for run, config in enumerate(configs):
+        lanes.put(run, init(config, V))
+    return lanes
+
+
+@pytest.mark.quick("2-3-4")
+@pytest.mark.parametrize(
+    ("width", "kept", "left"),
+    [(8, 4, 8), (None, 2, 8), (2, 5, 8), (2, 3, 4)],  # rows of 1 on a CPU
+)
+def test_lanes_that_stand_still_are_given_up_where_they_cost(made, width, kept, left):
+    lanes = begun(made, 8, width=width)
+    states = [lanes.get(run) for run in range(8)]
+    last = list(range(8))[-kept:]
+    lanes.keep(last)
+    assert lanes.count == left
+    for run in last:
+        tiny.assert_trees_equal(lanes.get(run), states[run])
+
+
+def test_a_change_of_some_lanes_changes_no_other(made):
+    configs, lanes = made[2], begun(made, 3, width=2)
+    lanes.advance({0: 3, 1: 3, 2: 3})
+    before = [lanes.get(run) for run in range(3)]
+    lanes.reset_metrics([0, 2])
+    lanes.after_validation({1: 2.5, 2: 3.5})
+    lanes.put(0, before[1])
+    found = [lanes.get(run) for run in range(3)]
+    nats = [jax.numpy.asarray(loss) for loss in (2.5, 3.5)]
+    reset = reset_metrics(configs[2], jax.tree.map(jax.numpy.copy, before[2]))
+    tiny.assert_trees_equal(found[0], before[1])
+    tiny.assert_trees_equal(found[2], after_validation(configs[2], reset, nats[1]))
+    tiny.assert_trees_equal(found[1], after_validation(configs[1], before[1], nats[0]))
 
 
 def read(path):
@@ -136,10 +165,31 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole")
-    assert train_group(trials(3), path, points()[0][1], []) == {}
-    return read(path)
+def watched(tmp_path_factory):
+    """A group of three: its folder, the states that were read, and the evaluations."""
+    path, states, evaluations = tmp_path_factory.mktemp("whole"), [], []
+    get, read_text = VmappedRuns.get, evaluation._read_text
+
+    def reading(self, run):
+        state = get(self, run)
+        states.append((run, int(state.step)))
+        return state
+
+    def together(runs, works, split, own):
+        evaluations.append((split, len(works)))
+        return read_text(runs, works, split, own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VmappedRuns, "get", reading)
+        patch.setattr(evaluation, "_read_text", together)
+        patch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("evaluated alone"))
+        assert train_group(trials(3), path, points()[0][1], []) == {}
+    return {"path": path, "read": states, "evaluated": evaluations}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(watched):
+    return read(watched["path"])
 
 
 def test_a_group_is_its_runs(undisturbed, tmp_path):
@@ -157,7 +207,7 @@ def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed,
     class Told(list):
         """Signals, of which one comes after it has been asked for them so often."""
 
-        left = 9
+        left = 20
 
         def __bool__(self):
             self.left -= 1
@@ -176,6 +226,44 @@ def test_a_group_that_was_stopped_anywhere_goes_on_to_the_same_bits(undisturbed,
     (first / "result.json").unlink()
     train_group(trials(3), tmp_path, corpus, [])
     assert read(tmp_path) == undisturbed
+
+
+def test_a_state_leaves_the_devices_only_to_be_saved(watched):
+    read = watched["read"]
+    assert {step for _, step in read} == {5, 10, 15, 20}  # and not at the record of update 1
+    assert all(sum(step == saved for _, step in read) == 3 for saved in (5, 10, 15))
+
+
+def test_lanes_are_evaluated_in_a_single_call(watched):
+    assert watched["evaluated"] == [("validation", 3), ("validation", 3), ("test", 3)]
+
+
+@pytest.mark.quick("3")
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+def test_the_loss_of_a_lane_is_that_of_its_parameters_alone(made, tmp_path, monkeypatch, at_once):
+    """However many lanes are read at once, and whichever are asked."""
+    configs, lanes, corpus = made[2], begun(made, 4, width=4), points()[0][1]
+    works = {
+        run: Trainer(configs[run], tmp_path, corpus, [], lambda step, row: None)
+        for run in (0, 2, 3)
+    }
+    monkeypatch.setattr(evaluation, "_width", lambda *_: at_once)
+    for split in ("validation", "test"):
+        found = evaluation.losses(lanes, works, split)
+        for run, work in works.items():
+            state = lanes.get(run)
+            alone = work.evaluator.evaluate(work.model, state.params, split)
+            assert found[run] == pytest.approx(alone, rel=1e-9)
+
+
+def test_an_evaluation_holds_no_more_tokens_than_an_update(made, tmp_path):
+    config, corpus = points()[0]
+    work = Trainer(config, tmp_path, corpus, [], lambda step, row: None)
+    B, T = config.data.batch_size, config.data.length
+    lanes = begun(made, 8, width=8)
+    widths = {1: 8, B * T: 8, B * T + 1: 7, 3 * B * T: 2, 100 * B * T: 1}
+    assert {tokens: evaluation._width(lanes, work, tokens) for tokens in widths} == widths
+    assert evaluation._width(begun(made, 2), work, 1) == 1
 
 
 @pytest.mark.slow

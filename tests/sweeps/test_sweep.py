@@ -343,10 +343,11 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
 def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkeypatch):
     (group,) = plan(BASE, {"a": {"seed": 0}, "b": {"seed": 1}}, tiny.TEXT).groups
     V, E, H, B, T = group.vocab_size, 4, 5, 4, 8
-    state = init(group.config, V)
+    config = group.config
+    state = init(config, V)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     # C, W_xh, W_hh and W_hy; float64.
-    assert lane_bytes(group) == 2 * held + 2 * 8 * B * T * (E + H + H + V)
+    assert lane_bytes(config, V) == 2 * held + 2 * 8 * B * T * (E + H + H + V)
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     assert [lanes_that_fit(each) for each in (100, 500, 501, 10**9)] == [5, 1, 1, 1]
 

@@ -23,7 +23,7 @@ from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Truncated, Window, res
 from lm_jax.data.batches import streams
 from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
-from lm_jax.training import evaluator, journal, manifest, step, trainer
+from lm_jax.training import driver, evaluator, journal, manifest, step, trainer
 from lm_jax.training.checkpoint import Checkpoints, tree_digest
 
 KINDS = {
@@ -110,7 +110,7 @@ def test_a_stop_is_heeded_within_about_a_second_of_slow_steps(tmp_path, monkeypa
     """However far the next record is, the loop runs for as many steps as it has learnt to fit."""
 
     looks = []
-    monkeypatch.setattr(trainer, "SECONDS_PER_CALL", 0.0)
+    monkeypatch.setattr(driver, "SECONDS_PER_CALL", 0.0)
     config = tiny.config(train={"steps": 7, "log_every": 7, "validate_every": 7})
     lm_jax.train(config, tmp_path, text=tiny.TEXT, watch=lambda step, row: looks.append(step))
     assert looks[:7] == [1, 2, 3, 4, 5, 6, 7]
@@ -472,7 +472,7 @@ def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monk
 
     found, relu = [], RNN(embedding_size=4, hidden_size=5, cell=Elman(activation="relu"), layers=2)
     for seconds in (0.0, 100.0):
-        monkeypatch.setattr(trainer, "SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr(driver, "SECONDS_PER_CALL", seconds)
         config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
         run = lm_jax.train(config, tmp_path / str(seconds), text=tiny.TEXT)
         found.append((run.result["status"], run.result["step"], rows_of(run.path)))
