@@ -349,10 +349,10 @@ def recorded(monkeypatch):
 @pytest.mark.slow
 def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     """No option is parsed and ignored. What is compiled is traced only, which is enough to read."""
-    from lm_jax.data import corpus, text
+    from lm_jax.data import corpus, sources
     from lm_jax.training import loop, step, trainer
 
-    pieces = text.splits(Memory(), "char", tiny.TEXT)
+    pieces = sources.splits(Memory(), "char", tiny.TEXT)
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: pieces)
     (tmp_path / "a.txt").write_text(tiny.TEXT)
     own = tmp_path / "own.py"
