@@ -122,24 +122,24 @@ def encoded(
             characters = int(np.count_nonzero(numbers.view(np.int8) >= -64))
             yield numbers.astype(dtype, copy=False), characters, 0
         return
-    parts, encode = decoded(text), partial(_encoded_part, vocabulary, dtype)
     if vocabulary.tokenizer == "char":
-        yield from map(encode, _with_last(parts))
+        table = vocabulary.number_of_codepoint.astype(dtype)
+        for part in decoded(text):
+            numbers = np.take(table, codes(part), mode="clip")  # faster than a check; all are there
+            yield numbers, len(part), int(np.count_nonzero(numbers == vocabulary.unknown))
         return
     whole = whole_words if vocabulary.tokenizer == "word" else bpe.whole
-    yield from map_in_order(encode, _with_last(whole(parts)), _size)
+    encode = partial(_encoded_part, vocabulary, dtype)
+    yield from map_in_order(encode, _with_last(whole(decoded(text))), _size)
 
 
 def _encoded_part(vocabulary: Vocabulary, dtype: Any, part: Part) -> tuple[np.ndarray, int, int]:
     text, is_last = part
-    if vocabulary.tokenizer == "word":
-        words = split_words(text, ended=is_last)
-        numbers, written = vocabulary.numbers_of(words), words.count(UNKNOWN)
-    else:
-        numbers, written = vocabulary.encode(text), 0
-    unknown = 0
-    if vocabulary.unknown is not None:
-        unknown = int(np.count_nonzero(numbers == vocabulary.unknown)) - written
+    if vocabulary.tokenizer == "bpe":
+        return vocabulary.encode(text).astype(dtype, copy=False), len(text), 0
+    words = split_words(text, ended=is_last)
+    numbers = vocabulary.numbers_of(words)
+    unknown = int(np.count_nonzero(numbers == vocabulary.unknown)) - words.count(UNKNOWN)
     return numbers.astype(dtype, copy=False), len(text), unknown
 
 

@@ -79,7 +79,8 @@ class Vocabulary:
         return bpe.encoder(self.rules)
 
     @cached_property
-    def _number_of_codepoint(self) -> np.ndarray:
+    def number_of_codepoint(self) -> np.ndarray:
+        """With `char`, the number of the token of each Unicode character, int32 [0x110000]."""
         table = np.full(0x110000, self.numbers[UNKNOWN], np.int32)
         for token, number in self.numbers.items():
             if len(token) == 1:
@@ -104,7 +105,7 @@ class Vocabulary:
         if self.tokenizer == "byte":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self.tokenizer == "char":
-            return self._number_of_codepoint[codes(text)]
+            return self.number_of_codepoint[codes(text)]
         if self.tokenizer == "bpe":
             text.encode()  # refuses a lone surrogate, like the tokeniser `byte`
             return self._encode_bpe(text)
