@@ -20,7 +20,7 @@ import numpy as np
 import platformdirs
 
 from lm_jax import files
-from lm_jax.config import BPE, TFDS, Byte, Data, File, Markov
+from lm_jax.config import BPE, TFDS, Byte, Data, Datasets, File, Markov
 from lm_jax.config.data import CountedTokens, Tokenizer
 from lm_jax.data import bpe, markov, sources, tasks
 from lm_jax.data.encoding import build, encoded
@@ -84,7 +84,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
         key = [rules, *key[1:]]  # the file's content, not its path
     digest = files.sha256(json.dumps(key))
-    if not isinstance(data.source, File | TFDS):
+    if not isinstance(data.source, File | TFDS | Datasets):
         vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
         train, validation, test = (tokenise(vocabulary, parts[split]) for split in SPLITS)
         floor = {}

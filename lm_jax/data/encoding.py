@@ -8,9 +8,10 @@ tokens are the same with any number of workers.
 """
 
 import codecs
+import json
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,10 @@ from lm_jax.data.vocabulary import (
     codes,
     split_words,
 )
-from lm_jax.data.workers import map_in_order
+from lm_jax.data.workers import Function, map_in_order
 from lm_jax.settings import UserError
 
-Part = tuple[str, bool]
-"""A part of a text, and True if the part is the last."""
+_COUNTS = struct.Struct("<qq")  # characters and unknown tokens of a part
 
 
 def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
@@ -73,8 +73,8 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
 def _count(text: Text, tokenizer: str) -> Counter[str]:
     if tokenizer == "word":
         counts: Counter[str] = Counter()
-        for more in map_in_order(_words_in, _with_last(whole_words(decoded(text))), _size):
-            counts.update(more)
+        for more in map_in_order(words_in, "", _items(whole_words(decoded(text)))):
+            counts.update(json.loads(more))
         return counts
     occurrences = np.zeros(0x110000, np.int64)
     for part in decoded(text):
@@ -83,9 +83,14 @@ def _count(text: Text, tokenizer: str) -> Counter[str]:
     return Counter({chr(point): int(occurrences[point]) for point in np.flatnonzero(occurrences)})
 
 
-def _words_in(part: Part) -> Counter[str]:
-    text, is_last = part
-    return Counter(split_words(text, ended=is_last))
+def words_in(setup: str) -> Function:
+    """Return the function from a part of a text to the counts of its words, as JSON."""
+    del setup  # there is none
+
+    def count(item: bytes) -> bytes:
+        return json.dumps(Counter(split_words(*_part(item)))).encode()
+
+    return count
 
 
 def _occurrences(points: np.ndarray) -> np.ndarray:
@@ -129,22 +134,44 @@ def encoded(
             yield numbers, len(part), int(np.count_nonzero(numbers == vocabulary.unknown))
         return
     whole = whole_words if vocabulary.tokenizer == "word" else bpe.whole
-    encode = partial(_encoded_part, vocabulary, dtype)
-    yield from map_in_order(encode, _with_last(whole(decoded(text))), _size)
+    setup = f"{np.dtype(dtype).name}\n{vocabulary.to_json()}"
+    for found in map_in_order(tokens_in, setup, _items(whole(decoded(text)))):
+        characters, unknown = _COUNTS.unpack_from(found)
+        yield np.frombuffer(found, dtype, offset=_COUNTS.size), characters, unknown
 
 
-def _encoded_part(vocabulary: Vocabulary, dtype: Any, part: Part) -> tuple[np.ndarray, int, int]:
-    text, is_last = part
-    if vocabulary.tokenizer == "bpe":
-        return vocabulary.encode(text).astype(dtype, copy=False), len(text), 0
-    words = split_words(text, ended=is_last)
-    numbers = vocabulary.numbers_of(words)
-    unknown = int(np.count_nonzero(numbers == vocabulary.unknown)) - words.count(UNKNOWN)
-    return numbers.astype(dtype, copy=False), len(text), unknown
+def tokens_in(setup: str) -> Function:
+    """Return the function from a part of a text to its characters, unknown tokens and tokens.
+
+    Args:
+      setup: name of the tokens' type in NumPy, and the vocabulary as JSON on the lines after.
+    """
+    dtype, _, content = setup.partition("\n")
+    vocabulary = Vocabulary.from_json(content)
+
+    def encode(item: bytes) -> bytes:
+        text, is_last = _part(item)
+        if vocabulary.tokenizer == "bpe":
+            numbers, unknown = vocabulary.encode(text), 0
+        else:
+            words = split_words(text, is_last)
+            numbers = vocabulary.numbers_of(words)
+            # A `<unk>` that the text itself says is not unknown.
+            unknown = np.count_nonzero(numbers == vocabulary.unknown) - words.count(UNKNOWN)
+        return _COUNTS.pack(len(text), unknown) + numbers.astype(dtype).tobytes()
+
+    return encode
 
 
-def _size(part: Part) -> int:
-    return len(part[0])
+def _items(parts: Iterable[str]) -> Iterator[bytes]:
+    """Encode parts of a text as UTF-8, after a byte: 1 for the last part, 0 for the others."""
+    for part, is_last in _with_last(parts):
+        yield bytes([is_last]) + part.encode()
+
+
+def _part(item: bytes) -> tuple[str, bool]:
+    """The text of an item, and True for the last part."""
+    return item[1:].decode(), bool(item[0])
 
 
 def decoded(text: Text) -> Iterator[str]:

@@ -141,7 +141,7 @@ def _matching(path: str, name: str) -> list[str]:
 
 def _in_folder(folder: str, name: str) -> list[str]:
     """Return the paths of all files in a folder, which must be of one kind by their names."""
-    found = _names(folder, name)
+    found = names_in(folder, name)
     if not found:
         raise UserError(f"{name}: the folder holds no files")
     kinds = {_blurred(os.path.splitext(file)[1]): file for file in reversed(found)}
@@ -151,18 +151,18 @@ def _in_folder(folder: str, name: str) -> list[str]:
             f"{name}: the folder holds files of several kinds, {one} and {other}: choose by a "
             f"pattern, such as {os.path.join(folder, '*' + os.path.splitext(one)[1])}"
         )
-    return _whole(folder, found, name)
+    return whole_set(folder, found, name)
 
 
 def _named_after(split: str, folder: str, name: str) -> list[str]:
     """Return the paths of a split, found by names such as `wiki.train.tokens`."""
-    found = [file for file in _names(folder, name) if _says(split, file)]
+    found = [file for file in names_in(folder, name) if says(split, file)]
     kinds = {_blurred(file): file for file in reversed(found)}
     if len(kinds) == 1:
-        return _whole(folder, found, name)
+        return whole_set(folder, found, name)
     if not kinds:
-        for inner in _names(folder, name, folders=True):
-            if inner.lower() in NAMES[split] and _names(os.path.join(folder, inner), name):
+        for inner in names_in(folder, name, folders=True):
+            if inner.lower() in NAMES[split] and names_in(os.path.join(folder, inner), name):
                 return _in_folder(os.path.join(folder, inner), name)
     examples = " and ".join(sorted(kinds.values(), key=natural)[:2])
     what = f"{len(found)} files, {examples}," if kinds else "no file"
@@ -172,7 +172,8 @@ def _named_after(split: str, folder: str, name: str) -> list[str]:
     )
 
 
-def _says(split: str, file: str) -> bool:
+def says(split: str, file: str) -> bool:
+    """Return True if a file, such as `wiki.valid.tokens`, is named after a split."""
     return bool(NAMES[split] & set(re.split(r"[._-]", file.lower())))
 
 
@@ -181,8 +182,17 @@ def _blurred(file: str) -> str:
     return re.sub(r"\d+", "#", file)
 
 
-def _names(folder: str, name: str, *, folders: bool = False) -> list[str]:
-    """Names of the files, or of the folders, in a folder, in natural order."""
+def names_in(folder: str, name: str, *, folders: bool = False) -> list[str]:
+    """Return the names of the files, or of the folders, in a folder, in natural order.
+
+    Args:
+      folder: the folder.
+      name: name of the folder in errors.
+      folders: if True, return the folders.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
     try:
         entries = [one.name for one in os.scandir(folder) if one.is_dir() == folders]
     except OSError as error:
@@ -190,8 +200,17 @@ def _names(folder: str, name: str, *, folders: bool = False) -> list[str]:
     return sorted((one for one in entries if not ASIDE.fullmatch(one)), key=natural)
 
 
-def _whole(folder: str, files: list[str], name: str) -> list[str]:
-    """Return the paths of files, none of which may be missing by names such as `3-of-10`."""
+def whole_set(folder: str, files: list[str], name: str) -> list[str]:
+    """Return the paths of a text's files.
+
+    Args:
+      folder: the folder.
+      files: names of the files.
+      name: name of the folder in errors.
+
+    Raises:
+      UserError: a file is missing, as names such as `00003-of-00010` show.
+    """
     counted = [found for file in files if (found := _OF.search(file))]
     if len(counted) == len(files):
         totals = sorted({found[3] for found in counted}, key=natural)

@@ -7,10 +7,11 @@ A single text, in one file or several, is cut into training, validation and test
 import os
 from collections.abc import Sequence
 
-from lm_jax.config import TFDS, File, Markov, Memory
+from lm_jax.config import TFDS, Datasets, File, Markov, Memory
 from lm_jax.config.data import DataSource
 from lm_jax.data import markov
 from lm_jax.data.shards import files_text, folder_texts
+from lm_jax.data.tables import table_splits
 from lm_jax.data.text import SPLITS, Text, cut, in_memory
 from lm_jax.settings import UserError
 
@@ -43,11 +44,13 @@ def splits(
         from lm_jax.data.tfds import tfds_splits  # here, because few runs use TFDS
 
         return tfds_splits(source.name or "", source.text_key)
+    if isinstance(source, Datasets):
+        return table_splits(source.folder or "", source.text_key)
     if isinstance(source, Markov):
         return cut(in_memory("data.source=markov", markov.text(source)), tokenizer)
     if isinstance(source, File):
         return _from_files(source, tokenizer)
-    return cut(in_memory("builtin", _documentation()), tokenizer)
+    return cut(in_memory("builtin", documentation()), tokenizer)
 
 
 def _from_files(source: File, tokenizer: str) -> dict[str, Text]:
@@ -62,7 +65,8 @@ def _from_files(source: File, tokenizer: str) -> dict[str, Text]:
     return found if len(found) > 1 else cut(found["train"], tokenizer)
 
 
-def _documentation() -> str:
+def documentation() -> str:
+    """Return CPython's documentation, the text of `data.source=builtin`."""
     # In every CPython, with small changes from version to version.
     from pydoc_data.topics import topics
 

@@ -13,7 +13,7 @@ word after each mark.
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lm_jax.data.formats import BOM, HEAD, other_format
@@ -28,6 +28,16 @@ CUTS = (0.9, 0.95)  # the marks of a single text, as shares of its bytes
 _BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
 
 
+DIVISIONS = {
+    (True, True): ("train", "validation", "test"),
+    (False, True): ("train[:95%]", "train[95%:]", "test"),
+    (True, False): ("train", "validation[:50%]", "validation[50%:]"),
+    (False, False): ("train[:90%]", "train[90%:95%]", "train[95%:]"),
+}
+"""The parts of a data set of documents that become training, validation and test text, by (has
+validation, has test)."""
+
+
 class Shard(NamedTuple):
     """A file of a text that is stored in several."""
 
@@ -35,8 +45,8 @@ class Shard(NamedTuple):
     """Name of the file in errors."""
     digest: str
     """Hex digits that change when the content changes."""
-    offset: int
-    """Offset of the first byte in the joined text."""
+    offset: int | None
+    """Offset of the first byte in the joined text; None: unknown."""
     start: int
     """Length of the byte-order mark in bytes, or 0."""
 
@@ -63,10 +73,10 @@ class Text(NamedTuple):
     def place(self, position: int) -> tuple[str, int]:
         """Return the name of the file with byte `position` of the text, and the byte's number."""
         position += self.start
-        shard = next((s for s in reversed(self.shards) if s.offset <= position), None)
-        if shard is None:
-            return self.name, position
-        return shard.name, position - shard.offset + shard.start
+        for shard in reversed(self.shards):
+            if shard.offset is not None and shard.offset <= position:
+                return shard.name, position - shard.offset + shard.start
+        return self.name, position
 
 
 def changed(before: Text, after: Text) -> str | None:
@@ -127,6 +137,24 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
                 yield block
 
     return Text(name, digest, blocks, start, size)
+
+
+def joined_documents(documents: Iterable[bytes], size: int = 1 << 21) -> Iterator[bytes]:
+    """Join documents by newlines, in blocks that end with a document.
+
+    Args:
+      documents: the documents, one after another.
+      size: least length of a block in bytes, except the last.
+    """
+    block = bytearray()
+    for number, document in enumerate(documents):
+        block += b"\n" if number else b""
+        block += document
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 def _mark_length(head: bytes) -> int:

@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -49,9 +49,6 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Vocabulary, (self.tokenizer, self.tokens, self.rules)  # without what is cached
 
     @cached_property
     def numbers(self) -> dict[str, int]:

@@ -383,6 +383,6 @@ def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
 def test_the_built_in_corpus_holds_every_character_once():
     corpus = load(Data())
     whole = "".join(corpus.vocabulary.decode(getattr(corpus, split).tokens) for split in SPLITS)
-    assert whole == sources._documentation()
+    assert whole == sources.documentation()
     assert sum(getattr(corpus, split).characters for split in SPLITS) == len(whole)
     assert corpus.train.unknown == 0
