@@ -9,8 +9,8 @@ tokens hashed and written. A row is printed for each:
 
 - MB/s: megabytes of text a second, by the wall clock, without Python's start and the imports;
 - cores: CPU time of all processes over the time by the wall clock;
-- peak MB: the highest sum of the resident memory of all processes, sampled 20 times a second. A
-  page that two processes share counts twice;
+- peak MB: the highest sum of the proportional set sizes of all processes (Linux), in which a page
+  that n processes share counts as 1/n in each, sampled ten times a second;
 - hashing: the share of the CPU time that SHA-256 of the text and of the tokens takes alone.
 
 The disk needs room for the text and, at one time, the tokens of one tokeniser (for bytes: as much
@@ -66,12 +66,13 @@ def tree(pid: int) -> list[int]:
     return [pid, *(inner for child in below for inner in tree(int(child)))]
 
 
-def resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 if the process has ended."""
+def memory(pid: int) -> int:
+    """Proportional set size of a process in bytes; 0 if the process has ended."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
         return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def loaded(pattern: str, tokenizer: str, cache: Path) -> tuple[dict[str, float], int]:
@@ -81,8 +82,8 @@ def loaded(pattern: str, tokenizer: str, cache: Path) -> tuple[dict[str, float],
     peak = 0
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         while process.poll() is None:
-            peak = max(peak, sum(map(resident, tree(process.pid))))
-            time.sleep(0.05)
+            peak = max(peak, sum(map(memory, tree(process.pid))))
+            time.sleep(0.1)
         assert process.stdout is not None
         if process.returncode:
             sys.exit(f"{tokenizer}: the process ended with status {process.returncode}")
