@@ -1,10 +1,10 @@
 """A text in parts: counted for a vocabulary, and encoded.
 
 A text is decoded block by block, and cut anew where no token crosses the cut. The parts are counted
-and encoded one by one. With words and byte pairs, worker processes take the parts of a large text
-(`lm_jax.data.workers`); characters and bytes take no longer than their way to another process. The
-cuts do not depend on the number of workers, and the results come in the order of the parts: the
-tokens are the same with any number of workers.
+and encoded one by one. With words and byte pairs, worker processes count and encode the parts of a
+large text (`lm_jax.data.workers`). With characters and bytes this process does, because sending a
+part to another process would take as long. The cuts do not depend on the number of workers, and the
+results come in the order of the parts: the tokens are the same with any number of workers.
 """
 
 import codecs
