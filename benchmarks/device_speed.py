@@ -179,7 +179,8 @@ def loss(stage: Stage) -> None:
         W, h = 0.1 * jax.random.normal(keys[0], (H, V)), jax.random.normal(keys[1], (N, H))
         y, b, mask = jax.random.randint(keys[2], (N,), 0, V), jnp.zeros(V), jnp.ones(N, bool)
         for tile in (21, 24, 27, 30):
-            fused.TILE, fused.MOST = 1 << tile, 1024 if tile < 28 else 4096
+            fused.TILE = fused.ACCELERATOR_TILE = 1 << tile
+            fused.MOST = 1024 if tile < 28 else 4096
             jax.clear_caches()
             with measuring(f"V {V:,}, tile 2^{tile}"):
                 fused._summed.cache_clear()

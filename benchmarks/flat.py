@@ -55,7 +55,7 @@ def many_runs(runs: int, folder: str) -> None:
         changes = {"model.cell": cell, "model.hidden_size": size, "train.steps": 20}
         run = lm_jax.train(override(CONFIG, changes), f"{folder}/{number}", text=TEXT)
         lm_jax.probe(run, text=TEXT, length=4, only=["lags", "by_lag"])
-        lm_jax.load_run(run.run_dir)
+        lm_jax.load_run(run.path)
         if number % 5 == 0:
             print(f"run {number}: {resident()}", flush=True)
 

@@ -12,6 +12,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 from lm_jax import __version__ as release  # noqa: E402
+from lm_jax.report.page import with_dark_colours  # noqa: E402
 
 project = "lm_jax"
 author = "The lm_jax authors"
@@ -19,13 +20,17 @@ version = release
 copyright = "2026, the lm_jax authors, under the Apache License 2.0"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "reference",
 ]
 exclude_patterns = ["_build"]
+nb_execution_mode = "cache"  # a notebook runs again if its cells have changed
+nb_execution_in_temp = True
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 highlight_language = "none"  # of a block that names none: commands, output, formulas
@@ -87,5 +92,14 @@ def read_page(app, page: str, source: list[str]) -> None:
     source[0] = "".join(parts)
 
 
+def darken_figures(app, error: Exception | None) -> None:
+    """Give the figures that a notebook has drawn the dark colours that a run's figures have."""
+    for path in Path(app.outdir, "_images").glob("*.svg"):
+        svg = path.read_text(encoding="utf-8")
+        if "prefers-color-scheme" not in svg:
+            path.write_text(with_dark_colours(svg), encoding="utf-8")
+
+
 def setup(app) -> None:
     app.connect("source-read", read_page)
+    app.connect("build-finished", darken_figures)

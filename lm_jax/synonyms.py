@@ -135,6 +135,7 @@ VALUES = {
     "model.readout=sampled": "sampled_softmax",
     "model.readout=nce": "noise_contrastive nce_loss",
     "model.readout=softmax": "full log_softmax",
+    "model.precision=tf32": "tensorfloat32 tensor_float_32 high",
     "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16 bf16_mixed 16_mixed",
     "model.precision=float32": "fp32 float single 32 float64 fp64 double 64",
     "model.cell.init=identity": "eye irnn",

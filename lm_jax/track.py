@@ -15,7 +15,8 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from lm_jax.training.journal import Watch
 Name = Literal["csv", "tensorboard", "wandb"]
 Write = Callable[[list[Row], bool], None]
 """(rows, anew): take some further rows; or, if anew, all rows of the run."""
+LIBRARIES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 PLACE = ("step", "kind", "split")
 LONGEST = 8  # numbers of a list: the gates of a cell, but not the lags of a chunk
 
@@ -41,6 +43,44 @@ def tracker(name: Name, run_dir: Path) -> contextlib.AbstractContextManager[Watc
     """
     known = {"csv": csv, "tensorboard": tensorboard, "wandb": wandb}
     return known[name](run_dir)
+
+
+@contextlib.contextmanager
+def trials(
+    trackers: Sequence[Name], places: Callable[[], dict[str, Path]]
+) -> Iterator[Callable[[str], Watch]]:
+    """Track every trial of a sweep; a trial that was over before is tracked at the end.
+
+    Args:
+      trackers: names of trackers.
+      places: gives the run directories of the trials that there are, by name.
+
+    Yields:
+      a `watch` for `lm_jax.sweep`.
+
+    Raises:
+      UserError: a tracker's library is missing.
+    """
+    for one in trackers:
+        if one in LIBRARIES and find_spec(LIBRARIES[one]) is None:
+            raise missing(one)
+    opened: dict[str, contextlib.ExitStack] = {}
+
+    def follow(name: str) -> Watch:
+        if name in opened:  # a further attempt at the trial
+            opened.pop(name).close()
+        stack = opened[name] = contextlib.ExitStack()
+        run_dir = places()[name]
+        return together(*(stack.enter_context(tracker(one, run_dir)) for one in trackers))
+
+    try:
+        yield follow
+        for name in places():
+            if name not in opened:
+                follow(name)
+    finally:
+        for stack in opened.values():
+            stack.close()
 
 
 def together(*watches: Watch) -> Watch:
@@ -159,6 +199,7 @@ def wandb(run_dir: str | Path, **options: Any) -> Iterator[Watch]:
             "name": run_dir.name,
             "config": {name: plain(value) for name, value, _ in fields(config)},
             "settings": library.Settings(silent=True, console="off"),
+            "reinit": "create_new",  # the trials of a sweep are open at the same time
             **options,
         }
         runs.append(library.init(**given, dir=run_dir, id=sent["id"], resume="allow"))
@@ -210,14 +251,22 @@ def _collect(name: str, value: Any, found: dict[str, float]) -> None:
 def _mirror(run_dir: str | Path, write: Write) -> Iterator[Watch]:
     """Call `write` with the rows of metrics.jsonl, first with all, then with each new row."""
     path, begun = Path(run_dir) / "metrics.jsonl", False
+    ahead: list[Row] = []  # rows of another process, read before they are told
 
     def watch(step: int, row: Row | None) -> None:
-        nonlocal begun
+        nonlocal begun, ahead
         if row is None:
             return
+        if ahead and ahead[0] == row:
+            ahead = ahead[1:]
+            return
         # A return to a checkpoint has removed rows.
-        anew = not begun or row["kind"] == "restored"
-        write(journal.read_rows(path) if anew else [row], anew)
+        if not begun or row["kind"] == "restored":
+            rows = journal.read_rows(path)
+            ahead = rows[rows.index(row) + 1 :] if row in rows else []
+            write(rows, True)
+        else:
+            write([row], False)
         begun = True
 
     yield watch

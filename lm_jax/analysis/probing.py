@@ -20,9 +20,11 @@ from lm_jax.generation.sampling_options import check_seed
 from lm_jax.gradients.clipping_audit import Apply
 from lm_jax.gradients.example import single_example
 from lm_jax.gradients.lags import SLOPES
+from lm_jax.gradients.spectra import spectra_by_layer
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.suggestions import nearest
+from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.optimizer import learning_rate, optimizer
 from lm_jax.training.run_metrics import kept_params
 from lm_jax.training.runs import Run
@@ -109,7 +111,7 @@ def probe(
     for name in asked if drawn else ():
         if asked[name] is not None:
             raise UserError(
-                f"{name} is of a text, and {run.run_dir} was trained on sequences that are drawn, "
+                f"{name} is of a text, and {run.path} was trained on sequences that are drawn, "
                 f"of {run.config.data.steps} steps"
             )
     parts = _parts(only, drawn)
@@ -121,7 +123,7 @@ def probe(
         at = run.step if step is None else step
     work, rows = at_work(run, text)
     if not 0 <= at <= run.step:
-        raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.run_dir}")
+        raise UserError(f"step={at} must be from 0 to the {run.step} updates of {run.path}")
     state = replayed(work, work.restored(at), rows, at)
     params = run.params if step is None else state.params
     far, near, seen = Reach(), Updates(), None
@@ -136,6 +138,11 @@ def probe(
             seen, line = _of_text(run, params, tokens, sentence, length=length, sequences=sequences)
         given = {"slope": _slope(run.config), "seed": seed, "only": parts}
         far = reach(run.model, params, run.vocabulary, seen, line, **given)
+    of_params = kept_params(state)[0] if step is None else at
+    if far.dynamics is not None:
+        moments = _moments(work, run.step) | {of_params: params}
+        found_at = {moment: _eigenvalues(moments[moment]) for moment in sorted(moments)}
+        far = far._replace(dynamics=far.dynamics._replace(eigenvalues=found_at))
     if {*parts} & {*PARTS}:
         carry, _ = work.next_batch(state)
         batches = [work.batch(at + number) for number in range(BATCHES)]
@@ -152,9 +159,21 @@ def probe(
             seed=seed,
             only=parts,
         )
-    of_params = kept_params(state)[0] if step is None else at
     steps = None if seen is None else len(seen.batch.x)
     return Probe(at, of_params, found, steps, None if seen is None else sequences, far, near)
+
+
+def _moments(work: Trainer, last: int) -> dict[int, Params]:
+    """The parameters before the first update, and at each checkpoint that the run keeps."""
+    steps = [step for step in steps_saved(work.run_dir) if step <= last]
+    states = [work.restored(step) for step in (0, *steps)]
+    return {int(state.step): {"layers": state.params["layers"]} for state in states}
+
+
+def _eigenvalues(params: Params) -> dict[str, list[np.ndarray]]:
+    """The eigenvalues of each block of each W_hh, by path."""
+    spectra = spectra_by_layer({"layers": params["layers"]})
+    return {path: [block.eigenvalues for block in one.blocks] for path, one in spectra.items()}
 
 
 def _parts(only: Collection[str] | None, drawn: bool) -> Collection[str]:

@@ -70,6 +70,8 @@ class Dynamics(NamedTuple):
     """[N / w], the largest exponent in each window of w tokens, in nats per step."""
     text: list[str]
     """The tokens of each window."""
+    eigenvalues: dict[int, dict[str, list[np.ndarray]]]
+    """By update and path of W_hh: the eigenvalues of each block, at some moments of training."""
 
 
 class Credit(NamedTuple):
@@ -176,7 +178,7 @@ def _dynamics(
     convergence, windows = map(np.asarray, jax.jit(exponents)(params, carry, xs))
     shown = _shown(vocabulary, chunk.path)
     text = [" ".join(shown[n * window : (n + 1) * window]) for n in range(len(windows))]
-    return Dynamics(spectra_by_layer({"layers": params["layers"]}), convergence, windows, text)
+    return Dynamics(spectra_by_layer({"layers": params["layers"]}), convergence, windows, text, {})
 
 
 def _credit(

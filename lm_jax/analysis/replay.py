@@ -56,7 +56,7 @@ def state_at(run: Run, step: int, *, text: str | Sequence[str] | None = None) ->
         is missing or has changed.
     """
     if not 0 <= step <= run.step:
-        raise UserError(f"step={step} must be from 0 to the {run.step} updates of {run.run_dir}")
+        raise UserError(f"step={step} must be from 0 to the {run.step} updates of {run.path}")
     work, rows = at_work(run, text)
     return replayed(work, work.restored(step), rows, step)
 
@@ -84,7 +84,7 @@ def spike(run: Run, *, text: str | Sequence[str] | None = None) -> Spike:
     work, rows = at_work(run, text)
     records = [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
     if not records:
-        raise UserError(f"{run.run_dir} has no record of an update yet")
+        raise UserError(f"{run.path} has no record of an update yet")
 
     @jax.jit
     def nats(params, carry, batch):
@@ -111,13 +111,13 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[R
     train_of(run.config)
     if isinstance(run.config.data.source, Memory) and text is None:
         raise UserError(
-            f"{run.run_dir} was trained on a text that a program has handed over: only a program "
+            f"{run.path} was trained on a text that a program has handed over: only a program "
             "that hands it over again, as text=…, can replay it"
         )
     config, corpus = prepared(run.config, text)
-    directory.known(run.run_dir, config, corpus.digest)
-    work = Trainer(config, run.run_dir, corpus, [], lambda step, row: None)
-    return work, read_rows(run.run_dir / "metrics.jsonl")
+    directory.known(run.path, config, corpus.digest)
+    work = Trainer(config, run.path, corpus, [], lambda step, row: None)
+    return work, read_rows(run.path / "metrics.jsonl")
 
 
 def replayed(work: Trainer, state: TrainState, rows: list[Row], step: int) -> TrainState:

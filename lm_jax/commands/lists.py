@@ -10,6 +10,7 @@ from lm_jax.experiment import experiments, notes
 from lm_jax.report.run_table import show_runs
 from lm_jax.report.terminal import show_table
 from lm_jax.settings import UserError
+from lm_jax.sweeps.results import FILE as RESULTS
 
 RunDirs = Annotated[
     tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")
@@ -34,5 +35,9 @@ def compare(run_dirs: RunDirs) -> int:
     """
     if not run_dirs:
         raise UserError("compare needs a run directory, or several")
+    for path in run_dirs:
+        if (path / RESULTS).exists():
+            trials = path / "trials"
+            raise UserError(f"{path} is a sweep: compare its trials, {trials}/*, or report it")
     show_runs(run_dirs)
     return 0

@@ -12,6 +12,7 @@ import jax
 
 from lm_jax.commands.parser import parse
 from lm_jax.data.corpus import cache_folder
+from lm_jax.report.lines import silence
 from lm_jax.settings import UserError
 
 INTERRUPTED = 130
@@ -42,8 +43,7 @@ def main(arguments: list[str], program: str) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader closed the pipe; send later output to null, or Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 0
     except OSError as error:  # not the user's mistake, but a traceback would not help either
         print(f"error: {error}", file=sys.stderr)

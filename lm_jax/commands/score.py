@@ -122,7 +122,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[sc
             "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
         )
     corpus = load(run.config.data)
-    directory.known(run.run_dir, run.config, corpus.digest)
+    directory.known(run.path, run.config, corpus.digest)
     train = corpus.train.tokens
     roots = scoring.root_mean_square_gradient(
         run.model, run.params, train, run.vocabulary.boundary, length=length

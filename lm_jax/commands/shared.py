@@ -46,7 +46,7 @@ def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.R
         raise UserError(f"--mix-weight={weight} must be from 0 to 1")
     beside = lm_jax.load_run(other)
     if beside.vocabulary != run.vocabulary:
-        raise UserError(f"--mix={other} has another vocabulary than {run.run_dir}")
+        raise UserError(f"--mix={other} has another vocabulary than {run.path}")
     model = lm_jax.models.Mixture(run.model, beside.model, weight)
     return run._replace(model=model, params=(run.params, beside.params))
 

@@ -78,7 +78,7 @@ def longer(run: Run, command: str, words: Sequence[str]) -> str | None:
     if train.epochs is None:
         flags = ["--train.steps", str(2 * train.steps)]
     else:
-        flags = ["--train.epochs", str(2 * train.epochs), "--run-dir", str(run.run_dir)]
+        flags = ["--train.epochs", str(2 * train.epochs), "--run-dir", str(run.path)]
     for name in ("schedule", "feeding"):  # what followed train.steps must not change
         steps = getattr(getattr(train, name), "steps", None)
         flags += [] if steps is None else [f"--train.{name}.steps", str(steps)]

@@ -25,8 +25,10 @@ from lm_jax.report.sweep_page import write_sweep
 from lm_jax.report.sweep_progress import SweepDisplay
 from lm_jax.settings import UserError, digest
 from lm_jax.sweeps import Halving, executor_called, plan
+from lm_jax.sweeps.plan import trial_dirs
 from lm_jax.sweeps.processes import cores_here
-from lm_jax.track import together
+from lm_jax.track import Name, together
+from lm_jax.track import trials as track_trials
 from lm_jax.training.journal import Watch
 
 
@@ -59,6 +61,7 @@ def sweep_command(
         restart: Flag = False,
         quiet: Flag = False,
         json: Flag = False,
+        track: tuple[Name, ...] = (),
     ) -> int:
         """Train a model at every point of a sweep, or resume a stopped sweep.
 
@@ -78,7 +81,7 @@ def sweep_command(
           cores: ray, slurm: cores of each job; 1 if not given.
           lanes: largest number of trials side by side; as many as fit into half of the free memory
             if not given.
-          retries: number of further attempts at a failed trial, alone and in a fresh process.
+          retries: number of further attempts at a failed trial; each alone, in a fresh process.
           halving_first: successive halving (Li et al., 2020): the update of the first rung; at a
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
@@ -90,6 +93,8 @@ def sweep_command(
           quiet: print only the sweep's directory, and errors.
           json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
             name; at the end come the rows of results.jsonl.
+          track: write each trial's rows elsewhere, too; as `train` does, to csv, tensorboard or
+            wandb, or some of these, in the trial's directory.
         """
         either(quiet=quiet, json=json)
         at_least(1, workers=workers, cores=cores, lanes=lanes, batch=batch)
@@ -136,6 +141,9 @@ def sweep_command(
             elif not quiet:
                 display = SweepDisplay(planned, growing=suggest is not None)
                 trials.append(stack.enter_context(display).watch)
+            if track:
+                places = functools.partial(trial_dirs, run_dir)
+                trials.append(stack.enter_context(track_trials(track, places)))
             rows = lm_jax.sweep(
                 config,
                 asked.points if suggest is None or asked.drawn is None else asked.drawn,

@@ -23,6 +23,7 @@ from lm_jax.config.model import (
     SampledSoftmax,
     Softmax,
     Window,
+    unrounded,
 )
 from lm_jax.config.optimizer import (
     ASGD,
@@ -148,5 +149,6 @@ __all__ = [
     "read_with",
     "resolve",
     "train_of",
+    "unrounded",
     "with_kinds",
 ]

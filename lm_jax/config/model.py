@@ -4,6 +4,7 @@ Each family of models is a class, and each readout is a class; the field `kind` 
 classes. `Network` holds the settings shared by all neural families.
 """
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -112,9 +113,9 @@ class Network:
     activation_penalty: NonNegative | None = None
     """alpha: training adds alpha times the mean square of the readout's inputs to the mean loss
     (Merity et al., 2017); None: none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the factors of each matrix product; sums and everything else stay float32.
-    bfloat16 is for GPUs and TPUs."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Precision of the factors of each matrix product in training; sums and everything else stay
+    float32. tf32 and bfloat16 are for GPUs and TPUs. Scores, samples and probes do not round."""
     uniform: PositiveFinite | None = None
     """s: draw every initial weight and bias from U(-s, s); None: each by its own rule."""
 
@@ -247,6 +248,11 @@ class RNN(Network):
                 f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
             )
         _refuse_between(self)
+
+
+def unrounded(model: Any) -> Any:
+    """The settings of the same model without rounding, to score, sample and probe it."""
+    return dataclasses.replace(model, precision="float32") if isinstance(model, Network) else model
 
 
 @settings

@@ -5,7 +5,7 @@
 >>> drawn.savefig("lag_norms.pdf")  # doctest: +SKIP
 """
 
-from lm_jax.figures.plots import lines, next_token
+from lm_jax.figures.plots import lines
 from lm_jax.figures.style import NARROW, WIDE, Figure, plain
 from lm_jax.figures.sweeps import (
     heat_map,
@@ -13,6 +13,7 @@ from lm_jax.figures.sweeps import (
     parallel_coordinates,
     setting_curve,
 )
+from lm_jax.figures.tokens import credit_map, local_exponents, next_token
 from lm_jax.figures.training import (
     gradient_norms,
     horizon,
@@ -23,11 +24,10 @@ from lm_jax.figures.training import (
 )
 from lm_jax.figures.travel import (
     by_lag,
-    credit_map,
     eigenvalues,
+    eigenvalues_over_training,
     gradient_by_lag,
     lag_norms,
-    local_exponents,
     lyapunov_convergence,
     over_training_by_lag,
     truncation_curve,
@@ -41,6 +41,7 @@ __all__ = [
     "by_lag",
     "credit_map",
     "eigenvalues",
+    "eigenvalues_over_training",
     "estimator_cosines",
     "exposure",
     "gradient_by_lag",

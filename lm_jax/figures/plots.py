@@ -1,24 +1,19 @@
-"""Figures of any numbers: lines over a number, and the probabilities of the next token."""
+"""Figures of any numbers over a number."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
-import numpy as np
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import pairs
 from lm_jax.figures.style import (
-    BLUE,
-    GREY,
     INK,
-    RED,
     WIDE,
     Curve,
     Figure,
     add_curves,
     canvas,
     log_ticks,
-    plain,
     styled,
-    visible,
 )
 
 
@@ -45,55 +40,14 @@ def lines(
       level: dotted horizontal lines by name.
       width: pixels.
     """
+    given = pairs(rows, "rows")
     figure, axes = canvas(width, x=x, y=y)
     drawn = [
         Curve(name, numbers, places, INK, "", "o") if name in dots else Curve(name, numbers, places)
-        for name, (places, numbers) in rows.items()
+        for name, (places, numbers) in given.items()
     ]
     add_curves(axes, drawn, log_y=log_y, level=level, width=width)
     if log_x:
         axes.set_xscale("log")
         log_ticks(axes.xaxis)
-    return figure
-
-
-@styled
-def next_token(
-    probabilities: ArrayLike,
-    tokens: Sequence[str],
-    target: int,
-    *,
-    count: int = 12,
-    width: int = WIDE,
-) -> Figure:
-    """Draw the probabilities of the likeliest next tokens, and of the true next token.
-
-    Args:
-      probabilities: [V].
-      tokens: [V], the tokens as text.
-      target: number of the true next token, with a red bar.
-      count: number of bars.
-      width: pixels.
-    """
-    p = np.asarray(probabilities, dtype=float)
-    order: list[int] = np.argsort(-p, kind="stable")[:count].tolist()
-    if target not in order:
-        order[-1] = target
-    figure, axes = canvas(width, x="next token", y="probability")
-    bars = axes.bar(
-        np.arange(len(order)), p[order], color=[RED if k == target else BLUE for k in order]
-    )
-    for bar, token in zip(bars, order, strict=True):
-        if width > 500 or token == target:  # on a phone the numbers would run into each other
-            axes.annotate(
-                plain(float(f"{p[token]:.2g}")),
-                (bar.get_x() + bar.get_width() / 2, bar.get_height()),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=10,
-                color=RED if token == target else GREY,
-            )
-    axes.set_xticks(np.arange(len(order)), [visible(tokens[token]) for token in order])
-    axes.set_xlim(-0.6, len(order) - 0.4)
     return figure

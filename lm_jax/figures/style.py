@@ -22,6 +22,8 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from lm_jax.figures.arguments import levels
+
 WIDE, NARROW = 720, 340  # pixels
 
 COLOURS = {
@@ -145,6 +147,8 @@ def canvas(
       left: pixels for the numbers of the vertical axis.
       whole: write only whole numbers on the horizontal axis.
     """
+    if not width >= 150:
+        raise ValueError(f"width={width} must be 150 pixels or more")
     height = height or (300 if width > 500 else 250)
     figure = Figure(figsize=(width / 72, height / 72))
     axes = figure.add_subplot()
@@ -257,9 +261,7 @@ def add_curves(
         seen = np.flatnonzero(np.isfinite(values))
         if curve.name and len(seen):
             ends.append((curve.name, float(values[seen[-1]]), colour, curve.style))
-    for name, value in (level or {}).items():
-        if not math.isfinite(value):
-            continue
+    for name, value in levels(level).items():
         axes.axhline(value, color=GREY, linestyle=":", linewidth=1.5)
         ends.append((name, value, GREY, ":"))
     if log_y:
@@ -335,9 +337,9 @@ def limit(axes: Axes, losses: np.ndarray, level: Mapping[str, float] | None = No
     seen = losses[np.isfinite(losses)]
     if not len(seen):
         return
-    levels = [value for value in (level or {}).values() if math.isfinite(value)]
-    low = min([float(seen.min()), *levels])
-    high = max([float(np.quantile(seen, 0.98)), *levels])
+    given = levels(level).values()
+    low = min([float(seen.min()), *given])
+    high = max([float(np.quantile(seen, 0.98)), *given])
     room = 0.05 * (high - low or 1.0)
     axes.set_ylim(low - room, high + room)
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import levels, named, numbers, pairs, words_of
+from lm_jax.figures.colours import robust_norm
 from lm_jax.figures.style import (
     BLUE,
     GREY,
@@ -58,13 +60,18 @@ def heat_map(
         have one colour.
       width: pixels.
     """
-    numbers = np.asarray(values, dtype=float)
-    numbers = np.where(np.isfinite(numbers) & ((numbers > 0) | (not log)), numbers, np.nan)
+    found = numbers(values, "values", axes=2)
+    found = np.where((found > 0) | (not log), found, np.nan)
+    rows = list(map(str, words_of(rows, "rows", len(found), "values")))
+    columns = list(map(str, words_of(columns, "columns", found.shape[1], "values")))
+    if words is not None:
+        lines = words_of(words, "words", len(rows), "rows")
+        words = [words_of(line, "words", len(columns), "columns") for line in lines]
     tall = 34 if width > 500 else 30
-    left = 14 + int(max(map(length_of, rows), default=0))
+    left = 14 + int(max(map(length_of, rows)))
     figure, axes = canvas(width, 76 + tall * len(rows), x=x, y=y, left=left)
-    norm = robust_norm(numbers, log=log, worst=worst)
-    axes.pcolormesh(np.ma.masked_invalid(numbers), norm=norm, cmap=MAP, edgecolors=PAPER, lw=1.5)
+    norm = robust_norm(found, log=log, worst=worst)
+    axes.pcolormesh(np.ma.masked_invalid(found), norm=norm, cmap=MAP, edgecolors=PAPER, lw=1.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     crowded = sum(len(column) for column in columns) * 7 > width - 80
@@ -73,8 +80,8 @@ def heat_map(
         room_below(axes, max(map(length_of, columns)) - 10)
     axes.grid(False)
     size = min(12, 1.5 * (width - 80) / max(len(columns), 1) / 5)
-    for down, across in np.ndindex(numbers.shape):
-        value = numbers[down, across]
+    for down, across in np.ndindex(found.shape):
+        value = found[down, across]
         own = plain(float(f"{value:.3g}")) if math.isfinite(value) else ""
         said: Any = own if words is None else words[down][across]
         shade = matplotlib.colormaps[MAP](norm(value)) if math.isfinite(value) else to_rgb(PAPER)
@@ -84,30 +91,6 @@ def heat_map(
             across + 0.5, down + 0.5, said, ha="center", va="center", color=colour, fontsize=size
         )
     return figure
-
-
-def robust_norm(numbers: np.ndarray, *, log: bool, worst: float | None = None) -> Normalize:
-    """The range of the colours: the values without outliers.
-
-    Args:
-      numbers: any shape; NaN is left out.
-      log: take the quartiles of the logarithms.
-      worst: an upper end of the range.
-    """
-    seen = numbers[np.isfinite(numbers)]
-    if worst is not None and (seen < worst).any():
-        seen = np.minimum(seen, worst)
-    if not len(seen):
-        return Normalize(0, 1)
-    heights = np.log(seen) if log else seen
-    low, high = np.quantile(heights, [0.25, 0.75])
-    reach = 2 * (high - low) or max(abs(float(low)) * 0.1, 1e-9)
-    low, high = max(float(heights.min()), low - reach), min(float(heights.max()), high + reach)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    if log:
-        return LogNorm(math.exp(low), math.exp(high), clip=True)
-    return Normalize(low, high, clip=True)
 
 
 @styled
@@ -135,17 +118,22 @@ def setting_curve(
       level: dotted horizontal lines by name.
       width: pixels.
     """
+    given = numbers(means, "means")
+    settings = words_of(settings, "settings", len(given), "means")
+    above = words_of([""] * len(given) if words is None else words, "words", len(given), "means")
+    if unknown := [str(v) for v, _ in trials if str(v) not in map(str, settings)]:
+        raise ValueError(f"trials has {unknown[0]}, which is not in settings")
     figure, axes = canvas(width, x=x, y=y)
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in settings)
+    numeric = all(map(_is_number, settings))
     places = [float(v) for v in settings] if numeric else list(range(len(settings)))
     where = dict(zip(map(str, settings), places, strict=True))
     if trials:
-        axes.plot([where[str(v)] for v, _ in trials], [n for _, n in trials], "o", color=PALE)
-    given = [math.nan if mean is None else mean for mean in means]
+        dots = numbers([number for _, number in trials], "trials")
+        axes.plot([where[str(v)] for v, _ in trials], dots, "o", color=PALE)
     line = "-" if numeric else ""
     drawn = [Curve("", given, places, BLUE, line, "o")]
     add_curves(axes, drawn, log_y=log_y, level=level, width=width)
-    for place, mean, said in zip(places, given, words or [""] * len(given), strict=True):
+    for place, mean, said in zip(places, given, above, strict=True):
         if said:
             high = mean if math.isfinite(mean) else axes.get_ylim()[0]
             axes.annotate(
@@ -163,7 +151,7 @@ def setting_curve(
         room = 0.06 * (places[-1] - places[0]) or 0.5
         axes.set_xlim(places[0] - room, places[-1] + room)
     if len(places) <= 10:
-        axes.set_xticks(places, [v if isinstance(v, str) else f"{v:g}" for v in settings])
+        axes.set_xticks(places, [f"{v:g}" if _is_number(v) else str(v) for v in settings])
     axes.minorticks_off()
     return figure
 
@@ -188,23 +176,24 @@ def learning_curves(
       level: dotted horizontal lines by name, such as the loss of a uniform guess.
       width: pixels.
     """
+    given = pairs(trials, "trials")
+    if best is not None and best not in given:
+        raise ValueError(f"best={best!r} is not in trials")
     figure, axes = canvas(width, x="updates", y=y)
     finite = []
-    for name, (steps, losses) in trials.items():
-        steps, losses = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
+    for name, (steps, losses) in given.items():
         if name != best:
             axes.plot(steps, losses, color=PALE, linewidth=1.2)
         seen = np.isfinite(losses)
         finite.append(losses[seen])
         if name in diverged and seen.any():
             axes.plot(steps[seen][-1:], losses[seen][-1:], "x", color=RED, markersize=7)
-    if finite:
-        shown = np.concatenate(finite)
-        worst = max((level or {}).values(), default=np.inf)
-        # A trial worse than every level, such as a uniform guess, would flatten all others.
-        limit(axes, shown[shown <= worst] if (shown <= worst).any() else shown, level)
+    shown = np.concatenate(finite)
+    worst = max(levels(level).values(), default=np.inf)
+    # A trial worse than every level, such as a uniform guess, would flatten all others.
+    limit(axes, shown[shown <= worst] if (shown <= worst).any() else shown, level)
     axes.set_xlim(left=0)
-    drawn = [] if best is None else [Curve("best", trials[best][1], trials[best][0], BLUE)]
+    drawn = [] if best is None else [Curve("best", given[best][1], given[best][0], BLUE)]
     add_curves(axes, drawn, level=level, width=width)
     return figure
 
@@ -225,11 +214,15 @@ def parallel_coordinates(
       score: name of the score.
       width: pixels.
     """
-    found = np.asarray(scores, dtype=float)
+    found = numbers(scores, "scores")
+    given = {
+        name: words_of(column, f"columns[{name!r}]", len(found), "scores")
+        for name, column in named(columns, "columns").items()
+    }
     seen = np.isfinite(found)
     figure, axes = canvas(width, 320, x="", y="", left=16)
-    heights, names = [], [*columns, score]
-    for name, values in [*columns.items(), (score, found.tolist())]:
+    heights, names = [], [*given, score]
+    for name, values in [*given.items(), (score, found.tolist())]:
         height, ticks = _heights(values)
         heights.append(height)
         place = names.index(name)
@@ -263,9 +256,8 @@ def parallel_coordinates(
 
 def _heights(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Heights from 0 to 1 of a setting's values, and a few heights with their words."""
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not numeric:
-        words = [v if isinstance(v, str) else plain(v) for v in values]
+    if not all(map(_is_number, values)):
+        words = [plain(v) if _is_number(v) else str(v) for v in values]
         kinds = sorted(set(words))
         step = 1 / max(len(kinds) - 1, 1)
         place = {kind: step * number for number, kind in enumerate(kinds)}
@@ -282,3 +274,8 @@ def _heights(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]
         at = ends[0] + share * span
         ticks.append((share, plain(float(f"{math.exp(at) if log else at:.3g}"))))
     return ((scaled - ends[0]) / span).tolist(), ticks
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number, which has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import alike, named_numbers, numbers, pair, pairs
 from lm_jax.figures.style import (
     BLUE,
     GREEN,
@@ -46,13 +47,14 @@ def loss_curve(
       y: unit of the loss.
       width: pixels.
     """
-    steps, nats = np.asarray(steps, dtype=float), np.asarray(nats, dtype=float)
-    held = None if validation is None else tuple(np.asarray(part) for part in validation)
+    steps, nats = numbers(steps, "steps"), numbers(nats, "nats")
+    alike(steps=steps, nats=nats)
+    held = None if validation is None else pair(validation, "validation")
     words, left = (f"{y} (perplexity)", 92) if perplexity else (y, 52)
     figure, axes = canvas(width, x="updates", y=words, left=left)
     axes.plot(steps, nats, color=PALE, linewidth=1.2)
     drawn = [Curve("training", smoothed(nats), steps, BLUE)]
-    if held is not None and len(held[0]):
+    if held is not None:
         drawn.append(Curve("validation", held[1], held[0], RED, marker="o"))
     # The first losses may be far above all others: leave room for what is learnt.
     limit(axes, np.concatenate([nats, [] if held is None else held[1]]), level)
@@ -74,7 +76,7 @@ def smoothed(values: ArrayLike) -> np.ndarray:
     Args:
       values: [N]; values that are not finite are left out of the means.
     """
-    given = np.asarray(values, dtype=float)
+    given = numbers(values, "values")
     half = len(given) // 40
     seen = np.isfinite(given)
     sums = np.cumsum([0.0, *np.where(seen, given, 0.0)])
@@ -104,10 +106,15 @@ def gradient_norms(
       threshold: the clipping threshold.
       width: pixels.
     """
+    at, means = numbers(steps, "steps"), numbers(mean, "mean")
+    peaks = numbers(largest, "largest")
+    alike(steps=at, mean=means, largest=peaks)
     figure, axes = canvas(width, x="updates", y="norm of the gradient")
-    drawn = [Curve("largest", largest, steps, ORANGE, width=1), Curve("mean", mean, steps, BLUE)]
+    drawn = [Curve("largest", peaks, at, ORANGE, width=1), Curve("mean", means, at, BLUE)]
     if clipped is not None:
-        drawn.append(Curve("mean after clipping", clipped, steps, RED, "--"))
+        shorter = numbers(clipped, "clipped")
+        alike(steps=at, clipped=shorter)
+        drawn.append(Curve("mean after clipping", shorter, at, RED, "--"))
     level = {} if threshold is None else {f"threshold {plain(threshold)}": threshold}
     add_curves(axes, drawn, log_y=True, level=level, width=width)
     return figure
@@ -133,10 +140,14 @@ def over_training(
       level: dotted horizontal lines by name.
       width: pixels.
     """
+    at = numbers(steps, "steps")
     if isinstance(values, Mapping):
-        drawn = [Curve(name, one, steps) for name, one in values.items()]
+        rows = named_numbers(values, "values")
+        drawn = [Curve(name, one, at) for name, one in rows.items()]
     else:
-        drawn = [Curve("", values, steps, BLUE)]
+        drawn = [Curve("", numbers(values, "values"), at, BLUE)]
+    for curve in drawn:
+        alike(steps=at, values=curve.y)
     return curves(drawn, x="updates", y=y, log_y=log_y, level=level, width=width)
 
 
@@ -149,10 +160,11 @@ def horizon(steps: ArrayLike, horizons: Mapping[str, ArrayLike], *, width: int =
       horizons: name -> [N], steps back; not finite where no length suffices.
       width: pixels.
     """
-    colours = dict(zip(horizons, (GREEN, BLUE, RED, INK), strict=False))
-    drawn = [
-        Curve(name, found, steps, colours.get(name), marker="o") for name, found in horizons.items()
-    ]
+    at, rows = numbers(steps, "steps"), named_numbers(horizons, "horizons")
+    colours = dict(zip(rows, (GREEN, BLUE, RED, INK), strict=False))
+    for found in rows.values():
+        alike(steps=at, horizons=found)
+    drawn = [Curve(name, found, at, colours.get(name), marker="o") for name, found in rows.items()]
     return curves(drawn, x="updates", y="steps back", width=width)
 
 
@@ -165,8 +177,9 @@ def runs(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], y: str, *, width: in
       y: what is drawn, with its unit.
       width: pixels.
     """
+    given = pairs(curves, "curves")
     figure, axes = canvas(width, x="updates", y=y)
-    drawn = [Curve(name, own, steps) for name, (steps, own) in curves.items()]
+    drawn = [Curve(name, own, steps) for name, (steps, own) in given.items()]
     add_curves(axes, drawn, width=width)
     axes.set_xlim(left=0)
     return figure

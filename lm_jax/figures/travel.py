@@ -1,14 +1,26 @@
-"""Figures of a gradient's travel through time: lags, truncation, eigenvalues, exponents, credit."""
+"""Figures of a gradient's travel through time: lags, truncation, eigenvalues, exponents."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import (
+    alike,
+    complex_numbers,
+    marks,
+    named,
+    named_numbers,
+    numbers,
+)
+from lm_jax.figures.colours import colour_bar, log_norm
 from lm_jax.figures.style import (
     BLUE,
+    COLOURS,
     GREY,
     INK,
     MAP,
@@ -20,12 +32,12 @@ from lm_jax.figures.style import (
     add_curves,
     canvas,
     curves,
-    length_of,
-    log_ticks,
     room_below,
     styled,
-    visible,
 )
+
+THROUGH = tuple(COLOURS[name] for name in ("pale", "sky", "blue", "purple", "red"))
+"""The colours of some updates, from the first to the last."""
 
 
 @styled
@@ -42,17 +54,17 @@ def lag_norms(
       predicted: name -> [L]. A prediction is drawn within a thousand times of what was measured.
       width: pixels.
     """
-    norms = np.asarray(measured, dtype=float)
+    norms = numbers(measured, "measured")
+    rows = named_numbers(predicted, "predicted") if predicted else {}
     figure, axes = canvas(width, 340, x="lag l, steps", y="‖∂h_T/∂h_{T−l}‖")
-    given = [norms, *(np.asarray(values, dtype=float) for values in (predicted or {}).values())]
-    every = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in given])
+    every = np.concatenate([values[values > 0] for values in (norms, *rows.values())])
     seen = norms[norms > 0]
     if len(seen):
         axes.set_ylim(
             max(every.min(), seen.min() / 1e3) / 1.5, min(every.max(), seen.max() * 1e3) * 1.5
         )
     drawn = [Curve("measured", norms, colour=INK, width=3)]
-    drawn += [Curve(name, values, style="--") for name, values in (predicted or {}).items()]
+    drawn += [Curve(name, values, style="--") for name, values in rows.items()]
     add_curves(axes, drawn, log_y=True, width=width)
     return figure
 
@@ -66,7 +78,7 @@ def gradient_by_lag(norms: ArrayLike, *, width: int = WIDE) -> Figure:
       width: pixels.
     """
     return curves(
-        [Curve("", norms, colour=BLUE)],
+        [Curve("", numbers(norms, "norms"), colour=BLUE)],
         x="lag, steps",
         y="norm of the gradient at a lag",
         log_y=True,
@@ -90,27 +102,27 @@ def truncation_curve(
       horizons: name -> k2, marked by a vertical line; left out if not finite.
       width: pixels.
     """
-    error = np.asarray(relative_error, dtype=float)
+    near, error = numbers(cosine, "cosine"), numbers(relative_error, "relative_error")
+    alike(cosine=near, relative_error=error)
     lengths = np.arange(1, 1 + len(error))
     figure, axes = canvas(width, x="k2, steps", y="truncated against full gradient")
-    for row, (name, steps) in enumerate((horizons or {}).items()):
-        if np.isfinite(steps):
-            axes.axvline(steps, color=GREY, linestyle=":", linewidth=1)
-            axes.annotate(
-                name,
-                (steps, 1),
-                xytext=(3, -3 if width > 500 else -3 - 13 * row),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                color=GREY,
-                fontsize=11,
-                va="top",
-            )
+    for row, (name, steps) in enumerate(marks(horizons, "horizons").items()):
+        axes.axvline(steps, color=GREY, linestyle=":", linewidth=1)
+        axes.annotate(
+            name,
+            (steps, 1),
+            xytext=(3, -3 if width > 500 else -3 - 13 * row),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=GREY,
+            fontsize=11,
+            va="top",
+        )
     drawn = [
-        Curve("cosine", cosine, lengths, BLUE),
+        Curve("cosine", near, lengths, BLUE),
         Curve("relative error", error, lengths, RED),
     ]
-    axes.set_ylim(min(0.0, float(np.nanmin(np.asarray(cosine)))) - 0.05, 1.25)
+    axes.set_ylim(min(0.0, float(np.nanmin(near, initial=0.0))) - 0.05, 1.25)
     add_curves(axes, drawn, width=width)
     return figure
 
@@ -128,18 +140,23 @@ def over_training_by_lag(
       by: what the columns of `norms` are.
       width: pixels.
     """
-    steps, norms = np.asarray(steps, dtype=float), np.asarray(norms, dtype=float)
+    steps, norms = numbers(steps, "steps"), numbers(norms, "norms", axes=2)
+    alike(steps=steps, norms=norms)
+    placed = np.isfinite(steps)
+    if not placed.any():
+        raise ValueError("steps holds no finite number")
+    steps, norms = steps[placed], norms[placed]
     figure, axes = canvas(width, 320, x="updates", y=by)
     image = axes.pcolormesh(
         edges(steps),
         np.arange(norms.shape[1] + 1) - 0.5,
         norms.T,
-        norm=_log_norm(norms),
+        norm=log_norm(norms),
         cmap=MAP,
         rasterized=True,
     )
     axes.grid(False)
-    _bar(figure, image, what, width)
+    colour_bar(figure, image, what, width)
     return figure
 
 
@@ -149,29 +166,6 @@ def edges(places: np.ndarray) -> np.ndarray:
         return places[0] + np.array([-0.5, 0.5])
     between = (places[1:] + places[:-1]) / 2
     return np.concatenate([[2 * places[0] - between[0]], between, [2 * places[-1] - between[-1]]])
-
-
-def _log_norm(values: np.ndarray, decades: float = 8.0) -> LogNorm:
-    """Logarithmic colours for the positive values, over the highest decades only."""
-    seen = values[np.isfinite(values) & (values > 0)]
-    if not len(seen):
-        return LogNorm(0.1, 1)
-    high = float(seen.max())
-    return LogNorm(max(float(seen.min()), high / 10**decades) * (1 - 1e-9), high, clip=True)
-
-
-def _bar(figure: Figure, image, words: str, width: int) -> None:
-    """Add the scale of the colours, under the figure."""
-    axes = figure.axes[0]
-    below = room_below(axes, 56)
-    height = figure.get_size_inches()[1] * 72
-    at = axes.get_position()
-    share = 0.6 if width > 500 else 1.0
-    scale = figure.add_axes((at.x0, (below - 64) / height, at.width * share, 8 / height))
-    bar = figure.colorbar(image, cax=scale, orientation="horizontal")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    scale.set_xlabel(words)
-    log_ticks(scale.xaxis)
 
 
 @styled
@@ -184,18 +178,81 @@ def eigenvalues(blocks: Mapping[str, ArrayLike], *, width: int = WIDE) -> Figure
     """
     size = min(width, 480)
     figure, axes = canvas(size, size, x="real part", y="imaginary part", whole=False)
+    _unit_circle(axes)
+    given = {
+        name: complex_numbers(one, f"blocks[{name!r}]")
+        for name, one in named(blocks, "blocks").items()
+    }
+    for (name, places), colour in zip(given.items(), SERIES * len(given), strict=False):
+        _add_eigenvalues(axes, places, colour, name)
+    if len(given) > 1:
+        columns = 2 if width > 500 else 1
+        room_below(axes, 17 * math.ceil(len(given) / columns) + 6)
+        figure.legend(loc="lower left", labelcolor="linecolor", ncols=columns, handlelength=0.8)
+    return figure
+
+
+@styled
+def eigenvalues_over_training(
+    blocks: Mapping[str, Mapping[int, ArrayLike]], *, width: int = WIDE
+) -> Figure:
+    """Draw the eigenvalues of recurrent weights at some updates, a unit circle for each block.
+
+    Args:
+      blocks: name of a block -> update -> [H], complex. Of many updates some are drawn, the first
+        and the last among them.
+      width: pixels.
+    """
+    given = {
+        name: {
+            step: complex_numbers(one, f"blocks[{name!r}][{step!r}]")
+            for step, one in named(found, f"blocks[{name!r}]").items()
+        }
+        for name, found in named(blocks, "blocks").items()
+    }
+    steps = sorted({step for found in given.values() for step in found})
+    most = len(THROUGH)
+    shown = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, most, dtype=int))]
+    colours = dict(zip(shown, (*THROUGH[: len(shown) - 1], THROUGH[-1]), strict=True))
+    every = np.concatenate([one for found in given.values() for one in found.values()])
+    far = 1.08 * float(np.nanmax(np.abs(np.append(every, 1))))
+    across = min(len(given), 2)
+    down = math.ceil(len(given) / across)
+    side = min((width - 68) / across, 412)
+    size = int(across * side) + 68
+    figure, axes = canvas(size, int(down * side) + 78, x="", y="imaginary part", whole=False)
+    grid = figure.add_gridspec(down, across, hspace=0.2, wspace=0.2)
+    axes.set_subplotspec(grid[0])
+    for place, (name, found) in enumerate(given.items()):
+        if place:
+            axes = figure.add_subplot(grid[place])
+        _unit_circle(axes)
+        axes.set(xlim=(-far, far), ylim=(-far, far))
+        axes.set_aspect("equal", "box")
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        for step, colour in colours.items():
+            if step in found:
+                label = "" if place else f"update {step:,}"
+                _add_eigenvalues(axes, found[step], colour, label)
+        if len(given) > 1:
+            axes.set_title(name, fontsize=11, color=GREY)
+    axes.set_xlabel("real part")
+    room_below(axes, 17 * math.ceil(len(shown) / 2) + 6)
+    figure.legend(loc="lower left", ncols=2, handlelength=0.8)
+    return figure
+
+
+def _unit_circle(axes: Axes) -> None:
     angle = np.linspace(0, 2 * np.pi, 200)
     axes.plot(np.cos(angle), np.sin(angle), color=GREY, linestyle=":", linewidth=1.5)
-    for (name, values), colour in zip(blocks.items(), SERIES * len(blocks), strict=False):
-        places: Any = np.asarray(values)
-        axes.plot(places.real, places.imag, "o", markersize=4, alpha=0.7, color=colour, label=name)
     axes.set_aspect("equal", "datalim")
     axes.grid(True, axis="both")
     axes.margins(0.08)
-    if len(blocks) > 1:
-        room_below(axes, 17 * ((len(blocks) + 1) // 2) + 6)
-        figure.legend(loc="lower left", labelcolor="linecolor", ncols=2, handlelength=0.8)
-    return figure
+
+
+def _add_eigenvalues(axes: Axes, places: Any, colour: str, label: str) -> None:
+    axes.plot(places.real, places.imag, "o", markersize=4, alpha=0.7, color=colour, label=label)
 
 
 @styled
@@ -206,7 +263,7 @@ def lyapunov_convergence(exponents: ArrayLike, *, width: int = WIDE) -> Figure:
       exponents: [N, k], in nats a step, after 1 … N tokens, the largest first.
       width: pixels.
     """
-    found = np.asarray(exponents, dtype=float)
+    found = numbers(exponents, "exponents", axes=2)
     names = ["λ₁", *[""] * (found.shape[1] - 2), f"λ{_small(found.shape[1])}"]
     drawn = [
         Curve(name, row, np.arange(1, 1 + len(found)), BLUE if k == 0 else GREY, width=2 - (k > 0))
@@ -222,68 +279,6 @@ def _small(number: int) -> str:
 
 
 @styled
-def local_exponents(
-    exponents: ArrayLike, words: Sequence[str] | None = None, *, width: int = WIDE
-) -> Figure:
-    """Draw the largest Lyapunov exponent of each window of a text.
-
-    Args:
-      exponents: [N], in nats a step.
-      words: [N], the tokens of each window; written under the axis where there is room.
-      width: pixels.
-    """
-    found = np.asarray(exponents, dtype=float)
-    figure, axes = canvas(width, x="window of the text", y="nats a step")
-    axes.bar(np.arange(len(found)), found, color=[RED if value > 0 else BLUE for value in found])
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.margins(x=0.01)
-    if words is not None and len(words) * 14 <= width:
-        axes.set_xticks(np.arange(len(found)), list(words), rotation=90)
-        axes.tick_params(axis="x", labelsize=11)
-        room_below(axes, length_of("m" * max(map(len, words))) - 12)
-    return figure
-
-
-@styled
-def credit_map(
-    credit: ArrayLike, read: Sequence[str], said: Sequence[str], *, width: int = WIDE
-) -> Figure:
-    """Draw how much the loss of each word to be said depends on each word read before it.
-
-    Args:
-      credit: [R, S], ‖∂J_t/∂h_k‖, a row for each word to be said; zero or NaN cells stay empty.
-      read: [S], the words read.
-      said: [R], the words to be said.
-      width: pixels.
-    """
-    values = np.asarray(credit, dtype=float)
-    rows, columns = values.shape
-    cell = (width - 60) / max(columns, 1)
-    small = min(11.0, 0.85 * cell)
-    left = 24 + int(small * 0.6 * max(map(len, said), default=0))
-    height = int((width - left - 16) * rows / max(columns, 1)) + 76
-    figure, axes = canvas(width, height, x="read", y="to be said", left=left)
-    image = axes.pcolormesh(
-        np.ma.masked_where(~(values > 0), values),
-        norm=_log_norm(values),
-        cmap=MAP,
-        rasterized=True,
-    )
-    axes.set_xticks(np.arange(columns) + 0.5, [visible(word) for word in read])
-    axes.set_yticks(np.arange(rows) + 0.5, [visible(word) for word in said])
-    longest = max(map(len, read), default=0)
-    turned = longest > 1
-    if turned:
-        room_below(axes, small * 0.6 * longest - 8)
-    axes.tick_params(axis="x", labelsize=small, rotation=90 if turned else 0)
-    axes.tick_params(axis="y", labelsize=small)
-    axes.invert_yaxis()
-    axes.grid(False)
-    _bar(figure, image, "‖∂J_t/∂h_k‖, nats per unit of the state", width)
-    return figure
-
-
-@styled
 def by_lag(
     rows: Mapping[str, ArrayLike], y: str, *, x: str = "lag, steps", width: int = WIDE
 ) -> Figure:
@@ -294,5 +289,5 @@ def by_lag(
       y, x: the words beside the axes.
       width: pixels.
     """
-    drawn = [Curve(name, row) for name, row in rows.items()]
+    drawn = [Curve(name, row) for name, row in named_numbers(rows, "rows").items()]
     return curves(drawn, x=x, y=y, log_y=True, width=width)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lm_jax.figures.arguments import alike, named_numbers, numbers
 from lm_jax.figures.style import BLUE, GREY, RED, WIDE, Curve, Figure, canvas, curves, styled
 
 
@@ -17,8 +18,8 @@ def estimator_cosines(cosines: Mapping[str, ArrayLike], *, width: int = WIDE) ->
       width: pixels.
     """
     drawn = [
-        Curve(name, row, np.arange(1, 1 + len(np.asarray(row))), marker="o")
-        for name, row in cosines.items()
+        Curve(name, row, np.arange(1, 1 + len(row)), marker="o")
+        for name, row in named_numbers(cosines, "cosines").items()
     ]
     return curves(drawn, x="update", y="cosine to full BPTT", level={"full": 1.0}, width=width)
 
@@ -34,10 +35,13 @@ def loss_slices(
       gradient, sharpest: [N], losses in nats a token.
       width: pixels.
     """
+    at = numbers(places, "places")
+    downhill, steep = numbers(gradient, "gradient"), numbers(sharpest, "sharpest")
+    alike(places=at, gradient=downhill, sharpest=steep)
     figure = curves(
         [
-            Curve("along the gradient", gradient, places, BLUE),
-            Curve("along the sharpest direction", sharpest, places, RED),
+            Curve("along the gradient", downhill, at, BLUE),
+            Curve("along the sharpest direction", steep, at, RED),
         ],
         x="distance, lengths of an update",
         y="nats a token",
@@ -56,9 +60,9 @@ def exposure(cosine: ArrayLike, *, width: int = WIDE) -> Figure:
       cosine: [T], by position in the chunk.
       width: pixels.
     """
+    values = numbers(cosine, "cosine")
     figure, axes = canvas(width, x="position, steps", y="cosine")
     axes.axhline(0, color=GREY, linewidth=1)
-    values = np.asarray(cosine, dtype=float)
     axes.plot(np.arange(len(values)), values, color=BLUE, marker="o", markersize=3, linewidth=1)
     axes.set_ylim(min(-0.1, float(np.nanmin(values, initial=0.0)) - 0.05), 1.05)
     return figure

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lm_jax.gradients.validation import Step, StepLoss, check_length, check_losses
+from lm_jax.gradients.validation import Step, StepLoss, check_length, check_losses, exact_products
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
@@ -41,6 +41,7 @@ from lm_jax.settings import UserError
 CUTS = 4
 
 
+@exact_products
 def gradient_by_lag(
     step: Step,
     loss: StepLoss,

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from lm_jax import trees
 from lm_jax.gradients.loss_surface import LossFn
-from lm_jax.gradients.validation import check_floating
+from lm_jax.gradients.validation import check_floating, exact_products
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 
@@ -70,6 +70,7 @@ class Cliff(NamedTuple):
     """J(θ + d v)."""
 
 
+@exact_products
 def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> Params:
     """H v, forward over reverse, at the cost of about two gradients.
 
@@ -85,6 +86,7 @@ def hessian_vector_product(loss_fn: LossFn, params: Params, vector: Params) -> P
     return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
 
 
+@exact_products
 def top_eigenpairs(
     loss_fn: LossFn, params: Params, key: Array, *, steps: int, count: int = 1
 ) -> TopEigenpairs:
@@ -147,7 +149,7 @@ def _lanczos(
         basis, q, scale = carry
         basis = basis.at[number].set(q)
         image = product(q)
-        alpha = q @ image
+        alpha = jnp.dot(q, image, precision="highest")
         rest = orthogonal(basis, image)
         beta = trees.norm(rest)
         scale = jnp.maximum(scale, trees.norm(image))
@@ -166,6 +168,7 @@ def _lanczos(
     return alpha, beta, basis
 
 
+@exact_products
 def loss_slices(
     loss_fn: LossFn, params: Params, directions: Params, distances: Float[Array, " distances"]
 ) -> Float[Array, "directions distances"]:
@@ -199,6 +202,7 @@ def loss_slices(
     return jax.lax.map(along, directions)
 
 
+@exact_products
 def cliff(
     loss_fn: LossFn,
     params: Params,

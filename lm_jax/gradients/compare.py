@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from lm_jax import trees
 from lm_jax.data.batches import Batch
 from lm_jax.gradients.bptt import Estimator
+from lm_jax.gradients.validation import exact_products
 from lm_jax.models.base import Params
 
 
@@ -50,6 +51,7 @@ class Comparison(NamedTuple):
     """Number of readings of the batches."""
 
 
+@exact_products
 def compare(
     estimators: Mapping[str, Estimator],
     reference: Estimator,

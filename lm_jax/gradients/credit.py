@@ -38,7 +38,7 @@ import optax
 from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.validation import Step, StepLoss, check_losses
+from lm_jax.gradients.validation import Step, StepLoss, check_losses, exact_products
 from lm_jax.models.base import Carry, Params
 from lm_jax.trees import norm
 
@@ -47,6 +47,7 @@ from lm_jax.trees import norm
 BLOCK = 8
 
 
+@exact_products
 def credit_map(
     step: Step, loss: StepLoss, params: Params, carry: Carry, xs: Any, ys: Any
 ) -> Float[Array, "T T"]:

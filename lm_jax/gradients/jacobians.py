@@ -25,13 +25,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.gradients.jacobi import orthogonal_rows
-from lm_jax.gradients.validation import Step, check_max_lag, check_transition
+from lm_jax.gradients.validation import Step, check_max_lag, check_transition, exact_products
 from lm_jax.models.base import Carry, Params
 
 FlatStep = Callable[[Array, Any], Array]
 """(s[n], x) -> s[n]."""
 
 
+@exact_products
 def step_jacobians(step: Step, params: Params, carry: Carry, xs: Any) -> Float[Array, "T n n"]:
     """The Jacobian of every step, J[t, i, j] = ∂carry_{t+1}[i]/∂carry_t[j].
 
@@ -55,6 +56,7 @@ def step_jacobians(step: Step, params: Params, carry: Carry, xs: Any) -> Float[A
     return jnp.where(sound[:, None, None], J, jnp.nan)
 
 
+@exact_products
 def jacobian_products(
     step: Step, params: Params, carry: Carry, xs: Any, max_lag: int
 ) -> Float[Array, "lags n n"]:
@@ -78,6 +80,7 @@ def jacobian_products(
     return pulled_back(flat, state, window, identity, jnp.ldexp)
 
 
+@exact_products
 def log_singular_values(
     step: Step, params: Params, carry: Carry, xs: Any, max_lag: int
 ) -> Float[Array, "lags n"]:
@@ -120,6 +123,7 @@ def log_singular_values(
     return jnp.concatenate([first[1][None], rest[::-1]])
 
 
+@exact_products
 def singular_values(
     step: Step, params: Params, carry: Carry, xs: Any, max_lag: int
 ) -> Float[Array, "lags n"]:

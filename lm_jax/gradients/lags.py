@@ -26,7 +26,7 @@ from lm_jax.gradients.jacobians import (
 from lm_jax.gradients.lanczos import largest_singular_values
 from lm_jax.gradients.lyapunov import lyapunov_spectrum
 from lm_jax.gradients.spectra import block_norms, block_radii, largest_singular_value
-from lm_jax.gradients.validation import Step, check_max_lag, check_transition
+from lm_jax.gradients.validation import Step, check_max_lag, check_transition, exact_products
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
@@ -70,6 +70,7 @@ class PredictedLagNorms(NamedTuple):
     """exp(λ₁ l), with λ₁ the largest Lyapunov exponent over all of xs."""
 
 
+@exact_products
 def lag_norms(
     step: Step,
     params: Params,
@@ -102,6 +103,7 @@ def lag_norms(
     return _norms(*last_window(step, params, carry, xs, max_lag), method)
 
 
+@exact_products
 def lanczos_lag_norms(
     step: Step,
     params: Params,
@@ -134,6 +136,7 @@ def lanczos_lag_norms(
     )
 
 
+@exact_products
 def mean_lag_norms(
     step: Step,
     params: Params,
@@ -166,6 +169,7 @@ def mean_lag_norms(
     return jnp.mean(_norms_at_ends(flat, start, xs, max_lag, every, method), axis=0)
 
 
+@exact_products
 def frobenius_lag_norms(
     step: Step,
     params: Params,

@@ -24,11 +24,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.gradients.jacobians import FlatStep, pull, scaled, trajectory, wide
+from lm_jax.gradients.validation import exact_products
 
 BETWEEN_LOOKS = 8
 """Iterations between two looks at B; the eigenvalues of B cost as much as several iterations."""
 
 
+@exact_products
 def largest_singular_values(
     flat: FlatStep,
     start: Float[Array, " n"],
@@ -111,7 +113,7 @@ def largest_singular_values(
         B = jnp.where(jnp.arange(iterations)[None, None, :] < end, B, 0)
         lost = jnp.any(jnp.isnan(B), (1, 2))
         known = jnp.where(lost[:, None, None], 0, B)
-        values, vectors = jnp.linalg.eigh(known @ known.mT)
+        values, vectors = jnp.linalg.eigh(jnp.matmul(known, known.mT, precision="highest"))
         sigma = jnp.where(lost, jnp.nan, jnp.sqrt(jnp.maximum(values[:, -1], 0)))
         residual = beta * jnp.abs(vectors[:, end - 1, -1]) / jnp.where(sigma > 0, sigma, 1)
         # Keep a converged value: v is near 0 then, and more iterations add rounding errors.

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lm_jax.gradients.jacobians import flatten, trajectory, wide
-from lm_jax.gradients.validation import Step, check_transition
+from lm_jax.gradients.validation import Step, check_transition, exact_products
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 
 
+@exact_products
 def lyapunov_spectrum(
     step: Step,
     params: Params,
@@ -54,6 +55,7 @@ def lyapunov_spectrum(
     return _descending(jnp.mean(_growth(step, params, carry, xs, count, key), axis=0))
 
 
+@exact_products
 def lyapunov_convergence(
     step: Step,
     params: Params,
@@ -79,6 +81,7 @@ def lyapunov_convergence(
     return _descending(jnp.cumsum(growth, axis=0) / steps[:, None])
 
 
+@exact_products
 def finite_time_exponents(
     step: Step,
     params: Params,
@@ -110,6 +113,7 @@ def finite_time_exponents(
     return jnp.mean(growth[: windows * window].reshape(windows, window, count), axis=1)
 
 
+@exact_products
 def flossing(
     step: Step,
     params: Params,

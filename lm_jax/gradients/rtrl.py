@@ -74,14 +74,16 @@ def rtrl(model: LanguageModel) -> Estimator:
         def advance(influence: Params, s: Array, x: Array) -> tuple[Array, Params]:
             jacobians = jax.jacrev(transition, argnums=(0, 1), has_aux=True)
             (immediate, J), after = jacobians(recurrent(params), s, x)
-            travelled = jax.tree.map(lambda P: jnp.tensordot(J, P, 1), influence)
+            travelled = jax.tree.map(
+                lambda P: jnp.tensordot(J, P, 1, precision="highest"), influence
+            )
             return after, jax.tree.map(jnp.add, travelled, immediate)
 
         s, influence = jax.vmap(advance)(memory.influence, raveled(memory.carry), x)
         carry = jax.vmap(unravel)(s)
         nats, grads, d_carry = at_output(model, params, carry, y, mask)
         d_s = raveled(d_carry)
-        through = jax.tree.map(lambda P: jnp.tensordot(d_s, P, 2), influence)
+        through = jax.tree.map(lambda P: jnp.tensordot(d_s, P, 2, precision="highest"), influence)
         return Influenced(carry, influence), nats, added(grads, through)
 
     return online(model, Influenced, init_carry, step)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from lm_jax.gradients.validation import Step, check_transition
+from lm_jax.gradients.validation import Step, check_transition, exact_products
 from lm_jax.models.base import Carry, Params
 from lm_jax.settings import UserError
 from lm_jax.trees import blocks, norm
@@ -43,6 +43,7 @@ class Probed(NamedTuple):
     """Standard error of the norm, to first order in the error of the mean square."""
 
 
+@exact_products
 def sensitivity(
     step: Step, params: Params, carry: Carry, xs: Any, *, depth: int | None = 1
 ) -> dict[str, Float[Array, " T"]]:
@@ -77,7 +78,10 @@ def sensitivity(
         h, S = state
         immediate, J = jax.jacrev(flat, (0, 1))(leaves, h, x)
         h = flat(leaves, h, x)
-        S = [jnp.tensordot(J, before, 1) + now for before, now in zip(S, immediate, strict=True)]
+        S = [
+            jnp.tensordot(J, before, 1, precision="highest") + now
+            for before, now in zip(S, immediate, strict=True)
+        ]
         S = _spoiled(S, h)
         sizes = {name: norm([S[i] for i in members[name]]) for name in members}
         return (h, S), sizes
@@ -87,6 +91,7 @@ def sensitivity(
     return jax.lax.scan(advance, (h, zero), xs)[1]
 
 
+@exact_products
 def sensitivity_by_probes(
     step: Step,
     params: Params,

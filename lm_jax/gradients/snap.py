@@ -52,6 +52,8 @@ from lm_jax.models.rnn import RNNModel
 from lm_jax.models.transition import KEY
 from lm_jax.settings import UserError
 
+_sum = functools.partial(jnp.einsum, precision="highest")
+
 
 class Diagonal(NamedTuple):
     """State of SnAp-1 between steps."""
@@ -223,15 +225,15 @@ def _after(
     D = jnp.concatenate(jax.tree.leaves(by_carry), axis=2)
     if jnp.issubdtype(read.dtype, jnp.integer):
         read = jax.nn.one_hot(read, len(W_xh), dtype=W_xh.dtype)
-    now = {**own, "W_xh": jnp.einsum("bk,bori->bokri", read, by_z)}
+    now = {**own, "W_xh": _sum("bk,bori->bokri", read, by_z)}
     if by_z_h is not None:
         # W_hh[i, g N + i], the connection of unit i to itself.
         itself = jnp.diagonal(params["W_hh"].reshape(cell.units, -1, cell.units), axis1=0, axis2=2)
-        back = jnp.einsum("bogi,gi->boi", by_z_h, itself)
+        back = _sum("bogi,gi->boi", by_z_h, itself)
         _, h_by_carry = _slopes(lambda _, carry: cell.output(carry)[:, None], {}, before)
         seen = jnp.concatenate(jax.tree.leaves(h_by_carry), axis=2)[:, 0]
-        D = D + jnp.einsum("boi,bai->boai", back, seen)
-        now["W_hh"] = jnp.einsum("bk,bogi->bokgi", h, by_z_h)
+        D = D + _sum("boi,bai->boai", back, seen)
+        now["W_hh"] = _sum("bk,bogi->bokgi", h, by_z_h)
     return {
         name: _travelled(D, leaf, kept[name]) + now[name].reshape(leaf.shape)
         for name, leaf in influence.items()
@@ -243,7 +245,7 @@ def _travelled(
 ) -> Array:
     """K ∘ D P for each unit; D[:, o, a] is ∂(new number o) / ∂(old number a)."""
     B, m, _, N = D.shape
-    units = jnp.einsum("boai,bari->bori", D, influence.reshape(B, m, -1, N))
+    units = _sum("boai,bari->bori", D, influence.reshape(B, m, -1, N))
     if not kept.all():  # XLA does not remove a mask that keeps everything
         rows = units.reshape(B, m, -1, kept.shape[1], N)
         units = jnp.where(kept[None, :, None, :, None], rows, 0)
@@ -253,4 +255,4 @@ def _travelled(
 def _through(delta: Float[Array, "B m N"], influence: Float[Array, "B m *leaf"]) -> Array:
     """The gradient through the units, summed over the batch."""
     units = influence.reshape(*influence.shape[:2], -1, delta.shape[-1])
-    return jnp.einsum("boi,bori->ri", delta, units).reshape(influence.shape[2:])
+    return _sum("boi,bori->ri", delta, units).reshape(influence.shape[2:])

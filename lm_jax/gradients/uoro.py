@@ -103,7 +103,8 @@ def uoro(model: LanguageModel, *, key: Array) -> Estimator:
         carry = jax.vmap(unravel)(after)
         nats, grads, d_carry = at_output(model, params, carry, y, mask)
         along = jnp.sum(raveled(d_carry) * s_tilde, axis=1)
-        through = jax.tree.map(lambda leaf: jnp.tensordot(along, leaf, 1), theta)
+        times_s = lambda leaf: jnp.tensordot(along, leaf, 1, precision="highest")  # noqa: E731
+        through = jax.tree.map(times_s, theta)
         return RankOne(carry, s_tilde, theta, memory.draws + 1), nats, added(grads, through)
 
     def redraw(carry: RankOne, number: int | Array) -> RankOne:

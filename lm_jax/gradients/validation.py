@@ -15,6 +15,10 @@ from lm_jax.settings import UserError
 
 Step = Callable[[Params, Carry, Any], Carry]
 """(params, carry, x) -> carry, for one example."""
+exact_products = jax.default_matmul_precision("highest")
+"""Decorator of a function that runs a user's own step: on a GPU or TPU, too, products are in full
+float32. JAX's default would round their factors to 11 or 8 significant bits."""
+
 StepLoss = Callable[[Params, Carry, Any], jax.Array]
 """(params, carry, y) -> nats of one step, a scalar; `carry` is the carry after the step."""
 

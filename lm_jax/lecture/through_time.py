@@ -116,7 +116,7 @@ def clipping(folder: Path) -> Section:
         "with": _by_sgd(folder, "with-clipping", rate, threshold),
     }
     rows = {
-        name: [row for row in read_rows(run.run_dir / "metrics.jsonl") if row["kind"] == "train"]
+        name: [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "train"]
         for name, run in runs.items()
     }
     losses = {

@@ -108,10 +108,13 @@ def _within(
     """-ln of each target's probability within a cluster; 0 for targets outside the cluster."""
     size = h.shape[0]
     blocks = -(-size // BLOCK)
-    # Entries past the last member are `size`, an invalid position.
+    # Entries past the last member are invalid positions, no two of them the same.
     positions = jnp.nonzero(member, size=blocks * BLOCK, fill_value=size)[0]
     real = positions < size
-    clipped = jnp.where(real, positions, 0)
+    positions = jnp.where(real, positions, size + jnp.arange(positions.size))
+
+    def picked(values: Array) -> Array:
+        return values.at[positions].get(mode="fill", fill_value=0, unique_indices=True)
 
     @jax.checkpoint
     def block(h: Array, y: Array, real: Array) -> Array:
@@ -125,9 +128,10 @@ def _within(
 
     shape = (blocks, BLOCK)
     xs = (
-        h[clipped].reshape(*shape, -1),
-        jnp.where(real, y[clipped], 0).reshape(shape),
+        picked(h).reshape(*shape, -1),
+        picked(y).reshape(shape),
         real.reshape(shape),
     )
     _, nats = jax.lax.scan(read, None, xs)
-    return jnp.zeros(size, h.dtype).at[positions].add(nats.reshape(-1), mode="drop")
+    zeros = jnp.zeros(size, h.dtype)
+    return zeros.at[positions].set(nats.reshape(-1), mode="drop", unique_indices=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params, normal, scaled_normal
 from lm_jax.models.dropout import DropoutMasks
-from lm_jax.models.matmul import Precision, matmul
+from lm_jax.models.matmul import Precision, matmul, rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,5 +96,5 @@ def times(
 ) -> Float[Array, "..."]:
     """Each token's vector times W: [..., outputs]; a token's number picks a row of W."""
     if jnp.issubdtype(vectors.dtype, jnp.integer):
-        return W[vectors]
+        return rows(W, vectors)
     return matmul(vectors, W, precision)

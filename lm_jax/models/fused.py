@@ -20,15 +20,16 @@ inputs.
 
 Two kinds of tiles:
 
-- *some targets, all tokens*, if `TILE` logits cover at least `FEWEST` targets: three products, as
-  in the plain loss. Each tile adds to all of ∂J/∂W; to add less often, tiles are up to 3/2 `TILE`;
-- *all targets (`MOST` at a time), some tokens*, at most `TILE` logits, to stay in the processor's
-  cache: ln Σ e^z is accumulated block by block over the vocabulary (Milakov & Gimelshein, 2018,
-  algorithm 3), and the logits are computed a second time for p. This costs a fourth product, but
-  each pass reads W once, and the gradient is written once.
+- *some targets, all tokens*, if a tile's logits cover at least `FEWEST` targets: three products, as
+  in the plain loss. Each tile adds to all of ∂J/∂W; to add less often, tiles are up to half as
+  large again;
+- *all targets (`MOST` at a time), some tokens*: ln Σ e^z is accumulated block by block over the
+  vocabulary (Milakov & Gimelshein, 2018, algorithm 3), and the logits are computed a second time
+  for p. This costs a fourth product, but each pass reads W once, and the gradient is written once.
 
-The switch between the two kinds was chosen by timing both on two CPU cores; `benchmarks/loss.py`
-measures the result against the plain loss.
+The switch between the two kinds, and the size of a tile on a CPU, were chosen by timing on two CPU
+cores; `benchmarks/loss.py` measures the result against the plain loss. An accelerator, without such
+a cache, takes larger tiles, and so starts fewer kernels.
 
 If the sequences of a batch are spread over several devices, each device sweeps over the targets of
 its own sequences, and the sums are added once, at the end. Flattening all sequences to a single
@@ -45,9 +46,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from lm_jax.models.matmul import Precision, round_weights
+from lm_jax.models.matmul import Precision, round_weights, xla_precision
 
-TILE = 1 << 21  # logits, 8 MiB in float32
+TILE = 1 << 21  # logits, 8 MiB in float32, for the cache of a CPU
+ACCELERATOR_TILE = 1 << 27  # logits, 512 MiB in float32: few launches
 FEWEST, MOST = 64, 1024  # targets of a tile
 
 
@@ -80,13 +82,13 @@ def fused_cross_entropy(
     return _summed(table, precision)(W, offset, h, y, mask, share)
 
 
-def tiles(N: int, V: int) -> tuple[int, int]:
-    """Size (targets, tokens) of a tile for N targets and V tokens."""
-    n = TILE // V
+def tiles(N: int, V: int, tile: int) -> tuple[int, int]:
+    """Size (targets, tokens) of a tile of about `tile` logits, for N targets and V tokens."""
+    n = tile // V
     if n >= min(N, FEWEST):
         return min(N, 3 * n // 2), V
     n = min(N, MOST)
-    return n, min(V, TILE // n)
+    return n, min(V, tile // n)
 
 
 @functools.cache
@@ -114,9 +116,20 @@ def _summed(table: bool, precision: Precision):
 def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
     """The result of `_sweep` for targets of any shape, summed over all devices with sequences."""
 
+    def sweep(tile):
+        cut = {"table": table, "precision": precision, "tile": tile, "gradient": gradient}
+        return lambda *given: _sweep(*given, **cut)
+
+    def swept(W, b, h, y, mask, s):
+        given, sizes = (W, b, h, y, mask, s), (len(y), len(b))
+        if tiles(*sizes, TILE) == tiles(*sizes, ACCELERATOR_TILE):
+            return sweep(TILE)(*given)
+        both = {"cpu": sweep(TILE), "default": sweep(ACCELERATOR_TILE)}
+        return jax.lax.platform_dependent(*given, **both)
+
     def here(W, b, h, y, mask, s):
         rows = h.reshape(-1, h.shape[-1]), y.reshape(-1), mask.reshape(-1)
-        value, grads = _sweep(W, b, *rows, s, table, precision, gradient=gradient)
+        value, grads = swept(W, b, *rows, s)
         if grads is None:
             return value, None
         dW, db, dh, ds = grads
@@ -145,10 +158,10 @@ def _everywhere(W, b, h, y, mask, s, table, precision, *, gradient):
     )(W, b, h, y, mask, s)
 
 
-def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
+def _sweep(W, b, h, y, mask, s, *, table, precision, tile, gradient):
     """The loss, and the gradient with respect to (W, b, h, s), or None without `gradient`."""
     (N, H), V, wide = h.shape, b.shape[0], _wide(h)
-    n, v = tiles(N, V)
+    n, v = tiles(N, V, tile)
     chunks, blocks = -(-N // n), -(-V // v)
     # As even as possible. The last block of tokens is shifted back to end with the vocabulary.
     n, v = -(-N // chunks), -(-V // blocks)
@@ -158,7 +171,9 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
 
     def matmul(a, c, sides):
         a, c = round_weights(a, precision), round_weights(c, precision)
-        return jax.lax.dot_general(a, c, (sides, ((), ())), preferred_element_type=wide)
+        return jax.lax.dot_general(
+            a, c, (sides, ((), ())), xla_precision(precision), preferred_element_type=wide
+        )
 
     def cut(a, start, axis=0):
         return jax.lax.dynamic_slice_in_dim(a, start, v, axis) if blocks > 1 else a
@@ -267,7 +282,7 @@ def _sweep(W, b, h, y, mask, s, table, precision, *, gradient):
     if s is not None:
         mean_W, mean_b = jnp.mean(W, axis=axis, dtype=wide), jnp.mean(b, dtype=wide)
         summed_h = jnp.sum(jnp.where(mask[:, None], h, 0), axis=0, dtype=wide)
-        mean_z = jnp.dot(summed_h, mean_W) + mean_b * jnp.sum(mask)
+        mean_z = jnp.dot(summed_h, mean_W, precision="highest") + mean_b * jnp.sum(mask)
         nats -= s * mean_z
     else:
         mean_z = jnp.zeros((), wide)

@@ -50,7 +50,7 @@ class LinearCell(Cell):
         """The carry after all steps, and the hidden states; in parallel over time."""
         a, b = self.terms(params, z_x)
         # Take the first step here: the rest is then a scan from a zero state.
-        b = b.at[0].add(a[0] * self.state(carry))
+        b = b.at[0].add(a[0] * self.state(carry), unique_indices=True)
         _, h = jax.lax.associative_scan(_after_one_another, (a, b))
         h = self.carry_of(h)
         return h[-1], h

@@ -21,12 +21,18 @@ After the scan, ε_k holds the sum over t with the products of Jacobians, and th
 Σ_k h_{k-1}ᵀ ε_k: a single product over all steps and sequences. The scan also returns ∂J/∂z_x[t];
 the gradients of W_xh and b_h follow from ∂J/∂z_x in a single product, too.
 
+The gradient of the gate needs what the gate has computed. On a CPU the forward pass keeps the parts
+that are slow to compute (tanh, σ). On an accelerator, where each array written costs a launch in
+each step, the pass is lean: it keeps the carries alone, and the backward pass begins with z_h of
+all steps, in a single product.
+
 A recurrent model is a stack of `Layer`s. A `CellLayer` runs a cell of `lm_jax.models.cells`, and a
 `lm_jax.models.transition.TransitionLayer` any other transition.
 """
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +47,13 @@ from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import Embedding, times
 from lm_jax.models.linear_recurrences import LinearCell
-from lm_jax.models.matmul import matmul_in, round_weights
+from lm_jax.models.matmul import matmul_in, round_weights, xla_precision
 from lm_jax.trees import norm
+
+UNROLL = 16
+"""Steps of an accelerator's loop that XLA compiles together, to start fewer kernels."""
+ALIGNED = 16
+"""Multiple of the units to which the matrix units of a GPU need no filling."""
 
 
 class Layer(abc.ABC):
@@ -190,42 +201,121 @@ def explicit(
       params, carry, z_x, tap: as for `unroll`; the backward pass has δ_t, and a tap only costs the
         norm of δ_t.
     """
+    params = {name: leaf for name, leaf in params.items() if name not in ("W_xh", "b_h")}
+    return jax.lax.platform_dependent(
+        params,
+        carry,
+        z_x,
+        tap,
+        cpu=_pass_of(cell, tapped=tap is not None, recompute=False),
+        default=functools.partial(lean, cell),
+    )
+
+
+def lean(
+    cell: GatedCell,
+    params: Params,
+    carry: Carry,
+    z_x: Float[Array, "T B G"],
+    tap: Float[Array, "T B"] | None = None,
+) -> tuple[Carry, Float[Array, "T B H"]]:
+    """The pass of `explicit` on an accelerator (see module head), on any platform.
+
+    Idle units fill up a multiple of `ALIGNED`. XLA would otherwise fill up both factors of the
+    product for the matrix units of a GPU, in each step.
+
+    Args:
+      cell, carry, z_x, tap: as for `explicit`.
+      params: W_hh, and the parameters of the gate.
+    """
+    N, tapped = cell.units, tap is not None
+    idle = 0 if N is None else -N % ALIGNED
+    if N is None or idle == 0:
+        return _pass_of(cell, tapped, recompute=True)(params, carry, z_x, tap)
+
+    def widened(leaf: Array) -> Array:
+        by_unit = leaf.reshape(*leaf.shape[:-1], -1, N)
+        wide = jnp.pad(by_unit, [(0, 0)] * (by_unit.ndim - 1) + [(0, idle)])
+        return wide.reshape(*leaf.shape[:-1], -1)
+
+    def narrowed(leaf: Array) -> Array:
+        by_unit = leaf.reshape(*leaf.shape[:-1], -1, N + idle)
+        return by_unit[..., :N].reshape(*leaf.shape[:-1], -1)
+
+    params, carry, z_x = jax.tree.map(widened, (params, carry, z_x))
+    params["W_hh"] = jnp.pad(params["W_hh"], ((0, idle), (0, 0)))
+    wide = dataclasses.replace(cell, hidden_size=N + idle)
+    last, h = _pass_of(wide, tapped, recompute=True)(params, carry, z_x, tap)
+    return jax.tree.map(narrowed, last), narrowed(h)
+
+
+def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
+    """The function (params, carry, z_x, tap) -> (carry, h) of a cell, with its gradient.
+
+    Args:
+      cell: the cell.
+      tapped: False if the tap is None.
+      recompute: keep the carries alone, and compute the gates a second time, with z_h of all steps
+        in one product; False: keep what is slow to compute, too (see module head).
+    """
     # A function of its own: JAX hashes it, and a cell in a traced model holds tracers.
     gate = lambda *at: cell.gate(*at)  # noqa: E731
+    unroll = UNROLL if recompute else 1
+
+    def product(h: Array, W: Array) -> Array:
+        return matmul_in(h, W, cell.precision)
 
     def forward(
-        W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
+        params: Params, carry: Carry, z_x: Array, tap: Array | None
     ) -> tuple[tuple[Carry, Array], tuple]:
         del tap
+        W_hh, own = _split(params)
         W = round_weights(W_hh, cell.precision)
 
-        def step(carry: Carry, z_x_t: Array) -> tuple[Carry, tuple]:
-            z_h = matmul_in(cell.output(carry), W)
+        def step(carry: Carry, z_x_t: Array) -> tuple[Carry, Any]:
+            z_h = product(cell.output(carry), W)
+            if recompute:
+                after = gate(own, carry, z_h, z_x_t)
+                return after, after
             after, back = jax.vjp(_frugal(gate), own, carry, z_h, z_x_t)
             h = cell.output(after)
             return after, (h, carry, _without(back, (own, carry, h, z_x_t)))
 
-        last, (h, before, kept) = jax.lax.scan(step, carry, z_x)
-        return (last, h), (W_hh, own, before, h, z_x, kept)
+        last, kept = jax.lax.scan(step, carry, z_x, unroll=unroll)
+        if recompute:
+            before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), carry, kept)
+            return (last, cell.output(kept)), (params, before, z_x)
+        h, before, kept = kept
+        return (last, h), (params, before, z_x, h, kept)
 
     def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
-        W_hh, own, before, h, z_x, kept = saved
+        params, before, z_x, *kept = saved
+        W_hh, own = _split(params)
         returned_last, d_h = cotangents
         W = round_weights(W_hh, cell.precision)
         alike = _alike(gate, own, returned_last, z_x[0])
+        h_before = cell.output(before)
+        if recompute:
+            kept = [product(h_before, W)]
+
+        def pullback(before_t: Carry, z_x_t: Array, *kept_t: Any) -> Callable:
+            if recompute:
+                return jax.vjp(gate, own, before_t, *kept_t, z_x_t)[1]
+            h_t, slow = kept_t
+            return slow((own, before_t, h_t, z_x_t))
 
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
             returned, d_own = sums
-            before_t, h_t, z_x_t, kept_t, d_h_t = at_t
+            *kept_t, d_h_t = at_t
             # The output is a part of the carry, so this pullback is the same at every time.
-            _, to_carry = jax.vjp(cell.output, before_t)
+            _, to_carry = jax.vjp(cell.output, kept_t[0])
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
-            d_own_t, returned, epsilon, d_z_x = kept_t((own, before_t, h_t, z_x_t))(delta)
-            returned = jax.tree.map(jnp.add, returned, *to_carry(matmul_in(epsilon, W.T)))
+            d_own_t, returned, epsilon, d_z_x = pullback(*kept_t)(delta)
+            returned = jax.tree.map(jnp.add, returned, *to_carry(product(epsilon, W.T)))
             if apart:
                 d_own_t = zero_own
             twice = None if alike else d_z_x
-            length = None if tap is None else norm(delta, kept=1)
+            length = norm(delta, kept=1) if tapped else None
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
             return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
@@ -233,40 +323,43 @@ def explicit(
         # Not inside `jax.shard_map`: there the code runs on a single device's shard.
         spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
         zero_own = optax.tree.zeros_like(own)
-        apart = spread and bool(own)
+        apart = (spread or recompute) and bool(own)
         zero = returned_last, zero_own
-        at = before, h, z_x, kept
-        (returned, d_own), found = jax.lax.scan(step, zero, (*at, d_h), reverse=True)
+        at = before, z_x, *kept
+        (returned, d_own), found = jax.lax.scan(step, zero, (*at, d_h), reverse=True, unroll=unroll)
         epsilon, d_z_x, lengths, deltas = found
         if apart:
-            by_step = jax.vmap(lambda before, h, z_x, kept, d: kept((own, before, h, z_x))(d)[0])
+            by_step = jax.vmap(lambda *at_t: pullback(*at_t[:-1])(at_t[-1])[0])
             d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
         d_z_x = epsilon if d_z_x is None else d_z_x
         if spread:
             # Flattening steps and sequences would make each device fetch the other devices' data.
-            seen, narrow = cell.output(before), round_weights(epsilon, cell.precision)
+            narrow = round_weights(epsilon, cell.precision)
             d_W_hh = jax.lax.dot_general(
-                seen.astype(narrow.dtype),
+                h_before.astype(narrow.dtype),
                 narrow,
                 (((0, 1), (0, 1)), ((), ())),
+                xla_precision(cell.precision),
                 preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
             )
-            return d_W_hh.astype(W_hh.dtype), d_own, returned, d_z_x, lengths
+            return {"W_hh": d_W_hh.astype(W_hh.dtype), **d_own}, returned, d_z_x, lengths
         # As matrices: contracting two axes at once is several times slower on a CPU.
-        h_before = cell.output(before).reshape(-1, W_hh.shape[0])
-        columns = W_hh.shape[1]
-        d_W_hh = matmul_in(h_before.T, round_weights(epsilon.reshape(-1, columns), cell.precision))
-        return d_W_hh, d_own, returned, d_z_x, lengths
+        H, G = W_hh.shape
+        narrow = round_weights(epsilon.reshape(-1, G), cell.precision)
+        d_W_hh = product(h_before.reshape(-1, H).T, narrow)
+        return {"W_hh": d_W_hh, **d_own}, returned, d_z_x, lengths
 
     @jax.custom_vjp
-    def run(
-        W_hh: Array, own: Params, carry: Carry, z_x: Array, tap: Array | None
-    ) -> tuple[Carry, Array]:
-        return forward(W_hh, own, carry, z_x, tap)[0]
+    def run(params: Params, carry: Carry, z_x: Array, tap: Array | None) -> tuple[Carry, Array]:
+        return forward(params, carry, z_x, tap)[0]
 
     run.defvjp(forward, backward)
-    own = {name: leaf for name, leaf in params.items() if name not in ("W_hh", "W_xh", "b_h")}
-    return run(params["W_hh"], own, carry, z_x, tap)
+    return run
+
+
+def _split(params: Params) -> tuple[Array, Params]:
+    """W_hh, and the parameters of the gate."""
+    return params["W_hh"], {name: leaf for name, leaf in params.items() if name != "W_hh"}
 
 
 def _frugal(gate: Callable) -> Callable:

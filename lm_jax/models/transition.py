@@ -67,7 +67,8 @@ class TransitionLayer(Layer):
             carry = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
             return over_the_edge(carry, self.output, hook, *edge)
 
-        return jax.lax.scan(step, carry, (x, hook and hook.at, tap))
+        with jax.default_matmul_precision("highest"):  # as all products that do not round
+            return jax.lax.scan(step, carry, (x, hook and hook.at, tap))
 
     def output(self, carry: Carry) -> Float[Array, "B H"]:
         return jax.vmap(self.transition.output)(carry)

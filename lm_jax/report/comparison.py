@@ -7,12 +7,11 @@ from pathlib import Path
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Section, Table, write_page
-from lm_jax.report.reach_sections import column, numbers
 from lm_jax.report.run_table import row_of, settings_columns
-from lm_jax.report.study import within
+from lm_jax.report.study import column, numbers, within
 from lm_jax.settings import UserError
 from lm_jax.training.directory import read_vocabulary
-from lm_jax.training.journal import read_rows
+from lm_jax.training.journal import read_rows, validations
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
@@ -94,10 +93,10 @@ def _results(rows: dict[str, Row], alike: bool) -> Section:
 def _curves(rows: dict[str, list[Row]]) -> list[Section]:
     """The losses of all runs; empty if fewer than two runs have validated twice."""
     found = []
-    for what, kind in (("validation", "evaluation"), ("training", "train")):
+    for what, of in (("validation", validations), ("training", _trained)):
         curves = {}
         for name, own in rows.items():
-            kept = [row for row in own if row["kind"] == kind and row["split"] in (what, "train")]
+            kept = of(own)
             if len(kept) > 1:
                 losses = column(kept, "nats")
                 curves[name] = (column(kept, "step"), losses)
@@ -110,6 +109,10 @@ def _curves(rows: dict[str, list[Row]]) -> list[Section]:
         draw = functools.partial(figures.runs, curves, f"{what} loss")
         found.append(Section(f"{what.capitalize()} loss", said, [Drawing(what, draw, said)]))
     return found
+
+
+def _trained(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["kind"] == "train"]
 
 
 def _horizons(rows: dict[str, list[Row]]) -> list[Section]:

@@ -11,7 +11,8 @@ from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
-from lm_jax.report.reach_sections import column, numbers
+from lm_jax.report.study import column, numbers
+from lm_jax.training.journal import validations
 
 FEW = 3  # records that a curve needs
 SAMPLES = 4  # texts shown of those that the model wrote during training
@@ -51,7 +52,7 @@ def learning_sections(
 def _loss(
     rows: Sequence[Row], trained: Sequence[Row], result: Row | None, size: int | None
 ) -> Section:
-    judged = [row for row in rows if row["kind"] == "evaluation" and row["split"] == "validation"]
+    judged = validations(rows)
     level = {} if size is None else {f"uniform guess, ln {size:,}": math.log(size)}
     chance = [row["chance"] for row in judged if row.get("chance") is not None]
     if chance:

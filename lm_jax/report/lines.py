@@ -1,4 +1,11 @@
-"""Rows as lines of JSON on standard output, for programs."""
+"""Rows as lines of JSON on standard output, for programs.
+
+A program that reads no further closes the pipe; a run or sweep then stops as after SIGTERM.
+"""
+
+import os
+import signal
+import sys
 
 from lm_jax.files import Row, as_json
 from lm_jax.training.journal import Watch
@@ -6,8 +13,18 @@ from lm_jax.training.journal import Watch
 
 def print_row(step: int, row: Row | None) -> None:
     """Print a row of metrics.jsonl as a line of JSON; a `watch` of `lm_jax.train`."""
-    if row is not None:
+    if row is None:
+        return
+    try:
         print_json(row)
+    except BrokenPipeError:
+        silence()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def silence() -> None:
+    """Send later output to null, or Python complains at exit about a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(row: Row) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from lm_jax import figures
 from lm_jax.files import Row
+from lm_jax.report.eigenvalues import block_name
 from lm_jax.report.page import Drawing, Section
-from lm_jax.report.reach_sections import block_name, column, numbers
-from lm_jax.report.study import within
+from lm_jax.report.study import column, numbers, within
 
 
 def live_sections(probed: Sequence[Row], cell: str) -> list[Section]:

@@ -2,7 +2,7 @@
 
 A page follows the reader's light or dark theme, fits a phone and prints. Each figure is drawn for a
 wide and for a narrow screen (`lm_jax.figures`), and is also a file, figures/NAME.svg, beside the
-page.
+page; the file follows the theme, too.
 """
 
 import math
@@ -209,7 +209,7 @@ def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: st
     refuse_links(place)
     make_folder(place)
     svg = wide.svg()
-    write_whole(place / f"{part.name}.svg", svg)
+    write_whole(place / f"{part.name}.svg", with_dark_colours(svg))
     file = f"{path.resolve().parent.name}-{part.name}.svg"
     return (
         f'<figure role="img" aria-label="{escape(part.label)}">'
@@ -218,16 +218,37 @@ def _drawing(part: Drawing, wide: Figure, narrow: Figure, path: Path, folder: st
     )
 
 
+def with_dark_colours(svg: str) -> str:
+    """An SVG file that a page shows in dark colours if the reader's theme is dark."""
+    rules = "".join(
+        f'[style*="{what}: {colour}"] {{ {what}: {DARK[name]} !important }}\n'
+        for what in ("fill", "stroke")
+        for name, colour in COLOURS.items()
+    )
+    style = f"<style>\n@media (prefers-color-scheme: dark) {{\n{rules}}}\n</style>"
+    end = svg.index(">", svg.index("<svg")) + 1
+    return f"{svg[:end]}\n{style}{svg[end:]}"
+
+
 def _table(table: Table) -> str:
     head = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in table.head)
     rows = "\n".join(
-        f'<tr class="{"best" if place == table.best else ""}">'
-        + "".join(f'<td data-value="{_value(cell)}">{escape(number(cell))}</td>' for cell in row)
-        + "</tr>"
+        f'<tr class="{"best" if place == table.best else ""}">{"".join(map(_cell, row))}</tr>'
         for place, row in enumerate(table.rows)
     )
     table_ = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
-    return f'<div class="scroll">{table_}</div>'
+    return f'<div class="scroll" style="--characters: {_characters(table)}">{table_}</div>'
+
+
+def _cell(cell: Any) -> str:
+    text = ' class="text"' if isinstance(cell, str) and " " in cell else ""
+    return f'<td{text} data-value="{_value(cell)}">{escape(number(cell))}</td>'
+
+
+def _characters(table: Table) -> int:
+    """The least width of a table in characters: the longest words, the numbers and the gaps."""
+    columns = zip(table.head, *table.rows, strict=True)
+    return sum(2 + max(map(len, " ".join(map(number, column)).split())) for column in columns)
 
 
 def _value(cell: Any) -> str:

@@ -2,36 +2,21 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from lm_jax import figures
 from lm_jax.files import Row
-from lm_jax.report.page import Drawing, Part, Section, Table
-from lm_jax.report.study import within
+from lm_jax.report.eigenvalues import eigenvalue_section
+from lm_jax.report.page import Drawing, Part, Section
+from lm_jax.report.study import numbers, within
 
-GATES = {
-    "lstm": ("input gate", "forget gate", "candidate", "output gate"),
-    "gru": ("reset gate", "update gate", "candidate"),
-}
-"""The blocks of W_hh of a cell, in their order (`lm_jax.models.cells`)."""
 PREDICTED = {
     "step_norms": "product of the steps' norms",
     "radius": "ρ(W_hh)ˡ",
     "slope_norm": "(σ_max(W_hh) γ)ˡ",
     "exponent": "exp(λ₁ l)",
 }
-
-
-def numbers(values: Any) -> np.ndarray:
-    """An array from JSON, in which null is a number that was not finite."""
-    return np.array(values, dtype=object).astype(float)
-
-
-def column(rows: Sequence[Row], name: str) -> np.ndarray:
-    """A number of all rows; NaN where it was not finite."""
-    return numbers([row[name] for row in rows])
 
 
 def reach_sections(reach: Row, cell: str, name: str) -> list[Section]:
@@ -48,7 +33,7 @@ def reach_sections(reach: Row, cell: str, name: str) -> list[Section]:
     if lags := reach.get("lags"):
         sections.append(_lags(lags, name))
     if dynamics := reach.get("dynamics"):
-        sections += [_eigenvalues(dynamics["spectra"], cell, name), _exponents(dynamics, name)]
+        sections += [eigenvalue_section(dynamics, cell, name), _exponents(dynamics, name)]
     if credit := reach.get("credit"):
         sections += [_credit(credit, name), *_by_frequency(credit, name)]
     if sensitivity := reach.get("sensitivity"):
@@ -131,44 +116,6 @@ def _apart(a: float, b: float) -> float:
     return abs(np.log(a) - np.log(b)) if a > 0 and b > 0 else np.inf
 
 
-def _eigenvalues(spectra: Row, cell: str, name: str) -> Section:
-    title = "Where are the eigenvalues of W_hh?"
-    blocks, rows = {}, []
-    for layer, found in spectra.items():
-        for place, block in enumerate(found["blocks"]):
-            label = block_name(layer, cell, place, len(found["blocks"]))
-            blocks[label] = numbers(block["eigenvalues"]) @ np.array([1, 1j])
-            outside = int(np.sum(np.abs(blocks[label]) > 1))
-            rows.append((label, block["radius"], block["norm"], outside, len(blocks[label])))
-    if not rows:
-        return Section(title, "This cell has no matrix W_hh.", [])
-    outside, of = sum(row[3] for row in rows), sum(row[4] for row in rows)
-    largest = max(rows, key=lambda row: row[1])
-    said = (
-        f"{outside:,} of {of:,} eigenvalues lie outside the unit circle; the largest has magnitude "
-        f"{largest[1]:.3g}{f' ({largest[0]})' if len(rows) > 1 else ''}."
-    )
-    return Section(
-        title,
-        said,
-        [
-            Drawing(f"{name}-eigenvalues", functools.partial(figures.eigenvalues, blocks), said),
-            Table(("block", "spectral radius", "largest singular value", "outside", "of"), rows),
-        ],
-        "A linear network forgets along eigenvectors inside the unit circle and explodes along "
-        "those outside. The slopes of tanh and of the gates make the Jacobians of a trained "
-        "network smaller than W_hh. A gated cell has a block for each gate.",
-    )
-
-
-def block_name(layer: str, cell: str, place: int, count: int) -> str:
-    """The name of one of `count` blocks of a layer's W_hh: with its gate, if there are several."""
-    if count == 1:
-        return layer
-    gates = GATES.get(cell, ())
-    return f"{layer}, {gates[place] if place < len(gates) else f'block {place + 1}'}"
-
-
 def _exponents(dynamics: Row, name: str) -> Section:
     convergence, windows = numbers(dynamics["convergence"]), numbers(dynamics["windows"])
     largest = float(convergence[-1, 0])
@@ -215,8 +162,8 @@ def _credit(credit: Row, name: str) -> Section:
                 functools.partial(
                     figures.credit_map,
                     numbers([row for row, _ in asked]),
-                    credit["words"],
-                    [word for _, word in asked],
+                    _line_ends(credit["words"]),
+                    _line_ends([word for _, word in asked]),
                 ),
                 f"Credit of each token read for each token to be said; {said}",
             )
@@ -225,6 +172,11 @@ def _credit(credit: Row, name: str) -> Section:
         "‖∂J_t/∂h_k‖: how much the loss at t would change with the state after reading the token "
         "at k. ␣ is a space, ↲ the end of a line.",
     )
+
+
+def _line_ends(words: Sequence[str]) -> list[str]:
+    """The words with ends of lines for `\\n`, as probe.json writes these."""
+    return [word.replace("\\n", "\n") for word in words]
 
 
 def horizons_in_steps(horizons: Mapping[str, float | None]) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from lm_jax.report.page import FILE, Quote, Section, Surprise, Table, write_page
 from lm_jax.report.reach_sections import reach_sections
 from lm_jax.report.study import spike_in_words
 from lm_jax.report.update_sections import update_sections
+from lm_jax.report.wording import in_words
 from lm_jax.settings import UserError
 from lm_jax.training import Run
 from lm_jax.training.checkpoint import steps_saved
@@ -121,7 +121,7 @@ def _settings(config: Config) -> Section:
     """The settings that differ from the defaults."""
     usual = {path: value for path, value, _ in fields(Config())}
     rows = [
-        [path, _setting(value), _setting(usual[path]) if path in usual else "–"]
+        [path, in_words(value), in_words(usual[path]) if path in usual else "–"]
         for path, value, _ in fields(config)
         if path not in usual or usual[path] != value
     ]
@@ -131,10 +131,6 @@ def _settings(config: Config) -> Section:
         [Table(("setting", "here", "default"), rows)] if rows else [],
         "– is a setting that the default's alternative does not have.",
     )
-
-
-def _setting(value: Any) -> str:
-    return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _surprise(run: Run) -> list[Section]:

@@ -12,6 +12,7 @@ from lm_jax.config import Config, with_kinds
 from lm_jax.fields import Mark, alternatives, fields
 from lm_jax.files import Row
 from lm_jax.report.terminal import NONE, UNPAID, show_table
+from lm_jax.report.wording import in_words, short
 from lm_jax.settings import plain
 from lm_jax.training import directory, journal
 
@@ -85,29 +86,11 @@ def settings_columns(rows: Sequence[Row]) -> Columns:
         return len(there) < len(values) and any(path not in row.get("usual", ()) for row in there)
 
     differing = {
-        path: ["" if value is absent else _shown(value) for value in values]
+        path: ["" if value is absent else in_words(value) for value in values]
         for path, values in columns.items()
         if differs(path, values)
     }
-    return {_short(path, differing): cells for path, cells in differing.items()}
-
-
-def _short(path: str, others: Mapping[str, Any]) -> str:
-    """The shortest end of a path that is unique, in words with blanks."""
-    parts = path.split(".")
-    for count in range(1, len(parts)):
-        end = ".".join(parts[-count:])
-        if sum(f".{other}".endswith(f".{end}") for other in others) == 1:
-            return end.replace("_", " ")
-    return path.replace("_", " ")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "off"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return format(value, "g") if isinstance(value, float) else str(value)
+    return {short(path, differing): cells for path, cells in differing.items()}
 
 
 def _split(name: str, figure: str) -> Callable[[Row], Any]:

@@ -1,5 +1,6 @@
 """The file of a study of a run's gradient, probe.json; the run's page draws the study."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_study(run: Run, probe: Probe, stem: str) -> Path:
     for name in ("reach", "updates"):
         asked = {part: found for part, found in numbers.pop(name).items() if found is not None}
         numbers |= {name: asked} if asked else {}
-    path = run.run_dir / f"{stem}.json"
+    path = run.path / f"{stem}.json"
     write_json(path, numbers, indent=1)
     return path
 
@@ -60,3 +61,13 @@ def spike_in_words(spike: Row) -> str:
 def within(share: str) -> str:
     """The distance to the full gradient that is left for a share: «within 10 %»."""
     return f"within {100 * (1 - float(share)):.3g} %"
+
+
+def numbers(values: Any) -> np.ndarray:
+    """An array from JSON, in which null is a number that was not finite."""
+    return np.array(values, dtype=object).astype(float)
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """A number of all rows; NaN where it was not finite."""
+    return numbers([row[name] for row in rows])

@@ -18,12 +18,13 @@ from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.measures import MeanOfTrials, Measure, at, cell, measures, varied
 from lm_jax.report.page import FILE, Drawing, Section, Table, write_page
-from lm_jax.report.reach_sections import column
 from lm_jax.report.run_page import about
+from lm_jax.report.study import column
+from lm_jax.report.wording import in_words, short
 from lm_jax.settings import UserError
 from lm_jax.sweeps.results import folded, ranked, read_results
 from lm_jax.training.directory import read_config, read_vocabulary
-from lm_jax.training.journal import read_rows
+from lm_jax.training.journal import read_rows, validations
 
 CURVES = 100  # most trials whose learning curves are drawn, the best first
 MANY = 20  # trials above which each is drawn as a line through its settings
@@ -108,7 +109,7 @@ def _found(rows: Sequence[Row], settings: dict[str, list[Any]], guess: float | N
         said = "No trial has a validation loss."
     else:
         chosen = ", ".join(
-            f"{_short(path)} {_label(first['settings'][path])}"
+            f"{short(path, settings)} {in_words(first['settings'][path])}"
             for path in settings
             if path in first["settings"]
         )
@@ -132,7 +133,9 @@ def _extremes(rows: Sequence[Row], measure: Measure, settings: dict[str, list[An
         chosen = {path: row["settings"][path] for path in settings if path in row["settings"]}
         mean = cell(at(rows, chosen), measure).mean
         if mean is not None:
-            means[", ".join(f"{_short(path)} {_label(chosen[path])}" for path in chosen)] = mean
+            means[
+                ", ".join(f"{short(path, settings)} {in_words(chosen[path])}" for path in chosen)
+            ] = mean
     if len(means) < 2:
         return "Too few trials have this number to compare them."
     low, high = (pick(means, key=lambda one: means[one]) for pick in (min, max))
@@ -167,8 +170,8 @@ def heat_map(
     ]
     return figures.heat_map(
         [[math.nan if one.mean is None else one.mean for one in line] for line in cells],
-        [_label(value) for value in lines],
-        [_label(value) for value in columns],
+        [in_words(value) for value in lines],
+        [in_words(value) for value in columns],
         x=across,
         y=down,
         words=[[_words(one) for one in line] for line in cells],
@@ -224,11 +227,7 @@ def _curves(rows: Sequence[Row], sweep_dir: Path, guess: float | None) -> list[S
     """The validation losses of the trials over training; empty if fewer than two have them."""
     curves = {}
     for row in ranked(rows)[:CURVES]:
-        judged = [
-            one
-            for one in read_rows(sweep_dir / row["trial"] / "metrics.jsonl")
-            if one["kind"] == "evaluation" and one["split"] == "validation"
-        ]
+        judged = validations(read_rows(sweep_dir / row["trial"] / "metrics.jsonl"))
         if len(judged) > 1:
             curves[row["name"]] = (column(judged, "step"), column(judged, "nats"))
     if len(curves) < 2:
@@ -268,9 +267,13 @@ def _coordinates(rows: Sequence[Row], settings: dict[str, list[Any]]) -> list[Se
         numeric = all(isinstance(value, int | float) for value in values)
         if numeric:
             low, high = min(chosen), max(chosen)
-            parts.append(f"{_short(path)} {low:.3g}{'' if low == high else f' to {high:.3g}'}")
+            parts.append(
+                f"{short(path, settings)} {low:.3g}{'' if low == high else f' to {high:.3g}'}"
+            )
         else:
-            parts.append(f"{_short(path)} {' or '.join(sorted(set(map(_label, chosen))))}")
+            parts.append(
+                f"{short(path, settings)} {' or '.join(sorted(set(map(in_words, chosen))))}"
+            )
     said = f"The best tenth of the trials, {top.sum()} of {len(scores)}, has {', '.join(parts)}."
     draw = functools.partial(figures.parallel_coordinates, columns, scores, score="validation")
     words = (
@@ -299,22 +302,11 @@ def _words(one: MeanOfTrials) -> str:
     return f"{said} ×{one.lost}".strip() if one.lost else said
 
 
-def _label(value: Any) -> str:
-    """The axis label of a setting's value."""
-    if value is None:
-        return "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _short(path: str) -> str:
-    return path.removesuffix(".kind").rpartition(".")[2].replace("_", " ")
-
-
 def _trials(rows: Sequence[Row], settings: dict[str, list[Any]]) -> Table:
     known = measures(rows)
     paths = [*settings, *(["seed"] if any("seed" in row["settings"] for row in rows) else [])]
     own = [one.name.replace(".", " ").replace("_", " ") for one in known]
-    head = [*map(_short, paths), *own, "status", "steps", "seconds", "trial"]
+    head = [*(short(path, paths) for path in paths), *own, "status", "steps", "seconds", "trial"]
     table = [
         [
             *(_cell(row["settings"].get(path, "")) for path in paths),
@@ -332,7 +324,7 @@ def _trials(rows: Sequence[Row], settings: dict[str, list[Any]]) -> Table:
 def _cell(value: Any) -> Any:
     """A setting's value for a table or an axis: words for what is no number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number else _label(value)
+    return value if number else in_words(value)
 
 
 def _status(row: Row) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.page import Drawing, Section, Table
-from lm_jax.report.reach_sections import numbers
+from lm_jax.report.study import numbers
 
 
 def update_sections(updates: Row, name: str) -> list[Section]:

@@ -96,7 +96,8 @@ def _rememberer(
         near = (place >= time) & (place < kept + time)
         usable = near[:, None, :] & there.T[None]
         some = jnp.any(usable, axis=-1)
-        products = jnp.where(usable, jnp.einsum("tbh,nbh->tbn", h, hs), -jnp.inf)
+        products = jnp.einsum("tbh,nbh->tbn", h, hs, precision="highest")
+        products = jnp.where(usable, products, -jnp.inf)
         # The maximum cancels between numerator and denominator. After the subtraction, products
         # with θ can overflow only to -inf, which is P = 0.
         most = jnp.where(some, jnp.max(products, axis=-1), 0)

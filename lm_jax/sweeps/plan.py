@@ -163,7 +163,7 @@ def plan(
             ready = completed(found, corpus, epochs)
         except UserError as error:
             raise UserError(f"{_called(number, name)}: {error}") from None
-        place = f"trials/{number:03d}-{digest(found)}"
+        place = trial_dir(number, digest(found))
         trials.append(Trial(number, name, points[name], ready, place))
         sizes.append(len(corpus.vocabulary))
     return Plan(tuple(trials), _groups(trials, sizes))
@@ -214,6 +214,24 @@ def written(trials: Iterable[Trial]) -> dict[str, Any]:
         trial.name: {"point": plain_point(trial.point), "digest": trial.directory.split("-")[-1]}
         for trial in trials
     }
+
+
+def trial_dirs(sweep_dir: Path) -> dict[str, Path]:
+    """The run directories of a sweep's trials, by name, from sweep.json.
+
+    Raises:
+      UserError: sweep.json is damaged.
+    """
+    trials = files.read_sealed(sweep_dir / "sweep.json")["trials"]
+    return {
+        name: sweep_dir / trial_dir(number, trial["digest"])
+        for number, (name, trial) in enumerate(trials.items(), 1)
+    }
+
+
+def trial_dir(number: int, config_digest: str) -> str:
+    """The run directory of a trial, relative to the sweep's."""
+    return f"trials/{number:03d}-{config_digest}"
 
 
 def write_or_check_manifest(

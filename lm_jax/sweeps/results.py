@@ -40,6 +40,7 @@ from lm_jax.training.journal import (
     Whole,
     read_result,
     read_rows,
+    validations,
 )
 
 FILE = "results.jsonl"
@@ -132,9 +133,7 @@ class Results:
 
 
 def _validated(rows: list[Row]) -> Row:
-    nats = [
-        row["nats"] for row in rows if row["kind"] == "evaluation" and row["split"] == "validation"
-    ]
+    nats = [row["nats"] for row in validations(rows)]
     known = [value for value in nats if value is not None]
     return {
         "best_validation": min(known, default=None),

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import warnings
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -225,6 +225,11 @@ def read_rows(path: Path) -> list[Row]:
     if found.damage:
         warnings.warn(in_short(found.damage), stacklevel=2)
     return list(found.rows.values())
+
+
+def validations(rows: Iterable[Row]) -> list[Row]:
+    """The rows of evaluations on the validation split."""
+    return [row for row in rows if row["kind"] == "evaluation" and row["split"] == "validation"]
 
 
 def in_short(damage: list[str]) -> str:

@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from lm_jax import models
-from lm_jax.config import ASGD, RNN, Config, CustomCell, Model, NGram, Train, custom, train_of
+from lm_jax.config import (
+    ASGD,
+    RNN,
+    Config,
+    CustomCell,
+    Model,
+    NGram,
+    Train,
+    custom,
+    train_of,
+    unrounded,
+)
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
 from lm_jax.frames import Kind, frame
@@ -35,21 +46,22 @@ class Run(NamedTuple):
     """Number of updates made at the newest checkpoint."""
     result: Row | None
     """Contents of result.json, or None if the run has not ended."""
-    run_dir: Path
+    path: Path
+    """The directory of the run."""
 
     def metrics(self, kind: Kind = "polars") -> Any:
         """The rows of metrics.jsonl as a data frame (`lm_jax.frames.frame`)."""
-        return frame(journal.read_rows(self.run_dir / "metrics.jsonl"), kind)
+        return frame(journal.read_rows(self.path / "metrics.jsonl"), kind)
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_dir}: {', '.join(self._in_words())}>"
+        return f"<Run {self.path}: {', '.join(self._in_words())}>"
 
     def _repr_html_(self) -> str:
         """The run for a notebook, with a link to its page."""
-        page = self.run_dir / "report.html"
+        page = self.path / "report.html"
         link = f' <a href="{escape(str(page))}">report.html</a>' if page.exists() else ""
         items = "".join(f"<li>{escape(words)}</li>" for words in self._in_words())
-        return f"<b>{escape(str(self.run_dir))}</b>{link}<ul>{items}</ul>"
+        return f"<b>{escape(str(self.path))}</b>{link}<ul>{items}</ul>"
 
     def _in_words(self) -> list[str]:
         model = self.config.model
@@ -79,7 +91,7 @@ def load_run(run_dir: str | Path) -> Run:
     vocabulary, corpus = directory.read_vocabulary(run_dir)
     known = directory.known(run_dir, config, corpus)
     settings = _as_it_is_now(config.model, run_dir)
-    model = models.make(settings, len(vocabulary), regression=config.data.regression)
+    model = models.make(unrounded(settings), len(vocabulary), regression=config.data.regression)
 
     if isinstance(config.model, NGram):
         template = ngram_run.template(config.model)

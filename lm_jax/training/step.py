@@ -14,6 +14,7 @@ Arguments of several functions:
 - mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`), or None.
 """
 
+import dataclasses
 import enum
 import functools
 
@@ -35,6 +36,7 @@ from lm_jax.config import (
     Train,
     Truncated,
     train_of,
+    unrounded,
 )
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.generation.scheduled_sampling import sample_inputs
@@ -298,10 +300,11 @@ def chunk_length(config: Config) -> int:
 
 
 def eval_model(config: Config, vocab_size: int) -> LanguageModel:
-    """The model of a config, to be evaluated but not to be initialized.
+    """The model of a config, to be evaluated but not to be initialized; its products do not round.
 
     Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """
+    config = dataclasses.replace(config, model=unrounded(config.model))
     return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
 

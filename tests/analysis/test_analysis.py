@@ -41,6 +41,7 @@ from lm_jax.report.study import as_plain, write_study
 from lm_jax.report.update_sections import update_sections
 from lm_jax.settings import UserError
 from lm_jax.training import step
+from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.trainer import pipeline_of
 from lm_jax.trees import norm
 
@@ -69,7 +70,7 @@ def read_at(run, state):
 
 
 def test_a_probe_is_of_the_update_that_comes_next(run):
-    rows = probes_of(run.run_dir)
+    rows = probes_of(run.path)
     assert [row["step"] for row in rows] == [0, 6, 12, 18, 20]
     found = live(LIVE, run.model)(*read_at(run, state_at(run, 12, text=tiny.TEXT)))
     place = {"step": 12, "kind": "probe", "split": "train"}
@@ -77,7 +78,7 @@ def test_a_probe_is_of_the_update_that_comes_next(run):
 
 
 def test_the_deltas_of_a_record_are_the_mean_over_its_updates(run):
-    rows = [row for row in rows_of(run.run_dir) if row["kind"] == "train"]
+    rows = [row for row in rows_of(run.path) if row["kind"] == "train"]
     assert [row["step"] for row in rows[:2]] == [1, 5]
     estimate = jax.jit(g.full_bptt(run.model, delta_norms=True))
     states = [state_at(run, at, text=tiny.TEXT) for at in (0, 1, 2, 3, 4)]
@@ -91,7 +92,7 @@ def test_stop_and_resume_probes_as_the_uninterrupted_run(run, tmp_path):
         with pytest.raises(SystemExit):
             lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT, watch=stopping_at(at))
     again = lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT)
-    assert rows_of(tmp_path) == rows_of(run.run_dir)
+    assert rows_of(tmp_path) == rows_of(run.path)
     tiny.assert_trees_equal(again.params, run.params)
 
 
@@ -101,7 +102,7 @@ def test_more_steps_afterwards_leave_no_trace_of_the_earlier_end(run, tmp_path):
     lm_jax.train(short, tmp_path, text=tiny.TEXT)
     assert [row["step"] for row in probes_of(tmp_path)] == [0, 6, 10]
     lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT)
-    assert rows_of(tmp_path) == rows_of(run.run_dir)
+    assert rows_of(tmp_path) == rows_of(run.path)
 
 
 def test_probes_change_nothing_of_the_training(run, tmp_path):
@@ -230,6 +231,17 @@ def test_predictions_from_the_weights_are_of_an_ungated_layer_s(run, found):
     np.testing.assert_allclose(spectra.blocks[0].radius, radius, rtol=1e-9)
 
 
+def test_eigenvalues_through_training_are_of_the_start_the_checkpoints_and_the_study(run, found):
+    dynamics = found.reach.dynamics
+    steps = {0, *steps_saved(run.path), found.parameters_step}
+    assert {*dynamics.eigenvalues} == steps
+    (own,) = dynamics.eigenvalues[found.parameters_step]["layers.0.W_hh"]
+    np.testing.assert_array_equal(own, dynamics.spectra["layers.0.W_hh"].blocks[0].eigenvalues)
+    (first,) = dynamics.eigenvalues[0]["layers.0.W_hh"]
+    W = state_at(run, 0, text=tiny.TEXT).params["layers"][0]["W_hh"]
+    np.testing.assert_allclose(np.abs(first).max(), np.abs(np.linalg.eigvals(W)).max(), rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_study_of_a_step_is_of_the_state_before_it(run, monkeypatch):
     """At the spike, too; what is asked there is another test's."""
@@ -340,7 +352,7 @@ def test_a_task_is_studied_on_whole_sequences_that_were_never_read(solver):
     assert found.updates.exposure is None
     assert (found.updates.cliff is not None) == whole
     write_study(solver, found, "probe")
-    page = write_run(solver.run_dir, solver).read_text()
+    page = write_run(solver.path, solver).read_text()
     assert "on 2 sequences of 20 steps" in page
     assert "rare tokens" not in page
     assert "own text" not in page
@@ -369,7 +381,7 @@ def test_a_study_is_written_as_strict_json_and_one_page(run, found):
     )
     found = found._replace(reach=found.reach._replace(by_lag=broken))
     path = write_study(run, found, "probe-x")
-    assert path == run.run_dir / "probe-x.json"
+    assert path == run.path / "probe-x.json"
     numbers = path.read_text()
 
     def literal(name):
@@ -393,10 +405,10 @@ def test_a_study_is_written_as_strict_json_and_one_page(run, found):
     assert len({part.name for part in drawn}) == len(drawn)
     assert all(section.finding for section in sections)
     assert "within 10 % at no length measured" in sections[0].finding
-    html = write_run(run.run_dir).read_text()
+    html = write_run(run.path).read_text()
     assert html.count('class="wide"') == html.count("save as SVG")
     for part in drawn:
-        assert (run.run_dir / "figures" / f"{part.name}.svg").exists()
+        assert (run.path / "figures" / f"{part.name}.svg").exists()
     for section in sections:
         assert f"<h3>{escape(section.title)}</h3>" in html
     # Nothing is loaded from elsewhere.
@@ -407,7 +419,7 @@ def test_a_word_cannot_break_the_page(run, found):
     words = ["</script><b>", "&amp;", *found.reach.credit.words[2:]]
     credit = found.reach.credit._replace(words=words)
     write_study(run, found._replace(reach=found.reach._replace(credit=credit)), "probe-y")
-    assert "</script><b>" not in write_run(run.run_dir).read_text()
+    assert "</script><b>" not in write_run(run.path).read_text()
 
 
 def test_plain_values_keep_their_shape():

@@ -40,15 +40,15 @@ def run(tmp_path_factory):
 
 def saved(run, until=None):
     template = step.init.eval_shape(resolve(run.config), len(run.vocabulary))
-    known, load = read(run.run_dir), lambda saved: saved.restored(template)
-    return newest(run.run_dir, known, load, until=until)
+    known, load = read(run.path), lambda saved: saved.restored(template)
+    return newest(run.path, known, load, until=until)
 
 
 def copied(run, folder, *without):
-    shutil.copytree(run.run_dir, folder)
+    shutil.copytree(run.path, folder)
     for old in without:
         shutil.rmtree(folder / "checkpoints" / f"{old:08d}")
-    return run._replace(run_dir=folder)
+    return run._replace(path=folder)
 
 
 OLDER = pytest.mark.filterwarnings("ignore:passing over the checkpoint .* it is gone")
@@ -70,9 +70,7 @@ def test_a_state_on_the_way_is_the_one_that_was_saved_there(run, tmp_path):
 
 def test_a_replay_writes_nothing(run):
     def files():
-        return {
-            path: path.read_bytes() for path in sorted(run.run_dir.rglob("*")) if path.is_file()
-        }
+        return {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
 
     before = files()
     state_at(run, 7, text=tiny.TEXT)
@@ -115,7 +113,7 @@ def test_what_cannot_be_replayed_is_refused(run, tmp_path):
 
 def test_a_journal_that_does_not_tell_the_way_is_refused(run, tmp_path):
     older = copied(run, tmp_path / "copy", 15, 18)
-    metrics = older.run_dir / "metrics.jsonl"
+    metrics = older.path / "metrics.jsonl"
     rows = read_rows(metrics)
     third = next(row for row in rows if row["kind"] == "evaluation" and row["step"] == 6)
     third["nats"] = None
@@ -167,6 +165,7 @@ def test_a_planted_spike_is_found_to_the_update(planted, tmp_path):
     np.testing.assert_allclose(found.after, loss(after.params), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_update_that_broke_a_run_is_its_spike(tmp_path):
     config = tiny.config(train={"learning_rate": 1e200}, model=RNN(cell=Elman(activation="relu")))
     run = lm_jax.train(config, tmp_path, text=tiny.TEXT)

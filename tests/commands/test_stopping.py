@@ -9,6 +9,7 @@ from tiny_experiment import EXPERIMENT, PROGRAM, told
 
 import lm_jax
 from lm_jax.commands import main
+from lm_jax.report import lines
 from lm_jax.sweeps.results import Results
 from lm_jax.training import journal, loop
 from lm_jax.training.trainer import Trainer
@@ -94,6 +95,7 @@ def test_an_interrupted_process_ends_with_its_status_whatever_is_left_in_memory(
         assert stop.value.code == code
 
 
+@pytest.mark.quick("steps")
 @pytest.mark.parametrize("length", ["steps", "epochs"])
 def test_the_command_for_more_updates_continues_the_same_run(length, folder, capsys):
     flags = ["--train.schedule", "cosine", f"--train.{length}", "2", "--data.batch-size", "30"]
@@ -123,6 +125,27 @@ def test_a_stopped_sweep_counts_its_trials(folder, capsys, monkeypatch):
         "stopped: 1 of 3 trials are over, in s",
         "to go on: python run.py sweep lab.py --run-dir s",
     ]
+
+
+def test_a_reader_that_closes_the_pipe_stops_the_run(folder, capsys, monkeypatch):
+    """As `train --json | head -1` does."""
+    left = [BrokenPipeError]
+
+    def closed(row):
+        if left:
+            raise left.pop()
+
+    monkeypatch.setattr(lines, "print_json", closed)
+    monkeypatch.setattr(lines, "silence", lambda: None)
+    status, said = stopped(capsys, "train", "lab.py", "--run-dir", "r", "--json")
+    assert (status, said[0]) == (143, "stopped and saved: r holds step 1")  # the first row
+    assert said[1] == "to go on: python run.py train lab.py --run-dir r --json"
+
+
+def test_a_sweep_is_no_run_to_compare(folder, capsys):
+    (folder / "results.jsonl").touch()
+    said = "error: . is a sweep: compare its trials, trials/*, or report it\n"
+    assert told(capsys, "compare", ".") == (2, "", said)
 
 
 def test_json_is_each_row_then_the_result_and_quiet_is_the_directory(folder, capsys):

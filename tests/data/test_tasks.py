@@ -189,6 +189,7 @@ def test_chance_is_the_loss_of_the_best_predictor_without_memory(name, drawn):
         assert task.chance - np.sum(pairs > 0) / SEQUENCES < found <= task.chance + 1e-12
 
 
+@pytest.mark.quick("copy")
 @pytest.mark.parametrize("name", ["copy", "adding"])
 def test_a_batch_is_a_function_of_the_key_and_the_step_alone(name):
     config, T = TASKS[name]

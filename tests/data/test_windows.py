@@ -93,8 +93,8 @@ def windowed(tmp_path_factory):
 
 def state_of(run, until=None):
     template = step.init.eval_shape(resolve(run.config), len(run.vocabulary))
-    known, load = read(run.run_dir), lambda saved: saved.restored(template)
-    return newest(run.run_dir, known, load, until=until)
+    known, load = read(run.path), lambda saved: saved.restored(template)
+    return newest(run.path, known, load, until=until)
 
 
 def test_training_from_windows_is_training_from_the_device(whole, windowed):
@@ -112,7 +112,7 @@ def test_training_from_windows_is_training_from_the_device(whole, windowed):
 
 def prepared_work(run):
     config, corpus = prepared(run.config, tiny.TEXT)
-    return config, run.run_dir, corpus, [], lambda step, row: None
+    return config, run.path, corpus, [], lambda step, row: None
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Figures: each draws from plain arrays, at both widths, in colours that a page can change."""
 
+import inspect
 import re
 
 import numpy as np
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_jax import figures
-from lm_jax.figures.style import COLOURS, plain, spread, themed
-from lm_jax.figures.sweeps import robust_norm
+from lm_jax.figures.arguments import marks
+from lm_jax.figures.colours import robust_norm
+from lm_jax.figures.style import COLOURS, plain, spread, styled, themed
 
 STEPS, NORMS = np.arange(1, 7) * 10, 0.5 ** np.arange(6)
 NAN = float("nan")
@@ -24,6 +26,7 @@ DRAWN = {
     "truncation_curve": (NORMS, 1 - NORMS, {"within 10 %": 3.0, "within 1 %": NAN}),
     "over_training_by_lag": (STEPS, np.outer(NORMS, NORMS), "norm"),
     "eigenvalues": ({"a": np.array([1j, -0.5]), "b": np.array([2 + 0j])},),
+    "eigenvalues_over_training": ({"a": {0: [1j], 9: [0.5]}, "b": {0: [1.0, 2.0], 9: [3j, 0.0]}},),
     "lyapunov_convergence": (np.outer(NORMS, [1, 0.5, 0.1]),),
     "local_exponents": (NORMS - 0.2, ["a b", "c\n", "␣"] * 2),
     "credit_map": (np.tril(np.ones((3, 3))), ["</b>", " ", "漢"], ["a", "b", "c"]),
@@ -51,6 +54,79 @@ def test_a_figure_is_drawn_from_plain_arrays_and_saved(name, tmp_path):
         assert len(re.findall(r'id="([^"]+)"', svg)) == len(set(re.findall(r'id="([^"]+)"', svg)))
     figure.savefig(tmp_path / "figure.pdf")
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+
+
+SETTINGS = {
+    "heat_map": {"values": [[1.0, 2.0]], "rows": ["a"], "columns": ["b", "c"], "x": "", "y": ""}
+    | {"words": [["d", "e"]]},
+    "setting_curve": {"settings": [0.1, 1.0], "means": [1.0, 2.0], "x": "", "y": ""}
+    | {"words": ["", "×2"]},
+    "parallel_coordinates": {"columns": {"a": [1.0, 2.0]}, "scores": [1.0, 2.0], "score": "loss"},
+    "smoothed": {"values": [1.0, 2.0]},
+}
+CALLS = SETTINGS | {
+    name: inspect.signature(getattr(figures, name)).bind(*given).arguments
+    for name, given in DRAWN.items()
+}
+
+
+def odd(value):
+    """Odd values in the place of an array, of a pair of arrays, or of a dict of these."""
+    yield from (None, [], 3.0, object())
+    if isinstance(value, dict):
+        first = next(iter(value))
+        yield from ({**value, first: other} for other in odd(value[first]))
+        return
+    if isinstance(value, tuple):
+        yield from ((value[0], other) for other in odd(value[1]))
+        return
+    if not np.ndim(value):
+        yield "word"
+        return
+    few = list(value)
+    yield from ([*few, few[0]], [few, few[:1]], [few], ["word"] * len(few))
+    if np.asarray(value).dtype.kind != "U":
+        for strange in (NAN, float("inf"), -float("inf")):
+            yield np.full(np.shape(value), strange)
+        yield [None] * len(few)
+        yield [np.multiply(few[0], NAN), *few[1:]]
+
+
+def unchecked(name):
+    """The function without the check of types that only the tests have."""
+    return styled(inspect.unwrap(getattr(figures, name)))
+
+
+def test_every_public_function_is_tried_with_odd_arguments():
+    functions = {name for name in figures.__all__ if inspect.isfunction(getattr(figures, name))}
+    assert functions - {"plain"} == {*CALLS}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", CALLS)
+def test_an_odd_argument_leaves_gaps_or_is_named(name):
+    for argument, value in CALLS[name].items():
+        if isinstance(value, str | int | float):
+            continue
+        for strange in odd(value):
+            said = argument
+            try:
+                drawn = unchecked(name)(**{**CALLS[name], argument: strange})
+                if isinstance(drawn, figures.Figure):
+                    drawn.draw_without_rendering()
+            except ValueError as error:
+                said = str(error)
+            assert re.search(rf"\b{argument}\b", said), (argument, strange, said)
+
+
+def test_a_figure_has_a_least_width_and_levels_are_numbers():
+    with pytest.raises(ValueError, match="width=20 must be 150 pixels or more"):
+        figures.gradient_by_lag(NORMS, width=20)
+    with pytest.raises(ValueError, match="level must be a dict"):
+        marks([1.0], "level")
+    assert marks({"none": None, "one": 1, "off": float("inf")}, "level") == {"one": 1.0}
+    with pytest.raises(ValueError, match="nats has the length 2, steps the length 6"):
+        figures.loss_curve(STEPS, NORMS[:2])
 
 
 def test_maps_and_curves_over_settings():
@@ -149,3 +225,31 @@ def test_a_dollar_is_a_dollar_and_a_long_name_fits():
     svg = figures.runs({"x" * 200: ([1, 2], [1.0, 2.0]), "$x_^$": ([1, 2], [2, 3])}, "$5").svg()
     assert "$x_^$" in svg
     assert "$5" in svg
+
+
+def test_a_phone_s_credit_map_has_every_token_in_readable_letters():
+    """Sixty tokens do not fit beside each other: the map is cut into parts, and no cell is lost."""
+    read, said = [f"{k}" for k in range(60)], [f"{k}" for k in range(1, 61)]
+    shown = figures.credit_map(np.tril(np.ones((60, 60))), read, said, width=figures.NARROW)
+    *parts, _ = shown.axes
+    assert len(parts) > 1
+    named = [tick for axes in parts for tick in axes.get_xticklabels()]
+    assert [tick.get_text() for tick in named] == read
+    assert [tick.get_text() for tick in parts[-1].get_yticklabels()][-1] == said[-1]
+    named += [tick for axes in parts for tick in axes.get_yticklabels()]
+    assert min(tick.get_fontsize() for tick in named) > 8
+    cells = [np.ma.count(axes.collections[0].get_array()) for axes in parts]
+    assert sum(cells) == 60 * 61 / 2
+    heights = [axes.get_window_extent().height for axes in parts]
+    rows = [len(axes.get_yticks()) for axes in parts]
+    np.testing.assert_allclose(np.divide(heights, rows), heights[0] / rows[0])  # one scale
+    assert len(figures.credit_map(np.ones((60, 60)), read, said).axes) == 2
+
+
+def test_a_phone_shows_the_words_of_every_window():
+    words = [f"window {k}" for k in range(40)]
+    axes = figures.local_exponents(np.linspace(-1, 1, 40), words, width=figures.NARROW).axes[0]
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == words
+    assert {label.get_fontsize() for label in labels} == {11}
+    assert axes.get_window_extent().width > figures.NARROW / 2

@@ -71,6 +71,7 @@ def test_a_lane_that_starts_again_forgets_its_carry():
     assert not np.allclose(on[0], fresh[0])
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("k1", [1, 2, 3, 6])
 def test_truncation_as_long_as_the_chunk_is_full_bptt(k1):
     batch = going_on(BATCH)

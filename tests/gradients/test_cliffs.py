@@ -113,6 +113,7 @@ def cliff():
     return found, size
 
 
+@pytest.mark.slow
 def test_a_cliff_is_what_the_dense_hessian_says(cliff, dense):
     found, _ = cliff
     gradient, H = dense

@@ -42,6 +42,7 @@ def test_the_reference_itself_is_exact(found):
     assert (same.standard_error, same.relative_variance, same.draws) == (0, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_truncated_gradient_is_biased_and_does_not_vary(found):
     """Cosines and bias against the two estimators' gradients, taken one by one."""
     cosines, mean, true = [], 0, 0

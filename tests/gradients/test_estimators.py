@@ -189,6 +189,7 @@ def test_with_dropout_and_two_layers_backpropagation_is_autodiff_of_one_step_aft
     assert len({round(size, 9) for size in sizes}) == len(sizes)
 
 
+@pytest.mark.quick("tokens")
 @pytest.mark.parametrize("kind", ["tokens", "numbers"])
 def test_without_dropout_segments_and_rtrl_are_autodiff_of_one_step_after_another(kind):
     found, steps = read(kind, without_dropout), reference(kind, False)

@@ -85,9 +85,7 @@ def test_a_run_is_trained_with_it_and_watched(tmp_path):
     flossed = trained("flossed", flossing=WEIGHT, flossing_exponents=COUNT)
     before, after = (run.params["layers"][0]["W_hh"] for run in (plain, flossed))
     assert np.max(np.abs(before - after)) > 1e-6
-    rows = [
-        lm_jax.training.journal.read_rows(r.run_dir / "metrics.jsonl") for r in (plain, flossed)
-    ]
+    rows = [lm_jax.training.journal.read_rows(r.path / "metrics.jsonl") for r in (plain, flossed)]
     first = [next(row for row in found if row["kind"] == "train") for found in rows]
     assert first[0]["nats"] == first[1]["nats"]
     assert first[0]["grad_norm"] != first[1]["grad_norm"]

@@ -372,7 +372,7 @@ def test_a_run_of_a_linear_cell_is_probed(cell, tmp_path, monkeypatch):
         train={"steps": 1, "probe": LiveProbe(every=1, lags=True, sequences=1)},
     )
     run = lm_jax.train(config, tmp_path / cell, text=tiny.TEXT)
-    rows = [row for row in read_rows(run.run_dir / "metrics.jsonl") if row["kind"] == "probe"]
+    rows = [row for row in read_rows(run.path / "metrics.jsonl") if row["kind"] == "probe"]
     assert [row["step"] for row in rows] == [0, 1]
     for row in rows:
         assert np.all(np.isfinite(row["gradient_by_lag"]))

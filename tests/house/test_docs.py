@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from lm_jax.commands.main import main
+from lm_jax.report.page import with_dark_colours
 
 ROOT = Path(__file__).parents[2]
 # Flags of the code that the pages show or name.
@@ -91,6 +92,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert 'href="#lm_jax.gradients.lag_norms"' in (
         tmp_path / "html" / "api" / "lm_jax.gradients.html"
     ).read_text(encoding="utf-8")
+
+
+def test_the_figures_of_the_pages_follow_a_dark_theme():
+    """A figure's file has the present colours, and is written as a run's page writes it."""
+    for path in (ROOT / "docs").rglob("*.svg"):
+        svg = path.read_text(encoding="utf-8")
+        light = re.sub(r"\n<style>\n@media \(prefers-color-scheme.*?</style>", "", svg, flags=re.S)
+        assert light != svg, path
+        assert with_dark_colours(light) == svg, path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

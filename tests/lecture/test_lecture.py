@@ -51,12 +51,14 @@ def curves(section):
     return [line.get_ydata() for line in section.parts[0].draw(width=figures.WIDE).axes[0].lines]
 
 
+@pytest.mark.slow
 def test_the_cross_entropy_is_minus_the_logarithm_of_one_entry(found):
     apart = re.search(r"differ by at most (\S+) nats", found("loss").finding)
     assert apart
     assert apart[1] == "0" or re.search("10⁻([⁵⁶⁷⁸]|¹.)", apart[1])
 
 
+@pytest.mark.slow
 def test_backpropagation_by_hand_is_autodiff(found):
     rows = table(found("bptt")).rows
     assert [row[0] for row in rows[:3]] == ["explicit BPTT", "RTRL", "finite differences"]

@@ -349,6 +349,7 @@ def test_each_kind_of_recurrent_weights_is_what_it_says_in_every_gate():
         assert all(not np.allclose(first, other) for other in others)
 
 
+@pytest.mark.quick("elman")
 @pytest.mark.parametrize("cell", ["elman", "minlstm"])
 def test_a_residual_layer_adds_what_it_reads(cell):
     plain, residual = (tiny.rnn(cell=cell, layers=3, residual=flag) for flag in (False, True))
@@ -366,6 +367,7 @@ def test_a_residual_layer_adds_what_it_reads(cell):
     tiny.assert_trees_close(found, h)
 
 
+@pytest.mark.quick("gru")
 @pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "minlstm", "lru"])
 def test_a_name_makes_the_cell_of_that_name(cell, key):
     model = tiny.rnn(cell=cell, hidden_size=6, layers=2)

@@ -29,7 +29,7 @@ CUTS = {
 def cut(request, monkeypatch):
     for name, value in zip(("TILE", "FEWEST", "MOST"), request.param, strict=True):
         monkeypatch.setattr(fused, name, value)
-    assert fused.tiles(N, V) == CUTS[request.param]
+    assert fused.tiles(N, V, fused.TILE) == CUTS[request.param]
 
 
 def given(seed=0):
@@ -152,7 +152,7 @@ def test_a_loop_over_tiles_reads_no_constant_of_a_tile_s_size(cut):
     both = jax.value_and_grad(ours, (0, 1, 2, 3))
     # Of another width than any tile, so that W and h are not taken for one.
     inner = scans(jax.make_jaxpr(both)(W[:3], b, h[:, :3], s, y, mask).jaxpr)
-    n, v = fused.tiles(N, V)
+    n, v = fused.tiles(N, V, fused.TILE)
     for each in inner:
         assert v == 1 or (n, v) not in [read.aval.shape for read in each.invars]
 

@@ -71,6 +71,7 @@ def test_the_gradient_of_a_mixture_at_its_edges_is_that_of_one_model():
     tiny.assert_trees_close(grad_b, jax.tree.map(jnp.zeros_like, grad_b), 0)
 
 
+@pytest.mark.slow
 def test_a_mixture_reads_in_chunks_and_starts_afresh_as_its_models_do():
     model, x = Mixture(A, B, 0.5), tiny.batch().x
     carry, whole = model.hidden(PARAMS, model.init_carry(tiny.B), x)

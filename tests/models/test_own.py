@@ -142,6 +142,7 @@ def test_an_elman_cell_of_one_s_own_learns_what_the_built_in_one_does(file, name
     np.testing.assert_allclose(losses_of(model, {**params, "layers": [own]}), losses, rtol=1e-13)
 
 
+@pytest.mark.quick("flax.nnx:OptimizedLSTMCell")
 @pytest.mark.parametrize("name", ["flax.linen:OptimizedLSTMCell", "flax.nnx:OptimizedLSTMCell"])
 def test_a_class_of_flax_is_a_cell(name):
     """A built-in LSTM's parameters, put where Flax keeps them, say the same; one-hot tokens."""

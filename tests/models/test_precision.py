@@ -1,4 +1,4 @@
-"""bfloat16 products: near float32, and nothing else is rounded."""
+"""Rounded products: near float32, and nothing else is rounded; in float32 nothing at all."""
 
 import dataclasses
 
@@ -14,9 +14,10 @@ from lm_jax.config import GRU, LSTM, Config, Data, Elman, Memory, MinGRU, Train
 from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
-from lm_jax.models.matmul import matmul, matmul_in
+from lm_jax.models import matmul as matmuls
+from lm_jax.models.matmul import matmul, matmul_in, rows
 from lm_jax.settings import UserError
-from lm_jax.training.step import init
+from lm_jax.training.step import eval_model, init
 
 V, T, B = 12, 6, 4
 H = E = 8
@@ -100,9 +101,25 @@ def test_every_product_has_narrow_factors_and_a_float32_sum(name, key, float32):
     assert found
     for eqn in found:
         factors = {var.aval.dtype.name for var in eqn.invars}
-        asked = "BF16_BF16_F32" in str(eqn.params["precision"])
-        assert factors == {"bfloat16"} or (factors == {"float32"} and asked)
+        asked = str(eqn.params["precision"])
+        # The product of one-hot vectors is a choice of rows, and rounds nothing.
+        fine = "BF16_BF16_F32" in asked or "HIGHEST" in asked
+        assert factors == {"bfloat16"} or (factors == {"float32"} and fine)
         assert eqn.outvars[0].aval.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_says_its_precision(name, precision, key, float32):
+    """JAX's default would be float32 on a CPU, tf32 on a GPU and bfloat16 on a TPU."""
+    f, params, carry = estimate(MODELS[name], key, precision)
+    asked = {str(e.params["precision"]) for e in products(jax.make_jaxpr(f)(params, carry).jaxpr)}
+    full, rounded = (str((p, p)) for p in (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH))
+    if precision == "float32":
+        assert asked == {full}
+    else:  # one-hot vectors are multiplied in full
+        assert rounded in asked
+        assert asked <= {full, rounded}
 
 
 def test_the_recurrence_rounds_its_weights_once(key, float32):
@@ -110,11 +127,11 @@ def test_the_recurrence_rounds_its_weights_once(key, float32):
     f, params, carry = estimate(MODELS["lstm"], key)
     found = inner_eqns(jax.make_jaxpr(f)(params, carry).jaxpr)
     scans = [e for e in found if is_scan(e) and e.params["length"] == 6]
-    assert len(scans) == 2  # forwards and backwards
+    assert len(scans) == 4  # forwards and backwards, on a CPU and on an accelerator
     for scan in scans:
         for eqn in inner_eqns(scan.params["jaxpr"].jaxpr):
             if eqn.primitive.name == "convert_element_type":
-                assert eqn.outvars[0].aval.size < params["layers"][0]["W_hh"].size
+                assert eqn.outvars[0].aval.shape[0] == B  # no weights
 
 
 def is_scan(eqn):
@@ -130,17 +147,12 @@ def inner_eqns(jaxpr):
                     yield from inner_eqns(inner.jaxpr)
 
 
-def test_float32_is_the_product_of_jax(key, float32):
-    """The program is the very one of x @ W: nothing is cast, and no algorithm asked for."""
+def test_float32_casts_nothing(key, float32):
     x, W = jnp.ones((3, 2)), jnp.ones((2, 4))
-    ours, plain = (
-        str(jax.make_jaxpr(jax.grad(lambda x, W: f(x, W).sum(), (0, 1)))(x, W))  # noqa: B023
-        for f in (matmul, jnp.matmul)
-    )
-    assert matmul_in(x, W).dtype == jnp.float32
-    for line in ours, plain:
-        assert "convert_element_type" not in line
-        assert "bf16" not in line
+    gradient = str(jax.make_jaxpr(jax.grad(lambda x, W: matmul(x, W).sum(), (0, 1)))(x, W))
+    assert matmul_in(x, W, "float32").dtype == jnp.float32
+    assert "convert_element_type" not in gradient
+    assert "bf16" not in gradient
     f, params, carry = estimate(MODELS["lstm"], key, "float32")
     text = str(jax.make_jaxpr(f)(params, carry))
     assert "bf16" not in text.lower()
@@ -191,6 +203,41 @@ def test_a_state_of_training_keeps_its_type():
     chosen = config(precision="bfloat16")
     state = init.eval_shape(chosen, V)
     assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
+
+
+def test_only_training_rounds():
+    """The model that validates, scores and is probed has the products of float32."""
+    chosen = config(precision="bfloat16")
+    assert eval_model(chosen, V) == eval_model(config(), V)
+    assert eval_model(chosen, V) != make(chosen.model, V)
+
+
+ROWS = {"few words": (5, 6), "many words": (40, 6), "in parts": (40, 30)}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_added_up_in_order(name, key, monkeypatch):
+    """The derivatives of accelerators are those of W[numbers], from the end for numbers below 0."""
+    monkeypatch.setattr(matmuls, "AT_ONCE", 8)
+    V, N = ROWS[name]
+    W, numbers = jax.random.normal(key, (V, 3)), jax.random.randint(key, (N // 2, 2), -1, V)
+    d = jax.random.normal(key, (*numbers.shape, 3))
+    ours, plain = (
+        jax.vjp(f, W) for f in (lambda W: matmuls.rows_in_order(W, numbers), lambda W: W[numbers])
+    )
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_allclose(ours[1](d)[0], plain[1](d)[0], atol=1e-13)
+
+
+@pytest.mark.slow
+def test_rows_go_through_every_mode(key):
+    numbers, W = jnp.array([[0, 2], [2, 1]]), jax.random.normal(key, (2, 4, 3))
+    ours, plain = (
+        lambda W: jnp.sum(rows(W, numbers) ** 3),
+        lambda W: jnp.sum(W[numbers] ** 3),
+    )
+    for mode in (jax.grad, jax.hessian, jax.jacfwd):
+        np.testing.assert_allclose(jax.vmap(mode(ours))(W), jax.vmap(mode(plain))(W))
 
 
 @pytest.mark.slow

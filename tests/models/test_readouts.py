@@ -160,6 +160,7 @@ def test_sampled_softmax_of_all_tokens_is_the_softmax(key):
     tiny.assert_trees_close(both(readout)(params, h), both(exact)(params, h))
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("bias", [True, False])
 def test_sampled_softmax_is_the_softmax_over_the_target_and_the_drawn_others(key, bias):
     readout = sampled.SampledSoftmaxReadout(V, samples=6, bias=bias)
@@ -221,6 +222,7 @@ def test_nce_is_the_cross_entropy_of_telling_data_from_noise(key):
         np.testing.assert_allclose(loss[place], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_mean_gradient_of_nce_is_a_weighted_likelihood_s_and_nears_it(key):
     """Mnih & Teh (2012), section 3: exact for every K; zero at the truth; w → 1 for K → ∞."""
     q, p = np.exp(sampled.log_zipf(jnp.arange(V), V)), np.exp(LOG_P)

@@ -111,22 +111,32 @@ def test_lanes_of_other_weights_are_mapped():
         tiny.assert_trees_close(jax.tree.map(lambda leaf, lane=lane: leaf[lane], mapped), alone)
 
 
-def test_the_backward_pass_makes_the_weights_gradient_after_the_scan():
-    """Within the scans only the products with W_hh and its transpose are left."""
-    cell, *point = case("lstm")
+def scans_by_platform(name):
+    """The scans of the gradient, forwards and backwards: on a CPU, and on an accelerator."""
+    cell, *point = case(name)
     jaxpr = jax.make_jaxpr(jax.grad(objective(recurrence.explicit, cell)))(*point)
-    scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
-    products = [str(e.params["jaxpr"]).count("dot_general") for e in scans]
-    assert products == [1, 1]
+    chosen = [e.params["branches"] for e in jaxpr.jaxpr.eqns if e.primitive.name == "cond"]
+    return zip(*([scan_in(branch) for branch in branches] for branches in chosen), strict=True)
+
+
+def scan_in(branch):
+    (found,) = [e for e in branch.jaxpr.eqns if e.primitive.name == "scan"]
+    return found
+
+
+def test_the_backward_pass_makes_the_weights_gradient_after_the_scan():
+    """Within the scans only the products with W_hh and its transpose are left, on any platform."""
+    for scans in scans_by_platform("lstm"):
+        products = [str(e.params["jaxpr"]).count("dot_general") for e in scans]
+        assert products == [1, 1]
 
 
 def test_a_gate_that_sees_a_sum_keeps_one_gradient_of_it():
-    for name, kept in (("elman", 1), ("lstm", 1), ("gru", 2)):
-        cell, *point = case(name)
-        jaxpr = jax.make_jaxpr(jax.grad(objective(recurrence.explicit, cell)))(*point)
-        backward = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"][-1]
-        stacked = [v for v in backward.outvars if v.aval.shape[:1] == (T,)]
-        assert len(stacked) == kept, name
+    # An accelerator's scan also keeps δ_t of the GRU, for the gradient of the bias of n.
+    for name, kept in (("elman", [1, 1]), ("lstm", [1, 1]), ("gru", [2, 3])):
+        scans = [backward for _, backward in scans_by_platform(name)]
+        stacked = [sum(v.aval.shape[:1] == (T,) for v in scan.outvars) for scan in scans]
+        assert stacked == kept, name
 
 
 def test_h_is_the_cell_step_by_step():
@@ -154,7 +164,7 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
             last, h = read(params)
             return jnp.sum(jnp.sin(h)) + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(last))
 
-        return jax.value_and_grad(value)(params)
+        return jax.jit(jax.value_and_grad(value))(params)
 
     def in_pieces(params):
         # Three tokens are fewer than the words, so that each is read by its own vector.
@@ -184,3 +194,33 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
         carry = model.hidden(params, carry, x)[0]
     products = [str(jax.make_jaxpr(model.hidden)(p, carry, x)) for p in (params, ready)]
     assert products[0].count("dot_general") == products[1].count("dot_general") + 1
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_pass_of_accelerators_is_that_of_a_cpu(name, monkeypatch):
+    """With the gates computed twice, with idle units, and with the norm of δ."""
+    monkeypatch.setattr(recurrence, "UNROLL", 2)
+    cell, *point = case(name)
+    tap = jnp.zeros((T, B))
+
+    def value(run):
+        def of(params, carry, z_x, tap):
+            bound = lambda *given: run(*given, tap)  # noqa: E731
+            return objective(bound, cell)(params, carry, z_x)
+
+        return jax.jit(jax.value_and_grad(of, (0, 1, 2, 3)))(*point, tap)
+
+    tiny.assert_trees_close(value(recurrence.lean), value(recurrence.explicit))
+
+
+def test_the_program_of_an_accelerator_has_idle_units_and_the_cpu_s_has_none():
+    cell, *point = case("lstm")
+
+    def lowered(platform):
+        run = jax.jit(lambda *given: recurrence.explicit(cell, *given))
+        return run.trace(*point).lower(lowering_platforms=(platform,)).as_text()
+
+    enlarged = f"{recurrence.ALIGNED}x{4 * recurrence.ALIGNED}xf64"  # W_hh
+    assert enlarged in lowered("cuda")
+    assert enlarged in lowered("tpu")
+    assert enlarged not in lowered("cpu")

@@ -43,9 +43,9 @@ def run(tmp_path_factory):
 
 
 def test_the_page_holds_what_was_run_and_found(run):
-    write_about(run.run_dir, command="run.py train mine", claim="It learns <fast>.")
-    write_about(run.run_dir, command="another", claim="of a resumed run")
-    page = write_run(run.run_dir, run, sample_of(run, 20)).read_text(encoding="utf-8")
+    write_about(run.path, command="run.py train mine", claim="It learns <fast>.")
+    write_about(run.path, command="another", claim="of a resumed run")
+    page = write_run(run.path, run, sample_of(run, 20)).read_text(encoding="utf-8")
     for said in (
         "It learns &lt;fast&gt;.",
         "run.py train mine",
@@ -59,13 +59,13 @@ def test_the_page_holds_what_was_run_and_found(run):
         "The model wrote 3 samples",
     ):
         assert said in page, said
-    assert (run.run_dir / "figures" / "loss.svg").exists()
+    assert (run.path / "figures" / "loss.svg").exists()
     assert len(page) < 3e6
 
 
 def test_a_run_says_in_short_what_it_is(run):
     said = repr(run)
-    assert said.startswith(f"<Run {run.run_dir}: elman network, ")
+    assert said.startswith(f"<Run {run.path}: elman network, ")
     assert "finished at step 6, validation loss" in said
     assert "<li>finished at step 6</li>" in run._repr_html_()
 
@@ -144,7 +144,14 @@ def test_the_blocks_of_a_gated_cell_have_the_names_of_its_gates():
     block = {"eigenvalues": [[0.0, 2.0]], "radius": 2.0, "norm": 2.0}
     spectra = {"layers.0.W_hh": {"blocks": [block] * 4}}
     dynamics = {"spectra": spectra, "convergence": [[0.1]] * 2, "windows": [0.1], "text": ["a"]}
+    moments = {"0": [[[1.0, 0.0]]] * 4, "9": [[[0.0, 2.0]]] * 4}
+    dynamics["eigenvalues"] = {step: {"layers.0.W_hh": own} for step, own in moments.items()}
     section = reach_sections({"dynamics": dynamics}, "lstm", "probe")[0]
+    drawn = [part for part in section.parts if isinstance(part, Drawing)]
+    through = drawn[1].draw(width=720)
+    assert [axes.get_title() for axes in through.axes][3] == "layers.0.W_hh, output gate"
+    _, first, last = (line.get_xydata().tolist() for line in through.axes[0].lines)
+    assert (first, last) == ([[1, 0]], [[0, 2]])
     assert section.finding.startswith("4 of 4 eigenvalues lie outside the unit circle")
     table = next(part for part in section.parts if isinstance(part, Table))
     names = [row[0].removeprefix("layers.0.W_hh, ") for row in table.rows]
@@ -171,11 +178,11 @@ def test_a_damaged_about_is_left_out(tmp_path):
 def test_runs_are_compared_on_the_same_axes(run, tmp_path):
     config = tiny.config(train={"steps": 4, "log_every": 1, "validate_every": 2})
     other = lm_jax.train(config, tmp_path / "other", text=tiny.TEXT)
-    page = write_comparison([run.run_dir, other.run_dir], tmp_path / "page.html").read_text()
+    page = write_comparison([run.path, other.path], tmp_path / "page.html").read_text()
     for said in ("The runs differ in", "other", "Validation loss", "Training loss"):
         assert said in page
     with pytest.raises(UserError, match="given twice"):
-        write_comparison([run.run_dir, run.run_dir], tmp_path / "page.html")
+        write_comparison([run.path, run.path], tmp_path / "page.html")
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
@@ -218,11 +225,11 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest_of_the_page(tmp_path):
 
 def test_a_damaged_study_is_named_and_the_rest_is_there(run):
     for k, text in enumerate(["{}", "{", '{"reach": []}', "[]"]):
-        (run.run_dir / f"probe-{k}.json").write_text(text)
-    page = write_run(run.run_dir).read_text()
+        (run.path / f"probe-{k}.json").write_text(text)
+    page = write_run(run.path).read_text()
     for k in range(4):
         assert f"probe-{k}.json is damaged or of another version" in page
-        (run.run_dir / f"probe-{k}.json").unlink()
+        (run.path / f"probe-{k}.json").unlink()
     assert "Does the model learn?" in page
 
 
@@ -248,10 +255,11 @@ def test_a_task_of_numbers_and_a_loss_beyond_all_bounds_have_a_page():
                 part.draw(width=720).svg()
 
 
+@pytest.mark.slow
 def test_losses_of_other_texts_are_not_compared(run, tmp_path):
     config = tiny.config(train={"steps": 4, "log_every": 1, "validate_every": 2})
     other = lm_jax.train(config, tmp_path / "other", text="another text\n" * 50)
-    page = write_comparison([run.run_dir, other.run_dir], tmp_path / "page.html").read_text()
+    page = write_comparison([run.path, other.path], tmp_path / "page.html").read_text()
     assert "losses cannot be compared" in page
     assert "Validation loss" not in page
     assert not (tmp_path / "figures").exists()
@@ -277,30 +285,37 @@ def browser(page, tmp_path, *more):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
-def test_a_browser_draws_the_page_and_sorts_its_tables(tmp_path):
+def test_a_browser_draws_the_page_sorts_its_tables_and_prints_all_columns(tmp_path):
     table = Table(("trial", "loss"), [("a", 10.0), ("b", 9.0), ("c", None), ("d", -1.0)], 1)
     drawing = Drawing("lags", lambda width: figures.lag_norms(0.5 ** np.arange(9), width=width), "")
-    parts = [table, drawing, Surprise(["a", "\n"], [1.0, 9.0])]
+    wide = Table([f"first setting {k}" for k in range(20)], [(1234.5, "diverged at 9,999") * 10])
+    parts = [table, drawing, Surprise(["a", "\n"], [1.0, 9.0]), wide]
     page = write_page(tmp_path / "page.html", "T", "lead", [Section("S", "found", parts)])
     script = (
         "<script>const b = document.querySelectorAll('th button')[1]; b.click();"
-        "const read = () => [...document.querySelectorAll('tbody tr')]"
+        "const read = () => [...document.querySelector('tbody').rows]"
         ".map(row => row.cells[0].textContent).join('');"
         "const up = read(); b.click(); const seen = getComputedStyle(document.querySelector("
         "'.narrow')).display + getComputedStyle(document.querySelector('.wide')).display;"
         "const box = document.querySelector('.wide svg').getBoundingClientRect();"
         "document.title = [up, read(), seen, document.documentElement.scrollWidth <= innerWidth,"
-        "box.width > 0].join(' ');</script></body>"
+        "box.width > 0].join(' ');"
+        # The wide table scrolls on the screen, and is whole on paper of 18 cm.
+        "const style = document.querySelector('style'), room = document.querySelectorAll('.scroll')"
+        "[1], whole = () => room.scrollWidth <= room.clientWidth, screen = whole();"
+        "style.textContent = style.textContent.replace('@media print', '@media all');"
+        "document.body.style.width = '18cm'; document.title += ` ${screen} ${whole()}`;"
+        "</script></body>"
     )
     page.write_text(page.read_text().replace("</body>", script))
     dom, complaints = browser(page, tmp_path, "--window-size=1200,900")
     title = html.unescape(re.search("<title>(.*?)</title>", dom)[1])
-    assert title == "dbac abdc noneblock true true"
+    assert title == "dbac abdc noneblock true true false true"
     assert complaints == []
 
 
 def test_the_model_writes_at_each_validation_what_it_would_say_then(run):
-    judged = [row for row in tiny.rows_of(run.run_dir) if row["kind"] == "evaluation"]
+    judged = [row for row in tiny.rows_of(run.path) if row["kind"] == "evaluation"]
     assert [row["step"] for row in judged] == [2, 4, 6]
     last = generation.sample(run.model, run.params, run.vocabulary, length=9, seed=run.config.seed)
     assert judged[-1]["sample"] == last

@@ -31,7 +31,7 @@ def counted(order=2, **data):
 
 
 def rows_of(run):
-    rows = read_rows(run.run_dir / "metrics.jsonl")
+    rows = read_rows(run.path / "metrics.jsonl")
     return {row["split"]: row for row in rows if row["kind"] == "evaluation"}
 
 

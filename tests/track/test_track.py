@@ -1,6 +1,7 @@
 """Trackers hold each row of metrics.jsonl once, after a kill, too, and leave the run as it is."""
 
 import csv
+import functools
 import json
 import math
 import struct
@@ -13,6 +14,7 @@ from tiny_experiment import told
 import lm_jax
 from lm_jax import track
 from lm_jax.settings import UserError
+from lm_jax.sweeps.plan import trial_dirs
 from lm_jax.training.journal import read_rows
 
 CONFIG = tiny.config(
@@ -54,6 +56,50 @@ def test_a_csv_has_a_line_for_each_row_and_a_column_for_each_number(tmp_path):
         shown = {name: float(value) for name, value in line.items() if "/" in name and value}
         assert shown == track.numbers(row)
     assert float(lines[0]["train/nats"]) == rows[0]["nats"]
+
+
+def lines_of(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return [(int(line["step"]), line["kind"]) for line in csv.DictReader(file)]
+
+
+def test_every_trial_of_a_sweep_has_each_row_once_after_a_stop_too(tmp_path):
+    sweep_dir, points = tmp_path / "sweep", {name: {"seed": k} for k, name in enumerate("ab")}
+
+    def sweep(*more):
+        with track.trials(["csv"], functools.partial(trial_dirs, sweep_dir)) as follow:
+
+            def watch(name):
+                return track.together(follow(name), *more)
+
+            return lm_jax.sweep(CONFIG, points, sweep_dir, text=tiny.TEXT, watch=watch)
+
+    with pytest.raises(SystemExit):
+        sweep(tiny.stopping_at(4))
+    rows = sweep()
+    run_dirs = [sweep_dir / row["trial"] for row in rows]
+    wanted = [[(row["step"], row["kind"]) for row in tiny.rows_of(path)] for path in run_dirs]
+    assert [lines_of(path) for path in run_dirs] == wanted
+    (run_dirs[0] / "metrics.csv").unlink()
+    sweep()  # both are over
+    assert [lines_of(path) for path in run_dirs] == wanted
+
+
+def test_rows_of_another_process_are_read_before_they_are_told(tmp_path):
+    """A sweep's other processes write metrics.jsonl, which is whole when its first row is told."""
+    lm_jax.train(CONFIG, tmp_path, text=tiny.TEXT)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    with track.csv(tmp_path) as watch:
+        for row in [*rows, {**rows[-1], "step": 99}]:
+            watch(row["step"], row)
+    wanted = [(row["step"], row["kind"]) for row in rows]
+    assert lines_of(tmp_path) == [*wanted, (99, rows[-1]["kind"])]
+
+
+def test_a_sweep_asks_for_a_missing_library_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="requirements-track"), track.trials(["wandb"], dict):
+        pass
 
 
 def test_numbers_of_a_row_by_name():

@@ -112,6 +112,7 @@ def test_own_tokens_at_a_share_of_none_are_teacher_forcing(tmp_path):
         assert (run.result["sha256"] == forced.result["sha256"]) == same
 
 
+@pytest.mark.quick("{}")
 @pytest.mark.parametrize("gradient", [{}, {"gradient": Truncated(k1=4, k2=9)}], ids=str)
 def test_a_run_on_its_own_tokens_resumes_to_the_bit(gradient, tmp_path):
     feeding = ScheduledSampling(start=0.5, end=0.5, draw="likeliest", steps=4)
@@ -133,6 +134,7 @@ def test_epochs_are_as_many_updates_as_they_take(tmp_path):
     assert lm_jax.train(more, tmp_path / "run", text=tiny.TEXT).step == 3 * each
 
 
+@pytest.mark.slow
 def test_frozen_vectors_stay_and_others_move(tmp_path):
     letters = sorted(set(tiny.TEXT) - {"\n", " "})
     lines = [f"{letter} {n} 0.5 -0.25 1\n" for n, letter in enumerate(letters)]

@@ -68,6 +68,7 @@ def test_every_smoothing_makes_a_run(fields, tmp_path):
     assert run.result["splits"]["test"]["perplexity"] < len(run.vocabulary)
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_may_give_a_text_no_probability_at_all(tmp_path):
     texts = ("ab" * 50 + "\n", "aab\n", "aab\n")
     run = lm_jax.train(config(smoothing="none"), tmp_path, text=texts)

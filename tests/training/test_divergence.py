@@ -37,8 +37,8 @@ def test_a_parameter_that_is_not_finite_ends_the_run_and_takes_no_good_states_pl
     config = bombed(tmp_path)
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("diverged", 8)
-    assert steps_saved(run.run_dir) == [3, 6, 8]
-    last = tiny.rows_of(run.run_dir)[-1]
+    assert steps_saved(run.path) == [3, 6, 8]
+    last = tiny.rows_of(run.path)[-1]
     assert last["step"] == 8
     assert last["grad_norm"] is not None
     assert lm_jax.train(config, tmp_path / "run", text=tiny.TEXT).result == run.result
@@ -48,7 +48,7 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
     config = bombed(tmp_path, on_divergence="restore")
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("finished", 20)
-    rows = tiny.rows_of(run.run_dir)
+    rows = tiny.rows_of(run.path)
     returned = [row for row in rows if row["kind"] == "restored"]
     assert returned == [
         {"step": 6, "kind": "restored", "split": "train", "diverged": 8, "lr_scale": 0.5}
@@ -66,7 +66,7 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
         assert tiny.rows_of(parts) == rows
 
     # Made again from a checkpoint before the return.
-    for saved in (run.run_dir / "checkpoints").iterdir():
+    for saved in (run.path / "checkpoints").iterdir():
         if int(saved.name) > 6:
             saved.rename(saved.with_name(f"kept-{saved.name}"))
     with pytest.warns(UserWarning, match="gone"):
@@ -94,13 +94,14 @@ def test_a_lane_returns_to_its_checkpoint_as_a_run_alone_does(tmp_path):
         assert tiny.rows_of(tmp_path / "sweep" / row["trial"]) == tiny.rows_of(alone)
 
 
+@pytest.mark.slow
 def test_returns_are_limited_and_the_first_state_counts_as_a_checkpoint(tmp_path):
     config = tiny.config(
         train={"learning_rate": 1e308, "on_divergence": RestoreCheckpoint(factor=0.9, limit=2)}
     )
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert run.result["status"] == "diverged"
-    returned = [row for row in tiny.rows_of(run.run_dir) if row["kind"] == "restored"]
+    returned = [row for row in tiny.rows_of(run.path) if row["kind"] == "restored"]
     assert [(row["step"], row["lr_scale"]) for row in returned] == [(0, 0.9), (0, 0.9 * 0.9)]
     mild = tiny.config(
         train={"learning_rate": 1e308, "on_divergence": RestoreCheckpoint(factor=1e-310)}
@@ -149,7 +150,7 @@ def test_leaving_out_changes_no_bit_of_a_run_that_stays_finite(tmp_path):
     config = tiny.config(train={"on_divergence": "skip"})
     run = lm_jax.train(config, tmp_path / "skip", text=tiny.TEXT)
     tiny.assert_trees_equal(run.params, plain.params)
-    rows = [row for row in tiny.rows_of(run.run_dir) if row["kind"] == "train"]
+    rows = [row for row in tiny.rows_of(run.path) if row["kind"] == "train"]
     assert {row["skipped"] for row in rows} == {0}
 
 

@@ -56,17 +56,17 @@ def counted_once(tmp_path_factory):
 @pytest.fixture
 def counted(counted_once, tmp_path):
     """A copy of a run whose files may be damaged."""
-    run_dir = shutil.copytree(counted_once.run_dir, tmp_path / "run")
-    return counted_once._replace(run_dir=run_dir)
+    run_dir = shutil.copytree(counted_once.path, tmp_path / "run")
+    return counted_once._replace(path=run_dir)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_run_s_files(counted):
     """An editor that saves a file again may put one there."""
     for name in ("config.json", "vocabulary.json"):
-        path = counted.run_dir / name
+        path = counted.path / name
         path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
-    assert directory.read_config(counted.run_dir) == counted.config
-    assert directory.read_vocabulary(counted.run_dir)[0] == counted.vocabulary
+    assert directory.read_config(counted.path) == counted.config
+    assert directory.read_vocabulary(counted.path)[0] == counted.vocabulary
 
 
 READERS = {
@@ -121,15 +121,15 @@ def refusal(action):
 @damaged
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "manifest.json"])
 def test_what_a_run_is_is_named_where_it_is_damaged_and_written_anew(name, content, counted):
-    path = counted.run_dir / name
+    path = counted.path / name
     whole = path.read_bytes()
     path.write_bytes(content)
     if name == "manifest.json":  # all that it says is there as well
-        assert lm_jax.load_run(counted.run_dir).result == counted.result
+        assert lm_jax.load_run(counted.path).result == counted.result
     else:
-        assert str(path) in refusal(lambda: lm_jax.load_run(counted.run_dir))
+        assert str(path) in refusal(lambda: lm_jax.load_run(counted.path))
     with pytest.warns(UserWarning, match=rf"{name}.*\(written anew, as it was: .*damaged-1\)"):
-        lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT)
+        lm_jax.train(COUNTED, counted.path, text=tiny.TEXT)
     assert path.read_bytes() == whole
     assert path.with_name(f"{name}.damaged-1").read_bytes() == content
 
@@ -138,13 +138,13 @@ def test_what_a_run_is_is_named_where_it_is_damaged_and_written_anew(name, conte
 def test_what_a_run_came_to_is_had_again_where_its_file_is_damaged(counted):
     for content in DAMAGE.values():
         for name in ("result.json", "metrics.jsonl"):
-            (counted.run_dir / name).write_bytes(content)
-        assert journal.read_result(counted.run_dir) is None
-        assert journal.read_rows(counted.run_dir / "metrics.jsonl") == []
-    again = lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT)
+            (counted.path / name).write_bytes(content)
+        assert journal.read_result(counted.path) is None
+        assert journal.read_rows(counted.path / "metrics.jsonl") == []
+    again = lm_jax.train(COUNTED, counted.path, text=tiny.TEXT)
     assert again.result["splits"] == counted.result["splits"]
-    assert len(journal.read_rows(counted.run_dir / "metrics.jsonl")) == 2
-    assert (counted.run_dir / "result.json.damaged-1").read_bytes() == content
+    assert len(journal.read_rows(counted.path / "metrics.jsonl")) == 2
+    assert (counted.path / "result.json.damaged-1").read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_what_a_run_came_to_is_had_again_where_its_file_is_damaged(counted):
     ids=str,
 )
 def test_a_result_of_other_types_is_as_good_as_lost(change, counted):
-    path = counted.run_dir / "result.json"
+    path = counted.path / "result.json"
     files.write_sealed(path, {**counted.result, **change})
     with pytest.warns(UserWarning, match="it is no result"):
-        assert journal.read_result(counted.run_dir) is None
+        assert journal.read_result(counted.path) is None
 
 
 def test_a_row_without_its_numbers_is_left_out(tmp_path):
@@ -280,7 +280,7 @@ def test_a_row_of_a_sweep_that_lacks_something_is_named(change, tmp_path):
 def test_a_result_says_nothing_of_what_a_sweep_knows_better(counted, tmp_path):
     trials = plan(COUNTED, {"a": {"model.order": 2}}, tiny.TEXT).trials
     run_dir = tmp_path / trials[0].directory
-    shutil.copytree(counted.run_dir, run_dir)
+    shutil.copytree(counted.path, run_dir)
     (row,) = Results(tmp_path, trials).rows
     path = run_dir / "result.json"
     spoiled = {"number": "x", "name": "zz", "settings": 5, "best_validation": 0.001, "test": "x"}
@@ -453,7 +453,7 @@ def test_checkpoints_that_are_no_folder_are_named(kind, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*(result.json is damaged|rows are lost)")
 def test_a_run_writes_through_no_link(counted):
-    run_dir, outside = counted.run_dir, counted.run_dir.parent / "outside"
+    run_dir, outside = counted.path, counted.path.parent / "outside"
     outside.write_text("kept")
     names = ["config.json", "metrics.jsonl", "result.json"]
     for name in (*names, *(f"{name}.partial" for name in names)):
@@ -470,12 +470,12 @@ def test_a_run_writes_through_no_link(counted):
 
 @pytest.mark.parametrize("target", ["outside", "nowhere"])
 def test_a_lock_that_is_a_link_is_refused_and_not_followed(target, counted):
-    outside = counted.run_dir.parent / "outside"
+    outside = counted.path.parent / "outside"
     outside.write_text("kept")
-    (counted.run_dir / ".lock").unlink()
-    (counted.run_dir / ".lock").symlink_to(outside.with_name(target))
-    said = refusal(lambda: lm_jax.train(COUNTED, counted.run_dir, text=tiny.TEXT))
-    assert said.startswith(f"{counted.run_dir}/.lock is a link to ")
+    (counted.path / ".lock").unlink()
+    (counted.path / ".lock").symlink_to(outside.with_name(target))
+    said = refusal(lambda: lm_jax.train(COUNTED, counted.path, text=tiny.TEXT))
+    assert said.startswith(f"{counted.path}/.lock is a link to ")
     assert outside.read_text() == "kept"
     assert not outside.with_name("nowhere").exists()
 

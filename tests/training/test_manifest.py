@@ -73,10 +73,10 @@ def told(said):
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_is_named_and_the_run_is_what_it_was(name, how, runs, tmp_path):
     whole, other = runs
-    run_dir = shutil.copytree(whole.run_dir, tmp_path / "run")
+    run_dir = shutil.copytree(whole.path, tmp_path / "run")
     path = largest(run_dir / name)
     content = path.read_bytes()
-    spoiled = DAMAGE[how](content, largest(other.run_dir / name).read_bytes())
+    spoiled = DAMAGE[how](content, largest(other.path / name).read_bytes())
     if spoiled is None:
         path.unlink()
     else:
@@ -95,7 +95,7 @@ def test_damage_is_named_and_the_run_is_what_it_was(name, how, runs, tmp_path):
     sign = "00000020" if "/" in name else name
     unlost = spoiled == content or (how, name) == ("gone", "result.json")  # it is made again
     assert any(sign in line for line in said) != unlost, said
-    rows, before = tiny.rows_of(run_dir), tiny.rows_of(whole.run_dir)
+    rows, before = tiny.rows_of(run_dir), tiny.rows_of(whole.path)
     if name == "metrics.jsonl":
         assert all(row in before for row in rows)
         lost = f"({len(before) - len(rows)} of {len(before)} rows are lost"

@@ -357,12 +357,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     small = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "small", text=tiny.TEXT)
     large = tiny.config(train={"steps": 1}, model=RNN(embedding_size=4, hidden_size=6))
     lm_jax.train(large, tmp_path / "large", text=tiny.TEXT)
-    (small.run_dir / "config.json").write_text((tmp_path / "large" / "config.json").read_text())
+    (small.path / "config.json").write_text((tmp_path / "large" / "config.json").read_text())
     with (
         pytest.warns(UserWarning, match="it belongs to a run of another config"),
         pytest.raises(UserError, match="no checkpoint to load"),
     ):
-        lm_jax.load_run(small.run_dir)
+        lm_jax.load_run(small.path)
 
 
 def test_a_restored_state_is_the_saved_one_with_its_structure(tmp_path):
@@ -391,13 +391,13 @@ def test_load_run_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"it has no config\.json"):
         lm_jax.load_run(tmp_path)
     run = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "run", text=tiny.TEXT)
-    for checkpoint in (run.run_dir / "checkpoints").iterdir():
+    for checkpoint in (run.path / "checkpoints").iterdir():
         checkpoint.rename(tmp_path / checkpoint.name)
     with (
         pytest.warns(UserWarning, match="00000001: it is gone"),
         pytest.raises(UserError, match="no checkpoint to load"),
     ):
-        lm_jax.load_run(run.run_dir)
+        lm_jax.load_run(run.path)
 
 
 # --- what is written down -------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_a_run_diverges_at_the_same_step_wherever_it_is_looked_at(tmp_path, monk
         monkeypatch.setattr(trainer, "SECONDS_PER_CALL", seconds)
         config = tiny.config(train={"learning_rate": 1e100, "log_every": 20}, model=relu)
         run = lm_jax.train(config, tmp_path / str(seconds), text=tiny.TEXT)
-        found.append((run.result["status"], run.result["step"], rows_of(run.run_dir)))
+        found.append((run.result["status"], run.result["step"], rows_of(run.path)))
     assert found[0] == found[1]
     assert found[0][0] == "diverged"
     assert 1 < found[0][1] < 10
@@ -750,11 +750,11 @@ def test_two_runs_are_the_same_bits_and_another_seed_or_prng_is_not(tmp_path):
     one = lm_jax.train(config, tmp_path / "one", text=tiny.TEXT)
     two = lm_jax.train(config, tmp_path / "two", text=tiny.TEXT)
     tiny.assert_trees_equal(one.params, two.params)
-    assert rows_of(one.run_dir) == rows_of(two.run_dir)
+    assert rows_of(one.path) == rows_of(two.path)
     other = lm_jax.train(tiny.config(train={"steps": 10}, seed=1), tmp_path / "3", text=tiny.TEXT)
     assert other.result["sha256"] != one.result["sha256"]
 
-    saved = one.run_dir / "checkpoints" / "00000010" / "manifest.json"
+    saved = one.path / "checkpoints" / "00000010" / "manifest.json"
     noted = files.read_sealed(saved, manifest.Contents).environment
     assert {"python", "jax", "devices", "cores", "XLA_FLAGS", "PRNG"} < {*noted}
     longer = tiny.config(train={"steps": 12})
