@@ -40,7 +40,7 @@ from benchmarks.side_by_side import Comparison, Maker
 from benchmarks.sizes import Size
 from lm_jax import generation, models, scoring
 from lm_jax.config import Config
-from lm_jax.data import text as texts
+from lm_jax.data import sources
 from lm_jax.data.batches import batch_at, steps_per_epoch, streams
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.experiment import load_experiment
@@ -159,7 +159,7 @@ def against_ourselves(rounds: int) -> list[Row]:
     rows = [compared("drawing, quickstart", seconds, LENGTH)]
     print(f"one program is {faster:.1f} times as fast; target {LEAST_RATIO}: {verdict}")
 
-    text = texts.splits(config.data.source, config.data.tokenizer.kind)["train"]
+    text = sources.splits(config.data.source, config.data.tokenizer.kind)["train"]
     tokens = corpus.train.tokens
     static = scoring.parallel_scorer(model, scoring.stretch_length(len(vocabulary)))
     ways = {

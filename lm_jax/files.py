@@ -265,7 +265,7 @@ def sha256_once(path: str | Path, start: int = 0) -> str:
     return _sha256_of(str(path), start, (status.st_ino, status.st_size, status.st_ctime_ns))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1 << 14)  # shards of a text
 def _sha256_of(path: str, start: int, state: tuple[int, ...]) -> str:
     del state  # a part of the cache's key
     with open(path, "rb") as file:

@@ -145,6 +145,7 @@ VALUES = {
     "data.tokenizer=bpe": "subword subwords sentencepiece byte_pair gpt2",
     "data.source=copy": "task",
     "data.source=tfds": "tensorflow_datasets",
+    "data.source=datasets": "huggingface hugging_face hf parquet arrow",
     "data.source=file": "files path text",
     "data.batching=streams": "stateful stream contiguous",
     "data.batching=sentences": "sentence lines line",

@@ -903,13 +903,13 @@ MUTANTS = (
     ),
     Mutant(
         "data/vocabulary.py",
-        "    words += lines[-1].split()\n",
-        "",
+        '    if ended and text and not text.endswith("\\n"):\n',
+        "    if False:\n",
         "data/test_vocabulary.py::test_lines_end_in_eos_blank_ones_and_an_unfinished_last_one_too",
-        "the last line without a newline lost",
+        "no end of the last line without a newline",
     ),
     Mutant(
-        "data/vocabulary.py",
+        "data/encoding.py",
         "        held.append(part[cut:])\n",
         "        if part[cut:]:\n            yield part[cut:]\n",
         "data/test_vocabulary.py::"
@@ -917,7 +917,7 @@ MUTANTS = (
         "a word cut in two at the end of a block",
     ),
     Mutant(
-        "data/vocabulary.py",
+        "data/encoding.py",
         "count >= min_count and",
         "count > min_count and",
         "data/test_vocabulary.py::"

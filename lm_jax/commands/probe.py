@@ -8,7 +8,7 @@ import numpy as np
 import lm_jax
 from lm_jax.analysis.probing import Part
 from lm_jax.commands.shared import SAMPLE_LENGTH, RunDir, filled, text_of
-from lm_jax.data.vocabulary import encoded
+from lm_jax.data.encoding import encoded
 from lm_jax.report.run_page import sample_of, write_run
 from lm_jax.report.study import write_study
 from lm_jax.report.terminal import show_probe, waiting

@@ -72,8 +72,8 @@ def sweep_command(
           experiment: path of a Python file, or name of a file in experiments/.
           config: base settings, changed by the points.
           run_dir: directory of the sweep; runs/EXPERIMENT-sweep-DIGEST if not given.
-          dry_run: only print the command line of each trial, the groups, and the memory. A group is
-            the trials that share a program.
+          dry_run: only print each trial's command, the groups and memory. A group is the trials
+            that share a program.
           executor: where to train: here, processes, ray or slurm; in this process, on all cores or
             devices; in several processes of this machine; on nodes of a cluster; as jobs of a
             cluster.

@@ -33,14 +33,15 @@ class File:
 
     kind: Literal["file"] = "file"
     train: str | None = None
-    """Path of the training text. Without validation and test, the text is cut 90 / 5 / 5 into the
-    three splits. With tokenizer word, the cuts are at line ends, or between two words if the text
-    is a single long line. Or path of a folder with three files, named after train, valid
+    """Path of the training text: a file, a pattern of files such as `'texts/train-*.txt'`, or a
+    folder of files. Without validation and test, the text is cut 90 / 5 / 5 into the three splits.
+    With tokenizer word, the cuts are at line ends, or between two words if the text is a single
+    long line. Or path of a folder with the files of all three splits, named after train, valid
     (validation, val, dev) and test."""
     validation: str | None = None
-    """Path of the validation text."""
+    """Path of the validation text: a file, a pattern or a folder."""
     test: str | None = None
-    """Path of the test text."""
+    """Path of the test text: a file, a pattern or a folder."""
 
 
 @settings
@@ -50,7 +51,19 @@ class Memory:
     kind: Literal["memory"] = "memory"
 
 
-DataSource = Builtin | TFDS | File | Memory | Task
+@settings
+class Datasets:
+    """A folder of Hugging Face `datasets`, or of Parquet or Arrow files."""
+
+    kind: Literal["datasets"] = "datasets"
+    folder: str | None = None
+    """Path of a folder that `save_to_disk` wrote, or of a folder with files named after train,
+    valid (validation, val, dev) and test, such as `train-00000-of-00002.parquet`."""
+    text_key: str | None = None
+    """Column with the text; None: the only column of text, or `text`."""
+
+
+DataSource = Builtin | TFDS | Datasets | File | Memory | Task
 
 # Room for a token beside <unk> and the line's end.
 VocabularySize = Annotated[int, Field(ge=3, lt=2**31)]
@@ -152,6 +165,8 @@ class Data:
         source = self.source
         if isinstance(source, TFDS) and not source.name:
             raise ValueError("data.source=tfds needs data.source.name, such as tiny_shakespeare")
+        if isinstance(source, Datasets) and not source.folder:
+            raise ValueError("data.source=datasets needs data.source.folder, a path")
         if isinstance(source, File):
             names = ("train", "validation", "test")
             given = [name for name in names if getattr(source, name)]

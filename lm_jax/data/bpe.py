@@ -9,7 +9,8 @@ No token crosses a newline, and no token crosses a place where a blank follows a
 than white space. The newline is therefore a token of its own, and a text may be cut at these places
 and encoded part by part. Both cuts (`_CUTS`) come before any other cut of the text: GPT-2's regular
 expression for words, numbers and signs in a vocabulary trained here; the cuts of the file in a
-vocabulary from a file.
+vocabulary from a file. A piece of text that occurs several times is therefore encoded once
+(`encoder`).
 
 The library `tokenizers` does the work. Its JSON, here called the *rules*, is all that encoding
 needs. The JSON writes the byte b as one printable character (`_BYTE`). Everywhere else in lm_jax a
@@ -48,6 +49,10 @@ _BYTES_OF_WORDS = {
 _MOST = 2**24  # tokens; the library takes memory for every number up to the highest
 # Texts on which a pattern that backtracks without end is found out.
 _LONG = [part * 500 + end for part in ("a", "0", " ", "-", "é", "a, ", "aB0 ") for end in ("", "!")]
+# Pieces of a text between which no token reaches, shorter than lines. Each is a newline, blanks, or
+# a word with the blanks before it; where white space other than blanks precedes blanks, the piece
+# goes on.
+_PIECES = re.compile(r"\n| *[^ \n]+(?:(?<=\s) +[^ \n]*)*| +")
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 never holds (RFC 3629)
 # Pre-tokenizers that keep every character, unless their behaviour is "Removed".
 _HARMLESS = ("Split", "Digits", "Punctuation")
@@ -235,13 +240,23 @@ def encoder(rules: str) -> Callable[[str], np.ndarray]:
         raise UserError(f"the rules of the vocabulary: {' '.join(str(error).split())}") from None
 
     def encode(text: str) -> np.ndarray:
+        pieces = _PIECES.findall(text)
+        place = {piece: nth for nth, piece in enumerate(dict.fromkeys(pieces))}
         try:
-            found = tokenizer.encode_batch_fast(_lines(text), add_special_tokens=False)
+            found = tokenizer.encode_batch_fast(list(place), add_special_tokens=False)
         except BaseException as error:  # the library's panics are no exceptions
             if type(error).__name__ != "PanicException":
                 raise
             raise UserError(f"a pattern of the pre_tokenizer fails on the text: {error}") from None
-        return np.fromiter(itertools.chain.from_iterable(line.ids for line in found), np.int32)
+        # The tokens of the different pieces one after another; then, for each piece of the text,
+        # the range of its tokens there.
+        ids = [piece.ids for piece in found]
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        nth = np.fromiter(map(place.__getitem__, pieces), np.int64, len(pieces))
+        spans = lengths[nth]
+        first = (np.cumsum(lengths) - lengths)[nth] - (np.cumsum(spans) - spans)
+        return flat[np.repeat(first, spans) + np.arange(np.sum(spans))]
 
     return encode
 

@@ -20,13 +20,13 @@ import numpy as np
 import platformdirs
 
 from lm_jax import files
-from lm_jax.config import BPE, TFDS, Byte, Data, File, Markov
+from lm_jax.config import BPE, TFDS, Byte, Data, Datasets, File, Markov
 from lm_jax.config.data import CountedTokens, Tokenizer
-from lm_jax.data import bpe, markov, tasks
-from lm_jax.data import text as texts
+from lm_jax.data import bpe, markov, sources, tasks
+from lm_jax.data.encoding import build, encoded
 from lm_jax.data.tasks import Task
-from lm_jax.data.text import SPLITS, Text
-from lm_jax.data.vocabulary import Vocabulary, build, encoded
+from lm_jax.data.text import SPLITS, Text, changed
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, UserError, to_json
 
 SIZES = ("tokens", "characters", "unknown")  # counts of each split, in corpus.json
@@ -76,7 +76,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     if (task := tasks.task_of(data)) is not None and memory is None:
         empty = Split(np.zeros(0, np.uint8), 0, 0)
         return Corpus(task.vocabulary, empty, empty, empty, tasks.task_digest(data), task)
-    parts = _parts(data, memory)
+    parts = sources.splits(data.source, data.tokenizer.kind, memory)
     key = [to_json(data.tokenizer), VERSION, *(parts[split].digest for split in SPLITS)]
     vocabulary = None
     if isinstance(data.tokenizer, BPE) and data.tokenizer.file is not None:
@@ -84,7 +84,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         vocabulary = Vocabulary("bpe", bpe.tokens(rules), rules)
         key = [rules, *key[1:]]  # the file's content, not its path
     digest = files.sha256(json.dumps(key))
-    if not isinstance(data.source, File | TFDS):
+    if not isinstance(data.source, File | TFDS | Datasets):
         vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
         train, validation, test = (tokenise(vocabulary, parts[split]) for split in SPLITS)
         floor = {}
@@ -102,15 +102,6 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
             f"cannot keep the tokens in {folder}: {error.strerror}; "
             "the environment variable LM_JAX_CACHE names another folder"
         ) from None
-
-
-def _parts(data: Data, memory: str | Sequence[str] | None) -> dict[str, Text]:
-    source = data.source
-    if not isinstance(source, TFDS) or memory is not None:
-        return texts.splits(source, data.tokenizer.kind, memory)
-    from lm_jax.data.tfds import tfds_splits  # here, because few runs use TFDS
-
-    return tfds_splits(source.name or "", source.text_key)
 
 
 def _vocabulary(tokenizer: Tokenizer, text: Text) -> Vocabulary:
@@ -140,8 +131,8 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
       UserError: the text is empty, or not UTF-8, or holds a NUL.
     """
     blocks, characters, unknown = [], 0, 0
-    for numbers, more_characters, more_unknown in encoded(vocabulary, text):
-        blocks.append(numbers.astype(_dtype(vocabulary)))
+    for numbers, more_characters, more_unknown in encoded(vocabulary, text, _dtype(vocabulary)):
+        blocks.append(numbers)
         characters += more_characters
         unknown += more_unknown
     if not blocks:
@@ -165,9 +156,9 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
             content = files.sealed(vocabulary.to_json(splits=sizes))
             files.write_whole(partial / "corpus.json", content)
             # The folder is named after the content, so the files must not have changed meanwhile.
-            for split, again in _parts(data, None).items():
-                if again.digest != parts[split].digest:
-                    raise UserError(f"{again.name}: has changed while it was read; begin again")
+            for split, again in sources.splits(data.source, data.tokenizer.kind).items():
+                if name := changed(parts[split], again):
+                    raise UserError(f"{name}: has changed while it was read; begin again")
             files.discard(folder, partial)
         finally:
             files.remove(partial)
@@ -177,10 +168,9 @@ def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int | st
     """Write the tokens of a text; return their counts and their SHA-256."""
     totals, whole = dict.fromkeys(SIZES, 0), hashlib.sha256()
     with files.created(path, "wb") as file:
-        for numbers, characters, unknown in encoded(vocabulary, text):
-            block = numbers.astype(_dtype(vocabulary)).tobytes()
-            file.write(block)
-            whole.update(block)
+        for numbers, characters, unknown in encoded(vocabulary, text, _dtype(vocabulary)):
+            file.write(numbers.data)
+            whole.update(numbers.data)
             totals["tokens"] += len(numbers)
             totals["characters"] += characters
             totals["unknown"] += unknown

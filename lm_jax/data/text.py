@@ -1,25 +1,21 @@
-"""Sources of text: CPython's documentation, files, memory, a Markov chain.
+"""A text before it is tokenised: UTF-8 in blocks, from memory or from a file.
 
-`lm_jax.data.tfds` adds the data sets of TFDS. A `Text` is UTF-8, read in blocks and any number of
-times; a corpus may be larger than the memory. A byte-order mark at the head is not part of the
-text.
+A `Text` is read in blocks, any number of times and from any byte on; a text may be larger than the
+memory. A byte-order mark at the head is not part of the text. `lm_jax.data.shards` joins the texts
+of several files, and `lm_jax.data.sources` finds the three texts of a config.
 
-`splits` finds the three texts of a config. A single text is cut 90 / 5 / 5 into training,
-validation and test, at the first whole character after 90 % and 95 % of the bytes. If tokens are
-words, the cuts are at the first line after each mark. If a part would then be empty, as in a text
-of a single long line, the cuts are at the first word after each mark.
+`cut` cuts a single text 90 / 5 / 5 into training, validation and test, at the first whole character
+after 90 % and 95 % of the bytes. If tokens are words, the cuts are at the first line after each
+mark. If a part would then be empty, as in a text of a single long line, the cuts are at the first
+word after each mark.
 """
 
 import itertools
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from lm_jax.config import File, Markov, Memory
-from lm_jax.config.data import DataSource
-from lm_jax.data import markov
 from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.files import reading, sha256, sha256_once
 from lm_jax.settings import UserError
@@ -32,6 +28,29 @@ CUTS = (0.9, 0.95)  # the marks of a single text, as shares of its bytes
 _BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
 
 
+DIVISIONS = {
+    (True, True): ("train", "validation", "test"),
+    (False, True): ("train[:95%]", "train[95%:]", "test"),
+    (True, False): ("train", "validation[:50%]", "validation[50%:]"),
+    (False, False): ("train[:90%]", "train[90%:95%]", "train[95%:]"),
+}
+"""The parts of a data set of documents that become training, validation and test text, by (has
+validation, has test)."""
+
+
+class Shard(NamedTuple):
+    """A file of a text that is stored in several."""
+
+    name: str
+    """Name of the file in errors."""
+    digest: str
+    """Hex digits that change when the content changes."""
+    offset: int | None
+    """Offset of the first byte in the joined text; None: unknown."""
+    start: int
+    """Length of the byte-order mark in bytes, or 0."""
+
+
 class Text(NamedTuple):
     """A text before it is tokenised."""
 
@@ -39,84 +58,33 @@ class Text(NamedTuple):
     """Name in error messages: a path, or a data set and its split."""
     digest: str
     """Hex digits that change when the content changes."""
-    blocks: Callable[[], Iterator[bytes]]
-    """Returns the UTF-8 from the beginning, a few megabytes at a time."""
+    blocks: Callable[..., Iterator[bytes]]
+    """blocks(first=0) returns the UTF-8 from byte `first` on, a few megabytes at a time. A text of
+    unknown size is read from the beginning only."""
     start: int = 0
     """Offset of the text in its file, in bytes, including a byte-order mark. Errors count places
     from the first byte of the file."""
+    size: int | None = None
+    """Length in bytes; None: unknown before the text is read."""
+    shards: tuple[Shard, ...] = ()
+    """The files of a text that is stored in several; `start` is then the offset in the joined
+    text."""
+
+    def place(self, position: int) -> tuple[str, int]:
+        """Return the name of the file with byte `position` of the text, and the byte's number."""
+        position += self.start
+        for shard in reversed(self.shards):
+            if shard.offset is not None and shard.offset <= position:
+                return shard.name, position - shard.offset + shard.start
+        return self.name, position
 
 
-def splits(
-    source: DataSource, tokenizer: str, memory: str | Sequence[str] | None = None
-) -> dict[str, Text]:
-    """Return the training, validation and test text of a source.
-
-    Args:
-      source: the config; any source but tfds and generated tasks.
-      tokenizer: char, byte, word or bpe.
-      memory: for `data.source="memory"`, one text, or three.
-
-    Raises:
-      UserError: a file is missing, empty, unreadable or a directory; or `memory` is given, but the
-        config has another source.
-    """
-    if memory is not None and not isinstance(source, Memory):
-        raise UserError(f"text is read only with data.source=memory, not {source.kind}")
-    units = ("lines", "words") if tokenizer == "word" else ("characters",)
-    if isinstance(source, Memory):
-        if memory is None:
-            raise UserError("data.source=memory takes its text from lm_jax.train(..., text=...)")
-        if isinstance(memory, str):
-            return _cut(in_memory("text", memory), *units)
-        if len(memory) != len(SPLITS):
-            raise UserError(f"text holds {len(memory)} texts: give one, or {', '.join(SPLITS)}")
-        return {split: in_memory(split, text) for split, text in zip(SPLITS, memory, strict=True)}
-    if isinstance(source, Markov):
-        return _cut(in_memory("data.source=markov", markov.text(source)), *units)
-    if not isinstance(source, File):
-        return _cut(in_memory("builtin", _documentation()), *units)
-    paths = {split: getattr(source, split) for split in SPLITS}
-    if source.train and source.validation is None and os.path.isdir(source.train):
-        paths = _in_folder(source.train)
-    any_bytes = tokenizer == "byte"
-    files = {
-        split: file_text(path, f"data.source.{split}={path}", any_bytes=any_bytes)
-        for split, path in paths.items()
-        if path
-    }
-    return files if len(files) > 1 else _cut(files["train"], *units)
-
-
-NAMES = {"train": {"train"}, "validation": {"valid", "validation", "val", "dev"}, "test": {"test"}}
-ASIDE = re.compile(r"\..*|#.*#|.*(~|\.bak|\.orig|\.sw[op])")
-"""Names of hidden files, and of backups that editors leave beside a file."""
-
-
-def _in_folder(folder: str) -> dict[str, str]:
-    """Return the paths of the three splits, found by file names such as `wiki.train.tokens`."""
-    try:
-        files = sorted(file.name for file in os.scandir(folder) if file.is_file())
-    except OSError as error:
-        raise UserError(f"data.source.train={folder}: {error.strerror}") from None
-    files = [file for file in files if not ASIDE.fullmatch(file)]
-    paths = {}
-    for split, names in NAMES.items():
-        found = [file for file in files if names & set(re.split(r"[._-]", file.lower()))]
-        if len(found) != 1:
-            what = "no file" if not found else f"{len(found)} files, {' and '.join(found[:2])},"
-            raise UserError(
-                f"data.source.train={folder}: the folder has {what} named after {split}; "
-                "give data.source.train, data.source.validation and data.source.test instead"
-            )
-        paths[split] = os.path.join(folder, found[0])
-    return paths
-
-
-def _documentation() -> str:
-    # In every CPython, with small changes from version to version.
-    from pydoc_data.topics import topics
-
-    return "".join(topics[topic] for topic in sorted(topics))
+def changed(before: Text, after: Text) -> str | None:
+    """Return the name of the text, or of the first shard, whose content differs; None: none."""
+    if before.digest == after.digest:
+        return None
+    then, now = ({shard.name: shard.digest for shard in text.shards} for text in (before, after))
+    return next((name for name in {**then, **now} if then.get(name) != now.get(name)), after.name)
 
 
 def in_memory(name: str, text: str) -> Text:
@@ -133,11 +101,11 @@ def in_memory(name: str, text: str) -> Text:
     if len(content) == start:
         raise UserError(f"{name}: the text is empty")
 
-    def blocks() -> Iterator[bytes]:
-        for first in range(start, len(content), BLOCK):
-            yield content[first : first + BLOCK]
+    def blocks(first: int = 0) -> Iterator[bytes]:
+        for place in range(start + first, len(content), BLOCK):
+            yield content[place : place + BLOCK]
 
-    return Text(name, sha256(content[start:]), blocks, start)
+    return Text(name, sha256(content[start:]), blocks, start, len(content) - start)
 
 
 def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
@@ -157,17 +125,36 @@ def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
         if not any_bytes and (said := other_format(head)):
             raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
         start = _mark_length(head)
+        if len(head) == start:
+            raise UserError(f"{name}: the file is empty")
         digest = sha256_once(path, start)
-    if len(head) == start:
-        raise UserError(f"{name}: the file is empty")
+        size = os.fstat(file.fileno()).st_size - start
 
-    def blocks() -> Iterator[bytes]:
+    def blocks(first: int = 0) -> Iterator[bytes]:
         with reading(path, name) as file:
-            file.seek(start)
+            file.seek(start + first)
             while block := file.read(BLOCK):
                 yield block
 
-    return Text(name, digest, blocks, start)
+    return Text(name, digest, blocks, start, size)
+
+
+def joined_documents(documents: Iterable[bytes], size: int = 1 << 21) -> Iterator[bytes]:
+    """Join documents by newlines, in blocks that end with a document.
+
+    Args:
+      documents: the documents, one after another.
+      size: least length of a block in bytes, except the last.
+    """
+    block = bytearray()
+    for number, document in enumerate(documents):
+        block += b"\n" if number else b""
+        block += document
+        if len(block) >= size:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 def _mark_length(head: bytes) -> int:
@@ -176,10 +163,24 @@ def _mark_length(head: bytes) -> int:
     return len(mark) if head.startswith(mark) else 0
 
 
+def cut(text: Text, tokenizer: str) -> dict[str, Text]:
+    """Cut a text of known size into training, validation and test text.
+
+    Args:
+      text: the text.
+      tokenizer: char, byte, word or bpe.
+
+    Raises:
+      UserError: the text is too short, and a part would be empty.
+    """
+    return _cut(text, *(("lines", "words") if tokenizer == "word" else ("characters",)))
+
+
 def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
     """Cut a text into three parts, at the first of the units that leaves no part empty."""
-    size = sum(len(block) for block in text.blocks())
-    places = [0, *(_beginning(text, int(size * cut), unit) for cut in CUTS), size]
+    assert text.size is not None
+    size = text.size
+    places = [0, *(_beginning(text, int(size * share), unit) for share in CUTS), size]
     ranges = dict(zip(SPLITS, itertools.pairwise(places), strict=True))
     empty = [split for split, (start, stop) in ranges.items() if start == stop]
     if empty and others:
@@ -192,19 +193,25 @@ def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:
     parts = {}
     for split, (start, stop) in ranges.items():
         digest = sha256(f"{text.digest} {start} {stop}")
-        blocks = _range(text, start, stop)
-        parts[split] = Text(f"{text.name} [{split}]", digest, blocks, text.start + start)
+        parts[split] = Text(
+            f"{text.name} [{split}]",
+            digest,
+            _range(text, start, stop),
+            text.start + start,
+            stop - start,
+            text.shards,
+        )
     return parts
 
 
-def _range(text: Text, start: int, stop: int) -> Callable[[], Iterator[bytes]]:
-    def blocks() -> Iterator[bytes]:
-        position = 0
-        for block in text.blocks():
-            part = block[max(0, start - position) : max(0, stop - position)]
+def _range(text: Text, start: int, stop: int) -> Callable[..., Iterator[bytes]]:
+    def blocks(first: int = 0) -> Iterator[bytes]:
+        position = start + first
+        if position >= stop:
+            return
+        for block in text.blocks(position):
+            yield block[: stop - position]
             position += len(block)
-            if part:
-                yield part
             if position >= stop:
                 return
 
@@ -216,7 +223,7 @@ def _beginning(text: Text, mark: int, unit: str) -> int:
     if mark == 0:
         return 0
     before, position = b"", mark - 1
-    for block in _range(text, position, sys.maxsize)():
+    for block in text.blocks(position):
         window = before + block
         if found := re.search(_BEFORE[unit], window):
             return position + found.end()

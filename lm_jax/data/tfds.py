@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from lm_jax.data.text import Text
+from lm_jax.data.text import DIVISIONS, Text, joined_documents
 from lm_jax.files import sha256
 from lm_jax.settings import UserError, parsed
 
@@ -35,13 +35,6 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(
     r"(?P<dataset>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?"
 )
-# By (has validation, has test): the parts that become train, validation and test.
-_DIVISIONS = {
-    (True, True): ("train", "validation", "test"),
-    (False, True): ("train[:95%]", "train[95%:]", "test"),
-    (True, False): ("train", "validation[:50%]", "validation[50%:]"),
-    (False, False): ("train[:90%]", "train[90%:95%]", "train[95%:]"),
-}
 # The packages of older builders of text. TFDS itself imports a longer list and stops at the first
 # package that lacks a library; the names after that package would be missing.
 _OLDER_BUILDERS = (
@@ -110,7 +103,7 @@ def tfds_splits(name: str, text_key: str | None = None) -> dict[str, Text]:
     if "train" not in info.splits:
         raise UserError(f"{flag}: no split is named train, only {', '.join(sorted(info.splits))}")
     key = _text_feature(tfds, info, flag, text_key)
-    division = _DIVISIONS["validation" in info.splits, "test" in info.splits]
+    division = DIVISIONS["validation" in info.splits, "test" in info.splits]
     parts = zip(("train", "validation", "test"), division, strict=True)
     return {split: _text(builder, part, key, flag) for split, part in parts}
 
@@ -129,7 +122,10 @@ def _text(builder: Any, part: str, key: str, flag: str) -> Text:
 
 
 def _blocks(source: Any, key: str, batch: int, flag: str) -> Iterator[bytes]:
-    block = bytearray()
+    return joined_documents(_documents(source, key, batch, flag), _BLOCK_BYTES)
+
+
+def _documents(source: Any, key: str, batch: int, flag: str) -> Iterator[bytes]:
     for start in range(0, len(source), batch):
         numbers = range(start, min(start + batch, len(source)))
         try:
@@ -139,14 +135,8 @@ def _blocks(source: Any, key: str, batch: int, flag: str) -> Iterator[bytes]:
             raise UserError(f"{flag}: copy or prepare it again: {reason}") from None
         if None in documents:  # array_record's answer for some files that were cut short
             raise UserError(f"{flag}: copy or prepare it again: a file ends too early")
-        for number, document in zip(numbers, documents, strict=True):
-            block += b"\n" if number else b""
-            block += document.encode() if isinstance(document, str) else document
-            if len(block) >= _BLOCK_BYTES:
-                yield bytes(block)
-                block.clear()
-    if block:
-        yield bytes(block)
+        for document in documents:
+            yield document.encode() if isinstance(document, str) else document
 
 
 def _text_feature(tfds: Any, info: Any, flag: str, text_key: str | None) -> str:

@@ -15,10 +15,9 @@ Characters and words missing from the training text are `<unk>`. With `word`, th
 and `<eos>` in a text are the tokens of the same name.
 """
 
-import codecs
+import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -26,7 +25,6 @@ from typing import Literal
 import numpy as np
 
 from lm_jax.data import bpe
-from lm_jax.data.text import Text
 from lm_jax.settings import VERSION, UserError, parsed
 
 UNKNOWN = "<unk>"
@@ -78,7 +76,8 @@ class Vocabulary:
         return bpe.encoder(self.rules)
 
     @cached_property
-    def _number_of_codepoint(self) -> np.ndarray:
+    def number_of_codepoint(self) -> np.ndarray:
+        """With `char`, the number of the token of each Unicode character, int32 [0x110000]."""
         table = np.full(0x110000, self.numbers[UNKNOWN], np.int32)
         for token, number in self.numbers.items():
             if len(token) == 1:
@@ -103,12 +102,16 @@ class Vocabulary:
         if self.tokenizer == "byte":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self.tokenizer == "char":
-            return self._number_of_codepoint[_codepoints(text)]
+            return self.number_of_codepoint[codes(text)]
         if self.tokenizer == "bpe":
             text.encode()  # refuses a lone surrogate, like the tokeniser `byte`
             return self._encode_bpe(text)
-        numbers, unknown = self.numbers, self.numbers[UNKNOWN]
-        return np.array([numbers.get(word, unknown) for word in _words(text, ended)], np.int32)
+        return self.numbers_of(split_words(text, ended))
+
+    def numbers_of(self, words: Sequence[str]) -> np.ndarray:
+        """Return the token numbers of some words, int32 [N]; a missing word becomes `<unk>`."""
+        found = map(self.numbers.get, words, itertools.repeat(self.numbers[UNKNOWN]))
+        return np.fromiter(found, np.int32, len(words))
 
     def decode(
         self, numbers: Sequence[int] | np.ndarray, errors: Literal["replace", "ignore"] = "replace"
@@ -186,150 +189,21 @@ class Vocabulary:
 BYTES = Vocabulary("byte", tuple(map(chr, range(256))))
 
 
-def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
-    """Build the vocabulary of a training text.
-
-    With characters and words, `<unk>` comes first and the line's end second, whatever their counts.
-    The other tokens follow, the most frequent first, ties in the order of their characters.
+def split_words(text: str, ended: bool) -> list[str]:
+    """Return the words of a text, and `<eos>` at each newline.
 
     Args:
-      text: the training text.
-      tokenizer: char, byte, word or bpe.
-      size: maximum number of tokens, including `<unk>` and the line's end; None: all; with bpe,
-        None: `lm_jax.data.bpe.DEFAULT_SIZE`.
-      min_count: minimum count of a character or word in the text.
-
-    Raises:
-      UserError: the text is not UTF-8, holds a NUL character, or has fewer than two distinct
-        tokens; or no token but `<unk>` and the line's end occurs `min_count` times.
+      text: any text.
+      ended: if True, a last line without a newline gets an `<eos>`.
     """
-    if tokenizer == "byte":
-        return BYTES
-    if tokenizer == "bpe":
-        rules = bpe.train(bpe.whole(decoded(text)), size)
-        return Vocabulary("bpe", bpe.tokens(rules), rules)
-    first = (UNKNOWN, LINE_END[tokenizer])
-    counts = _count(text, tokenizer)
-    frequent = sorted(
-        (token for token, count in counts.items() if count >= min_count and token not in first),
-        key=lambda token: (-counts[token], token),
-    )
-    if len(counts) < 2:
-        raise UserError(f"{text.name}: a vocabulary of {len(counts)}: there is nothing to predict")
-    if not frequent:
-        raise UserError(
-            f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r}: "
-            f"no other token occurs data.tokenizer.min_count={min_count} times"
-        )
-    return Vocabulary(tokenizer, (first + tuple(frequent))[:size])
-
-
-def _count(text: Text, tokenizer: str) -> Counter[str]:
-    if tokenizer == "word":
-        counts: Counter[str] = Counter()
-        for part, is_last in _with_last(whole_words(decoded(text))):
-            counts.update(_words(part, ended=is_last))
-        return counts
-    occurrences = np.zeros(0x110000, np.int64)
-    for part in decoded(text):
-        found, times = np.unique(_codepoints(part), return_counts=True)
-        occurrences[found] += times
-    return Counter({chr(point): int(occurrences[point]) for point in np.flatnonzero(occurrences)})
-
-
-def encoded(vocabulary: Vocabulary, text: Text) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Encode a text block by block.
-
-    Yields:
-      the block's token numbers [n], its characters, and its unknown tokens. A token is unknown if
-      it becomes `<unk>`, unless the text itself says `<unk>`.
-
-    Raises:
-      UserError: the text is not UTF-8, or holds a NUL character.
-    """
-    if vocabulary.tokenizer == "byte":
-        for block in text.blocks():
-            numbers = np.frombuffer(block, np.uint8)
-            # Every character of UTF-8 has one byte that is not 10xxxxxx.
-            yield numbers.astype(np.int32), int(np.sum(numbers & 0xC0 != 0x80)), 0
-        return
-    parts = decoded(text)
-    if vocabulary.tokenizer == "bpe":
-        for part in bpe.whole(parts):
-            yield vocabulary.encode(part), len(part), 0
-        return
-    for part, is_last in _with_last(
-        whole_words(parts) if vocabulary.tokenizer == "word" else parts
-    ):
-        numbers = vocabulary.encode(part, ended=is_last)
-        written = part.split().count(UNKNOWN) if vocabulary.tokenizer == "word" else 0
-        yield numbers, len(part), int(np.sum(numbers == vocabulary.unknown)) - written
-
-
-def decoded(text: Text) -> Iterator[str]:
-    """Decode a text block by block, never inside a character.
-
-    Raises:
-      UserError: names the offset of the first byte that is not UTF-8, or is a NUL.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    position = text.start  # of the block
-    for block, is_last in _with_last(text.blocks()):
-        held = len(decoder.getstate()[0])
-        sound, nul, _ = block.partition(b"\0")
-        try:
-            part = decoder.decode(sound, final=is_last or bool(nul))
-        except UnicodeDecodeError as error:
-            offset = position - held + error.start
-            raise UserError(
-                f"{text.name}: not UTF-8 at byte {offset}: {error.reason}; "
-                "data.tokenizer=byte reads any bytes"
-            ) from None
-        if nul:
-            raise UserError(
-                f"{text.name}: a NUL at byte {position + len(sound)}: not text, it seems; "
-                "data.tokenizer=byte reads any bytes"
-            )
-        position += len(block)
-        if part:
-            yield part
-
-
-def whole_words(parts: Iterable[str]) -> Iterator[str]:
-    """Cut a text anew; no part ends within a word."""
-    held: list[str] = []
-    for part in parts:
-        cut = max(part.rfind("\n"), part.rfind(" ")) + 1
-        if cut:
-            yield "".join([*held, part[:cut]])
-            held = []
-        held.append(part[cut:])
-    if rest := "".join(held):
-        yield rest
-
-
-def _words(text: str, ended: bool) -> list[str]:
-    lines = text.split("\n")
-    words = []
-    for line in lines[:-1]:
-        words += line.split()
-        words.append(LINE_END["word"])
-    words += lines[-1].split()
-    if ended and lines[-1]:
+    words = text.replace("\n", f" {LINE_END['word']} ").split()
+    if ended and text and not text.endswith("\n"):
         words.append(LINE_END["word"])
     return words
 
 
-def _codepoints(text: str) -> np.ndarray:
+def codes(text: str) -> np.ndarray:
+    """Return the numbers of a text's characters in Unicode: uint8 if all are ASCII, else uint32."""
+    if text.isascii():
+        return np.frombuffer(text.encode(), np.uint8)
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
-
-
-def _with_last(items: Iterable) -> Iterator[tuple]:
-    """Yield each item, with True for the last item and False for the others."""
-    waiting = []
-    for item in items:
-        if waiting:
-            yield waiting.pop(), False
-        waiting.append(item)
-    if waiting:
-        yield waiting.pop(), True

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch
+from lm_jax.data.encoding import encoded
 from lm_jax.data.text import Text
-from lm_jax.data.vocabulary import Vocabulary, encoded
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.scoring.scorer import LOGITS_AT_ONCE, Scorer, reader

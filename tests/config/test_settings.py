@@ -32,6 +32,7 @@ from lm_jax.config import (
     CustomCell,
     CustomOptimizer,
     Data,
+    Datasets,
     Elman,
     Explicit,
     File,
@@ -194,6 +195,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Explicit(k1=3), "there is no field k1"),
         (lambda: Train(gradient=Truncated()), "train.gradient=truncated needs train.gradient.k2"),
         (lambda: Data(source=TFDS()), "data.source=tfds needs data.source.name"),
+        (lambda: Data(source=Datasets()), "data.source=datasets needs data.source.folder"),
         (lambda: Data(source=File()), "got none of them"),
         (lambda: Data(source=File(train="a", test="b")), "got train, test"),
         (lambda: Byte(size=9), "there is no field size"),
@@ -349,11 +351,12 @@ def recorded(monkeypatch):
 @pytest.mark.slow
 def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     """No option is parsed and ignored. What is compiled is traced only, which is enough to read."""
-    from lm_jax.data import corpus, text
+    from lm_jax.data import corpus, sources
     from lm_jax.training import loop, step, trainer
 
-    pieces = text.splits(Memory(), "char", tiny.TEXT)
+    pieces = sources.splits(Memory(), "char", tiny.TEXT)
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: pieces)
+    monkeypatch.setattr(sources, "table_splits", lambda folder, key: pieces)
     (tmp_path / "a.txt").write_text(tiny.TEXT)
     own = tmp_path / "own.py"
     own.write_text("import flax.linen\n\ncell = flax.linen.SimpleCell\n")
@@ -425,6 +428,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
         step.run_until.eval_shape(config, state, source, 1, 9)
         step.after_validation.eval_shape(config, state, jnp.zeros(()))
     corpus.load(Data(source=TFDS(name="any")))
+    corpus.load(Data(source=Datasets(folder="any")))
     for task in (c.Copy(symbols=7, items=2), c.Memorisation(symbols=7, items=2)):
         corpus.load(Data(source=task, length=9))
     corpus.load(Data(source=c.Permutation(symbols=7), length=9))

@@ -17,8 +17,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from lm_jax.config import BPE, Data, File, Memory
 from lm_jax.data import bpe, corpus
 from lm_jax.data import text as texts
+from lm_jax.data.encoding import build, encoded
 from lm_jax.data.text import in_memory
-from lm_jax.data.vocabulary import Vocabulary, build, encoded
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError
 
 TEXT = "the cat sat on the mat\n\n\n  the  dog's café, it's 10 or 100!\n\tand the end\n\n\n" * 3

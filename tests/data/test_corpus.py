@@ -17,6 +17,7 @@ from tiny import changed
 
 from lm_jax.config import TFDS, Data, File, Memory, Word
 from lm_jax.data import corpus as corpora
+from lm_jax.data import sources
 from lm_jax.data import text as texts
 from lm_jax.data.corpus import cache_folder, load
 from lm_jax.data.text import Text
@@ -365,7 +366,7 @@ def test_only_the_owner_may_read_the_cache(tmp_path):
 
 def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
     """Of a file that is seen before; what is in a data set is seen only when it is read."""
-    parts = texts.splits(Memory(), "char", THREE)
+    parts = sources.splits(Memory(), "char", THREE)
     parts["test"] = Text("set test", "0", lambda: iter(()))
     monkeypatch.setattr("lm_jax.data.tfds.tfds_splits", lambda name, key: parts)
     for tokenizer in ("char", "byte", "word", "bpe"):
@@ -382,6 +383,6 @@ def test_a_data_set_with_an_empty_split_is_refused(monkeypatch):
 def test_the_built_in_corpus_holds_every_character_once():
     corpus = load(Data())
     whole = "".join(corpus.vocabulary.decode(getattr(corpus, split).tokens) for split in SPLITS)
-    assert whole == texts._documentation()
+    assert whole == sources.documentation()
     assert sum(getattr(corpus, split).characters for split in SPLITS) == len(whole)
     assert corpus.train.unknown == 0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lm_jax.config import Builtin, File, Memory
 from lm_jax.data import text as texts
-from lm_jax.data.text import file_text, in_memory, splits
+from lm_jax.data.sources import splits
+from lm_jax.data.text import file_text, in_memory
 from lm_jax.settings import UserError
 
 # Characters of one to four bytes, and line ends of both kinds.
@@ -108,18 +109,22 @@ def test_a_text_can_be_read_again_from_the_start(text, block):
 def test_a_text_that_is_cut_is_read_only_as_far_as_needed():
     read = []
 
-    def blocks():
-        for number in range(100):
+    def blocks(first=0):
+        for number in range(first // 8, 100):
             read.append(number)
-            yield b"line %02d\n" % number
+            yield (b"line %02d\n" % number)[first % 8 if number == first // 8 else 0 :]
 
-    parts = texts._cut(texts.Text("text", "", blocks), "lines")
+    parts = texts.cut(texts.Text("text", "", blocks, size=800), "word")
+    assert len(read) <= 4
     read.clear()
     next(parts["train"].blocks())
     assert read == [0]
     read.clear()
     assert len(content(parts["train"])) == 90 * 8
     assert len(read) <= 91
+    read.clear()
+    assert len(content(parts["test"])) == 5 * 8
+    assert read == [95, 96, 97, 98, 99]
 
 
 def test_the_built_in_text_is_about_half_a_million_characters_of_english():
@@ -282,7 +287,7 @@ OTHERS = {
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "is a PDF document: write it as text first"),
     "parquet": (
         b"PAR1\x15\x04\x15\x90" + b"\xff" * 99,
-        "is a Parquet table: write it as text first",
+        "is a Parquet table: data.source=datasets reads it",
     ),
     "utf-16": (PROSE.encode("utf-16"), converted("UTF-16")),
     "utf-16, big": (b"\xfe\xff" + PROSE.encode("utf-16-be"), converted("UTF-16")),

@@ -11,9 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm_jax.config import File
+from lm_jax.data import sources
 from lm_jax.data import text as texts
+from lm_jax.data.encoding import build, decoded, encoded, whole_words
 from lm_jax.data.text import Text, in_memory
-from lm_jax.data.vocabulary import BYTES, Vocabulary, build, decoded, encoded, whole_words
+from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.settings import UserError
 
 any_text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -246,7 +248,7 @@ def test_an_offset_counts_from_the_start_of_the_file_where_a_part_of_it_is_wrong
     content[2_875] = 0xFF
     (tmp_path / "a.txt").write_bytes(content)
     with mock.patch.object(texts, "BLOCK", block):
-        parts = texts.splits(File(train=str(tmp_path / "a.txt")), "char")
+        parts = sources.splits(File(train=str(tmp_path / "a.txt")), "char")
         assert len(list(encoded(vocabulary("char"), parts["train"]))) == -(-2_700 // block)
         said = refusal(lambda: list(encoded(vocabulary("char"), parts["test"])))
     assert f"a.txt [test]: not UTF-8 at byte {2_875}: invalid start byte" in said

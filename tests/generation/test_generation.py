@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
+from lm_jax.data.encoding import build
 from lm_jax.data.text import in_memory
-from lm_jax.data.vocabulary import BYTES, Vocabulary, build
+from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.generation import beam, sample, samples, stream
 from lm_jax.generation.drawing import Cuts, cuts, divisor, drawing, draws, kept
 from lm_jax.generation.sample import spelled

@@ -19,9 +19,10 @@ from lm_jax.commands.parser import parse
 from lm_jax.config import Config, resolve
 from lm_jax.data import bpe
 from lm_jax.data.corpus import load
-from lm_jax.data.text import splits
+from lm_jax.data.encoding import build
+from lm_jax.data.sources import splits
 from lm_jax.data.vectors import read_vectors
-from lm_jax.data.vocabulary import Vocabulary, build
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal, manifest
 
