@@ -147,7 +147,7 @@ def test_the_sizes_are_those_that_were_promised():
 def test_every_program_of_the_folder_is_one_of_all_or_is_run_by_itself():
     folder = Path(devices.__file__).parent
     programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
-    alone = {"all", "device", "flat", "profile", "side_by_side", "torch_start"}
+    alone = {"all", "compiled", "device", "flat", "profile", "side_by_side", "torch_start"}
     assert programs == {*BENCHMARKS, *alone}
 
 
