@@ -38,6 +38,13 @@ from benchmarks.command import pattern
 from benchmarks.hlo import Body, Count, Loop
 from benchmarks.programs import Case
 
+HIDDEN = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+"""Environment in which the compilers look for no device, and no service that knows of one."""
 LOSS = "_sweep"
 """Begins the names of the functions with the loops of the loss (`lm_jax.models.fused`)."""
 UNROLLED = 16
@@ -174,15 +181,14 @@ def line_of(name: str, found: Found, case: Case) -> str:
 
 
 def lines_of_loops(body: Body, depth: int = 1) -> list[str]:
-    """A line for each loop, indented by depth."""
+    """A line for each loop, indented by depth: the counts of one turn that are not 0."""
     lines = []
     for loop in body.loops:
-        own = loop.body.own
+        counts = loop.body.own._asdict().items()
+        said = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts if count)
         lines.append(
             f"{'  ' * depth}{loop.turns or 'unknown'} turns of {loop.function or 'a loop'}"
-            f"{', backward' if loop.backward else ''}: {own.operations} operations, "
-            f"{own.launches} launches, {own.in_graphs} of the operations in graphs, "
-            f"{own.pads} pads, {own.copies} copies, {own.collectives} collectives"
+            f"{', backward' if loop.backward else ''}: {said or 'nothing'}"
         )
         lines += lines_of_loops(loop.body, depth + 1)
     return lines
@@ -209,8 +215,7 @@ def main() -> None:
         for count in chosen.devices:
             if not 1 <= count <= target.most:
                 parser.error(f"--devices {count}: {name} has 1 to {target.most}")
-    # No device is asked, even if there is one; a TPU's library would look for its machine.
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ |= HIDDEN
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     if chosen.folder is not None:

@@ -167,7 +167,10 @@ def test_a_line_has_the_counts_of_a_time_step():
     line = compiled.line_of("a name", compiled.Found(body, 12_345_678, 4.2, ""), case)
     assert line.split("  ")[0] == "a name"
     assert " ".join(line.split()) == "a name 5 + 2.25 2 + 0 935 259 1 1 2, 0 12.3 4"
-    assert len(compiled.lines_of_loops(body)) == 2
+    assert compiled.lines_of_loops(body) == [
+        "  128 turns of forward: operations 5, launches 2, in graphs 4, pads 1",
+        "  32 turns of backward, backward: operations 9, in graphs 9, copies 4",
+    ]
 
 
 def test_a_missing_compiler_is_named_with_the_file_that_has_it(monkeypatch, capsys):
