@@ -45,8 +45,8 @@ HIDDEN = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 """Environment in which the compilers look for no device, and no service that knows of one."""
-LOSS = "_sweep"
-"""Begins the names of the functions with the loops of the loss (`lm_jax.models.fused`)."""
+OTHER_LOOPS = ("fused.py", "trees.py")
+"""Files of lm_jax with loops over something else than time: tiles of the loss, parts of a norm."""
 UNROLLED = 16
 """Most time steps in one turn of a loop over time."""
 
@@ -126,7 +126,7 @@ def loops_over_time(body: Body, steps: int) -> list[Loop]:
     return [
         loop
         for loop in body.loops
-        if UNROLLED * (reach(loop) + 1) > steps and not loop.function.startswith(LOSS)
+        if UNROLLED * (reach(loop) + 1) > steps and not loop.source.startswith(OTHER_LOOPS)
     ]
 
 
@@ -139,12 +139,12 @@ def in_turns(loops: Sequence[Loop]) -> Count:
 
 
 HEADINGS = (
-    ("operations a step", 20),
+    ("operations a step", 19),
     ("launches a step", 18),
     ("operations", 11),
     ("launches", 9),
-    ("pads", 5),
-    ("copies", 7),
+    ("pads", 6),
+    ("copies", 8),
     ("collectives", 12),
     ("MB", 9),
     ("s", 5),
@@ -155,23 +155,23 @@ NAMES = 58
 
 def line_of(name: str, found: Found, case: Case) -> str:
     """The line of a program in the table."""
-    loops = loops_over_time(found.body, case.steps)
-    ways = [in_turns([loop for loop in loops if loop.backward == way]) for way in (False, True)]
-    made = [any(loop.backward == way for loop in loops) for way in (False, True)]
+    loops = loops_over_time(found.body, case.steps) if case.steps else []
+    steps = case.steps or 1
+    ways = [[loop for loop in loops if loop.backward == way] for way in (False, True)]
     inside, call = in_turns(loops), found.body.total
     on_gpu = call.launches > 0
 
     def each(field: str) -> str:
-        shown = [f"{getattr(way, field) / case.steps:.3g}" for way in ways]
-        return " + ".join(one if there else "-" for one, there in zip(shown, made, strict=True))
+        shown = [f"{getattr(in_turns(way), field) / steps:.3g}" if way else "-" for way in ways]
+        return " + ".join(shown)
 
     columns = (
         each("operations"),
         each("launches") if on_gpu else "",
         f"{call.operations:,}",
         f"{call.launches:,}" if on_gpu else "",
-        f"{inside.pads / case.steps:.3g}",
-        f"{inside.copies / case.steps:.3g}",
+        f"{inside.pads / steps:.2g}",
+        f"{inside.copies / steps:.2g}",
         f"{call.collectives}, {inside.collectives}",
         f"{found.temporaries / 1e6:,.1f}",
         f"{found.seconds:.0f}",
@@ -187,7 +187,7 @@ def lines_of_loops(body: Body, depth: int = 1) -> list[str]:
         counts = loop.body.own._asdict().items()
         said = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts if count)
         lines.append(
-            f"{'  ' * depth}{loop.turns or 'unknown'} turns of {loop.function or 'a loop'}"
+            f"{'  ' * depth}{loop.turns or 'unknown'} turns of {loop.source or 'a loop'}"
             f"{', backward' if loop.backward else ''}: {said or 'nothing'}"
         )
         lines += lines_of_loops(loop.body, depth + 1)
@@ -238,8 +238,8 @@ def main() -> None:
                     )
                     continue
                 print(line_of(title, found, case), flush=True)
-                if chosen.loops:
-                    print("\n".join(lines_of_loops(found.body)), flush=True)
+                for line in lines_of_loops(found.body) if chosen.loops else ():
+                    print(line, flush=True)
                 if chosen.folder is not None:
                     path = chosen.folder / f"{re.sub('[^0-9a-zA-Zδ‖Ω]+', '_', title)}.hlo.txt"
                     path.write_text(found.text, encoding="utf-8")

@@ -13,7 +13,6 @@
 # --out DIR (or $OUT, or device-results) receives table.txt, and logs.tgz with the logs and the
 # compiled programs. With --small all sizes are tiny, for a trial on a CPU.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wheels="" out="${OUT:-device-results}" python="${PYTHON:-python3}" stages=()
 while (($#)); do
     case "$1" in
@@ -33,11 +32,15 @@ done
     exit 2
 }
 mkdir -p "$out"
+out="$(cd "$out" && pwd)"
+[[ -z $wheels ]] || wheels="$(cd "$wheels" && pwd)"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kept="$(mktemp -d)"
 collect() {
     # The logs come back from a run that is stopped, too.
-    (cd "$kept" && shopt -s nullglob && tar czf logs.tgz results/*.log results/*.hlo.txt) || true
-    mv "$kept/logs.tgz" "$out/" || true
+    if compgen -G "$kept/results/*.log" >/dev/null; then
+        (shopt -s nullglob && cd "$kept/results" && tar czf "$out/logs.tgz" ./*.log ./*.hlo.txt)
+    fi
     rm -rf "$kept"
 }
 trap collect EXIT
@@ -51,8 +54,9 @@ install() { "$python" -m pip --python "$kept/env" install --quiet --disable-pip-
 if [[ -n $wheels ]]; then
     install --no-index --no-deps "$wheels"/*.whl
 else
-    needed=(-r requirements.txt -r benchmarks/requirements.txt beartype hypothesis pytest pytest-xdist)
-    ! command -v nvidia-smi >/dev/null || needed+=('jax[cuda13]')
+    needed=(-r requirements.txt beartype hypothesis pytest pytest-xdist)
+    # PyTorch with CUDA takes gigabytes: on a GPU alone.
+    ! command -v nvidia-smi >/dev/null || needed+=('jax[cuda13]' -r benchmarks/requirements.txt)
     install "${needed[@]}"
 fi
 "$kept/env/bin/python" -m benchmarks.device --seconds 465 --folder "$kept/results" \

@@ -76,8 +76,8 @@ class Loop:
     """Number of turns; None if the compiler does not know the number."""
     backward: bool
     """True in the backward pass of a derivative."""
-    function: str
-    """The Python function that made the loop, such as explicit.<locals>.forward."""
+    source: str
+    """File and function that made the loop, such as "recurrence.py, explicit.<locals>.forward"."""
     body: Body
 
 
@@ -101,8 +101,8 @@ class _Instruction(NamedTuple):
 class _Module(NamedTuple):
     computations: dict[str, list[_Instruction]]
     entry: str
-    functions: dict[str, str]
-    """Python function by stack frame."""
+    sources: dict[str, str]
+    """File and function of each stack frame."""
 
 
 def program(text: str) -> Body:
@@ -130,15 +130,24 @@ def _parsed(text: str) -> _Module:
             rest = rest[after:].strip()
             if opcode := re.match(r"[\w\-]+", rest):
                 inside.append(_Instruction(opcode[0], rest))
-    return _Module(computations, entry, _functions(text))
+    return _Module(computations, entry, _sources(text))
 
 
-def _functions(text: str) -> dict[str, str]:
-    """Name of the innermost function of each stack frame, from the tables before the module."""
-    names = dict(re.findall(r'^(\d+) "(.*)"$', text.partition("\nFunctionNames\n")[2], re.M))
-    places = dict(re.findall(r"^(\d+) \{file_name_id=\d+ function_name_id=(\d+)", text, re.M))
+def _sources(text: str) -> dict[str, str]:
+    """File and innermost function of each stack frame, from the tables before the module."""
+
+    def names(table: str) -> dict[str, str]:
+        listed = text.partition(f"\n{table}\n")[2].partition("\n\n")[0]
+        return dict(re.findall(r'^(\d+) "(.*)"$', listed, re.M))
+
+    files, functions = names("FileNames"), names("FunctionNames")
+    place = r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+)"
+    places = {
+        number: f"{files.get(file, '').rpartition('/')[2]}, {functions.get(function, '')}"
+        for number, file, function in re.findall(place, text, re.M)
+    }
     frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", text, re.M)
-    return {frame: names.get(places.get(place, ""), "") for frame, place in frames}
+    return {frame: places.get(place, "") for frame, place in frames}
 
 
 def _closing(text: str) -> int:
@@ -182,7 +191,7 @@ def _loop(module: _Module, each: _Instruction) -> Loop:
     return Loop(
         int(turns[1]) if turns else None,
         path is not None and "transpose(" in path[1],
-        module.functions.get(frame[1], "") if frame else "",
+        module.sources.get(frame[1], "") if frame else "",
         _body(module, body),
     )
 

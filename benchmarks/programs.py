@@ -61,11 +61,13 @@ class Case:
     """V."""
 
     @property
-    def steps(self) -> int:
-        """T: time steps of an update, or of a call."""
+    def steps(self) -> int | None:
+        """T: time steps of an update, or of a call; None if the call decides."""
+        if self.build is score_in_segments:
+            return None
         if self.build is draw:
             return DRAWN
-        if self.build in (score, score_in_segments):
+        if self.build is score:
             return scorer.scoring_length(self.vocab_size)
         return chunk_length(self.config)
 
@@ -105,7 +107,7 @@ def lanes(case: Case, devices: Devices) -> Program:
 def score(case: Case, devices: Devices) -> Program:
     """The program of validation: -ln P of each token of one sequence."""
     model, params = _model(case)
-    arguments = params, _carry(model, 1), _batch(case.steps, 1)
+    arguments = params, _carry(model, 1), _batch(scorer.scoring_length(case.vocab_size), 1)
     return Program(scorer.reader(model), _on(_mesh(devices), arguments))
 
 
@@ -132,7 +134,7 @@ def probe(case: Case, devices: Devices) -> Program:
     """All questions of a live probe."""
     model, params = _model(case)
     B = case.config.data.batch_size
-    arguments = params, _carry(model, B), _batch(case.steps, B)
+    arguments = params, _carry(model, B), _batch(case.config.data.length, B)
     return Program(live(LiveProbe(lags=True), model), _on(_mesh(devices), arguments))
 
 

@@ -114,10 +114,10 @@ condition:
 
 def test_operations_of_loops_and_what_they_are():
     (updates,) = hlo.program(HLO).loops
-    assert (updates.turns, updates.function) == (None, "run")
+    assert (updates.turns, updates.source) == (None, "model.py, run")
     assert updates.body.own == Count(operations=4, copies=2)  # The larger branch of the two.
     time, other = updates.body.loops
-    assert (time.turns, time.backward, time.function) == (7, True, "layer.<locals>.forward")
+    assert (time.turns, time.backward, time.source) == (7, True, "model.py, layer.<locals>.forward")
     assert time.body.own == Count(operations=3, pads=1, copies=1, collectives=1)
     assert (other.turns, other.backward, other.body) == (3, False, Body(Count()))
     assert updates.body.total == Count(operations=4 + 7 * 3, pads=7, copies=9, collectives=7)
@@ -134,10 +134,10 @@ def test_launches_count_a_graph_once_and_the_loop_inside_a_graph_not_at_all():
         thunks.with_launches(hlo.program(HLO), "001: kCopy [source | sink]")
 
 
-def test_the_loops_over_time_are_found_in_an_update_without_the_loop_of_the_loss():
+def test_the_loops_over_time_are_found_in_an_update_without_those_of_the_loss():
     inner = Loop(11, False, "segment", Body(Count(2)))
     outer = Loop(12, True, "recompute", Body(Count(3), (inner,)))
-    loss = Loop(64, False, "_sweep", Body(Count(9)))
+    loss = Loop(64, False, "fused.py, _sweep", Body(Count(9)))
     short = Loop(2, False, "random", Body(Count(9)))
     update = Body(Count(5), (outer, loss, short))
     whole = Body(Count(1), (Loop(None, False, "run_until", update),))
