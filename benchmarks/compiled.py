@@ -10,7 +10,7 @@ best in an environment of their own. Nothing is timed but the compilation. A lin
   GPU an operation is a kernel or a copy (`benchmarks.hlo`);
 - launches for the same; a CUDA graph is one launch, and a loop inside a graph has none
   (`benchmarks.thunks`). Operations and launches of a whole call: of one update, if the program is
-  a loop of updates;
+  a loop of updates; 0 launches, if a graph holds this loop, too;
 - pads, and operations that only copy or transpose, in the loops over time, for each time step;
 - collectives of a call, and those of them that stand in a loop over time;
 - temporary memory in MB, and seconds of compilation.
@@ -82,6 +82,7 @@ def devices_of(target: Target, count: int) -> Sequence[Any]:
 class Found(NamedTuple):
     """A compiled program."""
 
+    platform: str
     body: Body
     """A call, or one update."""
     temporaries: int
@@ -107,7 +108,7 @@ def compiled(case: Case, target: Target, count: int) -> Found:
             body = thunks.with_launches(body, written.read_text())
     memory = program.memory_analysis()
     assert memory is not None
-    return Found(one_update(body), memory.temp_size_in_bytes, seconds, text)
+    return Found(target.platform, one_update(body), memory.temp_size_in_bytes, seconds, text)
 
 
 def one_update(body: Body) -> Body:
@@ -159,7 +160,7 @@ def line_of(name: str, found: Found, case: Case) -> str:
     steps = case.steps or 1
     ways = [[loop for loop in loops if loop.backward == way] for way in (False, True)]
     inside, call = in_turns(loops), found.body.total
-    on_gpu = call.launches > 0
+    on_gpu = found.platform == "cuda"
 
     def each(field: str) -> str:
         shown = [f"{getattr(in_turns(way), field) / steps:.3g}" if way else "-" for way in ways]

@@ -164,7 +164,7 @@ def test_a_line_has_the_counts_of_a_time_step():
     forward = Loop(128, False, "forward", Body(Count(5, launches=2, in_graphs=4, pads=1)))
     backward = Loop(32, True, "backward", Body(Count(9, launches=0, in_graphs=9, copies=4)))
     body = Body(Count(7, launches=3, collectives=2), (forward, backward))
-    line = compiled.line_of("a name", compiled.Found(body, 12_345_678, 4.2, ""), case)
+    line = compiled.line_of("a name", compiled.Found("cuda", body, 12_345_678, 4.2, ""), case)
     assert line.split("  ")[0] == "a name"
     assert " ".join(line.split()) == "a name 5 + 2.25 2 + 0 935 259 1 1 2, 0 12.3 4"
     assert compiled.lines_of_loops(body) == [

@@ -68,7 +68,7 @@ def scatter_adds(module: str) -> int:
     "draw, char lstm 512",
 )
 @pytest.mark.parametrize("name", CASES)
-def test_a_program_lowers_for_gpu_and_tpu_without_callback_float64_or_dynamic_shape(name):
+def test_a_program_lowers_for_a_gpu_and_a_tpu(name):
     case = shrunk(CASES[name])
     with jax.enable_x64(False):
         traced = case.build(case, jax.devices()[:1]).trace()
