@@ -47,6 +47,8 @@ HIDDEN = {
 """Environment in which the compilers look for no device, and no service that knows of one."""
 OTHER_LOOPS = ("fused.py", "trees.py")
 """Files of lm_jax with loops over something else than time: tiles of the loss, parts of a norm."""
+UPDATES = "step.py, run_until"
+"""Source of the loop of updates."""
 UNROLLED = 16
 """Most time steps in one turn of a loop over time."""
 
@@ -113,8 +115,9 @@ def compiled(case: Case, target: Target, count: int) -> Found:
 
 def one_update(body: Body) -> Body:
     """The body of the loop of updates; the program itself if there is no such loop."""
-    while len(body.loops) == 1 and body.loops[0].turns is None:
-        body = body.loops[0].body
+    for loop in body.all_loops():
+        if loop.source == UPDATES:
+            return loop.body
     return body
 
 

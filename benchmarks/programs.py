@@ -157,7 +157,7 @@ def _on(mesh: Mesh, tree: Any, axes: Any = None) -> Any:
     """Shapes of a tree's leaves on the devices, each with its axis shared, or replicated."""
 
     def shape(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
-        known = jax.typeof(leaf) if isinstance(leaf, int | float) else leaf
+        known = jax.typeof(leaf) if isinstance(leaf, int | float | np.generic) else leaf
         spec = [] if axis == REPLICATED else [*[None] * axis, mesh.axis_names[0]]
         return jax.ShapeDtypeStruct(
             known.shape,

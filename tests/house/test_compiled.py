@@ -140,8 +140,9 @@ def test_the_loops_over_time_are_found_in_an_update_without_those_of_the_loss():
     loss = Loop(64, False, "fused.py, _sweep", Body(Count(9)))
     short = Loop(2, False, "random", Body(Count(9)))
     update = Body(Count(5), (outer, loss, short))
-    whole = Body(Count(1), (Loop(None, False, "run_until", update),))
+    whole = Body(Count(1), (Loop(None, False, compiled.UPDATES, update),))
     assert compiled.one_update(whole) == update
+    assert compiled.one_update(update) == update
     assert compiled.loops_over_time(update, 128) == [outer]
     assert compiled.in_turns([outer]).operations == 12 * (3 + 11 * 2)
 
