@@ -60,7 +60,7 @@ def options(description: str, rounds: int = ROUNDS) -> Options:
     )
     parser.add_argument("--rounds", type=_count, default=rounds, help="figures in each median")
     parser.add_argument(
-        "--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name has it"
+        "--rows", type=pattern, default="", metavar="PATTERN", help="only rows whose name has it"
     )
     parser.add_argument("--threads", type=_count, default=most, help="and cores, of every side")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows there as well")
@@ -81,7 +81,8 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _pattern(word: str) -> str:
+def pattern(word: str) -> str:
+    """Check a regular expression of the command line."""
     try:
         re.compile(word)
     except re.error as error:

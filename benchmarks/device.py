@@ -34,16 +34,18 @@ class Limited(NamedTuple):
 
 STAGES = {
     "about": Limited(device_checks.about, 60),
-    "ceilings": Limited(device_speed.ceilings, 60),
     "steps": Limited(device_speed.steps, 150),
     "peers": Limited(device_speed.peers, 120),
+    "launches": Limited(device_speed.launches, 60),
     "bits": Limited(device_checks.bits, 90),
     "lanes": Limited(device_speed.lanes, 90),
+    "live": Limited(device_speed.live_probe, 60),
     "quickstart": Limited(device_checks.quickstart, 90),
     "evaluation": Limited(device_checks.evaluation, 60),
     "numerics": Limited(device_checks.numerics, 90),
-    "loss": Limited(device_speed.loss, 60),
     "tests": Limited(device_checks.tests, 150),
+    "loss": Limited(device_speed.loss, 60),
+    "ceilings": Limited(device_speed.ceilings, 60),
     "probe": Limited(device_checks.probe, 200),
 }
 """In the order in which they run; evaluation and probe read the quickstart's run."""

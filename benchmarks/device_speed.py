@@ -6,16 +6,20 @@ Peers are timed in a process of their own, after ours; `benchmarks.steps` and
 
 import dataclasses
 import functools
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks import sizes
 from benchmarks.device_stage import Stage, measuring, say, seconds_of, seconds_of_call
 from benchmarks.sizes import Size
 
-PRECISIONS = ("float32", "bfloat16")
+ROUNDINGS = {"float32": "highest", "TF32": "tensorfloat32", "bfloat16": "default"}
+"""Rounding of the factors of products -> JAX's precision of a float32 product."""
 
 
 def ceilings(stage: Stage) -> None:
@@ -62,10 +66,12 @@ def ceilings(stage: Stage) -> None:
 
 def steps(stage: Stage) -> None:
     """Whole training steps of lm_jax; their compiled programs go to the folder."""
+    import jax
+
     from benchmarks import ours
 
-    for name, size in _each_precision(stage.sizes):
-        with measuring(name):
+    for name, size, rounding in _each_rounding(stage.sizes):
+        with measuring(name), jax.default_matmul_precision(ROUNDINGS[rounding]):
             way = ours.updates(size, 1)
             losses, taken = way.check(), seconds_of(way.run)
             say(
@@ -88,19 +94,17 @@ def peers(stage: Stage) -> None:
     from benchmarks import flax_peer, ours, torch_peer
 
     where = jax.default_backend()
-    for name, size in _each_precision(stage.sizes):
-        for tf32 in (True, False) if size.precision == "float32" else (True,):
-            rounding = f"{name}{'' if tf32 else ', no TF32'}"
-            with measuring(f"PyTorch step, {rounding}"):
-                builds = torch_peer.step(where, **vars(size))
-                torch.set_float32_matmul_precision("high" if tf32 else "highest")
-                torch.backends.cudnn.allow_tf32 = tf32
-                way = next(iter(builds.values()))()
-                losses, taken = way.check(), seconds_of(way.run)
-                say(
-                    f"PyTorch step, {rounding}: {1e3 * taken:.3f} ms, "
-                    f"losses {losses[0]:.4f} {losses[-1]:.4f}"
-                )
+    for name, size, rounding in _each_rounding(stage.sizes):
+        with measuring(f"PyTorch step, {name}"):
+            builds = torch_peer.step(where, **vars(size))
+            torch.set_float32_matmul_precision("highest" if rounding == "float32" else "high")
+            torch.backends.cudnn.allow_tf32 = rounding != "float32"
+            way = next(iter(builds.values()))()
+            losses, taken = way.check(), seconds_of(way.run)
+            say(
+                f"PyTorch step, {name}: {1e3 * taken:.3f} ms, "
+                f"losses {losses[0]:.4f} {losses[-1]:.4f}"
+            )
     for name, size in stage.sizes.items():
         sized = {**vars(size), "layers": 1, "vocabulary": 0}
         torch.set_float32_matmul_precision("high")
@@ -115,6 +119,74 @@ def peers(stage: Stage) -> None:
                 continue  # slower to compile, or slower than the next
             with measuring(f"layer, {name}, {way}"):
                 say(f"layer, {name}, {way}: {1e3 * seconds_of(build().run):.3f} ms")
+
+
+def launches(stage: Stage) -> None:
+    """Kernels of an update and calls of the driver that start them, by JAX's profiler."""
+    from benchmarks import ours
+    from benchmarks.profile import trace
+
+    updates = 3
+    for name, size in stage.sizes.items():
+        with measuring(f"launches, {name}"):
+            way = ours.updates(size, 1)
+            way.run(2)
+            events = trace(lambda way=way: way.run(updates))
+            kernels, calls = _counted(events)
+            said = ", ".join(f"{call} {count / updates:.0f}" for call, count in calls.items())
+            say(
+                f"launches, {name}: {kernels / updates:.0f} operations an update, "
+                f"{kernels / updates / size.length / size.layers:.1f} a time step and layer; "
+                f"calls an update: {said or 'none seen'}"
+            )
+
+
+def _counted(events: Sequence[dict]) -> tuple[int, Counter[str]]:
+    """Count the operations on a device's streams, or on a CPU, and the driver's calls by name."""
+    named = {
+        (event["name"], event["pid"], event.get("tid")): event["args"].get("name", "")
+        for event in events
+        if event.get("ph") == "M" and event["name"] in ("process_name", "thread_name")
+    }
+    kernels, calls = 0, Counter()
+    for event in events:
+        if event.get("ph") != "X":
+            continue
+        stream = named.get(("thread_name", event["pid"], event.get("tid")), "")
+        on_cpu = "CPU" in named.get(("process_name", event["pid"], None), "")
+        kernels += stream.startswith("Stream") or (on_cpu and "hlo_op" in event.get("args", {}))
+        if re.match(r"cu(da)?(Launch|GraphLaunch|Memcpy|Memset)", event["name"]):
+            calls[event["name"]] += 1
+    return kernels, calls
+
+
+def live_probe(stage: Stage) -> None:
+    """An update with and without ‖δ‖ of every step, and a call of the live probe."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks import ours
+    from lm_jax.config import LiveProbe
+    from lm_jax.data.batches import Batch
+    from lm_jax.gradients.live_probe import live
+    from lm_jax.training.step import eval_model
+
+    for name, size in stage.sizes.items():
+        if size.vocabulary > 1000:
+            continue
+        for said, changes in {"off": {}, "on": {"train.probe": "live"}}.items():
+            with measuring(f"live probe {said}, {name}"):
+                taken = seconds_of(ours.updates(size, 1, changes).run)
+                say(f"live probe {said}, {name}: {1e3 * taken:.3f} ms an update")
+        model = eval_model(ours.config_of(size), size.vocabulary)
+        params = jax.tree.map(jnp.asarray, sizes.weights(size))
+        x, y = map(jnp.asarray, sizes.passage(size))
+        batch = Batch(x, y, jnp.ones(x.shape, bool), jnp.ones(size.batch, bool))
+        for said, probe in {"": LiveProbe(), ", with lags": LiveProbe(lags=True)}.items():
+            with measuring(f"call of the live probe{said}, {name}"):
+                carry = model.init_carry(size.batch)
+                taken = seconds_of_call(live(probe, model), params, carry, batch)
+                say(f"call of the live probe{said}, {name}: {1e3 * taken:.1f} ms")
 
 
 def lanes(stage: Stage) -> None:
@@ -192,7 +264,9 @@ def loss(stage: Stage) -> None:
                 say(f"V {V:,}, H {H}, {N} targets, tile 2^{tile}: {1e3 * taken:.2f} ms")
 
 
-def _each_precision(found: Mapping[str, Size]) -> Iterator[tuple[str, Size]]:
+def _each_rounding(found: Mapping[str, Size]) -> Iterator[tuple[str, Size, str]]:
+    """Yield name, size and rounding of each row."""
     for name, size in found.items():
-        for precision in PRECISIONS:
-            yield f"{name}, {precision}", dataclasses.replace(size, precision=precision)
+        for rounding in ROUNDINGS:
+            precision = "bfloat16" if rounding == "bfloat16" else "float32"
+            yield f"{name}, {rounding}", dataclasses.replace(size, precision=precision), rounding

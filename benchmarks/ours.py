@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from benchmarks.looped import passes
 from benchmarks.side_by_side import Absent, Way
 from benchmarks.sizes import Size
 from lm_jax import generation
-from lm_jax.config import GRU, LSTM, RNN, SGD, Config, Data, Elman, Train, resolve
+from lm_jax.config import GRU, LSTM, RNN, SGD, Config, Data, Elman, Train, override, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import cells, recurrence
@@ -52,7 +52,7 @@ def step(**settings: Any) -> dict[str, Callable[[], Way]]:
     matrix product, and a device per core, each with a share of the batch.
     """
     size = Size(**settings)
-    ways = {"one device": functools.partial(updates, size, 1)}
+    ways: dict[str, Callable[[], Way]] = {"one device": functools.partial(updates, size, 1)}
     if (cores := devices_of(size)) > 1:
         ways[f"{cores} devices"] = functools.partial(updates, size, cores)
     return ways
@@ -75,9 +75,15 @@ def step_on_each(**settings: Any) -> dict[str, Callable[[], Way]]:
     return {f"{cores} devices": functools.partial(updates, size, cores)}
 
 
-def updates(size: Size, devices: int) -> Way:
-    """Make whole training steps on a given number of devices."""
-    config = config_of(size)
+def updates(size: Size, devices: int, changes: Mapping[str, Any] | None = None) -> Way:
+    """Make whole training steps on a given number of devices.
+
+    Args:
+      size: of the model and the batch.
+      devices: number of devices.
+      changes: of the config of `size`, at dotted paths.
+    """
+    config = override(config_of(size), changes or {})
     V, mesh = size.vocabulary, make_mesh(devices, config.data.batch_size)
     lengths = jnp.full(size.batch, sizes.CHUNKS * size.length, jnp.int32)
     source = Streams(jnp.asarray(sizes.tokens(size)), lengths)

@@ -13,7 +13,9 @@ import json
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -30,16 +32,21 @@ LEAST = 0.005
 """Share of a pass; operations below this share are summed in a single line."""
 
 
+def trace(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """The events of a run in JAX's profiler, in the trace event format."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        return json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+
+
 def operations(size: Size, passes: int) -> tuple[float, dict[str, tuple[float, int]]]:
     """Measure the seconds of a pass, and the seconds and runs of each operation per pass."""
     way = passes_of_a_layer(size, 1)
     way.run(2)
     whole = clock(way.run, passes) / passes
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            way.run(passes)
-        (path,) = Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    events = trace(lambda: way.run(passes))
     taken, runs = Counter(), Counter()
     for event in events:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):

@@ -940,6 +940,21 @@ MUTANTS = (
         "data/test_corpus.py::test_a_damaged_cache_is_named_and_built_anew[damage1]",
         "damaged tokens of the cache used",
     ),
+    Mutant(
+        "scoring/parallel.py",
+        "nats = nats.at[place].set(",
+        "nats = nats.at[place].add(",
+        "house/test_lowering.py::test_a_program_lowers_for_a_gpu_and_a_tpu"
+        "[score in segments, char lstm 512]",
+        "scores added up in an order of the device's own",
+    ),
+    Mutant(
+        "training/step.py",
+        "grad_norm = norm(grads)",
+        "grad_norm = jax.pure_callback(lambda x: x, jax.typeof(loss), norm(grads))",
+        "house/test_lowering.py::test_a_program_lowers_for_a_gpu_and_a_tpu[update, char lstm 512]",
+        "every update calls back into Python",
+    ),
 )
 
 

@@ -3,13 +3,14 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import command, devices, ours, rows, side_by_side, sizes
+from benchmarks import command, device_speed, devices, ours, rows, side_by_side, sizes
 from benchmarks.all import BENCHMARKS
 from benchmarks.command import Device
 from benchmarks.recurrence import SIZES as LAYERS
@@ -147,7 +148,16 @@ def test_the_sizes_are_those_that_were_promised():
 def test_every_program_of_the_folder_is_one_of_all_or_is_run_by_itself():
     folder = Path(devices.__file__).parent
     programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
-    alone = {"all", "corpus", "device", "flat", "profile", "side_by_side", "torch_start"}
+    alone = {
+        "all",
+        "compiled",
+        "corpus",
+        "device",
+        "flat",
+        "profile",
+        "side_by_side",
+        "torch_start",
+    }
     assert programs == {*BENCHMARKS, *alone}
 
 
@@ -159,6 +169,42 @@ def test_a_device_a_core_is_beside_one_device_in_every_step_and_nowhere_on_a_gpu
             assert callable(getattr(importlib.import_module(maker.module), maker.function))
             assert Size(**maker.settings) in MODELS.values()
     assert not devices.comparisons(Device("gpu", "a GPU"))
+
+
+def test_operations_and_calls_are_counted_in_a_profile_of_a_gpu_and_of_a_cpu():
+    def event(name, pid, tid, **args):
+        return {"ph": "X", "name": name, "pid": pid, "tid": tid, "args": args}
+
+    def meta(kind, pid, tid, name):
+        return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+    gpu = [
+        meta("process_name", 1, None, "/device:GPU:0"),
+        meta("thread_name", 1, 14, "Stream #14(Compute)"),
+        meta("thread_name", 1, 15, "XLA Ops"),
+        event("gemm", 1, 14, hlo_op="gemm"),
+        event("copy", 1, 14),
+        event("gemm", 1, 15, hlo_op="gemm"),
+        event("cuGraphLaunch", 2, 3),
+        event("cuLaunchKernelEx", 2, 3),
+        event("cuStreamSynchronize", 2, 3),
+    ]
+    kernels, calls = device_speed._counted(gpu)
+    assert (kernels, calls) == (2, {"cuGraphLaunch": 1, "cuLaunchKernelEx": 1})
+    named = meta("process_name", 7, None, "/host:CPU")
+    del named["tid"]  # a process has no thread
+    cpu = [named, event("dot", 7, 1, hlo_op="dot"), event("Execute", 7, 1)]
+    assert device_speed._counted(cpu) == (1, {})
+
+
+def test_the_script_for_a_lent_device_names_a_wrong_folder_of_wheels(tmp_path):
+    script = Path(devices.__file__).with_name("device.sh")
+    for words, said in {
+        ("--wheels", str(tmp_path)): f"--wheels {tmp_path}: there are no wheels",
+        ("--out",): "--out needs a folder",
+    }.items():
+        ended = subprocess.run(["bash", script, *words], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (2, said + "\n")
 
 
 def told(monkeypatch, *words):
