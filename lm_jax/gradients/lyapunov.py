@@ -161,8 +161,10 @@ def _growth(
         # Never decompose NaN: the result depends on the LAPACK library.
         Q, R = jnp.linalg.qr(jnp.where(fine, pushed, Q))
         # The signs of R depend on the library: take |R|, and flip the columns of Q to match.
-        sign = jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
-        growth = jnp.log(jnp.abs(jnp.diagonal(R)))
+        # A sum in place of indices, whose derivative a GPU would add up in an order of its own.
+        diagonal = jnp.sum(jnp.where(jnp.eye(count, dtype=bool), R, 0), axis=0)
+        sign = jnp.where(diagonal < 0, -1, 1).astype(Q.dtype)
+        growth = jnp.log(jnp.abs(diagonal))
         return (Q * sign[None], fine), jnp.where(fine, growth, jnp.nan)
 
     return jax.lax.scan(push, (Q, jnp.asarray(True)), (before, xs, sound))[1]

@@ -114,13 +114,15 @@ def with_omega(estimator: Estimator, model: LanguageModel, weight: float | Array
         )(before, batch.x, batch.y, batch.mask)
 
         def mean_omega(params: Params) -> Array:
+            params = jax.tree.map_with_path(recurrent_only, params)
             terms = jax.vmap(lambda way: _terms(example.step, params, way))(ways)
             return jnp.sum(terms) / jnp.maximum(jnp.sum(ways.counts), 1)
 
-        return jax.tree.map_with_path(recurrent_only, jax.grad(mean_omega)(params))
+        return jax.tree.map(lambda g: weight * g, jax.grad(mean_omega)(params))
 
-    def recurrent_only(path: tuple, g: Array) -> Array:
-        return weight * g if getattr(path[-1], "key", None) == "W_hh" else jnp.zeros_like(g)
+    def recurrent_only(path: tuple, leaf: Array) -> Array:
+        recurrent = getattr(path[-1], "key", None) == "W_hh"
+        return leaf if recurrent else jax.lax.stop_gradient(leaf)
 
     return _with(estimator, model, more)
 

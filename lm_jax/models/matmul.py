@@ -23,9 +23,9 @@ summed in bfloat16, too. A CPU runs this algorithm in float32.
 The product of N one-hot vectors with W [V, G] is a choice of rows of W (`rows`), and the gradient
 of W adds up the rows' gradients by token. A GPU would add them in an order that changes from run to
 run, by atomic additions. The derivative is therefore a product there, too: of the one-hot vectors
-with dW if V ≤ N; else of the matrix [token i = token j] with the rows of dW of the N tokens, each
-token's at its first place j alone, so that no row is written twice. Both need N min(V, N) G
-multiplications, at most as many as the logits of a softmax over V tokens from G units.
+with dW if V is at most N or `FEW_WORDS`; else of the matrix [token i = token j] with the rows of dW
+of the N tokens, each token's at its first place j alone, so that no row is written twice. Both need
+at most as many multiplications as the logits of a softmax over V tokens from G units.
 """
 
 from typing import Literal
@@ -36,6 +36,8 @@ from jaxtyping import Array, Float, Int
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
+FEW_WORDS = 1024
+"""Rows of a matrix that are multiplied by one-hot vectors, even if there are fewer tokens."""
 AT_ONCE = 4096
 """Tokens whose rows' gradients an accelerator adds up in one product."""
 
@@ -116,7 +118,7 @@ def rows_in_order(
 
 def _product_of_one_hot(numbers: Int[Array, " N"], W: Float[Array, "V G"]) -> Float[Array, "N G"]:
     V, place = W.shape[0], jnp.arange(numbers.size)
-    if numbers.size >= V:
+    if V <= max(numbers.size, FEW_WORDS):
         return matmul(jax.nn.one_hot(numbers, V, dtype=W.dtype), W)
     first = jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place
     listed = jnp.where(first, numbers, V + place)  # out of bounds where the token came before

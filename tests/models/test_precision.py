@@ -219,6 +219,7 @@ ROWS = {"few words": (5, 6), "many words": (40, 6), "in parts": (40, 30)}
 def test_rows_are_added_up_in_order(name, key, monkeypatch):
     """The derivatives of accelerators are those of W[numbers], from the end for numbers below 0."""
     monkeypatch.setattr(matmuls, "AT_ONCE", 8)
+    monkeypatch.setattr(matmuls, "FEW_WORDS", 4)
     V, N = ROWS[name]
     W, numbers = jax.random.normal(key, (V, 3)), jax.random.randint(key, (N // 2, 2), -1, V)
     d = jax.random.normal(key, (*numbers.shape, 3))
