@@ -16,6 +16,7 @@ from lm_jax.data.corpus import Corpus
 from lm_jax.data.windows import Prefetched
 from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import Watch
 from lm_jax.training.loop import opened
 from lm_jax.training.trainer import Rung, StepTimer, Trainer
@@ -56,7 +57,7 @@ def train_group(
             told = None if watch is None else watch(trial)
             run_dir = sweep_dir / trial.directory
             try:
-                held = opened(trial.config, run_dir, corpus, received, told, like)
+                held = opened(trial.config, run_dir, corpus, Processes(received), told, like)
                 work = stack.enter_context(held)
             except Exception as error:  # fails this trial only
                 failed[trial] = error

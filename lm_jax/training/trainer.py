@@ -8,7 +8,6 @@ drives a single run; a sweep drives many runs and makes their updates side by si
 """
 
 import math
-import signal
 import time
 import warnings
 from collections.abc import Generator
@@ -24,17 +23,19 @@ from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_o
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vectors import Vectors, read_vectors
-from lm_jax.data.windows import InputPipeline, input_pipeline
+from lm_jax.data.windows import InputPipeline, Part, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
+from lm_jax.scoring.score import Loss
+from lm_jax.scoring.task_metrics import TaskMetrics
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
-from lm_jax.training.devices import make_mesh
 from lm_jax.training.evaluator import Evaluator, Stopped
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import Watch
-from lm_jax.training.manifest import compare_environment
+from lm_jax.training.manifest import compare_environment, environment
 from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import (
@@ -80,16 +81,18 @@ class Rung(NamedTuple):
     """Mean nats per token of the validation at this step."""
 
 
-def pipeline_of(config: Config, corpus: Corpus) -> InputPipeline:
-    """The input pipeline of a run."""
-    data = config.data
-    return input_pipeline(
-        corpus, data.batching, data.batch_size, chunk_length(config), data.window_updates
-    )
+def pipeline_of(config: Config, corpus: Corpus, part: Part | None = None) -> InputPipeline:
+    """The input pipeline of a run; `part` names the sequences of one process, None all."""
+    data, length = config.data, chunk_length(config)
+    return input_pipeline(corpus, data.batching, data.batch_size, length, data.window_updates, part)
 
 
 class Trainer:
-    """Trainer of a run, in a single process.
+    """Trainer of a run; in each process of the run, if there are several.
+
+    The methods `update_until`, `clear_metrics`, `count_validation`, `restore`, `scale_rate`,
+    `whole_state` and `whole_batch` compute on the devices of all processes, and are called in every
+    process (`lm_jax.training.hosts`). All else is done in process 0.
 
     Attributes:
       state: the current train state; the driver of `events` assigns the next state here.
@@ -104,10 +107,9 @@ class Trainer:
         config: Config,
         run_dir: Path,
         corpus: Corpus,
-        received: list[signal.Signals],
+        processes: Processes,
         watch: Watch,
         like: "Trainer | None" = None,
-        devices: int = 1,
     ):
         """Prepare the trainer.
 
@@ -115,23 +117,25 @@ class Trainer:
           config: a resolved config.
           run_dir: the directory of the run.
           corpus: the text of the run.
-          received: stop signals received; the caller appends to this list as signals arrive.
+          processes: the processes of the run, and the signals that they have received.
           watch: see `lm_jax.train`.
           like: another trainer on the same text; the two trainers share arrays.
-          devices: number of devices to share the sequences of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.received, self.watch = received, watch
+        self.processes, self.watch = processes, watch
+        self.received = processes.received
         self.vocab_size = len(corpus.vocabulary)
-        self.mesh = make_mesh(devices, config.data.batch_size)
+        self.mesh = self.processes.mesh(config.data.batch_size)
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
-        self.pipeline = pipeline_of(config, corpus) if like is None else like.pipeline
+        part = self.processes.part(self.mesh, config.data.batch_size)
+        self.pipeline = pipeline_of(config, corpus, part) if like is None else like.pipeline
         self.steps_per_epoch = self.pipeline.steps_per_epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.steps_per_epoch
         known = None if like is None else like.evaluator
-        self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
+        stopping = self.processes.stopping
+        self.evaluator = Evaluator(config.data, corpus, self.length, stopping, known)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.rungs: frozenset[int] = frozenset()
 
@@ -142,13 +146,18 @@ class Trainer:
             assert isinstance(due, int)  # there are no rungs
             step = int(self.state.step)
             began = time.perf_counter()
-            source, end = self.pipeline.at(step)
+            _, end = self.pipeline.at(step)
             stop = min(pace.until(step, due), end)
-            self.state = self.advance(self.state, source, stop)
-            self.state.step.block_until_ready()
+            self.processes.call(self.update_until, stop)
             taken = time.perf_counter() - began
             self.trained += taken
             pace.took(stop - step, taken)
+
+    def update_until(self, stop: int) -> None:
+        """Make the updates up to step `stop`, all read from the source of the next update."""
+        source, _ = self.pipeline.at(int(self.state.step))
+        self.state = self.advance(self.state, source, stop)
+        self.state.step.block_until_ready()
 
     def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
         """The state after `stop` updates, all read from `source`; the given state is consumed."""
@@ -192,9 +201,9 @@ class Trainer:
           prune the run, or None if nobody decides. After None the run is saved and stopped; a
           resumed run yields the same rung again.
         """
-        self.state = self.restored()
+        self.processes.call(self.restore)
         if self.resumed is not None:
-            compare_environment(self.resumed.environment)
+            compare_environment(self.resumed.environment, environment(self.processes.devices))
         if self.state.step > self.settings.steps:
             raise too_few(self.settings.steps, int(self.state.step))
         directory.write_config(self.run_dir, self.config)
@@ -212,7 +221,7 @@ class Trainer:
             self.checkpoints.finish(self.journal.whole)
             last = result(
                 self.settings.steps,
-                self.state,
+                self.processes.local(self.state),
                 self.journal,
                 status=status,
                 splits=splits,
@@ -228,9 +237,10 @@ class Trainer:
         rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
         self.journal = journal.Journal(self.run_dir, rows)
         every = self.settings.checkpoint_every
-        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
+        devices = self.processes.devices
+        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every, devices)
         self.saved = None if self.resumed is None else self._moment()
-        self.sound = bool(is_sound(self.config, self.state))
+        self.sound = self._is_sound()
         if self.vectors is not None:
             place = {"step": 0, "kind": "vectors", "split": "train"}
             found, of = self.vectors.found, len(self.corpus.vocabulary)
@@ -248,13 +258,26 @@ class Trainer:
         """Return from a divergence to the newest saved state, with a lower learning rate."""
         diverged = int(self.state.step)
         self._close()
-        self.state = self.restored()
+        self.processes.call(self.restore)
         self._open()
         scale = rule.factor * float(self.state.early_stopping.lr_scale)
-        self.state = self.state.with_lr_scale(scale)
+        self.processes.call(self.scale_rate, scale)
         place = dict(zip(PLACE, (int(self.state.step), "restored", "train"), strict=True))
         self._write({**place, "diverged": diverged, "lr_scale": scale})
         self._save()
+
+    def restore(self) -> None:
+        """Take the newest saved state, or the first state.
+
+        Raises:
+          UserError: as `restored`; or the processes have found different states.
+        """
+        self.state = self.processes.each(self.restored)
+        self.processes.check_same({"the newest intact checkpoint": int(self.state.step)})
+
+    def scale_rate(self, lr_scale: float) -> None:
+        """Take another factor on the learning rate."""
+        self.state = self.state.with_lr_scale(lr_scale)
 
     def restored(self, until: int | None = None) -> TrainState:
         """The newest saved state, at `until` or earlier; without a checkpoint, the first state.
@@ -341,7 +364,7 @@ class Trainer:
             self.checkpoints.raise_failed()
             yield self._next(step)
             step = int(self.state.step)
-            self.sound = bool(is_sound(self.config, self.state))
+            self.sound = self._is_sound()
             due = step % train.log_every == 0 or step in (1, train.steps) or not self.sound
             if due and self.state.record.steps:  # none if all batches were left out
                 self._log()
@@ -378,8 +401,14 @@ class Trainer:
             if row["kind"] == "evaluation":
                 return row["nats"]
         # The row was lost.
-        loss = self.evaluator.evaluate(self.model, self.state.eval_params, "validation")
-        return loss.nats_per_token
+        return self._validation().nats_per_token
+
+    def _validation(self) -> Loss | TaskMetrics:
+        params = self.processes.local(self.state.eval_params)
+        return self.evaluator.evaluate(self.model, params, "validation")
+
+    def _is_sound(self) -> bool:
+        return bool(is_sound(self.config, self.processes.local(self.state)))
 
     def _log(self) -> None:
         here = int(self.state.step) - self.logged
@@ -392,26 +421,34 @@ class Trainer:
         )
         self.journal.seconds += self.trained
         self._start_clock()
-        self.state = reset_metrics(self.config, self.state)
+        self.processes.call(self.clear_metrics)
         self._write(row)
+
+    def clear_metrics(self) -> None:
+        """Empty the record of the state."""
+        self.state = reset_metrics(self.config, self.state)
 
     def _start_clock(self) -> None:
         self.trained, self.logged = 0.0, int(self.state.step)
 
     def _validate(self) -> None:
         """Compute the mean nats on the validation split and update the early_stopping."""
-        loss = self.evaluator.evaluate(self.model, self.state.eval_params, "validation")
-        nats = jnp.asarray(loss.nats_per_token, float)
-        self.state = after_validation(self.config, self.state, nats)
+        loss = self._validation()
+        self.processes.call(self.count_validation, loss.nats_per_token)
         place = dict(zip(PLACE, (int(self.state.step), "evaluation", "validation"), strict=True))
         self._write({**place, **loss.row(), **self._sample()})
+
+    def count_validation(self, nats: float) -> None:
+        """Take the mean loss per token of a validation into the state."""
+        self.state = after_validation(self.config, self.state, jnp.asarray(nats, float))
 
     def _sample(self) -> Row:
         """A text that the model writes, as an entry of a row; empty if none is asked for."""
         length = self.settings.sample_length
         if length is None:
             return {}
-        trained = (self.model, self.state.eval_params, self.corpus.vocabulary)
+        params = self.processes.local(self.state.eval_params)
+        trained = (self.model, params, self.corpus.vocabulary)
         return {"sample": generation.sample(*trained, length=length, seed=self.config.seed)}
 
     def _probe(self, step: int, last: bool) -> None:
@@ -421,8 +458,8 @@ class Trainer:
             return
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
-        carry, batch = self.next_batch(self.state)
-        answers = live(probe, self.model)(self.state.params, carry, batch)
+        params = self.processes.local(self.state.params)
+        answers = live(probe, self.model)(params, *self.processes.call(self.whole_batch))
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
@@ -433,8 +470,17 @@ class Trainer:
     def _save(self, *, diverged: bool = False) -> None:
         if self.saved != self._moment():
             self.journal.sync()
-            self.checkpoints.save(self.state, self.journal.kept, diverged=diverged)
+            state = self.processes.call(self.whole_state)
+            self.checkpoints.save(state, self.journal.kept, diverged=diverged)
             self.saved = self._moment()
+
+    def whole_state(self) -> TrainState:
+        """The state with the carries of all sequences."""
+        return self.processes.whole(self.state)
+
+    def whole_batch(self) -> tuple[Carry, Batch]:
+        """The model's carry and the next batch, with all sequences."""
+        return self.processes.whole(self.next_batch(self.state))
 
     def _moment(self) -> tuple[int, int, float]:
         """The steps of the state and of the last validation, and the factor on the learning rate;
@@ -444,7 +490,7 @@ class Trainer:
 
     def _splits(self) -> dict[str, Row]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
-        step, params = kept_params(self.state)
+        step, params = kept_params(self.processes.local(self.state))
         judged = {row["step"]: row for row in self.journal.of_kind("evaluation")}
         known = judged.get(step)
         if known is None:  # the journal was lost

@@ -112,7 +112,7 @@ def test_training_from_windows_is_training_from_the_device(whole, windowed):
 
 def prepared_work(run):
     config, corpus = prepared(run.config, tiny.TEXT)
-    return config, run.run_dir, corpus, [], lambda step, row: None
+    return config, run.run_dir, corpus, Processes(), lambda step, row: None
 
 
 @pytest.mark.slow

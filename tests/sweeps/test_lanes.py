@@ -14,6 +14,7 @@ from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved, tree_digest
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import init, run_until
@@ -144,7 +145,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_group_is_its_runs(undisturbed, tmp_path):
     config, corpus = points()[0]
-    work = Trainer(config, tmp_path / "alone", corpus, [], lambda step, row: None)
+    work = Trainer(config, tmp_path / "alone", corpus, Processes(), lambda step, row: None)
     (tmp_path / "alone").mkdir()
     work.run()
     alone = [row["nats"] for row in read_rows(tmp_path / "alone" / "metrics.jsonl")]
