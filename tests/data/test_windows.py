@@ -18,6 +18,7 @@ from lm_jax.data.windows import Prefetched, window_updates
 from lm_jax.settings import UserError
 from lm_jax.training import step
 from lm_jax.training.checkpoint import newest, tree_digest
+from lm_jax.training.hosts import Processes
 from lm_jax.training.loop import prepared
 from lm_jax.training.manifest import read
 from lm_jax.training.trainer import Trainer
