@@ -203,6 +203,7 @@ FLAGS = {
         "track": "report_to logger loggers tracker trackers",
         "run_dir": _OUT,
         "devices": "gpus n_gpu num_gpus n_devices num_devices",
+        "distributed": "multihost multi_host multiprocess nnodes ddp",
     },
     "sweep": {
         **_SAID,

@@ -19,6 +19,7 @@ from lm_jax.files import Row
 from lm_jax.gradients.loss_surface import batch_loss
 from lm_jax.settings import UserError
 from lm_jax.training import directory
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.runs import Run
@@ -116,7 +117,7 @@ def at_work(run: Run, text: str | Sequence[str] | None) -> tuple[Trainer, list[R
         )
     config, corpus = prepared(run.config, text)
     directory.known(run.path, config, corpus.digest)
-    work = Trainer(config, run.path, corpus, [], lambda step, row: None)
+    work = Trainer(config, run.path, corpus, Processes(), lambda step, row: None)
     return work, read_rows(run.path / "metrics.jsonl")
 
 

@@ -14,6 +14,7 @@ from lm_jax.commands.parser import parse
 from lm_jax.data.corpus import cache_folder
 from lm_jax.report.lines import silence
 from lm_jax.settings import UserError
+from lm_jax.training.cluster import LostProcess
 
 INTERRUPTED = 130
 
@@ -45,6 +46,11 @@ def main(arguments: list[str], program: str) -> int:
     except BrokenPipeError:
         silence()
         return 0
+    except LostProcess as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # JAX's own exit would wait for the process that has ended
     except OSError as error:  # not the user's mistake, but a traceback would not help either
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ from lm_jax.report.terminal import show_result
 from lm_jax.settings import digest
 from lm_jax.track import Name, together, tracker
 from lm_jax.training import Run
+from lm_jax.training.cluster import exchange, join, leads, shorten_errors
 
 
 def train_command(
@@ -46,6 +47,7 @@ def train_command(
         quiet: Flag = False,
         json: Flag = False,
         track: tuple[Name, ...] = (),
+        distributed: Flag = False,
     ) -> int:
         """Train a model, or resume a stopped run.
 
@@ -61,13 +63,25 @@ def train_command(
           json: print each new row of metrics.jsonl as a line of JSON, then a line with the result.
           track: write the rows of metrics.jsonl elsewhere, too: csv, tensorboard or wandb, or some
             of these. The places: metrics.csv, the folder tensorboard, Weights & Biases.
+          distributed: train one run in several processes, on all of their devices: start the same
+            command once per process, under Slurm or on a TPU pod as usual, elsewhere with
+            JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. RUN_DIR must
+            be on a file system that all processes share; process 0 writes and prints.
         """
         either(quiet=quiet, json=json)
+        either(devices=devices is not None, distributed=distributed)
         name = Path(experiment).stem
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
             divide_cpu(devices)
+        if distributed:
+            shorten_errors()
+            join()
+        if distributed and not leads():
+            run = lm_jax.train(config, run_dir, watch=False, restart=restart, distributed=True)
+            exchange({})  # wait for process 0, which writes the page
+            return int(_diverged(run))
 
         def draw(run: Run | None = None, sample: str | None = None) -> Path:
             write_about(run_dir, command=f"{command} {shlex.join(given)}", claim=claim)
@@ -83,13 +97,22 @@ def train_command(
             elif not quiet:
                 watches.append(stack.enter_context(Display.of(name, config)).watch)
             watch = together(*watches)
-            run = lm_jax.train(config, run_dir, watch=watch, devices=devices, restart=restart)
-            diverged = run.result is not None and run.result["status"] == "diverged"
+            run = lm_jax.train(
+                config,
+                run_dir,
+                watch=watch,
+                devices=devices,
+                restart=restart,
+                distributed=distributed,
+            )
+            diverged = _diverged(run)
             sample = None if diverged else sample_of(run, SAMPLE_LENGTH)
             try:
                 page = draw(None if diverged else run, sample)
             except OSError as error:  # the run is whole without its page
                 page = f"no page: {error}"
+        if distributed:
+            exchange({})
         if json:
             print_json({"kind": "result", "run_dir": str(run_dir), **(run.result or {})})
         elif not quiet:
@@ -108,3 +131,7 @@ def train_command(
         return 0
 
     return train
+
+
+def _diverged(run: Run) -> bool:
+    return run.result is not None and run.result["status"] == "diverged"

@@ -15,8 +15,10 @@ Letters: B sequences of L targets, T targets a sequence and update, W updates.
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +37,16 @@ from lm_jax.settings import UserError
 
 SHARE = 0.25  # largest share of the free memory for a whole text on the device
 WINDOW_BYTES = 2**26  # tokens of a window, if data.window_updates is None
+
+
+class Part(NamedTuple):
+    """The part of a process in the batches, if several processes share the sequences."""
+
+    columns: range
+    """Numbers of the sequences that the process reads."""
+    put: Callable[[np.ndarray, int | None], jax.Array]
+    """(array, axis) -> the array of all processes, made of their parts along the batch axis, or of
+    the same array in all of them if the axis is None."""
 
 
 class InMemory:
@@ -66,7 +78,13 @@ class Prefetched:
     """
 
     def __init__(
-        self, tokens: np.ndarray, boundary: int, batch_size: int, length: int, updates: int
+        self,
+        tokens: np.ndarray,
+        boundary: int,
+        batch_size: int,
+        length: int,
+        updates: int,
+        part: Part | None = None,
     ):
         """Set up the windows; reading begins with `at`.
 
@@ -76,7 +94,9 @@ class Prefetched:
           batch_size: B.
           length: T.
           updates: maximum number of updates in a window.
+          part: the sequences to read; None for all.
         """
+        self._part = part or Part(range(batch_size), lambda array, _: jax.device_put(array))
         self._tokens, self._boundary, self._length = tokens, boundary, length
         self._each = -(-len(tokens) // batch_size)
         self._targets = np.clip(len(tokens) - self._each * np.arange(batch_size), 0, self._each)
@@ -117,12 +137,14 @@ class Prefetched:
     def _window(self, number: int) -> StreamWindow:
         first = number * self.updates
         low, rows = first * self._length, self.updates * self._length + 1
-        columns = np.zeros((len(self._targets), rows), self._tokens.dtype)
-        for column, targets in enumerate(self._targets):
+        numbers = self._part.columns
+        columns = np.zeros((len(numbers), rows), self._tokens.dtype)
+        for column, number in enumerate(numbers):
+            targets = self._targets[number]
             here = min(low + rows, targets + 1) - low  # tokens, including the first input
             if not targets or here <= 0:
                 continue
-            start = column * self._each + low - 1  # index in the text of the window's first input
+            start = number * self._each + low - 1  # index in the text of the window's first input
             if start < 0:
                 columns[column, 0] = self._boundary
             columns[column, max(0, -start) : here] = self._tokens[max(0, start) : start + here]
@@ -131,18 +153,28 @@ class Prefetched:
             if isinstance(self._tokens.base, mmap.mmap):
                 # Else the pages read, and megabytes around them, would stay in memory.
                 self._tokens.base.madvise(mmap.MADV_DONTNEED)
-        lengths = np.clip(self._targets - low, 0, rows - 1).astype(np.int32)
+        lengths = np.clip(self._targets[numbers] - low, 0, rows - 1).astype(np.int32)
+        put = self._part.put
+        window = StreamWindow(
+            put(np.ascontiguousarray(columns.T), 1),
+            put(lengths, 0),
+            put(np.array(first, np.int32), None),
+            Epoch(self.steps_per_epoch),
+        )
         # In this thread, to keep the training thread from waiting.
-        arrays = jax.device_put((np.ascontiguousarray(columns.T), lengths, np.int32(first)))
-        columns, lengths, first = jax.block_until_ready(arrays)
-        return StreamWindow(columns, lengths, first, Epoch(self.steps_per_epoch))
+        return jax.block_until_ready(window)
 
 
 InputPipeline = InMemory | Prefetched
 
 
 def input_pipeline(
-    corpus: Corpus, batching: str, batch_size: int, length: int, updates: int | None = None
+    corpus: Corpus,
+    batching: str,
+    batch_size: int,
+    length: int,
+    updates: int | None = None,
+    part: Part | None = None,
 ) -> InputPipeline:
     """The input pipeline: the whole training data on the device, or windows of a large text.
 
@@ -153,13 +185,18 @@ def input_pipeline(
       length: T.
       updates: for streams: updates in a window; None: windows only if the device cannot hold the
         whole text.
+      part: the sequences of this process; None for all. Streams are then always read in windows,
+        whose size must not depend on the free memory of a process.
     """
     tokens = corpus.train.tokens
     if corpus.task is None and batching == "streams":
-        updates = updates or window_updates(tokens, batch_size, length)
+        updates = updates or window_updates(tokens, batch_size, length, whole=part is None)
         if updates is not None:
-            return Prefetched(tokens, corpus.vocabulary.boundary, batch_size, length, updates)
-    return InMemory(source_of(corpus, batching, batch_size, length), length)
+            return Prefetched(tokens, corpus.vocabulary.boundary, batch_size, length, updates, part)
+    source = source_of(corpus, batching, batch_size, length)
+    if part is not None:
+        source = jax.tree.map(lambda leaf: part.put(np.asarray(leaf), None), source)
+    return InMemory(source, length)
 
 
 def source_of(corpus: Corpus, batching: str, batch_size: int, length: int) -> Source:
@@ -188,15 +225,18 @@ def updates_of_epoch(corpus: Corpus, batching: str, batch_size: int, length: int
     return -(-sentence_count(tokens, corpus.vocabulary.boundary, length) // batch_size)
 
 
-def window_updates(tokens: np.ndarray, batch_size: int, length: int) -> int | None:
+def window_updates(
+    tokens: np.ndarray, batch_size: int, length: int, *, whole: bool = True
+) -> int | None:
     """Return the maximum number of updates in a window of a text; None: keep the text whole.
 
     Args:
       tokens: [N] token numbers.
       batch_size: B.
       length: T.
+      whole: False to read in windows whatever the size of the text.
     """
-    if tokens.nbytes <= SHARE * free_memory():
+    if whole and tokens.nbytes <= SHARE * free_memory():
         return None
     return max(1, WINDOW_BYTES // (batch_size * length * tokens.itemsize))
 

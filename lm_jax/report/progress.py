@@ -22,6 +22,7 @@ def train(
     watch: Watch | Literal[False] | None = None,
     devices: int | None = None,
     restart: bool = False,
+    distributed: bool = False,
 ) -> Run:
     """Train a model, or resume the run that an earlier call began in the same directory.
 
@@ -41,6 +42,12 @@ def train(
         number, but then the last bits differ.
       restart: begin anew. If the directory holds a run, rename it to `run_dir.old-1` first (the
         first free number).
+      distributed: train one run in all processes of a cluster, on all of their devices. Every
+        process makes the same call, and `run_dir` is one directory that they share; process 0
+        writes there, and `watch` is called there only. Unless the program has called
+        `jax.distributed.initialize` itself, this call does, before any other computation of JAX; it
+        reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID unless Slurm or a TPU
+        pod tells JAX. Without `distributed` a process trains by itself, whatever others do.
 
     Returns:
       the run, as from `load_run`.
@@ -48,13 +55,21 @@ def train(
     Raises:
       UserError: the config, the text or the directory is not usable, or all checkpoints of the
         directory's run are lost; nothing has been changed.
+      LostProcess: (`lm_jax.training.cluster`, an OSError) another process of a distributed run has
+        ended. JAX cannot leave the cluster any more: end the process by `os._exit`.
     """
     with contextlib.ExitStack() as stack:
         if watch is None:
             display = stack.enter_context(Display.of(Path(run_dir).name, config))
             watch = display.live and display.watch
         return training.train(
-            config, run_dir, text=text, watch=watch or None, devices=devices, restart=restart
+            config,
+            run_dir,
+            text=text,
+            watch=watch or None,
+            devices=devices,
+            restart=restart,
+            distributed=distributed,
         )
 
 

@@ -19,6 +19,7 @@ from lm_jax.sweeps.plan import Trial
 from lm_jax.sweeps.vmapped_runs import Lane, VmappedRuns
 from lm_jax.training.driver import Advance, Answer, Evaluation, Request, Reset, Rung, StepTimer
 from lm_jax.training.evaluator import Stopped
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import Watch
 from lm_jax.training.loop import opened
 from lm_jax.training.trainer import Events, Trainer
@@ -59,7 +60,7 @@ def train_group(
             told = None if watch is None else watch(trial)
             run_dir = sweep_dir / trial.directory
             try:
-                held = opened(trial.config, run_dir, corpus, received, told, like)
+                held = opened(trial.config, run_dir, corpus, Processes(received), told, like)
                 work = stack.enter_context(held)
             except Exception as error:  # fails this trial only
                 failed[trial] = error

@@ -20,6 +20,7 @@ from lm_jax.sweeps.group import train_group
 from lm_jax.sweeps.jobs import Job, Watcher
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import CorpusCache, Trial
+from lm_jax.training.hosts import Processes
 from lm_jax.training.loop import opened
 
 
@@ -123,7 +124,7 @@ def _in_turn(
             corpus = texts.get(trial.config.data)
             told = None if watch is None else watch(trial)
             place = job.place(trial)
-            with opened(trial.config, place, corpus, received, told) as work:
+            with opened(trial.config, place, corpus, Processes(received), told) as work:
                 if work is not None:
                     work.run()
             if trial not in job.unfinished():

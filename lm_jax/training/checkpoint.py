@@ -9,7 +9,7 @@ flipped byte is restored unnoticed, or crashes a thread. A checkpoint therefore 
 The folder is written under a temporary name, renamed when all of it is on the disk, and then listed
 in the manifest of the run. Restoring takes the newest checkpoint of the run with all digests right.
 The arrays are stored flat, under names like `params/layers/0/W_hh`, and restored into a template
-with the real structure. No other module uses Orbax.
+with the real structure.
 
 With a vocabulary of a million words a state takes gigabytes, and no second copy is held. A state is
 written directly from its own memory, without compression, because a compressor holds its input. The
@@ -22,9 +22,8 @@ import hashlib
 import math
 import re
 import shutil
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +35,7 @@ import numpy as np
 from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.training import manifest
+from lm_jax.training.arrays import load_arrays, save_arrays, stored_arrays
 from lm_jax.training.journal import Kept
 from lm_jax.training.manifest import Contents, Leaf, Manifest, environment
 
@@ -45,16 +45,6 @@ COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written
 AT_ONCE = 2**25  # bytes of the leaves restored together
 
 Loaded = TypeVar("Loaded")
-
-# Orbax does not support two threads: several runs in one process, or loading a run in training.
-_ORBAX = threading.Lock()
-
-
-def _orbax() -> Any:
-    """Orbax, imported when first used, because the import takes half a second."""
-    from orbax.checkpoint import v1
-
-    return v1
 
 
 class OtherModel(UserError):
@@ -93,7 +83,14 @@ def _bytes_of(leaf: Any) -> memoryview:
 class Checkpoints:
     """Writer of the checkpoints of a run, with a background thread."""
 
-    def __init__(self, run_dir: Path, step: int, known: Manifest, every: int = 1):
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        known: Manifest,
+        every: int = 1,
+        devices: Sequence[Any] | None = None,
+    ):
         """Prepare the folder for a run that resumes from `step`.
 
         Args:
@@ -102,7 +99,9 @@ class Checkpoints:
             renamed.
           known: the manifest of the run, kept up to date from here on.
           every: updates between two saves.
+          devices: the devices of the run; None for those of this process.
         """
+        self._devices = devices
         self._run_dir, self._folder = run_dir, run_dir / "checkpoints"
         self._manifest, self._every = known, every
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -192,23 +191,18 @@ class Checkpoints:
     def _write_folder(
         self, path: Path, step: int, arrays: dict[str, np.ndarray], rows: Kept
     ) -> None:
-        ocp = _orbax()
         partial = path.with_suffix(".partial")
         partial.mkdir(parents=True)
         # Orbax's threads would wait minutes for one that finds no room: it is asked for before.
         files.ask_for_room(partial, sum(array.nbytes for array in arrays.values()))
-        context = ocp.Context()
-        context.memory.deepcopy_host_arrays = False
-        context.array.saving.use_compression = False
-        with _ORBAX, context:
-            ocp.save(str((partial / "arrays").absolute()), arrays)
+        save_arrays(partial / "arrays", arrays)
         files.tree_to_disk(partial / "arrays")
         contents = Contents(
             step=step,
             config=self._manifest.config,
             corpus=self._manifest.corpus,
             journal=rows,
-            environment=environment(),
+            environment=environment(self._devices),
             files=_file_digests(partial / "arrays"),
             leaves={name: _leaf(array) for name, array in arrays.items()},
         )
@@ -242,8 +236,7 @@ class Checkpoint:
           OSError, ValueError: the checkpoint is damaged, or is another run's.
         """
         self._path, self.contents = path, _read(path, known)
-        with _ORBAX:
-            self._stored = dict(_orbax().metadata(str((path / "arrays").absolute())).metadata)
+        self._stored = stored_arrays(path / "arrays")
 
     def restored(self, template: Any, *, part: bool = False) -> Any:
         """The state, in memory owned by JAX.
@@ -272,12 +265,7 @@ class Checkpoint:
         )
 
     def _load(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        ocp = _orbax()
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with _ORBAX, context:
-            named = {name: self._stored[name] for name in names}
-            found = ocp.load(str((self._path / "arrays").absolute()), named)
+        found = load_arrays(self._path / "arrays", {name: self._stored[name] for name in names})
         for name, array in found.items():
             if _leaf(array) != self.contents.leaves[name]:
                 raise ValueError(f"{name} is not what was saved")

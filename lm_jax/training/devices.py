@@ -23,7 +23,7 @@ REPLICATED = -1
 
 
 def device_count(devices: int | None) -> int:
-    """The number of devices to use.
+    """The number of devices of this process to use.
 
     Args:
       devices: the number asked for; None for all devices of JAX's default backend.
@@ -31,7 +31,7 @@ def device_count(devices: int | None) -> int:
     Raises:
       UserError: the machine has fewer devices, or the number is not positive.
     """
-    there = jax.device_count()
+    there = jax.local_device_count()
     if devices is None:
         return there
     if not 1 <= devices <= there:
@@ -46,14 +46,24 @@ def make_mesh(devices: int, batch_size: int) -> Mesh | None:
       UserError: the machine has fewer devices, or batch_size is not divisible by the number.
     """
     count = device_count(devices)
+    check_divisible(batch_size, count)
+    if count == 1:
+        return None
+    first = jax.local_devices()[:count]
+    return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=first)
+
+
+def check_divisible(batch_size: int, count: int) -> None:
+    """Check that each of `count` devices can have as many sequences as the others.
+
+    Raises:
+      UserError: batch_size is not divisible by the number.
+    """
     if batch_size % count:
         raise UserError(
             f"data.batch_size={batch_size} cannot be shared evenly by {count} devices: take a "
             f"multiple of {count}, or fewer devices"
         )
-    if count == 1:
-        return None
-    return jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:count])
 
 
 def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -6,6 +6,7 @@ states of many runs on the devices, and answer equal requests of many runs in a 
 whole state is read only to save, sample or probe.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Literal, NamedTuple, Protocol
 
@@ -82,8 +83,14 @@ class StateHolder(Protocol):
 class OwnState:
     """The state of a single run."""
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self, config: Config, local: Callable[[TrainState], TrainState]):
+        """Prepare to hold a state.
+
+        Args:
+          config: of the run.
+          local: the state as this process holds it (`lm_jax.training.hosts.Processes.local`).
+        """
+        self._config, self._local = config, local
         self._state: TrainState | None = None
         self._summary: Summary | None = None
 
@@ -91,7 +98,7 @@ class OwnState:
     def summary(self) -> Summary:
         """See `StateHolder`."""
         if self._summary is None:
-            self._summary = to_host(summary(self._config, self.state))
+            self._summary = to_host(summary(self._config, self._local(self.state)))
         return self._summary
 
     @property

@@ -1,7 +1,6 @@
 """Evaluation of a run on the whole validation split and the whole test split."""
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from lm_jax.config import Data
@@ -24,7 +23,7 @@ class Evaluator:
     Attributes:
       data: the data config.
       corpus: the text.
-      received: stop signals received.
+      stopping: returns True once a stop signal has arrived.
       validation: the validation split, prepared once for all validations; None for a task.
     """
 
@@ -33,7 +32,7 @@ class Evaluator:
         data: Data,
         corpus: Corpus,
         length: int,
-        received: Sequence[signal.Signals],
+        stopping: Callable[[], bool],
         like: "Evaluator | None" = None,
     ):
         """Prepare the validation split.
@@ -42,10 +41,10 @@ class Evaluator:
           data: the data config.
           corpus: the text.
           length: number of tokens at which longer sentences are cut.
-          received: stop signals received; the caller appends to this list as signals arrive.
+          stopping: returns True once a stop signal has arrived.
           like: another evaluator on the same text; the two evaluators share arrays.
         """
-        self.data, self.corpus, self._length, self.received = data, corpus, length, received
+        self.data, self.corpus, self._length, self.stopping = data, corpus, length, stopping
         if like is not None:
             self.validation = like.validation
         else:
@@ -78,6 +77,6 @@ class Evaluator:
 
     def _until_stopped(self, blocks: Iterator[Item]) -> Iterator[Item]:
         for block in blocks:
-            if self.received:
+            if self.stopping():
                 raise Stopped
             yield block

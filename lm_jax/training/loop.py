@@ -14,10 +14,12 @@ from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.data.windows import updates_of_epoch
 from lm_jax.models.counts import check_order
-from lm_jax.settings import UserError
+from lm_jax.settings import UserError, digest
 from lm_jax.training import directory, journal, manifest
 from lm_jax.training.checkpoint import place_complete
+from lm_jax.training.cluster import join
 from lm_jax.training.devices import device_count
+from lm_jax.training.hosts import ManyProcesses, Processes
 from lm_jax.training.journal import Watch
 from lm_jax.training.ngram_run import NGramRun
 from lm_jax.training.runs import Run, load_run
@@ -35,25 +37,26 @@ def train(
     watch: Watch | None = None,
     devices: int | None = None,
     restart: bool = False,
+    distributed: bool = False,
 ) -> Run:
     """Train a model, or resume a run: `lm_jax.train` without a progress bar.
 
     The arguments, the result and the errors are those of `lm_jax.train`, except that nothing is
     shown if `watch` is None.
     """
-    run_dir = Path(run_dir)
-    config, corpus = prepared(config, text)
-    count = device_count(devices)
+    run_dir, processes = Path(run_dir), _processes(config, devices, distributed)
+    config, corpus = processes.each(prepared, config, text)
+    processes.check_same({"the settings": digest(config), "the text": corpus.digest})
     if restart:
-        directory.set_aside(run_dir)
+        processes.first(_restart, run_dir)
     with (
-        stop_signals() as received,
-        opened(config, run_dir, corpus, received, watch, devices=count) as work,
+        stop_signals() as processes.received,
+        opened(config, run_dir, corpus, processes, watch) as work,
     ):
         if work is not None:
-            work.run()
+            processes.run(work)
     del work  # frees the memory of the state before the run is loaded
-    leave(received)
+    leave(processes.received)
     return load_run(run_dir)
 
 
@@ -62,17 +65,16 @@ def opened(
     config: Config,
     run_dir: Path,
     corpus: Corpus,
-    received: list[signal.Signals],
+    processes: Processes,
     watch: Watch | None = None,
     like: Trainer | None = None,
-    devices: int = 1,
 ) -> "Iterator[Trainer | NGramRun | None]":
     """Create or open a run directory, lock the directory, and yield the trainer of the run.
 
     Args:
       config, corpus: as returned by `prepared`.
       run_dir: directory of the run.
-      received, watch, like, devices: see `Trainer`.
+      processes, watch, like: see `Trainer`.
 
     Yields:
       the trainer, or the run of an n-gram model; None if the run is over.
@@ -80,24 +82,44 @@ def opened(
     Raises:
       UserError: the text or the directory is not usable; nothing has been changed.
     """
-    directory.refuse_changes(run_dir, config)
-    with directory.locked_dir(run_dir):
-        begun = directory.is_run(run_dir)
+    processes.first(directory.refuse_changes, run_dir, config)
+    with processes.locked(run_dir):
+        begun = processes.first(directory.is_run, run_dir)
         if begun:
-            place_complete(run_dir)
-            directory.check_files(run_dir, config, corpus)
-        if not _goes_on(run_dir, config):
+            processes.first(place_complete, run_dir)
+            processes.first(directory.check_files, run_dir, config, corpus)
+        if not processes.first(_goes_on, run_dir, config):
             yield None
             return
         tell = watch or (lambda step, row: None)
         # A config that does not fit the text is refused here, before anything is written.
         if config.train is None:
-            work = NGramRun(config, run_dir, corpus, received, tell)
+            work = NGramRun(config, run_dir, corpus, processes.received, tell)
         else:
-            work = Trainer(config, run_dir, corpus, received, tell, like, devices)
+            work = processes.each(Trainer, config, run_dir, corpus, processes, tell, like)
         if not begun:
-            directory.write_files(run_dir, config, corpus)
+            processes.first(directory.write_files, run_dir, config, corpus)
         yield work
+
+
+def _processes(config: Config, devices: int | None, distributed: bool) -> Processes:
+    """The processes of a run.
+
+    Raises:
+      UserError: there are fewer devices, or the run cannot be distributed.
+    """
+    if not distributed:
+        return Processes(count=device_count(devices))
+    if devices is not None:
+        raise UserError(f"devices={devices}: a distributed run takes all devices of all processes")
+    if config.train is None:
+        raise UserError("model=ngram cannot be distributed: one process counts the n-grams")
+    join()
+    return ManyProcesses()
+
+
+def _restart(run_dir: Path) -> None:
+    directory.set_aside(run_dir)
 
 
 @contextlib.contextmanager

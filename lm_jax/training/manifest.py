@@ -18,8 +18,9 @@ import importlib.metadata
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import pydantic
@@ -98,26 +99,27 @@ class Contents(pydantic.BaseModel):
     """The arrays by name."""
 
 
-def environment() -> dict[str, str]:
-    """Versions, devices and flags of this process."""
-    devices = jax.devices()
+def environment(devices: Sequence[Any] | None = None) -> dict[str, str]:
+    """Versions and flags of this process, and its devices, or the given devices of a run."""
+    devices = devices or jax.local_devices()
+    processes = len({device.process_index for device in devices})
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}"
+        + (f" in {processes} processes" if processes > 1 else ""),
         "cores": str(os.cpu_count()),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "PRNG": str(jax.random.key_impl(jax.random.key(0))),
     }
 
 
-def compare_environment(there: Mapping[str, str]) -> None:
-    """Warn if the environment of a checkpoint differs from that of this process.
+def compare_environment(there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Warn if the environment of a checkpoint differs from the present environment.
 
     Raises:
       UserError: the random numbers are of another kind.
     """
-    here = environment()
     if there["PRNG"] != here["PRNG"]:
         raise UserError(
             f"the run draws its random numbers by {there['PRNG']}, and this process by "

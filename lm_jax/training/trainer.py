@@ -10,7 +10,6 @@ runs and makes their updates and evaluations side by side.
 
 import contextlib
 import math
-import signal
 import time
 import warnings
 from collections.abc import Generator
@@ -26,7 +25,7 @@ from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_o
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vectors import Vectors, read_vectors
-from lm_jax.data.windows import InputPipeline, input_pipeline
+from lm_jax.data.windows import InputPipeline, Part, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
@@ -35,7 +34,6 @@ from lm_jax.scoring.task_metrics import TaskMetrics
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
-from lm_jax.training.devices import make_mesh
 from lm_jax.training.driver import (
     Advance,
     Answer,
@@ -48,8 +46,9 @@ from lm_jax.training.driver import (
     StepTimer,
 )
 from lm_jax.training.evaluator import Evaluator, Stopped
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import Watch
-from lm_jax.training.manifest import compare_environment
+from lm_jax.training.manifest import compare_environment, environment
 from lm_jax.training.run_metrics import kept_params, result, train_row
 from lm_jax.training.state import Summary, TrainState
 from lm_jax.training.step import (
@@ -69,16 +68,18 @@ PLACE = ("step", "kind", "split")  # the columns that identify a row of metrics.
 Events = Generator[Request, Answer, None]
 
 
-def pipeline_of(config: Config, corpus: Corpus) -> InputPipeline:
-    """The input pipeline of a run."""
-    data = config.data
-    return input_pipeline(
-        corpus, data.batching, data.batch_size, chunk_length(config), data.window_updates
-    )
+def pipeline_of(config: Config, corpus: Corpus, part: Part | None = None) -> InputPipeline:
+    """The input pipeline of a run; `part` names the sequences of one process, None all."""
+    data, length = config.data, chunk_length(config)
+    return input_pipeline(corpus, data.batching, data.batch_size, length, data.window_updates, part)
 
 
 class Trainer:
-    """Trainer of a run, in a single process.
+    """Trainer of a run; in each process of the run, if there are several.
+
+    The methods `update_until`, `clear_metrics`, `count_validation`, `restore`, `scale_rate`,
+    `whole_state` and `whole_batch` compute on the devices of all processes, and are called in every
+    process (`lm_jax.training.hosts`). All else is done in process 0.
 
     Attributes:
       holder: the train state; a driver of many runs puts a holder of its own here.
@@ -93,10 +94,9 @@ class Trainer:
         config: Config,
         run_dir: Path,
         corpus: Corpus,
-        received: list[signal.Signals],
+        processes: Processes,
         watch: Watch,
         like: "Trainer | None" = None,
-        devices: int = 1,
     ):
         """Prepare the trainer.
 
@@ -104,26 +104,27 @@ class Trainer:
           config: a resolved config.
           run_dir: the directory of the run.
           corpus: the text of the run.
-          received: stop signals received; the caller appends to this list as signals arrive.
+          processes: the processes of the run, and the signals that they have received.
           watch: see `lm_jax.train`.
           like: another trainer on the same text; the two trainers share arrays.
-          devices: number of devices to share the sequences of a batch.
         """
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.received, self.watch = received, watch
+        self.processes, self.watch = processes, watch
+        self.received = processes.received
         self.vocab_size = len(corpus.vocabulary)
-        self.mesh = make_mesh(devices, config.data.batch_size)
+        self.mesh = processes.mesh(config.data.batch_size)
         self.length = chunk_length(config)
         self.model = eval_model(config, self.vocab_size)
-        self.pipeline = pipeline_of(config, corpus) if like is None else like.pipeline
+        part = processes.part(self.mesh, config.data.batch_size)
+        self.pipeline = pipeline_of(config, corpus, part) if like is None else like.pipeline
         self.steps_per_epoch = self.pipeline.steps_per_epoch
         self.settings = train_of(config)
         self.validate_every = self.settings.validate_every or self.steps_per_epoch
         known = None if like is None else like.evaluator
-        self.evaluator = Evaluator(config.data, corpus, self.length, received, known)
+        self.evaluator = Evaluator(config.data, corpus, self.length, processes.stopping, known)
         self.vectors = None if steps_saved(run_dir) else self._pretrained()
         self.rungs: frozenset[int] = frozenset()
-        self.holder: StateHolder = OwnState(config)
+        self.holder: StateHolder = OwnState(config, processes.local)
 
     @property
     def state(self) -> TrainState:
@@ -156,29 +157,43 @@ class Trainer:
                     answer = self._evaluated(request.split)
                 else:
                     assert request is Reset.METRICS  # there are no rungs
-                    self.state = reset_metrics(self.config, self.state)
+                    self.processes.call(self.clear_metrics)
 
     def _make_updates(self, due: int, pace: StepTimer) -> None:
         step = int(self.summary.step)
         began = time.perf_counter()
-        source, end = self.pipeline.at(step)
+        _, end = self.pipeline.at(step)
         stop = min(pace.until(step, due), end)
-        self.state = self.advance(self.state, source, stop)
-        self.state.step.block_until_ready()
+        self.processes.call(self.update_until, stop)
         taken = time.perf_counter() - began
         self.trained += taken
         pace.took(stop - step, taken)
 
+    def update_until(self, stop: int) -> None:
+        """Make the updates up to step `stop`, all read from the source of the next update."""
+        source, _ = self.pipeline.at(int(self.state.step))
+        self.state = self.advance(self.state, source, stop)
+        self.state.step.block_until_ready()
+
+    def clear_metrics(self) -> None:
+        """Empty the record of the state."""
+        self.state = reset_metrics(self.config, self.state)
+
+    def count_validation(self, nats: float) -> None:
+        """Take the mean loss per token of a validation into the state."""
+        self.state = after_validation(self.config, self.state, jnp.asarray(nats, float))
+
     def _evaluated(self, split: Literal["validation", "test"]) -> Loss | TaskMetrics | None:
         validates = split == "validation"
-        params = self.state.eval_params if validates else kept_params(self.state)[1]
+        state = self.processes.local(self.state)
+        params = state.eval_params if validates else kept_params(state)[1]
+        del state  # else the state would stand beside the next one
         try:
             loss = self.evaluator.evaluate(self.model, params, split)
         except Stopped:
             return None
         if validates:
-            nats = jnp.asarray(loss.nats_per_token, float)
-            self.state = after_validation(self.config, self.state, nats)
+            self.processes.call(self.count_validation, loss.nats_per_token)
         return loss
 
     def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
@@ -220,9 +235,9 @@ class Trainer:
         Yields:
           requests; the driver sends the answer of each (`lm_jax.training.driver`).
         """
-        self.state = self.restored()
+        self.processes.call(self.restore)
         if self.resumed is not None:
-            compare_environment(self.resumed.environment)
+            compare_environment(self.resumed.environment, environment(self.processes.devices))
         if self.summary.step > self.settings.steps:
             raise too_few(self.settings.steps, int(self.summary.step))
         directory.write_config(self.run_dir, self.config)
@@ -240,7 +255,7 @@ class Trainer:
             self.checkpoints.finish(self.journal.whole)
             last = result(
                 self.settings.steps,
-                self.state,
+                self.processes.local(self.state),
                 self.journal,
                 status=status,
                 splits=splits,
@@ -256,7 +271,8 @@ class Trainer:
         rows = journal.NO_ROWS if self.resumed is None else self.resumed.journal
         self.journal = journal.Journal(self.run_dir, rows)
         every = self.settings.checkpoint_every
-        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every)
+        devices = self.processes.devices
+        self.checkpoints = Checkpoints(self.run_dir, step, self.known, every, devices)
         self.saved = None if self.resumed is None else self._moment()
         if self.vectors is not None:
             place = {"step": 0, "kind": "vectors", "split": "train"}
@@ -275,13 +291,26 @@ class Trainer:
         """Return from a divergence to the newest saved state, with a lower learning rate."""
         diverged = int(self.summary.step)
         self._close()
-        self.state = self.restored()
+        self.processes.call(self.restore)
         self._open()
         scale = rule.factor * float(self.summary.early_stopping.lr_scale)
-        self.state = self.state.with_lr_scale(scale)
+        self.processes.call(self.scale_rate, scale)
         place = dict(zip(PLACE, (int(self.summary.step), "restored", "train"), strict=True))
         self._write({**place, "diverged": diverged, "lr_scale": scale})
         self._save()
+
+    def restore(self) -> None:
+        """Take the newest saved state, or the first state.
+
+        Raises:
+          UserError: as `restored`; or the processes have found different states.
+        """
+        self.state = self.processes.each(self.restored)
+        self.processes.check_same({"the newest intact checkpoint": int(self.summary.step)})
+
+    def scale_rate(self, lr_scale: float) -> None:
+        """Take another factor on the learning rate."""
+        self.state = self.state.with_lr_scale(lr_scale)
 
     def restored(self, until: int | None = None) -> TrainState:
         """The newest saved state, at `until` or earlier; without a checkpoint, the first state.
@@ -407,8 +436,8 @@ class Trainer:
             if row["kind"] == "evaluation":
                 return row["nats"]
         # The row was lost.
-        loss = self.evaluator.evaluate(self.model, self.state.eval_params, "validation")
-        return loss.nats_per_token
+        params = self.processes.local(self.state.eval_params)
+        return self.evaluator.evaluate(self.model, params, "validation").nats_per_token
 
     def _log(self) -> None:
         here = int(self.summary.step) - self.logged
@@ -451,7 +480,8 @@ class Trainer:
         length = self.settings.sample_length
         if length is None:
             return {}
-        trained = (self.model, self.state.eval_params, self.corpus.vocabulary)
+        params = self.processes.local(self.state.eval_params)
+        trained = (self.model, params, self.corpus.vocabulary)
         return {"sample": generation.sample(*trained, length=length, seed=self.config.seed)}
 
     def _probe(self, step: int, last: bool) -> None:
@@ -461,9 +491,8 @@ class Trainer:
             return
         if not (probe.by_lag or probe.lags or probe.spectra or probe.lyapunov):
             return
-        state = self.state
-        carry, batch = self.next_batch(state)
-        answers = live(probe, self.model)(state.params, carry, batch)
+        params = self.processes.local(self.state.params)
+        answers = live(probe, self.model)(params, *self.processes.call(self.whole_batch))
         place = dict(zip(PLACE, (step, "probe", "train"), strict=True))
         self._write({**place, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), answers)})
 
@@ -474,8 +503,17 @@ class Trainer:
     def _save(self, *, diverged: bool = False) -> None:
         if self.saved != self._moment():
             self.journal.sync()
-            self.checkpoints.save(self.state, self.journal.kept, diverged=diverged)
+            state = self.processes.call(self.whole_state)
+            self.checkpoints.save(state, self.journal.kept, diverged=diverged)
             self.saved = self._moment()
+
+    def whole_state(self) -> TrainState:
+        """The state with the carries of all sequences."""
+        return self.processes.whole(self.state)
+
+    def whole_batch(self) -> tuple[Carry, Batch]:
+        """The model's carry and the next batch, with all sequences."""
+        return self.processes.whole(self.next_batch(self.state))
 
     def _moment(self) -> tuple[int, int, float]:
         """The steps of the state and of the last validation, and the factor on the learning rate;
@@ -485,7 +523,7 @@ class Trainer:
 
     def _splits(self) -> Generator[Request, Answer, dict[str, Row]]:
         """Metrics of the kept parameters: validation from the journal, test computed now."""
-        step, params = kept_params(self.state)
+        step, params = kept_params(self.processes.local(self.state))
         judged = {row["step"]: row for row in self.journal.of_kind("evaluation")}
         known = judged.get(step)
         if known is None:  # the journal was lost

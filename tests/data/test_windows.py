@@ -19,6 +19,7 @@ from lm_jax.data.windows import Prefetched, input_pipeline, updates_of_epoch, wi
 from lm_jax.settings import UserError
 from lm_jax.training import step
 from lm_jax.training.checkpoint import newest, tree_digest
+from lm_jax.training.hosts import Processes
 from lm_jax.training.loop import prepared
 from lm_jax.training.manifest import read
 from lm_jax.training.trainer import Trainer
@@ -124,7 +125,7 @@ def test_training_from_windows_is_training_from_the_device(whole, windowed):
 
 def prepared_work(run):
     config, corpus = prepared(run.config, tiny.TEXT)
-    return config, run.path, corpus, [], lambda step, row: None
+    return config, run.path, corpus, Processes(), lambda step, row: None
 
 
 @pytest.mark.slow

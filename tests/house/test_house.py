@@ -31,7 +31,7 @@ FLOORS = (
     "__main__",
 )  # bottom up
 DOORS = {
-    "orbax": "lm_jax/training/checkpoint.py",
+    "orbax": "lm_jax/training/arrays.py",
     "tensorflow_datasets": "lm_jax/data/tfds.py",
     "tokenizers": "lm_jax/data/bpe.py",
     "flax": "lm_jax/models/custom_cell.py",

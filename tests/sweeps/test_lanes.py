@@ -16,6 +16,7 @@ from lm_jax.sweeps.vmapped_runs import VmappedRuns
 from lm_jax.training import load_run
 from lm_jax.training.checkpoint import steps_saved, tree_digest
 from lm_jax.training.evaluator import Evaluator
+from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import read_rows
 from lm_jax.training.loop import prepared
 from lm_jax.training.step import after_validation, init, reset_metrics, run_until
@@ -194,7 +195,7 @@ def undisturbed(watched):
 
 def test_a_group_is_its_runs(undisturbed, tmp_path):
     config, corpus = points()[0]
-    work = Trainer(config, tmp_path / "alone", corpus, [], lambda step, row: None)
+    work = Trainer(config, tmp_path / "alone", corpus, Processes(), lambda step, row: None)
     (tmp_path / "alone").mkdir()
     work.run()
     alone = [row["nats"] for row in read_rows(tmp_path / "alone" / "metrics.jsonl")]
@@ -244,7 +245,7 @@ def test_the_loss_of_a_lane_is_that_of_its_parameters_alone(made, tmp_path, monk
     """However many lanes are read at once, and whichever are asked."""
     configs, lanes, corpus = made[2], begun(made, 4, width=4), points()[0][1]
     works = {
-        run: Trainer(configs[run], tmp_path, corpus, [], lambda step, row: None)
+        run: Trainer(configs[run], tmp_path, corpus, Processes(), lambda step, row: None)
         for run in (0, 2, 3)
     }
     monkeypatch.setattr(evaluation, "_width", lambda *_: at_once)
@@ -258,7 +259,7 @@ def test_the_loss_of_a_lane_is_that_of_its_parameters_alone(made, tmp_path, monk
 
 def test_an_evaluation_holds_no_more_tokens_than_an_update(made, tmp_path):
     config, corpus = points()[0]
-    work = Trainer(config, tmp_path, corpus, [], lambda step, row: None)
+    work = Trainer(config, tmp_path, corpus, Processes(), lambda step, row: None)
     B, T = config.data.batch_size, config.data.length
     lanes = begun(made, 8, width=8)
     widths = {1: 8, B * T: 8, B * T + 1: 7, 3 * B * T: 2, 100 * B * T: 1}
