@@ -78,7 +78,7 @@ CASES = {
     "dropout": case(model={"dropout": RecurrentDropout(outputs=0.3)}),
     "probed": case(probe=LiveProbe(every=3, by_lag=True), sample_length=5),
     "task": case(data={"source": Adding()}),
-    "restored": case(learning_rate=1e200, on_divergence=RestoreCheckpoint(factor=1e-201, limit=2)),
+    "restored": case(learning_rate=1e307, on_divergence=RestoreCheckpoint(factor=1e-307, limit=3)),
 }
 
 
