@@ -193,6 +193,7 @@ def test_files_that_differ_in_more_than_numbers_are_no_shards(tmp_path):
         (b"\xef\xbb\xbfabc\nd\0e\n" * 9, "a NUL at byte 8: not text, it seems; "),
         ("漢".encode()[:2], "not UTF-8 at byte 0: invalid continuation byte; "),
     ],
+    ids=["empty", "mark alone", "gzip", "UTF-16", "not UTF-8", "NUL", "half a character"],
 )
 def test_the_shard_that_is_wrong_is_named(second, said, tmp_path):
     written(tmp_path, t1_txt="first\n", t2_txt=second, t3_txt="third\n")
