@@ -89,7 +89,7 @@ def updates(size: Size, devices: int, changes: Mapping[str, Any] | None = None) 
     source = Streams(jnp.asarray(sizes.tokens(size)), lengths)
 
     def begin() -> TrainState:
-        state = init(config, V, None, mesh)
+        state = init(config, V)
         params = jax.tree.map(jnp.asarray, sizes.weights(size))
         assert jax.tree.structure(params) == jax.tree.structure(state.params)
         return shard(config, state._replace(params=params), V, mesh)

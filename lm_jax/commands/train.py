@@ -56,8 +56,8 @@ def train_command(
           config: settings of the run.
           run_dir: directory of the run; runs/EXPERIMENT-DIGEST if not given (the same command then
             resumes the same run).
-          devices: number of devices that share the sequences of each batch; all devices if not
-            given. A CPU counts as a single device if not given, else as the given number.
+          devices: number of devices that share the sequences of each batch; as many as divide the
+            batch if not given. A CPU counts as one device if not given, else as the given number.
           restart: begin anew; a run in the directory is kept as RUN_DIR.old-1 (or the next number).
           quiet: print only the run's directory, and errors.
           json: print each new row of metrics.jsonl as a line of JSON, then a line with the result.

@@ -38,8 +38,8 @@ def train(
         metrics.jsonl, or None. If watch is None, a terminal or a notebook shows a progress bar;
         False: no bar.
       devices: number of devices that share the sequences of a batch; a divisor of the batch size;
-        None for all devices. The number is not part of the config: a run may resume with another
-        number, but then the last bits differ.
+        None for as many devices as divide the batch. The number is not part of the config: a run
+        may resume with another number, but then the last bits differ.
       restart: begin anew. If the directory holds a run, rename it to `run_dir.old-1` first (the
         first free number).
       distributed: train one run in all processes of a cluster, on all of their devices. Every

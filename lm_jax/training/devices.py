@@ -22,18 +22,20 @@ REPLICATED = -1
 """Value in place of the batch axis, for an array replicated on every device."""
 
 
-def device_count(devices: int | None) -> int:
+def device_count(devices: int | None, batch_size: int) -> int:
     """The number of devices of this process to use.
 
     Args:
-      devices: the number asked for; None for all devices of JAX's default backend.
+      devices: the number asked for; None for as many devices of JAX's default backend as divide the
+        batch.
+      batch_size: number of sequences of a batch.
 
     Raises:
       UserError: the machine has fewer devices, or the number is not positive.
     """
     there = jax.local_device_count()
     if devices is None:
-        return there
+        return next(count for count in range(there, 0, -1) if batch_size % count == 0)
     if not 1 <= devices <= there:
         raise UserError(f"devices={devices}: this machine's {jax.default_backend()} has {there}")
     return devices
@@ -45,7 +47,7 @@ def make_mesh(devices: int, batch_size: int) -> Mesh | None:
     Raises:
       UserError: the machine has fewer devices, or batch_size is not divisible by the number.
     """
-    count = device_count(devices)
+    count = device_count(devices, batch_size)
     check_divisible(batch_size, count)
     if count == 1:
         return None
@@ -64,6 +66,17 @@ def check_divisible(batch_size: int, count: int) -> None:
             f"data.batch_size={batch_size} cannot be shared evenly by {count} devices: take a "
             f"multiple of {count}, or fewer devices"
         )
+
+
+def on_the_host() -> contextlib.AbstractContextManager:
+    """Context of computations that a TPU would compile for minutes, such as QR: on the CPU there.
+
+    On other platforms, and if JAX_PLATFORMS names no CPU, the context changes nothing.
+    """
+    if jax.default_backend() == "tpu":
+        with contextlib.suppress(RuntimeError):
+            return jax.default_device(jax.local_devices(backend="cpu")[0])
+    return contextlib.nullcontext()
 
 
 def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -109,7 +109,7 @@ def _processes(config: Config, devices: int | None, distributed: bool) -> Proces
       UserError: there are fewer devices, or the run cannot be distributed.
     """
     if not distributed:
-        return Processes(count=device_count(devices))
+        return Processes(count=device_count(devices, config.data.batch_size))
     if devices is not None:
         raise UserError(f"devices={devices}: a distributed run takes all devices of all processes")
     if config.train is None:

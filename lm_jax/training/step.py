@@ -76,29 +76,23 @@ class Draw(enum.IntEnum):
 # The function runs once: more optimization would save less time than the compiler takes for it.
 @functools.partial(
     jax.jit,
-    static_argnames=SHARED,
+    static_argnames="vocab_size",
     compiler_options={"xla_backend_optimization_level": "1"},
 )
-def init(
-    config: Config,
-    vocab_size: int,
-    vectors: Float[Array, "V E"] | None = None,
-    mesh: Mesh | None = None,
-) -> TrainState:
-    """The state before the first update.
+def init(config: Config, vocab_size: int, vectors: Float[Array, "V E"] | None = None) -> TrainState:
+    """The state before the first update, on a single device.
 
     Args:
       config: see above.
       vocab_size: V.
       vectors: pretrained embedding; None to initialize the embedding like any other parameter.
-      mesh: see above.
     """
     train, model = train_of(config), _model(config, vocab_size)
     params = model.init(_key(config, Draw.INIT))
     if vectors is not None:
         params = {**params, "embedding": {"C": vectors.astype(float)}}
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(
+    return TrainState(
         step=zero,
         params=params,
         opt_state=optimizer(train, 0.0).init(params),  # the same for every rate
@@ -112,7 +106,6 @@ def init(
         accumulated=jax.tree.map(jnp.zeros_like, params) if train.accumulate > 1 else None,
         skipped=Skipped(zero, zero) if isinstance(train.on_divergence, SkipBatch) else None,
     )
-    return _shard(config, state, vocab_size, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=SHARED, donate_argnames="state")

@@ -34,6 +34,7 @@ from lm_jax.scoring.task_metrics import TaskMetrics
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import Checkpoints, newest, steps_saved
+from lm_jax.training.devices import on_the_host
 from lm_jax.training.driver import (
     Advance,
     Answer,
@@ -335,7 +336,11 @@ class Trainer:
         # If checkpoints exist but none is intact, the vectors have not been read yet.
         self.resumed, self.vectors = None, self.vectors or self._pretrained()
         table = None if self.vectors is None else jnp.asarray(self.vectors.table)
-        return init(self.config, self.vocab_size, table, self.mesh)
+        with on_the_host():
+            state = init(self.config, self.vocab_size, table)
+        if self.mesh is None:
+            return state
+        return shard(self.config, state, self.vocab_size, self.mesh)
 
     def _pretrained(self) -> Vectors | None:
         """The pretrained vectors of a new run; None if the config names none."""

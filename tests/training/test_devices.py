@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from lm_jax.settings import UserError
-from lm_jax.training.devices import device_count, make_mesh
+from lm_jax.training.devices import device_count, make_mesh, on_the_host
 
 WORK = """
 import json, os, re, sys
@@ -31,7 +32,7 @@ from lm_jax.config import (
 from lm_jax.settings import UserError
 from lm_jax.training.trainer import pipeline_of
 from lm_jax.training.loop import prepared
-from lm_jax.training.step import chunk_length, init, run_until
+from lm_jax.training.step import chunk_length, init, run_until, shard
 from lm_jax.training.devices import make_mesh
 
 def config(model, batch_size=4, **train):
@@ -59,7 +60,7 @@ for name in {names!r}:
     source = pipeline_of(chosen, corpus).whole()
     for devices in (1, 4):
         mesh = make_mesh(devices, chosen.data.batch_size)
-        state = init(chosen, V, None, mesh)
+        state = shard(chosen, init(chosen, V), V, mesh)
         compiled = run_until.lower(chosen, state, source, 3, V, mesh).compile()
         ends.append(compiled(chosen, state, source, 3))
     found["apart"][name] = apart(*((s.params, s.opt_state, s.carry, s.record) for s in ends))
@@ -79,7 +80,8 @@ for folder, counts in (("a", (1, 1, 1)), ("b", (4, 1, 2))):
     ends.append(run.params)
 found["resumed"] = [int(run.step), apart(*ends)]
 try:
-    lm_jax.train(config(dict(), batch_size=6), os.path.join({folder!r}, "c"), text=tiny.TEXT)
+    path = os.path.join({folder!r}, "c")
+    lm_jax.train(config(dict(), batch_size=6), path, text=tiny.TEXT, devices=4)
 except UserError as error:
     found["refused"] = str(error)
 print(json.dumps(found))
@@ -141,6 +143,23 @@ def test_a_batch_that_cannot_be_divided_is_refused(found):
 def test_more_devices_than_there_are_is_refused():
     for devices in (0, 1000):
         with pytest.raises(UserError, match=f"devices={devices}"):
-            device_count(devices)
-    assert device_count(1) == 1
+            device_count(devices, 4)
+    assert device_count(1, 4) == 1
     assert make_mesh(1, 3) is None
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(8, 4), (6, 3), (7, 1)])
+def test_as_many_devices_as_divide_the_batch_are_used_unasked(batch_size, count, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert device_count(None, batch_size) == count
+
+
+def test_on_a_tpu_the_first_state_is_made_by_the_cpu(monkeypatch):
+    """A TPU compiles QR for minutes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with on_the_host():
+        assert jax.config.jax_default_device == jax.devices("cpu")[0]
+    assert jax.config.jax_default_device is None
+    monkeypatch.undo()
+    with on_the_host():
+        assert jax.config.jax_default_device is None
