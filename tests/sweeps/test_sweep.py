@@ -12,7 +12,7 @@ import tiny
 import lm_jax
 from lm_jax import settings
 from lm_jax.config import Copy, override, resolve
-from lm_jax.data import corpus
+from lm_jax.data import sources
 from lm_jax.experiment import load_experiment
 from lm_jax.settings import UserError
 from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
@@ -77,8 +77,8 @@ def test_trials_that_share_no_program_are_dealt_out_to_the_workers(tmp_path):
 def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
     tmp_path, monkeypatch
 ):
-    real, reads = corpus._parts, []
-    monkeypatch.setattr(corpus, "_parts", lambda *args: reads.append(args) or real(*args))
+    real, reads = sources.splits, []
+    monkeypatch.setattr(sources, "splits", lambda *args: reads.append(args) or real(*args))
     points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}}
     lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, lanes=1)
     assert len(reads) == 2  # to see that it fits, and to train
