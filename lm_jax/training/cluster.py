@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from lm_jax.files import Row
 from lm_jax.settings import UserError
 
+VARIABLES = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 WAIT = 50  # seconds for the processes to find each other
 DEAD = 30  # seconds without a sign of life after which JAX takes a process for dead
 MESSAGE = 4096  # bytes of a message
@@ -75,7 +76,10 @@ def join() -> None:
         except UserError:
             raise
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"--distributed: {first_line(error)}") from None
+            said = first_line(error)
+            if address is None and "coordinator_address" in said:
+                said = f"neither Slurm nor a TPU pod is there, nor {', '.join(VARIABLES)}"
+            raise UserError(f"--distributed: {said}") from None
         finally:
             late.cancel()
         if threading.current_thread() is threading.main_thread():
@@ -94,15 +98,14 @@ def _from_environment() -> tuple[str | None, int | None, int | None]:
 
     All are None if JAX is to find the cluster, as it does for Slurm and for a TPU pod.
     """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = {name: os.environ.get(name) for name in names}
+    given = {name: os.environ.get(name) for name in VARIABLES}
     missing = [name for name, value in given.items() if not value]
-    if len(missing) == len(names):
+    if len(missing) == len(VARIABLES):
         return None, None, None
     if missing:
         raise UserError(f"--distributed: the environment lacks {' and '.join(missing)}")
     address, *numbers = given.values()
-    for name, value in zip(names[1:], numbers, strict=True):
+    for name, value in zip(VARIABLES[1:], numbers, strict=True):
         if not str(value).isdecimal():
             raise UserError(f"--distributed: {name}={value} is not a whole number")
     count, number = (int(str(value)) for value in numbers)

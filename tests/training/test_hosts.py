@@ -372,6 +372,21 @@ def test_what_cannot_be_distributed_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_a_cluster_that_nobody_names_is_refused(command, tmp_path):
+    names = {name: "" for name in cluster.VARIABLES}
+    ended = subprocess.run(
+        [sys.executable, *command(6)],
+        env={**os.environ, **names},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "neither Slurm nor a TPU pod is there, nor JAX_COORDINATOR_ADDRESS" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_a_computation_that_fails_among_several_processes_is_told_in_one_line():
     with pytest.raises(cluster.LostProcess, match=r"process 0 of 1 .*: peer gone$"):
         with cluster.together():
