@@ -164,7 +164,7 @@ class Train:
     checkpoint_every: Adjustable = 500
     """Updates between checkpoints."""
     on_divergence: Annotated[StopTraining | SkipBatch | RestoreCheckpoint, OneOf()] = StopTraining()
-    """What to do when the loss, the gradient or a parameter is no longer finite."""
+    """Reaction to a loss, a gradient or a parameter that is no longer finite."""
 
     def __post_init__(self) -> None:
         gradient = self.gradient

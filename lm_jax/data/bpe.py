@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.data.formats import HEAD, other_format
+from lm_jax.data.text import cut_anew
 from lm_jax.files import reading
 from lm_jax.settings import UserError, parsed
 
@@ -267,18 +268,14 @@ def whole(parts: Iterable[str]) -> Iterator[str]:
     The places are after a newline, and before a blank that follows a character other than white
     space.
     """
-    held: list[str] = []
-    for part in parts:
+
+    def last_place(part: str) -> int:
         blank = part.rfind(" ")
         while blank > 0 and part[blank - 1].isspace():
             blank = part.rfind(" ", 0, blank)
-        cut = max(part.rfind("\n") + 1, blank)
-        if cut:
-            yield "".join([*held, part[:cut]])
-            held = []
-        held.append(part[cut:])
-    if rest := "".join(held):
-        yield rest
+        return max(part.rfind("\n") + 1, blank)
+
+    return cut_anew(parts, last_place)
 
 
 def _lines(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.data import bpe
-from lm_jax.data.text import Text
+from lm_jax.data.text import Text, cut_anew
 from lm_jax.data.vocabulary import (
     BYTES,
     LINE_END,
@@ -206,15 +206,7 @@ def decoded(text: Text) -> Iterator[str]:
 
 def whole_words(parts: Iterable[str]) -> Iterator[str]:
     """Cut a text anew; no part ends within a word."""
-    held: list[str] = []
-    for part in parts:
-        cut = max(part.rfind("\n"), part.rfind(" ")) + 1
-        if cut:
-            yield "".join([*held, part[:cut]])
-            held = []
-        held.append(part[cut:])
-    if rest := "".join(held):
-        yield rest
+    return cut_anew(parts, lambda part: max(part.rfind("\n"), part.rfind(" ")) + 1)
 
 
 def _with_last(items: Iterable) -> Iterator[tuple]:

@@ -157,6 +157,24 @@ def joined_documents(documents: Iterable[bytes], size: int = 1 << 21) -> Iterato
         yield bytes(block)
 
 
+def cut_anew(parts: Iterable[str], last_place: Callable[[str], int]) -> Iterator[str]:
+    """Cut a text into other parts.
+
+    Args:
+      parts: of the text.
+      last_place: the last place of a part at which a cut is allowed; 0 for none.
+    """
+    held: list[str] = []
+    for part in parts:
+        cut = last_place(part)
+        if cut:
+            yield "".join([*held, part[:cut]])
+            held = []
+        held.append(part[cut:])
+    if rest := "".join(held):
+        yield rest
+
+
 def _mark_length(head: bytes) -> int:
     """Length of a text's byte-order mark in bytes, 0 without a mark."""
     mark = BOM.encode()

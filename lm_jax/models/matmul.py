@@ -60,7 +60,7 @@ def matmul(
 
 
 def xla_precision(precision: Precision) -> jax.lax.Precision | None:
-    """What XLA is told about a product; None if the factors have the type bfloat16 already."""
+    """XLA's name of a precision; None if the factors have the type bfloat16 already."""
     of = {"float32": jax.lax.Precision.HIGHEST, "tf32": jax.lax.Precision.HIGH, "bfloat16": None}
     return of[precision]
 

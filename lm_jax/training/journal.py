@@ -167,7 +167,7 @@ class Found(NamedTuple):
     """Undamaged rows by number, from 0."""
     seals: dict[int, str]
     damage: list[str]
-    """What is damaged or missing, a line for each."""
+    """Damaged or missing parts, a line for each."""
 
 
 def find_rows(path: Path) -> Found:
