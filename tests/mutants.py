@@ -57,8 +57,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/trainer.py",
-        "int(self.state.early_stopping.since_best) >= train.patience",
-        "int(self.state.early_stopping.since_best) > train.patience",
+        "int(self.summary.early_stopping.since_best) >= train.patience",
+        "int(self.summary.early_stopping.since_best) > train.patience",
         "training/test_training.py::test_patience_ends_a_run_and_plateaus_cut_the_learning_rate",
         "early stopping a validation late",
     ),
@@ -294,21 +294,21 @@ MUTANTS = (
     ),
     Mutant(
         "training/trainer.py",
-        'loss = self.evaluator.evaluate(self.model, params, "test")',
-        'loss = self.evaluator.evaluate(self.model, params, "validation")',
+        'loss = yield from self._loss("test")',
+        'loss = yield from self._loss("validation")',
         "training/test_training.py::test_each_split_has_the_loss_of_its_own_text",
         "the validation split reported as test",
     ),
     Mutant(
         "training/trainer.py",
-        "            self.journal.sync()\n            self.checkpoints.save(",
-        "            self.checkpoints.save(",
+        "            self.journal.sync()\n            state = self.processes",
+        "            state = self.processes",
         "training/test_disk.py::test_the_rows_of_a_checkpoint_are_on_the_disk_before_it_is_saved",
         "the journal not synced before a checkpoint is saved",
     ),
     Mutant(
         "training/trainer.py",
-        "step, params = kept_params(self.state)",
+        "step, params = kept_params(self.processes.local(self.state))",
         "step, params = int(self.state.step), self.state.params",
         "training/test_training.py::test_the_best_on_validation_is_kept",
         "the last parameters reported in place of the best",
@@ -468,8 +468,8 @@ MUTANTS = (
     ),
     Mutant(
         "gradients/lyapunov.py",
-        "growth = jnp.log(jnp.abs(jnp.diagonal(R)))",
-        "growth = jnp.log(jnp.maximum(jnp.diagonal(R), 1e-300))",
+        "growth = jnp.log(jnp.abs(diagonal))",
+        "growth = jnp.log(jnp.maximum(diagonal, 1e-300))",
         "gradients/test_lyapunov.py::"
         "test_of_a_linear_network_the_exponents_are_the_logs_of_the_eigenvalues",
         "the sign of R in QR ignored",
@@ -887,16 +887,16 @@ MUTANTS = (
     ),
     Mutant(
         "data/batches.py",
-        "starts, spans = edges[:-1], np.diff(edges)\n    pieces = -(-spans // length)",
-        "starts, spans = edges[:-1], np.diff(edges)\n    pieces = np.minimum(spans, 1)",
+        "pieces = -(-spans // length)",
+        "pieces = np.minimum(spans, 1)",
         "data/test_batches.py::"
         "test_a_row_is_a_line_cut_every_t_tokens_in_the_order_of_the_text[2-4-ended]",
         "the rest of a long sentence lost",
     ),
     Mutant(
         "data/windows.py",
-        "start = column * self._each + low - 1  #",
-        "start = column * self._each + low  #",
+        "start = number * self._each + low - 1  #",
+        "start = number * self._each + low  #",
         "data/test_windows.py::"
         "test_a_window_gives_the_batches_that_the_whole_streams_give[30-2-4-9]",
         "a window begins a token late",
@@ -909,7 +909,7 @@ MUTANTS = (
         "no end of the last line without a newline",
     ),
     Mutant(
-        "data/encoding.py",
+        "data/text.py",
         "        held.append(part[cut:])\n",
         "        if part[cut:]:\n            yield part[cut:]\n",
         "data/test_vocabulary.py::"
