@@ -511,6 +511,20 @@ MUTANTS = (
     ),
     Mutant(
         "models/recurrence.py",
+        "jnp.concatenate([a[None], b[:-1]])",
+        "jnp.concatenate([b[:1], b[:-1]])",
+        "models/test_recurrence.py::test_the_pass_of_accelerators_is_that_of_a_cpu[lstm]",
+        "an accelerator forgets the carry before the first step",
+    ),
+    Mutant(
+        "models/matmul.py",
+        "jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place",
+        "place >= 0",
+        "models/test_precision.py::test_rows_are_added_up_in_order[many words]",
+        "an accelerator counts the row of a token twice",
+    ),
+    Mutant(
+        "models/recurrence.py",
         "delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))",
         "delta = returned",
         "models/test_recurrence.py::test_the_gradient_by_hand_is_that_of_autodiff[elman]",
