@@ -130,6 +130,7 @@ def test_a_cliff_is_what_the_dense_hessian_says(cliff, dense):
     )
 
 
+@pytest.mark.slow
 def test_the_slices_have_the_slope_and_the_curvature_that_the_cliff_tells(cliff):
     found, size = cliff
     for line, slope, curvature in (

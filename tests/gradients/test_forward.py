@@ -342,6 +342,7 @@ def see_unbiased(drawn, exact):
     assert np.all(spread > 1e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_of_uoro_is_rtrl_over_two_batches():
     model, params = made(**SMALL)
     second = SHORT._replace(x=SHORT.y, y=SHORT.x, start=jnp.array([False, True]))
@@ -395,6 +396,7 @@ def test_randomised_truncation_lies_between_full_bptt_and_one_step():
     tiny.assert_trees_close((loss, grads), (short_loss, short))
 
 
+@pytest.mark.quick("artbp")
 @pytest.mark.parametrize("name", ["uoro", "artbp"])
 def test_draws_depend_on_the_carry_alone(name):
     model, params = made(**SMALL)
