@@ -107,8 +107,12 @@ def rows_in_order(
     W: Float[Array, "V G"], numbers: Int[Array, "*shape"]
 ) -> Float[Array, "*shape G"]:
     """`rows` as a product, whose derivatives are products, too (see module head)."""
-    V, flat = W.shape[0], numbers.reshape(-1)
-    flat = jnp.where(flat < 0, flat + V, flat)
+    V = W.shape[0]
+    numbers = jnp.where(numbers < 0, numbers + V, numbers)
+    if V <= FEW_WORDS:
+        # Not flattened: each of several devices multiplies the tokens of its own sequences.
+        return matmul(jax.nn.one_hot(numbers, V, dtype=W.dtype), W)
+    flat = numbers.reshape(-1)
     if flat.size <= AT_ONCE:
         return _product_of_one_hot(flat, W).reshape(*numbers.shape, W.shape[1])
     padded = jnp.pad(flat, (0, -flat.size % AT_ONCE)).reshape(-1, AT_ONCE)
@@ -118,7 +122,7 @@ def rows_in_order(
 
 def _product_of_one_hot(numbers: Int[Array, " N"], W: Float[Array, "V G"]) -> Float[Array, "N G"]:
     V, place = W.shape[0], jnp.arange(numbers.size)
-    if V <= max(numbers.size, FEW_WORDS):
+    if V <= numbers.size:
         return matmul(jax.nn.one_hot(numbers, V, dtype=W.dtype), W)
     first = jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place
     listed = jnp.where(first, numbers, V + place)  # out of bounds where the token came before
