@@ -45,8 +45,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Params
-from lm_jax.models.matmul import Precision, matmul, rows
-from lm_jax.models.readout import LinearReadout, output_weights
+from lm_jax.models.matmul import Precision, columns, matmul, rows
+from lm_jax.models.readout import LinearReadout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +141,10 @@ def _columns(
 ) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
     """The logits of the drawn tokens at every position, and the logit of each position's target."""
     tokens = jnp.concatenate([drawn, y])
-    W = rows(output_weights(params).T, tokens)
+    tied = "C" in params
+    W = rows(params["C"], tokens).T if tied else columns(params["W_hy"], tokens)
     cut = drawn.shape[0]
-    z, z_y = matmul(h, W[:cut].T, precision), jnp.sum(h * W[cut:], axis=1)
+    z, z_y = matmul(h, W[:, :cut], precision), jnp.sum(h * W[:, cut:].T, axis=1)
     if "b_y" in params:
         b = rows(params["b_y"][:, None], tokens)[:, 0]
         z, z_y = z + jnp.broadcast_to(b[:cut], z.shape), z_y + b[cut:]

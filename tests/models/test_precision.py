@@ -230,6 +230,19 @@ def test_rows_are_added_up_in_order(name, key, monkeypatch):
     np.testing.assert_allclose(ours[1](d)[0], plain[1](d)[0], atol=1e-13)
 
 
+def test_columns_are_rows_of_the_transpose_on_every_platform(key):
+    W, numbers = jax.random.normal(key, (3, 5)), jnp.array([4, 1, 4])
+
+    def value(W):
+        return jnp.sum(matmuls.columns(W, numbers) ** 3)
+
+    gradient = jax.grad(lambda W: jnp.sum(W[:, numbers] ** 3))(W)
+    np.testing.assert_allclose(jax.jit(jax.grad(value))(W), gradient)
+    for platform in "cuda", "tpu":
+        lowered = jax.jit(jax.grad(value)).trace(W).lower(lowering_platforms=(platform,))
+        assert "scatter" not in lowered.as_text()
+
+
 @pytest.mark.slow
 def test_rows_go_through_every_mode(key):
     numbers, W = jnp.array([[0, 2], [2, 1]]), jax.random.normal(key, (2, 4, 3))
