@@ -106,10 +106,10 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
         raise ValueError(
             f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
         )
-    if train.flossing is not None and train.flossing_exponents > model.hidden_size:
+    if train.flossing is not None and train.flossing_exponents > min(model.sizes):
         raise ValueError(
             f"train.flossing_exponents={train.flossing_exponents} must be at most "
-            f"model.hidden_size={model.hidden_size}"
+            f"model.hidden_size={min(model.sizes)}"
         )
 
 

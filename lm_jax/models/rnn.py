@@ -25,9 +25,9 @@ class RNNModel(NeuralModel):
 
     _: dataclasses.KW_ONLY
     layers: tuple[Layer, ...]
-    """From the bottom up, each with `hidden_size` outputs."""
+    """From the bottom up; the last one has `hidden_size` outputs."""
     residual: bool = False
-    """If True, each layer from the second on adds its input to its output."""
+    """If True, each layer from the second on adds its input to its output, of the same size."""
     real_inputs: bool = False
     """If True, the input of each step is V real numbers, not a token."""
 
@@ -36,7 +36,7 @@ class RNNModel(NeuralModel):
         return {
             "embedding": self.embedding.init(tokens),
             "layers": [layer.init(k) for layer, k in zip(self.layers, keys, strict=True)],
-            "readout": self.readout.init(out, self.hidden_size),
+            **self.init_readout(out, self.hidden_size),
         }
 
     def init_carry(self, batch_size: int) -> Carry:

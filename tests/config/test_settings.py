@@ -173,6 +173,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Window(order=10**20), "order=100000000000000000000: input should be less than"),
         (lambda: Train(steps=10**20), "steps=100000000000000000000: input should be less than"),
         (lambda: RNN(hidden_size="9"), "hidden_size='9': input should be a valid integer"),
+        (lambda: RNN(hidden_size=(3, 0), layers=2), "hidden_size.1=0: input should be greater"),
         (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
         (lambda: RNN(cell="lstm"), "cell='lstm' is LSTM() in a program"),
         (lambda: RNN(cell="lstn"), "cell='lstn': choose from Elman(), LSTM(), GRU(), MinGRU()"),
