@@ -220,6 +220,17 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             ),
             "train.gradient.k2=5 does not fit data.batching=sentences with data.length=4",
         ),
+        (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
+        (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
+        (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),
+        (
+            lambda: Config(data=Data(jitter=4), model=Window()),
+            "data.jitter=4 does not go with model=window",
+        ),
+        (
+            lambda: Config(data=Data(jitter=4), train=Train(gradient=Truncated(k2=5))),
+            "data.jitter=4 does not go with train.gradient=truncated",
+        ),
         (
             lambda: Config(data=Data(length=1), model=RNN(change_penalty=2.0)),
             "model.change_penalty=2.0 looks from one step to the next, and data.length=1",
