@@ -105,8 +105,13 @@ class Network:
     none."""
     vectors_sha256: str | None = None
     """SHA-256 of the file of vectors at the start of the run; filled in."""
-    freeze_vectors: bool = False
-    """Do not train the pretrained vectors."""
+    init_from: str | None = None
+    """Directory of a run whose parameters this run begins with, for instance to fine-tune them;
+    None: every parameter is drawn."""
+    init_parts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters taken from model.init-from, such as layers.* or embedding.C."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that training leaves as they are."""
     readout: Annotated[Readout, OneOf()] = Softmax()
     """From the last hidden layer to the probabilities of the next token."""
     dropout: Dropout = Dropout()
@@ -136,8 +141,8 @@ class Network:
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
                     if getattr(part, field, idle) != idle:
                         raise ValueError(f"{place}.{field} is not read with model.uniform")
-        if self.freeze_vectors and self.vectors is None:
-            raise ValueError("model.freeze_vectors is read only with model.vectors")
+        if self.init_from is None and self.init_parts != ("*",):
+            raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
             cutoffs = self.readout.cutoffs
             if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):

@@ -448,7 +448,18 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     corpus.load(Data(source=markov))
     corpus.load(Data(source=File(train=str(tmp_path / "a.txt")), tokenizer=Word()))
     corpus.load(Data(source=Memory(), tokenizer=BPE()), tiny.TEXT)
-    vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}
+    vectors = {
+        "vectors": str(tmp_path / "vectors.txt"),
+        "init_from": str(tmp_path / "first"),
+        "init_parts": ("layers.*",),
+    }
+    plain = tiny.config(train={"steps": 1}, model=RNN(**small))
+    loop.train(plain, tmp_path / "first", text=tiny.TEXT)
+    for rule in (c.RestoreCheckpoint(limit=1), c.SkipBatch(limit=2)):
+        wild = {"steps": 4, "learning_rate": 1e308, "checkpoint_every": 1, "on_divergence": rule}
+        loop.train(
+            tiny.config(train=wild, model=RNN(**small)), tmp_path / rule.kind, text=tiny.TEXT
+        )
     model = RNN(**small, **vectors)
     probed = tiny.config(train={"steps": 1, "probe": c.LiveProbe(every=1)}, model=model)
     loop.train(probed, tmp_path / "run", text=tiny.TEXT)
