@@ -220,6 +220,10 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             ),
             "train.gradient.k2=5 does not fit data.batching=sentences with data.length=4",
         ),
+        (
+            lambda: RNN(dropout=c.RecurrentDropout(zoneout_cell=0.5)),
+            "model.dropout.zoneout_cell is read only with model.cell=lstm",
+        ),
         (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
         (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
         (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),
@@ -402,7 +406,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                     cell=GRU(),
                     activation_penalty=0.1,
                     change_penalty=0.1,
-                    dropout=c.RecurrentDropout(recurrent=0.1),
+                    dropout=c.RecurrentDropout(recurrent=0.1, zoneout=0.1),
                 ),
             ),
             (
