@@ -67,7 +67,22 @@ class NoiseContrastive:
     """Noise tokens for each target, fewer than V, shared by all targets of an update."""
 
 
-Readout = Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
+@settings
+class MixtureOfSoftmaxes:
+    """A weighted mean of several softmaxes (Yang et al., 2018)."""
+
+    kind: Literal["mos"] = "mos"
+    components: Size = 15
+    """K, number of softmaxes."""
+    size: Size | None = None
+    """Numbers that each softmax reads; None: model.embedding-size."""
+    tied: bool = False
+    """Use the transposed table of input vectors as W_hy."""
+    bias: bool = True
+    """Add a bias b_y to the logits."""
+
+
+Readout = Softmax | MixtureOfSoftmaxes | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
 
 
 @settings
@@ -152,6 +167,15 @@ class Network:
             cutoffs = self.readout.cutoffs
             if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
                 raise ValueError(f"model.readout.cutoffs={cutoffs} must rise, one of them at least")
+        elif isinstance(self.readout, MixtureOfSoftmaxes):
+            size = self.readout.size or self.embedding_size
+            if size is None:
+                raise ValueError("model.readout.size is needed: model.embedding_size is None")
+            if self.readout.tied and size != self.embedding_size:
+                raise ValueError(
+                    f"model.readout.tied needs model.readout.size={size} to be "
+                    f"model.embedding_size={self.embedding_size}"
+                )
         elif self.readout.tied and self.embedding_size != self._readout_inputs():
             raise ValueError(
                 f"model.readout.tied needs model.embedding_size={self.embedding_size} to be what "

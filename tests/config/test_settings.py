@@ -425,7 +425,12 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
             (c.Adafactor(), c.Constant(), {"omega": 0.1}, RNN(**small)),
             (c.Lion(), c.Constant(), {"flossing": 0.1, "flossing_exponents": 2}, RNN(**small)),
             (c.Muon(), c.Constant(), {}, RNN(**small)),
-            (CustomOptimizer("optax:sgd"), c.Constant(), {}, Window()),
+            (
+                CustomOptimizer("optax:sgd"),
+                c.Constant(),
+                {},
+                Window(readout=c.MixtureOfSoftmaxes()),
+            ),
             (c.ASGD(), c.Constant(), {}, c.Convolution(**small, width=2)),
             (
                 c.SGD(),
