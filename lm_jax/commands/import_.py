@@ -8,6 +8,7 @@ import tyro
 from lm_jax import exchange
 from lm_jax.commands.shared import RunDir, by_ending
 from lm_jax.exchange import Layout
+from lm_jax.exchange.torch_files import refuse_pickle
 from lm_jax.training import Run
 
 InFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
@@ -50,6 +51,6 @@ def import_(
             unknown=unknown,
         )
 
-    exchange.refuse_pickle(file)
+    refuse_pickle(file)
     print(by_ending(file, {".safetensors": from_torch})().path)
     return 0
