@@ -19,6 +19,7 @@ from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.matmul import Precision
+from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -102,6 +103,17 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
             label_smoothing=kind.label_smoothing,
             precision=precision,
         )
+    if isinstance(kind, settings.MixtureOfSoftmaxes):
+        size = kind.size or config.embedding_size
+        assert size is not None
+        return MixtureOfSoftmaxesReadout(
+            vocab_size,
+            components=kind.components,
+            size=size,
+            tied=kind.tied,
+            bias=kind.bias,
+            precision=precision,
+        )
     if kind.samples >= vocab_size:
         raise UserError(
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
@@ -120,7 +132,11 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
         between=dropout.between,
         outputs=dropout.outputs,
         embedding=dropout.embedding,
-        recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
+        **(
+            {name: getattr(dropout, name) for name in ("recurrent", "zoneout", "zoneout_cell")}
+            if isinstance(dropout, settings.RecurrentDropout)
+            else {}
+        ),
     )
 
 
