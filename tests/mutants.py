@@ -610,14 +610,14 @@ MUTANTS = (
         "a discount with the factor of another count",
     ),
     Mutant(
-        "models/ngram.py",
+        "models/smoothing.py",
         "lost = discounts(adjusted)[np.minimum(adjusted, 3)]",
         "lost = discounts(counts.levels[-1].occurrences)[np.minimum(adjusted, 3)]",
         "models/test_ngram.py::test_every_probability_is_the_dictionaries[kneser-ney-stream]",
         "Kneser-Ney with the discounts of the highest order",
     ),
     Mutant(
-        "models/ngram.py",
+        "models/smoothing.py",
         "return alpha, np.where(total > 0, 1 - weight, 1.0)",
         "return alpha, np.ones(len(total))",
         "models/test_ngram.py::"
