@@ -42,6 +42,8 @@ class File:
     """Path of the validation text: a file, a pattern or a folder."""
     test: str | None = None
     """Path of the test text: a file, a pattern or a folder."""
+    text_key: str | None = None
+    """JSON lines (.jsonl, packed or not): key of the text; None: `text`."""
 
 
 @settings

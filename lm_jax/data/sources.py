@@ -6,6 +6,7 @@ A single text, in one file or several, is cut into training, validation and test
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from lm_jax.config import TFDS, Datasets, File, Markov, Memory
 from lm_jax.config.data import DataSource
@@ -54,11 +55,11 @@ def splits(
 
 
 def _from_files(source: File, tokenizer: str) -> dict[str, Text]:
-    any_bytes = tokenizer == "byte"
+    how: dict[str, Any] = {"any_bytes": tokenizer == "byte", "text_key": source.text_key}
     if source.train and source.validation is None and os.path.isdir(source.train):
-        return folder_texts(source.train, "data.source.train", any_bytes=any_bytes)
+        return folder_texts(source.train, "data.source.train", **how)
     found = {
-        split: files_text(path, f"data.source.{split}", any_bytes=any_bytes)
+        split: files_text(path, f"data.source.{split}", **how)
         for split in SPLITS
         if (path := getattr(source, split))
     }

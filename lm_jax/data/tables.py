@@ -216,6 +216,13 @@ def _rows(path: str) -> int:
         return sum(len(batch) for batch in table.batches(""))
 
 
+def zstd(file: Any) -> Any:
+    """A raw stream of the bytes of a file that zstd has packed."""
+    import pyarrow as arrow
+
+    return arrow.CompressedInputStream(file, "zstd")
+
+
 def _text_columns(schema: Any) -> list[str]:
     return [field.name for field in schema if str(field.type) in ("string", "large_string")]
 
