@@ -9,7 +9,7 @@ The folder has one of three layouts:
 
 Rows are documents. The documents of a split are joined by a newline, as in `lm_jax.data.tfds`, and
 missing splits are cut from the others by the same rule (`lm_jax.data.text.DIVISIONS`). A file is
-read a few hundred rows at a time. No other module imports pyarrow.
+read a few hundred rows at a time.
 """
 
 import contextlib
@@ -214,13 +214,6 @@ def _rows(path: str) -> int:
         if table.rows is not None:
             return table.rows
         return sum(len(batch) for batch in table.batches(""))
-
-
-def zstd(file: Any) -> Any:
-    """A raw stream of the bytes of a file that zstd has packed."""
-    import pyarrow as arrow
-
-    return arrow.CompressedInputStream(file, "zstd")
 
 
 def _text_columns(schema: Any) -> list[str]:

@@ -92,3 +92,26 @@ def pack(
             for level in levels
         ],
     }
+
+
+def unpack(params: Params) -> tuple[np.ndarray, list[Nodes]]:
+    """The numbers of level 1, and levels 2 … n, of a model's parameters: the inverse of `pack`."""
+    unigram = np.asarray(params["unigram"], float)
+    V, levels = len(unigram), []
+    # Of the level below: the node of all tokens but the first; the nodes' keys, in rising order.
+    shorter, known = np.arange(V), np.zeros(0, np.int64)
+    for place, packed in enumerate(params["levels"]):
+        begin, token = np.asarray(packed["begin"][:-1]), np.asarray(packed["token"])
+        context = np.repeat(np.arange(len(begin) - 1), np.diff(begin))
+        keys = context.astype(np.int64) * V + token
+        if place == 0:
+            shorter = token
+        else:
+            wanted = shorter[context].astype(np.int64) * V + token
+            shorter = np.searchsorted(known, wanted)
+            found = known[np.minimum(shorter, len(known) - 1)] == wanted
+            shorter = np.where(found & (shorter < len(known)), shorter, -1)
+        alpha, gamma = (np.asarray(packed[name][:-1], float) for name in ("alpha", "gamma"))
+        levels.append(Nodes(context, token, shorter, alpha, gamma))
+        known = keys
+    return unigram, levels

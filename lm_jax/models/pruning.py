@@ -21,7 +21,8 @@ with P(h) from the model's own shorter contexts, P(h_1) P(h_2 | h_1) …, and th
 the share exp(D) - 1. An n-gram is left out if this share is below the threshold and no kept
 n-gram has it as a context. The decisions are made for each n-gram by itself, the longest n-grams
 first, with the weights of the whole model; at the end all weights are computed anew. Where h begins
-with the token at a sentence's start, P(h_1) is the probability of a sentence's end.
+with the token at a sentence's start, P(h_1) is the probability of a sentence's end. If the n-grams
+after h cover the vocabulary, all are kept.
 
 Letters as in `lm_jax.models.nodes`.
 """
@@ -31,6 +32,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm_jax.models.nodes import Nodes, kept
+
+_COVERED = 1e-12
+"""B'(h) below which the n-grams cover the vocabulary, up to rounding."""
 
 
 def cut_off(
@@ -91,7 +95,7 @@ def by_entropy(
         contexts.append(contexts[-1][level.context] * level.alpha)
     keep: list[np.ndarray] = []
     for place in reversed(range(len(levels))):
-        here = _rise(levels[place], lower[place], contexts[place]) >= threshold
+        here = perplexity_rise(levels[place], lower[place], contexts[place]) >= threshold
         if keep:  # what is the context of a kept n-gram is kept
             above = levels[place + 1]
             here[above.context[keep[0]]] = True
@@ -104,7 +108,7 @@ def by_entropy(
         return np.log(unigram), kept(logs, keep)
 
 
-def _rise(level: Nodes, lower: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+def perplexity_rise(level: Nodes, lower: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """[M] the rise of the perplexity without each k-gram, as a share of the perplexity.
 
     Args:
@@ -122,7 +126,7 @@ def _rise(level: Nodes, lower: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         moved = P * (np.log(Q) + np.log(new) - np.log(P))
         others = np.where(rest > 0, rest * (np.log(new) - np.log(bow)), 0.0)
         rise = np.expm1(-contexts[level.context] * (moved + others))
-    return np.where(np.isnan(rise), np.inf, rise)
+    return np.where(np.isnan(rise) | (rest_lower < _COVERED), np.inf, rise)
 
 
 def _weights(
@@ -138,7 +142,7 @@ def _weights(
         rest_lower = 1 - np.bincount(level.context[here], Q[here], size)
         # If the kept n-grams cover the vocabulary, no token is left for the weight.
         bow = np.divide(
-            np.maximum(rest, 0), rest_lower, out=np.ones(size), where=rest_lower > 1e-12
+            np.maximum(rest, 0), rest_lower, out=np.ones(size), where=rest_lower > _COVERED
         )
         bow = np.where(known & (np.bincount(level.context[here], minlength=size) > 0), bow, 1.0)
         found.append(bow)

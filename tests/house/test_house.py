@@ -21,6 +21,7 @@ FLOORS = (
     "scoring",
     "generation",
     "training",
+    "exchange",
     "track",
     "analysis",
     "sweeps",
