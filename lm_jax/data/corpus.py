@@ -22,6 +22,7 @@ import platformdirs
 from lm_jax import files
 from lm_jax.config import BPE, TFDS, Byte, Data, Datasets, File, Markov
 from lm_jax.config.data import CountedTokens, Tokenizer
+from lm_jax.config.layouts import with_tokens
 from lm_jax.data import bpe, markov, sources, tasks
 from lm_jax.data.encoding import build, encoded
 from lm_jax.data.tasks import Task
@@ -73,6 +74,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     Raises:
       UserError: the text cannot be read, is not text, or is too short for the config.
     """
+    data = with_tokens(data)
     if (task := tasks.task_of(data)) is not None and memory is None:
         empty = Split(np.zeros(0, np.uint8), 0, 0)
         return Corpus(task.vocabulary, empty, empty, empty, tasks.task_digest(data), task)

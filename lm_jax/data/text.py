@@ -31,7 +31,12 @@ SPLITS = ("train", "validation", "test")
 CUTS = (0.9, 0.95)  # the marks of a single text, as shares of its bytes
 # The text before a place where a cut is allowed. A cut at a word comes after all white space,
 # because a newline at the head of a part would add a blank line.
-_BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
+_BEFORE = {
+    "lines": rb"\n",
+    "words": rb"\s(?=\S)",
+    "characters": rb"(?s).(?=[^\x80-\xbf])",
+    "bytes": rb"(?s).",
+}
 
 
 DIVISIONS = {
@@ -224,17 +229,19 @@ def _mark_length(head: bytes) -> int:
     return len(mark) if head.startswith(mark) else 0
 
 
-def cut(text: Text, tokenizer: str) -> dict[str, Text]:
+def cut(text: Text, tokenizer: str, *, at_bytes: bool = False) -> dict[str, Text]:
     """Cut a text into training, validation and test text; a packed text is read for its size.
 
     Args:
       text: the text.
       tokenizer: char, byte, word or bpe.
+      at_bytes: if True, cut at the marks themselves, even within a character.
 
     Raises:
       UserError: the text is too short, and a part would be empty.
     """
-    return _cut(measured(text), *(("lines", "words") if tokenizer == "word" else ("characters",)))
+    units = ("lines", "words") if tokenizer == "word" else ("characters",)
+    return _cut(measured(text), *(("bytes",) if at_bytes else units))
 
 
 def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:

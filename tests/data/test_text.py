@@ -198,18 +198,18 @@ def test_text_is_not_ignored_where_the_config_names_another_source():
 
 
 def test_a_folder_names_its_three_files(tmp_path):
-    for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "README"):
+    for name in ("a.train.tokens", "a.valid.tokens", "a.test.tokens", "README"):
         (tmp_path / name).write_text(f"{name} and more\n")
     parts = splits(File(train=str(tmp_path)), "char")
     whole = {split: b"".join(part.blocks()).decode() for split, part in parts.items()}
-    assert whole["validation"] == "wiki.valid.tokens and more\n"
+    assert whole["validation"] == "a.valid.tokens and more\n"
     assert [name.split()[0] for name in whole.values()] == [
-        "wiki.train.tokens",
-        "wiki.valid.tokens",
-        "wiki.test.tokens",
+        "a.train.tokens",
+        "a.valid.tokens",
+        "a.test.tokens",
     ]
     (tmp_path / "a-test.txt").write_text("another\n")
-    with pytest.raises(UserError, match=r"2 files, a-test.txt and wiki.test.tokens, named after"):
+    with pytest.raises(UserError, match=r"2 files, a-test.txt and a.test.tokens, named after"):
         splits(File(train=str(tmp_path)), "char")
 
 
