@@ -35,6 +35,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "exchange/torch_weights.py",
+        'b_h[2 * H :], extra = b_ih[2 * H :], {"b_hn": b_hh[2 * H :]}',
+        'extra = {"b_hn": 0 * b_hh[2 * H :]}',
+        "exchange/test_torch_weights.py",
+        "all of a GRU's second bias stands outside the product with r",
+    ),
+    Mutant(
+        "exchange/torch_weights.py",
+        'bias_hh = np.zeros_like(own["b_h"])',
+        'bias_hh = own["b_h"].copy()',
+        "exchange/test_torch_weights.py",
+        "an export writes the bias of a layer twice",
+    ),
+    Mutant(
+        "exchange/exported.py",
+        "model.hidden(whole, carries.unflatten(carry), x, NO_HOOK)",
+        "model.hidden(whole, model.init_carry(1), x, NO_HOOK)",
+        "exchange/test_exported.py",
+        "an exported function forgets the carry that it is given",
+    ),
+    Mutant(
+        "files.py",
+        "        with contextlib.suppress(OSError):\n            remove(partial)\n        raise",
+        "        raise",
+        "exchange/test_torch_files.py",
+        "a fault in the middle of an import leaves half a run behind",
+    ),
+    Mutant(
         "training/optimizer.py",
         "(now + 1) / jnp.maximum(schedule.warmup_steps, 1)",
         "now / jnp.maximum(schedule.warmup_steps, 1)",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm_jax.config.cell import GATED, GRU, LSTM, CustomCell, Gated
-from lm_jax.config.data import Data
+from lm_jax.config.data import Data, Memory
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -30,7 +30,9 @@ def check_compatibility(data: Data, model: Model, train: Train | None) -> None:
         _refuse_counted(data, train)
         return
     if train is None:
-        raise ValueError(f"model={model.kind} needs train, how it is to be trained")
+        if not isinstance(data.source, Memory):  # or the model was trained elsewhere
+            raise ValueError(f"model={model.kind} needs train, how it is to be trained")
+        return
     if isinstance(model, RNN):
         _refuse_through_time(model, train)
         _refuse_single_steps(data, model, train)

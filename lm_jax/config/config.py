@@ -29,6 +29,7 @@ class Config:
     model: Annotated[Model, OneOf()] = RNN()
     """Family of models."""
     train: Train | None = Train()
+    """None: the model is counted, or was trained elsewhere (`data.source=memory`)."""
     seed: Seed = 0
     """Seed of the initial parameters and of every other draw."""
 
@@ -43,8 +44,10 @@ def train_of(config: Config) -> Train:
     """Return `config.train`, never None.
 
     Raises:
-      UserError: the model is not trained by gradients.
+      UserError: the model is not trained by gradients, or was trained elsewhere.
     """
+    if config.train is None and not isinstance(config.model, NGram):
+        raise UserError(f"train=None: this model={config.model.kind} was trained elsewhere")
     if config.train is None:
         raise UserError(f"model={config.model.kind} is not trained by gradients")
     return config.train

@@ -130,7 +130,7 @@ class Ngrams(Known):
 class Result(Known):
     """Contents of result.json."""
 
-    status: Literal["finished", "diverged", "stopped", "pruned"]
+    status: Literal["finished", "diverged", "stopped", "pruned", "imported"]
     step: StepNumber
     stopped_early: bool
     parameters_step: StepNumber

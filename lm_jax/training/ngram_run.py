@@ -9,7 +9,7 @@ import itertools
 import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,16 +27,9 @@ from lm_jax.scoring.score import Loss, reading, token_nats, total
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import AsStored, Checkpoints, tree_digest
+from lm_jax.training.state import FixedState
 
 JUDGED = ("validation", "test")  # splits to evaluate
-
-
-class CountedState(NamedTuple):
-    """The saved state of an n-gram model."""
-
-    step: np.ndarray
-    """0, the number of updates."""
-    params: Params
 
 
 def template(model: NGram) -> dict[str, Any]:
@@ -100,7 +93,7 @@ class NGramRun:
                 log.write(row)
                 self.watch(0, row)
             log.sync()
-            checkpoints.save(CountedState(np.zeros((), np.int32), self.params), log.kept)
+            checkpoints.save(FixedState(np.zeros((), np.int32), self.params), log.kept)
             checkpoints.finish(log.whole)
             journal.write_result(self.run_dir, self._result(losses))
         finally:

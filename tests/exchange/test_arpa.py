@@ -8,6 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+import lm_jax
+from lm_jax.commands import main
+from lm_jax.config import Config, Data, Memory, NGram, Word
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.exchange.arpa import write_arpa
 from lm_jax.exchange.arpa_reader import read_arpa
@@ -232,3 +235,35 @@ def test_what_no_file_can_hold_is_refused_and_leaves_no_file(said, tmp_path):
     with pytest.raises(UserError, match=said):
         write_arpa(tmp_path / "a.arpa", *REFUSED[said]())
     assert not [*tmp_path.iterdir()]
+
+
+def run_command(words):
+    return main.main(words, "python run.py")
+
+
+def test_a_run_is_exported_and_imported_by_the_commands(tmp_path, capsys):
+    run = lm_jax.train(
+        Config(data=Data(source=Memory(), tokenizer=Word()), model=NGram(order=3)),
+        tmp_path / "run",
+        text=(TEXT, TEXT, NEW),
+    )
+    path, back = tmp_path / "a.arpa.gz", tmp_path / "back"
+    assert run_command(["export", str(tmp_path / "run"), str(path)]) == 0
+    assert run_command(["import", str(path), str(back)]) == 0
+    assert capsys.readouterr().out == f"{path}\n{back}\n"
+    other = lm_jax.load_run(back)
+    assert other.config.model == NGram(order=3, smoothing="backoff")
+    found = score(other.model, other.params, other.vocabulary, NEW).nats
+    expected = score(run.model, run.params, run.vocabulary, NEW).nats
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+    assert run_command(["export", str(back), str(tmp_path / "b.arpa")]) == 0
+    assert (tmp_path / "b.arpa").read_bytes() == gzip.decompress(path.read_bytes())
+    for words, said in (
+        (["export", str(back), str(path)], f"{path} is there already"),
+        (["import", str(path), str(back)], f"{back} holds"),
+        (["import", str(path), str(tmp_path / "c"), "--unknown", "x"], "--unknown is read only"),
+        (["export", str(back), str(tmp_path / "c.gz")], "the name must end in .safetensors or"),
+    ):
+        capsys.readouterr()
+        assert run_command(words) == 2
+        assert said in capsys.readouterr().err
