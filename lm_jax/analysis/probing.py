@@ -12,7 +12,7 @@ from lm_jax.analysis import chunks
 from lm_jax.analysis.next_updates import PARTS, Updates, updates
 from lm_jax.analysis.reach import Reach, reach
 from lm_jax.analysis.replay import Spike, at_work, replayed, spike
-from lm_jax.config import RNN, Config, Elman, train_of
+from lm_jax.config import RNN, Config, Elman, NGram, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
@@ -107,7 +107,7 @@ def probe(
         tokens are not given, or a part is of updates; as `lm_jax.analysis.state_at`.
     """
     check_seed(seed)
-    if run.config.train is None:
+    if run.config.train is None and not isinstance(run.config.model, NGram):
         return _of_imported(run, step, tokens, sentence, length, sequences, seed=seed, only=only)
     drawn = run.config.data.generated
     asked = {"tokens": tokens, "sentence": sentence, "length": length}

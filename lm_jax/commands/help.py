@@ -190,8 +190,9 @@ def _metavar(hint: Any) -> str:
 
 def _value(kind: Any) -> str:
     """The value of a flag, for people: INT, PATH, {a,b}."""
+    if typing.get_origin(kind) is tuple:
+        return "…"
     if words := list(words_of(kind)):
-        several = typing.get_origin(kind) is tuple
-        return "…" if several else "{" + ",".join(words) + "}"
+        return "{" + ",".join(words) + "}"
     first = next(one.__name__ for one in plain_types(kind) if one is not type(None))
     return "TEXT" if first == "str" else first.upper()

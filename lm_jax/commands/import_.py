@@ -8,6 +8,7 @@ import tyro
 from lm_jax import exchange
 from lm_jax.commands.shared import RunDir, by_ending, only_with
 from lm_jax.exchange import Layout
+from lm_jax.exchange.torch_files import refuse_pickle
 from lm_jax.training import Run
 
 InFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
@@ -64,7 +65,7 @@ def import_(
         )
         return exchange.import_arpa(file, run_dir)
 
-    exchange.refuse_pickle(file)
+    refuse_pickle(file)
     ways = {".safetensors": from_torch, ".arpa": from_arpa, ".arpa.gz": from_arpa}
     print(by_ending(file, ways)().path)
     return 0

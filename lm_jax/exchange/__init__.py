@@ -2,13 +2,12 @@
 
 from lm_jax.exchange.arpa_runs import export_arpa, import_arpa
 from lm_jax.exchange.exported import export_functions, exported
-from lm_jax.exchange.torch_files import export_torch, import_torch, refuse_pickle
-from lm_jax.exchange.torch_names import Layout, Modules, modules_of
+from lm_jax.exchange.torch_files import export_torch, import_torch
+from lm_jax.exchange.torch_names import Layout
 from lm_jax.exchange.torch_weights import from_torch, to_torch
 
 __all__ = [
     "Layout",
-    "Modules",
     "export_arpa",
     "export_functions",
     "export_torch",
@@ -16,7 +15,5 @@ __all__ = [
     "from_torch",
     "import_arpa",
     "import_torch",
-    "modules_of",
-    "refuse_pickle",
     "to_torch",
 ]

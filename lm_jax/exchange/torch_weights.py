@@ -23,6 +23,7 @@ from lm_jax.config import GRU, LSTM, RNN, AdaptiveSoftmax, Elman, Gated, Model, 
 from lm_jax.exchange.torch_names import (
     PARTS,
     Layout,
+    Modules,
     Tensors,
     array_names,
     layer_names,
@@ -55,14 +56,17 @@ def to_torch(
       zeros for the bias of a readout without bias.
 
     Raises:
-      UserError: the layout has no place for a setting of the model; or as `modules_of`.
+      UserError: names a setting of the model without a place in the layout; or modules are not
+        three, or are given with another layout than torch.
     """
     names = modules_of(layout, modules)
     _refuse_without_place(model, layout)
+    assert params.keys() == {"embedding", "layers", "readout"}  # nothing is left out
     table, readout = np.asarray(params["embedding"]["C"]), params["readout"]
     tensors = {f"{names.embedding}.weight": table}
     for number, layer in enumerate(params["layers"]):
         own = {name: np.asarray(leaf) for name, leaf in layer.items()}
+        assert own.keys() <= {"W_xh", "W_hh", "b_h", "b_hn"}
         bias_hh = np.zeros_like(own["b_h"])
         if "b_hn" in own:
             bias_hh[-len(own["b_hn"]) :] = own["b_hn"]
@@ -95,14 +99,14 @@ def from_torch(
 
     Raises:
       UserError: names an array that is missing, has no place in the layout, or is not of the shape
-        that another array asks for; or as `modules_of`.
+        that another array asks for; modules are as for `to_torch`.
     """
     if layout is None:
         layout = "torch" if modules is not None else recognised(tensors)
     names = modules_of(layout, modules)
     refuse_missing(tensors, names)
     table = _array(tensors, f"{names.embedding}.weight", (None, None))
-    V, inputs = table.shape
+    inputs = table.shape[1]
     read, layers, gates = {f"{names.embedding}.weight"}, [], 0
     for number in layer_numbers(tensors, layout, names):
         there = layer_names(tensors, layout, names, number)
@@ -110,21 +114,9 @@ def from_torch(
         gates, layer = _layer(tensors, there, inputs, gates)
         layers.append(layer)
         inputs = layer["W_hh"].shape[0]
-    W, b = f"{names.decoder}.weight", f"{names.decoder}.bias"
-    if W not in tensors and inputs != table.shape[1]:
-        raise UserError(
-            f"{W} is missing, and {names.embedding}.weight is [{V}, {table.shape[1]}], where the "
-            f"decoder reads {inputs} units"
-        )
-    why = f"{names.embedding}.weight is [{V}, {table.shape[1]}] and the last layer of {inputs}"
-    decoder = _array(tensors, W, (V, inputs), f"{why} units") if W in tensors else table
-    tied = decoder.shape == table.shape and np.array_equal(decoder, table)
-    readout = {} if tied else {"W_hy": decoder.T}
-    if b in tensors:
-        readout["b_y"] = _array(
-            tensors, b, (V,), f"{names.embedding}.weight is [{V}, {table.shape[1]}]"
-        )
-    if left := sorted({*tensors} - read - {W, b}):
+    tied, readout = _decoder(tensors, names, table, inputs)
+    read |= {f"{names.decoder}.weight", f"{names.decoder}.bias"}
+    if left := sorted({*tensors} - read):
         raise UserError(f"{left[0]} has no place in a model of lm_jax, layout {layout}")
     sizes = [layer["W_hh"].shape[0] for layer in layers]
     if len({*sizes}) > 1:
@@ -135,7 +127,7 @@ def from_torch(
         embedding_size=table.shape[1],
         hidden_size=sizes[0],
         layers=len(layers),
-        readout=Softmax(tied=tied, bias=b in tensors),
+        readout=Softmax(tied=tied, bias="b_y" in readout),
     )
     own = {"embedding": {"C": table}, "layers": layers, "readout": readout}
     return model, _in_default_type(own)
@@ -171,6 +163,34 @@ def _layer(
     if G // H == 3:
         b_h[2 * H :], extra = b_ih[2 * H :], {"b_hn": b_hh[2 * H :]}
     return G // H, {"W_xh": W_xh.T, "W_hh": W_hh.T, "b_h": b_h, **extra}
+
+
+def _decoder(
+    tensors: Tensors, names: Modules, table: np.ndarray, inputs: int
+) -> tuple[bool, dict[str, np.ndarray]]:
+    """True if the readout is tied; and the parameters of the readout.
+
+    Args:
+      tensors: the arrays.
+      names: names of the modules.
+      table: [V, E], the vectors of the embedding.
+      inputs: outputs of the last layer.
+    """
+    W, b = f"{names.decoder}.weight", f"{names.decoder}.bias"
+    V, E = table.shape
+    of_table = f"{names.embedding}.weight is [{V}, {E}]"
+    if W in tensors:
+        why = f"{of_table} and the last layer of {inputs} units"
+        decoder = _array(tensors, W, (V, inputs), why)
+    elif inputs == E:
+        decoder = table
+    else:
+        raise UserError(f"{W} is missing, and {of_table}, where the decoder reads {inputs} units")
+    tied = decoder.shape == table.shape and np.array_equal(decoder, table)
+    readout = {} if tied else {"W_hy": decoder.T}
+    if b in tensors:
+        readout["b_y"] = _array(tensors, b, (V,), of_table)
+    return tied, readout
 
 
 def _array(tensors: Tensors, name: str, shape: tuple[int | None, ...], why: str = "") -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The run directory of a model that was trained elsewhere.
+"""The run directory of a model from another program.
 
 The run has no updates: one checkpoint, at step 0, with the parameters; no row of metrics.jsonl; and
-the status "imported" in result.json. Its config names no text (`data.source=memory`) and no
-training (`train=None`), except that an n-gram model never has any.
+the status "imported" in result.json. The config names neither a text (`data.source=memory`) nor a
+training (`train=None`).
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from lm_jax.training.state import FixedState
 
 
 def write_imported(run_dir: Path, config: Config, vocabulary: Vocabulary, params: Params) -> Run:
-    """Write a run directory for parameters that were trained elsewhere, and load the run.
+    """Write a run directory for parameters from another program, and load the run.
 
     The directory is written under another name and renamed once complete.
 

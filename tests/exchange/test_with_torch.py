@@ -3,6 +3,10 @@
 Needs PyTorch, on which no other test and no part of lm_jax depends; skipped without it.
 """
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +14,10 @@ import pytest
 import tiny
 
 from lm_jax import exchange, models
+from lm_jax.commands.main import main
 from lm_jax.config import GRU, LSTM, RNN, Config, Elman, Softmax
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.exchange.torch_names import modules_of
 from lm_jax.training.imported import write_imported
 
 torch = pytest.importorskip("torch")
@@ -94,7 +100,7 @@ def difference(model, params, module, X):
 def test_logits_agree_in_both_directions(name, wide, tmp_path):
     layout, kind, layers, tied = CASES[name]
     own = ("embed", "lstm", "fc") if name == "own names" else None
-    names = exchange.modules_of(layout, own)
+    names = modules_of(layout, own)
     X = np.random.default_rng(1).integers(0, V, (T, B)).astype(np.int32)
     torch.manual_seed(0)
     make = lambda: Model(layout, kind, layers, tied, names).to(  # noqa: E731
@@ -130,3 +136,22 @@ def test_logits_agree_in_both_directions(name, wide, tmp_path):
         outwards = difference(mine.model, mine.params, module, X)
     print(f"{name}, {'float64' if wide else 'float32'}: {inwards:.1e} in, {outwards:.1e} out")
     assert max(inwards, outwards) < (1e-13 if wide else 1e-6)
+
+
+def test_the_page_s_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text(encoding="utf-8")
+    written, loaded, converted = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = modules_of("word_language_model", None)
+    model = Model("word_language_model", "LSTM", 2, True, names)
+    corpus = SimpleNamespace(dictionary=SimpleNamespace(idx2word=list(WORDS)))
+    known = {"model": model, "corpus": corpus}
+    exec(written, known)
+    words = "import model.safetensors runs/imported --vocabulary words.txt"
+    assert main(words.split(), "lm-jax") == 0
+    Path("model.safetensors").unlink()
+    words = "export runs/imported model.safetensors --layout word_language_model"
+    assert main(words.split(), "lm-jax") == 0
+    exec(loaded, known)
+    assert known["words"] == list(WORDS)
+    exec(converted, known)
