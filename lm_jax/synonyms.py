@@ -27,6 +27,7 @@ SETTINGS = {
     "data.tokenizer.file": "tokenizer_file tokenizer_path tokenizer_json",
     "data.tokenizer.size": "vocabulary_size vocab vocab_size vocabulary num_words max_vocab "
     "max_tokens n_vocab ntoken ntokens input_dim num_embeddings",
+    "data.tokenizer.word_list": "limit_vocab_file vocab_file vocabulary_file",
     "data.tokenizer.min_count": "min_freq min_frequency",
     "data.batch_size": "bs bsz batch batchsize minibatch minibatch_size train_batch_size "
     "per_device_train_batch_size",

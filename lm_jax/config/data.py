@@ -101,6 +101,8 @@ class Word(CountedTokens):
     """Strings between white space, with <eos> at the end of each line."""
 
     kind: Literal["word"] = "word"
+    word_list: str | None = None
+    """Path of a list of words between white space: other words become <unk>; None: no list."""
 
 
 @settings
