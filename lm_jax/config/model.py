@@ -21,7 +21,7 @@ class Softmax:
     kind: Literal["softmax"] = "softmax"
     tied: bool = False
     """Use the transposed table of input vectors as W_hy (Inan et al., 2017; Press & Wolf, 2017);
-    needs model.embedding-size equal to model.hidden-size."""
+    needs model.embedding-size equal to model.projection, or without it to model.hidden-size."""
     bias: bool = True
     """Add a bias b_y to the logits."""
     label_smoothing: Probability | None = None
@@ -116,6 +116,9 @@ class Network:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of the factors of each matrix product in training; sums and everything else stay
     float32. tf32 and bfloat16 are for GPUs and TPUs. Scores, samples and probes do not round."""
+    projection: Size | None = None
+    """Numbers that the readout reads, by a linear layer without bias from the last hidden layer;
+    None: the hidden layer itself."""
     uniform: PositiveFinite | None = None
     """s: draw every initial weight and bias from U(-s, s); None: each by its own rule."""
 
@@ -142,11 +145,16 @@ class Network:
         elif self.readout.tied and self.embedding_size != self._readout_inputs():
             raise ValueError(
                 f"model.readout.tied needs model.embedding_size={self.embedding_size} to be what "
-                f"the readout reads, {self._readout_inputs()}"
+                f"the readout reads, {self._readout_inputs()}: set model.projection to "
+                "model.embedding_size"
             )
 
-    def _readout_inputs(self) -> Any:
-        return getattr(self, "hidden_size", None)
+    def _readout_inputs(self) -> int:
+        return self.projection or self._outputs()
+
+    def _outputs(self) -> int:
+        """Outputs of the last hidden layer."""
+        raise NotImplementedError
 
 
 @settings
@@ -175,7 +183,7 @@ class Window(Network):
             )
         _refuse_between(self)
 
-    def _readout_inputs(self) -> int:
+    def _outputs(self) -> int:
         window = (self.order - 1) * (self.embedding_size or 0) if self.skip_connections else 0
         return self.hidden_size + window
 
@@ -211,6 +219,9 @@ class Convolution(Network):
             if self.dilation > 1 and getattr(self, field) == 1:
                 raise ValueError(f"model.dilation needs model.{field} of 2 or more")
 
+    def _outputs(self) -> int:
+        return self.hidden_size
+
 
 @settings
 class RNN(Network):
@@ -220,8 +231,9 @@ class RNN(Network):
     cell: Annotated[Cell, OneOf()] = Elman()
     """The recurrent cell; or your own cell, or a Flax cell, as FILE.py:NAME or
     package.module:NAME."""
-    hidden_size: Size = 256
-    """H, units of each layer."""
+    hidden_size: Size | tuple[Size, ...] = 256
+    """H, units of each layer; or the units of one layer after another, from the first to the last.
+    """
     layers: Size = 1
     """Number of stacked cells."""
     residual: bool = False
@@ -232,8 +244,17 @@ class RNN(Network):
     dropout: RecurrentDropout = RecurrentDropout()
 
     def __post_init__(self) -> None:
+        if isinstance(self.hidden_size, tuple) and len(self.hidden_size) != self.layers:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} has {len(self.hidden_size)} sizes, and "
+                f"model.layers={self.layers}"
+            )
         super().__post_init__()
-        if isinstance(self.cell, LRU) and self.hidden_size % 2:
+        if self.residual and len(set(self.sizes)) > 1:
+            raise ValueError(
+                f"model.residual needs layers of one size: model.hidden_size={self.hidden_size}"
+            )
+        if isinstance(self.cell, LRU) and any(size % 2 for size in self.sizes):
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, whose "
                 "units are real and imaginary parts"
@@ -248,6 +269,15 @@ class RNN(Network):
                 f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
             )
         _refuse_between(self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of each layer."""
+        sizes = self.hidden_size
+        return sizes if isinstance(sizes, tuple) else (sizes,) * self.layers
+
+    def _outputs(self) -> int:
+        return self.sizes[-1]
 
 
 def unrounded(model: Any) -> Any:

@@ -96,6 +96,8 @@ def import_torch(
         tokens = Vocabulary.from_json(told["vocabulary"], f"{file}: its metadata")
     else:
         tokens = read_vocabulary(Path(vocabulary), boundary, unknown)
+    if tokens.tokenizer not in TOKENIZERS:
+        raise UserError(f"{vocabulary or file} has the vocabulary of a task, and not of a text")
     if layout is None and modules is None and told.get("layout") in get_args(Layout):
         layout = told["layout"]
         modules = told["modules"].split(" ") if "modules" in told else None
@@ -131,10 +133,7 @@ def read_vocabulary(path: Path, boundary: str | None, unknown: str | None) -> Vo
     if path.suffix == ".json":
         if boundary is not None or unknown is not None:
             raise UserError(f"--boundary and --unknown are not read with {path}, which names both")
-        found = Vocabulary.from_json(text, str(path))
-        if found.tokenizer not in TOKENIZERS:
-            raise UserError(f"{path} is of a task, and not of a text")
-        return found
+        return Vocabulary.from_json(text, str(path))
     words = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     for word, own, flag in (
         (boundary, LINE_END["word"], "--boundary"),

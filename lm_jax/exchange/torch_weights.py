@@ -118,14 +118,11 @@ def from_torch(
     read |= {f"{names.decoder}.weight", f"{names.decoder}.bias"}
     if left := sorted({*tensors} - read):
         raise UserError(f"{left[0]} has no place in a model of lm_jax, layout {layout}")
-    sizes = [layer["W_hh"].shape[0] for layer in layers]
-    if len({*sizes}) > 1:
-        said = ", ".join(map(str, sizes))
-        raise UserError(f"layers of {said} units: model.hidden_size is the same for all layers")
+    sizes = tuple(layer["W_hh"].shape[0] for layer in layers)
     model = RNN(
         cell=_cell(GATES[gates], activation),
         embedding_size=table.shape[1],
-        hidden_size=sizes[0],
+        hidden_size=sizes if len({*sizes}) > 1 else sizes[0],
         layers=len(layers),
         readout=Softmax(tied=tied, bias="b_y" in readout),
     )
@@ -231,12 +228,18 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         "model.cell.layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
         "model.cell.reset=before": isinstance(cell, GRU) and cell.reset == "before",
         "model.residual=True": model.residual,
+        f"model.projection={model.projection}": model.projection is not None,
         "model.embedding_size=None": model.embedding_size is None,
         "model.readout=adaptive": isinstance(model.readout, AdaptiveSoftmax),
     }
     for setting, is_so in without.items():
         if is_so:
             raise UserError(f"{setting} has no place in the modules torch.nn.LSTM, GRU and RNN")
+    if layout != "awd-lstm-lm" and len({*model.sizes}) > 1:
+        raise UserError(
+            f"model.hidden_size={model.hidden_size} has a place only in layout=awd-lstm-lm, whose "
+            "layers are modules of their own"
+        )
     if layout == "awd-lstm-lm" and isinstance(cell, Elman):
         raise UserError("model.cell=elman has no place in awd-lstm-lm, which has LSTM and GRU")
 

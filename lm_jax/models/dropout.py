@@ -7,7 +7,7 @@ The variants:
   (Zaremba et al., 2014);
 - `locked`: "variational" dropout, a single mask for all time steps (Gal & Ghahramani, 2016);
 - `embedding`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once
-  for an update (Merity et al., 2018, sections 4.1 and 4.3).
+  for an update (Merity et al., 2018, sections 4.3 and 2).
 
 `DropoutMasks` draws all masks from a single key, and does nothing without a key, as in evaluation.
 """

@@ -45,7 +45,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {
-        "hidden_size": config.hidden_size,
+        "projection": config.projection,
         "dropout": _dropout(config.dropout),
         "activation_penalty": config.activation_penalty,
         "uniform": config.uniform,
@@ -55,6 +55,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
             embedding,
             readout,
             order=config.order,
+            hidden_size=config.hidden_size,
             layers=config.layers,
             activation=config.activation,
             skip_connections=config.skip_connections,
@@ -67,6 +68,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
             embedding,
             readout,
             width=config.width,
+            hidden_size=config.hidden_size,
             layers=config.layers,
             dilation=config.dilation,
             activation=config.activation,
@@ -80,6 +82,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
     return RNNModel(
         embedding,
         readout,
+        hidden_size=config.sizes[-1],
         layers=_layers(config, embedding),
         residual=config.residual,
         real_inputs=regression,
@@ -125,13 +128,13 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
 
 
 def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
-    H = config.hidden_size
+    sizes = config.sizes
     if isinstance(config.cell, settings.CustomCell):
         first = embedding.vocab_size if embedding.size is None else embedding.size
-        inputs = [first] + [H] * (config.layers - 1)
-        return tuple(custom_cell.layer(config.cell, n, H) for n in inputs)
-    cell = _cell(config.cell, H, config.precision)
-    return tuple(CellLayer(cell, H if number else embedding) for number in range(config.layers))
+        pairs = zip((first, *sizes), sizes, strict=False)
+        return tuple(custom_cell.layer(config.cell, inputs, H) for inputs, H in pairs)
+    cells = [_cell(config.cell, H, config.precision) for H in sizes]
+    return tuple(map(CellLayer, cells, (embedding, *sizes)))
 
 
 def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:

@@ -42,6 +42,7 @@ from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.rnn import RNNModel
 from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
@@ -167,6 +168,9 @@ def update(
 ) -> TrainState:
     """One update: batch, gradient, clipping, optimizer, record."""
     train, model = train_of(config), _model(config, vocab_size)
+    if config.data.jitter is not None:
+        assert isinstance(model, RNNModel)
+        model = dataclasses.replace(model, holds=True)
     batch = batch_of(config, source, state.step)
     if mesh is not None:
         axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
@@ -195,7 +199,10 @@ def update(
     clipped, changed, clipped_norm = clip(train, grads, grad_norm)
     epoch = state.step // steps_per_epoch(source, chunk_length(config))
     rate = learning_rate(train, state.step, epoch, state.early_stopping.lr_scale)
-    rule = optimizer(train, rate, clipped_norm)
+    scaled = rate
+    if config.data.jitter is not None:
+        scaled = rate * jnp.max(jnp.sum(batch.mask, axis=0)) / config.data.length
+    rule = optimizer(train, scaled, clipped_norm)
     updates, opt_state = rule.update(clipped, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     if state.accumulated is not None:
@@ -295,11 +302,11 @@ def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None)
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
     """The batch of the update after `step` updates."""
     steps = config.data.steps if config.data.generated else chunk_length(config)
-    return batch_at(source, step, steps, _key(config, Draw.ORDER))
+    return batch_at(source, step, steps, _key(config, Draw.ORDER), config.data.jitter)
 
 
 def chunk_length(config: Config) -> int:
-    """T: tokens of each sequence in one update."""
+    """T: tokens of each sequence in one update, the mean if there is `data.jitter`."""
     gradient = train_of(config).gradient
     if isinstance(gradient, Truncated) and gradient.k1 and config.data.batching == "streams":
         return gradient.k1

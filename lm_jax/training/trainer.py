@@ -25,7 +25,7 @@ from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_o
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.vectors import Vectors, read_vectors
-from lm_jax.data.windows import InputPipeline, Part, input_pipeline
+from lm_jax.data.windows import InMemory, InputPipeline, Part, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
@@ -72,7 +72,15 @@ Events = Generator[Request, Answer, None]
 def pipeline_of(config: Config, corpus: Corpus, part: Part | None = None) -> InputPipeline:
     """The input pipeline of a run; `part` names the sequences of one process, None all."""
     data, length = config.data, chunk_length(config)
-    return input_pipeline(corpus, data.batching, data.batch_size, length, data.window_updates, part)
+    pipeline = input_pipeline(
+        corpus, data.batching, data.batch_size, length, data.window_updates, part
+    )
+    if data.jitter is not None and not isinstance(pipeline, InMemory):
+        raise UserError(
+            f"data.jitter={data.jitter} needs the whole text on the device, which is read in "
+            "windows: it would take more than a quarter of the free memory"
+        )
+    return pipeline
 
 
 class Trainer:

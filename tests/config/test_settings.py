@@ -173,6 +173,7 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
         (lambda: Window(order=10**20), "order=100000000000000000000: input should be less than"),
         (lambda: Train(steps=10**20), "steps=100000000000000000000: input should be less than"),
         (lambda: RNN(hidden_size="9"), "hidden_size='9': input should be a valid integer"),
+        (lambda: RNN(hidden_size=(3, 0), layers=2), "hidden_size.1=0: input should be greater"),
         (lambda: RNN(hiden_size=9), "there is no field hiden_size; did you mean 'hidden_size'?"),
         (lambda: RNN(cell="lstm"), "cell='lstm' is LSTM() in a program"),
         (lambda: RNN(cell="lstn"), "cell='lstn': choose from Elman(), LSTM(), GRU(), MinGRU()"),
@@ -218,6 +219,17 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
                 data=Data(batching="sentences", length=4), train=Train(gradient=Truncated(k2=5))
             ),
             "train.gradient.k2=5 does not fit data.batching=sentences with data.length=4",
+        ),
+        (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
+        (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
+        (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),
+        (
+            lambda: Config(data=Data(jitter=4), model=Window()),
+            "data.jitter=4 does not go with model=window",
+        ),
+        (
+            lambda: Config(data=Data(jitter=4), train=Train(gradient=Truncated(k2=5))),
+            "data.jitter=4 does not go with train.gradient=truncated",
         ),
         (
             lambda: Config(data=Data(length=1), model=RNN(change_penalty=2.0)),

@@ -203,6 +203,22 @@ def test_what_cannot_be_read_or_written_is_one_line(weights, monkeypatch, capsys
     assert {path.name for path in weights.rglob("*")} == before
 
 
+def test_an_array_that_is_written_once_under_the_other_of_its_two_names_is_found(weights):
+    """As `safetensors.torch.save_model` writes a tied model."""
+    arrays = drawn(tied=True)
+    del arrays["encoder.weight"]
+    told = {"encoder.weight": "decoder.weight"}
+    safetensors.numpy.save_file(arrays, weights / "w.safetensors", told)
+    assert imported(weights).config.model.readout.tied
+
+
+def test_the_vocabulary_of_a_task_is_refused(weights):
+    told = {"vocabulary": Vocabulary("task", tuple("abcdefg")).to_json()}
+    safetensors.numpy.save_file(drawn(), weights / "w.safetensors", told)
+    with pytest.raises(UserError, match="has the vocabulary of a task"):
+        exchange.import_torch(weights / "w.safetensors", weights / "run")
+
+
 def test_a_fault_in_the_middle_leaves_nothing(weights, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

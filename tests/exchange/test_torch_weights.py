@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch_equations
-from torch_equations import E, V, drawn
+from torch_equations import E, H, V, drawn
 
 from lm_jax import models
 from lm_jax.config import GRU, LSTM, RNN, AdaptiveSoftmax, Elman, NGram, Softmax, Window
@@ -23,7 +23,7 @@ CASES = {
         "layers": 1,
         "modules": ("embed", "net.rnn", "out"),
     },
-    "tied": {"layout": "awd-lstm-lm", "cell": "lstm", "layers": 1},
+    "tied": {"layout": "awd-lstm-lm", "cell": "lstm", "layers": 2},
 }
 CELLS = {"lstm": LSTM(), "gru": GRU(), "tanh": Elman(), "relu": Elman(activation="relu")}
 X = np.random.default_rng(1).integers(0, V, (6, 3)).astype(np.int32)  # [T, B]
@@ -39,11 +39,12 @@ def ours(model, params):
 def test_logits_are_pytorch_s_equations_on_the_imported_and_on_the_exported_arrays(name):
     """Two biases a layer, and in a GRU one of them inside the product with r."""
     case, tied = CASES[name], name == "tied"
-    arrays = drawn(**case, tied=tied, size=E if tied else 5)
+    arrays = drawn(**case, tied=tied)
     given = {"layout": case["layout"], "modules": case.get("modules")}
     model, params = from_torch(arrays, **given, activation="relu" if name == "relu" else None)
     assert model.cell == CELLS[case["cell"]]
     assert model.readout == Softmax(tied=tied)
+    assert model.hidden_size == ((H, E) if tied else H)
     wanted = torch_equations.logits(arrays, X, **case)
     np.testing.assert_allclose(ours(model, params), wanted, 1e-12, 1e-12)
     again = to_torch(model, params, **given)
@@ -128,13 +129,9 @@ def test_layers_that_do_not_fit_each_other_are_refused():
     gru = {**arrays, "rnns.1.module.weight_hh_l0_raw": np.ones((15, 5))}
     with pytest.raises(UserError, match=r"\[15, 5\]: it needs 4 times as many rows as columns"):
         from_torch(gru)
-    shapes = {"weight_ih_l0": (24, 5), "weight_hh_l0_raw": (24, 6), "bias_ih_l0": (24,)}
-    shapes["bias_hh_l0"] = (24,)
-    for name, shape in shapes.items():
-        arrays[f"rnns.1.module.{name}"] = np.ones(shape)
-    arrays["decoder.weight"] = np.ones((V, 6))
-    with pytest.raises(UserError, match=r"layers of 5, 6 units: model.hidden_size is the same"):
-        from_torch(arrays)
+    narrow = {**arrays, "rnns.1.module.weight_ih_l0": np.ones((20, 4))}
+    with pytest.raises(UserError, match=r"\[20, 4\] and must be \[20, 5\], .* has 5 outputs"):
+        from_torch(narrow)
 
 
 def test_names_that_match_nothing_are_refused():
@@ -160,6 +157,8 @@ def test_names_that_match_nothing_are_refused():
         (RNN(cell=Elman(activation="sigmoid")), "model.cell.activation=sigmoid has no place"),
         (tiny.changed(RNN(), cell="lru"), "model.cell=lru has no place"),
         (RNN(layers=2, residual=True), "model.residual=True has no place"),
+        (RNN(projection=64), "model.projection=64 has no place"),
+        (RNN(layers=2, hidden_size=(3, 4)), r"hidden_size=\(3, 4\) has a place only in layout=awd"),
         (RNN(embedding_size=None), "model.embedding_size=None has no place"),
         (RNN(readout=AdaptiveSoftmax(cutoffs=(3,))), "model.readout=adaptive has no place"),
         (Window(), "model=window cannot be written for PyTorch"),

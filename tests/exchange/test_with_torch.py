@@ -56,8 +56,8 @@ class Model(nn.Module):
         self.names, width = names, E if tied else H
         setattr(self, names.embedding, nn.Embedding(V, E))
         if layout == "awd-lstm-lm":
-            sizes = [E, *[width] * layers]
-            own = [getattr(nn, of)(sizes[n], width, **how) for n in range(layers)]
+            sizes = [E, *[H] * (layers - 1), width]
+            own = [getattr(nn, of)(*sizes[n : n + 2], **how) for n in range(layers)]
             setattr(self, names.rnn, nn.ModuleList(map(Dropped, own)))
         else:
             setattr(self, names.rnn, getattr(nn, of)(E, width, layers, **how))
@@ -118,12 +118,13 @@ def test_logits_agree_in_both_directions(name, wide, tmp_path):
             vocabulary=tmp_path / "words.txt",
         )
         assert run.config.model.readout.tied == tied
+        assert run.config.model.sizes[-1] == (E if tied else H)
         inwards = difference(run.model, run.params, module, X)
 
         settings = RNN(
             cell=SETTINGS[kind],
             embedding_size=E,
-            hidden_size=E if tied else H,
+            hidden_size=(H, H, E) if name == "awd-lstm-lm tied" else E if tied else H,
             layers=layers,
             readout=Softmax(tied=tied),
         )

@@ -50,18 +50,19 @@ def named(layout, layers, modules=("embedding", "rnn", "decoder")):
     return f"{embedding}.weight", own, (f"{decoder}.weight", f"{decoder}.bias")
 
 
-def drawn(layout="word_language_model", cell="lstm", layers=1, tied=False, size=H, **names):
-    """Arrays of a model, at random; `size` is E if the readout is tied."""
+def drawn(layout="word_language_model", cell="lstm", layers=1, tied=False, **names):
+    """Arrays of a model, at random; the last layer of a tied model has E units, the others H."""
     normal = np.random.default_rng(0).normal
     embedding, own, (W, b) = named(layout, layers, **names)
     gates, width = CELLS[cell][0], E
     tensors = {embedding: normal(size=(V, E))}
-    for four in own:
+    for number, four in enumerate(own, 1):
+        size = E if tied and number == layers else H
         G = gates * size
         shapes = (G, width), (G, size), (G,), (G,)
         tensors |= {name: normal(size=shape) for name, shape in zip(four, shapes, strict=True)}
         width = size
-    return {**tensors, W: tensors[embedding] if tied else normal(size=(V, size)), b: normal(size=V)}
+    return {**tensors, W: tensors[embedding] if tied else normal(size=(V, H)), b: normal(size=V)}
 
 
 def logits(tensors, x, layout, cell, layers, **names):

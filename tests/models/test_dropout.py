@@ -176,7 +176,8 @@ def test_dropout_is_seen_in_training_and_not_in_use(key, make):
 
 
 def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_changes(key):
-    """The first step of a chunk has no change; targets outside the mask count for nothing."""
+    """The first step of a chunk has no change; targets outside the mask count for nothing. The
+    changes are fewer than the tokens: both means are times the tokens, as the loss is a sum."""
     alpha, beta = 1.7, 0.6
     model = tiny.rnn(
         dropout=RecurrentDropout(outputs=0.5), activation_penalty=alpha, change_penalty=beta
@@ -186,11 +187,12 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
     h = jax.random.normal(key, (tiny.T, tiny.B, 5))
     real = np.arange(tiny.T)[:, None] < np.array([[tiny.T, 4, 1]])
     seen = np.asarray(DropoutMasks(key, outputs=0.5).on_outputs(h))
-    expected = 0.0
+    expected, changes = 0.0, real[1:].sum()
     for t, lane in np.argwhere(real):
         expected += alpha * np.mean(seen[t, lane] ** 2)
         if t > 0:
-            expected += beta * np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
+            square = np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
+            expected += beta * square * real.sum() / changes
     real = jnp.asarray(real)
     added = jax.jit(lambda: model.loss(params, h, y, real) - bare.loss(params, h, y, real))()
     np.testing.assert_allclose(added, expected, rtol=1e-12)
