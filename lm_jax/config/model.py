@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.config.cell import GATED, LRU, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.config.cell import GATED, LRU, LSTM, Activation, Cell, CustomCell, Elman, Gated
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
 
@@ -92,6 +92,11 @@ class RecurrentDropout(Dropout):
 
     recurrent: Probability | None = None
     """Share of the entries of W_hh, fixed over all steps of an update (Merity et al., 2018)."""
+    zoneout: Probability | None = None
+    """Share of the units of h that keep their old value at a step (Krueger et al., 2017); in use,
+    each unit keeps this share of its old value."""
+    zoneout_cell: Probability | None = None
+    """The same for the cell state c of an LSTM."""
 
 
 @settings
@@ -105,8 +110,13 @@ class Network:
     none."""
     vectors_sha256: str | None = None
     """SHA-256 of the file of vectors at the start of the run; filled in."""
-    freeze_vectors: bool = False
-    """Do not train the pretrained vectors."""
+    init_from: str | None = None
+    """Directory of a run whose parameters this run begins with, for instance to fine-tune them;
+    None: every parameter is drawn."""
+    init_parts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters taken from model.init-from, such as layers.* or embedding.C."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that training leaves as they are."""
     readout: Annotated[Readout, OneOf()] = Softmax()
     """From the last hidden layer to the probabilities of the next token."""
     dropout: Dropout = Dropout()
@@ -136,8 +146,8 @@ class Network:
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
                     if getattr(part, field, idle) != idle:
                         raise ValueError(f"{place}.{field} is not read with model.uniform")
-        if self.freeze_vectors and self.vectors is None:
-            raise ValueError("model.freeze_vectors is read only with model.vectors")
+        if self.init_from is None and self.init_parts != ("*",):
+            raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
             cutoffs = self.readout.cutoffs
             if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
@@ -264,10 +274,11 @@ class RNN(Network):
                 f"model.precision={self.precision} does not reach into a cell of your own, "
                 f"model.cell={self.cell.kind}: round within the cell"
             )
-        if not isinstance(self.cell, Gated) and self.dropout.recurrent is not None:
-            raise ValueError(
-                f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
-            )
+        needed = {"recurrent": Gated, "zoneout": Gated, "zoneout_cell": LSTM}
+        for name, kind in needed.items():
+            if getattr(self.dropout, name) is not None and not isinstance(self.cell, kind):
+                cells = "lstm" if kind is LSTM else " or ".join(GATED)
+                raise ValueError(f"model.dropout.{name} is read only with model.cell={cells}")
         _refuse_between(self)
 
     @property

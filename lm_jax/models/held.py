@@ -1,24 +1,26 @@
-"""Cells that keep their carry at steps without a token.
+"""Cells that keep a share of their carry at each step.
 
-Chunks of random lengths (`data.jitter`) are read by one program, whose number of steps is that of
-the longest. The steps after a chunk's end must not move the carry, which is the next chunk's. The
-mark of such a step is a further column of z_x, so that the cell remains a function of carry and
-pre-activations, and a gated cell keeps its backward pass.
+The carry after a step is m ∘ old + (1 - m) ∘ new. m is 1 at the steps after the end of a chunk of
+random length (`data.jitter`), which must not move the carry, and with zoneout m is drawn for each
+unit (Krueger et al., 2017). m is held in further columns of z_x: the cell remains a function of the
+carry and the pre-activations, and a gated cell keeps its backward pass.
+
+Letters: K columns of m, one for all numbers of the carry, or one for each.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from lm_jax.models.base import Carry, Params
 from lm_jax.models.cells import Cell, GatedCell
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldCell(Cell):
-    """A cell whose carry stays as it is where the last column of z_x is not 0."""
+class KeepingCell(Cell):
+    """A cell that keeps the share m of its carry, m in the last columns of z_x."""
 
     _: dataclasses.KW_ONLY
     cell: Cell
@@ -27,15 +29,16 @@ class HeldCell(Cell):
         return self.cell.init(key)
 
     def step(self, params: Params, carry: Carry, z_x: Float[Array, "B columns"]) -> Carry:
-        return _held(z_x, carry, self.cell.step(params, carry, z_x[:, :-1]))
+        z_x, m = jnp.split(z_x, [self.cell.width], axis=-1)
+        return mixed(m, carry, self.cell.step(params, carry, z_x))
 
     def output(self, carry: Carry) -> Array:
         return self.cell.output(carry)
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldGate(GatedCell):
-    """A gated cell whose carry stays as it is where the last column of z_x is not 0."""
+class KeepingGate(GatedCell):
+    """A gated cell that keeps the share m of its carry, m in the last columns of z_x."""
 
     _: dataclasses.KW_ONLY
     cell: GatedCell
@@ -47,21 +50,29 @@ class HeldGate(GatedCell):
     def gate(
         self, params: Params, carry: Carry, z_h: Array, z_x: Float[Array, "B columns"]
     ) -> Carry:
-        return _held(z_x, carry, self.cell.gate(params, carry, z_h, z_x[:, :-1]))
+        z_x, m = jnp.split(z_x, [self.cell.width], axis=-1)
+        return mixed(m, carry, self.cell.gate(params, carry, z_h, z_x))
 
     def output(self, carry: Carry) -> Array:
         return self.cell.output(carry)
 
 
-def held_cell(
-    cell: Cell, z_x: Float[Array, "T B G"], held: Bool[Array, "T B"]
+def keeping(
+    cell: Cell, z_x: Float[Array, "T B G"], m: Float[Array, "T B K"]
 ) -> tuple[Cell, Float[Array, "T B columns"]]:
-    """A cell and z_x that keep the carry as it is where `held` is True."""
-    z_x = jnp.concatenate([z_x, held[..., None].astype(z_x.dtype)], axis=-1)
+    """A cell and z_x that keep the share m of the carry at each step."""
+    z_x = jnp.concatenate([z_x, m.astype(z_x.dtype)], axis=-1)
     if isinstance(cell, GatedCell):
-        return HeldGate(cell.hidden_size, precision=cell.precision, cell=cell), z_x
-    return HeldCell(cell.hidden_size, precision=cell.precision, cell=cell), z_x
+        return KeepingGate(cell.hidden_size, precision=cell.precision, cell=cell), z_x
+    return KeepingCell(cell.hidden_size, precision=cell.precision, cell=cell), z_x
 
 
-def _held(z_x: Array, old: Carry, new: Carry) -> Carry:
-    return jax.tree.map(lambda a, b: jnp.where(z_x[:, -1:] != 0, a, b), old, new)
+def mixed(m: Float[Array, "B K"], old: Carry, new: Carry) -> Carry:
+    """m ∘ old + (1 - m) ∘ new; the columns of m are in the order of the carry's leaves."""
+    before, tree = jax.tree.flatten(old)
+    parts = [m] * len(before)
+    if m.shape[-1] > 1:
+        ends = [sum(leaf.shape[-1] for leaf in before[:n]) for n in range(1, len(before))]
+        parts = jnp.split(m, ends, axis=-1)
+    triples = zip(parts, before, jax.tree.leaves(new), strict=True)
+    return jax.tree.unflatten(tree, [share * a + (1 - share) * b for share, a, b in triples])

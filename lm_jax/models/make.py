@@ -123,7 +123,11 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
         between=dropout.between,
         outputs=dropout.outputs,
         embedding=dropout.embedding,
-        recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
+        **(
+            {name: getattr(dropout, name) for name in ("recurrent", "zoneout", "zoneout_cell")}
+            if isinstance(dropout, settings.RecurrentDropout)
+            else {}
+        ),
     )
 
 

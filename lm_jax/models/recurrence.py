@@ -41,12 +41,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import Embedding, times
-from lm_jax.models.held import held_cell
+from lm_jax.models.held import keeping
 from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.matmul import matmul_in, round_weights, xla_precision
 from lm_jax.trees import norm
@@ -76,12 +76,12 @@ class Layer(abc.ABC):
         x: Float[Array, "T B E"] | Int[Array, "T B"],
         hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
-        held: Bool[Array, "T B"] | None = None,
+        kept: Float[Array, "T B K"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         """Run over time; x may be numbers of tokens [T, B], in place of one-hot vectors.
 
-        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap. Where
-        `held` is True, the carry stays as it is.
+        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap; `kept`
+        is the share of the carry that stays as it is at each step (`lm_jax.models.held`).
         """
 
     @abc.abstractmethod
@@ -116,11 +116,11 @@ class CellLayer(Layer):
         x: Array,
         hook: EdgeHook | None = None,
         tap: Array | None = None,
-        held: Array | None = None,
+        kept: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         cell = self.cell
         z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
-        return unroll(cell, params, carry, z_x, hook, tap, held)
+        return unroll(cell, params, carry, z_x, hook, tap, kept)
 
     def output(self, carry: Carry) -> Float[Array, "*T B H"]:
         return self.cell.output(carry)
@@ -133,7 +133,7 @@ def unroll(
     z_x: Float[Array, "T B G"],
     hook: EdgeHook | None = None,
     tap: Float[Array, "T B"] | None = None,
-    held: Bool[Array, "T B"] | None = None,
+    kept: Float[Array, "T B K"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a cell through time.
 
@@ -144,13 +144,13 @@ def unroll(
       z_x: the input's part of the pre-activations, including the bias.
       hook: applied to the carry after each step (see `LanguageModel.hidden`).
       tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
-      held: True where the carry stays as it is; None: nowhere.
+      kept: share of the carry that stays as it is at each step (`lm_jax.models.held`); None: 0.
 
     Returns:
       the carry after the last step, and h_1 … h_T.
     """
-    if held is not None:
-        cell, z_x = held_cell(cell, z_x, held)
+    if kept is not None:
+        cell, z_x = keeping(cell, z_x, kept)
     if hook is None and tap is None and isinstance(cell, LinearCell):
         return cell.scan(params, carry, z_x)
     if hook is None and isinstance(cell, GatedCell):
