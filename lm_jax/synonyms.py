@@ -27,6 +27,7 @@ SETTINGS = {
     "data.tokenizer.file": "tokenizer_file tokenizer_path tokenizer_json",
     "data.tokenizer.size": "vocabulary_size vocab vocab_size vocabulary num_words max_vocab "
     "max_tokens n_vocab ntoken ntokens input_dim num_embeddings",
+    "data.tokenizer.word_list": "limit_vocab_file vocab_file vocabulary_file",
     "data.tokenizer.min_count": "min_freq min_frequency",
     "data.batch_size": "bs bsz batch batchsize minibatch minibatch_size train_batch_size "
     "per_device_train_batch_size",
@@ -48,6 +49,8 @@ SETTINGS = {
     "model.sentence_boundaries": "bounded",
     "train.probe.sequences": "lanes",
     "model.order": "n ngram n_gram ngram_order window_size context_size",
+    "model.prune": "cutoff count_cutoffs min_ngram_count",
+    "model.entropy_threshold": "entropy_pruning entropy_prune prune_threshold pruning_threshold",
     "model.width": "kernel_size kernel filter_size",
     "model.dilation": "dilation_rate",
     "model.pooling": "pool pool_size max_pool",
@@ -129,6 +132,7 @@ VALUES = {
     "model=ngram model.order=1": "unigram",
     "model=ngram model.order=2": "bigram",
     "model=ngram model.order=3": "trigram",
+    "model.smoothing=backoff": "arpa katz",
     "model.smoothing=kneser-ney": "kn modified_kneser_ney",
     "model.smoothing=interpolated": "jm jelinek_mercer",
     "model.smoothing=add-k": "laplace lidstone add_one",
@@ -141,6 +145,7 @@ VALUES = {
     "model.precision=bfloat16": "bf16 fp16 float16 half mixed_bfloat16 16 bf16_mixed 16_mixed",
     "model.precision=float32": "fp32 float single 32 float64 fp64 double 64",
     "model.cell.init=identity": "eye irnn",
+    "data.tokenizer=auto": "default usual",
     "data.tokenizer=char": "chars character characters",
     "data.tokenizer=byte": "bytes utf8",
     "data.tokenizer=word": "words",

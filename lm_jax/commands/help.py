@@ -65,10 +65,12 @@ EXAMPLES = {
     ),
     "export": (
         "export RUN_DIR model.safetensors --layout word_language_model",
+        "export RUN_DIR model.arpa.gz",
         "export RUN_DIR served",
     ),
     "import": (
         "import model.safetensors runs/imported --vocabulary words.txt",
+        "import model.arpa runs/arpa",
         "import mine.safetensors runs/mine --modules embed lstm fc --vocabulary words.txt",
     ),
     "report": ("report RUN_DIR", "report SWEEP_DIR", "report RUN_DIR OTHER_RUN_DIR"),

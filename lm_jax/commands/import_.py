@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lm_jax import exchange
-from lm_jax.commands.shared import RunDir, by_ending
+from lm_jax.commands.shared import RunDir, by_ending, only_with
 from lm_jax.exchange import Layout
 from lm_jax.exchange.torch_files import refuse_pickle
 from lm_jax.training import Run
@@ -27,7 +27,8 @@ def import_(
     """Make a run directory of a model trained elsewhere, to score, sample and probe.
 
     Args:
-      file: weights under PyTorch's names, NAME.safetensors.
+      file: weights under PyTorch's names, NAME.safetensors; or an n-gram model, NAME.arpa or
+        NAME.arpa.gz, for which no flag is read.
       run_dir: the new run directory.
       layout: names of the arrays; recognised if not given.
       modules: layout torch: names of your modules of the embedding, the recurrent layers and the
@@ -51,6 +52,20 @@ def import_(
             unknown=unknown,
         )
 
+    def from_arpa() -> Run:
+        only_with(
+            "a .safetensors file",
+            None,
+            layout=layout,
+            modules=modules or None,
+            activation=activation,
+            vocabulary=vocabulary,
+            boundary=boundary,
+            unknown=unknown,
+        )
+        return exchange.import_arpa(file, run_dir)
+
     refuse_pickle(file)
-    print(by_ending(file, {".safetensors": from_torch})().path)
+    ways = {".safetensors": from_torch, ".arpa": from_arpa, ".arpa.gz": from_arpa}
+    print(by_ending(file, ways)().path)
     return 0

@@ -55,10 +55,11 @@ def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.R
 
 def by_ending(file: Path, ways: Mapping[str, Way]) -> Way:
     """The way for the ending of a file's name; the ending "" is a folder's."""
-    if file.suffix not in ways:
+    ending = next((end for end in ways if end and file.name.endswith(end)), file.suffix)
+    if ending not in ways:
         known = [f"end in {end}" if end else "have no ending, as a folder" for end in ways]
         raise UserError(f"{file}: the name must {' or '.join(known)}")
-    return ways[file.suffix]
+    return ways[ending]
 
 
 def only_with(flag: str, value: Any, **given: Any) -> None:

@@ -8,7 +8,19 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 from lm_jax.config.cell import GRU, LRU, LSTM, Cell, CustomCell, Elman, Gated, MinGRU, MinLSTM
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
-from lm_jax.config.data import BPE, TFDS, Builtin, Byte, Char, Data, Datasets, File, Memory, Word
+from lm_jax.config.data import (
+    BPE,
+    TFDS,
+    Auto,
+    Builtin,
+    Byte,
+    Char,
+    Data,
+    Datasets,
+    File,
+    Memory,
+    Word,
+)
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -86,6 +98,7 @@ __all__ = [
     "Adan",
     "AdaptiveSoftmax",
     "Adding",
+    "Auto",
     "Builtin",
     "Byte",
     "Cell",

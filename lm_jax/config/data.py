@@ -37,11 +37,14 @@ class File:
     folder of files. Without validation and test, the text is cut 90 / 5 / 5 into the three splits.
     With tokenizer word, the cuts are at line ends, or between two words if the text is a single
     long line. Or path of a folder with the files of all three splits, named after train, valid
-    (validation, val, dev) and test."""
+    (validation, val, dev) and test. Or path of WikiText, the Penn Treebank, lm1b, the Pile, text8
+    or enwik8, as they are published."""
     validation: str | None = None
     """Path of the validation text: a file, a pattern or a folder."""
     test: str | None = None
     """Path of the test text: a file, a pattern or a folder."""
+    text_key: str | None = None
+    """JSON lines (.jsonl, packed or not): key of the text; None: `text`."""
 
 
 @settings
@@ -98,6 +101,8 @@ class Word(CountedTokens):
     """Strings between white space, with <eos> at the end of each line."""
 
     kind: Literal["word"] = "word"
+    word_list: str | None = None
+    """Path of a list of words between white space: other words become <unk>; None: no list."""
 
 
 @settings
@@ -118,7 +123,18 @@ class BPE:
             )
 
 
-Tokenizer = Char | Byte | Word | BPE
+@settings
+class Auto:
+    """The usual tokens of a corpus that its files show, and characters of any other text."""
+
+    kind: Literal["auto"] = "auto"
+    size: VocabularySize | None = None
+    """Number of most frequent tokens to keep; None: as is usual."""
+    min_count: Size | None = None
+    """Tokens seen less often than this in the training text become <unk>; None: as is usual."""
+
+
+Tokenizer = Auto | Char | Byte | Word | BPE
 
 
 @settings
@@ -127,8 +143,9 @@ class Data:
 
     source: Annotated[DataSource, OneOf()] = Builtin()
     """Source of the text, or a generated task."""
-    tokenizer: Annotated[Tokenizer, OneOf()] = Char()
-    """Units of the text."""
+    tokenizer: Annotated[Tokenizer, OneOf()] = Auto()
+    """Units of the text; auto: words of WikiText, the Penn Treebank and lm1b, bytes of enwik8 and
+    the Pile, each recognised by its files, and characters of any other text."""
     batching: Literal["streams", "sentences"] = "streams"
     """streams: each sequence goes on from its last update; sentences: each sequence is a line of
     the text, from a fresh carry, in a new random order every epoch."""
@@ -214,7 +231,7 @@ class Data:
             )
         if self.steps > self.length:
             raise ValueError(f"{field}={self.steps} is more than data.length={self.length}")
-        idle = [*fields(Char(), "data.tokenizer.")]
+        idle = [*fields(Auto(), "data.tokenizer."), *fields(Char(), "data.tokenizer.")]
         for setting in fields(self.tokenizer, "data.tokenizer."):
             if setting not in idle:
                 raise ValueError(

@@ -327,18 +327,38 @@ class NGram:
     kind: Literal["ngram"] = "ngram"
     order: Size = 5
     """n: the model reads the last n - 1 tokens."""
-    smoothing: Literal["kneser-ney", "interpolated", "add-k", "none"] = "kneser-ney"
+    smoothing: Literal["kneser-ney", "interpolated", "add-k", "none", "backoff"] = "kneser-ney"
     """kneser-ney: interpolated and modified (Chen & Goodman, 1999); interpolated: each order with a
-    weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood.
-    """
+    weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood;
+    backoff: the probabilities of an ARPA file, which are read and not counted."""
     k: PositiveFinite | None = None
     """add-k: constant added to each count; None: 1."""
     sentence_boundaries: bool = True
     """Stop each context at the beginning of its line; False: read the text as a single stream."""
+    prune: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    """Leave out k-grams that occur this often or less in the training text: a number for each order
+    from 1 on, the first one 0 and none below the one before, such as 0 0 1; the last number holds
+    for all further orders. Empty: none."""
+    entropy_threshold: PositiveFinite | None = None
+    """Leave out each n-gram without which the perplexity rises by a smaller share (Stolcke, 1998),
+    such as 1e-8; None: none."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.smoothing != "add-k":
             raise ValueError("model.k is read only with model.smoothing=add-k")
+        if self.prune:
+            if self.prune[0] or list(self.prune) != sorted(self.prune):
+                raise ValueError(f"model.prune={self.prune} must begin with 0 and never fall")
+            if len(self.prune) > self.order:
+                raise ValueError(
+                    f"model.prune={self.prune} has more numbers than model.order={self.order}"
+                )
+        if self.entropy_threshold is not None and self.smoothing == "add-k":
+            raise ValueError("model.entropy_threshold is not read with model.smoothing=add-k")
+        if self.smoothing == "backoff" and (self.prune or self.entropy_threshold is not None):
+            raise ValueError(
+                "model.prune and model.entropy_threshold are not read with model.smoothing=backoff"
+            )
 
 
 def _refuse_between(model: Any) -> None:

@@ -1,5 +1,6 @@
 """Neural language models as frozen dataclasses of pure methods."""
 
+from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel, restart
 from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
 from lm_jax.models.convolution import ConvolutionModel
@@ -16,6 +17,7 @@ from lm_jax.models.transition import Transition, TransitionLayer
 from lm_jax.models.window import WindowModel
 
 __all__ = [
+    "BackoffModel",
     "Cell",
     "CellLayer",
     "ConvolutionModel",

@@ -5,6 +5,7 @@ from typing import Any
 from lm_jax import config as settings
 from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
+from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel
 from lm_jax.models.cells import (
     Cell,
@@ -39,7 +40,9 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         number, and the squared error replaces the nats (`lm_jax.models.readout`).
     """
     if isinstance(config, settings.NGram):
-        return NGramModel(order=config.order, sentence_boundaries=config.sentence_boundaries)
+        backoff = config.smoothing == "backoff" or config.entropy_threshold is not None
+        kind = BackoffModel if backoff else NGramModel
+        return kind(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {

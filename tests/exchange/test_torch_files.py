@@ -176,7 +176,10 @@ def test_a_vocabulary_that_does_not_fit_is_refused(weights, words, options, said
             "import w.safetensors new --vocabulary words.txt --layout awd-lstm-lm",
             "w.safetensors: no array is of the module rnns; .* did you mean 'rnn'",
         ),
-        ("export run words.txt", "words.txt: the name must end in .safetensors or have no ending"),
+        (
+            "export run words.txt",
+            "words.txt: the name must end in .safetensors or end in .arpa or end in",
+        ),
         ("export run w.safetensors", "w.safetensors is there already"),
         ("export run no/w.safetensors", "there is no folder no"),
         ("export run full", "full holds files"),
