@@ -228,7 +228,7 @@ FLAGS = {
         "cache_flatness": "theta",
         "mix": "interpolate ensemble",
         "mix_weight": "lambda",
-        "sentences": "independent per_sentence by_line",
+        "read=sentences": "sentences independent per_sentence by_line",
     },
     "sample": {
         "prompt": "start prime start_text prime_text text input prefix context",

@@ -685,8 +685,8 @@ MUTANTS = (
     ),
     Mutant(
         "scoring/score.py",
-        "return self.nats / math.log(2) / self.characters if",
-        "return self.nats / math.log(2) / self.tokens if",
+        "return _in_bits(self._nats_per(self.size.characters))",
+        "return _in_bits(self._nats_per(self.tokens))",
         "scoring/test_unknown.py::test_bits_are_those_of_all_characters_where_every_token_is_known",
         "bits per character divided by tokens",
     ),
@@ -778,10 +778,18 @@ MUTANTS = (
     ),
     Mutant(
         "generation/sample.py",
-        "tokens[:span, column],\n            nats[:span, column],",
-        "tokens[:, column],\n            nats[:, column],",
+        "Sample(text, drawn[:span], own[:span], stop)",
+        "Sample(text, drawn, own, stop)",
         "generation/test_generation.py::test_a_stop_token_ends_a_sample_and_is_no_part_of_it",
         "tokens after the stop token are counted",
+    ),
+    Mutant(
+        "generation/stops.py",
+        "for n in range(1, len(string)) if text.endswith(string[:n])",
+        "for n in range(2, len(string)) if text.endswith(string[:n])",
+        "generation/test_generation.py::"
+        "test_a_beginning_of_a_stop_is_held_back_until_more_is_known",
+        "the first character of a stop is shown",
     ),
     Mutant(
         "generation/scheduled_sampling.py",

@@ -73,7 +73,7 @@ def write_run(run_dir: Path, run: Run | None = None, sample: str | None = None) 
     sections = learning_sections(
         rows,
         result,
-        size=None if config.data.generated else len(vocabulary),
+        vocabulary=None if config.data.generated else vocabulary,
         clip_norm=None if config.train is None else config.train.clip_norm,
         cell=config.model.cell.kind if isinstance(config.model, RNN) else "",
     )

@@ -1,7 +1,31 @@
-"""Settings in words, for tables and pages: the value, and the path in short."""
+"""Words of tables and pages: settings and their values, and the figures of a loss."""
 
 from collections.abc import Iterable
 from typing import Any
+
+from lm_jax.data.vocabulary import Vocabulary
+
+FIGURES = {
+    "nats": ("nats a token", ".4f"),
+    "bits_per_token": ("bits a token", ".4f"),
+    "perplexity": ("perplexity", ".3f"),
+    "perplexity_per_word": ("perplexity a word", ".3f"),
+    "bits_per_byte": ("bits a byte", ".4f"),
+    "bits_per_character": ("bits a character", ".4f"),
+}
+"""Heading and format of each figure of `lm_jax.scoring.Loss.row`."""
+_USUAL = {
+    "char": ("nats", "perplexity", "bits_per_character"),
+    "byte": ("nats", "perplexity", "bits_per_byte", "bits_per_character"),
+    "word": ("nats", "bits_per_token", "perplexity", "bits_per_character"),
+    "bpe": ("nats", "perplexity", "perplexity_per_word", "bits_per_byte", "bits_per_character"),
+}
+SPACED = "each token is a character, and the white space between tokens is none"
+
+
+def usual_figures(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Names of the figures that papers give for models with such tokens (docs/runs.md)."""
+    return _USUAL["char" if vocabulary.spaced else vocabulary.tokenizer]
 
 
 def in_words(value: Any) -> str:
