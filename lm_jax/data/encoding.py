@@ -30,7 +30,7 @@ from lm_jax.data.vocabulary import (
 from lm_jax.data.workers import Function, map_in_order
 from lm_jax.settings import UserError
 
-_SIZE = struct.Struct("<4q")  # the TextSize of a part
+_SIZE = struct.Struct("<5q")  # the TextSize of a part
 
 
 def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
@@ -121,16 +121,6 @@ def encoded(
     Raises:
       UserError: the text is not UTF-8, or holds a NUL character.
     """
-    for numbers, size in _blocks(vocabulary, text, dtype):
-        if vocabulary.spaced:
-            size = TextSize(characters=len(numbers), unknown=size.unknown)
-        yield numbers, size
-
-
-def _blocks(
-    vocabulary: Vocabulary, text: Text, dtype: Any
-) -> Iterator[tuple[np.ndarray, TextSize]]:
-    """Yield as `encoded`, with characters, bytes and words of the text as written."""
     counter = WordCounter()
     if vocabulary.tokenizer == "byte":
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -139,7 +129,7 @@ def _blocks(
             # Every character of UTF-8 has one byte that is not 10xxxxxx: -128 to -65.
             characters = int(np.count_nonzero(numbers.view(np.int8) >= -64))
             words = counter.count(codes(decoder.decode(block, is_last)), is_last)
-            size = TextSize(characters, bytes=len(block), words=words)
+            size = TextSize(characters, 0, len(block), *words)
             yield numbers.astype(dtype, copy=False), size
         return
     if vocabulary.tokenizer == "char":
@@ -149,7 +139,7 @@ def _blocks(
             numbers = np.take(table, points, mode="clip")  # faster than a check; all are there
             unknown = int(np.count_nonzero(numbers == vocabulary.unknown))
             words = counter.count(points, is_last)
-            yield numbers, TextSize(len(part), unknown, len(part.encode()), words)
+            yield numbers, TextSize(len(part), unknown, len(part.encode()), *words)
         return
     whole = whole_words if vocabulary.tokenizer == "word" else bpe.whole
     setup = f"{np.dtype(dtype).name}\n{vocabulary.to_json()}"
@@ -193,7 +183,9 @@ def tokens_in(setup: str) -> Function:
             numbers = vocabulary.numbers_of(words)
             # A `<unk>` that the text itself says is not unknown.
             unknown = int(np.sum(numbers == vocabulary.unknown)) - words.count(UNKNOWN)
-        size = TextSize(len(text), unknown, len(item) - 1, len(words))
+        lines = text.count("\n") + (is_last and text[-1:] not in ("", "\n"))
+        longer = sum(len(word) > 1 for word in words) - lines
+        size = TextSize(len(text), unknown, len(item) - 1, len(words), longer)
         return _SIZE.pack(*size) + numbers.astype(dtype).tobytes()
 
     return encode

@@ -72,13 +72,6 @@ class Vocabulary:
         return None if self.tokenizer in ("byte", "bpe", "task") else self.numbers[UNKNOWN]
 
     @cached_property
-    def spaced(self) -> bool:
-        """True if each word is a single character, as in the files `c o n s u m e r s _` of the
-        Penn Treebank (Mikolov et al., 2012): the white space between tokens is no character."""
-        marks = {UNKNOWN, LINE_END["word"]}
-        return self.tokenizer == "word" and all(len(t) == 1 or t in marks for t in self.tokens)
-
-    @cached_property
     def _encode_bpe(self) -> Callable[[str], np.ndarray]:
         return bpe.encoder(self.rules)
 

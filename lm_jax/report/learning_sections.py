@@ -13,7 +13,7 @@ from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
 from lm_jax.report.study import column, numbers
-from lm_jax.report.wording import FIGURES, SPACED, usual_figures
+from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.journal import validations
 
 FEW = 3  # records that a curve needs
@@ -158,6 +158,7 @@ def _counts(ngrams: Sequence[Row]) -> Section:
 
 def _splits(result: Row, vocabulary: Vocabulary | None) -> Section:
     splits = result["splits"]
+    there = [row for row in splits.values() if isinstance(row, dict)]
     if vocabulary is None:
         known = {
             "nats": "nats a token",
@@ -167,9 +168,8 @@ def _splits(result: Row, vocabulary: Vocabulary | None) -> Section:
             "sequences": "sequences",
         }
     else:
-        usual = {name: FIGURES[name][0] for name in usual_figures(vocabulary)}
+        usual = {name: FIGURES[name][0] for name in usual_figures(vocabulary, there)}
         known = {**usual, "tokens": "tokens", "unknown": "unknown"}
-    there = [row for row in splits.values() if isinstance(row, dict)]
     shown = [name for name in known if any(row.get(name) is not None for row in there)]
 
     def cell(row: Row, name: str) -> Any:
@@ -185,7 +185,7 @@ def _splits(result: Row, vocabulary: Vocabulary | None) -> Section:
         said += f" On the test split the loss is {abs(gap):.3f} "
         said += "higher" if gap > 0 else "lower"
         said += " than on the training split."
-    note = f"Bits a character: {SPACED}." if vocabulary is not None and vocabulary.spaced else ""
+    note = f"Bits a character: {SPACED}." if any(map(is_spaced, there)) else ""
     table = Table(["split", *(known[name] for name in shown)], rows)
     return Section("How good is the result?", said, [table], note)
 

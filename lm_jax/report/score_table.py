@@ -70,7 +70,7 @@ def show_score(
     print(f"tokens             {loss.tokens:,}, of them unknown {loss.size.unknown:,}")
     for name, (heading, _) in FIGURES.items():
         if row[name] is not None:
-            note = f"   {SPACED}" if name == "bits_per_character" and vocabulary.spaced else ""
+            note = f"   {SPACED}" if name == "bits_per_character" and loss.size.spaced else ""
             print(f"{heading:19}{row[name]:.4f}{note}")
     if row["bits_per_character"] is None:
         print(f"bits a character   {NONE}   {UNPAID}")

@@ -20,7 +20,7 @@ from rich.table import Table
 from lm_jax.analysis import Probe, Proof
 from lm_jax.files import Row
 from lm_jax.report.study import spike_in_words, within
-from lm_jax.report.wording import FIGURES, SPACED, usual_figures
+from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.runs import Run
 
 NAMES = 16  # characters of a name that a narrow table keeps in one line
@@ -102,7 +102,7 @@ def show_result(run: Run) -> None:
         return
     columns, rows = TASK_COLUMNS, result["splits"].values()
     if not run.config.data.generated:
-        usual = (*usual_figures(run.vocabulary), "tokens", "unknown")
+        usual = (*usual_figures(run.vocabulary, rows), "tokens", "unknown")
         # A run of an earlier version has fewer figures.
         columns = {name: TEXT_COLUMNS[name] for name in usual if all(name in row for row in rows)}
     table = Table("split")
@@ -120,7 +120,7 @@ def show_result(run: Run) -> None:
         console.print(table)
     if any(row["unknown"] for row in result["splits"].values()):
         console.print(f"{NONE} bits a character: {UNPAID}", soft_wrap=True)
-    if run.vocabulary.spaced:
+    if any(map(is_spaced, rows)):
         console.print(f"bits a character: {SPACED}", soft_wrap=True)
     if "vectors" in result:
         console.print(vectors_in_words(result["vectors"]), soft_wrap=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.files import Row
 
 FIGURES = {
     "nats": ("nats a token", ".4f"),
@@ -20,12 +21,22 @@ _USUAL = {
     "word": ("nats", "bits_per_token", "perplexity", "bits_per_character"),
     "bpe": ("nats", "perplexity", "perplexity_per_word", "bits_per_byte", "bits_per_character"),
 }
-SPACED = "each token is a character, and the white space between tokens is none"
+SPACED = "every word is one character, and the white space between words is none"
 
 
-def usual_figures(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Names of the figures that papers give for models with such tokens (docs/runs.md)."""
-    return _USUAL["char" if vocabulary.spaced else vocabulary.tokenizer]
+def is_spaced(row: Row) -> bool:
+    """True if a loss is that of a spaced text (`lm_jax.data.sizes`)."""
+    return "words" in row and row["words"] is None
+
+
+def usual_figures(vocabulary: Vocabulary, rows: Iterable[Row]) -> tuple[str, ...]:
+    """Names of the figures that papers give for models with such tokens (docs/runs.md).
+
+    Args:
+      vocabulary: the tokens.
+      rows: the losses, each as of `lm_jax.scoring.Loss.row`.
+    """
+    return _USUAL["char" if any(map(is_spaced, rows)) else vocabulary.tokenizer]
 
 
 def in_words(value: Any) -> str:

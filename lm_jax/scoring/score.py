@@ -85,7 +85,7 @@ class Loss(NamedTuple):
     @property
     def perplexity_per_word(self) -> float | None:
         """P(text) to the power -1 / words; None if P does not cover all words of the text."""
-        nats = self._nats_per(self.size.words)
+        nats = None if self.size.spaced else self._nats_per(self.size.words)
         return None if nats is None else perplexity_of(nats)
 
     @property
@@ -94,18 +94,23 @@ class Loss(NamedTuple):
 
         The value is infinite if the text has bytes but no byte that begins a character.
         """
-        if self.size.bytes and not self.size.characters:
-            return math.inf
-        return _in_bits(self._nats_per(self.size.characters))
+        return _in_bits(self._nats_per(self.characters))
 
     @property
     def bits_per_byte(self) -> float | None:
         """-log2 P(text) / bytes of UTF-8; None if P does not cover all bytes of the text."""
-        return _in_bits(self._nats_per(self.size.bytes))
+        return None if self.size.spaced else _in_bits(self._nats_per(self.size.bytes))
+
+    @property
+    def characters(self) -> int:
+        """Characters of the text, without the white space of a spaced text."""
+        return self.size.words if self.size.spaced else self.size.characters
 
     def _nats_per(self, units: int) -> float | None:
-        """-ln P(text) / units; None if tokens are unknown, or no units were counted."""
-        return None if self.size.unknown or not units else self.nats / units
+        """-ln P(text) / units; None if tokens are unknown."""
+        if self.size.unknown:
+            return None
+        return self.nats / units if units else math.inf
 
     def plus(self, nats: np.ndarray) -> "Loss":
         """The loss with the -ln P of some more tokens, [n], summed in float64."""
@@ -122,9 +127,9 @@ class Loss(NamedTuple):
             "bits_per_character": self.bits_per_character,
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
-            "words": self.size.words or None,
-            "characters": self.size.characters,
-            "bytes": self.size.bytes or None,
+            "words": None if self.size.spaced else self.size.words,
+            "characters": self.characters,
+            "bytes": None if self.size.spaced else self.size.bytes,
             "unknown": self.size.unknown,
         }
 

@@ -20,7 +20,6 @@ from lm_jax.data import corpus as corpora
 from lm_jax.data import sources
 from lm_jax.data import text as texts
 from lm_jax.data.corpus import cache_folder, load
-from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import Text
 from lm_jax.settings import UserError
 
@@ -137,15 +136,16 @@ def test_characters_are_those_of_the_text_whatever_the_tokens(tokenizer):
     assert [size.words for size in sizes] == [3, 3, 3]
 
 
-def test_characters_between_white_space_are_the_tokens():
-    """The white space of `c o n s u m e r s _` is none of the text's characters."""
-    texts = ["a b _ <unk> a\n", "b a _ a b", "a c\n"]
-    corpus = load(Data(source=Memory(), tokenizer=Word()), texts)
-    assert corpus.vocabulary.spaced
+@every_tokenizer
+def test_a_text_is_spaced_if_each_of_its_words_is_a_character(tokenizer, monkeypatch):
+    monkeypatch.setattr(texts, "BLOCK", 5)
+    spaced, not_spaced = "a b _\té a\n" * 3, "a b _ é a\n" * 3 + "ab"
+    data = changed(Data(source=Memory()), tokenizer=tokenizer)
+    corpus = load(data, [spaced, not_spaced, "a b _\n"])
     sizes = [getattr(corpus, split).size for split in SPLITS]
-    assert sizes == [TextSize(6), TextSize(6), TextSize(3, unknown=1)]
-    assert not load(Data(source=Memory(), tokenizer=Word()), ["a bc\n"] * 3).vocabulary.spaced
-    assert not load(Data(source=Memory()), texts).vocabulary.spaced
+    assert [size.spaced for size in sizes] == [True, False, False]  # too short to tell
+    assert [size.words for size in sizes] == [18, 20, 4]
+    assert [size.longer for size in sizes] == [0, 1, 0]
 
 
 def test_words_that_training_never_saw_are_counted():

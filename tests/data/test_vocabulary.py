@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm_jax.config import File
-from lm_jax.data import sources
+from lm_jax.data import sizes, sources
 from lm_jax.data import text as texts
 from lm_jax.data.encoding import build, decoded, encoded, unknown_pieces, whole_words
 from lm_jax.data.sizes import TextSize
@@ -124,7 +124,7 @@ def test_the_vocabulary_is_the_count_of_tokens_cut_where_the_limits_say(
 @example(text="a <unk>\t<unk> zz", block=4)
 def test_tokens_characters_and_unknowns_do_not_depend_on_where_blocks_end(tokenizer, text, block):
     """Against tokens found by regular expression in the whole text."""
-    with mock.patch.object(texts, "BLOCK", block):
+    with mock.patch.object(texts, "BLOCK", block), mock.patch.object(sizes, "AT_ONCE", 3):
         known = vocabulary(tokenizer)
         numbers, size = all_encoded(known, in_memory("text", text))
         written = list(unknown_pieces(known, in_memory("text", text)))
@@ -134,6 +134,7 @@ def test_tokens_characters_and_unknowns_do_not_depend_on_where_blocks_end(tokeni
     assert size.characters == len(text)
     assert size.bytes == len(text.encode())
     assert size.words == len(words(text))
+    assert size.longer == sum(len(word) > 1 for word in text.split())
     if tokenizer == "byte":
         np.testing.assert_array_equal(numbers, tokens)
         assert size.unknown == 0

@@ -209,7 +209,7 @@ def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(cap
         show_score(BYTES, blocks, by="token", as_json=as_json)
     as_object, _, table = capsys.readouterr().out.partition("      ln P")
     assert json.loads(as_object)["bits_per_character"] is None
-    assert table.endswith("bits a character  inf\n")
+    assert table.endswith("bits a character   inf\n")
 
 
 def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
