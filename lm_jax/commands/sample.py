@@ -7,6 +7,7 @@ from lm_jax.commands.shared import (
     SAMPLE_LENGTH,
     Flag,
     RunDir,
+    Words,
     filled,
     mixed,
     only_with,
@@ -25,7 +26,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: tuple[str, ...] = (),
+    stop: Words = (),
     beam: int | None = None,
     raw: Flag = False,
     json: Flag = False,
@@ -72,7 +73,7 @@ def sample(
         raise UserError(f"--beam and --{next(iter(drawn)).replace('_', '-')} do not go together")
     run = mixed(reading_text(run_dir), mix, mix_weight)
     trained = (run.model, run.params, run.vocabulary)
-    common = {"prompt": prompt, "length": length, "stop": stop, "raw": raw}
+    common = {"prompt": prompt, "length": length, "stop": sum(stop, ()), "raw": raw}
     if beam is not None:
         show_beam(generation.beam(*trained, **common, width=beam), run.vocabulary, as_json=json)
     elif json or count is not None:

@@ -24,6 +24,8 @@ FIT = "fit"  # --mix-weight
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 ExperimentName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
 RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+Words = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""Values of a flag that takes several at a time, and may be given several times."""
 TextFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 
 

@@ -124,6 +124,10 @@ def test_samples_are_drawn_in_every_way(trained, capsys):
     assert f"=== 2 of 3, ln P {found[1]['log_p']:.4f}\n{found[1]['text']}\n=== 3" in out
     ended = told(capsys, "sample", "run", *flags, "--stop", "\\n")[1]
     assert ended == streamed.partition("\n")[0] + "\n"
+    stops = ["--stop", streamed[20:23], "tttt", "--stop", "aaaa"]
+    (ended,) = told(capsys, "sample", "run", *flags, "--json", *stops)[1].splitlines()
+    assert json.loads(ended)["text"] == streamed[: streamed.index(streamed[20:23], 4)]
+    assert json.loads(ended)["stop"] == streamed[20:23]
     searched = told(capsys, "sample", "run", "--length", 5, "--beam", 4, "--json")[1]
     assert len(json.loads(searched)["tokens"]) == 5
     out = told(capsys, "sample", "run", "--length", 5, "--beam", 4)[1]
