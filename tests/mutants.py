@@ -685,10 +685,32 @@ MUTANTS = (
     ),
     Mutant(
         "scoring/score.py",
-        "return _in_bits(self._nats_per(self.size.characters))",
+        "return _in_bits(self._nats_per(self.characters))",
         "return _in_bits(self._nats_per(self.tokens))",
         "scoring/test_unknown.py::test_bits_are_those_of_all_characters_where_every_token_is_known",
         "bits per character divided by tokens",
+    ),
+    Mutant(
+        "scoring/score.py",
+        "batch.start & (place == 0)",
+        "batch.start",
+        "training/test_training.py::test_sentences_are_judged_each_by_itself_and_whole",
+        "a sentence longer than a chunk starts afresh",
+    ),
+    Mutant(
+        "training/optimizer.py",
+        "** (1 - way)",
+        "** way",
+        "training/test_optimizer.py::test_a_range_test_goes_up_by_equal_factors",
+        "a range test goes down",
+    ),
+    Mutant(
+        "data/sizes.py",
+        "self._before = white[-2:]",
+        "self._before = white[-1:]",
+        "data/test_vocabulary.py::"
+        "test_tokens_characters_and_unknowns_do_not_depend_on_where_blocks_end[char]",
+        "a word at the seam of two parts is lost",
     ),
     Mutant(
         "scoring/score.py",

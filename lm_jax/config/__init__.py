@@ -42,6 +42,7 @@ from lm_jax.config.optimizer import (
     Muon,
     Optimizer,
     Plateau,
+    RangeTest,
     RMSprop,
 )
 from lm_jax.config.override import override, read_with, with_kinds
@@ -127,6 +128,7 @@ __all__ = [
     "Permutation",
     "Plateau",
     "RMSprop",
+    "RangeTest",
     "RecurrentDropout",
     "RestoreCheckpoint",
     "SampledSoftmax",

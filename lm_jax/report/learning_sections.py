@@ -12,6 +12,7 @@ from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
+from lm_jax.report.range_section import range_section
 from lm_jax.report.study import column, numbers
 from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.journal import validations
@@ -27,6 +28,7 @@ def learning_sections(
     vocabulary: Vocabulary | None,
     clip_norm: float | None,
     cell: str = "",
+    ranged: bool = False,
 ) -> list[Section]:
     """The sections on the training: loss, splits, gradient norms, pace, and what was probed live.
 
@@ -36,10 +38,13 @@ def learning_sections(
       vocabulary: a text's vocabulary; None for generated sequences.
       clip_norm: the clipping threshold, if the gradient is clipped by norm.
       cell: kind of the model's cell, for the names of its gates.
+      ranged: True for a learning-rate range test.
     """
     trained = [row for row in rows if row["kind"] == "train"]
     probed = [row for row in rows if row["kind"] == "probe"]
     sections = [_loss(rows, trained, result, None if vocabulary is None else len(vocabulary))]
+    if ranged:
+        sections.append(range_section(trained))
     if result is not None and result["splits"]:
         sections.append(_splits(result, vocabulary))
     if len(trained) >= FEW:

@@ -335,3 +335,30 @@ def test_the_model_writes_at_each_validation_what_it_would_say_then(run):
 def test_a_task_has_no_text_to_write():
     with pytest.raises(UserError, match=r"train\.sample_length=9 needs a text"):
         resolve(Config(data=Data(source=Copy()), train=Train(sample_length=9)))
+
+
+def ranged(losses):
+    """The section on a range test from 1e-4 to 1, after the record of the first update."""
+    trained = rows([9.0, *losses])
+    for row, rate in zip(trained, [1e-5, *np.geomspace(1e-4, 1, len(losses))], strict=True):
+        row["learning_rate"] = rate
+    sections = learning_sections(trained, None, vocabulary=EIGHT, clip_norm=None, ranged=True)
+    return next(section for section in sections if section.title.startswith("Which learning rates"))
+
+
+def test_a_range_test_names_the_steepest_fall_and_the_lowest_loss():
+    rates = np.geomspace(1e-4, 1, 17)
+    falling = 4 - 2 / (1 + (rates / 0.01) ** -2)  # steepest at 0.01
+    section = ranged(falling + np.where(rates > 0.2, 3.0, 0))
+    assert section.finding == (
+        "The loss fell most steeply at a learning rate of 0.01, and was lowest, 2.006, at 0.18; "
+        "at 1 it was 5."
+    )
+    (drawing,) = section.parts
+    assert "running mean" in drawing.draw(width=720).svg()
+    assert ranged(falling).finding.endswith("was lowest, 2.000, at 1, the largest rate tried.")
+    assert "fell at no rate: it was lowest at 0.0001" in ranged(rates + 4).finding
+    cut = ranged([*falling[:-2], None, None]).finding
+    assert "fell most steeply at a learning rate of 0.01" in cut
+    assert cut.endswith("Records without a finite loss are left out.")
+    assert "too few records for a range test: 7. A smaller" in ranged(falling[:7]).finding
