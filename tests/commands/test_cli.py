@@ -264,6 +264,8 @@ def test_experiments_are_listed_with_claim_and_time(capsys, monkeypatch):
     row = next(line for line in out.splitlines() if "quickstart" in line)
     assert "│ A character-level Elman RNN learns CPython's documentation in a minute. " in row
     assert "│ under a minute of training on two CPU cores " in row
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert names.index("zaremba_small") < names.index("word_language_model")
 
 
 def test_runs_are_compared_by_what_differs(trained_run, capsys, monkeypatch):
