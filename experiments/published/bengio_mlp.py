@@ -13,8 +13,8 @@ Command   python run.py sweep bengio_mlp --data.source file --data.source.train 
           python run.py train bengio_mlp --data.source file --data.source.train DIR --run-dir tri
               --model ngram --model.order 3 --model.smoothing interpolated
           python run.py score mlp/trials/MLP9 TEXT --mix tri --mix-weight 0.5 --by none
-          DIR is a folder with train.txt, valid.txt and test.txt of the Brown corpus. The last command
-          is MLP10.
+          DIR is a folder with train.txt, valid.txt and test.txt of the Brown corpus. The last
+          command is MLP10.
 Time      not run yet
 """
 
