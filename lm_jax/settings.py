@@ -183,7 +183,11 @@ def plain(value: Any) -> Any:
 
 def explain(error: pydantic.ValidationError, kind: type) -> str:
     """The one-line message for refused settings: the first wrong field, and why."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    *above, _ = errors[0]["loc"] or (None,)
+    # Of a number or a list of numbers, the error about an entry is the nearest.
+    near = [found for found in errors if list(found["loc"][: len(above)]) == above]
+    first = max(near, key=lambda found: len(found["loc"]))
     where = _where(first["loc"], kind)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not where or first["type"] == "value_error":
@@ -226,7 +230,8 @@ def _where(location: tuple[int | str, ...], kind: type) -> str:
             return ".".join([*found[:-1], *map(str, location[place + 1 : place + 2] or [part])])
         if hints:
             classes = [member for hint in hints for member in classes_in(hint)]
-            tagged = any(map(kind_of, classes))
+            plain = {kind for hint in hints for kind in plain_types(hint)} - {type(None)}
+            tagged = any(map(kind_of, classes)) or (not classes and len(plain) > 1)
     return ".".join(found)
 
 

@@ -31,6 +31,8 @@ def check_compatibility(data: Data, model: Model, train: Train | None) -> None:
         return
     if train is None:
         raise ValueError(f"model={model.kind} needs train, how it is to be trained")
+    if data.jitter is not None:
+        _refuse_jitter(data.jitter, model, train)
     if isinstance(model, RNN):
         _refuse_through_time(model, train)
         _refuse_single_steps(data, model, train)
@@ -96,6 +98,27 @@ def _refuse_cuts(data: Data, train: Train) -> None:
             )
 
 
+def _refuse_jitter(jitter: int, model: Model, train: Train) -> None:
+    """Refuse settings that need chunks of one length."""
+    probe = train.probe
+    others = {
+        f"model={model.kind}": not isinstance(model, RNN),
+        f"train.gradient={train.gradient.kind}": not isinstance(
+            train.gradient, FullBackpropagation
+        ),
+        f"train.feeding={train.feeding.kind}": train.feeding.kind != "teacher",
+        "train.probe=live": isinstance(probe, LiveProbe),
+        f"train.flossing={train.flossing}": train.flossing is not None,
+        f"train.omega={train.omega}": train.omega is not None,
+    }
+    for setting, needs in others.items():
+        if needs:
+            raise ValueError(
+                f"data.jitter={jitter} does not go with {setting}: it needs a recurrent model and "
+                "its chunks are of different lengths"
+            )
+
+
 def _refuse_through_time(model: RNN, train: Train) -> None:
     """Refuse settings of the gradient unsupported by the recurrent model."""
     if isinstance(train.gradient, Online):
@@ -106,10 +129,10 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
         raise ValueError(
             f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
         )
-    if train.flossing is not None and train.flossing_exponents > model.hidden_size:
+    if train.flossing is not None and train.flossing_exponents > min(model.sizes):
         raise ValueError(
             f"train.flossing_exponents={train.flossing_exponents} must be at most "
-            f"model.hidden_size={model.hidden_size}"
+            f"model.hidden_size={min(model.sizes)}"
         )
 
 

@@ -137,6 +137,11 @@ class Data:
     length: Size = 64
     """T, time steps of an update; sentences: longer sentences are cut every T tokens; a task: steps
     of each sequence, or the maximum if data.source.length is set."""
+    jitter: Size | None = None
+    """streams: largest number of tokens by which each border between two chunks of an epoch moves,
+    drawn anew in each epoch. A chunk then has between T - 2 jitter and T + 2 jitter tokens, and its
+    share of T scales the learning rate of its update (Merity et al., 2018, section 4.1). None: no
+    border moves."""
     window_updates: Adjustable | None = None
     """streams: updates in a window, the part of the text on the device; the next window is read
     ahead from the disk. None: the whole text, unless it would take more than a quarter of the free
@@ -178,6 +183,18 @@ class Data:
                 )
         if isinstance(source, Sequences | Markov):
             self._check_task(source)
+        if self.jitter is not None:
+            if self.batching != "streams" or self.generated:
+                raise ValueError("data.jitter is read only with data.batching=streams, of a text")
+            if self.length <= 2 * self.jitter:
+                raise ValueError(
+                    f"data.jitter={self.jitter} must be below half of data.length={self.length}"
+                )
+            if self.window_updates is not None:
+                raise ValueError(
+                    "data.jitter does not go with data.window_updates: it moves chunks over the "
+                    "edges of windows"
+                )
         if self.window_updates is not None and (self.batching != "streams" or self.generated):
             raise ValueError(
                 "data.window_updates is read only with data.batching=streams, of a text"

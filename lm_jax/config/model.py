@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.config.cell import GATED, LRU, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.config.cell import GATED, LRU, LSTM, Activation, Cell, CustomCell, Elman, Gated
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
 
@@ -21,7 +21,7 @@ class Softmax:
     kind: Literal["softmax"] = "softmax"
     tied: bool = False
     """Use the transposed table of input vectors as W_hy (Inan et al., 2017; Press & Wolf, 2017);
-    needs model.embedding-size equal to model.hidden-size."""
+    needs model.embedding-size equal to model.projection, or without it to model.hidden-size."""
     bias: bool = True
     """Add a bias b_y to the logits."""
     label_smoothing: Probability | None = None
@@ -67,7 +67,22 @@ class NoiseContrastive:
     """Noise tokens for each target, fewer than V, shared by all targets of an update."""
 
 
-Readout = Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
+@settings
+class MixtureOfSoftmaxes:
+    """A weighted mean of several softmaxes (Yang et al., 2018)."""
+
+    kind: Literal["mos"] = "mos"
+    components: Size = 15
+    """K, number of softmaxes."""
+    size: Size | None = None
+    """Numbers that each softmax reads; None: model.embedding-size."""
+    tied: bool = False
+    """Use the transposed table of input vectors as W_hy."""
+    bias: bool = True
+    """Add a bias b_y to the logits."""
+
+
+Readout = Softmax | MixtureOfSoftmaxes | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
 
 
 @settings
@@ -92,6 +107,11 @@ class RecurrentDropout(Dropout):
 
     recurrent: Probability | None = None
     """Share of the entries of W_hh, fixed over all steps of an update (Merity et al., 2018)."""
+    zoneout: Probability | None = None
+    """Share of the units of h that keep their old value at a step (Krueger et al., 2017); in use,
+    each unit keeps this share of its old value."""
+    zoneout_cell: Probability | None = None
+    """The same for the cell state c of an LSTM."""
 
 
 @settings
@@ -105,8 +125,13 @@ class Network:
     none."""
     vectors_sha256: str | None = None
     """SHA-256 of the file of vectors at the start of the run; filled in."""
-    freeze_vectors: bool = False
-    """Do not train the pretrained vectors."""
+    init_from: str | None = None
+    """Directory of a run whose parameters this run begins with, for instance to fine-tune them;
+    None: every parameter is drawn."""
+    init_parts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters taken from model.init-from, such as layers.* or embedding.C."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that training leaves as they are."""
     readout: Annotated[Readout, OneOf()] = Softmax()
     """From the last hidden layer to the probabilities of the next token."""
     dropout: Dropout = Dropout()
@@ -116,6 +141,9 @@ class Network:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of the factors of each matrix product in training; sums and everything else stay
     float32. tf32 and bfloat16 are for GPUs and TPUs. Scores, samples and probes do not round."""
+    projection: Size | None = None
+    """Numbers that the readout reads, by a linear layer without bias from the last hidden layer;
+    None: the hidden layer itself."""
     uniform: PositiveFinite | None = None
     """s: draw every initial weight and bias from U(-s, s); None: each by its own rule."""
 
@@ -133,20 +161,34 @@ class Network:
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
                     if getattr(part, field, idle) != idle:
                         raise ValueError(f"{place}.{field} is not read with model.uniform")
-        if self.freeze_vectors and self.vectors is None:
-            raise ValueError("model.freeze_vectors is read only with model.vectors")
+        if self.init_from is None and self.init_parts != ("*",):
+            raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
             cutoffs = self.readout.cutoffs
             if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
                 raise ValueError(f"model.readout.cutoffs={cutoffs} must rise, one of them at least")
+        elif isinstance(self.readout, MixtureOfSoftmaxes):
+            size = self.readout.size or self.embedding_size
+            if size is None:
+                raise ValueError("model.readout.size is needed: model.embedding_size is None")
+            if self.readout.tied and size != self.embedding_size:
+                raise ValueError(
+                    f"model.readout.tied needs model.readout.size={size} to be "
+                    f"model.embedding_size={self.embedding_size}"
+                )
         elif self.readout.tied and self.embedding_size != self._readout_inputs():
             raise ValueError(
                 f"model.readout.tied needs model.embedding_size={self.embedding_size} to be what "
-                f"the readout reads, {self._readout_inputs()}"
+                f"the readout reads, {self._readout_inputs()}: set model.projection to "
+                "model.embedding_size"
             )
 
-    def _readout_inputs(self) -> Any:
-        return getattr(self, "hidden_size", None)
+    def _readout_inputs(self) -> int:
+        return self.projection or self._outputs()
+
+    def _outputs(self) -> int:
+        """Outputs of the last hidden layer."""
+        raise NotImplementedError
 
 
 @settings
@@ -175,7 +217,7 @@ class Window(Network):
             )
         _refuse_between(self)
 
-    def _readout_inputs(self) -> int:
+    def _outputs(self) -> int:
         window = (self.order - 1) * (self.embedding_size or 0) if self.skip_connections else 0
         return self.hidden_size + window
 
@@ -211,6 +253,9 @@ class Convolution(Network):
             if self.dilation > 1 and getattr(self, field) == 1:
                 raise ValueError(f"model.dilation needs model.{field} of 2 or more")
 
+    def _outputs(self) -> int:
+        return self.hidden_size
+
 
 @settings
 class RNN(Network):
@@ -220,8 +265,9 @@ class RNN(Network):
     cell: Annotated[Cell, OneOf()] = Elman()
     """The recurrent cell; or your own cell, or a Flax cell, as FILE.py:NAME or
     package.module:NAME."""
-    hidden_size: Size = 256
-    """H, units of each layer."""
+    hidden_size: Size | tuple[Size, ...] = 256
+    """H, units of each layer; or the units of one layer after another, from the first to the last.
+    """
     layers: Size = 1
     """Number of stacked cells."""
     residual: bool = False
@@ -232,8 +278,17 @@ class RNN(Network):
     dropout: RecurrentDropout = RecurrentDropout()
 
     def __post_init__(self) -> None:
+        if isinstance(self.hidden_size, tuple) and len(self.hidden_size) != self.layers:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} has {len(self.hidden_size)} sizes, and "
+                f"model.layers={self.layers}"
+            )
         super().__post_init__()
-        if isinstance(self.cell, LRU) and self.hidden_size % 2:
+        if self.residual and len(set(self.sizes)) > 1:
+            raise ValueError(
+                f"model.residual needs layers of one size: model.hidden_size={self.hidden_size}"
+            )
+        if isinstance(self.cell, LRU) and any(size % 2 for size in self.sizes):
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, whose "
                 "units are real and imaginary parts"
@@ -243,11 +298,21 @@ class RNN(Network):
                 f"model.precision={self.precision} does not reach into a cell of your own, "
                 f"model.cell={self.cell.kind}: round within the cell"
             )
-        if not isinstance(self.cell, Gated) and self.dropout.recurrent is not None:
-            raise ValueError(
-                f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
-            )
+        needed = {"recurrent": Gated, "zoneout": Gated, "zoneout_cell": LSTM}
+        for name, kind in needed.items():
+            if getattr(self.dropout, name) is not None and not isinstance(self.cell, kind):
+                cells = "lstm" if kind is LSTM else " or ".join(GATED)
+                raise ValueError(f"model.dropout.{name} is read only with model.cell={cells}")
         _refuse_between(self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of each layer."""
+        sizes = self.hidden_size
+        return sizes if isinstance(sizes, tuple) else (sizes,) * self.layers
+
+    def _outputs(self) -> int:
+        return self.sizes[-1]
 
 
 def unrounded(model: Any) -> Any:

@@ -92,7 +92,7 @@ class ConvolutionModel(NeuralModel):
         return {
             "embedding": self.embedding.init(tokens),
             "layers": [layer(number) for number in range(self.layers)],
-            "readout": self.readout.init(out, H),
+            **self.init_readout(out, H),
         }
 
     def init_carry(self, batch_size: int) -> Past:

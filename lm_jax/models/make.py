@@ -19,6 +19,7 @@ from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
 from lm_jax.models.matmul import Precision
+from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -42,7 +43,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {
-        "hidden_size": config.hidden_size,
+        "projection": config.projection,
         "dropout": _dropout(config.dropout),
         "activation_penalty": config.activation_penalty,
         "uniform": config.uniform,
@@ -52,6 +53,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
             embedding,
             readout,
             order=config.order,
+            hidden_size=config.hidden_size,
             layers=config.layers,
             activation=config.activation,
             skip_connections=config.skip_connections,
@@ -64,6 +66,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
             embedding,
             readout,
             width=config.width,
+            hidden_size=config.hidden_size,
             layers=config.layers,
             dilation=config.dilation,
             activation=config.activation,
@@ -77,6 +80,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
     return RNNModel(
         embedding,
         readout,
+        hidden_size=config.sizes[-1],
         layers=_layers(config, embedding),
         residual=config.residual,
         real_inputs=regression,
@@ -99,6 +103,17 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
             label_smoothing=kind.label_smoothing,
             precision=precision,
         )
+    if isinstance(kind, settings.MixtureOfSoftmaxes):
+        size = kind.size or config.embedding_size
+        assert size is not None
+        return MixtureOfSoftmaxesReadout(
+            vocab_size,
+            components=kind.components,
+            size=size,
+            tied=kind.tied,
+            bias=kind.bias,
+            precision=precision,
+        )
     if kind.samples >= vocab_size:
         raise UserError(
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
@@ -117,18 +132,22 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
         between=dropout.between,
         outputs=dropout.outputs,
         embedding=dropout.embedding,
-        recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
+        **(
+            {name: getattr(dropout, name) for name in ("recurrent", "zoneout", "zoneout_cell")}
+            if isinstance(dropout, settings.RecurrentDropout)
+            else {}
+        ),
     )
 
 
 def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
-    H = config.hidden_size
+    sizes = config.sizes
     if isinstance(config.cell, settings.CustomCell):
         first = embedding.vocab_size if embedding.size is None else embedding.size
-        inputs = [first] + [H] * (config.layers - 1)
-        return tuple(custom_cell.layer(config.cell, n, H) for n in inputs)
-    cell = _cell(config.cell, H, config.precision)
-    return tuple(CellLayer(cell, H if number else embedding) for number in range(config.layers))
+        pairs = zip((first, *sizes), sizes, strict=False)
+        return tuple(custom_cell.layer(config.cell, inputs, H) for inputs, H in pairs)
+    cells = [_cell(config.cell, H, config.precision) for H in sizes]
+    return tuple(map(CellLayer, cells, (embedding, *sizes)))
 
 
 def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:

@@ -61,7 +61,7 @@ class WindowModel(NeuralModel):
             "W": self.gain * jnp.stack(blocks) / jnp.sqrt(places),
             "b": jnp.zeros(H),
             "layers": stacked,
-            "readout": self.readout.init(out, seen_size),
+            **self.init_readout(out, seen_size),
         }
 
     def init_carry(self, batch_size: int) -> Int[Array, "B places"]:

@@ -23,6 +23,7 @@ from lm_jax.config import (
 MODELS = {
     "tanh": tiny.rnn(),
     "two layers": tiny.rnn(layers=2, cell__activation="sigmoid"),
+    "sizes": tiny.rnn(hidden_size=(6, 3), layers=2, projection=4, readout=Softmax(tied=True)),
     "one-hot": tiny.rnn(embedding_size=None, cell__activation="relu"),
     "window": tiny.window(),
     "one-hot window": tiny.window(embedding_size=None, order=3),
@@ -69,7 +70,8 @@ def test_lanes_do_not_see_each_other(model):
 @every_model
 def test_zero_output_weights_give_log_v(model):
     params, batch = params_of(model), tiny.batch()
-    params["readout"] = jax.tree.map(jnp.zeros_like, params["readout"])
+    for part in ("readout", "projection"):
+        params[part] = jax.tree.map(jnp.zeros_like, params.get(part))
     _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
     np.testing.assert_allclose(model.nats(params, h, batch.y), np.log(tiny.V), rtol=1e-15)
 
@@ -129,6 +131,37 @@ def test_one_hot_is_a_learned_vector_with_the_identity_for_a_table():
     _, h = one_hot.hidden(params, one_hot.init_carry(tiny.B), x)
     _, same = learned.hidden(with_table, learned.init_carry(tiny.B), x)
     tiny.assert_trees_close(h, same)
+
+
+def test_layers_of_sizes_of_their_own_and_a_projection_are_products_of_their_shapes(key):
+    model = MODELS["sizes"]
+    params, batch = params_of(model), tiny.batch()
+    shapes = jax.tree.map(jnp.shape, params)
+    assert [layer["W_xh"] for layer in shapes["layers"]] == [(4, 6), (6, 3)]
+    assert [layer["W_hh"] for layer in shapes["layers"]] == [(6, 6), (3, 3)]
+    assert shapes["projection"] == (3, 4)
+    _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+    b_y = jnp.broadcast_to(params["readout"]["b_y"], (*batch.x.shape, tiny.V))
+    z = h @ params["projection"] @ params["embedding"]["C"].T + b_y
+    tiny.assert_trees_close(model.logits(params, h), z)
+    exact = optax.softmax_cross_entropy_with_integer_labels(z, batch.y)
+    tiny.assert_trees_close(model.loss(params, h, batch.y, batch.mask), jnp.sum(exact))
+    tiny.assert_trees_close(
+        model.for_training(key).loss(params, h, batch.y, batch.mask), jnp.sum(exact)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": (6, 3)}, "has 2 sizes, and model.layers=1"),
+        ({"hidden_size": (6, 3), "layers": 2, "residual": True}, "layers of one size"),
+        ({"hidden_size": 5, "readout": Softmax(tied=True)}, "set model.projection to"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RNN(embedding_size=4, **fields)
 
 
 def test_the_gain_is_every_singular_value_of_the_recurrent_weights(key):
