@@ -39,20 +39,21 @@ def load_experiment(name: str) -> Experiment:
     """Load an experiment.
 
     Args:
-      name: path of a Python file, or name of a file in experiments/ without .py.
+      name: path of a Python file, or name of a file in experiments/ or experiments/published/
+        without .py.
 
     Raises:
       UserError: the file is missing, raises an error, or gives no config or no valid sweep.
     """
     path = Path(name)
     if path.suffix != ".py":
-        path = EXPERIMENTS / f"{name}.py"
-        known = sorted(file.stem for file in EXPERIMENTS.glob("*.py"))
+        known = _files()
         if name not in known:
             raise UserError(
                 f"there is no experiment {name!r}{nearest(name, known)} "
                 f"(there are {', '.join(known)}; or give a path to a .py file)"
             )
+        path = known[name]
     with reading(path, name):
         pass  # a missing or unreadable file is the user's mistake, not an error of the experiment
     try:
@@ -84,11 +85,15 @@ def notes(about: str) -> dict[str, str]:
 
 
 def experiments() -> dict[str, str]:
-    """The docstring of each file in experiments/, by name; no file is run."""
-    files = sorted(EXPERIMENTS.glob("*.py"))
-    return {
-        file.stem: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for file in files
-    }
+    """The docstring of each experiment that lm_jax brings along, by name; no file is run."""
+    trees = {name: ast.parse(file.read_text("utf-8")) for name, file in _files().items()}
+    return {name: ast.get_docstring(tree) or "" for name, tree in trees.items()}
+
+
+def _files() -> dict[str, Path]:
+    """The files in experiments/, and then those in experiments/published/, by name."""
+    found = [path for place in ("*.py", "published/*.py") for path in EXPERIMENTS.glob(place)]
+    return {path.stem: path for path in sorted(found, key=lambda path: (path.parent, path.stem))}
 
 
 def named(points: Any) -> dict[str, dict[str, Any]]:

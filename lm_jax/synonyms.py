@@ -167,6 +167,7 @@ VALUES = {
     "train.schedule=cosine": "cosine_decay cosineannealinglr cosine_annealing warmup",
     "train.schedule=epochs": "step steplr exponential exponentiallr exponential_decay",
     "train.schedule=plateau": "reducelronplateau reduce_on_plateau reduce_lr_on_plateau",
+    "train.schedule=range": "lr_find lr_finder lr_range_test range_test",
     "train.gradient=explicit": "bptt manual",
     "train.gradient=full": "autodiff autograd backprop",
     "train.gradient=truncated": "tbptt truncated_bptt",
@@ -235,7 +236,7 @@ FLAGS = {
         "cache_flatness": "theta",
         "mix": "interpolate ensemble",
         "mix_weight": "lambda",
-        "sentences": "independent per_sentence by_line",
+        "read=sentences": "sentences independent per_sentence by_line",
     },
     "sample": {
         "prompt": "start prime start_text prime_text text input prefix context",

@@ -751,10 +751,32 @@ MUTANTS = (
     ),
     Mutant(
         "scoring/score.py",
-        "return self.nats / math.log(2) / self.characters if",
-        "return self.nats / math.log(2) / self.tokens if",
+        "return _in_bits(self._nats_per(self.characters))",
+        "return _in_bits(self._nats_per(self.tokens))",
         "scoring/test_unknown.py::test_bits_are_those_of_all_characters_where_every_token_is_known",
         "bits per character divided by tokens",
+    ),
+    Mutant(
+        "scoring/score.py",
+        "batch.start & (place == 0)",
+        "batch.start",
+        "training/test_training.py::test_sentences_are_judged_each_by_itself_and_whole",
+        "a sentence longer than a chunk starts afresh",
+    ),
+    Mutant(
+        "training/optimizer.py",
+        "** (1 - way)",
+        "** way",
+        "training/test_optimizer.py::test_a_range_test_goes_up_by_equal_factors",
+        "a range test goes down",
+    ),
+    Mutant(
+        "data/sizes.py",
+        "self._before = white[-2:]",
+        "self._before = white[-1:]",
+        "data/test_vocabulary.py::"
+        "test_tokens_characters_and_unknowns_do_not_depend_on_where_blocks_end[char]",
+        "a word at the seam of two parts is lost",
     ),
     Mutant(
         "scoring/score.py",
@@ -844,10 +866,18 @@ MUTANTS = (
     ),
     Mutant(
         "generation/sample.py",
-        "tokens[:span, column],\n            nats[:span, column],",
-        "tokens[:, column],\n            nats[:, column],",
+        "Sample(text, drawn[:span], own[:span], stop)",
+        "Sample(text, drawn, own, stop)",
         "generation/test_generation.py::test_a_stop_token_ends_a_sample_and_is_no_part_of_it",
         "tokens after the stop token are counted",
+    ),
+    Mutant(
+        "generation/stops.py",
+        "for n in range(1, len(string)) if text.endswith(string[:n])",
+        "for n in range(2, len(string)) if text.endswith(string[:n])",
+        "generation/test_generation.py::"
+        "test_a_beginning_of_a_stop_is_held_back_until_more_is_known",
+        "the first character of a stop is shown",
     ),
     Mutant(
         "generation/scheduled_sampling.py",

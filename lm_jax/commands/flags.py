@@ -44,7 +44,7 @@ class Flags:
 
     def takes_many(self, path: str) -> bool:
         """Return True if a flag of the command's own takes several values."""
-        return get_origin(self.own.get(path)) is tuple
+        return path in self.own and takes_several(self.own[path])
 
     def _all_words(self, path: str) -> list[str]:
         if path in self.own:
@@ -82,6 +82,11 @@ def own_flags(command: Callable[..., int]) -> dict[str, Any]:
         for one in found
         if one.name != "config" and one.default is not one.empty
     }
+
+
+def takes_several(kind: Any) -> bool:
+    """Return True if a flag of this type takes several values."""
+    return any(get_origin(one) is tuple for one in plain_types(kind))
 
 
 def is_switch(kind: Any) -> bool:

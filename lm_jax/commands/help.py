@@ -7,13 +7,12 @@ import inspect
 import re
 import shlex
 import textwrap
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import docstring_parser
 
-from lm_jax.commands.flags import is_switch, own_flags
+from lm_jax.commands.flags import is_switch, own_flags, takes_several
 from lm_jax.config import Config
 from lm_jax.experiment import Experiment, notes
 from lm_jax.fields import alternatives, fields, plain_types, words_of
@@ -190,9 +189,10 @@ def _metavar(hint: Any) -> str:
 
 def _value(kind: Any) -> str:
     """The value of a flag, for people: INT, PATH, {a,b}."""
-    if typing.get_origin(kind) is tuple:
-        return "…"
+    several = takes_several(kind)
     if words := list(words_of(kind)):
-        return "{" + ",".join(words) + "}"
+        return "…" if several else "{" + ",".join(words) + "}"
+    if several:
+        return "TEXT …"
     first = next(one.__name__ for one in plain_types(kind) if one is not type(None))
     return "TEXT" if first == "str" else first.upper()

@@ -54,7 +54,7 @@ def probe(
     tokens = None
     if text is not None:
         pieces = encoded(run.vocabulary, text_of(run, text))
-        tokens = np.concatenate([numbers for numbers, _, _ in pieces])
+        tokens = np.concatenate([numbers for numbers, _ in pieces])
     with waiting("measuring; the first time, compiling takes some minutes"):
         found = lm_jax.probe(
             run,

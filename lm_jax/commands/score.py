@@ -9,24 +9,24 @@ from lm_jax.commands.shared import (
     Flag,
     RunDir,
     TextFile,
+    corpus_of,
     filled,
     mixed,
     only_with,
     reading_text,
     text_of,
 )
-from lm_jax.config import Memory, NGram
-from lm_jax.data.corpus import load
+from lm_jax.config import NGram
+from lm_jax.models import Mixture
 from lm_jax.report.score_table import show_exposure, show_score
 from lm_jax.settings import UserError
-from lm_jax.training import directory
 
 
 def score(
     run_dir: RunDir,
     file: TextFile,
     by: Literal["token", "sentence", "none"] | None = None,
-    sentences: Flag = False,
+    read: Literal["sentences", "stream"] | None = None,
     json: Flag = False,
     dynamic: Literal["sgd", "rms"] | None = None,
     dynamic_rate: float | None = None,
@@ -40,7 +40,7 @@ def score(
     greedy: Flag = False,
     seed: int | None = None,
     mix: Path | None = None,
-    mix_weight: float | None = None,
+    mix_weight: str | None = None,
 ) -> int:
     """Log-probability of a text under a trained model: total, per token and per sentence.
 
@@ -49,7 +49,8 @@ def score(
       file: the text, UTF-8, of any length; scores are printed while the text is read.
       by: print a row per token, a row per sentence (a line of the text), or only the totals; token
         if not given.
-      sentences: score each line independently, from the initial state.
+      read: read each line independently, from the initial state (sentences), or the text as one
+        stream; as the run was trained, if not given.
       json: print a JSON object, with the nats (-ln P) in total and by token or by sentence.
       dynamic: dynamic evaluation (Krause et al., 2018): continue training on each chunk of the text
         after scoring the chunk, by gradient descent (sgd), or with the gradient scaled by the mean
@@ -68,7 +69,8 @@ def score(
       seed: exposure: seed of the draws; 0 if not given.
       mix: mix in the probabilities of another run with the same vocabulary (Bengio et al., 2003,
         mix a network and an n-gram model).
-      mix_weight: share of the first run in the mixture; 0.5 if not given.
+      mix_weight: share of the first run in the mixture, 0.5 if not given; fit: the share that gives
+        the validation text of the first run the fewest nats.
     """
     only_with("--mix", mix, **{"mix-weight": mix_weight})
     learning = {"rate": dynamic_rate, "decay": dynamic_decay, "length": dynamic_length}
@@ -77,8 +79,8 @@ def score(
     remembering = {"weight": cache_weight, "flatness": cache_flatness}
     only_with("--cache", cache, **{f"cache-{name}": remembering[name] for name in remembering})
     only_with("--exposure", exposure, greedy=greedy or None, seed=seed)
-    by_line = sentences or None
-    ways = {"sentences": by_line, "dynamic": dynamic, "cache": cache, "exposure": exposure}
+    by_line = True if read == "sentences" else None
+    ways = {"read=sentences": by_line, "dynamic": dynamic, "cache": cache, "exposure": exposure}
     asked = [way for way, value in ways.items() if value is not None]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} do not go together")
@@ -91,7 +93,10 @@ def score(
         gap = generation.exposure(*trained, text, length=exposure, greedy=greedy, seed=seed or 0)
         show_exposure(gap, as_json=json)
         return 0
-    if sentences:
+    if read is None:
+        trained_so = run.config.data.batching == "sentences" and not asked
+        read = "sentences" if trained_so else "stream"
+    if read == "sentences":
         blocks = scoring.line_blocks(*trained, text)
     else:
         if dynamic is not None:
@@ -103,7 +108,10 @@ def score(
         else:
             scorer = scoring.parallel_scorer(run.model, scoring.stretch_length(len(run.vocabulary)))
         blocks = scoring.blocks(scorer, run.params, run.vocabulary, text)
-    show_score(run.vocabulary, blocks, by=by or "token", as_json=json)
+    told: dict[str, str | float] = {"read": read}
+    if isinstance(run.model, Mixture):
+        told["mix weight"] = float(run.model.weight)
+    show_score(run.vocabulary, blocks, by=by or "token", as_json=json, told=told)
     return 0
 
 
@@ -117,13 +125,7 @@ def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[sc
     numbers = {"learning_rate": asked["rate"], "decay": asked["decay"]}
     if kind == "sgd":
         return scoring.sgd(run.params, **numbers), length
-    if isinstance(run.config.data.source, Memory):
-        raise UserError(
-            "--dynamic=rms reads the training text, which a run of data.source=memory has not kept"
-        )
-    corpus = load(run.config.data)
-    directory.known(run.path, run.config, corpus.digest)
-    train = corpus.train.tokens
+    train = corpus_of(run, "--dynamic=rms reads the training text").train.tokens
     roots = scoring.root_mean_square_gradient(
         run.model, run.params, train, run.vocabulary.boundary, length=length
     )

@@ -1,6 +1,7 @@
 """Helpers of several commands."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,15 +10,24 @@ import jax
 import tyro
 
 import lm_jax
+from lm_jax import scoring
+from lm_jax.config import Memory
+from lm_jax.data.corpus import Corpus, load
 from lm_jax.data.text import Text, file_text
+from lm_jax.report.terminal import say
 from lm_jax.settings import UserError
+from lm_jax.training import directory
+from lm_jax.training.evaluator import Evaluator
 
 Way = TypeVar("Way")
 SAMPLE_LENGTH = 300  # tokens of a sample, if no length is given
+FIT = "fit"  # --mix-weight
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 ExperimentName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EXPERIMENT")]
 RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+Words = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""Values of a flag that takes several at a time, and may be given several times."""
 TextFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
 
 
@@ -39,17 +49,30 @@ def text_of(run: lm_jax.Run, file: Path) -> Text:
     return file_text(str(file), str(file), any_bytes=run.vocabulary.tokenizer == "byte")
 
 
-def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.Run:
-    """Replace a run's model by a mixture with another run's model, if `other` is given."""
+def mixed(run: lm_jax.Run, other: Path | None, weight: str | None) -> lm_jax.Run:
+    """Replace a run's model by a mixture with another run's model, if `other` is given.
+
+    A line on standard error tells a weight that is no number of the user's.
+
+    Args:
+      run: the run.
+      other: the other run's directory.
+      weight: the flag --mix-weight: a number, "fit" or None.
+    """
     if other is None:
         return run
-    weight = 0.5 if weight is None else weight
-    if not 0 <= weight <= 1:
-        raise UserError(f"--mix-weight={weight} must be from 0 to 1")
+    number = 0.5 if weight is None else _number(weight)
+    if weight != FIT and not 0 <= number <= 1:
+        raise UserError(f"--mix-weight={weight} must be from 0 to 1, or {FIT}")
     beside = lm_jax.load_run(other)
     if beside.vocabulary != run.vocabulary:
         raise UserError(f"--mix={other} has another vocabulary than {run.path}")
-    model = lm_jax.models.Mixture(run.model, beside.model, weight)
+    if weight is None:
+        say(f"mixed half and half; --mix-weight {FIT} fits the weight to the validation text")
+    elif weight == FIT:
+        number = _fitted(run, beside)
+        say(f"--mix-weight {number:.4f} gives the validation text of {run.path} the fewest nats")
+    model = lm_jax.models.Mixture(run.model, beside.model, number)
     return run._replace(model=model, params=(run.params, beside.params))
 
 
@@ -60,6 +83,43 @@ def by_ending(file: Path, ways: Mapping[str, Way]) -> Way:
         known = [f"end in {end}" if end else "have no ending, as a folder" for end in ways]
         raise UserError(f"{file}: the name must {' or '.join(known)}")
     return ways[ending]
+
+
+def _number(typed: str) -> float:
+    """The number that a flag gives; NaN for anything else."""
+    try:
+        return float(typed)
+    except ValueError:
+        return math.nan
+
+
+def _fitted(run: lm_jax.Run, beside: lm_jax.Run) -> float:
+    """The weight of the first of two models that fits the first run's validation text best."""
+    data = run.config.data
+    corpus = corpus_of(run, f"--mix-weight={FIT} reads the validation text")
+    judge = Evaluator(data, corpus, data.length, lambda: False)
+    trained = (run.model, run.params, beside.model, beside.params)
+    try:
+        return scoring.fitted_weight(*trained, judge.reading("validation"))
+    except ValueError as error:
+        raise UserError(f"--mix-weight={FIT}: {error}") from None
+
+
+def corpus_of(run: lm_jax.Run, reads: str) -> Corpus:
+    """The text of a run, the same as in training.
+
+    Args:
+      run: the run.
+      reads: beginning of the error if the run has not kept the text.
+
+    Raises:
+      UserError: the run's text was in memory, or has changed since.
+    """
+    if isinstance(run.config.data.source, Memory):
+        raise UserError(f"{reads}, which a run of data.source=memory has not kept")
+    corpus = load(run.config.data)
+    directory.known(run.path, run.config, corpus.digest)
+    return corpus
 
 
 def only_with(flag: str, value: Any, **given: Any) -> None:

@@ -55,6 +55,7 @@ from lm_jax.config.optimizer import (
     Muon,
     Optimizer,
     Plateau,
+    RangeTest,
     RMSprop,
 )
 from lm_jax.config.override import override, read_with, with_kinds
@@ -142,6 +143,7 @@ __all__ = [
     "Permutation",
     "Plateau",
     "RMSprop",
+    "RangeTest",
     "RecurrentDropout",
     "RestoreCheckpoint",
     "SampledSoftmax",

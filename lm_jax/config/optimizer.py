@@ -225,4 +225,16 @@ class Plateau:
     """Validations in a row without a new best before each reduction."""
 
 
-Schedule = Constant | Cosine | Epochs | Plateau
+@settings
+class RangeTest:
+    """A learning-rate range test: the rate rises, by the same factor at each update, from `low` to
+    train.learning_rate (Smith, 2017, section 3.3, with a straight line)."""
+
+    kind: Literal["range"] = "range"
+    low: PositiveFinite = 1e-6
+    """Learning rate of the first update."""
+    steps: Count | None = None
+    """Updates until the full learning rate; None: train.steps."""
+
+
+Schedule = Constant | Cosine | Epochs | Plateau | RangeTest

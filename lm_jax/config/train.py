@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from lm_jax.config.gradient import ARTBP, Explicit, Full, Gradient, Truncated
-from lm_jax.config.optimizer import ASGD, Adam, Constant, Group, Optimizer, Schedule
+from lm_jax.config.optimizer import ASGD, Adam, Constant, Group, Optimizer, RangeTest, Schedule
 from lm_jax.fields import (
     Adjustable,
     Count,
@@ -192,6 +192,11 @@ class Train:
         if isinstance(self.on_divergence, SkipBatch) and self.accumulate > 1:
             raise ValueError(
                 "train.on_divergence=skip does not go with train.accumulate, which needs each batch"
+            )
+        if isinstance(self.schedule, RangeTest) and self.schedule.low >= self.learning_rate:
+            raise ValueError(
+                f"train.schedule.low={self.schedule.low:g} must be below "
+                f"train.learning_rate={self.learning_rate:g}, the end of the range"
             )
         if self.ema_decay is not None and isinstance(self.optimizer, ASGD):
             raise ValueError(

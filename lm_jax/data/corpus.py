@@ -25,12 +25,13 @@ from lm_jax.config.data import CountedTokens, Tokenizer
 from lm_jax.config.layouts import with_tokens
 from lm_jax.data import bpe, markov, sources, tasks
 from lm_jax.data.encoding import build, decoded, encoded
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.tasks import Task
 from lm_jax.data.text import SPLITS, Text, changed, file_text
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, UserError, to_json
 
-SIZES = ("tokens", "characters", "unknown")  # counts of each split, in corpus.json
+SIZES = ("tokens", *TextSize._fields)  # counts of each split, in corpus.json
 
 
 class Split(NamedTuple):
@@ -38,10 +39,7 @@ class Split(NamedTuple):
 
     tokens: np.ndarray
     """[N] of uint8, uint16 or int32: the numbers of the text's tokens."""
-    characters: int
-    """Length of the text in Unicode characters, the divisor of bits per character."""
-    unknown: int
-    """Tokens read as `<unk>` because the vocabulary lacks them."""
+    size: TextSize
 
 
 class Corpus(NamedTuple):
@@ -76,7 +74,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     """
     data = with_tokens(data)
     if (task := tasks.task_of(data)) is not None and memory is None:
-        empty = Split(np.zeros(0, np.uint8), 0, 0)
+        empty = Split(np.zeros(0, np.uint8), TextSize())
         return Corpus(task.vocabulary, empty, empty, empty, tasks.task_digest(data), task)
     parts = sources.splits(data.source, data.tokenizer.kind, memory)
     words = _word_list(data.tokenizer)
@@ -95,7 +93,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
             floor = {"entropy_rate": markov.chain(data.source).entropy_rate}
         digest = _digest(digest, vocabulary)
         return Corpus(vocabulary, train, validation, test, digest, floor=floor)
-    folder = cache_folder() / "tokens" / digest[:32]
+    folder = cache_folder() / "tokens" / files.sha256(json.dumps([digest, SIZES]))[:32]
     try:
         if not _intact(folder):
             _build(folder, data, parts, vocabulary, words)
@@ -154,14 +152,13 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
     Raises:
       UserError: the text is empty, or not UTF-8, or holds a NUL.
     """
-    blocks, characters, unknown = [], 0, 0
-    for numbers, more_characters, more_unknown in encoded(vocabulary, text, _dtype(vocabulary)):
+    blocks, size = [], TextSize()
+    for numbers, more in encoded(vocabulary, text, _dtype(vocabulary)):
         blocks.append(numbers)
-        characters += more_characters
-        unknown += more_unknown
+        size = size.plus(more)
     if not blocks:
         raise UserError(f"{text.name}: the text is empty")
-    return Split(np.concatenate(blocks), characters, unknown)
+    return Split(np.concatenate(blocks), size)
 
 
 def _build(
@@ -196,18 +193,16 @@ def _build(
 
 def _write(path: Path, vocabulary: Vocabulary, text: Text) -> dict[str, int | str]:
     """Write the tokens of a text; return their counts and their SHA-256."""
-    totals, whole = dict.fromkeys(SIZES, 0), hashlib.sha256()
+    tokens, size, whole = 0, TextSize(), hashlib.sha256()
     with files.created(path, "wb") as file:
-        for numbers, characters, unknown in encoded(vocabulary, text, _dtype(vocabulary)):
+        for numbers, more in encoded(vocabulary, text, _dtype(vocabulary)):
             file.write(numbers.data)
             whole.update(numbers.data)
-            totals["tokens"] += len(numbers)
-            totals["characters"] += characters
-            totals["unknown"] += unknown
+            tokens, size = tokens + len(numbers), size.plus(more)
         files.to_disk(file)
-    if not totals["tokens"]:
+    if not tokens:
         raise UserError(f"{text.name}: the text is empty")
-    return {**totals, "sha256": whole.hexdigest()}
+    return {"tokens": tokens, **size._asdict(), "sha256": whole.hexdigest()}
 
 
 def _intact(folder: Path) -> bool:
@@ -228,5 +223,5 @@ def _mapped(folder: Path, digest: str) -> Corpus:
     for split in SPLITS:
         count, *rest = (content["splits"][split][name] for name in SIZES)
         tokens = np.memmap(folder / split, _dtype(vocabulary), "r", shape=(count,))
-        splits[split] = Split(tokens, *rest)
+        splits[split] = Split(tokens, TextSize(*rest))
     return Corpus(vocabulary, **splits, digest=_digest(digest, vocabulary))

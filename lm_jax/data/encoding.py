@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm_jax.data import bpe
+from lm_jax.data.sizes import TextSize, WordCounter
 from lm_jax.data.text import Text, cut_anew
 from lm_jax.data.vocabulary import (
     BYTES,
@@ -29,7 +30,7 @@ from lm_jax.data.vocabulary import (
 from lm_jax.data.workers import Function, map_in_order
 from lm_jax.settings import UserError
 
-_COUNTS = struct.Struct("<qq")  # characters and unknown tokens of a part
+_SIZE = struct.Struct("<5q")  # the TextSize of a part
 
 
 def build(
@@ -118,7 +119,7 @@ def _occurrences(points: np.ndarray) -> np.ndarray:
 
 def encoded(
     vocabulary: Vocabulary, text: Text, dtype: Any = np.int32
-) -> Iterator[tuple[np.ndarray, int, int]]:
+) -> Iterator[tuple[np.ndarray, TextSize]]:
     """Encode a text block by block.
 
     Args:
@@ -127,34 +128,58 @@ def encoded(
       dtype: type of the token numbers.
 
     Yields:
-      the block's token numbers [n], its characters, and its unknown tokens. A token is unknown if
-      it becomes `<unk>`, unless the text itself says `<unk>`.
+      the block's token numbers [n], and its sizes. A token is unknown if it becomes `<unk>`, unless
+      the text itself says `<unk>`.
 
     Raises:
       UserError: the text is not UTF-8, or holds a NUL character.
     """
+    counter = WordCounter()
     if vocabulary.tokenizer == "byte":
-        for block in text.blocks():
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for block, is_last in _with_last(text.blocks()):
             numbers = np.frombuffer(block, np.uint8)
             # Every character of UTF-8 has one byte that is not 10xxxxxx: -128 to -65.
             characters = int(np.count_nonzero(numbers.view(np.int8) >= -64))
-            yield numbers.astype(dtype, copy=False), characters, 0
+            words = counter.count(codes(decoder.decode(block, is_last)), is_last)
+            size = TextSize(characters, 0, len(block), *words)
+            yield numbers.astype(dtype, copy=False), size
         return
     if vocabulary.tokenizer == "char":
         table = vocabulary.number_of_codepoint.astype(dtype)
-        for part in decoded(text):
-            numbers = np.take(table, codes(part), mode="clip")  # faster than a check; all are there
-            yield numbers, len(part), int(np.count_nonzero(numbers == vocabulary.unknown))
+        for part, is_last in _with_last(decoded(text)):
+            points = codes(part)
+            numbers = np.take(table, points, mode="clip")  # faster than a check; all are there
+            unknown = int(np.count_nonzero(numbers == vocabulary.unknown))
+            words = counter.count(points, is_last)
+            yield numbers, TextSize(len(part), unknown, len(part.encode()), *words)
         return
     whole = whole_words if vocabulary.tokenizer == "word" else bpe.whole
     setup = f"{np.dtype(dtype).name}\n{vocabulary.to_json()}"
     for found in map_in_order(tokens_in, setup, _items(whole(decoded(text)))):
-        characters, unknown = _COUNTS.unpack_from(found)
-        yield np.frombuffer(found, dtype, offset=_COUNTS.size), characters, unknown
+        numbers = np.frombuffer(found, dtype, offset=_SIZE.size)
+        yield numbers, TextSize(*_SIZE.unpack_from(found))
+
+
+def unknown_pieces(vocabulary: Vocabulary, text: Text) -> Iterator[str]:
+    """Yield the characters or words of a text whose token is `<unk>`, as the text has them.
+
+    Args and Raises: as `encoded`.
+    """
+    if vocabulary.unknown is None:
+        return
+    if vocabulary.tokenizer == "char":
+        for part in decoded(text):
+            unknown = vocabulary.encode(part) == vocabulary.unknown
+            yield from (part[n] for n in np.flatnonzero(unknown))
+        return
+    known = vocabulary.numbers.keys() - {UNKNOWN}
+    for part, is_last in _with_last(whole_words(decoded(text))):
+        yield from (word for word in split_words(part, is_last) if word not in known)
 
 
 def tokens_in(setup: str) -> Function:
-    """Return the function from a part of a text to its characters, unknown tokens and tokens.
+    """Return the function from a part of a text to its sizes and tokens.
 
     Args:
       setup: name of the tokens' type in NumPy, and the vocabulary as JSON on the lines after.
@@ -164,14 +189,17 @@ def tokens_in(setup: str) -> Function:
 
     def encode(item: bytes) -> bytes:
         text, is_last = _part(item)
+        words = split_words(text, is_last)
         if vocabulary.tokenizer == "bpe":
             numbers, unknown = vocabulary.encode(text), 0
         else:
-            words = split_words(text, is_last)
             numbers = vocabulary.numbers_of(words)
             # A `<unk>` that the text itself says is not unknown.
-            unknown = np.count_nonzero(numbers == vocabulary.unknown) - words.count(UNKNOWN)
-        return _COUNTS.pack(len(text), unknown) + numbers.astype(dtype).tobytes()
+            unknown = int(np.sum(numbers == vocabulary.unknown)) - words.count(UNKNOWN)
+        lines = text.count("\n") + (is_last and text[-1:] not in ("", "\n"))
+        longer = sum(len(word) > 1 for word in words) - lines
+        size = TextSize(len(text), unknown, len(item) - 1, len(words), longer)
+        return _SIZE.pack(*size) + numbers.astype(dtype).tobytes()
 
     return encode
 

@@ -62,11 +62,11 @@ class State(NamedTuple):
 
 
 def cuts(size: int, top_k: int | None, top_p: float | None, min_p: float | None) -> Cuts | None:
-    """The limits for a vocabulary of V = `size` tokens; None if no limit is given."""
+    """The limits for a vocabulary of V = `size` tokens, top-k at most V; None without any limit."""
     if top_k is None and top_p is None and min_p is None:
         return None
     return Cuts(
-        jnp.asarray(size if top_k is None else top_k, jnp.int32),
+        jnp.asarray(size if top_k is None else min(top_k, size), jnp.int32),
         jnp.asarray(1 if top_p is None else top_p, float),
         jnp.asarray(0 if min_p is None else min_p, float),
     )

@@ -1,13 +1,16 @@
 """Samples of text from a model, whole or as a stream (see `lm_jax.generation.drawing`)."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.generation.drawing import CHUNK, LONG_CHUNK, cuts, draws
-from lm_jax.generation.sampling_options import check, prompt_tokens, stop_token
+from lm_jax.generation.sampling_options import check, prompt_tokens
+from lm_jax.generation.stops import Ending, Errors, Stop, stops_of
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 
@@ -16,13 +19,18 @@ class Sample(NamedTuple):
     """A sample of text after a prompt."""
 
     text: str
-    """The prompt and the continuation, without the stop token."""
+    """The prompt and the continuation, without the stop."""
     tokens: np.ndarray
-    """[n], numbers of the drawn tokens, without prompt and stop token."""
+    """[n], numbers of the drawn tokens, without the prompt: the fewest that spell the text."""
     nats: np.ndarray
-    """[n], -ln P of each drawn token under the model, before temperature and limits."""
-    stopped: bool
-    """True if the stop token ended the sample."""
+    """[n], -ln P of each of these tokens under the model, before temperature and limits."""
+    stop: str | None
+    """The stop that ended the sample, as given; None if none did."""
+
+    @property
+    def stopped(self) -> bool:
+        """True if a stop ended the sample."""
+        return self.stop is not None
 
 
 def samples(
@@ -37,7 +45,7 @@ def samples(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: str | None = None,
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
     raw: bool = False,
 ) -> list[Sample]:
@@ -54,18 +62,17 @@ def samples(
       prompt: text for the model to read first; "" to start at the beginning of a text.
       temperature: τ; 0 takes the likeliest token each time.
       top_k, top_p, min_p: see `lm_jax.generation.drawing`; None for no limit.
-      stop: a token that ends a sample and is not part of the sample, written literally or in the
-        form of `Vocabulary.show`.
+      stop: ends of a sample, not part of the sample: strings of the drawn text, or names of
+        tokens such as `<eos>` (`lm_jax.generation.stops`).
       seed: seed of the draws.
       raw: if True, `<unk>` may be drawn, too, and bytes that are not UTF-8 show as U+FFFD in the
         text; else the text leaves them out.
 
     Raises:
       UserError: a number is out of range, the prompt has characters or words unknown to the model,
-        or the stop token is not in the vocabulary.
+        or the vocabulary cannot spell a stop.
     """
     check(
-        vocabulary,
         length=length,
         count=count,
         temperature=temperature,
@@ -74,26 +81,30 @@ def samples(
         min_p=min_p,
         seed=seed,
     )
-    read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
+    read, stops = prompt_tokens(vocabulary, prompt), stops_of(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
     # Long samples take another program, with larger chunks, and save a quarter of the time.
     chunk = CHUNK if len(read) + length <= LONG_CHUNK else LONG_CHUNK
     chosen = (length, count, temperature, limits, seed, chunk)
     size, boundary = len(vocabulary), vocabulary.boundary
     barred = None if raw else vocabulary.unknown
-    chunks = draws(model, params, size, boundary, read, *chosen, barred)
-    found = list(_until_all(chunks, end))
+    endings = [Ending(vocabulary, read, stops, _errors(raw)) for _ in range(count)]
+    texts, found = [""] * count, []
+    for tokens, nats in draws(model, params, size, boundary, read, *chosen, barred):
+        found.append((tokens, nats))
+        for column, ending in enumerate(endings):
+            texts[column] += ending.push(tokens[:, column])
+        if all(ending.stop is not None for ending in endings):
+            break
     tokens, nats = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    spans = [_span(column, end) for column in tokens.T]
-    return [
-        Sample(
-            vocabulary.decode(np.concatenate([read, tokens[:span, column]]), _errors(raw)),
-            tokens[:span, column],
-            nats[:span, column],
-            span < len(tokens),
-        )
-        for column, span in enumerate(spans)
-    ]
+
+    found = []
+    for text, ending, drawn, own in zip(texts, endings, tokens.T, nats.T, strict=True):
+        text += ending.rest()
+        span = _span(vocabulary, read, drawn, text, ending.stop, _errors(raw))
+        stop = ending.stop and ending.stop.written
+        found.append(Sample(text, drawn[:span], own[:span], stop))
+    return found
 
 
 def sample(model: LanguageModel, params: Params, vocabulary: Vocabulary, **options: Any) -> str:
@@ -117,7 +128,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: str | None = None,
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
     raw: bool = False,
 ) -> Iterator[str]:
@@ -126,64 +137,49 @@ def stream(
     Args and Raises: as `samples`.
     """
     numbers = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    check(vocabulary, length=length, count=1, seed=seed, **numbers)
-    read, end = prompt_tokens(vocabulary, prompt), stop_token(vocabulary, stop)
+    check(length=length, count=1, seed=seed, **numbers)
+    read, stops = prompt_tokens(vocabulary, prompt), stops_of(vocabulary, stop)
     limits = cuts(len(vocabulary), top_k, top_p, min_p)
     size, boundary = len(vocabulary), vocabulary.boundary
     chosen = (length, 1, temperature, limits, seed, CHUNK)
     barred = None if raw else vocabulary.unknown
+    ending = Ending(vocabulary, read, stops, _errors(raw))
     chunks = draws(model, params, size, boundary, read, *chosen, barred)
-    drawn = (tokens[: _span(tokens[:, 0], end), 0] for tokens, _ in _until_all(chunks, end))
-    return spelled(vocabulary, _preceded(read, drawn), _errors(raw))
+    return _pieces(ending, (tokens[:, 0] for tokens, _ in chunks))
 
 
-def _errors(raw: bool) -> Literal["replace", "ignore"]:
-    return "replace" if raw else "ignore"
+def _pieces(ending: Ending, chunks: Iterator[np.ndarray]) -> Iterator[str]:
+    """The text to show after each chunk of drawn tokens, the prompt's text first."""
+    for tokens in itertools.chain([np.zeros(0, np.int32)], chunks):
+        if piece := ending.push(tokens):
+            yield piece
+        if ending.stop is not None:
+            return
+    if piece := ending.rest():
+        yield piece
 
 
-def spelled(
+def _span(
     vocabulary: Vocabulary,
-    chunks: Iterable[np.ndarray],
-    errors: Literal["replace", "ignore"] = "replace",
-) -> Iterator[str]:
-    """Decode tokens chunk by chunk; the joined pieces equal the text of all tokens together.
+    read: np.ndarray,
+    drawn: np.ndarray,
+    text: str,
+    stop: Stop | None,
+    errors: Errors,
+) -> int:
+    """The fewest of the drawn tokens that spell the text, which ends before the stop."""
+    if stop is None:
+        return len(drawn)
+    if stop.token is not None:
+        return int(np.argmax(drawn == stop.token))
+    # Among words, a blank belongs to the next word.
+    text = text.rstrip(" ") if vocabulary.tokenizer == "word" else text
 
-    A character is yielded only when all bytes of the character have arrived. `errors` is as in
-    `Vocabulary.decode`.
-    """
-    shown, waiting = np.zeros(0, np.int32), np.zeros(0, np.int32)
-    for chunk in chunks:
-        waiting = np.concatenate([waiting, chunk])
-        both = np.append(shown, waiting)
-        # A U+FFFD at the end may be an unfinished character. A real U+FFFD is shown later.
-        if len(waiting) and not vocabulary.decode(both).endswith("\N{REPLACEMENT CHARACTER}"):
-            yield vocabulary.decode(both, errors)[len(vocabulary.decode(shown, errors)) :]
-            # One token of context determines how the next token is joined.
-            shown, waiting = waiting[-1:], waiting[:0]
-    if len(waiting):
-        text = vocabulary.decode(np.append(shown, waiting), errors)
-        yield text[len(vocabulary.decode(shown, errors)) :]
+    def spelled(count: int) -> int:
+        return len(vocabulary.decode(np.append(read, drawn[:count]), errors))
+
+    return bisect.bisect_left(range(len(drawn)), len(text), key=spelled)
 
 
-def _preceded(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
-
-
-def _span(tokens: np.ndarray, end: int | None) -> int:
-    """The number of tokens before the stop token."""
-    ends = tokens == end if end is not None else np.zeros(len(tokens), bool)
-    return int(np.argmax(ends)) if ends.any() else len(tokens)
-
-
-def _until_all(
-    chunks: Iterator[tuple[np.ndarray, np.ndarray]], end: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The chunks until every sample has reached the stop token."""
-    over = False
-    for tokens, nats in chunks:
-        yield tokens, nats
-        if end is not None:
-            over = over | np.any(tokens == end, axis=0)
-            if np.all(over):
-                return
+def _errors(raw: bool) -> Errors:
+    return "replace" if raw else "ignore"

@@ -1,6 +1,7 @@
 """Validation of the sampling options; an error message is one line and names the flag."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,6 @@ MOST = 10_000  # samples drawn per call
 
 
 def check(
-    vocabulary: Vocabulary,
     *,
     length: int,
     count: int,
@@ -35,10 +35,8 @@ def check(
         raise UserError(f"count={count} must be from 1 to {MOST:,}")
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature={temperature} must be 0 or more, and finite")
-    if top_k is not None and not 1 <= top_k <= len(vocabulary):
-        raise UserError(
-            f"top-k={top_k} must be from 1 to {len(vocabulary):,}, the tokens of the vocabulary"
-        )
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top-k={top_k} must be 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top-p={top_p} must be above 0 and at most 1")
     if min_p is not None and not 0 <= min_p < 1:
@@ -85,14 +83,17 @@ def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
     return read
 
 
-def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:
-    """The number of a token, written literally or in the form of `Vocabulary.show`.
+def stop_tokens(vocabulary: Vocabulary, stop: str | Sequence[str] | None) -> list[int]:
+    """The numbers of tokens, each written literally or in the form of `Vocabulary.show`.
 
     Raises:
-      UserError: the vocabulary does not have the token.
+      UserError: the vocabulary does not have a token.
     """
-    if stop is None:
-        return None
+    written = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    return [_stop_token(vocabulary, one) for one in written]
+
+
+def _stop_token(vocabulary: Vocabulary, stop: str) -> int:
     written = stop
     if vocabulary.tokenizer in ("byte", "bpe"):
         # These tokens are stored with a character for each byte; no token has a lone surrogate.
@@ -104,7 +105,7 @@ def stop_token(vocabulary: Vocabulary, stop: str | None) -> int | None:
     shown = {vocabulary.show(number): number for number in reversed(range(len(vocabulary)))}
     if stop not in shown:
         raise UserError(
-            f"stop={stop!r} is not one of the {len(vocabulary):,} tokens of the vocabulary"
-            f"{nearest(stop, shown)}"
+            f"stop={stop!r} is not one of the {len(vocabulary):,} tokens of the vocabulary; a beam "
+            f"ends at tokens only{nearest(stop, shown)}"
         )
     return shown[stop]

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from lm_jax import figures
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
+from lm_jax.report.range_section import range_section
 from lm_jax.report.study import column, numbers
+from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.journal import validations
 
 FEW = 3  # records that a curve needs
@@ -22,24 +25,28 @@ def learning_sections(
     rows: Sequence[Row],
     result: Row | None,
     *,
-    size: int | None,
+    vocabulary: Vocabulary | None,
     clip_norm: float | None,
     cell: str = "",
+    ranged: bool = False,
 ) -> list[Section]:
     """The sections on the training: loss, splits, gradient norms, pace, and what was probed live.
 
     Args:
       rows: rows of metrics.jsonl.
       result: contents of result.json; None while the run is in training.
-      size: V of a text's vocabulary; None for generated sequences.
+      vocabulary: a text's vocabulary; None for generated sequences.
       clip_norm: the clipping threshold, if the gradient is clipped by norm.
       cell: kind of the model's cell, for the names of its gates.
+      ranged: True for a learning-rate range test.
     """
     trained = [row for row in rows if row["kind"] == "train"]
     probed = [row for row in rows if row["kind"] == "probe"]
-    sections = [_loss(rows, trained, result, size)]
+    sections = [_loss(rows, trained, result, None if vocabulary is None else len(vocabulary))]
+    if ranged:
+        sections.append(range_section(trained))
     if result is not None and result["splits"]:
-        sections.append(_splits(result))
+        sections.append(_splits(result, vocabulary))
     if len(trained) >= FEW:
         sections += [_norms(trained, clip_norm), *_within_chunk(trained), _pace(trained)]
     if len(probed) > 1:
@@ -154,22 +161,21 @@ def _counts(ngrams: Sequence[Row]) -> Section:
     return Section("How sparse are the counts?", said, [Table(head, rows)])
 
 
-def _splits(result: Row) -> Section:
+def _splits(result: Row, vocabulary: Vocabulary | None) -> Section:
     splits = result["splits"]
-    known = {
-        "nats": "nats a token",
-        "perplexity": "perplexity",
-        "bits_per_character": "bits a character",
-        "chance": "loss by chance",
-        "success": "right, share",
-        "tokens": "tokens",
-        "sequences": "sequences",
-        "unknown": "unknown",
-    }
     there = [row for row in splits.values() if isinstance(row, dict)]
+    if vocabulary is None:
+        known = {
+            "nats": "nats a token",
+            "chance": "loss by chance",
+            "success": "right, share",
+            "tokens": "tokens",
+            "sequences": "sequences",
+        }
+    else:
+        usual = {name: FIGURES[name][0] for name in usual_figures(vocabulary, there)}
+        known = {**usual, "tokens": "tokens", "unknown": "unknown"}
     shown = [name for name in known if any(row.get(name) is not None for row in there)]
-    if "success" in shown:  # a task has no tokens of a text
-        shown = [name for name in shown if name not in ("perplexity", "bits_per_character")]
 
     def cell(row: Row, name: str) -> Any:
         # The characters of unknown tokens are not paid for.
@@ -184,9 +190,9 @@ def _splits(result: Row) -> Section:
         said += f" On the test split the loss is {abs(gap):.3f} "
         said += "higher" if gap > 0 else "lower"
         said += " than on the training split."
-    return Section(
-        "How good is the result?", said, [Table(["split", *(known[name] for name in shown)], rows)]
-    )
+    note = f"Bits a character: {SPACED}." if any(map(is_spaced, there)) else ""
+    table = Table(["split", *(known[name] for name in shown)], rows)
+    return Section("How good is the result?", said, [table], note)
 
 
 def _norms(trained: Sequence[Row], clip_norm: float | None) -> Section:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lm_jax import generation, scoring
-from lm_jax.config import RNN, Config
+from lm_jax.config import RNN, Config, RangeTest
 from lm_jax.data.corpus import load
 from lm_jax.fields import fields
 from lm_jax.files import Row, read_json, write_json
@@ -73,9 +73,10 @@ def write_run(run_dir: Path, run: Run | None = None, sample: str | None = None) 
     sections = learning_sections(
         rows,
         result,
-        size=None if config.data.generated else len(vocabulary),
+        vocabulary=None if config.data.generated else vocabulary,
         clip_norm=None if config.train is None else config.train.clip_norm,
         cell=config.model.cell.kind if isinstance(config.model, RNN) else "",
+        ranged=config.train is not None and isinstance(config.train.schedule, RangeTest),
     )
     if sample is not None:
         step = "" if run is None else f", parameters kept after {run.step:,} updates"

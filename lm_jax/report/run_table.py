@@ -105,10 +105,14 @@ COLUMNS: Reads = {
     "tokens/s": (lambda row: row.get("tokens_per_second"), ",.0f", None),
     "valid ppl": (_split("validation", "perplexity"), ".2f", min),
     "test ppl": (_split("test", "perplexity"), ".2f", min),
+    "ppl/word": (_split("test", "perplexity_per_word"), ".2f", min),
+    "bits/byte": (_split("test", "bits_per_byte"), ".3f", min),
     "bits/char": (_split("test", "bits_per_character"), ".3f", min),
     "right": (_split("test", "success"), ".1%", max),
 }
 # For trials without perplexities: tasks, or sweeps without a finished trial.
+# Figures that are compared between tokens of different kinds; some are given for some kinds only.
+PER_UNIT = {"ppl/word": {"bpe"}, "bits/byte": {"byte", "bpe"}, "bits/char": None}
 LOSSES: Reads = {
     "validation": (lambda row: row["best_validation"], ".4f", min),
     "test": (lambda row: row["test"], ".4f", min),
@@ -124,11 +128,11 @@ def result_columns(rows: Sequence[Row]) -> Columns:
     same_tokens = len(tokens - {(None, None)}) <= 1
     for heading, (read, form, best) in (COLUMNS if text else {**LOSSES, **COLUMNS}).items():
         values = [read(row) for row in rows]
-        if all(value is None for value in values):
+        if all(value is None for value in values) or not _fits(heading, rows):
             continue
         over = [row["status"] == "finished" and read(row) is not None for row in rows]
         there = [value for value, is_over in zip(values, over, strict=True) if is_over]
-        compared = best if heading == "bits/char" or same_tokens else None
+        compared = best if heading in PER_UNIT or same_tokens else None
         marked = compared(there) if compared is not None and len(there) > 1 else None
         cells = [_number(value, form) for value in values]
         if marked is not None:
@@ -137,11 +141,17 @@ def result_columns(rows: Sequence[Row]) -> Columns:
                 for cell, value, is_over in zip(cells, values, over, strict=True)
             ]
         shown[heading] = cells
-    if "bits/char" in shown:
-        cells = zip(shown["bits/char"], rows, strict=True)
-        unknown = _split("test", "unknown")
-        shown["bits/char"] = [NONE if unknown(row) else cell for cell, row in cells]
+    unknown = _split("test", "unknown")
+    for heading in shown.keys() & PER_UNIT.keys():
+        cells = zip(shown[heading], rows, strict=True)
+        shown[heading] = [NONE if unknown(row) else cell for cell, row in cells]
     return shown
+
+
+def _fits(heading: str, rows: Sequence[Row]) -> bool:
+    """True if papers give the figure for the tokens of one of the runs."""
+    kinds = PER_UNIT.get(heading)
+    return kinds is None or any(row["settings"].get("data.tokenizer") in kinds for row in rows)
 
 
 def _number(value: float | int | None, form: str) -> str:

@@ -6,18 +6,31 @@ written in parts: first the long list, then the sums, known only at the end.
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.data.vocabulary import UNKNOWN, Vocabulary
 from lm_jax.files import as_json as object_as_json
 from lm_jax.generation import BeamResult, Exposure, Sample
 from lm_jax.report.terminal import NONE, UNPAID
+from lm_jax.report.wording import FIGURES, SPACED
 from lm_jax.scoring import Block, Line, Tally, lines
 
+READ: Mapping[str | float, str] = {
+    "sentences": "sentences, each from a fresh state",
+    "stream": "one stream, the state carried from line to line",
+}
 
-def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_json: bool) -> None:
+
+def show_score(
+    vocabulary: Vocabulary,
+    blocks: Iterable[Block],
+    *,
+    by: str,
+    as_json: bool,
+    told: Mapping[str, str | float] | None = None,
+) -> None:
     """Print the scored blocks of a text during scoring, and then the totals.
 
     Args:
@@ -25,7 +38,9 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
       blocks: scored blocks, from `lm_jax.scoring.blocks` or `line_blocks`.
       by: "token", "sentence" or "none": print a row per token, a row per sentence, or no rows.
       as_json: if True, print a JSON object instead of a table.
+      told: how the text was read, printed with the totals.
     """
+    told = told or {}
     tally = Tally()
     passing = tally.over(blocks)
     if by == "sentence":
@@ -39,48 +54,74 @@ def show_score(vocabulary: Vocabulary, blocks: Iterable[Block], *, by: str, as_j
             for row in (_tokens(vocabulary, block, as_json) if shown else ())
         )
     if as_json:
-        _print_object(f"by_{by}", rows, tally)
+        _print_object(f"by_{by}", rows, tally, told)
         return
     headings = {"token": "      ln P  token", "sentence": "      ln P   tokens  line"}
     for number, row in enumerate(rows):
         if number == 0:  # only once a row exists: an error must come without a heading
             print(headings[by])
         print(row)
-    loss = tally.loss
     if by != "none":
         print()
-    print(f"ln P of the text  {-loss.nats:.4f}")
-    print(f"tokens            {loss.tokens:,}, of them unknown {loss.unknown:,}")
-    print(f"nats a token      {loss.nats_per_token:.4f}")
-    print(f"perplexity        {loss.perplexity:.4f}")
-    bits = loss.bits_per_character
-    print(f"bits a character  {f'{NONE}   {UNPAID}' if bits is None else f'{bits:.4f}'}")
+    for name, value in told.items():
+        print(f"{name:19}{READ.get(value, value)}")
+    loss, row = tally.loss, tally.loss.row()
+    print(f"ln P of the text   {-loss.nats:.4f}")
+    print(f"tokens             {loss.tokens:,}, of them unknown {loss.size.unknown:,}")
+    for name, (heading, _) in FIGURES.items():
+        if row[name] is not None:
+            note = f"   {SPACED}" if name == "bits_per_character" and loss.size.spaced else ""
+            print(f"{heading:19}{row[name]:.4f}{note}")
+    if row["bits_per_character"] is None:
+        print(f"bits a character   {NONE}   {UNPAID}")
 
 
-def _print_object(name: str, rows: Iterator[str], tally: Tally) -> None:
+def _print_object(
+    name: str, rows: Iterator[str], tally: Tally, told: Mapping[str, str | float]
+) -> None:
     """Print the rows, if any, and then the totals, as a single JSON object."""
     opened = False
     for row in rows:
         print(",\n" if opened else f'{{"{name}": [', row, sep="", end="")
         opened = True
-    sums = {"log_p": -tally.loss.nats, **tally.loss.row()}
+    named = {name.replace(" ", "_"): value for name, value in told.items()}
+    sums = {**named, "log_p": -tally.loss.nats, **tally.loss.row()}
     print("], " if opened else "{", object_as_json(sums)[1:], sep="")
 
 
 def _tokens(vocabulary: Vocabulary, block: Block, as_json: bool) -> Iterator[str]:
+    unknown = iter(block.written)
     for token, nats in zip(block.tokens.tolist(), block.nats.tolist(), strict=True):
+        written = next(unknown) if token == vocabulary.unknown else None
         if as_json:
-            yield json.dumps([vocabulary.tokens[token], nats if math.isfinite(nats) else None])
-        else:
+            # A token that the vocabulary lacks has a third entry, the token as written.
+            own = [] if written in (None, UNKNOWN) else [written]
+            finite = nats if math.isfinite(nats) else None
+            yield json.dumps([vocabulary.tokens[token], finite, *own])
+        elif written in (None, UNKNOWN):
             yield f"{-nats:10.4f}  {vocabulary.show(token)}"
+        else:
+            yield f"{-nats:10.4f}  {repr(written)[1:-1]}   unknown, scored as {UNKNOWN}"
 
 
 def _line(vocabulary: Vocabulary, line: Line, as_json: bool) -> str:
     if as_json:
         return object_as_json({"line": line.number, "tokens": line.tokens, "nats": line.nats})
-    words = vocabulary.decode(line.beginning).rstrip("\n")
     more = "…" if line.tokens > len(line.beginning) else ""
-    return f"{-line.nats:10.4f}  {line.tokens:7,}  {words}{more}"
+    return f"{-line.nats:10.4f}  {line.tokens:7,}  {_beginning(vocabulary, line)}{more}"
+
+
+def _beginning(vocabulary: Vocabulary, line: Line) -> str:
+    """The text of a line's first tokens, unknown ones as written, without the line's end."""
+    if vocabulary.unknown is None:
+        return vocabulary.decode(line.beginning).rstrip("\n")
+    unknown = iter(line.written)
+    pieces = [
+        next(unknown) if token == vocabulary.unknown else vocabulary.tokens[token]
+        for token in line.beginning.tolist()
+        if token != vocabulary.boundary
+    ]
+    return (" " if vocabulary.tokenizer == "word" else "").join(pieces)
 
 
 def show_exposure(found: Exposure, *, as_json: bool) -> None:
@@ -118,7 +159,8 @@ def show_samples(samples: list[Sample], vocabulary: Vocabulary, *, as_json: bool
                 [vocabulary.tokens[token], nats]
                 for token, nats in zip(sample.tokens.tolist(), sample.nats.tolist(), strict=True)
             ]
-            row = {"text": sample.text, "log_p": log_p, "stopped": sample.stopped}
+            row = {"text": sample.text, "log_p": log_p, "stop": sample.stop}
+            row["stopped"] = sample.stopped
             print(object_as_json({**row, "by_token": by_token}))
         else:
             print(f"=== {number} of {len(samples)}, ln P {log_p:.4f}\n{sample.text}")

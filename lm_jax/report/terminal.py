@@ -20,23 +20,19 @@ from rich.table import Table
 from lm_jax.analysis import Probe, Proof
 from lm_jax.files import Row
 from lm_jax.report.study import spike_in_words, within
+from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.runs import Run
 
-TEXT_COLUMNS = {
-    "nats a token": ("nats", ".4f"),
-    "perplexity": ("perplexity", ".3f"),
-    "bits a character": ("bits_per_character", ".4f"),
-    "tokens": ("tokens", ","),
-    "unknown": ("unknown", ","),
-}
 NAMES = 16  # characters of a name that a narrow table keeps in one line
 WIDE = 1000  # characters, more than the width of any table
 NONE = "–"
+PER_UNIT = ("perplexity_per_word", "bits_per_byte", "bits_per_character")
 UNPAID = "every character must be paid for, and those of unknown tokens are not"
+TEXT_COLUMNS = {**FIGURES, "tokens": ("tokens", ","), "unknown": ("unknown", ",")}
 TASK_COLUMNS = {
-    "loss": ("nats", ".4f"),
+    "nats": ("loss", ".4f"),
     "chance": ("chance", ".4f"),
-    "right": ("success", ".1%"),
+    "success": ("right", ".1%"),
     "sequences": ("sequences", ","),
 }
 
@@ -50,6 +46,11 @@ def stdout_console() -> Console:
 def waiting(why: str) -> contextlib.AbstractContextManager:
     """Context with a spinner on standard error, if standard error is a terminal."""
     return Console(stderr=True).status(why)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
 
 
 class Bars:
@@ -99,14 +100,18 @@ def show_result(run: Run) -> None:
     result = run.result
     if result is None:
         return
-    columns = TASK_COLUMNS if run.config.data.generated else TEXT_COLUMNS
+    columns, rows = TASK_COLUMNS, result["splits"].values()
+    if not run.config.data.generated:
+        usual = (*usual_figures(run.vocabulary, rows), "tokens", "unknown")
+        # A run of an earlier version has fewer figures.
+        columns = {name: TEXT_COLUMNS[name] for name in usual if all(name in row for row in rows)}
     table = Table("split")
-    for heading in columns:
+    for heading, _ in columns.values():
         table.add_column(heading, justify="right")
     for split, row in result["splits"].items():
-        if row["unknown"]:
-            row = {**row, "bits_per_character": NONE}
-        table.add_row(split, *(formatted(row[name], form) for name, form in columns.values()))
+        unpaid = dict.fromkeys(PER_UNIT, NONE) if row["unknown"] else {}
+        row = {**row, **unpaid}
+        table.add_row(split, *(formatted(row[name], form) for name, (_, form) in columns.items()))
     console = stdout_console()
     early = ", early" if result["stopped_early"] else ""
     kept = f"; parameters of step {result['parameters_step']:,}"
@@ -115,6 +120,8 @@ def show_result(run: Run) -> None:
         console.print(table)
     if any(row["unknown"] for row in result["splits"].values()):
         console.print(f"{NONE} bits a character: {UNPAID}", soft_wrap=True)
+    if any(map(is_spaced, rows)):
+        console.print(f"bits a character: {SPACED}", soft_wrap=True)
     if "vectors" in result:
         console.print(vectors_in_words(result["vectors"]), soft_wrap=True)
     if "ngrams" in result:

@@ -4,7 +4,7 @@ from lm_jax.scoring.blocks import Block, Line, blocks, line_blocks, lines
 from lm_jax.scoring.cache import cache
 from lm_jax.scoring.dynamic import Rule, dynamic, rms, root_mean_square_gradient, sgd
 from lm_jax.scoring.parallel import parallel_scorer, stretch_length
-from lm_jax.scoring.score import Loss, Score, Tally, evaluate, score
+from lm_jax.scoring.score import Loss, Score, Tally, evaluate, fitted_weight, score
 from lm_jax.scoring.scorer import Scorer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cache",
     "dynamic",
     "evaluate",
+    "fitted_weight",
     "line_blocks",
     "lines",
     "parallel_scorer",

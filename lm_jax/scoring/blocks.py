@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from lm_jax.data.batches import Batch
-from lm_jax.data.encoding import encoded
+from lm_jax.data.encoding import encoded, unknown_pieces
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import Text
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import LanguageModel
@@ -38,10 +39,10 @@ class Block(NamedTuple):
     """[n], token numbers."""
     nats: np.ndarray
     """[n], -ln P of each token, given all earlier tokens."""
-    characters: int
-    """Number of characters read since the previous block; the sum over blocks is the text's."""
-    unknown: int
-    """Number of tokens read since the previous block and missing from the vocabulary."""
+    size: TextSize
+    """Sizes of what was read since the previous block; the sum over blocks is the text's."""
+    written: list[str]
+    """The words, or characters, of the block's `<unk>` tokens as the text has them, in order."""
 
 
 SHOWN = 60  # tokens of a line's beginning to keep for display
@@ -58,14 +59,16 @@ class Line(NamedTuple):
     """-ln P of the line."""
     beginning: np.ndarray
     """Token numbers of the beginning of the line, at most `SHOWN`."""
+    written: list[str]
+    """The words, or characters, of the beginning's `<unk>` tokens as the text has them."""
 
 
 class _Piece(NamedTuple):
     """A part of a text before scoring, with the fields of `Block` except `nats`."""
 
     tokens: np.ndarray
-    characters: int
-    unknown: int
+    size: TextSize
+    written: list[str]
 
 
 def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -> Iterator[Block]:
@@ -84,7 +87,7 @@ def blocks(scorer: Scorer, params: Params, vocabulary: Vocabulary, text: Text) -
 
     def block(piece: _Piece, nats: Array) -> Block:
         found = np.asarray(nats)[: len(piece.tokens), 0]
-        return Block(piece.tokens, found, piece.characters, piece.unknown)
+        return Block(piece.tokens, found, piece.size, piece.written)
 
     for piece, batch in batches(vocabulary, text, scorer.length):
         before_it, (state, nats) = sent, scorer.score_chunk(params, state, batch)
@@ -134,7 +137,7 @@ def line_blocks(
         end = 0
         for line in lines:
             first, end = end, end + len(line.tokens)
-            yield Block(line.tokens, nats[first:end], line.characters, line.unknown)
+            yield Block(line.tokens, nats[first:end], line.size, line.written)
 
     for lines in _groups(_lines(vocabulary, text), LINES_AT_ONCE):
         carry, found = model.init_carry(count), []
@@ -212,39 +215,53 @@ def _rounds(
 def lines(vocabulary: Vocabulary, blocks: Iterable[Block]) -> Iterator[Line]:
     """Sum the scores of blocks by line; each line includes the boundary token at its end."""
     number, tokens, nats = 1, 0, 0.0
-    beginning = np.zeros(0, np.int32)
+    beginning, written = np.zeros(0, np.int32), []
     for block in blocks:
+        unread = iter(block.written)
         ends = np.flatnonzero(block.tokens == vocabulary.boundary) + 1
         for first, end in itertools.pairwise([0, *ends.tolist(), len(block.tokens)]):
             tokens += end - first
             nats += float(np.sum(block.nats[first:end], dtype=np.float64))
             room = SHOWN - len(beginning)
             beginning = np.append(beginning, block.tokens[first : min(end, first + room)])
+            written += itertools.islice(unread, _unknown(vocabulary, block.tokens[first:end]))
             if end > first and block.tokens[end - 1] == vocabulary.boundary:
-                yield Line(number, tokens, nats, beginning)
-                number, tokens, nats, beginning = number + 1, 0, 0.0, beginning[:0]
+                yield Line(number, tokens, nats, beginning, written)
+                number, tokens, nats, beginning, written = number + 1, 0, 0.0, beginning[:0], []
+            del written[SHOWN:]
     if tokens:
-        yield Line(number, tokens, nats, beginning)
+        yield Line(number, tokens, nats, beginning, written)
 
 
 def _cut(
     vocabulary: Vocabulary, text: Text, edges: Callable[[np.ndarray], Sequence[int] | np.ndarray]
 ) -> Iterator[_Piece]:
     """Pieces of a text's tokens, cut at the positions `edges(tokens)`."""
-    held, characters, unknown, total = np.zeros(0, np.int32), 0, 0, 0
-    for numbers, more_characters, more_unknown in encoded(vocabulary, text):
-        held = np.append(held, numbers)
-        characters, unknown = characters + more_characters, unknown + more_unknown
+    held, size, total = np.zeros(0, np.int32), TextSize(), 0
+    # The text is read for a second time, up to its last unknown token.
+    unknown = unknown_pieces(vocabulary, text)
+
+    def piece(tokens: np.ndarray, size: TextSize) -> _Piece:
+        written = itertools.islice(unknown, _unknown(vocabulary, tokens))
+        return _Piece(tokens, size, list(written))
+
+    for numbers, more in encoded(vocabulary, text):
+        held, size = np.append(held, numbers), size.plus(more)
         first = 0
         for end in edges(held):
-            yield _Piece(held[first:end], characters, unknown)
-            first, characters, unknown = end, 0, 0
+            yield piece(held[first:end], size)
+            first, size = end, TextSize()
         held = held[first:]
         total += len(numbers)
     if not total:
         raise UserError(f"{text.name}: the text is empty")
-    if len(held) or characters:
-        yield _Piece(held, characters, unknown)
+    if len(held) or size.characters:
+        yield piece(held, size)
+
+
+def _unknown(vocabulary: Vocabulary, tokens: np.ndarray) -> int:
+    """Number of `<unk>` among some tokens."""
+    return 0 if vocabulary.unknown is None else int(np.sum(tokens == vocabulary.unknown))
 
 
 def _batch(

@@ -2,15 +2,21 @@
 
 The results do not depend on a batch size. A text is read as a single sequence, from the first token
 to the last, and summed in float64. Only a model trained on independent sentences is evaluated on
-sentences, each from a fresh carry.
+sentences, each from a fresh carry and read to its end, however long.
+
+A loss is given per token, and per unit of the text as written: per word, character and byte. -ln P
+covers the spelling of all known tokens, and none of an unknown token's spelling; figures per unit
+of a text with unknown tokens are therefore None.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from lm_jax.data.batches import (
     Batch,
@@ -21,9 +27,10 @@ from lm_jax.data.batches import (
     steps_per_epoch,
     streams,
 )
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.models import LanguageModel
+from lm_jax.models import LanguageModel, best_weight
 from lm_jax.models.base import Params
 from lm_jax.scoring.blocks import Block, blocks
 from lm_jax.scoring.parallel import parallel_scorer, stretch_length
@@ -43,9 +50,14 @@ class Reading(NamedTuple):
         return self.source.lengths.shape[-1]
 
     def batches(self) -> Iterator[Batch]:
-        """The batches, in the order of the text."""
-        for step in range(steps_per_epoch(self.source, self.length)):
-            yield _batch_at(self.source, step, self.length)
+        """The batches, in the order of the text; a long sentence goes on in the next batch."""
+        if isinstance(self.source, Streams):
+            for step in range(steps_per_epoch(self.source, self.length)):
+                yield _batch_at(self.source, step, self.length)
+            return
+        for row, longest in enumerate(np.max(np.asarray(self.source.lengths), axis=1).tolist()):
+            for place in range(0, longest, self.length):
+                yield _rest_at(self.source, row, place, self.length)
 
 
 class Loss(NamedTuple):
@@ -54,14 +66,16 @@ class Loss(NamedTuple):
     nats: float
     """-ln P of the whole text."""
     tokens: int
-    characters: int
-    """Length of the text in Unicode characters."""
-    unknown: int
-    """Number of tokens missing from the vocabulary; each is scored as `<unk>`."""
+    size: TextSize
+    """Sizes of the text; each of its unknown tokens is scored as `<unk>`."""
 
     @property
     def nats_per_token(self) -> float:
         return self.nats / self.tokens
+
+    @property
+    def bits_per_token(self) -> float:
+        return self.nats_per_token / math.log(2)
 
     @property
     def perplexity(self) -> float:
@@ -69,15 +83,34 @@ class Loss(NamedTuple):
         return perplexity_of(self.nats_per_token)
 
     @property
+    def perplexity_per_word(self) -> float | None:
+        """P(text) to the power -1 / words; None if P does not cover all words of the text."""
+        nats = None if self.size.spaced else self._nats_per(self.size.words)
+        return None if nats is None else perplexity_of(nats)
+
+    @property
     def bits_per_character(self) -> float | None:
         """-log2 P(text) / characters; None if the text has unknown tokens.
 
-        P does not cover the characters of an unknown token. The value is infinite if the text has
-        bytes but no byte that begins a character.
+        The value is infinite if the text has bytes but no byte that begins a character.
         """
-        if self.unknown:
+        return _in_bits(self._nats_per(self.characters))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """-log2 P(text) / bytes of UTF-8; None if P does not cover all bytes of the text."""
+        return None if self.size.spaced else _in_bits(self._nats_per(self.size.bytes))
+
+    @property
+    def characters(self) -> int:
+        """Characters of the text, without the white space of a spaced text."""
+        return self.size.words if self.size.spaced else self.size.characters
+
+    def _nats_per(self, units: int) -> float | None:
+        """-ln P(text) / units; None if tokens are unknown."""
+        if self.size.unknown:
             return None
-        return self.nats / math.log(2) / self.characters if self.characters else math.inf
+        return self.nats / units if units else math.inf
 
     def plus(self, nats: np.ndarray) -> "Loss":
         """The loss with the -ln P of some more tokens, [n], summed in float64."""
@@ -88,12 +121,21 @@ class Loss(NamedTuple):
         """The metrics by name, as in metrics.jsonl and result.json."""
         return {
             "nats": self.nats_per_token,
+            "bits_per_token": self.bits_per_token,
             "perplexity": self.perplexity,
+            "perplexity_per_word": self.perplexity_per_word,
             "bits_per_character": self.bits_per_character,
+            "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
+            "words": None if self.size.spaced else self.size.words,
             "characters": self.characters,
-            "unknown": self.unknown,
+            "bytes": None if self.size.spaced else self.size.bytes,
+            "unknown": self.size.unknown,
         }
+
+
+def _in_bits(nats: float | None) -> float | None:
+    return None if nats is None else nats / math.log(2)
 
 
 def perplexity_of(nats_per_token: float) -> float:
@@ -109,8 +151,9 @@ def reading(tokens: np.ndarray, vocabulary: Vocabulary) -> Reading:
 def sentence_reading(
     tokens: np.ndarray, vocabulary: Vocabulary, batch_size: int, length: int
 ) -> Reading:
-    """Prepare a text as sentences, cut as in training (`lm_jax.data.batches.sentences`)."""
-    return Reading(sentences(tokens, vocabulary.boundary, batch_size, length), length)
+    """Prepare a text as sentences, which are read whole, `length` tokens of each in a call."""
+    whole = max(1, len(tokens))
+    return Reading(sentences(tokens, vocabulary.boundary, batch_size, whole), length)
 
 
 def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterator[np.ndarray]:
@@ -121,30 +164,57 @@ def token_nats(model: LanguageModel, params: Params, reading: Reading) -> Iterat
         yield np.asarray(nats)[np.asarray(batch.mask)]
 
 
-def total(blocks: Iterable[np.ndarray], characters: int, unknown: int) -> Loss:
-    """Sum the arrays of `token_nats` in float64; `characters` and `unknown` count the text's."""
-    loss = Loss(0.0, 0, characters, unknown)
+def total(blocks: Iterable[np.ndarray], size: TextSize) -> Loss:
+    """Sum the arrays of `token_nats` in float64, for a text of the given size."""
+    loss = Loss(0.0, 0, size)
     for block in blocks:
         loss = loss.plus(block)
     return loss
 
 
-def evaluate(
-    model: LanguageModel, params: Params, reading: Reading, characters: int, unknown: int
-) -> Loss:
+def evaluate(model: LanguageModel, params: Params, reading: Reading, size: TextSize) -> Loss:
     """The cross-entropy of a whole text.
 
     Args:
       model, params: the model.
       reading: the prepared text.
-      characters: number of characters of the text.
-      unknown: number of tokens missing from the vocabulary.
+      size: sizes of the text, `Split.size` of a corpus.
     """
-    return total(token_nats(model, params, reading), characters, unknown)
+    return total(token_nats(model, params, reading), size)
+
+
+def fitted_weight(
+    model_a: LanguageModel,
+    params_a: Params,
+    model_b: LanguageModel,
+    params_b: Params,
+    reading: Reading,
+) -> float:
+    """The share of model a in the mixture with the fewest nats on a text.
+
+    Args:
+      model_a, params_a, model_b, params_b: two models of the same vocabulary.
+      reading: the prepared text, as a rule the validation text; both models read it alike.
+
+    Raises:
+      ValueError: a token has probability zero in both models.
+    """
+    trained = (model_a, params_a), (model_b, params_b)
+    return best_weight(*(np.concatenate(list(token_nats(*one, reading))) for one in trained))
 
 
 # Compiled apart from the model's program, which is thereby the same for texts of every length.
 _batch_at = jax.jit(batch_at, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _rest_at(
+    source: Sentences, row: Int[Array, ""] | int, place: Int[Array, ""] | int, length: int
+) -> Batch:
+    """The sentences of a row from their token `place` on; they start at place 0."""
+    rest = source._replace(starts=source.starts + place, lengths=source.lengths - place)
+    batch = batch_at(rest, row, length)
+    return batch._replace(start=batch.start & (place == 0))
 
 
 class Score(NamedTuple):
@@ -159,7 +229,7 @@ class Score(NamedTuple):
     @property
     def unknown(self) -> int:
         """Number of tokens missing from the vocabulary."""
-        return self.loss.unknown
+        return self.loss.size.unknown
 
 
 def score(
@@ -196,16 +266,10 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.loss = Loss(0.0, 0, 0, 0)
+        self.loss = Loss(0.0, 0, TextSize())
 
     def over(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """Yield the blocks unchanged, and add each block to the totals."""
         for block in blocks:
-            nats, tokens, characters, unknown = self.loss
-            self.loss = Loss(
-                nats + float(np.sum(block.nats, dtype=np.float64)),
-                tokens + len(block.tokens),
-                characters + block.characters,
-                unknown + block.unknown,
-            )
+            self.loss = self.loss.plus(block.nats)._replace(size=self.loss.size.plus(block.size))
             yield block

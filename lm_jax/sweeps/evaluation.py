@@ -58,8 +58,8 @@ def _read_text(
 ) -> dict[int, Loss]:
     first = next(iter(works.values()))
     model, reading = first.model, first.evaluator.reading(split)
-    part = getattr(first.corpus, split)
-    found = {run: Loss(0.0, 0, part.characters, part.unknown) for run in works}
+    size = getattr(first.corpus, split).size
+    found = {run: Loss(0.0, 0, size) for run in works}
     carry = jax.tree.map(
         lambda leaf: runs.over_devices(np.tile(leaf, (runs.count, *[1] * leaf.ndim))),
         model.init_carry(reading.batch_size),

@@ -40,7 +40,7 @@ class Evaluator:
         Args:
           data: the data config.
           corpus: the text.
-          length: number of tokens at which longer sentences are cut.
+          length: tokens of each sentence in a call; the state goes on to the next call.
           stopping: returns True once a stop signal has arrived.
           like: another evaluator on the same text; the two evaluators share arrays.
         """
@@ -67,7 +67,7 @@ class Evaluator:
             asked = answers(model, params, task, self.data, name)
             return summed(self._until_stopped(asked), task)
         blocks = token_nats(model, params, self.reading(name))
-        return total(self._until_stopped(blocks), split.characters, split.unknown)
+        return total(self._until_stopped(blocks), split.size)
 
     def _reading(self, split: Split) -> Reading:
         vocabulary = self.corpus.vocabulary

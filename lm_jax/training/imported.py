@@ -13,6 +13,7 @@ import optax
 from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.data.corpus import Corpus, Split
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models.base import Params
 from lm_jax.training import directory, journal
@@ -41,7 +42,7 @@ def write_imported(run_dir: Path, config: Config, vocabulary: Vocabulary, params
 
 
 def _write(run_dir: Path, config: Config, vocabulary: Vocabulary, params: Params) -> None:
-    none = Split(np.zeros(0, np.uint8), 0, 0)
+    none = Split(np.zeros(0, np.uint8), TextSize())
     digest = files.sha256(vocabulary.to_json())  # there is no text
     corpus = Corpus(vocabulary, none, none, none, digest)
     directory.write_files(run_dir, config, corpus)

@@ -118,13 +118,18 @@ AnyRow = Annotated[
 
 
 class SplitMetrics(Known):
-    """Metrics of a split, in a result."""
+    """Metrics of a split, in a result; a run of an earlier version has fewer."""
 
     nats: NumberOrNull
+    bits_per_token: NumberOrNull = None
     perplexity: NumberOrNull
+    perplexity_per_word: NumberOrNull = None
     bits_per_character: NumberOrNull
+    bits_per_byte: NumberOrNull = None
     tokens: Whole
+    words: Whole | None = None
     characters: Whole | None
+    bytes: Whole | None = None
     unknown: Whole | None
     success: NumberOrNull = None
 

@@ -106,7 +106,7 @@ class NGramRun:
         """The cross-entropy of a split, or of the beginning of the split if a signal arrived."""
         blocks = token_nats(self.model, self.params, reading(split.tokens, self.corpus.vocabulary))
         unstopped = itertools.takewhile(lambda _: not self.received, blocks)
-        return total(unstopped, split.characters, split.unknown)
+        return total(unstopped, split.size)
 
     def _result(self, losses: dict[str, Loss]) -> Row:
         splits = {name: loss.row() for name, loss in losses.items()}

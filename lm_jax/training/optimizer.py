@@ -204,6 +204,10 @@ def learning_rate(
         share = warm * (schedule.final + (1 - schedule.final) * down)
     elif isinstance(schedule, configs.Epochs):
         share = schedule.factor ** jnp.maximum(epoch - schedule.constant_epochs + 1, 0)
+    elif isinstance(schedule, configs.RangeTest):
+        total = cast(Array, schedule.steps)  # a resolved config's is not None
+        way = jnp.clip(now / jnp.maximum(total - 1, 1), 0, 1)
+        share = (schedule.low / train.learning_rate) ** (1 - way)
     return train.learning_rate * share * lr_scale
 
 

@@ -537,8 +537,8 @@ class Trainer:
                 stacklevel=2,
             )
         return {
-            "validation": {**known, "unknown": self.corpus.validation.unknown},
-            "test": {**loss.row(), "unknown": self.corpus.test.unknown},
+            "validation": {**known, "unknown": self.corpus.validation.size.unknown},
+            "test": {**loss.row(), "unknown": self.corpus.test.size.unknown},
         }
 
 

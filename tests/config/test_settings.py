@@ -314,6 +314,7 @@ def test_alternatives_are_told_apart_by_their_kind():
         "cosine",
         "epochs",
         "plateau",
+        "range",
     }
     assert fields.alternatives(Config, "train") == {}
     assert fields.alternatives(Config, "seed") == fields.alternatives(Config, "no.such") == {}

@@ -1,5 +1,6 @@
 """Byte-pair encoding: the textbook's algorithm, every text given back, cut anywhere or nowhere."""
 
+import functools
 import gzip
 import json
 import re
@@ -18,8 +19,9 @@ from lm_jax.config import BPE, Data, File, Memory
 from lm_jax.data import bpe, corpus
 from lm_jax.data import text as texts
 from lm_jax.data.encoding import build, encoded
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import in_memory
-from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.data.vocabulary import Vocabulary, split_words
 from lm_jax.settings import UserError
 
 TEXT = "the cat sat on the mat\n\n\n  the  dog's café, it's 10 or 100!\n\tand the end\n\n\n" * 3
@@ -167,10 +169,12 @@ def test_encoding_in_blocks_is_encoding_at_once(loaded, name, text, block):
     text += "."
     known = loaded[name] if name else KNOWN
     with mock.patch.object(texts, "BLOCK", block):
-        numbers, characters, unknown = zip(*encoded(known, in_memory("text", text)), strict=True)
+        numbers, sizes = zip(*encoded(known, in_memory("text", text)), strict=True)
     whole = Tokenizer.from_str(known.rules).encode(text)
     assert np.concatenate(numbers).tolist() == whole.ids == known.encode(text).tolist()
-    assert (sum(characters), sum(unknown)) == (len(text), 0)
+    words, longer = split_words(text, ended=True), sum(len(word) > 1 for word in text.split())
+    size = functools.reduce(TextSize.plus, sizes)
+    assert size == TextSize(len(text), 0, len(text.encode()), len(words), longer)
 
 
 @pytest.mark.parametrize("name", [None, *FILES])
@@ -456,7 +460,7 @@ def test_a_corpus_is_known_by_its_tokeniser(tmp_path):
     np.testing.assert_array_equal(memory.train.tokens, again.train.tokens)
     whole = "".join(again.vocabulary.decode(split.tokens) for split in again[1:4])
     assert whole == TEXT
-    assert sum(split.characters for split in again[1:4]) == len(TEXT)
+    assert sum(split.size.characters for split in again[1:4]) == len(TEXT)
 
 
 def test_a_corpus_is_another_one_where_training_gives_other_tokens(tmp_path):

@@ -110,7 +110,7 @@ def test_words_of_one_long_line_are_read_as_words(tmp_path):
     corpus = load(Data(source=File(train=str(tmp_path / "text8")), tokenizer=Word()))
     assert [len(getattr(corpus, split).tokens) for split in SPLITS] == [91, 6, 6]
     assert corpus.vocabulary.decode(corpus.train.tokens) == " ".join(words[:90]) + "\n"
-    assert (corpus.validation.unknown, corpus.test.unknown) == (5, 5)
+    assert (corpus.validation.size.unknown, corpus.test.size.unknown) == (5, 5)
 
 
 def test_a_corpus_of_words_by_hand():
@@ -120,22 +120,37 @@ def test_a_corpus_of_words_by_hand():
     assert corpus.train.tokens.tolist() == [2, 3, 0, 1, 1, 0, 2, 4, 1]
     assert corpus.validation.tokens.tolist() == [0, 3, 0, 0, 1]
     assert corpus.test.tokens.tolist() == [2, 0, 0, 0, 2, 0, 1]
-    assert [getattr(corpus, split).characters for split in SPLITS] == [24, 16, 23]
+    assert [getattr(corpus, split).size.characters for split in SPLITS] == [24, 16, 23]
     # The `<unk>` that stands in the validation text is none that the vocabulary lacks.
-    assert [getattr(corpus, split).unknown for split in SPLITS] == [2, 2, 4]
+    assert [getattr(corpus, split).size.unknown for split in SPLITS] == [2, 2, 4]
 
 
 @every_tokenizer
 def test_characters_are_those_of_the_text_whatever_the_tokens(tokenizer):
     corpus = load(
-        changed(Data(source=Memory()), tokenizer=tokenizer), ["é 漢\n", "😀 é", "e\r\n\n"]
+        changed(Data(source=Memory()), tokenizer=tokenizer), ["é 漢字\n", "😀 é", "e\r\n\n"]
     )
-    assert [getattr(corpus, split).characters for split in SPLITS] == [4, 3, 4]
+    sizes = [getattr(corpus, split).size for split in SPLITS]
+    assert [size.characters for size in sizes] == [5, 3, 4]
+    assert [size.bytes for size in sizes] == [10, 7, 4]
+    assert [size.words for size in sizes] == [3, 3, 3]
+
+
+@every_tokenizer
+def test_a_text_is_spaced_if_each_of_its_words_is_a_character(tokenizer, monkeypatch):
+    monkeypatch.setattr(texts, "BLOCK", 5)
+    spaced, not_spaced = "a b _\té a\n" * 3, "a b _ é a\n" * 3 + "ab"
+    data = changed(Data(source=Memory()), tokenizer=tokenizer)
+    corpus = load(data, [spaced, not_spaced, "a b _\n"])
+    sizes = [getattr(corpus, split).size for split in SPLITS]
+    assert [size.spaced for size in sizes] == [True, False, False]  # too short to tell
+    assert [size.words for size in sizes] == [18, 20, 4]
+    assert [size.longer for size in sizes] == [0, 1, 0]
 
 
 def test_words_that_training_never_saw_are_counted():
     corpus = load(Data(source=Memory(), tokenizer=Word()), ["a b\n", "a b\n", "a c <unk> d d\n"])
-    assert (corpus.train.unknown, corpus.validation.unknown, corpus.test.unknown) == (0, 0, 3)
+    assert [getattr(corpus, split).size.unknown for split in SPLITS] == [0, 0, 3]
     assert corpus.test.tokens.tolist() == [2, 0, 0, 0, 0, 1]
 
 
@@ -384,8 +399,8 @@ def test_the_built_in_corpus_holds_every_character_once():
     corpus = load(Data())
     whole = "".join(corpus.vocabulary.decode(getattr(corpus, split).tokens) for split in SPLITS)
     assert whole == sources.documentation()
-    assert sum(getattr(corpus, split).characters for split in SPLITS) == len(whole)
-    assert corpus.train.unknown == 0
+    assert sum(getattr(corpus, split).size.characters for split in SPLITS) == len(whole)
+    assert corpus.train.size.unknown == 0
 
 
 def test_a_list_of_words_limits_the_vocabulary_by_its_content(tmp_path):
@@ -396,7 +411,7 @@ def test_a_list_of_words_limits_the_vocabulary_by_its_content(tmp_path):
     data = Data(source=File(train=str(text)), tokenizer=Word(word_list=str(listed)))
     corpus = load(data)
     assert corpus.vocabulary.tokens == ("<unk>", "<eos>", "the", "cat")
-    assert corpus.train.unknown > 0
+    assert corpus.train.size.unknown > 0
     moved = tmp_path / "moved"
     listed.rename(moved)
     again = load(replace(data, tokenizer=Word(word_list=str(moved))))

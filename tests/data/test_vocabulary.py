@@ -1,5 +1,6 @@
 """Tokens and their numbers: nothing lost, nothing invented, wherever the blocks of a text end."""
 
+import functools
 import json
 import re
 from collections import Counter
@@ -11,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm_jax.config import File
-from lm_jax.data import sources
+from lm_jax.data import sizes, sources
 from lm_jax.data import text as texts
-from lm_jax.data.encoding import build, decoded, encoded, whole_words
+from lm_jax.data.encoding import build, decoded, encoded, unknown_pieces, whole_words
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import Text, in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.settings import UserError
@@ -54,8 +56,8 @@ def tokens_of(tokenizer, text):
 
 
 def all_encoded(vocabulary, text):
-    numbers, characters, unknown = zip(*encoded(vocabulary, text), strict=True)
-    return np.concatenate(numbers), sum(characters), sum(unknown)
+    numbers, sizes = zip(*encoded(vocabulary, text), strict=True)
+    return np.concatenate(numbers), functools.reduce(TextSize.plus, sizes)
 
 
 def refusal(call):
@@ -122,40 +124,45 @@ def test_the_vocabulary_is_the_count_of_tokens_cut_where_the_limits_say(
 @example(text="a <unk>\t<unk> zz", block=4)
 def test_tokens_characters_and_unknowns_do_not_depend_on_where_blocks_end(tokenizer, text, block):
     """Against tokens found by regular expression in the whole text."""
-    with mock.patch.object(texts, "BLOCK", block):
+    with mock.patch.object(texts, "BLOCK", block), mock.patch.object(sizes, "AT_ONCE", 3):
         known = vocabulary(tokenizer)
-        numbers, characters, unknown = all_encoded(known, in_memory("text", text))
+        numbers, size = all_encoded(known, in_memory("text", text))
+        written = list(unknown_pieces(known, in_memory("text", text)))
         from_blocks = vocabulary(tokenizer, text + " ab") if tokenizer != "byte" else BYTES
     tokens = tokens_of(tokenizer, text)
     assert from_blocks == (vocabulary(tokenizer, text + " ab") if tokenizer != "byte" else BYTES)
-    assert characters == len(text)
+    assert size.characters == len(text)
+    assert size.bytes == len(text.encode())
+    assert size.words == len(words(text))
+    assert size.longer == sum(len(word) > 1 for word in text.split())
     if tokenizer == "byte":
         np.testing.assert_array_equal(numbers, tokens)
-        assert unknown == 0
+        assert size.unknown == 0
+        assert written == []
         return
     np.testing.assert_array_equal(numbers, [known.numbers.get(token, 0) for token in tokens])
-    assert unknown == sum(token not in known.numbers for token in tokens)
+    assert size.unknown == sum(token not in known.numbers for token in tokens)
+    assert written == [token for token, number in zip(tokens, numbers, strict=True) if number == 0]
     np.testing.assert_array_equal(numbers, known.encode(text))
 
 
 def test_what_training_never_saw_is_unknown_and_what_is_written_so_is_not_counted():
     known = vocabulary("word", "a <unk> a b\n")
     assert known.tokens == ("<unk>", "<eos>", "a", "b")
-    numbers, _, unknown = all_encoded(known, in_memory("text", "a c <unk> b\nd <eos>\n"))
+    numbers, size = all_encoded(known, in_memory("text", "a c <unk> b\nd <eos>\n"))
     assert list(numbers) == [2, 0, 0, 3, 1, 0, 1, 1]
-    assert unknown == 2
+    assert size.unknown == 2
     # Among characters "<unk>" is five characters.
-    numbers, _, unknown = all_encoded(vocabulary("char", "<unk>!"), in_memory("text", "<unk>?"))
+    numbers, size = all_encoded(vocabulary("char", "<unk>!"), in_memory("text", "<unk>?"))
     assert numbers.min() == 0
-    assert unknown == 1
+    assert size.unknown == 1
 
 
 def test_limits_make_training_tokens_unknown():
     text = in_memory("text", "a a a b b c\n")
-    assert all_encoded(build(text, "word", size=3), text)[2] == 3
-    assert all_encoded(build(text, "word", size=4), text)[2] == 1
-    assert all_encoded(build(text, "word", min_count=2), text)[2] == 1
-    assert all_encoded(build(text, "word"), text)[2] == 0
+    limits = ({"size": 3}, {"size": 4}, {"min_count": 2}, {})
+    sizes = [all_encoded(build(text, "word", **limit), text)[1] for limit in limits]
+    assert [size.unknown for size in sizes] == [3, 1, 1, 0]
 
 
 def test_lines_end_in_eos_blank_ones_and_an_unfinished_last_one_too():
@@ -237,9 +244,9 @@ def test_bytes_that_are_no_text_are_named_by_their_offset(tokenizer, block, cont
         refused = refusal(read)
         assert refused.startswith(f"some.txt: {said}: ")
         assert refused.endswith("data.tokenizer=byte reads any bytes")
-    numbers, _, unknown = all_encoded(build(text, "byte"), text)
+    numbers, size = all_encoded(build(text, "byte"), text)
     assert bytes(numbers.tolist()) == content
-    assert unknown == 0
+    assert size.unknown == 0
 
 
 @pytest.mark.parametrize("block", [3, 1 << 22])

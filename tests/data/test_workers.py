@@ -1,5 +1,6 @@
 """Worker processes: results in order, errors passed on, no process left; few items start none."""
 
+import functools
 import operator
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from lm_jax.data import text as texts
 from lm_jax.data import workers
 from lm_jax.data.encoding import build, encoded, words_in
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import in_memory
 from lm_jax.data.workers import map_in_order
 from lm_jax.settings import UserError
@@ -82,7 +84,8 @@ def test_a_text_is_the_same_with_any_number_of_workers(tokenizer, monkeypatch):
     for cores in (1, 2, 3):
         monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)
         vocabulary = build(text, tokenizer, 300)
-        numbers, *counts = zip(*encoded(vocabulary, text, np.uint16), strict=True)
-        found.append((vocabulary, np.concatenate(numbers).tolist(), *map(sum, counts)))
+        numbers, sizes = zip(*encoded(vocabulary, text, np.uint16), strict=True)
+        size = functools.reduce(TextSize.plus, sizes)
+        found.append((vocabulary, np.concatenate(numbers).tolist(), size))
     assert found[0] == found[1] == found[2]
-    assert found[0][2] == len(whole)
+    assert found[0][2].characters == len(whole)

@@ -13,8 +13,8 @@ from lm_jax.data.text import in_memory
 from lm_jax.data.vocabulary import BYTES, Vocabulary
 from lm_jax.generation import beam, sample, samples, stream
 from lm_jax.generation.drawing import Cuts, cuts, divisor, drawing, draws, kept
-from lm_jax.generation.sample import spelled
-from lm_jax.generation.sampling_options import prompt_tokens, stop_token
+from lm_jax.generation.sampling_options import prompt_tokens, stop_tokens
+from lm_jax.generation.stops import Ending, Speller, stops_of
 from lm_jax.settings import UserError
 
 MODEL = tiny.rnn()
@@ -107,7 +107,13 @@ def test_the_token_that_reaches_top_p_exactly_is_the_last():
 
 
 def test_cuts_that_leave_all_change_nothing_and_top_1_is_greedy():
-    assert drawn(top_k=tiny.V) == drawn(top_p=1.0) == drawn(min_p=0.0) == drawn()
+    assert (
+        drawn(top_k=tiny.V)
+        == drawn(top_k=10**12)
+        == drawn(top_p=1.0)
+        == drawn(min_p=0.0)
+        == drawn()
+    )
     assert drawn(top_k=1, seed=5) == drawn(top_p=1e-9, seed=6) == drawn(temperature=0.0)
 
 
@@ -183,6 +189,11 @@ def test_a_text_in_pieces_is_the_text_at_once(vocabulary):
     assert "".join(pieces) == sample(MODEL, PARAMS, vocabulary, **options)
 
 
+def spelled(vocabulary, chunks, errors="replace"):
+    speller = Speller(vocabulary, errors)
+    return [piece for piece in (*map(speller.push, chunks), speller.rest()) if piece]
+
+
 def test_no_character_is_shown_before_all_its_bytes_are_there():
     """Whole and broken UTF-8, cut at every place into pieces of one, two and three tokens."""
     for content in ("aé…😀b\n".encode(), b"\xe2\x82a\xff\xf0\x9f\x98\xe2\x82\xac\xc3"):
@@ -206,13 +217,13 @@ def test_the_prompt_changes_what_follows():
         ({"seed": 2**32}, "seed=4294967296 must be"),
         ({"temperature": -0.1}, "temperature=-0.1 must be 0 or more"),
         ({"temperature": float("nan")}, "temperature=nan must be 0 or more"),
-        ({"top_k": 0}, "top-k=0 must be from 1 to 7"),
-        ({"top_k": 8}, "top-k=8 must be from 1 to 7"),
+        ({"top_k": 0}, "top-k=0 must be 1 or more"),
         ({"top_p": 0.0}, "top-p=0.0 must be above 0"),
         ({"top_p": 1.1}, "top-p=1.1 must be above 0 and at most 1"),
         ({"min_p": 1.0}, "min-p=1.0 must be 0 or more and below 1"),
         ({"min_p": float("nan")}, "min-p=nan must be"),
-        ({"stop": "z"}, "stop='z' is not one of the 7 tokens"),
+        ({"stop": "ab z"}, "stop='ab z' cannot be written with the 7 tokens of the .* has 'z'"),
+        ({"stop": ["a", ""]}, "stop='' must hold a character"),
         ({"prompt": "abz"}, "the prompt holds 'z': the model has never seen it"),
     ],
     ids=str,
@@ -315,15 +326,15 @@ def test_a_stop_token_is_a_character_and_not_the_byte_of_its_number():
     """Among bytes, 漢 and é are several tokens; `\\xe9` is one, as tables show it."""
     known = build(in_memory("text", "é\xa0é\xa0 漢 é\n\xa0\n" * 3), "bpe", 260)
     for character in "é\xa0":
-        assert [stop_token(known, character)] == known.encode(character).tolist()
-    assert stop_token(known, r"\xa0") == known.numbers["\xa0"]
+        assert stop_tokens(known, character) == known.encode(character).tolist()
+    assert stop_tokens(known, r"\xa0") == [known.numbers["\xa0"]]
     for vocabulary in (known, BYTES):
-        assert stop_token(vocabulary, r"\xe9") == vocabulary.numbers["\xe9"]
-        assert stop_token(vocabulary, r"\n") == stop_token(vocabulary, "\n") == vocabulary.boundary
-        assert stop_token(vocabulary, "a") == vocabulary.numbers["a"]
+        assert stop_tokens(vocabulary, r"\xe9") == [vocabulary.numbers["\xe9"]]
+        assert stop_tokens(vocabulary, [r"\n", "\n"]) == [vocabulary.boundary] * 2
+        assert stop_tokens(vocabulary, "a") == [vocabulary.numbers["a"]]
     for wrong in ("é", "漢", "\udcff"):
         with pytest.raises(UserError, match="is not one of the 256 tokens"):
-            stop_token(BYTES, wrong)
+            stop_tokens(BYTES, wrong)
 
 
 def test_unk_is_drawn_only_if_asked():
@@ -353,3 +364,66 @@ def test_bytes_that_are_no_characters_are_left_out_of_a_text():
             chunks = [spoilt[at : at + size].astype(np.int32) for at in range(0, len(spoilt), size)]
             assert "".join(spelled(vocabulary, chunks, "ignore")) == "aéc"
             assert "".join(spelled(vocabulary, chunks)) == vocabulary.decode(spoilt)
+
+
+def first_end(text, stops):
+    """The text before the stop that is complete first, and the stop, by trying every length."""
+    for end in range(len(text) + 1):
+        met = [stop for stop in stops if text[:end].endswith(stop)]
+        if met:
+            longest = max(met, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+def test_a_string_ends_a_sample_wherever_it_appears_in_the_drawn_text():
+    """Across tokens and chunks, in each sample alone, and not in the prompt."""
+    free = samples(*TRAINED, length=150, count=4, seed=2, prompt="ab")
+    chosen = [free[0].text[n : n + 3] for n in (5, 63, 130)] + ["dddd"]
+    for stops in ([chosen[0]], [chosen[1]], [chosen[2], chosen[3]], chosen, ["b", *chosen], ["ab"]):
+        ended = samples(*TRAINED, length=150, count=4, seed=2, prompt="ab", stop=stops)
+        for a, b in zip(free, ended, strict=True):
+            before, stop = first_end(a.text[2:], stops)
+            assert (b.text, b.stop) == ("ab" + before, stop)
+            assert len(b.tokens) == len(before)
+            np.testing.assert_array_equal(b.nats, a.nats[: len(b.tokens)])
+        streamed = stream(*TRAINED, length=150, seed=2, prompt="ab", stop=stops)
+        assert "".join(streamed) == ended[0].text
+
+
+def test_a_beginning_of_a_stop_is_held_back_until_more_is_known():
+    def shown(vocabulary, prompt, stop, chunks, errors="replace"):
+        read = vocabulary.encode(prompt, ended=False)
+        ending = Ending(vocabulary, read, stops_of(vocabulary, stop), errors)
+        pieces = [ending.push(np.array(chunk, np.int32)) for chunk in chunks]
+        return [*pieces, ending.rest()], ending.stop and ending.stop.written
+
+    letters = [CHARS.encode(chunk) for chunk in ("a", "b", "a", "bc", "d")]
+    assert shown(CHARS, "ab", "abc", letters) == (["ab", "", "ab", "", "", ""], "abc")
+    assert shown(CHARS, "", "abd", letters) == (["", "", "ab", "abc", "d", ""], None)
+    assert shown(CHARS, "", ["abab", r"c\n"], letters)[0] == ["", "", "", "", "", ""]
+    euros = [[byte] for byte in "a€€b".encode()]
+    assert "".join(shown(BYTES, "€", "€b", euros)[0]) == "€a€"
+    spoilt = ["a", "", "", "\N{REPLACEMENT CHARACTER}", *[""] * 5]
+    assert shown(BYTES, "", r"\xac", euros) == (spoilt, r"\xac")
+    assert "".join(shown(BYTES, "", r"\xac", euros, "ignore")[0]) == "a"
+    words = [[2, 3], [4, 1], [2]]  # the cat, sat <eos>, the
+    assert shown(WORDS, "the", "<eos>", words)[0] == ["the the cat", " sat", "", ""]
+    assert shown(WORDS, "the", "at sat", words)[0] == ["the the c", "", "", ""]
+    assert shown(WORDS, "", r"\nthe", words) == (["the cat", " sat", "", ""], r"\nthe")
+    assert shown(WORDS, "", "the", words)[0] == ["", "", "", ""]
+    with pytest.raises(UserError, match="no token has 'EOS'"):
+        stops_of(WORDS, ["the", "EOS"])
+
+
+def test_a_beam_ends_at_any_of_several_tokens():
+    every = everything(3, CHARS.numbers["c"])
+    found = beam(*TRAINED, length=3, width=tiny.V**2, prompt="ab", stop=["c", "c"])
+    assert tuple(found.tokens) == max(every, key=every.get)
+    first = beam(*TRAINED, length=5, width=1, prompt="ab")
+    after = first.text[2:]
+    ended = beam(*TRAINED, length=5, width=1, prompt="ab", stop=[after[3], after[1]])
+    cut = min(after.index(after[3]), after.index(after[1]))
+    assert ended.text == "ab" + after[:cut]
+    with pytest.raises(UserError, match="a beam ends at tokens only"):
+        beam(*TRAINED, length=5, width=1, stop="ab")

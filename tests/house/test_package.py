@@ -87,8 +87,8 @@ def test_the_installed_command_trains_an_experiment_by_name(clone, tmp_path, kep
     version, experiments = run(bin_dir / "python", "-c", about, cwd=empty).split()
     assert version == lm_jax.__version__
     assert Path(experiments).is_relative_to(clone if how else tmp_path / "environment")
-    names = {path.name for path in Path(experiments).glob("*.py")}
-    assert names == {path.name for path in (ROOT / "experiments").glob("*.py")}
+    names = {path.name for path in Path(experiments).rglob("*.py")}
+    assert names == {path.name for path in (ROOT / "experiments").rglob("*.py")}
     assert "train" in run(bin_dir / "lm-jax", "--help", cwd=empty)
     words = "train quickstart --train.steps 2 --model.hidden-size 4 --run-dir run".split()
     run(bin_dir / "lm-jax", *words, cwd=empty, env={"LM_JAX_CACHE": str(kept_cache)})

@@ -13,6 +13,7 @@ import tiny
 import lm_jax
 from lm_jax import figures, generation
 from lm_jax.config import Config, Copy, Data, LiveProbe, Train, resolve
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.report.comparison import names, write_comparison
 from lm_jax.report.learning_sections import learning_sections
 from lm_jax.report.page import (
@@ -32,6 +33,9 @@ from lm_jax.settings import UserError
 BROWSER = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )
+
+
+EIGHT = Vocabulary("char", ("<unk>", "\n", *"abcdef"))
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +118,17 @@ def rows(losses, validation=(), **more):
     ],
 )
 def test_the_finding_could_have_come_out_otherwise(validation, said):
-    first = learning_sections(rows([4.0, 3.0, 2.0], validation), None, size=8, clip_norm=None)[0]
+    first = learning_sections(
+        rows([4.0, 3.0, 2.0], validation), None, vocabulary=EIGHT, clip_norm=None
+    )[0]
     assert said in first.finding
 
 
 def test_a_diverged_run_says_so_and_its_losses_are_drawn(run):
     result = {"status": "diverged", "step": 3, "splits": {}}
-    for section in learning_sections(rows([4.0, None, 2.0]), result, size=8, clip_norm=1.0):
+    for section in learning_sections(
+        rows([4.0, None, 2.0]), result, vocabulary=EIGHT, clip_norm=1.0
+    ):
         for part in section.parts:
             if isinstance(part, Drawing):
                 part.draw(width=340)
@@ -129,13 +137,15 @@ def test_a_diverged_run_says_so_and_its_losses_are_drawn(run):
 
 
 def test_too_few_records_are_no_curve():
-    (only,) = learning_sections(rows([4.0]), None, size=8, clip_norm=None)
+    (only,) = learning_sections(rows([4.0]), None, vocabulary=EIGHT, clip_norm=None)
     assert "too few records of training for a curve: 1" in only.finding
     assert not only.parts
 
 
 def test_how_much_was_clipped_is_counted_over_all_updates():
-    sections = learning_sections(rows([4.0, 3, 2], clipped=0.5), None, size=None, clip_norm=1.0)
+    sections = learning_sections(
+        rows([4.0, 3, 2], clipped=0.5), None, vocabulary=None, clip_norm=1.0
+    )
     norms = next(section for section in sections if section.title == "Did a gradient explode?")
     assert norms.finding.startswith("Clipping shortened the gradient of 50.0% of the updates.")
 
@@ -163,7 +173,7 @@ def test_gates_have_their_names_during_training_too():
         {"kind": "probe", "split": "train", "step": step, "spectral_radius": {"0": [0.5] * 4}}
         for step in (0, 5)
     ]
-    sections = learning_sections(probed, None, size=8, clip_norm=None, cell="lstm")
+    sections = learning_sections(probed, None, vocabulary=EIGHT, clip_norm=None, cell="lstm")
     (drawing,) = next(s for s in sections if s.title == "Vanishing or exploding?").parts
     assert "layer 0, forget gate" in drawing.draw(width=720).svg()
 
@@ -245,11 +255,11 @@ def test_figures_do_not_follow_a_link_out_of_the_directory(run, tmp_path):
 def test_a_task_of_numbers_and_a_loss_beyond_all_bounds_have_a_page():
     judged = rows([1.0, 2.0, 3.0], [0.5])
     judged[-1] |= {"perplexity": None, "bits_per_character": None, "success": 0.25, "chance": 0.2}
-    (first, *_) = learning_sections(judged, None, size=None, clip_norm=None)
+    (first, *_) = learning_sections(judged, None, vocabulary=None, clip_norm=None)
     assert "a loss of 0.5, 25.0% of the sequences right" in first.finding
     huge = rows([1e30, 2e30, 3e30], [1e30])
     huge[-1] |= {"perplexity": None}
-    for section in learning_sections(huge, None, size=9, clip_norm=math.inf):
+    for section in learning_sections(huge, None, vocabulary=EIGHT, clip_norm=math.inf):
         for part in section.parts:
             if isinstance(part, Drawing):
                 part.draw(width=720).svg()
@@ -325,3 +335,30 @@ def test_the_model_writes_at_each_validation_what_it_would_say_then(run):
 def test_a_task_has_no_text_to_write():
     with pytest.raises(UserError, match=r"train\.sample_length=9 needs a text"):
         resolve(Config(data=Data(source=Copy()), train=Train(sample_length=9)))
+
+
+def ranged(losses):
+    """The section on a range test from 1e-4 to 1, after the record of the first update."""
+    trained = rows([9.0, *losses])
+    for row, rate in zip(trained, [1e-5, *np.geomspace(1e-4, 1, len(losses))], strict=True):
+        row["learning_rate"] = rate
+    sections = learning_sections(trained, None, vocabulary=EIGHT, clip_norm=None, ranged=True)
+    return next(section for section in sections if section.title.startswith("Which learning rates"))
+
+
+def test_a_range_test_names_the_steepest_fall_and_the_lowest_loss():
+    rates = np.geomspace(1e-4, 1, 17)
+    falling = 4 - 2 / (1 + (rates / 0.01) ** -2)  # steepest at 0.01
+    section = ranged(falling + np.where(rates > 0.2, 3.0, 0))
+    assert section.finding == (
+        "The loss fell most steeply at a learning rate of 0.01, and was lowest, 2.006, at 0.18; "
+        "at 1 it was 5."
+    )
+    (drawing,) = section.parts
+    assert "running mean" in drawing.draw(width=720).svg()
+    assert ranged(falling).finding.endswith("was lowest, 2.000, at 1, the largest rate tried.")
+    assert "fell at no rate: it was lowest at 0.0001" in ranged(rates + 4).finding
+    cut = ranged([*falling[:-2], None, None]).finding
+    assert "fell most steeply at a learning rate of 0.01" in cut
+    assert cut.endswith("Records without a finite loss are left out.")
+    assert "too few records for a range test: 7. A smaller" in ranged(falling[:7]).finding

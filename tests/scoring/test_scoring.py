@@ -55,7 +55,7 @@ def test_the_score_of_a_text_is_the_sum_over_its_tokens():
     assert found.unknown == 1
     np.testing.assert_allclose(found.nats, read_through(found.tokens)[0], rtol=1e-12)
     assert found.loss.nats == pytest.approx(found.nats.sum(), rel=1e-12)
-    assert (found.loss.tokens, found.loss.characters) == (8, len(text))
+    assert (found.loss.tokens, found.loss.size.characters) == (8, len(text))
 
 
 def test_the_probabilities_of_all_texts_of_one_length_add_up_to_one():
@@ -81,8 +81,8 @@ def test_a_text_in_blocks_and_chunks_of_any_size_is_the_text_at_once(monkeypatch
         np.testing.assert_allclose(
             np.concatenate([part.nats for part in found])[:-1], expected, rtol=1e-12
         )
-        assert sum(part.characters for part in found) == len(TEXT) + 1
-        assert sum(part.unknown for part in found) == 1
+        assert sum(part.size.characters for part in found) == len(TEXT) + 1
+        assert sum(part.size.unknown for part in found) == 1
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_each_line_is_scored_as_if_nothing_had_come_before_it(monkeypatch):
         assert [CHARS.decode(part.tokens) for part in found] == [part for part in parts if part]
         for part in found:
             np.testing.assert_allclose(part.nats, read_through(part.tokens)[0], rtol=1e-12)
-        assert sum(part.characters for part in found) == len(text)
+        assert sum(part.size.characters for part in found) == len(text)
 
 
 def test_lines_add_up_whatever_the_blocks():
@@ -203,13 +203,13 @@ def test_bytes_that_begin_no_character_have_infinitely_many_bits_a_character(cap
     params = model.init(jax.random.key(0))
     text = texts.Text("bytes", "", lambda: iter([b"\x80\x81"]))
     found = score(model, params, BYTES, text).loss
-    assert (found.tokens, found.characters, found.bits_per_character) == (2, 0, np.inf)
+    assert (found.tokens, found.size.characters, found.bits_per_character) == (2, 0, np.inf)
     for as_json in (True, False):
         blocks = scoring.blocks(parallel_scorer(model, 4), params, BYTES, text)
         show_score(BYTES, blocks, by="token", as_json=as_json)
     as_object, _, table = capsys.readouterr().out.partition("      ln P")
     assert json.loads(as_object)["bits_per_character"] is None
-    assert table.endswith("bits a character  inf\n")
+    assert table.endswith("bits a character   inf\n")
 
 
 def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():

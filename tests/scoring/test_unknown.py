@@ -13,11 +13,15 @@ import tiny
 import lm_jax
 from lm_jax import scoring
 from lm_jax.config import RNN, Config, Data, Memory, NGram, Word
+from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import in_memory
 from lm_jax.report.progress import Display
+from lm_jax.report.run_page import write_run
 from lm_jax.report.score_table import show_score
 from lm_jax.report.sweep import show_sweep
 from lm_jax.report.terminal import UNPAID, show_result
+from lm_jax.report.wording import SPACED
+from lm_jax.scoring import Loss, parallel_scorer
 from lm_jax.training.journal import read_rows
 
 WORDS = "the cat sat on the mat and the dog lay by the cat\n"
@@ -106,13 +110,85 @@ def test_an_unk_that_stands_in_the_text_is_characters_like_any_others(tmp_path):
     assert row["bits_per_character"] == pytest.approx(bits, rel=1e-12)
 
 
+def test_each_figure_divides_by_its_own_unit():
+    def figures(size):
+        row = Loss(6 * math.log(2), 3, size).row()
+        names = ("bits_per_token", "perplexity_per_word", "bits_per_byte", "bits_per_character")
+        return [value and pytest.approx(value) for value in map(row.get, names)]
+
+    assert figures(TextSize(characters=4, bytes=6, words=2)) == [2, 8, 1, 1.5]
+    assert figures(TextSize(characters=4, bytes=6, words=2, unknown=1)) == [2, None, None, None]
+    assert figures(TextSize(characters=24, bytes=24, words=12)) == [2, None, None, 0.5]  # spaced
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "char"])
+def test_characters_between_blanks_cost_their_own_bits_and_the_tables_say_so(
+    tokenizer, tmp_path, capsys
+):
+    """The files `c o n s u m e r s _` of the Penn Treebank: 1.806 bits, and not half of it."""
+    text = "c o n s u m e r s _ m a y _ w a n t\n"
+    run = lm_jax.train(counted(tokenizer=tokenizer), tmp_path, text=(text * 9, text, text))
+    row = run.result["splits"]["test"]
+    bits = row["nats"] * row["tokens"] / math.log(2)
+    assert row["characters"] == 19
+    assert row["bits_per_character"] == pytest.approx(bits / 19, rel=1e-12)
+    assert row["words"] is row["bytes"] is row["bits_per_byte"] is None
+    show_result(run)
+    assert f"bits a character: {SPACED}" in capsys.readouterr().out
+    blocks = scoring.line_blocks(run.model, run.params, run.vocabulary, in_memory("text", text))
+    show_score(run.vocabulary, blocks, by="none", as_json=False)
+    assert f"{row['bits_per_character']:.4f}   {SPACED}\n" in capsys.readouterr().out
+    assert f"Bits a character: {SPACED}." in write_run(run.path, None, None).read_text()
+
+
+def test_a_run_of_an_earlier_version_is_shown_with_the_figures_that_it_has(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("COLUMNS", raising=False)  # set in the processes of pytest-xdist
+    run = lm_jax.train(counted(), tmp_path, text=KNOWN)
+    show_result(run)
+    assert "bits a token" in capsys.readouterr().out
+    old = {"nats", "perplexity", "bits_per_character", "tokens", "characters", "unknown"}
+    splits = {
+        name: {key: value for key, value in row.items() if key in old}
+        for name, row in run.result["splits"].items()
+    }
+    show_result(run._replace(result={**run.result, "splits": splits}))
+    out = capsys.readouterr().out
+    assert "bits a token" not in out
+    assert f"{splits['test']['bits_per_character']:.4f}" in out
+
+
+def test_an_unknown_word_is_shown_as_it_was_written(tmp_path, capsys):
+    run = lm_jax.train(counted(), tmp_path, text=KNOWN)
+    text = "the zèbra sat <unk>\nand " + "on " * 70 + "the gnu\nslept"
+    trained = run.params, run.vocabulary, in_memory("text", text)
+
+    def shown(**how):
+        blocks = scoring.blocks(parallel_scorer(run.model, 3), *trained)
+        show_score(run.vocabulary, blocks, **how)
+        return capsys.readouterr().out
+
+    out = shown(by="token", as_json=False)
+    for word in ("zèbra", "gnu", "slept"):
+        assert f"  {word}   unknown, scored as <unk>\n" in out
+    assert "  <unk>\n" in out
+    rows = json.loads(shown(by="token", as_json=True))["by_token"]
+    assert [row[2] for row in rows if len(row) == 3] == ["zèbra", "gnu", "slept"]
+    assert [row[0] for row in rows[:5]] == ["the", "<unk>", "sat", "<unk>", "<eos>"]
+    lines = shown(by="sentence", as_json=False).splitlines()
+    assert lines[1].endswith("  the zèbra sat <unk>")
+    assert lines[2].endswith("  and " + "on " * 58 + "on…")
+    assert lines[3].endswith("  slept")
+
+
 @pytest.mark.parametrize("by", ["token", "sentence", "none"])
 def test_a_scored_text_has_none_however_it_is_shown(by, tmp_path, capsys):
     run = lm_jax.train(counted(), tmp_path, text=KNOWN)
     trained = run.model, run.params, run.vocabulary
     for text, unknown in ((WORDS, 0), (WORDS + "the zebra\nslept", 2)):
         found = scoring.score(*trained, text)
-        assert found.unknown == found.loss.unknown == unknown
+        assert found.unknown == found.loss.size.unknown == unknown
         bits = found.loss.bits_per_character
         assert bits == (
             None if unknown else pytest.approx(found.loss.nats / math.log(2) / len(text))

@@ -173,7 +173,7 @@ def test_a_directory_of_another_sweep_is_refused(tmp_path):
 
 
 def test_the_experiments_of_the_house_sweep_over_configs_that_are_valid():
-    for name in ("lecture_table", "kneser_ney"):
+    for name in ("lecture_table", "kneser_ney", "bengio_mlp", "word_language_model"):
         config, points, *_ = load_experiment(name)
         configs = lm_jax.sweep_configs(config, points)
         assert len({settings.digest(resolve(c)) for c in configs.values()}) == len(points)

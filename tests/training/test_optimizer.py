@@ -24,7 +24,9 @@ from lm_jax.config import (
     Train,
     resolve,
 )
+from lm_jax.config.optimizer import RangeTest
 from lm_jax.data.batches import streams
+from lm_jax.settings import UserError
 from lm_jax.training.optimizer import clip, learning_rate, optimizer
 from lm_jax.training.step import init, run_until
 
@@ -145,6 +147,17 @@ def test_epochs_follow_zaremba():
     expected = [2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 0.25]
     np.testing.assert_allclose(rates(Epochs(), range(0, 70, 10)), expected, rtol=1e-12)
     np.testing.assert_allclose(rates(Epochs(), range(9, 79, 10)), expected, rtol=1e-12)
+
+
+def test_a_range_test_goes_up_by_equal_factors():
+    schedule = RangeTest(low=0.002, steps=4)
+    np.testing.assert_allclose(rates(schedule, range(4)), [0.002, 0.02, 0.2, 2.0], rtol=1e-12)
+    np.testing.assert_allclose(rates(schedule, [99]), [2.0], rtol=1e-12)
+    with pytest.raises(UserError, match=r"low=2 must be below train\.learning_rate=2, the end"):
+        Train(learning_rate=2.0, schedule=RangeTest(low=2.0))
+    assert resolve(Config(train=Train(steps=7, learning_rate=1.0, schedule=RangeTest()))).train == (
+        Train(steps=7, learning_rate=1.0, schedule=RangeTest(steps=7))
+    )
 
 
 @pytest.mark.parametrize("schedule", [Constant(), Cosine(steps=9), Epochs(), Plateau()])

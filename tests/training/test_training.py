@@ -18,9 +18,11 @@ import tiny
 from tiny import rows_of, stopping_at
 
 import lm_jax
-from lm_jax import files
+from lm_jax import files, scoring
 from lm_jax.config import RNN, Elman, LiveProbe, Plateau, Truncated, Window, resolve
 from lm_jax.data.batches import streams
+from lm_jax.data.sizes import TextSize
+from lm_jax.data.text import in_memory
 from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
 from lm_jax.training import driver, evaluator, journal, manifest, step, trainer
@@ -557,9 +559,9 @@ def test_evaluation_is_its_definition_one_token_after_another(tmp_path):
         carry, nats = one(carry, np.int32(before), np.int32(token))
         total, before = total + float(nats), token
     whole = reading(tokens, run.vocabulary)
-    in_chunks = evaluate(run.model, run.params, whole._replace(length=32), 300, 0)
+    in_chunks = evaluate(run.model, run.params, whole._replace(length=32), TextSize(300))
     assert in_chunks.nats == pytest.approx(total, rel=1e-12)
-    loss = evaluate(run.model, run.params, whole, 300, 0)
+    loss = evaluate(run.model, run.params, whole, TextSize(300))
     assert loss.tokens == len(tokens)
     assert loss.nats == pytest.approx(total, rel=1e-12)
     assert loss.perplexity == pytest.approx(math.exp(total / len(tokens)), rel=1e-12)
@@ -583,12 +585,11 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
         tokens = run.vocabulary.encode(tiny.TEXT)
         params = run.model.init(jax.random.key(0))
         read = reading(tokens, run.vocabulary)
-        losses.append(evaluate(run.model, params, read, len(tokens), 0))
+        losses.append(evaluate(run.model, params, read, TextSize(len(tokens))))
     assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
-def test_sentences_are_judged_each_by_itself(tmp_path):
+def test_sentences_are_judged_each_by_itself_and_whole(tmp_path):
     data = {"batching": "sentences", "tokenizer": "word", "length": 6, "batch_size": 3}
     run = lm_jax.train(tiny.config(data=data, train={"steps": 2}), tmp_path, text=[tiny.TEXT] * 3)
 
@@ -600,13 +601,14 @@ def test_sentences_are_judged_each_by_itself(tmp_path):
     total = 0.0
     for line in tiny.TEXT.splitlines():
         tokens = run.vocabulary.encode(line + "\n")
-        for first in range(0, len(tokens), 6):  # a long sentence is cut every 6 tokens
-            before = tokens[first - 1] if first else run.vocabulary.boundary
-            y = tokens[first : first + 6]
-            x = np.concatenate([[before], y[:-1]]).astype(np.int32)
-            total += float(nats(jnp.asarray(x), jnp.asarray(y)))
+        x = np.concatenate([[run.vocabulary.boundary], tokens[:-1]]).astype(np.int32)
+        total += float(nats(jnp.asarray(x), jnp.asarray(tokens)))
     row = run.result["splits"]["validation"]
     assert row["nats"] * row["tokens"] == pytest.approx(total, rel=1e-12)
+    blocks = scoring.line_blocks(
+        run.model, run.params, run.vocabulary, in_memory("text", tiny.TEXT)
+    )
+    assert sum(block.nats.sum() for block in blocks) == pytest.approx(total, rel=1e-12)
 
 
 def validation_nats(run):
@@ -615,7 +617,7 @@ def validation_nats(run):
 
     split = data.load(run.config.data, tiny.TEXT).validation
     read = reading(split.tokens, run.vocabulary)
-    loss = evaluate(run.model, run.params, read, split.characters, split.unknown)
+    loss = evaluate(run.model, run.params, read, split.size)
     return loss.nats_per_token
 
 
