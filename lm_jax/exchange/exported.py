@@ -34,6 +34,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import NO_HOOK, Params
 from lm_jax.settings import UserError
 from lm_jax.training import Run
+from lm_jax.trees import by_name
 
 PLATFORMS = "cpu", "cuda", "tpu"
 VERSION = 1
@@ -105,10 +106,12 @@ def functions(
       carries: structure of the carry.
     """
 
+    names = list(by_name(structure.unflatten(range(structure.num_leaves))))
+
     def read(
         params: dict[str, Array], carry: list[Array], x: Int[Array, "T B"]
     ) -> tuple[Params, list[Array], Array]:
-        whole = structure.unflatten(params[name] for name in _names(structure))
+        whole = structure.unflatten(params[name] for name in names)
         last, h = model.hidden(whole, carries.unflatten(carry), x, NO_HOOK)
         return whole, jax.tree.leaves(last), h
 
@@ -142,18 +145,6 @@ def functions(
         return carry, drawn.astype(jnp.int32), logits
 
     return {"start": start, "score": score, "draw": draw}
-
-
-def by_name(params: Params) -> dict[str, Array]:
-    """The arrays of a tree under names like `layers/0/W_hh`."""
-    leaves, structure = jax.tree.flatten(params)
-    return dict(zip(_names(structure), leaves, strict=True))
-
-
-def _names(structure: Any) -> list[str]:
-    numbered = structure.unflatten(range(structure.num_leaves))
-    paths, _ = jax.tree_util.tree_flatten_with_path(numbered)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
 
 def _about(found: dict[str, export.Exported], vocabulary: Vocabulary) -> dict[str, Any]:

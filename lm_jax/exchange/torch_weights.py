@@ -19,7 +19,17 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax.config import GRU, LSTM, RNN, AdaptiveSoftmax, Elman, Gated, Model, Softmax
+from lm_jax.config import (
+    GRU,
+    LSTM,
+    RNN,
+    Elman,
+    Gated,
+    Model,
+    NoiseContrastive,
+    SampledSoftmax,
+    Softmax,
+)
 from lm_jax.exchange.torch_names import (
     PARTS,
     Layout,
@@ -230,7 +240,14 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         "model.residual=True": model.residual,
         f"model.projection={model.projection}": model.projection is not None,
         "model.embedding_size=None": model.embedding_size is None,
-        "model.readout=adaptive": isinstance(model.readout, AdaptiveSoftmax),
+        f"model.readout={model.readout.kind}": not isinstance(
+            model.readout, Softmax | SampledSoftmax | NoiseContrastive
+        ),
+        **{
+            f"model.dropout.{name}={rate}": rate is not None  # the state's mean is another, in use
+            for name in ("zoneout", "zoneout_cell")
+            for rate in [getattr(model.dropout, name)]
+        },
     }
     for setting, is_so in without.items():
         if is_so:

@@ -123,7 +123,7 @@ class DropoutMasks:
         return W_hh * mask(key, self.recurrent, W_hh.shape)
 
     def kept(
-        self, carry: Sequence[Float[Array, "B units"]], steps: int, layer: int
+        self, carry: Sequence[Float[Array, "B units"]], x: Array, layer: int
     ) -> Float[Array, "T B K"]:
         """Share of each number of a layer's carry that zoneout keeps at each step.
 
@@ -131,10 +131,10 @@ class DropoutMasks:
 
         Args:
           carry: leaves of the layer's carry, h before c.
-          steps: T.
+          x: inputs of the T steps, [T, B, ...].
           layer: number of the layer, from 0.
         """
-        batch_size = carry[0].shape[0]
+        steps, batch_size = x.shape[:2]
         rates = [
             jnp.full(leaf.shape[1], 0.0 if rate is None else rate)
             for leaf, rate in zip(carry, (self.zoneout, self.zoneout_cell), strict=False)

@@ -64,7 +64,7 @@ class RNNModel(NeuralModel):
                 own = {**own, "W_hh": self.dropout.on_recurrent(own["W_hh"], number)}
             kept = ended
             if self.dropout.zones_out:
-                kept = self.dropout.kept(jax.tree.leaves(carry[number]), len(x), number)
+                kept = self.dropout.kept(jax.tree.leaves(carry[number]), x, number)
                 kept = kept if ended is None else jnp.maximum(kept, ended)
             tap_here = None if tap is None else tap[..., number]
             layer_carry, new = layer.run(own, carry[number], seen, hook, tap_here, kept)

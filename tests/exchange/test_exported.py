@@ -17,12 +17,25 @@ import pytest
 import tiny
 
 from lm_jax import exchange, generation, models, scoring
-from lm_jax.config import GRU, LSTM, RNN, Char, Config, Convolution, Data, Memory, NGram, Window
+from lm_jax.config import (
+    GRU,
+    LSTM,
+    RNN,
+    Char,
+    Config,
+    Convolution,
+    Data,
+    Memory,
+    MixtureOfSoftmaxes,
+    NGram,
+    RecurrentDropout,
+    Window,
+)
 from lm_jax.data import bpe
 from lm_jax.data.vocabulary import BYTES, Vocabulary
-from lm_jax.exchange.exported import by_name
 from lm_jax.settings import UserError
 from lm_jax.training.imported import write_imported
+from lm_jax.trees import by_name
 
 SERVE = Path(__file__).parents[2] / "docs" / "serving" / "serve.py"
 MODELS = {
@@ -30,6 +43,15 @@ MODELS = {
     "linear": tiny.changed(RNN(embedding_size=4, hidden_size=6), cell="lru"),
     "before": RNN(cell=GRU(reset="before"), embedding_size=None, hidden_size=5),
     "window": Window(order=3, embedding_size=4, hidden_size=5),
+    "zoneout": RNN(
+        cell=LSTM(),
+        layers=2,
+        embedding_size=4,
+        hidden_size=(5, 3),
+        dropout=RecurrentDropout(zoneout=0.1, zoneout_cell=0.2),
+        projection=4,
+    ),
+    "mixture": RNN(embedding_size=4, readout=MixtureOfSoftmaxes(components=2, size=3)),
     "convolution": Convolution(embedding_size=4, hidden_size=5),
 }
 CHARS = Vocabulary("char", ("\n", "<unk>", *"the ca"))
@@ -105,7 +127,7 @@ def test_the_folder_says_shapes_and_vocabulary(served):
     about = json.loads((folder / "about.json").read_text())
     assert about["functions"]["score"]["arguments"][2:] == ["int32[T,B]", "int32[T,B]"]
     assert about["functions"]["score"]["returns"] == [["float64[B,5]"] * 4, "float64[T,B]"]
-    assert about["functions"]["draw"]["arguments"][0]["layers/0/W_hh"] == "float64[5,20]"
+    assert about["functions"]["draw"]["arguments"][0]["layers.0.W_hh"] == "float64[5,20]"
     assert about["vocabulary"] == {
         "tokenizer": "char",
         "tokens": list(run.vocabulary.tokens),

@@ -10,7 +10,18 @@ import torch_equations
 from torch_equations import E, H, V, drawn
 
 from lm_jax import models
-from lm_jax.config import GRU, LSTM, RNN, AdaptiveSoftmax, Elman, NGram, Softmax, Window
+from lm_jax.config import (
+    GRU,
+    LSTM,
+    RNN,
+    AdaptiveSoftmax,
+    Elman,
+    MixtureOfSoftmaxes,
+    NGram,
+    RecurrentDropout,
+    Softmax,
+    Window,
+)
 from lm_jax.exchange import from_torch, to_torch
 from lm_jax.settings import UserError
 
@@ -161,6 +172,11 @@ def test_names_that_match_nothing_are_refused():
         (RNN(layers=2, hidden_size=(3, 4)), r"hidden_size=\(3, 4\) has a place only in layout=awd"),
         (RNN(embedding_size=None), "model.embedding_size=None has no place"),
         (RNN(readout=AdaptiveSoftmax(cutoffs=(3,))), "model.readout=adaptive has no place"),
+        (RNN(readout=MixtureOfSoftmaxes()), "model.readout=mos has no place"),
+        (
+            RNN(dropout=RecurrentDropout(zoneout=0.1)),
+            r"model.dropout.zoneout=0\.1 has no place",
+        ),
         (Window(), "model=window cannot be written for PyTorch"),
         (NGram(), "model=ngram cannot be written for PyTorch"),
     ],

@@ -211,7 +211,7 @@ def test_zoneout_keeps_units_in_training_and_their_share_in_use(key):
     carry = tiny.moved(model.init_carry(tiny.B))
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     for of in (model.for_training(key), model):
-        zones = np.asarray(of.dropout.kept(jax.tree.leaves(carry[0]), tiny.T, 0))
+        zones = np.asarray(of.dropout.kept(jax.tree.leaves(carry[0]), x, 0))
         if of is model:
             np.testing.assert_array_equal(zones, np.repeat([0.3, 0.6], 5) * np.ones_like(zones))
         else:
@@ -231,9 +231,9 @@ def test_zoneout_keeps_units_in_training_and_their_share_in_use(key):
 
 def test_zoneout_draws_by_the_place_of_a_step_and_at_its_rate(key):
     masks = DropoutMasks(key, zoneout=0.25)
-    leaves = [jnp.zeros((50, 100))]
-    whole = masks.kept(leaves, 8, 1)
+    leaves, x = [jnp.zeros((50, 100))], jnp.zeros((8, 50))
+    whole = masks.kept(leaves, x, 1)
     np.testing.assert_allclose(jnp.mean(whole), 0.25, atol=0.01)
-    parts = [masks.at_step(first).kept(leaves, 4, 1) for first in (0, 4)]
+    parts = [masks.at_step(first).kept(leaves, x[:4], 1) for first in (0, 4)]
     np.testing.assert_array_equal(jnp.concatenate(parts), whole)
-    assert np.any(np.asarray(masks.kept(leaves, 8, 0)) != whole)
+    assert np.any(np.asarray(masks.kept(leaves, x, 0)) != whole)
