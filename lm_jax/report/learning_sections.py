@@ -11,7 +11,7 @@ from lm_jax import figures
 from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
-from lm_jax.report.study import column, numbers
+from lm_jax.report.study import column, is_pruned, numbers
 from lm_jax.training.journal import validations
 
 FEW = 3  # records that a curve needs
@@ -148,8 +148,9 @@ def _counts(ngrams: Sequence[Row]) -> Section:
     said += f", {longest['once'] / max(longest['seen'], 1):.0%} of these a single time."
     if longest["unseen_share"] is not None:
         said += f" {longest['unseen_share']:.0%} of those in the test text were never seen."
-    head = ["n", "possible", "seen", "seen once", "unseen in test, share", "bytes"]
-    names = ["order", "possible", "seen", "once", "unseen_share", "bytes"]
+    kept = ["kept"] if is_pruned(ngrams) else []
+    head = ["n", "possible", "seen", "seen once", *kept, "unseen in test, share", "bytes"]
+    names = ["order", "possible", "seen", "once", *kept, "unseen_share", "bytes"]
     rows = [[row[name] for name in names] for row in ngrams]
     return Section("How sparse are the counts?", said, [Table(head, rows)])
 
