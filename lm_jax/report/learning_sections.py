@@ -13,7 +13,7 @@ from lm_jax.files import Row
 from lm_jax.report.live_sections import live_sections
 from lm_jax.report.page import Drawing, Quote, Section, Table
 from lm_jax.report.range_section import range_section
-from lm_jax.report.study import column, numbers
+from lm_jax.report.study import column, is_pruned, numbers
 from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.journal import validations
 
@@ -155,8 +155,9 @@ def _counts(ngrams: Sequence[Row]) -> Section:
     said += f", {longest['once'] / max(longest['seen'], 1):.0%} of these a single time."
     if longest["unseen_share"] is not None:
         said += f" {longest['unseen_share']:.0%} of those in the test text were never seen."
-    head = ["n", "possible", "seen", "seen once", "unseen in test, share", "bytes"]
-    names = ["order", "possible", "seen", "once", "unseen_share", "bytes"]
+    kept = ["kept"] if is_pruned(ngrams) else []
+    head = ["n", "possible", "seen", "seen once", *kept, "unseen in test, share", "bytes"]
+    names = ["order", "possible", "seen", "once", *kept, "unseen_share", "bytes"]
     rows = [[row[name] for name in names] for row in ngrams]
     return Section("How sparse are the counts?", said, [Table(head, rows)])
 

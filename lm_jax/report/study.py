@@ -71,3 +71,8 @@ def numbers(values: Any) -> np.ndarray:
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
     """A number of all rows; NaN where it was not finite."""
     return numbers([row[name] for row in rows])
+
+
+def is_pruned(ngrams: Sequence[Row]) -> bool:
+    """True if an n-gram model, by the entry `ngrams` of result.json, left some n-grams out."""
+    return any(row.get("kept", row["seen"]) < row["seen"] for row in ngrams[1:])

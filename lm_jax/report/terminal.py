@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lm_jax.analysis import Probe, Proof
 from lm_jax.files import Row
-from lm_jax.report.study import spike_in_words, within
+from lm_jax.report.study import is_pruned, spike_in_words, within
 from lm_jax.report.wording import FIGURES, SPACED, is_spaced, usual_figures
 from lm_jax.training.runs import Run
 
@@ -251,7 +251,9 @@ def vectors_in_words(row: Row) -> str:
 def _ngrams(rows: list[Row]) -> Table:
     """A table of counts by n-gram order: sparsity and memory, the cost of longer n-grams."""
     table = Table()
-    for column in ("n", "possible", "seen", "seen once", "unseen in test", "stored"):
+    pruned = is_pruned(rows)
+    kept = ["kept"] if pruned else []
+    for column in ("n", "possible", "seen", "seen once", *kept, "unseen in test", "stored"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -259,6 +261,7 @@ def _ngrams(rows: list[Row]) -> Table:
             f"{row['possible']:.3g}",
             f"{row['seen']:,}",
             f"{row['once']:,}",
+            *([f"{row['kept']:,}"] if pruned else []),
             formatted(row["unseen_share"], ".1%"),
             f"{row['bytes'] / 1e6:,.2f} MB",
         )

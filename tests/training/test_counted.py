@@ -10,6 +10,8 @@ import tiny
 import lm_jax
 from lm_jax import generation, scoring
 from lm_jax.config import Config, Data, Memory, NGram
+from lm_jax.report.run_page import write_run
+from lm_jax.report.terminal import show_result
 from lm_jax.settings import UserError
 
 
@@ -65,10 +67,14 @@ def test_a_count_whose_checkpoint_is_damaged_is_made_again(tmp_path):
     ],
     ids=str,
 )
-def test_every_smoothing_makes_a_run(fields, tmp_path):
+def test_every_smoothing_makes_a_run(fields, tmp_path, capsys):
     run = lm_jax.train(config(**fields), tmp_path, text=tiny.TEXT)
     sizes = run.result["ngrams"][2]
-    assert (sizes["kept"] < sizes["seen"]) == bool(fields.keys() & {"prune", "entropy_threshold"})
+    pruned = bool(fields.keys() & {"prune", "entropy_threshold"})
+    assert (sizes["kept"] < sizes["seen"]) == pruned
+    show_result(run)
+    assert (" kept " in capsys.readouterr().out) == pruned
+    assert (">kept<" in write_run(tmp_path, run, None).read_text()) == pruned
     tiny.assert_trees_equal(run.params, lm_jax.load_run(tmp_path).params)
     assert run.result["splits"]["test"]["perplexity"] < len(run.vocabulary)
 
