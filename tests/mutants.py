@@ -539,8 +539,8 @@ MUTANTS = (
     ),
     Mutant(
         "models/cells.py",
-        "o = o + _times(c, params",
-        "o = o + _times(carry.c, params",
+        "o = o + scale(c, params",
+        "o = o + scale(carry.c, params",
         "models/test_cells.py::test_a_cell_is_its_paper_s_formula_in_numpy[peepholes]",
         "the output gate sees the cell of the step before",
     ),

@@ -5,7 +5,22 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 `lm_jax.fields` explains the field types.
 """
 
-from lm_jax.config.cell import GRU, LRU, LSTM, Cell, CustomCell, Elman, Gated, MinGRU, MinLSTM
+from lm_jax.config.block import Block, GLUBlock, MLPBlock, NoBlock
+from lm_jax.config.cell import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    RGLRU,
+    SLSTM,
+    SRU,
+    Cell,
+    CustomCell,
+    Elman,
+    Gated,
+    MinGRU,
+    MinLSTM,
+)
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
 from lm_jax.config.data import BPE, TFDS, Builtin, Byte, Char, Data, Datasets, File, Memory, Word
@@ -74,9 +89,13 @@ __all__ = [
     "GRU",
     "LRU",
     "LSTM",
+    "MLSTM",
+    "RGLRU",
     "RNN",
     "RTRL",
     "SGD",
+    "SLSTM",
+    "SRU",
     "TFDS",
     "UORO",
     "Adafactor",
@@ -85,6 +104,7 @@ __all__ = [
     "Adan",
     "AdaptiveSoftmax",
     "Adding",
+    "Block",
     "Builtin",
     "Byte",
     "Cell",
@@ -105,11 +125,13 @@ __all__ = [
     "Explicit",
     "File",
     "Full",
+    "GLUBlock",
     "Gated",
     "Gradient",
     "Group",
     "Lion",
     "LiveProbe",
+    "MLPBlock",
     "Markov",
     "Memorisation",
     "Memory",
@@ -121,6 +143,7 @@ __all__ = [
     "Muon",
     "NGram",
     "Network",
+    "NoBlock",
     "NoProbe",
     "NoiseContrastive",
     "Optimizer",

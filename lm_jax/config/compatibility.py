@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lm_jax.config.cell import GATED, GRU, LSTM, CustomCell, Gated
+from lm_jax.config.block import NoBlock
+from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated
 from lm_jax.config.data import Data
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
@@ -157,17 +158,22 @@ def _refuse_online(model: RNN, gradient: Online) -> None:
             f"update, does not go with train.gradient={gradient.kind}"
         )
     if isinstance(gradient, SnAp1):
+        if not isinstance(model.block, NoBlock):
+            raise ValueError(
+                f"model.block={model.block.kind} does not go with train.gradient=snap1: it takes "
+                "layers of cells alone"
+            )
         cell = model.cell
         mixed = {
             ".layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
             ".reset=before": isinstance(cell, GRU) and cell.reset == "before",
-            f"={cell.kind}": isinstance(cell, CustomCell),
+            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM),
         }
         for setting, is_so in mixed.items():
             if is_so:
                 raise ValueError(
                     f"model.cell{setting} does not go with train.gradient=snap1: it takes a "
-                    "built-in cell, without layer_norm and with reset=after"
+                    "built-in cell other than mlstm, without layer_norm and with reset=after"
                 )
 
 

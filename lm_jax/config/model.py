@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.config.cell import GATED, LRU, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.config.block import Block, NoBlock
+from lm_jax.config.cell import GATED, LRU, MLSTM, Activation, Cell, CustomCell, Elman, Gated
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
 
@@ -236,6 +237,9 @@ class RNN(Network):
     """
     layers: Size = 1
     """Number of stacked cells."""
+    block: Annotated[Block, OneOf()] = NoBlock()
+    """The nonlinear layers around each cell. Without any, several layers of model.cell=lru are a
+    single linear map."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
     change_penalty: NonNegative | None = None
@@ -259,6 +263,20 @@ class RNN(Network):
                 f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, whose "
                 "units are real and imaginary parts"
             )
+        if isinstance(self.cell, MLSTM) and any(size % self.cell.heads for size in self.sizes):
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} must be a multiple of "
+                f"model.cell.heads={self.cell.heads}"
+            )
+        if not isinstance(self.block, NoBlock):
+            for name, value in {
+                "residual": self.residual or None,
+                "dropout.recurrent": self.dropout.recurrent,
+            }.items():
+                if value is not None:
+                    raise ValueError(
+                        f"model.{name}={value} does not go with model.block={self.block.kind}"
+                    )
         if isinstance(self.cell, CustomCell) and self.precision != "float32":
             raise ValueError(
                 f"model.precision={self.precision} does not reach into a cell of your own, "
