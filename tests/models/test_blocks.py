@@ -13,6 +13,7 @@ from lm_jax.config import Config, Elman, MLPBlock, RecurrentDropout, SnAp1, Trai
 from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.settings import UserError
+from lm_jax.training.loop import warn_of_linear_layers
 
 H = 6  # as in test_cells
 X = tiny.batch().x
@@ -162,6 +163,14 @@ def test_a_block_reads_vectors_of_its_own_length_as_they_are():
     assert sum(leaf.size for leaf in jax.tree.leaves(mlp["layers"])) == (
         (k + 1) * H + elman + H * H + 2 * H + 2 * H * wide + wide + H
     )
+
+
+def test_a_run_of_linear_layers_alone_says_so():
+    linear = tiny.changed(tiny.config().model, cell="lru", hidden_size=6, layers=3)
+    with pytest.warns(UserWarning, match="model.layers=3 of model.cell=lru are one linear map"):
+        warn_of_linear_layers(linear)
+    for other in ({"block": "glu"}, {"layers": 1}, {"cell": "mingru"}):  # a warning is an error
+        warn_of_linear_layers(tiny.changed(linear, **other))
 
 
 def test_a_cell_of_one_s_own_stands_in_a_block(tmp_path):
