@@ -122,8 +122,9 @@ def _processes(config: Config, devices: int | None, distributed: bool) -> Proces
 
 def warn_of_linear_layers(model: Model) -> None:
     """Warn if all layers together are a single linear map of their inputs."""
-    alone = isinstance(model, RNN) and isinstance(model.block, NoBlock)
-    if alone and isinstance(model.cell, LRU) and model.layers > 1:
+    if not isinstance(model, RNN) or not isinstance(model.block, NoBlock):
+        return
+    if isinstance(model.cell, LRU) and model.layers > 1:
         warnings.warn(
             f"model.layers={model.layers} of model.cell=lru are one linear map of the inputs: "
             "model.block puts a nonlinear map of each step between them",
