@@ -25,6 +25,7 @@ from lm_jax.config import (
     Elman,
     Explicit,
     Full,
+    GLUBlock,
     LiveProbe,
     MinGRU,
     MinLSTM,
@@ -80,6 +81,9 @@ CASES: dict[str, Case] = {
     "update, char mingru 512": _case(update, _rnn(MinGRU(), 512), CHARACTERS),
     "update, char minlstm 512": _case(update, _rnn(MinLSTM(), 512), CHARACTERS),
     "update, char lru 512": _case(update, _rnn(LRU(), 512), CHARACTERS),
+    "update, char lru 512 in blocks": _case(
+        update, _rnn(LRU(), 512, 2, block=GLUBlock()), CHARACTERS
+    ),
     "update, char lstm 128, one-hot": _case(
         update, _rnn(LSTM(), 128, embedding_size=None), CHARACTERS
     ),

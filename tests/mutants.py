@@ -567,8 +567,8 @@ MUTANTS = (
     ),
     Mutant(
         "models/cells.py",
-        "o = o + _times(c, params",
-        "o = o + _times(carry.c, params",
+        "o = o + scale(c, params",
+        "o = o + scale(carry.c, params",
         "models/test_cells.py::test_a_cell_is_its_paper_s_formula_in_numpy[peepholes]",
         "the output gate sees the cell of the step before",
     ),
@@ -734,6 +734,35 @@ MUTANTS = (
         "return jnp.where(jnp.any(start), new, old)",
         "models/test_models.py::test_restart_makes_the_carry_of_chosen_lanes_fresh[tanh]",
         "one text that starts resets all carries",
+    ),
+    Mutant(
+        "models/blocks.py",
+        'for place, w in enumerate(params["w"]):',
+        'for place, w in enumerate(params["w"][::-1]):',
+        "models/test_blocks.py::"
+        "test_a_stack_of_blocks_is_its_formula_in_numpy_however_it_is_read[mlp]",
+        "the newest step has the oldest step's weights",
+    ),
+    Mutant(
+        "models/blocks.py",
+        "carry.recurrence, u, hook, tap)",
+        "carry.recurrence, u, None, tap)",
+        "models/test_blocks.py::test_hooks_act_on_the_carry_of_the_recurrence",
+        "a block drops the hook of the recurrence",
+    ),
+    Mutant(
+        "models/linear_recurrences.py",
+        "jnp.sqrt(rest) * jax.nn.sigmoid(i)",
+        "rest * jax.nn.sigmoid(i)",
+        "models/test_cells.py::test_a_cell_is_its_paper_s_formula_in_numpy[rglru]",
+        "1 - a² in place of its root",
+    ),
+    Mutant(
+        "models/xlstm.py",
+        "m = jnp.maximum(kept, i)",
+        "m = kept",
+        "models/test_cells.py::test_the_exponential_gates_of_the_xlstm_do_not_overflow[10000.0]",
+        "exponential gates without a stabiliser",
     ),
     Mutant(
         "models/rnn.py",

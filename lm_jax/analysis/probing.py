@@ -12,7 +12,7 @@ from lm_jax.analysis import chunks
 from lm_jax.analysis.next_updates import PARTS, Updates, updates
 from lm_jax.analysis.reach import Reach, reach
 from lm_jax.analysis.replay import Spike, at_work, replayed, spike
-from lm_jax.config import RNN, Config, Elman, NGram, train_of
+from lm_jax.config import RNN, Config, Elman, NGram, NoBlock, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
@@ -251,9 +251,9 @@ def _line(tokens: np.ndarray, boundary: int) -> np.ndarray:
 def _slope(config: Config) -> float | None:
     """γ, the largest slope of the activation, of a one-layer Elman network; None for others."""
     model = config.model
-    if isinstance(model, RNN) and isinstance(model.cell, Elman) and model.layers == 1:
-        return SLOPES[model.cell.activation]
-    return None
+    if not isinstance(model, RNN) or not isinstance(model.cell, Elman) or model.layers > 1:
+        return None
+    return SLOPES[model.cell.activation] if isinstance(model.block, NoBlock) else None
 
 
 def _optimizer(work: Trainer, state: TrainState) -> Apply:

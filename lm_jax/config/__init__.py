@@ -5,7 +5,22 @@ readouts, optimizers, schedules) is a union of classes, distinguished by the fie
 `lm_jax.fields` explains the field types.
 """
 
-from lm_jax.config.cell import GRU, LRU, LSTM, Cell, CustomCell, Elman, Gated, MinGRU, MinLSTM
+from lm_jax.config.block import Block, GLUBlock, MLPBlock, NoBlock
+from lm_jax.config.cell import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    RGLRU,
+    SLSTM,
+    SRU,
+    Cell,
+    CustomCell,
+    Elman,
+    Gated,
+    MinGRU,
+    MinLSTM,
+)
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
 from lm_jax.config.data import (
@@ -88,9 +103,13 @@ __all__ = [
     "GRU",
     "LRU",
     "LSTM",
+    "MLSTM",
+    "RGLRU",
     "RNN",
     "RTRL",
     "SGD",
+    "SLSTM",
+    "SRU",
     "TFDS",
     "UORO",
     "Adafactor",
@@ -100,6 +119,7 @@ __all__ = [
     "AdaptiveSoftmax",
     "Adding",
     "Auto",
+    "Block",
     "Builtin",
     "Byte",
     "Cell",
@@ -120,11 +140,13 @@ __all__ = [
     "Explicit",
     "File",
     "Full",
+    "GLUBlock",
     "Gated",
     "Gradient",
     "Group",
     "Lion",
     "LiveProbe",
+    "MLPBlock",
     "Markov",
     "Memorisation",
     "Memory",
@@ -137,6 +159,7 @@ __all__ = [
     "Muon",
     "NGram",
     "Network",
+    "NoBlock",
     "NoProbe",
     "NoiseContrastive",
     "Optimizer",

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from lm_jax.config.custom import Custom
-from lm_jax.fields import NonNegative, PositiveFinite
+from lm_jax.fields import NonNegative, PositiveFinite, Size
 from lm_jax.settings import settings
 
 Activation = Literal["tanh", "sigmoid", "relu"]
@@ -74,6 +74,36 @@ class LRU:
 
 
 @settings
+class RGLRU:
+    """Griffin's real-gated linear recurrent unit (De et al., 2024)."""
+
+    kind: Literal["rglru"] = "rglru"
+
+
+@settings
+class SRU:
+    """The simple recurrent unit, without a product in each step (Lei et al., 2018)."""
+
+    kind: Literal["sru"] = "sru"
+
+
+@settings
+class SLSTM(Gated):
+    """The xLSTM's cell with a scalar memory and exponential input gates (Beck et al., 2024)."""
+
+    kind: Literal["slstm"] = "slstm"
+
+
+@settings
+class MLSTM:
+    """The xLSTM's cell with a matrix memory and gates of the input only (Beck et al., 2024)."""
+
+    kind: Literal["mlstm"] = "mlstm"
+    heads: Size = 4
+    """Memories; each has model.hidden-size / heads rows and columns."""
+
+
+@settings
 class CustomCell(Custom):
     """A cell of your own, or of Flax (`lm_jax.models.custom_cell`)."""
 
@@ -81,6 +111,6 @@ class CustomCell(Custom):
     passed: ClassVar[tuple[str, ...]] = ("inputs", "hidden_size", "features")
 
 
-Cell = Elman | LSTM | GRU | MinGRU | MinLSTM | LRU | CustomCell
+Cell = Elman | LSTM | GRU | MinGRU | MinLSTM | LRU | RGLRU | SRU | SLSTM | MLSTM | CustomCell
 
-GATED = (Elman.kind, LSTM.kind, GRU.kind)
+GATED = (Elman.kind, LSTM.kind, GRU.kind, SLSTM.kind)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lm_jax.config.cell import GATED, GRU, LSTM, CustomCell, Gated
+from lm_jax.config.block import NoBlock
+from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated
 from lm_jax.config.data import Data, Memory
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
@@ -102,9 +103,10 @@ def _refuse_cuts(data: Data, train: Train) -> None:
 
 def _refuse_jitter(jitter: int, model: Model, train: Train) -> None:
     """Refuse settings that need chunks of one length."""
-    probe = train.probe
+    probe, block = train.probe, getattr(model, "block", NoBlock())
     others = {
         f"model={model.kind}": not isinstance(model, RNN),
+        f"model.block={block.kind}": not isinstance(block, NoBlock),
         f"train.gradient={train.gradient.kind}": not isinstance(
             train.gradient, FullBackpropagation
         ),
@@ -116,8 +118,8 @@ def _refuse_jitter(jitter: int, model: Model, train: Train) -> None:
     for setting, needs in others.items():
         if needs:
             raise ValueError(
-                f"data.jitter={jitter} does not go with {setting}: it needs a recurrent model and "
-                "its chunks are of different lengths"
+                f"data.jitter={jitter}, which makes chunks of different lengths, does not go with "
+                f"{setting}"
             )
 
 
@@ -182,17 +184,22 @@ def _refuse_online(model: RNN, gradient: Online) -> None:
             f"update, does not go with train.gradient={gradient.kind}"
         )
     if isinstance(gradient, SnAp1):
+        if not isinstance(model.block, NoBlock):
+            raise ValueError(
+                f"model.block={model.block.kind} does not go with train.gradient=snap1: it takes "
+                "layers of cells alone"
+            )
         cell = model.cell
         mixed = {
             ".layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
             ".reset=before": isinstance(cell, GRU) and cell.reset == "before",
-            f"={cell.kind}": isinstance(cell, CustomCell),
+            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM),
         }
         for setting, is_so in mixed.items():
             if is_so:
                 raise ValueError(
                     f"model.cell{setting} does not go with train.gradient=snap1: it takes a "
-                    "built-in cell, without layer_norm and with reset=after"
+                    "built-in cell other than mlstm, without layer_norm and with reset=after"
                 )
 
 

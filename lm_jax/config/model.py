@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lm_jax.config.cell import GATED, LRU, LSTM, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.config.block import Block, NoBlock
+from lm_jax.config.cell import GATED, GRU, LRU, LSTM, MLSTM, Activation, Cell, CustomCell, Elman
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
 
@@ -270,6 +271,9 @@ class RNN(Network):
     """
     layers: Size = 1
     """Number of stacked cells."""
+    block: Annotated[Block, OneOf()] = NoBlock()
+    """The nonlinear layers around each cell. Without any, several layers of model.cell=lru are a
+    single linear map."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
     change_penalty: NonNegative | None = None
@@ -293,16 +297,36 @@ class RNN(Network):
                 f"model.hidden_size={self.hidden_size} must be even with model.cell=lru, whose "
                 "units are real and imaginary parts"
             )
+        if isinstance(self.cell, MLSTM) and any(size % self.cell.heads for size in self.sizes):
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} must be a multiple of "
+                f"model.cell.heads={self.cell.heads}"
+            )
+        if not isinstance(self.block, NoBlock):
+            for name, value in {
+                "residual": self.residual or None,
+                "dropout.recurrent": self.dropout.recurrent,
+                "dropout.zoneout": self.dropout.zoneout,
+                "dropout.zoneout_cell": self.dropout.zoneout_cell,
+            }.items():
+                if value is not None:
+                    raise ValueError(
+                        f"model.{name}={value} does not go with model.block={self.block.kind}"
+                    )
         if isinstance(self.cell, CustomCell) and self.precision != "float32":
             raise ValueError(
                 f"model.precision={self.precision} does not reach into a cell of your own, "
                 f"model.cell={self.cell.kind}: round within the cell"
             )
-        needed = {"recurrent": Gated, "zoneout": Gated, "zoneout_cell": LSTM}
-        for name, kind in needed.items():
-            if getattr(self.dropout, name) is not None and not isinstance(self.cell, kind):
-                cells = "lstm" if kind is LSTM else " or ".join(GATED)
-                raise ValueError(f"model.dropout.{name} is read only with model.cell={cells}")
+        for name, cells in {
+            "recurrent": GATED,
+            "zoneout": (Elman.kind, LSTM.kind, GRU.kind),
+            "zoneout_cell": (LSTM.kind,),
+        }.items():
+            if getattr(self.dropout, name) is not None and self.cell.kind not in cells:
+                raise ValueError(
+                    f"model.dropout.{name} is read only with model.cell={' or '.join(cells)}"
+                )
         _refuse_between(self)
 
     @property

@@ -114,8 +114,9 @@ def split_by_lag(
 
 def _of_blocks(layers: Any, measure: Callable[[Array], Array]) -> dict[str, Array]:
     """Measure each gate's block of W_hh, by layer; skip a layer without square blocks."""
+    inside = [own.get("recurrence", own) if isinstance(own, dict) else own for own in layers]
     return {
         str(place): measure(own["W_hh"])
-        for place, own in enumerate(layers)
+        for place, own in enumerate(inside)
         if isinstance(own, dict) and made_of_blocks(own.get("W_hh"))
     }

@@ -38,6 +38,7 @@ from lm_jax.gradients.bptt import Estimator, explicit_bptt, full_bptt
 from lm_jax.gradients.rtrl import rtrl
 from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import NO_HOOK, Params
+from lm_jax.models.blocks import BlockLayer
 from lm_jax.models.cells import GatedCell
 from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.recurrence import CellLayer
@@ -150,7 +151,8 @@ def verify(
 def trained_by(model: LanguageModel) -> str | None:
     """Name of the route that `explicit_bptt` takes; None for autodiff of the plain scan."""
     layers = model.layers if isinstance(model, RNNModel) else ()
-    cells = [layer.cell for layer in layers if isinstance(layer, CellLayer)]
+    inside = [layer.recurrence if isinstance(layer, BlockLayer) else layer for layer in layers]
+    cells = [layer.cell for layer in inside if isinstance(layer, CellLayer)]
     if any(isinstance(cell, GatedCell) for cell in cells):
         return "explicit BPTT"
     return "parallel scan" if any(isinstance(cell, LinearCell) for cell in cells) else None

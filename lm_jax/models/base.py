@@ -154,6 +154,11 @@ def affine(
     return z + jnp.broadcast_to(b, z.shape)
 
 
+def scale(a: Float[Array, "*shape N"], vector: Float[Array, " N"]) -> Float[Array, "*shape N"]:
+    """The product of each number of a last axis with its own factor."""
+    return a * jnp.broadcast_to(vector, a.shape)
+
+
 def scaled_normal(
     key: Array, inputs: int, outputs: int, rows: int | None = None
 ) -> Float[Array, "rows outputs"]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lm_jax.models.base import Carry, Params, check_matrix
+from lm_jax.models.base import Carry, Params, check_matrix, scale
 from lm_jax.models.matmul import Precision, matmul
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -198,10 +198,10 @@ class LSTMCell(GatedCell):
             z_h = normalised(z_h, params["g_h"])
         i, f, g, o = jnp.split(z_x + z_h, 4, axis=-1)
         if self.peepholes:
-            i, f = i + _times(carry.c, params["p"][0]), f + _times(carry.c, params["p"][1])
+            i, f = i + scale(carry.c, params["p"][0]), f + scale(carry.c, params["p"][1])
         c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
         if self.peepholes:
-            o = o + _times(c, params["p"][2])
+            o = o + scale(c, params["p"][2])
         seen = normalised(c, params["g_c"], params["b_c"]) if self.layer_norm else c
         return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(seen), c)
 
@@ -288,9 +288,5 @@ def normalised(
     """
     centred = z - jnp.mean(z, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    z = _times(centred * jax.lax.rsqrt(variance + 1e-5), gain)
+    z = scale(centred * jax.lax.rsqrt(variance + 1e-5), gain)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
-
-
-def _times(a: Array, vector: Array) -> Array:
-    return a * jnp.broadcast_to(vector, a.shape)

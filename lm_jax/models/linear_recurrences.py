@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from lm_jax.models.base import Params
+from lm_jax.models.base import Params, scale
 from lm_jax.models.cells import Cell
 from lm_jax.settings import UserError
+
+RG_LRU_EXPONENT = 8.0
+"""c of the RG-LRU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,34 @@ class LRUCell(LinearCell):
 
     def carry_of(self, state: Array) -> Array:
         return as_real(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class RGLRUCell(LinearCell):
+    """The real-gated LRU of Griffin, h_t = a_t ∘ h_{t-1} + √(1 - a_t²) ∘ i_t ∘ x̃_t.
+
+    r = σ(W_r x + b_r),  i = σ(W_i x + b_i),  x̃ = W_x x + b_x,  a_t = σ(Λ)^{c r_t},  c = 8
+
+    (De et al., 2024, equations 1 to 4), with r, i and x̃ in this order in z_x. Griffin's gates read
+    x̃: W_r and W_i here stand for the products of Griffin's block-diagonal matrices and W_x.
+    The initial a^c, with a = σ(Λ), is uniform in [0.9, 0.999] (section 2.4).
+    """
+
+    gates: ClassVar[int] = 3
+
+    def init(self, key: Array) -> Params:
+        a_c = jax.random.uniform(key, (self.hidden_size,), float, 0.9, 0.999)
+        # Λ = ln a - ln(1 - a), with ln a = ln(a^c) / c.
+        log_a = jnp.log(a_c) / RG_LRU_EXPONENT
+        return {"b_h": jnp.zeros(self.width), "Lambda": log_a - jnp.log(-jnp.expm1(log_a))}
+
+    def terms(self, params: Params, z_x: Array) -> tuple[Array, Array]:
+        r, i, x = jnp.split(z_x, 3, axis=-1)
+        rate = RG_LRU_EXPONENT * jax.nn.log_sigmoid(params["Lambda"])
+        log_a = scale(jax.nn.sigmoid(r), rate)
+        # Kept away from 0, where the root has no derivative.
+        rest = jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(z_x.dtype).tiny)
+        return jnp.exp(log_a), jnp.sqrt(rest) * jax.nn.sigmoid(i) * x
 
 
 def as_complex(halves: Float[Array, "*shape H"]) -> Complex[Array, "*shape N"]:

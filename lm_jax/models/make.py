@@ -1,5 +1,6 @@
 """Build a model from its config; no other module in `models` reads settings."""
 
+import functools
 from typing import Any
 
 from lm_jax import config as settings
@@ -7,6 +8,7 @@ from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
 from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel
+from lm_jax.models.blocks import GLUBlockLayer, MLPBlockLayer
 from lm_jax.models.cells import (
     Cell,
     ElmanCell,
@@ -18,7 +20,7 @@ from lm_jax.models.cells import (
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
-from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell
+from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from lm_jax.models.matmul import Precision
 from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.models.ngram import NGramModel
@@ -26,7 +28,9 @@ from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.sampled import NoiseContrastiveReadout, SampledSoftmaxReadout
+from lm_jax.models.sru import SRUCell
 from lm_jax.models.window import WindowModel
+from lm_jax.models.xlstm import MLSTMCell, SLSTMCell
 from lm_jax.settings import UserError
 
 
@@ -144,13 +148,30 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
 
 
 def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
-    sizes = config.sizes
-    if isinstance(config.cell, settings.CustomCell):
-        first = embedding.vocab_size if embedding.size is None else embedding.size
-        pairs = zip((first, *sizes), sizes, strict=False)
-        return tuple(custom_cell.layer(config.cell, inputs, H) for inputs, H in pairs)
-    cells = [_cell(config.cell, H, config.precision) for H in sizes]
-    return tuple(map(CellLayer, cells, (embedding, *sizes)))
+    sizes, block, precision = config.sizes, config.block, config.precision
+    pairs = list(zip((embedding, *sizes), sizes, strict=False))
+    if isinstance(block, settings.NoBlock):
+        return tuple(_recurrence(config, inputs, H) for inputs, H in pairs)
+    inner = [_recurrence(config, H, H) for H in sizes]
+    if isinstance(block, settings.GLUBlock):
+        of_kind = functools.partial(GLUBlockLayer, norm=block.norm, precision=precision)
+    else:
+        of_kind = functools.partial(
+            MLPBlockLayer,
+            norm=block.norm,
+            precision=precision,
+            expansion=block.expansion,
+            convolution=block.convolution,
+        )
+    return tuple(of_kind(layer, *pair) for layer, pair in zip(inner, pairs, strict=True))
+
+
+def _recurrence(config: settings.RNN, inputs: Embedding | int, H: int) -> Layer:
+    if not isinstance(config.cell, settings.CustomCell):
+        return CellLayer(_cell(config.cell, H, config.precision), inputs)
+    if isinstance(inputs, Embedding):
+        inputs = inputs.vocab_size if inputs.size is None else inputs.size
+    return custom_cell.layer(config.cell, inputs, H)
 
 
 def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
@@ -160,6 +181,12 @@ def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
         return MinLSTMCell(H, precision=precision)
     if isinstance(config, settings.LRU):
         return LRUCell(H, precision=precision)
+    if isinstance(config, settings.RGLRU):
+        return RGLRUCell(H, precision=precision)
+    if isinstance(config, settings.SRU):
+        return SRUCell(H, precision=precision)
+    if isinstance(config, settings.MLSTM):
+        return MLSTMCell(H, heads=config.heads, precision=precision)
     assert isinstance(config, settings.Gated)
     W_hh = RecurrentInit(config.init, config.gain)
     if isinstance(config, settings.LSTM):
@@ -171,6 +198,8 @@ def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
             W_hh=W_hh,
             precision=precision,
         )
+    if isinstance(config, settings.SLSTM):
+        return SLSTMCell(H, W_hh=W_hh, precision=precision)
     if isinstance(config, settings.GRU):
         gru = ResetBeforeGRUCell if config.reset == "before" else GRUCell
         return gru(H, W_hh=W_hh, precision=precision)

@@ -12,6 +12,7 @@ from lm_jax.report.study import numbers
 
 GATES = {
     "lstm": ("input gate", "forget gate", "candidate", "output gate"),
+    "slstm": ("input gate", "forget gate", "candidate", "output gate"),
     "gru": ("reset gate", "update gate", "candidate"),
 }
 """The blocks of W_hh of a cell, in their order (`lm_jax.models.cells`)."""

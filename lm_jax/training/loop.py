@@ -4,12 +4,13 @@ import contextlib
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_jax import files, models
-from lm_jax.config import Config, NGram, in_steps, resolve, train_of
+from lm_jax.config import LRU, RNN, Config, Model, NGram, NoBlock, in_steps, resolve, train_of
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.data.windows import updates_of_epoch
@@ -47,6 +48,7 @@ def train(
     run_dir, processes = Path(run_dir), _processes(config, devices, distributed)
     config, corpus = processes.each(prepared, config, text)
     processes.check_same({"the settings": digest(config), "the text": corpus.digest})
+    warn_of_linear_layers(config.model)
     if restart:
         processes.first(_restart, run_dir)
     with (
@@ -116,6 +118,18 @@ def _processes(config: Config, devices: int | None, distributed: bool) -> Proces
         raise UserError("model=ngram cannot be distributed: one process counts the n-grams")
     join()
     return ManyProcesses()
+
+
+def warn_of_linear_layers(model: Model) -> None:
+    """Warn if all layers together are a single linear map of their inputs."""
+    if not isinstance(model, RNN) or not isinstance(model.block, NoBlock):
+        return
+    if isinstance(model.cell, LRU) and model.layers > 1:
+        warnings.warn(
+            f"model.layers={model.layers} of model.cell=lru are one linear map of the inputs: "
+            "model.block puts a nonlinear map of each step between them",
+            stacklevel=3,
+        )
 
 
 def _restart(run_dir: Path) -> None:

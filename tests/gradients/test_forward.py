@@ -218,6 +218,9 @@ SEPARATE = {
     "mingru": {"cell": "mingru"},
     "minlstm": {"cell": "minlstm"},
     "lru": {"cell": "lru"},
+    "rglru": {"cell": "rglru"},
+    "sru": {"cell": "sru"},
+    "slstm": {"cell": "slstm"},
 }
 
 
@@ -296,7 +299,7 @@ def test_snap1_is_rtrl_that_keeps_what_is_there_after_one_step(name, layers):
 
 
 @pytest.mark.quick("None-lru")
-@pytest.mark.parametrize("cell", ["mingru", "minlstm", "lru"])
+@pytest.mark.parametrize("cell", ["mingru", "minlstm", "lru", "rglru"])
 @pytest.mark.parametrize("embedding_size", [None, 3])
 def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_size):
     """It is RTRL: BPTT over all the text so far, though it holds no n × n."""
@@ -319,7 +322,10 @@ def test_snap1_of_a_layer_that_is_linear_in_its_state_is_exact(cell, embedding_s
     see(snap(params, found[1], second), full(params, fresh, both))
 
 
-@pytest.mark.parametrize(("name", "m"), [("elman", 1), ("lstm", 2), ("mingru", 1), ("lru", 2)])
+@pytest.mark.parametrize(
+    ("name", "m"),
+    [("elman", 1), ("lstm", 2), ("mingru", 1), ("lru", 2), ("sru", 2), ("slstm", 4)],
+)
 def test_what_snap1_remembers_is_m_numbers_of_each_parameter(name, m):
     model, params = made(**SEPARATE[name], layers=2)
     influence = g.snap1(model).init_carry(tiny.B).influence

@@ -65,6 +65,12 @@ RECURRENT = {
     "reset before": (lambda: cell("gru", cell__reset="before"), None),
     "minlstm": (lambda: cell("minlstm"), "parallel scan"),
     "diagonal": (lambda: cell("lru"), "parallel scan"),
+    "rglru": (lambda: cell("rglru"), "parallel scan"),
+    "sru": (lambda: cell("sru"), None),
+    "slstm": (lambda: cell("slstm"), "explicit BPTT"),
+    "mlstm": (lambda: cell("mlstm", cell__heads=2), None),
+    "GLU block": (lambda: cell("lru", block="glu", layers=2), "parallel scan"),
+    "MLP block": (lambda: cell("elman", block="mlp", block__convolution=2), "explicit BPTT"),
 }
 TRAINED = {
     **RECURRENT,
@@ -89,6 +95,7 @@ def test_all_routes_agree_for_every_cell(name):
     assert max(check.difference for check in checks[:exact]) < 1e-11
 
 
+@pytest.mark.quick(*(set(TRAINED) - {"rglru", "sru", "slstm", "mlstm", "MLP block"}))
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_route_is_shown_where_it_is_a_program_of_its_own(name):
     """Autodiff against itself would prove nothing."""

@@ -20,7 +20,7 @@ import lm_jax
 from lm_jax import gradients as g
 from lm_jax.analysis import probing
 from lm_jax.config import RNN, LiveProbe
-from lm_jax.models import cells, linear_recurrences
+from lm_jax.models import cells, linear_recurrences, sru, xlstm
 from lm_jax.settings import UserError
 from lm_jax.training.journal import read_rows
 
@@ -323,6 +323,10 @@ CELLS = {
     "mingru": linear_recurrences.MinGRUCell(2),
     "minlstm": linear_recurrences.MinLSTMCell(2),
     "lru": linear_recurrences.LRUCell(2),
+    "rglru": linear_recurrences.RGLRUCell(2),
+    "sru": sru.SRUCell(2),
+    "slstm": xlstm.SLSTMCell(2),
+    "mlstm": xlstm.MLSTMCell(2, heads=1),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from lm_jax import models
-from lm_jax.models import cells, linear_recurrences
+from lm_jax.models import cells, linear_recurrences, sru, xlstm
 from lm_jax.models.base import NO_HOOK
 from lm_jax.models.recurrence import CellLayer, unroll
 from lm_jax.settings import UserError
@@ -78,6 +78,47 @@ def diagonal(p, carry, x, xp):
     return xp.concatenate([s.real, s.imag], -1)
 
 
+def rglru(p, h, x, xp):
+    r, i, new = columns(x @ p["W_xh"] + p["b_h"][None], 3)
+    a = sigmoid(p["Lambda"], xp)[None] ** (8 * sigmoid(r, xp))
+    return a * h + xp.sqrt(1 - a**2) * sigmoid(i, xp) * new
+
+
+def of_sru(p, state, x, xp):
+    new, f, r, highway = columns(x @ p["W_xh"] + p["b_h"][None], 4)
+    f, r = (sigmoid(z + v[None] * state.c, xp) for z, v in zip((f, r), p["v"], strict=True))
+    c = f * state.c + (1 - f) * new
+    return sru.SRUState(r * c + (1 - r) * highway, c)
+
+
+def slstm(p, state, x, xp):
+    """Without a stabiliser: memory and normaliser as they are, times e^m."""
+    i, f, z, o = columns(x @ p["W_xh"] + state.h @ p["W_hh"] + p["b_h"][None], 4)
+    f, old = sigmoid(f, xp), xp.exp(state.m)
+    c, n = f * old * state.c + xp.exp(i) * xp.tanh(z), f * old * state.n + xp.exp(i)
+    m = xp.maximum(xp.log(f) + state.m, i)
+    return xlstm.SLSTMState(sigmoid(o, xp) * c / n, c * xp.exp(-m), n * xp.exp(-m), m)
+
+
+def mlstm(p, state, x, xp):
+    """A head at a time, without a stabiliser."""
+    z = x @ p["W_xh"] + p["b_h"][None]
+    q, k, v, o = columns(z, 4)
+    found = []
+    for head in range(2):
+        own, gates = slice(3 * head, 3 * head + 3), z[:, 4 * H + head :: 2]
+        i, f, old = xp.exp(gates[:, 0]), sigmoid(gates[:, 1], xp), xp.exp(state.m[:, head])
+        outer = xp.einsum("bv,bk->bvk", v[:, own], k[:, own] / 3**0.5)
+        C = (f * old)[:, None, None] * state.C[:, head] + i[:, None, None] * outer
+        n = (f * old)[:, None] * state.n[:, head] + i[:, None] * k[:, own] / 3**0.5
+        scale = xp.maximum(abs(xp.einsum("bk,bk->b", n, q[:, own])), 1)
+        h = sigmoid(o[:, own], xp) * xp.einsum("bvk,bk->bv", C, q[:, own]) / scale[:, None]
+        m = xp.maximum(xp.log(f) + state.m[:, head], xp.log(i))
+        found.append((h, C * xp.exp(-m)[:, None, None], n * xp.exp(-m)[:, None], m))
+    h, C, n, m = zip(*found, strict=True)
+    return xlstm.MLSTMState(xp.concatenate(h, 1), *(xp.stack(part, 1) for part in (C, n, m)))
+
+
 CELLS = {
     "elman": (cells.ElmanCell(H), elman),
     "lstm": (cells.LSTMCell(H), lstm),
@@ -89,6 +130,10 @@ CELLS = {
     "mingru": (linear_recurrences.MinGRUCell(H), mingru),
     "minlstm": (linear_recurrences.MinLSTMCell(H), minlstm),
     "diagonal": (linear_recurrences.LRUCell(H), diagonal),
+    "rglru": (linear_recurrences.RGLRUCell(H), rglru),
+    "sru": (sru.SRUCell(H), of_sru),
+    "slstm": (xlstm.SLSTMCell(H), slstm),
+    "mlstm": (xlstm.MLSTMCell(H, heads=2), mlstm),
 }
 every_cell = pytest.mark.parametrize("name", CELLS)
 
@@ -113,7 +158,7 @@ def with_gradient(read, *arguments):
 
 
 def h_of(carry):
-    return carry.h if isinstance(carry, cells.LSTMState) else carry
+    return getattr(carry, "h", carry)
 
 
 def by_formula(formula, params, carry, x):
@@ -164,7 +209,7 @@ def test_its_gradient_is_that_of_the_formula(name):
     tiny.assert_trees_close(results(name)["layer"][1], results(name)["formula"][1])
 
 
-@pytest.mark.parametrize("name", ["mingru", "minlstm", "diagonal"])
+@pytest.mark.parametrize("name", ["mingru", "minlstm", "diagonal", "rglru"])
 def test_all_steps_at_once_are_the_steps_one_by_one(name):
     """A cell that reads a chunk in parallel says and learns what it does step by step."""
     tiny.assert_trees_close(results(name)["layer"], results(name)["steps"])
@@ -261,6 +306,51 @@ def test_the_diagonal_recurrence_begins_uniform_on_the_ring(key):
         steps = (np.sort(numbers) - low) / (high - low) - np.arange(2000) / 2000
         assert np.max(np.abs(steps)) < 0.05
     np.testing.assert_allclose(np.exp(2 * params["gamma"]), 1 - size**2, rtol=1e-12)
+
+
+def test_the_rg_lru_begins_with_slow_units_and_no_nan_where_the_gate_is_shut(key):
+    """a^c is uniform between 0.9 and 0.999; at r = 0 the state is kept, and the gradient finite."""
+    params = linear_recurrences.RGLRUCell(2000).init(key)
+    a_c = np.sort(1 / (1 + np.exp(-np.asarray(params["Lambda"]))) ** 8)
+    assert np.max(np.abs((a_c - 0.9) / 0.099 - np.arange(2000) / 2000)) < 0.05
+    cell, z_x = linear_recurrences.RGLRUCell(1), jnp.array([[-1e4, 0.0, 3.0]])
+    own, h = {"Lambda": jnp.zeros(1)}, jnp.array([[0.5]])
+    np.testing.assert_allclose(cell.step(own, h, z_x), 0.5, rtol=1e-12)
+    grad = jax.grad(lambda z: jnp.sum(cell.step(own, h, z)))(z_x)
+    assert np.all(np.isfinite(grad))
+
+
+@pytest.mark.parametrize("size", [-1e4, 1e4])
+def test_the_exponential_gates_of_the_xlstm_do_not_overflow(size):
+    """Of one very large input gate the read value is the new one: tanh(z) σ(o), here z = o = 0.3;
+    a very small one changes nothing."""
+    z = jnp.full((1, 4), 0.3).at[0, 0].set(size)
+    before = xlstm.SLSTMState(*(jnp.full((1, 1), value) for value in (0.1, 0.2, 0.5, 2.0)))
+    after = xlstm.SLSTMCell(1).gate({}, before, jnp.zeros((1, 4)), z)
+    inside = np.tanh(0.3) if size > 0 else 0.2 / 0.5
+    np.testing.assert_allclose(after.h, inside / (1 + np.exp(-0.3)), rtol=1e-12)
+
+
+def test_an_mlstm_reads_back_the_value_of_a_key():
+    """With the forget gate open and orthogonal keys: Beck et al. (2024), section 2.3."""
+    cell, H = xlstm.MLSTMCell(4, heads=1), 4
+    keys, values = np.eye(H)[[0, 2]], np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    q = np.eye(H)[[2, 0]] * np.sqrt(H)  # |nᵀ q| is 1
+    z_x = np.concatenate([q, keys, values, np.full((2, H), 1e4), [[0, 1e4]] * 2], axis=1)
+    _, h = unroll(cell, {}, cell.init_carry(1), jnp.asarray(z_x[:, None]))
+    np.testing.assert_allclose(h[1, 0], values[0], rtol=1e-12)
+    np.testing.assert_allclose(h[0, 0], 0, atol=1e-12)
+
+
+def test_heads_that_do_not_divide_the_units_are_refused():
+    for make in (
+        lambda: xlstm.MLSTMCell(6),
+        lambda: tiny.rnn(cell="mlstm", hidden_size=6),
+    ):
+        with pytest.raises(
+            UserError, match=r"model.hidden_size=6 must be a multiple of model.cell.heads=4"
+        ):
+            make()
 
 
 @pytest.mark.slow
@@ -368,16 +458,20 @@ def test_a_residual_layer_adds_what_it_reads(cell):
 
 
 @pytest.mark.quick("gru")
-@pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "minlstm", "lru"])
+@pytest.mark.parametrize(
+    "cell", ["lstm", "gru", "mingru", "minlstm", "lru", "rglru", "sru", "slstm", "mlstm"]
+)
 def test_a_name_makes_the_cell_of_that_name(cell, key):
-    model = tiny.rnn(cell=cell, hidden_size=6, layers=2)
+    model = tiny.rnn(cell=cell, hidden_size=8, layers=2)
     made = {"lstm": models.LSTMCell, "gru": models.GRUCell, "lru": models.LRUCell}
     made |= {"mingru": models.MinGRUCell, "minlstm": models.MinLSTMCell}
-    own = made[cell](6)
+    made |= {"rglru": models.RGLRUCell, "sru": models.SRUCell}
+    made |= {"slstm": models.SLSTMCell, "mlstm": models.MLSTMCell}
+    own = made[cell](8)
     params = model.init(key)
-    for place, inputs in enumerate((4, 6)):
+    for place, inputs in enumerate((4, 8)):
         there = jax.tree.map(jnp.shape, params["layers"][place])
         own_shapes = jax.tree.map(jnp.shape, jax.eval_shape(own.init, key))
         assert there == {"W_xh": (inputs, own.width), **own_shapes}
     _, h = model.hidden(params, model.init_carry(tiny.B), tiny.batch().x)
-    assert h.shape == (tiny.T, tiny.B, 6)
+    assert h.shape == (tiny.T, tiny.B, 8)

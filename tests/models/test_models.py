@@ -14,6 +14,8 @@ from lm_jax.config import (
     AdaptiveSoftmax,
     Convolution,
     Dropout,
+    GLUBlock,
+    MLPBlock,
     NGram,
     SampledSoftmax,
     Softmax,
@@ -192,8 +194,16 @@ EQUAL = {
     "n-gram": NGram(order=3),
     **{
         cell: tiny.changed(RNN(hidden_size=4, uniform=0.1), cell=cell)
-        for cell in ("elman", "lstm", "gru", "mingru", "minlstm", "lru")
+        for cell in (
+            *("elman", "lstm", "gru", "mingru", "minlstm", "lru"),
+            *("rglru", "sru", "slstm", "mlstm"),
+        )
     },
+    "block": RNN(hidden_size=4, block=GLUBlock()),
+    "block of another norm": RNN(hidden_size=4, block=GLUBlock(norm="rms")),
+    "block with an MLP": RNN(hidden_size=4, block=MLPBlock()),
+    "block with a small MLP": RNN(hidden_size=4, block=MLPBlock(expansion=2)),
+    "block without convolution": RNN(hidden_size=4, block=MLPBlock(convolution=None)),
     "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
