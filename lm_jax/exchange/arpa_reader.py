@@ -201,7 +201,7 @@ class _Reader:
         return len(self.words) - 1
 
     def _reason(self, line: bytes, order: int, done: int, count: int, first: int) -> str:
-        """What is wrong with the line of a k-gram."""
+        """The mistake in the line of a k-gram, in words."""
         fields = line.split()
         if not line:
             return _CUT_SHORT
