@@ -129,8 +129,8 @@ MUTANTS = (
     ),
     Mutant(
         "data/batches.py",
-        "jax.random.fold_in(key, epoch)",
-        "key",
+        "source.starts.size, jax.random.fold_in(key, epoch)",
+        "source.starts.size, key",
         "data/test_batches.py::"
         "test_the_order_of_sentences_is_another_one_in_each_epoch_and_for_each_key",
         "sentences in the same order in each epoch",
@@ -1093,6 +1093,43 @@ MUTANTS = (
         "grad_norm = jax.pure_callback(lambda x: x, jax.typeof(loss), norm(grads))",
         "house/test_lowering.py::test_a_program_lowers_for_a_gpu_and_a_tpu[update, char lstm 512]",
         "every update calls back into Python",
+    ),
+    Mutant(
+        "training/step.py",
+        "scaled = rate * jnp.max(",
+        "scaled = rate + 0 * jnp.max(",
+        "training/test_step.py::test_a_chunk_of_a_random_length_has_its_share_of_the_rate",
+        "chunks of random lengths with the same rate",
+    ),
+    Mutant(
+        "models/held.py",
+        "share * a + (1 - share) * b",
+        "(share + a) * 0 + b",
+        "models/test_recurrence.py::"
+        "test_steps_without_a_token_leave_the_carry_and_the_gradient_as_they_are",
+        "a carry that moves after the end of its chunk",
+    ),
+    Mutant(
+        "models/dropout.py",
+        "return jnp.broadcast_to(rate, (steps, *shape))",
+        "return jnp.zeros((steps, *shape))",
+        "models/test_dropout.py::test_zoneout_keeps_units_in_training_and_their_share_in_use",
+        "no zoneout in use",
+    ),
+    Mutant(
+        "models/neural.py",
+        "(jnp.sum(mask) / jnp.maximum(jnp.sum(pairs), 1))",
+        "1",
+        "models/test_dropout.py::"
+        "test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_changes",
+        "the penalty on changes divided by the tokens",
+    ),
+    Mutant(
+        "training/step.py",
+        "params = without(config.model.freeze, params, state.params)",
+        "params = without((), params, state.params)",
+        "training/test_averaging.py::test_frozen_vectors_stay_and_others_move",
+        "frozen parameters that decay",
     ),
 )
 

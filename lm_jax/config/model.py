@@ -266,7 +266,7 @@ class RNN(Network):
     cell: Annotated[Cell, OneOf()] = Elman()
     """The recurrent cell; or your own cell, or a Flax cell, as FILE.py:NAME or
     package.module:NAME."""
-    hidden_size: Size | tuple[Size, ...] = 256
+    hidden_size: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 256
     """H, units of each layer; or the units of one layer after another, from the first to the last.
     """
     layers: Size = 1

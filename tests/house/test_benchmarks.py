@@ -150,6 +150,7 @@ def test_every_program_of_the_folder_is_one_of_all_or_is_run_by_itself():
     programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()}
     alone = {
         "all",
+        "awd_torch",
         "compiled",
         "corpus",
         "device",
