@@ -25,6 +25,7 @@ PACKAGES = (
     "analysis",
     "scoring",
     "generation",
+    "exchange",
     "figures",
     "sweeps",
     "data",

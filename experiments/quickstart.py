@@ -9,12 +9,12 @@ Command   make run, or: python run.py train quickstart
 Time      under a minute of training on two CPU cores.
 """
 
-from lm_jax.config import RNN, Adam, Char, Config, Cosine, Data, Elman, Train
+from lm_jax.config import RNN, Adam, Config, Cosine, Data, Elman, Train
 
 
 def config() -> Config:
     return Config(
-        data=Data(tokenizer=Char(), batch_size=16, length=64),
+        data=Data(batch_size=16, length=64),
         model=RNN(cell=Elman(), embedding_size=64, hidden_size=320),
         train=Train(
             steps=2500,

@@ -1,6 +1,6 @@
 """Neural language models and their gradients through time, as pure functions in JAX."""
 
-from lm_jax import data, generation, gradients, models, scoring, track
+from lm_jax import data, exchange, generation, gradients, models, scoring, track
 from lm_jax.analysis import probe
 from lm_jax.config import Config
 from lm_jax.report.progress import train
@@ -17,6 +17,7 @@ __all__ = [
     "UserError",
     "__version__",
     "data",
+    "exchange",
     "flags",
     "generation",
     "gradients",

@@ -117,6 +117,40 @@ def tree_to_disk(folder: Path) -> None:
         names_to_disk(Path(place))
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield another name for a folder to be filled, and rename the folder once it is complete.
+
+    Raises:
+      UserError: the path is a file or a link, or a folder with files.
+    """
+    refuse_used(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        remove(partial)  # left by a killed process
+        make_folder(partial)
+        yield partial
+        tree_to_disk(partial)
+        partial.rename(folder)
+        names_to_disk(folder.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(partial)
+        raise
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse the name of a new folder if a file has this name, or the folder holds files.
+
+    Raises:
+      UserError: names the folder.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()) or not folder.name:
+        raise UserError(f"{folder} cannot be a new directory: there is something of that name")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files: name a new directory")
+
+
 def ask_for_room(folder: Path, size: int) -> None:
     """Check that a folder has room for files of a size, in bytes.
 

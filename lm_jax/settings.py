@@ -231,7 +231,7 @@ def _where(location: tuple[int | str, ...], kind: type) -> str:
         if hints:
             classes = [member for hint in hints for member in classes_in(hint)]
             plain = {kind for hint in hints for kind in plain_types(hint)} - {type(None)}
-            tagged = any(map(kind_of, classes)) or not classes and len(plain) > 1
+            tagged = any(map(kind_of, classes)) or (not classes and len(plain) > 1)
     return ".".join(found)
 
 

@@ -1,4 +1,4 @@
-"""Norms, angles and blocks of trees of arrays; a tree counts as a single long vector.
+"""Norms, angles, blocks and names of trees of arrays; a tree counts as a single long vector.
 
 lm_jax studies gradients that vanish or explode, and a plain Euclidean norm squares the numbers: in
 float32 a gradient of 1e-23 would have norm 0, and a gradient of 1e20 norm ∞. The numbers are
@@ -15,7 +15,8 @@ intermediate arrays are only as large as a piece.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -139,6 +140,21 @@ def angle(a: Tree, b: Tree) -> Float[Array, ""]:
 def has_gradient(leaf: Any) -> bool:
     """Return False for float0, JAX's type for the gradient of integers; such leaves are ignored."""
     return leaf.dtype != jax.dtypes.float0
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """The dotted name of a leaf, such as `layers.0.W_hh`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+
+
+def by_name(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by their dotted names."""
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def matching(name: str, patterns: Iterable[str]) -> bool:
+    """True if a name matches one of the patterns, such as `layers.*`."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:

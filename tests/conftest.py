@@ -21,8 +21,8 @@ if "XLA_FLAGS" not in os.environ:  # the processes of pytest-xdist have it from 
     known = subprocess.run(starts, env={**os.environ, "XLA_FLAGS": _QUICK}, capture_output=True)
     os.environ["XLA_FLAGS"] = "" if known.returncode else _QUICK
 
+import checked
 import jax
-import jaxtyping
 import pytest
 
 # Compiled programs are kept between test runs; tokenised corpora are not.
@@ -32,7 +32,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-jaxtyping.install_import_hook("lm_jax", "checked.checked")
+checked.install()
+gc.set_threshold(100_000, 20, 20)  # traces make much garbage, and little of it in cycles
 
 
 # The files that take longest begin first, so that no worker waits for another at the end.

@@ -35,6 +35,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "exchange/torch_weights.py",
+        'b_h[2 * H :], extra = b_ih[2 * H :], {"b_hn": b_hh[2 * H :]}',
+        'extra = {"b_hn": 0 * b_hh[2 * H :]}',
+        "exchange/test_torch_weights.py",
+        "all of a GRU's second bias stands outside the product with r",
+    ),
+    Mutant(
+        "exchange/torch_weights.py",
+        'bias_hh = np.zeros_like(own["b_h"])',
+        'bias_hh = own["b_h"].copy()',
+        "exchange/test_torch_weights.py",
+        "an export writes the bias of a layer twice",
+    ),
+    Mutant(
+        "exchange/exported.py",
+        "model.hidden(whole, carries.unflatten(carry), x, NO_HOOK)",
+        "model.hidden(whole, model.init_carry(1), x, NO_HOOK)",
+        "exchange/test_exported.py",
+        "an exported function forgets the carry that it is given",
+    ),
+    Mutant(
+        "files.py",
+        "        with contextlib.suppress(OSError):\n            remove(partial)\n        raise",
+        "        raise",
+        "exchange/test_torch_files.py",
+        "a fault in the middle of an import leaves half a run behind",
+    ),
+    Mutant(
         "training/optimizer.py",
         "(now + 1) / jnp.maximum(schedule.warmup_steps, 1)",
         "now / jnp.maximum(schedule.warmup_steps, 1)",
@@ -610,14 +638,52 @@ MUTANTS = (
         "a discount with the factor of another count",
     ),
     Mutant(
-        "models/ngram.py",
+        "models/pruning.py",
+        "rise = np.expm1(-contexts[level.context] * (moved + others))",
+        "rise = np.expm1(-contexts[level.context] * moved)",
+        "models/test_pruning.py::"
+        "test_the_rise_of_the_perplexity_is_the_relative_entropy_of_the_two_models",
+        "entropy pruning that forgets the tokens that back off",
+    ),
+    Mutant(
+        "models/pruning.py",
+        "+ np.bincount(level.context[~here], level.alpha[~here], len(level.gamma))",
+        "+ np.bincount(level.context[here], level.alpha[here], len(level.gamma)) * 0",
+        "models/test_pruning.py::"
+        "test_cut_offs_leave_out_what_is_rare_and_the_rest_sums_to_one[kneser-ney]",
+        "count cut-offs that lose the probability of what they leave out",
+    ),
+    Mutant(
+        "models/backoff.py",
+        'jnp.where(seen, level["alpha"][child], level["gamma"][node] + log_p)',
+        'jnp.where(seen, level["alpha"][child], log_p)',
+        "exchange/test_arpa.py::test_a_file_is_scored_by_its_own_numbers",
+        "a back-off model without back-off weights",
+    ),
+    Mutant(
+        "exchange/arpa_reader.py",
+        "context[self.words[END]] = False",
+        "context[self.words.get(START, 0)] = False",
+        "exchange/test_arpa.py::test_a_file_is_scored_by_its_own_numbers",
+        "a sentence's start with the back-off weight of its end",
+    ),
+    Mutant(
+        "data/text.py",
+        "yield from skipping(_blocks(file), start + first)",
+        "yield from skipping(_blocks(file), first)",
+        "data/test_packed.py::"
+        "test_a_packed_file_is_its_text_from_any_byte_on_and_in_any_number_of_members[gzip]",
+        "a packed text with its byte-order mark",
+    ),
+    Mutant(
+        "models/smoothing.py",
         "lost = discounts(adjusted)[np.minimum(adjusted, 3)]",
         "lost = discounts(counts.levels[-1].occurrences)[np.minimum(adjusted, 3)]",
         "models/test_ngram.py::test_every_probability_is_the_dictionaries[kneser-ney-stream]",
         "Kneser-Ney with the discounts of the highest order",
     ),
     Mutant(
-        "models/ngram.py",
+        "models/smoothing.py",
         "return alpha, np.where(total > 0, 1 - weight, 1.0)",
         "return alpha, np.ones(len(total))",
         "models/test_ngram.py::"

@@ -12,7 +12,7 @@ from lm_jax.analysis import chunks
 from lm_jax.analysis.next_updates import PARTS, Updates, updates
 from lm_jax.analysis.reach import Reach, reach
 from lm_jax.analysis.replay import Spike, at_work, replayed, spike
-from lm_jax.config import RNN, Config, Elman, NoBlock, train_of
+from lm_jax.config import RNN, Config, Elman, NGram, NoBlock, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.data.formats import BOM
 from lm_jax.data.tasks import held_out
@@ -83,7 +83,8 @@ def probe(
     """Measure the reach of a run's gradient through a text, and the effect of its next updates.
 
     A run on generated sequences is analysed on whole held-out sequences; the credit map then reads
-    the first sequence.
+    the first sequence. An imported run has no updates and no text: its reach is measured on
+    `tokens`.
 
     Args:
       run: the run of a recurrent model, finished or stopped; its files do not change.
@@ -102,10 +103,12 @@ def probe(
     Raises:
       UserError: the model has no recurrent state; a number is out of range; the text or the
         sentence is too short; the sentence is not Unicode; tokens, sentence or length are given for
-        generated sequences, or the part `exposure`; a part is unknown; as
-        `lm_jax.analysis.state_at`.
+        generated sequences, or the part `exposure`; a part is unknown; the run is imported, and
+        tokens are not given, or a part is of updates; as `lm_jax.analysis.state_at`.
     """
     check_seed(seed)
+    if run.config.train is None and not isinstance(run.config.model, NGram):
+        return _of_imported(run, step, tokens, sentence, length, sequences, seed=seed, only=only)
     drawn = run.config.data.generated
     asked = {"tokens": tokens, "sentence": sentence, "length": length}
     for name in asked if drawn else ():
@@ -161,6 +164,36 @@ def probe(
         )
     steps = None if seen is None else len(seen.batch.x)
     return Probe(at, of_params, found, steps, None if seen is None else sequences, far, near)
+
+
+def _of_imported(
+    run: Run,
+    step: int | Literal["spike"] | None,
+    tokens: np.ndarray | None,
+    sentence: str | None,
+    length: int | None,
+    sequences: int,
+    *,
+    seed: int,
+    only: Collection[str] | None,
+) -> Probe:
+    """The study of a run without updates: the reach through a text."""
+    single_example(run.model)
+    parts = Reach._fields if only is None else _parts(only, drawn=False)
+    of_updates = [name for name in parts if name not in Reach._fields]
+    if of_updates or step not in (None, 0):
+        what = of_updates[0] if of_updates else f"step={step}"
+        raise UserError(f"{what} is of updates, and {run.path} was imported without any")
+    if tokens is None:
+        raise UserError(f"{run.path} was imported without a text: give one (probe --text FILE)")
+    length = LONGEST if length is None else length
+    seen, line = _of_text(run, run.params, tokens, sentence, length=length, sequences=sequences)
+    given = {"slope": _slope(run.config), "seed": seed, "only": parts}
+    far = reach(run.model, run.params, run.vocabulary, seen, line, **given)
+    if far.dynamics is not None:
+        found = {0: _eigenvalues(run.params)}
+        far = far._replace(dynamics=far.dynamics._replace(eigenvalues=found))
+    return Probe(0, 0, None, len(seen.batch.x), sequences, far, Updates())
 
 
 def _moments(work: Trainer, last: int) -> dict[int, Params]:

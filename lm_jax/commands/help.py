@@ -63,6 +63,16 @@ EXAMPLES = {
         "probe RUN_DIR --only lags by_lag",
         'probe RUN_DIR --step spike --sentence "the cat"',
     ),
+    "export": (
+        "export RUN_DIR model.safetensors --layout word_language_model",
+        "export RUN_DIR model.arpa.gz",
+        "export RUN_DIR served",
+    ),
+    "import": (
+        "import model.safetensors runs/imported --vocabulary words.txt",
+        "import model.arpa runs/arpa",
+        "import mine.safetensors runs/mine --modules embed lstm fc --vocabulary words.txt",
+    ),
     "report": ("report RUN_DIR", "report SWEEP_DIR", "report RUN_DIR OTHER_RUN_DIR"),
     "lecture": ("lecture", "lecture eigenvalue clipping"),
     "compare": ("compare runs/*",),
@@ -180,8 +190,9 @@ def _metavar(hint: Any) -> str:
 
 def _value(kind: Any) -> str:
     """The value of a flag, for people: INT, PATH, {a,b}."""
+    if typing.get_origin(kind) is tuple:
+        return "…"
     if words := list(words_of(kind)):
-        several = typing.get_origin(kind) is tuple
-        return "…" if several else "{" + ",".join(words) + "}"
+        return "{" + ",".join(words) + "}"
     first = next(one.__name__ for one in plain_types(kind) if one is not type(None))
     return "TEXT" if first == "str" else first.upper()

@@ -12,8 +12,10 @@ import tyro
 
 import lm_jax
 from lm_jax.commands.completion import completion_command
+from lm_jax.commands.export import export
 from lm_jax.commands.flags import Flags, is_flag, own_flags
 from lm_jax.commands.help import overview, short_help
+from lm_jax.commands.import_ import import_
 from lm_jax.commands.lecture import lecture
 from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake, refused
@@ -69,6 +71,8 @@ def parse(arguments: list[str], program: str) -> Callable[[], int]:
         "score": score,
         "sample": sample,
         "probe": probe,
+        "export": export,
+        "import": import_,
         "report": report,
         "lecture": lecture,
         "list": list_experiments,

@@ -15,7 +15,7 @@ from lm_jax.commands.shared import (
     reading_text,
     text_of,
 )
-from lm_jax.config import Memory
+from lm_jax.config import Memory, NGram
 from lm_jax.data.corpus import load
 from lm_jax.report.score_table import show_exposure, show_score
 from lm_jax.settings import UserError
@@ -109,7 +109,7 @@ def score(
 
 def learning_rule(run: lm_jax.Run, kind: str, given: dict[str, Any]) -> tuple[scoring.Rule, int]:
     """Update rule of dynamic evaluation according to the flags, and tokens per chunk."""
-    if run.config.train is None:
+    if isinstance(run.config.model, NGram):
         raise UserError("--dynamic needs a model that learns by gradient descent")
     rate, decay = {"sgd": (0.03, 0.0), "rms": (3e-5, 0.003)}[kind]
     asked = filled(given, rate=rate, decay=decay, length=20, epsilon=2e-5)

@@ -1,8 +1,9 @@
 """Helpers of several commands."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import tyro
@@ -11,6 +12,7 @@ import lm_jax
 from lm_jax.data.text import Text, file_text
 from lm_jax.settings import UserError
 
+Way = TypeVar("Way")
 SAMPLE_LENGTH = 300  # tokens of a sample, if no length is given
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -49,6 +51,15 @@ def mixed(run: lm_jax.Run, other: Path | None, weight: float | None) -> lm_jax.R
         raise UserError(f"--mix={other} has another vocabulary than {run.path}")
     model = lm_jax.models.Mixture(run.model, beside.model, weight)
     return run._replace(model=model, params=(run.params, beside.params))
+
+
+def by_ending(file: Path, ways: Mapping[str, Way]) -> Way:
+    """The way for the ending of a file's name; the ending "" is a folder's."""
+    ending = next((end for end in ways if end and file.name.endswith(end)), file.suffix)
+    if ending not in ways:
+        known = [f"end in {end}" if end else "have no ending, as a folder" for end in ways]
+        raise UserError(f"{file}: the name must {' or '.join(known)}")
+    return ways[ending]
 
 
 def only_with(flag: str, value: Any, **given: Any) -> None:

@@ -16,6 +16,7 @@ from lm_jax.commands.shared import ExperimentName, Flag, at_least, divide_cpu, e
 from lm_jax.commands.stopping import explained, saved_of_sweep, without
 from lm_jax.commands.trial import command_line
 from lm_jax.config import Config, resolve
+from lm_jax.config.layouts import told
 from lm_jax.experiment import Experiment, notes
 from lm_jax.report.lines import print_json, print_trial_rows
 from lm_jax.report.page import LivePage
@@ -107,6 +108,8 @@ def sweep_command(
         if asked is None or asked.points is None:
             raise UserError(f"{experiment} has no sweep()")
         claim = notes(asked.about).get("Claim", "")
+        if not quiet and (said := told(config.data)):
+            print(said, file=sys.stderr)
         if suggest is not None and asked.drawn is None:
             raise UserError(
                 f"--suggest=optuna needs a sweep() made by draw(…); {experiment} lists its points"

@@ -14,6 +14,7 @@ import lm_jax
 from lm_jax.commands.shared import SAMPLE_LENGTH, ExperimentName, Flag, divide_cpu, either
 from lm_jax.commands.stopping import explained, longer, saved_of_run
 from lm_jax.config import Config, resolve
+from lm_jax.config.layouts import told
 from lm_jax.report.lines import print_json, print_row
 from lm_jax.report.page import LivePage
 from lm_jax.report.progress import Display
@@ -71,6 +72,7 @@ def train_command(
         either(quiet=quiet, json=json)
         either(devices=devices is not None, distributed=distributed)
         name = Path(experiment).stem
+        said = told(config.data)
         config = resolve(config)
         run_dir = run_dir or Path("runs") / f"{name}-{digest(config)}"
         if devices is not None and devices > 1:
@@ -82,6 +84,8 @@ def train_command(
             run = lm_jax.train(config, run_dir, watch=False, restart=restart, distributed=True)
             exchange({})  # wait for process 0, which writes the page
             return int(_diverged(run))
+        if said and not quiet:
+            print(said, file=sys.stderr)
 
         def draw(run: Run | None = None, sample: str | None = None) -> Path:
             write_about(run_dir, command=f"{command} {shlex.join(given)}", claim=claim)

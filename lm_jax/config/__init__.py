@@ -23,13 +23,26 @@ from lm_jax.config.cell import (
 )
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
-from lm_jax.config.data import BPE, TFDS, Builtin, Byte, Char, Data, Datasets, File, Memory, Word
+from lm_jax.config.data import (
+    BPE,
+    TFDS,
+    Auto,
+    Builtin,
+    Byte,
+    Char,
+    Data,
+    Datasets,
+    File,
+    Memory,
+    Word,
+)
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
     AdaptiveSoftmax,
     Convolution,
     Dropout,
+    MixtureOfSoftmaxes,
     Model,
     Network,
     NGram,
@@ -104,6 +117,7 @@ __all__ = [
     "Adan",
     "AdaptiveSoftmax",
     "Adding",
+    "Auto",
     "Block",
     "Builtin",
     "Byte",
@@ -137,6 +151,7 @@ __all__ = [
     "Memory",
     "MinGRU",
     "MinLSTM",
+    "MixtureOfSoftmaxes",
     "Model",
     "Momentum",
     "Multiplication",

@@ -4,7 +4,7 @@ from typing import Any
 
 from lm_jax.config.block import NoBlock
 from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated
-from lm_jax.config.data import Data
+from lm_jax.config.data import Data, Memory
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -31,7 +31,11 @@ def check_compatibility(data: Data, model: Model, train: Train | None) -> None:
         _refuse_counted(data, train)
         return
     if train is None:
-        raise ValueError(f"model={model.kind} needs train, how it is to be trained")
+        if not isinstance(data.source, Memory):  # or the model was trained elsewhere
+            raise ValueError(f"model={model.kind} needs train, how it is to be trained")
+        return
+    if data.jitter is not None:
+        _refuse_jitter(data.jitter, model, train)
     if isinstance(model, RNN):
         _refuse_through_time(model, train)
         _refuse_single_steps(data, model, train)
@@ -94,6 +98,27 @@ def _refuse_cuts(data: Data, train: Train) -> None:
             raise ValueError(
                 f"train.gradient.{field}={getattr(gradient, field)} does not fit {what} with "
                 f"data.length={length}: a {one} is read whole, in one update"
+            )
+
+
+def _refuse_jitter(jitter: int, model: Model, train: Train) -> None:
+    """Refuse settings that need chunks of one length."""
+    probe = train.probe
+    others = {
+        f"model={model.kind}": not isinstance(model, RNN),
+        f"train.gradient={train.gradient.kind}": not isinstance(
+            train.gradient, FullBackpropagation
+        ),
+        f"train.feeding={train.feeding.kind}": train.feeding.kind != "teacher",
+        "train.probe=live": isinstance(probe, LiveProbe),
+        f"train.flossing={train.flossing}": train.flossing is not None,
+        f"train.omega={train.omega}": train.omega is not None,
+    }
+    for setting, needs in others.items():
+        if needs:
+            raise ValueError(
+                f"data.jitter={jitter} does not go with {setting}: it needs a recurrent model and "
+                "its chunks are of different lengths"
             )
 
 

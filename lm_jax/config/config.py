@@ -9,6 +9,7 @@ from lm_jax.config.compatibility import check_compatibility
 from lm_jax.config.custom import Custom
 from lm_jax.config.data import Data
 from lm_jax.config.gradient import Truncated
+from lm_jax.config.layouts import with_tokens
 from lm_jax.config.model import (
     RNN,
     Model,
@@ -28,6 +29,7 @@ class Config:
     model: Annotated[Model, OneOf()] = RNN()
     """Family of models."""
     train: Train | None = Train()
+    """None: the model is counted, or was trained elsewhere (`data.source=memory`)."""
     seed: Seed = 0
     """Seed of the initial parameters and of every other draw."""
 
@@ -42,8 +44,10 @@ def train_of(config: Config) -> Train:
     """Return `config.train`, never None.
 
     Raises:
-      UserError: the model is not trained by gradients.
+      UserError: the model is not trained by gradients, or was trained elsewhere.
     """
+    if config.train is None and not isinstance(config.model, NGram):
+        raise UserError(f"train=None: this model={config.model.kind} was trained elsewhere")
     if config.train is None:
         raise UserError(f"model={config.model.kind} is not trained by gradients")
     return config.train
@@ -54,8 +58,9 @@ def resolve(config: Config) -> Config:
 
     Raises:
       UserError: the file of a custom cell or optimizer, or of vectors, is missing, or has another
-        SHA-256 than the config.
+        SHA-256 than the config; or the usual tokens of the text cannot be told.
     """
+    config = dataclasses.replace(config, data=with_tokens(config.data))
     for path, code in code_in(config).items():
         config = replace_at(config, path, custom.resolved(code))
     if isinstance(config.model, Network) and config.model.vectors is not None:

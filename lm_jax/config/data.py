@@ -37,11 +37,14 @@ class File:
     folder of files. Without validation and test, the text is cut 90 / 5 / 5 into the three splits.
     With tokenizer word, the cuts are at line ends, or between two words if the text is a single
     long line. Or path of a folder with the files of all three splits, named after train, valid
-    (validation, val, dev) and test."""
+    (validation, val, dev) and test. Or path of WikiText, the Penn Treebank, lm1b, the Pile, text8
+    or enwik8, as they are published."""
     validation: str | None = None
     """Path of the validation text: a file, a pattern or a folder."""
     test: str | None = None
     """Path of the test text: a file, a pattern or a folder."""
+    text_key: str | None = None
+    """JSON lines (.jsonl, packed or not): key of the text; None: `text`."""
 
 
 @settings
@@ -98,6 +101,8 @@ class Word(CountedTokens):
     """Strings between white space, with <eos> at the end of each line."""
 
     kind: Literal["word"] = "word"
+    word_list: str | None = None
+    """Path of a list of words between white space: other words become <unk>; None: no list."""
 
 
 @settings
@@ -118,7 +123,18 @@ class BPE:
             )
 
 
-Tokenizer = Char | Byte | Word | BPE
+@settings
+class Auto:
+    """The usual tokens of a corpus that its files show, and characters of any other text."""
+
+    kind: Literal["auto"] = "auto"
+    size: VocabularySize | None = None
+    """Number of most frequent tokens to keep; None: as is usual."""
+    min_count: Size | None = None
+    """Tokens seen less often than this in the training text become <unk>; None: as is usual."""
+
+
+Tokenizer = Auto | Char | Byte | Word | BPE
 
 
 @settings
@@ -127,8 +143,9 @@ class Data:
 
     source: Annotated[DataSource, OneOf()] = Builtin()
     """Source of the text, or a generated task."""
-    tokenizer: Annotated[Tokenizer, OneOf()] = Char()
-    """Units of the text."""
+    tokenizer: Annotated[Tokenizer, OneOf()] = Auto()
+    """Units of the text; auto: words of WikiText, the Penn Treebank and lm1b, bytes of enwik8 and
+    the Pile, each recognised by its files, and characters of any other text."""
     batching: Literal["streams", "sentences"] = "streams"
     """streams: each sequence goes on from its last update; sentences: each sequence is a line of
     the text, from a fresh carry, in a new random order every epoch."""
@@ -137,6 +154,11 @@ class Data:
     length: Size = 64
     """T, time steps of an update; sentences: longer sentences are cut every T tokens; a task: steps
     of each sequence, or the maximum if data.source.length is set."""
+    jitter: Size | None = None
+    """streams: largest number of tokens by which each border between two chunks of an epoch moves,
+    drawn anew in each epoch. A chunk then has between T - 2 jitter and T + 2 jitter tokens, and its
+    share of T scales the learning rate of its update (Merity et al., 2018, section 4.1). None: no
+    border moves."""
     window_updates: Adjustable | None = None
     """streams: updates in a window, the part of the text on the device; the next window is read
     ahead from the disk. None: the whole text, unless it would take more than a quarter of the free
@@ -178,6 +200,18 @@ class Data:
                 )
         if isinstance(source, Sequences | Markov):
             self._check_task(source)
+        if self.jitter is not None:
+            if self.batching != "streams" or self.generated:
+                raise ValueError("data.jitter is read only with data.batching=streams, of a text")
+            if self.length <= 2 * self.jitter:
+                raise ValueError(
+                    f"data.jitter={self.jitter} must be below half of data.length={self.length}"
+                )
+            if self.window_updates is not None:
+                raise ValueError(
+                    "data.jitter does not go with data.window_updates: it moves chunks over the "
+                    "edges of windows"
+                )
         if self.window_updates is not None and (self.batching != "streams" or self.generated):
             raise ValueError(
                 "data.window_updates is read only with data.batching=streams, of a text"
@@ -197,7 +231,7 @@ class Data:
             )
         if self.steps > self.length:
             raise ValueError(f"{field}={self.steps} is more than data.length={self.length}")
-        idle = [*fields(Char(), "data.tokenizer.")]
+        idle = [*fields(Auto(), "data.tokenizer."), *fields(Char(), "data.tokenizer.")]
         for setting in fields(self.tokenizer, "data.tokenizer."):
             if setting not in idle:
                 raise ValueError(

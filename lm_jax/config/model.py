@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.block import Block, NoBlock
-from lm_jax.config.cell import GATED, LRU, MLSTM, Activation, Cell, CustomCell, Elman, Gated
+from lm_jax.config.cell import (
+    GATED,
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    Activation,
+    Cell,
+    CustomCell,
+    Elman,
+)
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
 
@@ -68,7 +78,22 @@ class NoiseContrastive:
     """Noise tokens for each target, fewer than V, shared by all targets of an update."""
 
 
-Readout = Softmax | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
+@settings
+class MixtureOfSoftmaxes:
+    """A weighted mean of several softmaxes (Yang et al., 2018)."""
+
+    kind: Literal["mos"] = "mos"
+    components: Size = 15
+    """K, number of softmaxes."""
+    size: Size | None = None
+    """Numbers that each softmax reads; None: model.embedding-size."""
+    tied: bool = False
+    """Use the transposed table of input vectors as W_hy."""
+    bias: bool = True
+    """Add a bias b_y to the logits."""
+
+
+Readout = Softmax | MixtureOfSoftmaxes | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
 
 
 @settings
@@ -93,6 +118,11 @@ class RecurrentDropout(Dropout):
 
     recurrent: Probability | None = None
     """Share of the entries of W_hh, fixed over all steps of an update (Merity et al., 2018)."""
+    zoneout: Probability | None = None
+    """Share of the units of h that keep their old value at a step (Krueger et al., 2017); in use,
+    each unit keeps this share of its old value."""
+    zoneout_cell: Probability | None = None
+    """The same for the cell state c of an LSTM."""
 
 
 @settings
@@ -106,8 +136,13 @@ class Network:
     none."""
     vectors_sha256: str | None = None
     """SHA-256 of the file of vectors at the start of the run; filled in."""
-    freeze_vectors: bool = False
-    """Do not train the pretrained vectors."""
+    init_from: str | None = None
+    """Directory of a run whose parameters this run begins with, for instance to fine-tune them;
+    None: every parameter is drawn."""
+    init_parts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters taken from model.init-from, such as layers.* or embedding.C."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that training leaves as they are."""
     readout: Annotated[Readout, OneOf()] = Softmax()
     """From the last hidden layer to the probabilities of the next token."""
     dropout: Dropout = Dropout()
@@ -137,12 +172,21 @@ class Network:
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
                     if getattr(part, field, idle) != idle:
                         raise ValueError(f"{place}.{field} is not read with model.uniform")
-        if self.freeze_vectors and self.vectors is None:
-            raise ValueError("model.freeze_vectors is read only with model.vectors")
+        if self.init_from is None and self.init_parts != ("*",):
+            raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
             cutoffs = self.readout.cutoffs
             if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
                 raise ValueError(f"model.readout.cutoffs={cutoffs} must rise, one of them at least")
+        elif isinstance(self.readout, MixtureOfSoftmaxes):
+            size = self.readout.size or self.embedding_size
+            if size is None:
+                raise ValueError("model.readout.size is needed: model.embedding_size is None")
+            if self.readout.tied and size != self.embedding_size:
+                raise ValueError(
+                    f"model.readout.tied needs model.readout.size={size} to be "
+                    f"model.embedding_size={self.embedding_size}"
+                )
         elif self.readout.tied and self.embedding_size != self._readout_inputs():
             raise ValueError(
                 f"model.readout.tied needs model.embedding_size={self.embedding_size} to be what "
@@ -272,6 +316,8 @@ class RNN(Network):
             for name, value in {
                 "residual": self.residual or None,
                 "dropout.recurrent": self.dropout.recurrent,
+                "dropout.zoneout": self.dropout.zoneout,
+                "dropout.zoneout_cell": self.dropout.zoneout_cell,
             }.items():
                 if value is not None:
                     raise ValueError(
@@ -282,10 +328,15 @@ class RNN(Network):
                 f"model.precision={self.precision} does not reach into a cell of your own, "
                 f"model.cell={self.cell.kind}: round within the cell"
             )
-        if not isinstance(self.cell, Gated) and self.dropout.recurrent is not None:
-            raise ValueError(
-                f"model.dropout.recurrent is read only with model.cell={' or '.join(GATED)}"
-            )
+        zoned = (Elman.kind, LSTM.kind, GRU.kind)
+        for name, kinds in {
+            "recurrent": GATED,
+            "zoneout": zoned,
+            "zoneout_cell": (LSTM.kind,),
+        }.items():
+            if getattr(self.dropout, name) is not None and self.cell.kind not in kinds:
+                cells = " or ".join(kinds)
+                raise ValueError(f"model.dropout.{name} is read only with model.cell={cells}")
         _refuse_between(self)
 
     @property
@@ -310,18 +361,38 @@ class NGram:
     kind: Literal["ngram"] = "ngram"
     order: Size = 5
     """n: the model reads the last n - 1 tokens."""
-    smoothing: Literal["kneser-ney", "interpolated", "add-k", "none"] = "kneser-ney"
+    smoothing: Literal["kneser-ney", "interpolated", "add-k", "none", "backoff"] = "kneser-ney"
     """kneser-ney: interpolated and modified (Chen & Goodman, 1999); interpolated: each order with a
-    weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood.
-    """
+    weight fitted on the validation text (Jelinek & Mercer, 1980); add-k; none: maximum likelihood;
+    backoff: the probabilities of an ARPA file, which are read and not counted."""
     k: PositiveFinite | None = None
     """add-k: constant added to each count; None: 1."""
     sentence_boundaries: bool = True
     """Stop each context at the beginning of its line; False: read the text as a single stream."""
+    prune: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    """Leave out k-grams that occur this often or less in the training text: a number for each order
+    from 1 on, the first one 0 and none below the one before, such as 0 0 1; the last number holds
+    for all further orders. Empty: none."""
+    entropy_threshold: PositiveFinite | None = None
+    """Leave out each n-gram without which the perplexity rises by a smaller share (Stolcke, 1998),
+    such as 1e-8; None: none."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.smoothing != "add-k":
             raise ValueError("model.k is read only with model.smoothing=add-k")
+        if self.prune:
+            if self.prune[0] or list(self.prune) != sorted(self.prune):
+                raise ValueError(f"model.prune={self.prune} must begin with 0 and never fall")
+            if len(self.prune) > self.order:
+                raise ValueError(
+                    f"model.prune={self.prune} has more numbers than model.order={self.order}"
+                )
+        if self.entropy_threshold is not None and self.smoothing == "add-k":
+            raise ValueError("model.entropy_threshold is not read with model.smoothing=add-k")
+        if self.smoothing == "backoff" and (self.prune or self.entropy_threshold is not None):
+            raise ValueError(
+                "model.prune and model.entropy_threshold are not read with model.smoothing=backoff"
+            )
 
 
 def _refuse_between(model: Any) -> None:

@@ -14,7 +14,8 @@ updates (`lm_jax.data.windows`). A task reads no text: every update *generates* 
 (`lm_jax.data.tasks`).
 
 The input before s_1 is the boundary token s_0 (see `lm_jax.data.vocabulary`). Past the end of a
-sequence the mask is False and the tokens mean nothing.
+sequence the mask is False and the tokens mean nothing. Chunks of random lengths (`jitter`) have the
+input -1, no token, after their end.
 
 Letters: B sequences, T time steps, L targets of a stream's sequence, N tokens, S sentences. Arrays
 are time-major, [T, B], as `lax.scan` reads them.
@@ -174,6 +175,7 @@ def batch_at(
     step: Int[Array, ""] | int,
     length: Int[Array, ""] | int,
     key: Array | None = None,
+    jitter: int | None = None,
 ) -> Batch:
     """Return the batch of the update after `step` updates.
 
@@ -184,8 +186,10 @@ def batch_at(
       source: streams, a window of streams with this update, sentences, or a generator.
       step: number of updates made.
       length: T; for a generator, at most its own T, and may be a tracer.
-      key: draws the order of the sentences in each epoch (None: the order of the text), or the
-        generated sequences, which need a key.
+      key: draws the order of the sentences in each epoch (None: the order of the text), the borders
+        of chunks, or the generated sequences, which need a key.
+      jitter: of streams: largest number of tokens by which a border between two chunks moves. The
+        batch then has `length` + 2 `jitter` steps.
     """
     if isinstance(source, Generated):
         assert key is not None
@@ -197,13 +201,27 @@ def batch_at(
     )
     if isinstance(source, Streams | StreamWindow):
         in_source = in_epoch - source.first if isinstance(source, StreamWindow) else in_epoch
-        positions = in_source * length + jnp.arange(length + 1)
+        first, steps, read = in_source * length, None, length
+        if jitter is not None:
+            assert key is not None
+            last = source.tokens.shape[0] - 2
+            of_epoch = jax.random.fold_in(key, epoch)
+            first, end = (
+                _border(in_epoch + place, length, last, jitter, of_epoch) for place in (0, 1)
+            )
+            steps, read = end - first, length + 2 * jitter
+        positions = first + jnp.arange(read + 1)
         # Past its end a sequence repeats its last token, under a False mask.
         chunk = jnp.take(source.tokens, positions, axis=0, mode="clip").astype(jnp.int32)
         mask = positions[:-1, None] < source.lengths[None, :]
         if isinstance(source, StreamWindow):
             # Before the window there are no targets.
             mask &= positions[:-1, None] >= 0
+        if steps is not None:
+            within = (jnp.arange(read) < steps)[:, None]
+            mask &= within
+            x = jnp.where(within, chunk[:-1], -1)
+            return Batch(x, chunk[1:], mask, jnp.broadcast_to(in_epoch == 0, mask.shape[1:]))
         start = jnp.broadcast_to(in_epoch == 0, source.lengths.shape)
     else:
         batch_size = source.starts.shape[1]
@@ -216,6 +234,15 @@ def batch_at(
         mask = jnp.arange(length)[:, None] < lengths[None, :]
         start = jnp.ones(batch_size, bool)
     return Batch(chunk[:-1], chunk[1:], mask, start)
+
+
+def _border(
+    number: Int[Array, ""] | int, length: int, last: int, jitter: int, key: Array
+) -> Int[Array, ""]:
+    """The place of the border before chunk `number` of an epoch, at most `last` but for the end."""
+    move = jax.random.randint(jax.random.fold_in(key, number), (), -jitter, jitter + 1)
+    inside = jnp.logical_and(number > 0, number * length <= last)
+    return number * length + jnp.where(inside, jnp.minimum(move, last - number * length), 0)
 
 
 def first_sequences(batch: Batch, count: int) -> Batch:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,11 @@ import platformdirs
 from lm_jax import files
 from lm_jax.config import BPE, TFDS, Byte, Data, Datasets, File, Markov
 from lm_jax.config.data import CountedTokens, Tokenizer
+from lm_jax.config.layouts import with_tokens
 from lm_jax.data import bpe, markov, sources, tasks
-from lm_jax.data.encoding import build, encoded
+from lm_jax.data.encoding import build, decoded, encoded
 from lm_jax.data.tasks import Task
-from lm_jax.data.text import SPLITS, Text, changed
+from lm_jax.data.text import SPLITS, Text, changed, file_text
 from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.settings import VERSION, UserError, to_json
 
@@ -73,11 +74,13 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     Raises:
       UserError: the text cannot be read, is not text, or is too short for the config.
     """
+    data = with_tokens(data)
     if (task := tasks.task_of(data)) is not None and memory is None:
         empty = Split(np.zeros(0, np.uint8), 0, 0)
         return Corpus(task.vocabulary, empty, empty, empty, tasks.task_digest(data), task)
     parts = sources.splits(data.source, data.tokenizer.kind, memory)
-    key = [to_json(data.tokenizer), VERSION, *(parts[split].digest for split in SPLITS)]
+    words = _word_list(data.tokenizer)
+    key = [_said(data.tokenizer, words), VERSION, *(parts[split].digest for split in SPLITS)]
     vocabulary = None
     if isinstance(data.tokenizer, BPE) and data.tokenizer.file is not None:
         rules = bpe.read(data.tokenizer.file, f"data.tokenizer.file={data.tokenizer.file}")
@@ -85,7 +88,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         key = [rules, *key[1:]]  # the file's content, not its path
     digest = files.sha256(json.dumps(key))
     if not isinstance(data.source, File | TFDS | Datasets):
-        vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
+        vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"], words)
         train, validation, test = (tokenise(vocabulary, parts[split]) for split in SPLITS)
         floor = {}
         if isinstance(data.source, Markov):
@@ -95,7 +98,7 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
     folder = cache_folder() / "tokens" / digest[:32]
     try:
         if not _intact(folder):
-            _build(folder, data, parts, vocabulary)
+            _build(folder, data, parts, vocabulary, words)
         return _mapped(folder, digest)
     except OSError as error:
         raise UserError(
@@ -104,10 +107,31 @@ def load(data: Data, memory: str | Sequence[str] | None = None) -> Corpus:
         ) from None
 
 
-def _vocabulary(tokenizer: Tokenizer, text: Text) -> Vocabulary:
+def _said(tokenizer: Tokenizer, words: Mapping[str, None] | None) -> str:
+    """The settings of the tokens as JSON, with a list of words in place of its path."""
+    values = json.loads(to_json(tokenizer))
+    # Without a list the text is the text of versions that knew none.
+    if values.pop("word_list", None) is not None:
+        values["word_list"] = list(words or ())
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _word_list(tokenizer: Tokenizer) -> dict[str, None] | None:
+    """The words of `data.tokenizer.word_list`, in their order; None without a list."""
+    path = getattr(tokenizer, "word_list", None)
+    if path is None:
+        return None
+    text = file_text(path, f"data.tokenizer.word_list={path}")
+    words = "".join(decoded(text)).split()
+    if not words:
+        raise UserError(f"data.tokenizer.word_list={path}: the list holds no word")
+    return dict.fromkeys(words)
+
+
+def _vocabulary(tokenizer: Tokenizer, text: Text, words: Mapping[str, None] | None) -> Vocabulary:
     size = None if isinstance(tokenizer, Byte) else tokenizer.size
     min_count = tokenizer.min_count if isinstance(tokenizer, CountedTokens) else 1
-    return build(text, tokenizer.kind, size, min_count)
+    return build(text, tokenizer.kind, size, min_count, words)
 
 
 def _digest(digest: str, vocabulary: Vocabulary) -> str:
@@ -140,7 +164,13 @@ def tokenise(vocabulary: Vocabulary, text: Text) -> Split:
     return Split(np.concatenate(blocks), characters, unknown)
 
 
-def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabulary | None) -> None:
+def _build(
+    folder: Path,
+    data: Data,
+    parts: dict[str, Text],
+    vocabulary: Vocabulary | None,
+    words: Mapping[str, None] | None,
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = folder.with_suffix(".partial")
     with files.locked(folder.with_suffix(".lock")):
@@ -151,7 +181,7 @@ def _build(folder: Path, data: Data, parts: dict[str, Text], vocabulary: Vocabul
         files.remove(partial)  # left by a killed process
         try:
             partial.mkdir(mode=0o700)
-            vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"])
+            vocabulary = vocabulary or _vocabulary(data.tokenizer, parts["train"], words)
             sizes = {split: _write(partial / split, vocabulary, parts[split]) for split in SPLITS}
             content = files.sealed(vocabulary.to_json(splits=sizes))
             files.write_whole(partial / "corpus.json", content)

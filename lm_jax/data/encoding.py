@@ -11,7 +11,7 @@ import codecs
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,13 @@ from lm_jax.settings import UserError
 _COUNTS = struct.Struct("<qq")  # characters and unknown tokens of a part
 
 
-def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 1) -> Vocabulary:
+def build(
+    text: Text,
+    tokenizer: str,
+    size: int | None = None,
+    min_count: int = 1,
+    allowed: Container[str] | None = None,
+) -> Vocabulary:
     """Build the vocabulary of a training text.
 
     With characters and words, `<unk>` comes first and the line's end second, whatever their counts.
@@ -44,10 +50,11 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
       size: maximum number of tokens, including `<unk>` and the line's end; None: all; with bpe,
         None: `lm_jax.data.bpe.DEFAULT_SIZE`.
       min_count: minimum count of a character or word in the text.
+      allowed: words that may be tokens; None: all.
 
     Raises:
       UserError: the text is not UTF-8, holds a NUL character, or has fewer than two distinct
-        tokens; or no token but `<unk>` and the line's end occurs `min_count` times.
+        tokens; or no token but `<unk>` and the line's end is allowed and occurs `min_count` times.
     """
     if tokenizer == "byte":
         return BYTES
@@ -56,8 +63,13 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
         return Vocabulary("bpe", bpe.tokens(rules), rules)
     first = (UNKNOWN, LINE_END[tokenizer])
     counts = _count(text, tokenizer)
+    kept = (
+        token
+        for token, count in counts.items()
+        if count >= min_count and token not in first and (allowed is None or token in allowed)
+    )
     frequent = sorted(
-        (token for token, count in counts.items() if count >= min_count and token not in first),
+        kept,
         key=lambda token: (-counts[token], token),
     )
     if len(counts) < 2:
@@ -65,7 +77,8 @@ def build(text: Text, tokenizer: str, size: int | None = None, min_count: int = 
     if not frequent:
         raise UserError(
             f"{text.name}: a vocabulary of nothing but {first[0]} and {first[1]!r}: "
-            f"no other token occurs data.tokenizer.min_count={min_count} times"
+            f"no other token {'' if allowed is None else 'of data.tokenizer.word_list '}occurs "
+            f"data.tokenizer.min_count={min_count} times"
         )
     return Vocabulary(tokenizer, (first + tuple(frequent))[:size])
 

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from lm_jax.data import text as texts
 from lm_jax.data.text import SPLITS, Shard, Text, file_text
@@ -26,13 +27,15 @@ ASIDE = re.compile(r"\..*|#.*#|.*(~|\.bak|\.orig|\.sw[op])")
 _OF = re.compile(r"(\d+)(-of-(\d+))", re.ASCII)
 
 
-def files_text(path: str, flag: str, *, any_bytes: bool = False) -> Text:
+def files_text(
+    path: str, flag: str, *, any_bytes: bool = False, text_key: str | None = None
+) -> Text:
     """Turn a file, the files of a pattern, or the files in a folder into a `Text`.
 
     Args:
       path: the file, the pattern or the folder.
       flag: the setting, with which errors begin.
-      any_bytes: take files of any format, for the tokeniser `byte`.
+      any_bytes, text_key: as for `file_text`.
 
     Raises:
       UserError: no file matches; the files of a folder are of several kinds, or one is missing; or
@@ -40,10 +43,12 @@ def files_text(path: str, flag: str, *, any_bytes: bool = False) -> Text:
     """
     name = f"{flag}={path}"
     paths = _in_folder(path, name) if os.path.isdir(path) else _matching(path, name)
-    return _read(name, paths, flag, any_bytes=any_bytes)
+    return read_files(name, paths, flag, any_bytes=any_bytes, text_key=text_key)
 
 
-def folder_texts(folder: str, flag: str, *, any_bytes: bool = False) -> dict[str, Text]:
+def folder_texts(
+    folder: str, flag: str, *, any_bytes: bool = False, text_key: str | None = None
+) -> dict[str, Text]:
     """Turn the files of a folder, named after the splits, into the texts of the three splits.
 
     A split without a file of its name may be a folder of its name.
@@ -51,7 +56,7 @@ def folder_texts(folder: str, flag: str, *, any_bytes: bool = False) -> dict[str
     Args:
       folder: the folder.
       flag: the setting, with which errors begin.
-      any_bytes: take files of any format, for the tokeniser `byte`.
+      any_bytes, text_key: as for `file_text`.
 
     Raises:
       UserError: a split has no files, or files with names that differ in more than numbers; or as
@@ -60,7 +65,9 @@ def folder_texts(folder: str, flag: str, *, any_bytes: bool = False) -> dict[str
     name = f"{flag}={folder}"
     paths = {split: _named_after(split, folder, name) for split in SPLITS}
     return {
-        split: _read(f"{flag}={folder} [{split}]", paths[split], flag, any_bytes=any_bytes)
+        split: read_files(
+            f"{flag}={folder} [{split}]", paths[split], flag, any_bytes=any_bytes, text_key=text_key
+        )
         for split in SPLITS
     }
 
@@ -71,9 +78,20 @@ def natural(path: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], path
 
 
-def _read(name: str, paths: Sequence[str], flag: str, *, any_bytes: bool) -> Text:
+def read_files(
+    name: str, paths: Sequence[str], flag: str, *, any_bytes: bool, text_key: str | None
+) -> Text:
+    """Turn files into one `Text`, in the order of their paths.
+
+    Args:
+      name: name of the text in errors.
+      paths: the files.
+      flag: the setting, with which errors of a single file begin.
+      any_bytes, text_key: as for `file_text`.
+    """
+
     def one(path: str) -> Text:
-        return file_text(path, f"{flag}={path}", any_bytes=any_bytes)
+        return file_text(path, f"{flag}={path}", any_bytes=any_bytes, text_key=text_key)
 
     if len(paths) == 1:
         return one(paths[0])
@@ -82,7 +100,11 @@ def _read(name: str, paths: Sequence[str], flag: str, *, any_bytes: bool) -> Tex
 
 
 def joined(name: str, parts: Sequence[Text]) -> Text:
-    """Join texts of known size; put a newline after each that does not end in one, but the last."""
+    """Join texts; put a newline after each that does not end in one, but the last."""
+    digest = sha256(" ".join(part.digest for part in parts))
+    if any(part.size is None for part in parts):
+        unplaced = tuple(Shard(part.name, part.digest, None, part.start) for part in parts)
+        return Text(name, digest, partial(_in_turn, parts), shards=unplaced)
     ends = [b"" if _last_byte(part) == b"\n" else b"\n" for part in parts[:-1]] + [b""]
     sizes = [(part.size or 0) + len(end) for part, end in zip(parts, ends, strict=True)]
     offsets = [0, *itertools.accumulate(sizes)]
@@ -98,8 +120,22 @@ def joined(name: str, parts: Sequence[Text]) -> Text:
                 if end:
                     yield end
 
-    digest = sha256(" ".join(part.digest for part in parts))
     return Text(name, digest, _gathered(pieces), 0, offsets[-1], shards)
+
+
+def _in_turn(parts: Sequence[Text], first: int = 0) -> Iterator[bytes]:
+    """Yield the blocks of joined texts, of which some are packed, from byte `first` on."""
+
+    def pieces() -> Iterator[bytes]:
+        last = b"\n"
+        for part in parts:
+            if last != b"\n":
+                yield b"\n"
+            for block in part.blocks():
+                yield block
+                last = block[-1:]
+
+    return texts.skipping(pieces(), first)
 
 
 def _last_byte(text: Text) -> bytes:

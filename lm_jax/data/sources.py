@@ -6,11 +6,13 @@ A single text, in one file or several, is cut into training, validation and test
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from lm_jax.config import TFDS, Datasets, File, Markov, Memory
 from lm_jax.config.data import DataSource
+from lm_jax.config.layouts import recognised
 from lm_jax.data import markov
-from lm_jax.data.shards import files_text, folder_texts
+from lm_jax.data.shards import files_text, folder_texts, read_files
 from lm_jax.data.tables import table_splits
 from lm_jax.data.text import SPLITS, Text, cut, in_memory
 from lm_jax.settings import UserError
@@ -54,11 +56,21 @@ def splits(
 
 
 def _from_files(source: File, tokenizer: str) -> dict[str, Text]:
-    any_bytes = tokenizer == "byte"
+    how: dict[str, Any] = {"any_bytes": tokenizer == "byte", "text_key": source.text_key}
+    if corpus := recognised(source):
+        whole = f"data.source.train={source.train}"
+        names = [f"{whole} [{split}]" for split in SPLITS] if len(corpus.files) > 1 else [whole]
+        texts = [
+            read_files(name, paths, "data.source.train", **how)
+            for name, paths in zip(names, corpus.files, strict=True)
+        ]
+        if len(texts) == 1:
+            return cut(texts[0], tokenizer, at_bytes=tokenizer == "byte" and corpus.cut_at_bytes)
+        return dict(zip(SPLITS, texts, strict=True))
     if source.train and source.validation is None and os.path.isdir(source.train):
-        return folder_texts(source.train, "data.source.train", any_bytes=any_bytes)
+        return folder_texts(source.train, "data.source.train", **how)
     found = {
-        split: files_text(path, f"data.source.{split}", any_bytes=any_bytes)
+        split: files_text(path, f"data.source.{split}", **how)
         for split in SPLITS
         if (path := getattr(source, split))
     }

@@ -9,7 +9,7 @@ The folder has one of three layouts:
 
 Rows are documents. The documents of a split are joined by a newline, as in `lm_jax.data.tfds`, and
 missing splits are cut from the others by the same rule (`lm_jax.data.text.DIVISIONS`). A file is
-read a few hundred rows at a time. No other module imports pyarrow.
+read a few hundred rows at a time.
 """
 
 import contextlib

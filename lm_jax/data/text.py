@@ -1,8 +1,10 @@
 """A text before it is tokenised: UTF-8 in blocks, from memory or from a file.
 
 A `Text` is read in blocks, any number of times and from any byte on; a text may be larger than the
-memory. A byte-order mark at the head is not part of the text. `lm_jax.data.shards` joins the texts
-of several files, and `lm_jax.data.sources` finds the three texts of a config.
+memory. A file that gzip, xz or zstd has packed is unpacked from its beginning at each reading
+(`lm_jax.data.packed`); its size is unknown before. A byte-order mark at the head is not part of the
+text. `lm_jax.data.shards` joins the texts of several files, and `lm_jax.data.sources` finds the
+three texts of a config.
 
 `cut` cuts a single text 90 / 5 / 5 into training, validation and test, at the first whole character
 after 90 % and 95 % of the bytes. If tokens are words, the cuts are at the first line after each
@@ -10,13 +12,17 @@ mark. If a part would then be empty, as in a text of a single long line, the cut
 word after each mark.
 """
 
+import io
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
+from lm_jax.data import json_lines
 from lm_jax.data.formats import BOM, HEAD, other_format
+from lm_jax.data.packed import unpacked
 from lm_jax.files import reading, sha256, sha256_once
 from lm_jax.settings import UserError
 
@@ -25,7 +31,12 @@ SPLITS = ("train", "validation", "test")
 CUTS = (0.9, 0.95)  # the marks of a single text, as shares of its bytes
 # The text before a place where a cut is allowed. A cut at a word comes after all white space,
 # because a newline at the head of a part would add a blank line.
-_BEFORE = {"lines": rb"\n", "words": rb"\s(?=\S)", "characters": rb"(?s).(?=[^\x80-\xbf])"}
+_BEFORE = {
+    "lines": rb"\n",
+    "words": rb"\s(?=\S)",
+    "characters": rb"(?s).(?=[^\x80-\xbf])",
+    "bytes": rb"(?s).",
+}
 
 
 DIVISIONS = {
@@ -60,7 +71,7 @@ class Text(NamedTuple):
     """Hex digits that change when the content changes."""
     blocks: Callable[..., Iterator[bytes]]
     """blocks(first=0) returns the UTF-8 from byte `first` on, a few megabytes at a time. A text of
-    unknown size is read from the beginning only."""
+    a data set is read from the beginning only."""
     start: int = 0
     """Offset of the text in its file, in bytes, including a byte-order mark. Errors count places
     from the first byte of the file."""
@@ -108,35 +119,72 @@ def in_memory(name: str, text: str) -> Text:
     return Text(name, sha256(content[start:]), blocks, start, len(content) - start)
 
 
-def file_text(path: str, name: str, *, any_bytes: bool = False) -> Text:
-    """Turn a file into a `Text`.
+def file_text(
+    path: str, name: str, *, any_bytes: bool = False, text_key: str | None = None
+) -> Text:
+    """Turn a file into a `Text`: plain text or JSON lines, as they are or packed.
 
     Args:
       path: the file.
       name: name of the file in errors.
       any_bytes: take a file of any format, for the tokeniser `byte`.
+      text_key: the key of JSON lines (`lm_jax.data.json_lines`); None: `text`.
 
     Raises:
-      UserError: the file is missing, empty, a directory, or cannot be read; or the first bytes are
-        not UTF-8 text with newlines.
+      UserError: the file is missing, empty, a directory, damaged, or cannot be read; or the first
+        bytes are not UTF-8 text with newlines; or text_key is given for another file.
     """
-    with reading(path, name) as file:
+    rows = json_lines.is_json_lines(path)
+    if text_key is not None and not rows:
+        raise UserError(f"{name}: is not named as JSON lines, with which data.source.text_key goes")
+    with unpacked(path, name) as (file, packed):
         head = file.read(HEAD)
         if not any_bytes and (said := other_format(head)):
             raise UserError(f"{name}: {said}; data.tokenizer=byte reads any bytes")
-        start = _mark_length(head)
+        start = 0 if rows else _mark_length(head)
         if len(head) == start:
             raise UserError(f"{name}: the file is empty")
-        digest = sha256_once(path, start)
+    with reading(path, name) as file:
+        digest = sha256_once(path, 0 if packed else start)
         size = os.fstat(file.fileno()).st_size - start
+    if rows:
+        key = text_key or json_lines.KEY
+        return Text(name, sha256(f"{digest} {key}"), partial(_documents, path, name, key))
 
     def blocks(first: int = 0) -> Iterator[bytes]:
-        with reading(path, name) as file:
-            file.seek(start + first)
-            while block := file.read(BLOCK):
-                yield block
+        with unpacked(path, name) as (file, packed):
+            if packed:
+                yield from skipping(_blocks(file), start + first)
+            else:
+                file.seek(start + first)
+                yield from _blocks(file)
 
-    return Text(name, digest, blocks, start, size)
+    return Text(name, digest, blocks, start, None if packed else size)
+
+
+def _blocks(file: io.BufferedReader) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
+
+
+def _documents(path: str, name: str, key: str, first: int = 0) -> Iterator[bytes]:
+    with unpacked(path, name) as (file, _):
+        yield from skipping(joined_documents(json_lines.documents(file, key, name)), first)
+
+
+def skipping(blocks: Iterable[bytes], first: int) -> Iterator[bytes]:
+    """Yield the bytes of some blocks from byte `first` on."""
+    for block in blocks:
+        if first < len(block):
+            yield block[first:]
+        first = max(0, first - len(block))
+
+
+def measured(text: Text) -> Text:
+    """Return the text with its size, for which a text of unknown size is read once."""
+    if text.size is not None:
+        return text
+    return text._replace(size=sum(map(len, text.blocks())))
 
 
 def joined_documents(documents: Iterable[bytes], size: int = 1 << 21) -> Iterator[bytes]:
@@ -181,17 +229,19 @@ def _mark_length(head: bytes) -> int:
     return len(mark) if head.startswith(mark) else 0
 
 
-def cut(text: Text, tokenizer: str) -> dict[str, Text]:
-    """Cut a text of known size into training, validation and test text.
+def cut(text: Text, tokenizer: str, *, at_bytes: bool = False) -> dict[str, Text]:
+    """Cut a text into training, validation and test text; a packed text is read for its size.
 
     Args:
       text: the text.
       tokenizer: char, byte, word or bpe.
+      at_bytes: if True, cut at the marks themselves, even within a character.
 
     Raises:
       UserError: the text is too short, and a part would be empty.
     """
-    return _cut(text, *(("lines", "words") if tokenizer == "word" else ("characters",)))
+    units = ("lines", "words") if tokenizer == "word" else ("characters",)
+    return _cut(measured(text), *(("bytes",) if at_bytes else units))
 
 
 def _cut(text: Text, unit: str, *others: str) -> dict[str, Text]:

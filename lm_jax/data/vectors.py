@@ -1,6 +1,6 @@
 """Pretrained word vectors: the start of an embedding, read from a file.
 
-Three formats, each plain or gzipped, told apart by their content:
+Three formats, each plain or packed by gzip, xz or zstd, told apart by their content:
 
 - GloVe text: every line is a word and its E numbers (Pennington et al., 2014);
 - word2vec text: a first line of two integers, the count of vectors and E, then lines as in GloVe;
@@ -25,19 +25,17 @@ vectors of a word the first is taken. Blank lines are skipped. Tabs or several b
 fields like a single blank. A single warning counts the oddities.
 """
 
-import gzip
 import io
 import itertools
 import re
 import warnings
-import zlib
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from lm_jax.data.formats import BOM, HEAD, other_format
+from lm_jax.data.packed import unpacked
 from lm_jax.data.vocabulary import LINE_END, Vocabulary
-from lm_jax.files import reading
 from lm_jax.settings import UserError
 
 BLOCK = 1 << 22  # bytes read at once
@@ -96,22 +94,12 @@ def read_vectors(
         raise UserError(f"{name}: data.tokenizer={vocabulary.tokenizer} has no words to look up")
     choices = [_choices(token) for token in vocabulary.tokens]
     wanted = {word for words in choices for word in words}
-    with reading(path, name) as file:
-        try:
-            unpacked = _unpacked(file)
-            taken = _taken(unpacked, wanted, size, name)
-            unpacked.detach()  # `reading` closes the file
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{name}: a damaged gzip file: {str(error).rstrip('.')}") from None
+    with unpacked(path, name) as (file, _):
+        # The type stubs let a BufferedReader read from raw files only.
+        buffered: io.BufferedReader = io.BufferedReader(cast(Any, file), BLOCK)
+        taken = _taken(buffered, wanted, size, name)
+        buffered.detach()  # `unpacked` closes the file
     return _filled(choices, taken, size, name, seed, counts)
-
-
-def _unpacked(file: io.BufferedReader) -> io.BufferedReader:
-    packed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    # The type stubs let a BufferedReader read from raw files only.
-    raw = gzip.GzipFile(fileobj=file) if packed else file
-    return io.BufferedReader(cast(io.RawIOBase, raw), BLOCK)
 
 
 def _choices(token: str) -> list[bytes]:

@@ -1,5 +1,6 @@
 """Neural language models as frozen dataclasses of pure methods."""
 
+from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel, restart
 from lm_jax.models.blocks import BlockLayer, GLUBlockLayer, MLPBlockLayer
 from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
@@ -25,6 +26,7 @@ from lm_jax.models.window import WindowModel
 from lm_jax.models.xlstm import MLSTMCell, SLSTMCell
 
 __all__ = [
+    "BackoffModel",
     "BlockLayer",
     "Cell",
     "CellLayer",

@@ -82,6 +82,8 @@ class OrderStatistics(NamedTuple):
     """Number of k-grams of the test text that do not occur in the training text."""
     bytes: int
     """Bytes that this order adds to the parameters."""
+    kept: int
+    """Number of k-grams in the model, after pruning."""
 
     @property
     def unseen_share(self) -> float:
@@ -242,12 +244,13 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[OrderStati
     Args:
       counts: of the training text.
       test: [N] tokens of a test text.
-      params: result of `lm_jax.models.ngram.fit` for the counts.
+      params: result of `lm_jax.models.smoothing.fit` for the counts.
 
     Raises:
       UserError: the text is empty, or a token is not below V.
     """
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(level)) for level in params["levels"]]
+    in_model = [counts.vocab_size, *(len(level["token"]) for level in params["levels"])]
     base = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - sum(size)
     return [
         OrderStatistics(
@@ -258,9 +261,10 @@ def statistics(counts: Counts, test: np.ndarray, params: Any) -> list[OrderStati
             test=len(found.nodes),
             unseen=int(np.sum(found.nodes < 0 if k > 1 else level.occurrences[found.nodes] == 0)),
             bytes=stored,
+            kept=kept,
         )
-        for k, (level, found, stored) in enumerate(
-            zip(counts.levels, locate(counts, test), [base, *size], strict=True), 1
+        for k, (level, found, stored, kept) in enumerate(
+            zip(counts.levels, locate(counts, test), [base, *size], in_model, strict=True), 1
         )
     ]
 

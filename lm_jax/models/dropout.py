@@ -6,14 +6,18 @@ The variants:
 - `inputs`, `between`, `outputs`: dropout between layers, on all but the recurrent connections
   (Zaremba et al., 2014);
 - `locked`: "variational" dropout, a single mask for all time steps (Gal & Ghahramani, 2016);
+- `zoneout`, `zoneout_cell`: a unit of h, or of an LSTM's c, keeps its old value (Krueger et al.,
+  2017);
 - `embedding`, `recurrent`: dropout of whole words of the table and of entries of W_hh, drawn once
-  for an update (Merity et al., 2018, sections 4.1 and 4.3).
+  for an update (Merity et al., 2018, sections 4.3 and 2).
 
-`DropoutMasks` draws all masks from a single key, and does nothing without a key, as in evaluation.
+`DropoutMasks` draws all masks from a single key. Without a key, as in evaluation, nothing is
+dropped, and zoneout keeps the share of the old value that it keeps in the mean.
 """
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +35,7 @@ class Place(enum.IntEnum):
     READOUT = 3
     BETWEEN = 1000  # plus the layer
     RECURRENT = 2000  # plus the layer
+    ZONEOUT = 3000  # plus the layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,8 @@ class DropoutMasks:
     outputs: Rate = None
     embedding: Rate = None
     recurrent: Rate = None
+    zoneout: Rate = None
+    zoneout_cell: Rate = None
     first: int | Array | None = None
     """Place in the update of the first step to be read, if the update is read in parts."""
 
@@ -67,13 +74,20 @@ class DropoutMasks:
     def drops(self) -> bool:
         """True if anything is dropped."""
         chances = self.inputs, self.between, self.outputs, self.embedding, self.recurrent
-        return self.key is not None and any(chance is not None for chance in chances)
+        zoned = self.zones_out
+        return self.key is not None and (zoned or any(chance is not None for chance in chances))
 
     @property
     def differs_by_step(self) -> bool:
         """True if each time step has a different mask."""
         at_steps = self.inputs, self.between, self.outputs
-        return self.drops and not self.locked and any(chance is not None for chance in at_steps)
+        differs = not self.locked and any(chance is not None for chance in at_steps)
+        return self.drops and (self.zones_out or differs)
+
+    @property
+    def zones_out(self) -> bool:
+        """True if units keep their old values, at random in training and by their share in use."""
+        return self.zoneout is not None or self.zoneout_cell is not None
 
     @property
     def on_vectors(self) -> bool:
@@ -107,6 +121,35 @@ class DropoutMasks:
             return W_hh
         key = jax.random.fold_in(self.key, Place.RECURRENT + layer)
         return W_hh * mask(key, self.recurrent, W_hh.shape)
+
+    def kept(
+        self, carry: Sequence[Float[Array, "B units"]], steps: int, layer: int
+    ) -> Float[Array, "T B K"]:
+        """Share of each number of a layer's carry that zoneout keeps at each step.
+
+        Drawn, 0 or 1, in training; the rate itself in use (Krueger et al., 2017, section 3.1).
+
+        Args:
+          carry: leaves of the layer's carry, h before c.
+          steps: T.
+          layer: number of the layer, from 0.
+        """
+        batch_size = carry[0].shape[0]
+        rates = [
+            jnp.full(leaf.shape[1], 0.0 if rate is None else rate)
+            for leaf, rate in zip(carry, (self.zoneout, self.zoneout_cell), strict=False)
+        ]
+        shape = (batch_size, sum(map(len, rates)))
+        rate = jnp.broadcast_to(jnp.concatenate(rates), shape)
+        key = self.key_of(Place.ZONEOUT + layer)
+        if key is None:
+            return jnp.broadcast_to(rate, (steps, *shape))
+        first = 0 if self.first is None else self.first
+
+        def at_step(step: Array) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, step), rate).astype(float)
+
+        return jax.vmap(at_step)(first + jnp.arange(steps))
 
     def _over_time(self, a: Array, chance: Rate, place: int) -> Array:
         if self.key is None or chance is None:

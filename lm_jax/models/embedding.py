@@ -84,7 +84,8 @@ class Embedding:
           W: the matrix that first multiplies a vector.
         """
         tokens = jnp.issubdtype(x.dtype, jnp.integer)
-        if self.size is None or not tokens or self.vocab_size > x.size or dropout.on_vectors:
+        many = isinstance(x.size, int) and x.size >= self.vocab_size  # not of a symbolic shape
+        if self.size is None or not tokens or not many or dropout.on_vectors:
             return self.vectors(params, x, dropout), W
         return x, matmul(params["C"], W, self.precision)
 

@@ -6,6 +6,7 @@ from typing import Any
 from lm_jax import config as settings
 from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
+from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel
 from lm_jax.models.blocks import GLUBlockLayer, MLPBlockLayer
 from lm_jax.models.cells import (
@@ -21,6 +22,7 @@ from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from lm_jax.models.matmul import Precision
+from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -42,7 +44,9 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         number, and the squared error replaces the nats (`lm_jax.models.readout`).
     """
     if isinstance(config, settings.NGram):
-        return NGramModel(order=config.order, sentence_boundaries=config.sentence_boundaries)
+        backoff = config.smoothing == "backoff" or config.entropy_threshold is not None
+        kind = BackoffModel if backoff else NGramModel
+        return kind(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
     embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
     shared: dict[str, Any] = {
@@ -106,6 +110,17 @@ def _readout(config: settings.Network, vocab_size: int) -> Readout:
             label_smoothing=kind.label_smoothing,
             precision=precision,
         )
+    if isinstance(kind, settings.MixtureOfSoftmaxes):
+        size = kind.size or config.embedding_size
+        assert size is not None
+        return MixtureOfSoftmaxesReadout(
+            vocab_size,
+            components=kind.components,
+            size=size,
+            tied=kind.tied,
+            bias=kind.bias,
+            precision=precision,
+        )
     if kind.samples >= vocab_size:
         raise UserError(
             f"model.readout.samples={kind.samples} must be below V={vocab_size}: draw fewer, or "
@@ -124,7 +139,11 @@ def _dropout(dropout: settings.Dropout) -> DropoutMasks:
         between=dropout.between,
         outputs=dropout.outputs,
         embedding=dropout.embedding,
-        recurrent=dropout.recurrent if isinstance(dropout, settings.RecurrentDropout) else None,
+        **(
+            {name: getattr(dropout, name) for name in ("recurrent", "zoneout", "zoneout_cell")}
+            if isinstance(dropout, settings.RecurrentDropout)
+            else {}
+        ),
     )
 
 

@@ -87,8 +87,10 @@ class NeuralModel(LanguageModel):
         if self.activation_penalty is not None:
             loss += total(self.activation_penalty * jnp.mean(seen**2, axis=-1), mask)
         if self.change_penalty is not None:
-            change = jnp.mean((h[1:] - h[:-1]) ** 2, axis=-1)
-            loss += total(self.change_penalty * jnp.pad(change, ((1, 0), (0, 0))), mask)
+            # A mean over the pairs of steps, which are fewer than the tokens.
+            pairs = mask[1:]
+            change = self.change_penalty * jnp.mean((h[1:] - h[:-1]) ** 2, axis=-1)
+            loss += total(change, pairs) * (jnp.sum(mask) / jnp.maximum(jnp.sum(pairs), 1))
         return loss
 
     def for_training(self, key: Array) -> "NeuralModel":

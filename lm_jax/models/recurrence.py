@@ -46,6 +46,7 @@ from jaxtyping import Array, Float, Int
 from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.held import keeping
 from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.matmul import matmul_in, round_weights, xla_precision
 from lm_jax.trees import norm
@@ -75,10 +76,12 @@ class Layer(abc.ABC):
         x: Float[Array, "T B E"] | Int[Array, "T B"],
         hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
+        kept: Float[Array, "T B K"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         """Run over time; x may be numbers of tokens [T, B], in place of one-hot vectors.
 
-        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap.
+        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap; `kept`
+        is the share of the carry that stays as it is at each step (`lm_jax.models.held`).
         """
 
     @abc.abstractmethod
@@ -113,10 +116,11 @@ class CellLayer(Layer):
         x: Array,
         hook: EdgeHook | None = None,
         tap: Array | None = None,
+        kept: Array | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         cell = self.cell
         z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
-        return unroll(cell, params, carry, z_x, hook, tap)
+        return unroll(cell, params, carry, z_x, hook, tap, kept)
 
     def output(self, carry: Carry) -> Float[Array, "*T B H"]:
         return self.cell.output(carry)
@@ -129,6 +133,7 @@ def unroll(
     z_x: Float[Array, "T B G"],
     hook: EdgeHook | None = None,
     tap: Float[Array, "T B"] | None = None,
+    kept: Float[Array, "T B K"] | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a cell through time.
 
@@ -139,10 +144,13 @@ def unroll(
       z_x: the input's part of the pre-activations, including the bias.
       hook: applied to the carry after each step (see `LanguageModel.hidden`).
       tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
+      kept: share of the carry that stays as it is at each step (`lm_jax.models.held`); None: 0.
 
     Returns:
       the carry after the last step, and h_1 … h_T.
     """
+    if kept is not None:
+        cell, z_x = keeping(cell, z_x, kept)
     if hook is None and tap is None and isinstance(cell, LinearCell):
         return cell.scan(params, carry, z_x)
     if hook is None and isinstance(cell, GatedCell):
@@ -293,8 +301,9 @@ def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
         W_hh, own = _split(params)
         returned_last, d_h = cotangents
         W = round_weights(W_hh, cell.precision)
-        alike = _alike(gate, own, returned_last, z_x[0])
         h_before = cell.output(before)
+        z_h = jax.eval_shape(product, h_before[0], W)
+        alike = _alike(gate, own, returned_last, z_h, z_x[0])
         if recompute:
             kept = [product(h_before, W)]
 
@@ -388,7 +397,7 @@ def _without(back: Callable, at_hand: Any) -> Partial:
     return Partial(whole, kept)
 
 
-def _alike(gate: Callable, own: Params, carry: Carry, z: Array) -> bool:
+def _alike(gate: Callable, own: Params, carry: Carry, z_h: Any, z_x: Array) -> bool:
     """True if a gate reads only the sum z_h + z_x: both then have the same gradient."""
     found = []
 
@@ -397,5 +406,5 @@ def _alike(gate: Callable, own: Params, carry: Carry, z: Array) -> bool:
         _, _, d_z_h, d_z_x = back(after)
         found.append(d_z_h is d_z_x)
 
-    jax.eval_shape(both, own, carry, z, z)
+    jax.eval_shape(both, own, carry, z_h, z_x)
     return found[0]

@@ -31,6 +31,9 @@ class RNNModel(NeuralModel):
     real_inputs: bool = False
     """If True, the input of each step is V real numbers, not a token."""
 
+    holds: bool = False
+    """If True, the carries stay as they are at a step without a token, an input below 0."""
+
     def draw(self, key: Array) -> Params:
         tokens, out, *keys = jax.random.split(key, 2 + len(self.layers))
         return {
@@ -53,13 +56,18 @@ class RNNModel(NeuralModel):
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         carries = []
         h, first = self._first(params, x)  # h: vectors, or token numbers
+        ended = (x < 0)[..., None].astype(float) if self.holds else None
         above = params["layers"][1:]
         for number, (layer, own) in enumerate(zip(self.layers, [first, *above], strict=True)):
             seen = self.dropout.on_layer(h, number - 1) if number else h
             if self.dropout.recurrent is not None:
                 own = {**own, "W_hh": self.dropout.on_recurrent(own["W_hh"], number)}
+            kept = ended
+            if self.dropout.zones_out:
+                kept = self.dropout.kept(jax.tree.leaves(carry[number]), len(x), number)
+                kept = kept if ended is None else jnp.maximum(kept, ended)
             tap_here = None if tap is None else tap[..., number]
-            layer_carry, new = layer.run(own, carry[number], seen, hook, tap_here)
+            layer_carry, new = layer.run(own, carry[number], seen, hook, tap_here, kept)
             h = seen + new if self.residual and number else new
             carries.append(layer_carry)
         return tuple(carries), h

@@ -59,16 +59,19 @@ class TransitionLayer(Layer):
         x: Float[Array, "T B inputs"] | Int[Array, "T B"],
         hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
+        kept: Float[Array, "T B K"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
-            x_t, *edge = at_t
+            x_t, kept_t, *edge = at_t
             if jnp.issubdtype(x_t.dtype, jnp.integer):
                 x_t = jax.nn.one_hot(x_t, self.inputs, dtype=float)
-            carry = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
-            return over_the_edge(carry, self.output, hook, *edge)
+            after = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
+            if kept_t is not None:
+                after = jax.vmap(optax.tree.where)(kept_t[:, 0] > 0, carry, after)
+            return over_the_edge(after, self.output, hook, *edge)
 
         with jax.default_matmul_precision("highest"):  # as all products that do not round
-            return jax.lax.scan(step, carry, (x, hook and hook.at, tap))
+            return jax.lax.scan(step, carry, (x, kept, hook and hook.at, tap))
 
     def output(self, carry: Carry) -> Float[Array, "B H"]:
         return jax.vmap(self.transition.output)(carry)

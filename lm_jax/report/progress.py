@@ -112,6 +112,9 @@ class Display(Bars):
                 self.say(f"step {step:,}: {self.loss}, gradient norm {row['grad_norm']:.3g}")
         elif row["kind"] == "vectors":
             self.say(vectors_in_words(row))
+        elif row["kind"] == "init_from":
+            place = f"{row['run']} at step {row['run_step']:,}"
+            self.say(f"{row['parameters']:,} parameters from {place}")
         elif row["kind"] == "probe":
             self.say(f"step {step:,}: {_reach(row)}")
         elif row["kind"] == "restored":

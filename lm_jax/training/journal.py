@@ -77,6 +77,18 @@ class VectorsRow(VectorCoverage):
     split: str
 
 
+class InitFromRow(Known):
+    """Row for the parameters of another run, read before the first update (`model.init_from`)."""
+
+    kind: Literal["init_from"]
+    step: StepNumber
+    split: str
+    run: str
+    run_step: StepNumber
+    parameters: Whole
+    sha256: str
+
+
 class ProbeRow(Known):
     """Row for the measurements of a live probe."""
 
@@ -100,7 +112,8 @@ class RestoredRow(Known):
 
 
 AnyRow = Annotated[
-    TrainRow | EvaluationRow | VectorsRow | ProbeRow | RestoredRow, Field(discriminator="kind")
+    TrainRow | EvaluationRow | VectorsRow | InitFromRow | ProbeRow | RestoredRow,
+    Field(discriminator="kind"),
 ]
 
 
@@ -130,7 +143,7 @@ class Ngrams(Known):
 class Result(Known):
     """Contents of result.json."""
 
-    status: Literal["finished", "diverged", "stopped", "pruned"]
+    status: Literal["finished", "diverged", "stopped", "pruned", "imported"]
     step: StepNumber
     stopped_early: bool
     parameters_step: StepNumber

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_jax import files, models
-from lm_jax.config import LRU, RNN, Config, Model, NGram, NoBlock, in_steps, resolve
+from lm_jax.config import LRU, RNN, Config, Model, NGram, NoBlock, in_steps, resolve, train_of
 from lm_jax.data.batches import check_length
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.data.windows import updates_of_epoch
@@ -178,6 +178,8 @@ def prepared(config: Config, text: str | Sequence[str] | None = None) -> tuple[C
     Raises:
       UserError: the text cannot be read, or the config does not fit the text.
     """
+    if not isinstance(config.model, NGram):
+        train_of(config)
     config = resolve(config)
     corpus = load(config.data, text)
     return completed(config, corpus), corpus

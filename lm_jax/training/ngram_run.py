@@ -9,7 +9,7 @@ import itertools
 import signal
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,20 +21,15 @@ from lm_jax.data.corpus import Corpus, Split
 from lm_jax.files import Row
 from lm_jax.models.base import Params
 from lm_jax.models.counts import Counts, count, statistics
-from lm_jax.models.ngram import fit, held_out_weights, structure
+from lm_jax.models.ngram import structure
+from lm_jax.models.smoothing import fit, held_out_weights
 from lm_jax.scoring.score import Loss, reading, token_nats, total
+from lm_jax.settings import UserError
 from lm_jax.training import directory, journal
 from lm_jax.training.checkpoint import AsStored, Checkpoints, tree_digest
+from lm_jax.training.state import FixedState
 
 JUDGED = ("validation", "test")  # splits to evaluate
-
-
-class CountedState(NamedTuple):
-    """The saved state of an n-gram model."""
-
-    step: np.ndarray
-    """0, the number of updates."""
-    params: Params
 
 
 def template(model: NGram) -> dict[str, Any]:
@@ -56,9 +51,15 @@ class NGramRun:
         """Count the n-grams of the training text.
 
         Raises:
-          UserError: the text has no n-gram as long as the config's order.
+          UserError: the text has no n-gram as long as the config's order; or the config is of an
+            imported model.
         """
         assert isinstance(config.model, NGram)
+        if config.model.smoothing == "backoff":
+            raise UserError(
+                "model.smoothing=backoff is the model of an ARPA file, which `import` reads: "
+                "nothing is counted"
+            )
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.received, self.watch = received, watch
         self.model = models.make(config.model, len(corpus.vocabulary))
@@ -92,7 +93,7 @@ class NGramRun:
                 log.write(row)
                 self.watch(0, row)
             log.sync()
-            checkpoints.save(CountedState(np.zeros((), np.int32), self.params), log.kept)
+            checkpoints.save(FixedState(np.zeros((), np.int32), self.params), log.kept)
             checkpoints.finish(log.whole)
             journal.write_result(self.run_dir, self._result(losses))
         finally:
@@ -129,5 +130,12 @@ def fitted(model: NGram, counts: Counts, held_out: np.ndarray) -> Params:
     """The parameters of an n-gram model, fitted to the counts by the config's smoothing."""
     weights = held_out_weights(counts, held_out) if model.smoothing == "interpolated" else None
     add = 1.0 if model.k is None else model.k
-    params = fit(counts, smoothing=model.smoothing, add=add, weights=weights)
+    params = fit(
+        counts,
+        smoothing=model.smoothing,
+        add=add,
+        weights=weights,
+        cutoffs=model.prune,
+        entropy_threshold=model.entropy_threshold,
+    )
     return jax.block_until_ready(params)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Hashable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import jax
@@ -16,7 +15,7 @@ from lm_jax.config.custom import blaming, load
 from lm_jax.gradients.clipping import by_norm, by_value
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
-from lm_jax.trees import norm
+from lm_jax.trees import by_name, matching, norm
 
 REST = -1  # number of the parameters without a group
 WITHOUT_SQUARES = (configs.SGD, configs.ASGD, configs.Momentum, configs.Lion)
@@ -92,10 +91,9 @@ def optimizer(
 
 def _groups(patterns: Sequence[str], params: Params) -> Any:
     """The number of each parameter's group, or `REST`, in the structure of `params`."""
-    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    names = list(by_name(params))
     groups = [
-        next((n for n, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), REST)
+        next((n for n, pattern in enumerate(patterns) if matching(name, [pattern])), REST)
         for name in names
     ]
     for number, pattern in enumerate(patterns):

@@ -30,7 +30,7 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import Params
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal, ngram_run
-from lm_jax.training.checkpoint import Checkpoint, newest, tree_digest
+from lm_jax.training.checkpoint import AsStored, Checkpoint, newest, tree_digest
 
 
 class Run(NamedTuple):
@@ -95,6 +95,10 @@ def load_run(run_dir: str | Path) -> Run:
 
     if isinstance(config.model, NGram):
         template = ngram_run.template(config.model)
+        found = newest(run_dir, known, lambda saved: saved.restored(template))
+    elif config.train is None:
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        template = {"step": AsStored(), "params": params}
         found = newest(run_dir, known, lambda saved: saved.restored(template))
     else:
         found = newest(run_dir, known, lambda saved: _trained(saved, train_of(config), model))

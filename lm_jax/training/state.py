@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -117,6 +118,14 @@ class TrainState(NamedTuple):
         """The state with another factor on the learning rate."""
         scale = jnp.asarray(lr_scale, float)
         return self._replace(early_stopping=self.early_stopping._replace(lr_scale=scale))
+
+
+class FixedState(NamedTuple):
+    """The saved state of a run without updates: its parameters are counted, or imported."""
+
+    step: np.ndarray
+    """0, the number of updates."""
+    params: Params
 
 
 class Summary(NamedTuple):

@@ -17,6 +17,8 @@ Arguments of several functions:
 import dataclasses
 import enum
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
 from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
+from lm_jax.models.rnn import RNNModel
 from lm_jax.training.devices import REPLICATED, batch_axes, sharded, spread_over
 from lm_jax.training.optimizer import clip, learning_rate, optimizer, own_share
 from lm_jax.training.state import (
@@ -58,7 +61,7 @@ from lm_jax.training.state import (
     empty_record,
     looked_at,
 )
-from lm_jax.trees import norm
+from lm_jax.trees import by_name, matching, norm, path_name
 
 SHARED = ("vocab_size", "mesh")
 
@@ -79,18 +82,20 @@ class Draw(enum.IntEnum):
     static_argnames="vocab_size",
     compiler_options={"xla_backend_optimization_level": "1"},
 )
-def init(config: Config, vocab_size: int, vectors: Float[Array, "V E"] | None = None) -> TrainState:
+def init(config: Config, vocab_size: int, given: dict[str, Array] | None = None) -> TrainState:
     """The state before the first update, on a single device.
 
     Args:
       config: see above.
       vocab_size: V.
-      vectors: pretrained embedding; None to initialize the embedding like any other parameter.
+      given: initial parameters that are not drawn, by their dotted names.
     """
     train, model = train_of(config), _model(config, vocab_size)
     params = model.init(_key(config, Draw.INIT))
-    if vectors is not None:
-        params = {**params, "embedding": {"C": vectors.astype(float)}}
+    if given:
+        drawn = by_name(params)
+        arrays = [jnp.asarray(given.get(at, leaf), leaf.dtype) for at, leaf in drawn.items()]
+        params = jax.tree.unflatten(jax.tree.structure(params), arrays)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -167,6 +172,9 @@ def update(
 ) -> TrainState:
     """One update: batch, gradient, clipping, optimizer, record."""
     train, model = train_of(config), _model(config, vocab_size)
+    if config.data.jitter is not None:
+        assert isinstance(model, RNNModel)
+        model = dataclasses.replace(model, holds=True)
     batch = batch_of(config, source, state.step)
     if mesh is not None:
         axes = jax.tree.map(lambda leaf: min(1, leaf.ndim - 1), batch)  # start is [B]
@@ -189,13 +197,18 @@ def update(
             train.feeding.draw == "likeliest",
         )
     loss, carry, grads, info = estimate(state.params, state.carry, batch)
+    if isinstance(config.model, Network) and config.model.freeze:
+        grads = without(config.model.freeze, grads, jax.tree.map(jnp.zeros_like, grads))
     if state.accumulated is not None:
         grads = accumulated(state, grads, train.accumulate)
     grad_norm = norm(grads)
     clipped, changed, clipped_norm = clip(train, grads, grad_norm)
     epoch = state.step // steps_per_epoch(source, chunk_length(config))
     rate = learning_rate(train, state.step, epoch, state.early_stopping.lr_scale)
-    rule = optimizer(train, rate, clipped_norm)
+    scaled = rate
+    if config.data.jitter is not None:
+        scaled = rate * jnp.max(jnp.sum(batch.mask, axis=0)) / config.data.length
+    rule = optimizer(train, scaled, clipped_norm)
     updates, opt_state = rule.update(clipped, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     if state.accumulated is not None:
@@ -203,8 +216,8 @@ def update(
         last = state.step % train.accumulate == train.accumulate - 1
         old = state.params, state.opt_state
         params, opt_state = optax.tree.where(last, (params, opt_state), old)
-    if isinstance(config.model, Network) and config.model.freeze_vectors:
-        params = {**params, "embedding": state.params["embedding"]}  # pyright: ignore
+    if isinstance(config.model, Network) and config.model.freeze:
+        params = without(config.model.freeze, params, state.params)
     record = add(
         state.record,
         tokens=jnp.sum(batch.mask, dtype=jnp.int32),
@@ -295,11 +308,11 @@ def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None)
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
     """The batch of the update after `step` updates."""
     steps = config.data.steps if config.data.generated else chunk_length(config)
-    return batch_at(source, step, steps, _key(config, Draw.ORDER))
+    return batch_at(source, step, steps, _key(config, Draw.ORDER), config.data.jitter)
 
 
 def chunk_length(config: Config) -> int:
-    """T: tokens of each sequence in one update."""
+    """T: tokens of each sequence in one update, the mean if there is `data.jitter`."""
     gradient = train_of(config).gradient
     if isinstance(gradient, Truncated) and gradient.k1 and config.data.batching == "streams":
         return gradient.k1
@@ -313,6 +326,15 @@ def eval_model(config: Config, vocab_size: int) -> LanguageModel:
     """
     config = dataclasses.replace(config, model=unrounded(config.model))
     return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
+
+
+def without(patterns: Sequence[str], tree: Params, other: Params) -> Params:
+    """The tree, with the leaves of another one for all parameters that match a pattern."""
+
+    def choose(path: Sequence[Any], leaf: Array, instead: Array) -> Array:
+        return instead if matching(path_name(path), patterns) else leaf
+
+    return jax.tree.map_with_path(choose, tree, other)
 
 
 def _first_average(train: Train, params: Params) -> MovingAverage | TriggeredAverage | None:

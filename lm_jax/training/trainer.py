@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm_jax import generation
-from lm_jax.config import Config, LiveProbe, Network, RestoreCheckpoint, train_of
+from lm_jax.config import Config, LiveProbe, RestoreCheckpoint, train_of
 from lm_jax.data.batches import Batch, Source
 from lm_jax.data.corpus import Corpus
-from lm_jax.data.vectors import Vectors, read_vectors
-from lm_jax.data.windows import InputPipeline, Part, input_pipeline
+from lm_jax.data.windows import InMemory, InputPipeline, Part, input_pipeline
 from lm_jax.files import Row
 from lm_jax.gradients.live_probe import live
 from lm_jax.models.base import Carry
@@ -47,6 +46,7 @@ from lm_jax.training.driver import (
     StepTimer,
 )
 from lm_jax.training.evaluator import Evaluator, Stopped
+from lm_jax.training.given import given_params
 from lm_jax.training.hosts import Processes
 from lm_jax.training.journal import Watch
 from lm_jax.training.manifest import compare_environment, environment
@@ -72,7 +72,15 @@ Events = Generator[Request, Answer, None]
 def pipeline_of(config: Config, corpus: Corpus, part: Part | None = None) -> InputPipeline:
     """The input pipeline of a run; `part` names the sequences of one process, None all."""
     data, length = config.data, chunk_length(config)
-    return input_pipeline(corpus, data.batching, data.batch_size, length, data.window_updates, part)
+    pipeline = input_pipeline(
+        corpus, data.batching, data.batch_size, length, data.window_updates, part
+    )
+    if data.jitter is not None and not isinstance(pipeline, InMemory):
+        raise UserError(
+            f"data.jitter={data.jitter} needs the whole text on the device, which is read in "
+            "windows: it would take more than a quarter of the free memory"
+        )
+    return pipeline
 
 
 class Trainer:
@@ -123,7 +131,7 @@ class Trainer:
         self.validate_every = self.settings.validate_every or self.steps_per_epoch
         known = None if like is None else like.evaluator
         self.evaluator = Evaluator(config.data, corpus, self.length, processes.stopping, known)
-        self.vectors = None if steps_saved(run_dir) else self._pretrained()
+        self.given = None if steps_saved(run_dir) else given_params(config, corpus)
         self.rungs: frozenset[int] = frozenset()
         self.holder: StateHolder = OwnState(config, processes.local)
 
@@ -275,11 +283,9 @@ class Trainer:
         devices = self.processes.devices
         self.checkpoints = Checkpoints(self.run_dir, step, self.known, every, devices)
         self.saved = None if self.resumed is None else self._moment()
-        if self.vectors is not None:
-            place = {"step": 0, "kind": "vectors", "split": "train"}
-            found, of = self.vectors.found, len(self.corpus.vocabulary)
-            self._write({**place, "found": found, "of": of, "covered": self.vectors.covered})
-            self.vectors = None  # frees as much memory as the embedding takes
+        for row in [] if self.given is None else self.given.rows:
+            self._write(row)
+        self.given = None  # frees as much memory as the parameters take
         self._start_clock()
 
     def _close(self) -> None:
@@ -328,33 +334,20 @@ class Trainer:
         )
         if found is not None:
             state, self.resumed = found
-            self.vectors = None
+            self.given = None
             return shard(self.config, state, self.vocab_size, self.mesh)
         steps = sorted({*steps_saved(self.run_dir), *self.known.checkpoints})
         if steps and until is None:
             raise directory.lost(self.run_dir, steps)
-        # If checkpoints exist but none is intact, the vectors have not been read yet.
-        self.resumed, self.vectors = None, self.vectors or self._pretrained()
-        table = None if self.vectors is None else jnp.asarray(self.vectors.table)
+        # If checkpoints exist but none is intact, the files have not been read yet.
+        self.resumed = None
+        self.given = self.given or given_params(self.config, self.corpus)
         with on_the_host():
-            state = init(self.config, self.vocab_size, table)
+            given = jax.tree.map(jnp.asarray, self.given.params)
+            state = init(self.config, self.vocab_size, given or None)
         if self.mesh is None:
             return state
         return shard(self.config, state, self.vocab_size, self.mesh)
-
-    def _pretrained(self) -> Vectors | None:
-        """The pretrained vectors of a new run; None if the config names none."""
-        model, corpus = self.config.model, self.corpus
-        if not isinstance(model, Network) or model.vectors is None or model.embedding_size is None:
-            return None
-        return read_vectors(
-            model.vectors,
-            corpus.vocabulary,
-            model.embedding_size,
-            name=f"model.vectors={model.vectors}",
-            seed=self.config.seed,
-            counts=np.bincount(corpus.train.tokens, minlength=len(corpus.vocabulary)),
-        )
 
     @property
     def template(self) -> TrainState:

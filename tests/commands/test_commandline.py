@@ -6,7 +6,9 @@ import pytest
 import tiny
 
 from lm_jax.commands.completion import completion_command
+from lm_jax.commands.export import export
 from lm_jax.commands.flags import Flags, own_flags
+from lm_jax.commands.import_ import import_
 from lm_jax.commands.lecture import lecture
 from lm_jax.commands.lists import compare, list_experiments
 from lm_jax.commands.mistakes import mistake
@@ -383,6 +385,8 @@ COMMAND = {
     "score": score,
     "sample": sample,
     "probe": probe,
+    "export": export,
+    "import": import_,
     "report": report,
     "lecture": lecture,
     "verify": verify_command(Config()),

@@ -221,6 +221,21 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             "train.gradient.k2=5 does not fit data.batching=sentences with data.length=4",
         ),
         (
+            lambda: RNN(dropout=c.RecurrentDropout(zoneout_cell=0.5)),
+            "model.dropout.zoneout_cell is read only with model.cell=lstm",
+        ),
+        (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
+        (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
+        (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),
+        (
+            lambda: Config(data=Data(jitter=4), model=Window()),
+            "data.jitter=4 does not go with model=window",
+        ),
+        (
+            lambda: Config(data=Data(jitter=4), train=Train(gradient=Truncated(k2=5))),
+            "data.jitter=4 does not go with train.gradient=truncated",
+        ),
+        (
             lambda: Config(data=Data(length=1), model=RNN(change_penalty=2.0)),
             "model.change_penalty=2.0 looks from one step to the next, and data.length=1",
         ),
@@ -284,7 +299,7 @@ def test_resolve_fills_in_what_follows_another_field():
     assert resolved.train.schedule == Cosine(steps=70)
     assert resolved.train.gradient.k1 == 9
     assert c.resolve(resolved) == resolved
-    assert c.resolve(Config()) == Config(data=Data(source=Builtin()))
+    assert c.resolve(Config()) == Config(data=Data(source=Builtin(), tokenizer=c.Char()))
 
 
 def test_alternatives_are_told_apart_by_their_kind():
@@ -306,13 +321,14 @@ def test_alternatives_are_told_apart_by_their_kind():
 
 def test_every_field_is_explained():
     """The help text is the string below each field; a field of settings is explained by these."""
+    others = {c.custom.Arguments.__name__, c.layouts.KnownCorpus.__name__}
     files = Path(c.__file__).parent.glob("*.py")
     bodies = [ast.parse(file.read_text(encoding="utf-8")).body for file in files]
     classes = [
         node
         for body in bodies
         for node in body
-        if isinstance(node, ast.ClassDef) and node.name != c.custom.Arguments.__name__
+        if isinstance(node, ast.ClassDef) and node.name not in others
     ]
     known = {own.__name__ for kind in CLASSES for own in kind.__mro__ if own is not object}
     assert {node.name for node in classes} == known
@@ -391,7 +407,7 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                     cell=GRU(),
                     activation_penalty=0.1,
                     change_penalty=0.1,
-                    dropout=c.RecurrentDropout(recurrent=0.1),
+                    dropout=c.RecurrentDropout(recurrent=0.1, zoneout=0.1),
                 ),
             ),
             (
@@ -410,7 +426,12 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
             (c.Adafactor(), c.Constant(), {"omega": 0.1}, RNN(**small)),
             (c.Lion(), c.Constant(), {"flossing": 0.1, "flossing_exponents": 2}, RNN(**small)),
             (c.Muon(), c.Constant(), {}, RNN(**small)),
-            (CustomOptimizer("optax:sgd"), c.Constant(), {}, Window()),
+            (
+                CustomOptimizer("optax:sgd"),
+                c.Constant(),
+                {},
+                Window(readout=c.MixtureOfSoftmaxes()),
+            ),
             (c.ASGD(), c.Constant(), {}, c.Convolution(**small, width=2)),
             (
                 c.SGD(),
@@ -437,7 +458,18 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     corpus.load(Data(source=markov))
     corpus.load(Data(source=File(train=str(tmp_path / "a.txt")), tokenizer=Word()))
     corpus.load(Data(source=Memory(), tokenizer=BPE()), tiny.TEXT)
-    vectors = {"vectors": str(tmp_path / "vectors.txt"), "freeze_vectors": True}
+    vectors = {
+        "vectors": str(tmp_path / "vectors.txt"),
+        "init_from": str(tmp_path / "first"),
+        "init_parts": ("layers.*",),
+    }
+    plain = tiny.config(train={"steps": 1}, model=RNN(**small))
+    loop.train(plain, tmp_path / "first", text=tiny.TEXT)
+    for rule in (c.RestoreCheckpoint(limit=1), c.SkipBatch(limit=2)):
+        wild = {"steps": 4, "learning_rate": 1e308, "checkpoint_every": 1, "on_divergence": rule}
+        loop.train(
+            tiny.config(train=wild, model=RNN(**small)), tmp_path / rule.kind, text=tiny.TEXT
+        )
     model = RNN(**small, **vectors)
     probed = tiny.config(train={"steps": 1, "probe": c.LiveProbe(every=1)}, model=model)
     loop.train(probed, tmp_path / "run", text=tiny.TEXT)

@@ -252,6 +252,31 @@ def test_no_item_is_drawn_to_a_place():
     assert len(np.unique(orders, axis=0)) == 120  # every order that there is
 
 
+@pytest.mark.parametrize(("N", "B", "T"), [(2000, 2, 9), (61, 3, 5), (23, 1, 5)])
+def test_chunks_of_random_lengths_follow_each_other_and_are_others_in_each_epoch(N, B, T, key):
+    source, jitter = stream_of(N, B, np.uint16), 2
+    steps = steps_per_epoch(source, T)
+    lengths = []
+    for number in range(2):
+        chunks = [batch_at(source, number * steps + n, T, key, jitter) for n in range(steps)]
+        read = [np.asarray(chunk.mask[:, 0]).sum() for chunk in chunks]
+        assert all(T - 2 * jitter <= length <= T + 2 * jitter for length in read[:-1])
+        assert read[-1] >= 1
+        x, y, mask, start = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        assert x.shape == (steps * (T + 2 * jitter), B)
+        # In the order of the text; an input that is the boundary is the text's first.
+        for column in range(B):
+            np.testing.assert_array_equal(np.diff(y[mask[:, column], column]), 1)
+        assert sorted(y[mask]) == list(range(1, N + 1))
+        np.testing.assert_array_equal(x[mask], y[mask] - 1)
+        np.testing.assert_array_equal(start, np.repeat(np.arange(steps) == 0, B))
+        assert np.all(x[: T + 2 * jitter][read[0] :] == -1)
+        lengths.append(read)
+    if N == 2000:
+        assert lengths[0] != lengths[1]
+        np.testing.assert_allclose(np.std(lengths), 2.0, rtol=0.15)  # √2 √(2 · 3 / 3)
+
+
 def test_a_chunk_longer_than_a_sequence_is_refused_with_the_numbers():
     check_length(30, 3, 10, "data.length")
     check_length(32, 3, 10, "data.length")

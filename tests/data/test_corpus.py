@@ -386,3 +386,28 @@ def test_the_built_in_corpus_holds_every_character_once():
     assert whole == sources.documentation()
     assert sum(getattr(corpus, split).characters for split in SPLITS) == len(whole)
     assert corpus.train.unknown == 0
+
+
+def test_a_list_of_words_limits_the_vocabulary_by_its_content(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat\nthe dog sat\n" * 20)
+    listed = tmp_path / "words"
+    listed.write_text("cat\nthe zebra <unk>\n")
+    data = Data(source=File(train=str(text)), tokenizer=Word(word_list=str(listed)))
+    corpus = load(data)
+    assert corpus.vocabulary.tokens == ("<unk>", "<eos>", "the", "cat")
+    assert corpus.train.unknown > 0
+    moved = tmp_path / "moved"
+    listed.rename(moved)
+    again = load(replace(data, tokenizer=Word(word_list=str(moved))))
+    assert again.digest == corpus.digest
+    listed.write_text("cat\n")
+    assert load(data).digest != corpus.digest
+    assert load(data).vocabulary.tokens == ("<unk>", "<eos>", "cat")
+    for content, said in (("", "the file is empty"), (" \n", "the list holds no word")):
+        listed.write_text(content)
+        with pytest.raises(UserError, match=rf"^data\.tokenizer\.word_list={listed}: {said}"):
+            load(data)
+    listed.write_text("zebra\n")
+    with pytest.raises(UserError, match=r"no other token of data\.tokenizer\.word_list occurs"):
+        load(data)

@@ -1,5 +1,6 @@
 """A text in several files: all of them, in order, line by line, and each named if wrong."""
 
+import bz2
 import gzip
 import itertools
 import os
@@ -187,13 +188,13 @@ def test_files_that_differ_in_more_than_numbers_are_no_shards(tmp_path):
     [
         (b"", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
-        (gzip.compress(b"a\n"), "is compressed by gzip: unpack it first; "),
+        (bz2.compress(b"a\n"), "is compressed by bzip2: unpack it first; "),
         ("a\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it first, "),
         (b"abc\nd\xffe\n" * 9, "not UTF-8 at byte 5: invalid start byte; "),
         (b"\xef\xbb\xbfabc\nd\0e\n" * 9, "a NUL at byte 8: not text, it seems; "),
         ("漢".encode()[:2], "not UTF-8 at byte 0: invalid continuation byte; "),
     ],
-    ids=["empty", "mark alone", "gzip", "UTF-16", "not UTF-8", "NUL", "half a character"],
+    ids=["empty", "mark alone", "bzip2", "UTF-16", "not UTF-8", "NUL", "half a character"],
 )
 def test_the_shard_that_is_wrong_is_named(second, said, tmp_path):
     written(tmp_path, t1_txt="first\n", t2_txt=second, t3_txt="third\n")

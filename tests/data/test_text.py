@@ -1,10 +1,8 @@
 """Texts: cut without losing a byte, at whole characters, lines or words, in blocks of any size."""
 
 import bz2
-import gzip
 import io
 import itertools
-import lzma
 import os
 import tarfile
 import zipfile
@@ -200,18 +198,18 @@ def test_text_is_not_ignored_where_the_config_names_another_source():
 
 
 def test_a_folder_names_its_three_files(tmp_path):
-    for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "README"):
+    for name in ("a.train.tokens", "a.valid.tokens", "a.test.tokens", "README"):
         (tmp_path / name).write_text(f"{name} and more\n")
     parts = splits(File(train=str(tmp_path)), "char")
     whole = {split: b"".join(part.blocks()).decode() for split, part in parts.items()}
-    assert whole["validation"] == "wiki.valid.tokens and more\n"
+    assert whole["validation"] == "a.valid.tokens and more\n"
     assert [name.split()[0] for name in whole.values()] == [
-        "wiki.train.tokens",
-        "wiki.valid.tokens",
-        "wiki.test.tokens",
+        "a.train.tokens",
+        "a.valid.tokens",
+        "a.test.tokens",
     ]
     (tmp_path / "a-test.txt").write_text("another\n")
-    with pytest.raises(UserError, match=r"2 files, a-test.txt and wiki.test.tokens, named after"):
+    with pytest.raises(UserError, match=r"2 files, a-test.txt and a.test.tokens, named after"):
         splits(File(train=str(tmp_path)), "char")
 
 
@@ -277,11 +275,7 @@ def converted(name):
 
 
 OTHERS = {
-    "gzip": (gzip.compress(PROSE.encode()), "is compressed by gzip: unpack it first"),
     "bzip2": (bz2.compress(PROSE.encode()), "is compressed by bzip2: unpack it first"),
-    "xz": (lzma.compress(PROSE.encode()), "is compressed by xz: unpack it first"),
-    # The first bytes by RFC 8878, section 3.1.1.
-    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00" + b"\xff" * 99, "is compressed by zstd: unpack it first"),
     "zip": (packed_by(zipfile, "w"), "is a zip archive: unpack it first"),
     "tar": (packed_by(tarfile, "w"), "is a tar archive: unpack it first"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "is a PDF document: write it as text first"),
@@ -330,9 +324,9 @@ def test_a_text_is_a_text_whatever_it_begins_with(text, tmp_path):
 def test_a_file_s_format_is_told_from_its_head(tmp_path):
     """A file of a hundred gigabytes is not read for it; it is a hole, so the disk has the room."""
     path = tmp_path / "large"
-    path.write_bytes(gzip.compress(b"text"))
+    path.write_bytes(bz2.compress(b"text"))
     os.truncate(path, 10**11)
-    assert "is compressed by gzip" in refusal(lambda: file_text(str(path), "large"))
+    assert "is compressed by bzip2" in refusal(lambda: file_text(str(path), "large"))
 
 
 def test_words_of_one_long_line_are_cut_as_the_line_is_long(tmp_path):

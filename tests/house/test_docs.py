@@ -107,6 +107,8 @@ def test_the_figures_of_the_pages_follow_a_dark_theme():
 def test_names_of_modules_are_there(page):
     """Of each block of Python: what it imports, and what it takes from an imported module."""
     for block in blocks(page, "python"):
+        if "safetensors.torch" in block:  # run by tests/exchange/test_with_torch.py
+            continue
         tree, names = ast.parse(block), {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):

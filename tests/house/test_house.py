@@ -21,6 +21,7 @@ FLOORS = (
     "scoring",
     "generation",
     "training",
+    "exchange",
     "track",
     "analysis",
     "sweeps",
@@ -46,6 +47,7 @@ DOORS = {
     "optuna": "lm_jax/sweeps/optuna_search.py",
     "tensorboardX": "lm_jax/track.py",
     "wandb": "lm_jax/track.py",
+    "safetensors": "lm_jax/exchange/torch_files.py",
 }
 
 
@@ -162,8 +164,8 @@ def test_every_import_is_declared():
     assert optional <= imported, (
         f"nothing imports {optional - imported}: remove them from requirements-*.txt"
     )
-    # Not imported: TFDS needs these two and does not say so everywhere.
-    unused = needed - imported - {"array_record", "importlib_resources"}
+    # Not imported: TFDS needs two and does not say so everywhere, and `jax.export` the third.
+    unused = needed - imported - {"array_record", "importlib_resources", "flatbuffers"}
     assert not unused, f"nothing imports {unused}: remove them from requirements.txt"
     assert {"array_record", "importlib_resources"} <= needed - imported, (
         "array_record and importlib_resources must stay in requirements.txt for TFDS; if lm_jax "

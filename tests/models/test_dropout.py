@@ -176,7 +176,8 @@ def test_dropout_is_seen_in_training_and_not_in_use(key, make):
 
 
 def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_changes(key):
-    """The first step of a chunk has no change; targets outside the mask count for nothing."""
+    """The first step of a chunk has no change; targets outside the mask count for nothing. The
+    changes are fewer than the tokens: both means are times the tokens, as the loss is a sum."""
     alpha, beta = 1.7, 0.6
     model = tiny.rnn(
         dropout=RecurrentDropout(outputs=0.5), activation_penalty=alpha, change_penalty=beta
@@ -186,11 +187,12 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
     h = jax.random.normal(key, (tiny.T, tiny.B, 5))
     real = np.arange(tiny.T)[:, None] < np.array([[tiny.T, 4, 1]])
     seen = np.asarray(DropoutMasks(key, outputs=0.5).on_outputs(h))
-    expected = 0.0
+    expected, changes = 0.0, real[1:].sum()
     for t, lane in np.argwhere(real):
         expected += alpha * np.mean(seen[t, lane] ** 2)
         if t > 0:
-            expected += beta * np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
+            square = np.mean((np.asarray(h)[t, lane] - np.asarray(h)[t - 1, lane]) ** 2)
+            expected += beta * square * real.sum() / changes
     real = jnp.asarray(real)
     added = jax.jit(lambda: model.loss(params, h, y, real) - bare.loss(params, h, y, real))()
     np.testing.assert_allclose(added, expected, rtol=1e-12)
@@ -198,3 +200,40 @@ def test_penalties_are_the_mean_squares_of_what_the_readout_sees_and_of_its_chan
 
 def test_a_chance_of_zero_drops_nothing(key):
     assert np.all(mask(key, 0.0, (1000,)) == 1)
+
+
+def test_zoneout_keeps_units_in_training_and_their_share_in_use(key):
+    """Krueger et al. (2017), equations 3 and 4, one step after another in NumPy."""
+    rates = {"zoneout": 0.3, "zoneout_cell": 0.6}
+    model = tiny.rnn(cell="lstm", dropout=RecurrentDropout(**rates))
+    params, x = tiny.moved(model.init(key)), tiny.batch().x
+    own = jax.tree.map(np.asarray, params["layers"][0])
+    carry = tiny.moved(model.init_carry(tiny.B))
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    for of in (model.for_training(key), model):
+        zones = np.asarray(of.dropout.kept(jax.tree.leaves(carry[0]), tiny.T, 0))
+        if of is model:
+            np.testing.assert_array_equal(zones, np.repeat([0.3, 0.6], 5) * np.ones_like(zones))
+        else:
+            assert set(np.unique(zones)) == {0, 1}
+        h, c = (np.asarray(leaf) for leaf in carry[0])
+        _, found = of.hidden(params, carry, x)
+        for t in range(tiny.T):
+            vectors = np.asarray(params["embedding"]["C"])[np.asarray(x[t])]
+            z = vectors @ own["W_xh"] + h @ own["W_hh"] + own["b_h"]
+            i, f, g, o = np.split(z, 4, axis=-1)
+            new_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            new_h = sigmoid(o) * np.tanh(new_c)
+            h = zones[t, :, :5] * h + (1 - zones[t, :, :5]) * new_h
+            c = zones[t, :, 5:] * c + (1 - zones[t, :, 5:]) * new_c
+            np.testing.assert_allclose(found[t], h, rtol=1e-12, atol=1e-14)
+
+
+def test_zoneout_draws_by_the_place_of_a_step_and_at_its_rate(key):
+    masks = DropoutMasks(key, zoneout=0.25)
+    leaves = [jnp.zeros((50, 100))]
+    whole = masks.kept(leaves, 8, 1)
+    np.testing.assert_allclose(jnp.mean(whole), 0.25, atol=0.01)
+    parts = [masks.at_step(first).kept(leaves, 4, 1) for first in (0, 4)]
+    np.testing.assert_array_equal(jnp.concatenate(parts), whole)
+    assert np.any(np.asarray(masks.kept(leaves, 8, 0)) != whole)

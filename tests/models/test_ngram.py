@@ -11,7 +11,8 @@ import pytest
 from lm_jax import models
 from lm_jax.generation.drawing import draws
 from lm_jax.models.counts import continuations, count, discounts, locate, statistics
-from lm_jax.models.ngram import NGramModel, fit, held_out_weights
+from lm_jax.models.ngram import NGramModel
+from lm_jax.models.smoothing import fit, held_out_weights
 from lm_jax.settings import UserError
 
 V, BOUNDARY, ORDER = 5, 1, 4

@@ -8,8 +8,16 @@ import pytest
 import tiny
 
 from lm_jax import models
-from lm_jax.config import AdaptiveSoftmax, NoiseContrastive, SampledSoftmax, Softmax
+from lm_jax.config import (
+    RNN,
+    AdaptiveSoftmax,
+    MixtureOfSoftmaxes,
+    NoiseContrastive,
+    SampledSoftmax,
+    Softmax,
+)
 from lm_jax.models import adaptive, sampled
+from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.settings import UserError
 
 V, H, SHAPE = 11, 8, (5, 3)
@@ -286,3 +294,43 @@ def test_every_readout_learns_nearly_what_the_softmax_learns(key):
 def test_as_many_draws_as_tokens_are_refused(readout):
     with pytest.raises(UserError, match=rf"model.readout.samples={readout.samples} .* V=7: draw"):
         tiny.rnn(readout=readout)
+
+
+# The mixture of softmaxes
+
+
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_mixture_of_softmaxes_is_the_weighted_sum_of_its_softmaxes(tied):
+    K, D = 3, 4
+    readout = MixtureOfSoftmaxesReadout(V, components=K, size=D, tied=tied)
+    params, h, y = reading(readout)
+    if tied:
+        params["C"] = jnp.asarray(np.random.default_rng(3).normal(size=(V, D)))
+    given = {name: np.asarray(leaf) for name, leaf in params.items()}
+    softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)  # noqa: E731
+    pi = softmax(np.asarray(h) @ given["W_pi"])
+    W_hy = given["C"].T if tied else given["W_hy"]
+    p = 0.0
+    for k in range(K):
+        part = slice(k * D, (k + 1) * D)
+        latent = np.tanh(np.asarray(h) @ given["W_k"][:, part] + given["b_k"][part])
+        p = p + pi[..., [k]] * softmax(latent @ W_hy + given["b_y"])
+    tiny.assert_trees_close(readout.logits(params, h), np.log(p))
+    exact = -np.log(np.take_along_axis(p, np.asarray(y)[..., None], -1)[..., 0])
+    mask = jnp.arange(SHAPE[0])[:, None] < jnp.array([[5, 2, 0]])
+    total, grads = jax.value_and_grad(readout.total_nats)(params, h, y, mask)
+    tiny.assert_trees_close(total, np.sum(exact * np.asarray(mask)))
+    pushed = jax.jvp(
+        lambda params: readout.total_nats(params, h, y, mask), (params,), (tiny.moved(params),)
+    )
+    slope = sum(jnp.vdot(grads[name], leaf) for name, leaf in tiny.moved(params).items())
+    np.testing.assert_allclose(slope, pushed[1], rtol=1e-10)
+
+
+def test_a_tied_mixture_reads_as_many_numbers_as_a_vector_has():
+    with pytest.raises(UserError, match=r"size=5 to be model\.embedding_size=4"):
+        RNN(embedding_size=4, readout=MixtureOfSoftmaxes(tied=True, size=5))
+    model = tiny.rnn(readout=MixtureOfSoftmaxes(tied=True, components=2))
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
+    _, h = model.hidden(params, model.init_carry(tiny.B), batch.x)
+    np.testing.assert_allclose(jnp.exp(model.logits(params, h)).sum(-1), 1, rtol=1e-12)

@@ -1,11 +1,14 @@
 """The recurrence: the backward pass written by hand is the gradient, as often as it is taken."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from lm_jax.config import GRU, LRU, LSTM, MLSTM, SLSTM, Elman, GLUBlock, MinGRU, MLPBlock, NoBlock
 from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
 from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.embedding import Embedding
@@ -224,3 +227,44 @@ def test_the_program_of_an_accelerator_has_idle_units_and_the_cpu_s_has_none():
     assert enlarged in lowered("cuda")
     assert enlarged in lowered("tpu")
     assert enlarged not in lowered("cpu")
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("cell", "block"),
+    [
+        (Elman(), NoBlock()),
+        (LSTM(peepholes=True), NoBlock()),
+        slow(LSTM(layer_norm=True), NoBlock()),
+        slow(GRU(), NoBlock()),
+        slow(GRU(reset="before"), NoBlock()),
+        (MinGRU(), NoBlock()),
+        slow(LRU(), NoBlock()),
+        slow(SLSTM(), NoBlock()),
+        slow(MLSTM(heads=2), NoBlock()),
+        slow(MinGRU(), MLPBlock(convolution=3)),
+        slow(LRU(), GLUBlock()),
+    ],
+    ids=str,
+)
+def test_steps_without_a_token_leave_the_carry_and_the_gradient_as_they_are(cell, block):
+    model = tiny.rnn(hidden_size=(6, 4), layers=2, cell=cell, block=block)
+    params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
+    first = tiny.moved(model.init_carry(tiny.B))
+    after = {}
+    for name, steps in (("whole", 4), ("padded", tiny.T)):
+        there = jnp.arange(steps)[:, None] < 4
+        x = jnp.where(there, batch.x[:steps], -1)
+        mask = jnp.broadcast_to(there, x.shape)
+        reading = dataclasses.replace(model, holds=name == "padded")
+
+        def loss(params, first, model=reading, x=x, mask=mask, y=batch.y[:steps]):
+            carry, h = model.hidden(params, first, x)
+            ends = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(carry))
+            return model.loss(params, h, y, mask) + ends, carry
+
+        after[name] = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, first)
+    tiny.assert_trees_close(after["padded"], after["whole"])

@@ -11,6 +11,7 @@ import tiny
 
 import lm_jax
 from lm_jax.config import ASGD, SGD, ScheduledSampling, Train, Truncated
+from lm_jax.training import journal, step
 from lm_jax.training import state as states
 from lm_jax.training.optimizer import optimizer, own_share
 
@@ -144,7 +145,7 @@ def test_frozen_vectors_stay_and_others_move(tmp_path):
             embedding_size=4,
             hidden_size=5,
             vectors=str(tmp_path / "vectors.txt"),
-            freeze_vectors=freeze,
+            freeze=("embedding.*",) if freeze else (),
         )
         config = tiny.config(train={"steps": 3, "weight_decay": 0.1}, model=model)
         run = lm_jax.train(config, tmp_path / str(freeze), text=tiny.TEXT)
@@ -163,3 +164,51 @@ def test_vectors_that_have_changed_since_are_another_run(tmp_path):
     path.write_text("t 1 2 3 5\n")
     with pytest.raises(lm_jax.UserError, match="vectors_sha256"):
         lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
+
+
+def test_a_run_begins_with_another_s_parameters_and_leaves_the_frozen_ones(tmp_path):
+    """Parts by pattern; the rest is drawn; frozen parameters have no share in the gradient."""
+    small = {"embedding_size": 4, "hidden_size": 5}
+
+    def train(name, **model):
+        config = tiny.config(train={"steps": 2}, model=lm_jax.config.RNN(**small, **model))
+        return lm_jax.train(config, tmp_path / name, text=tiny.TEXT)
+
+    first = train("first")
+    parts = {"init_parts": ("layers.*",), "freeze": ("layers.*.W_hh", "embedding.C")}
+    tuned = train("tuned", init_from=str(first.path), **parts)
+    rows = journal.read_rows(tuned.path / "metrics.jsonl")
+    assert rows[0]["kind"] == "init_from"
+    assert rows[0]["run_step"] == 2
+    assert rows[0]["parameters"] == 4 * 5 + 5 * 5 + 5
+    old, new = first.params["layers"][0], tuned.params["layers"][0]
+    np.testing.assert_array_equal(new["W_hh"], old["W_hh"])
+    assert not np.array_equal(new["W_xh"], old["W_xh"])
+    assert np.max(np.abs(new["W_xh"] - old["W_xh"])) < 0.1  # two updates away
+    drawn = tuned.model.init(jax.random.fold_in(jax.random.key(0), step.Draw.INIT))
+    np.testing.assert_allclose(tuned.params["embedding"]["C"], drawn["embedding"]["C"], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"init_from": "nowhere"}, "nowhere is not a run directory"),
+        ({"init_from": "first", "hidden_size": 6}, r"W_hh is \[5, 5\] there and \[6, 6\] here"),
+        ({"init_from": "first", "layers": 2}, r"first has no layers.1.W_hh \[5, 5\]"),
+        ({"init_from": "first", "init_parts": ("lay",)}, "init_parts='lay' matches no parameter"),
+        ({"freeze": ("b_h",)}, "model.freeze='b_h' matches no parameter"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused_before_anything_is_written(
+    model, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def train(name, **model):
+        model = lm_jax.config.RNN(**{"embedding_size": 4, "hidden_size": 5, **model})
+        return lm_jax.train(tiny.config(train={"steps": 1}, model=model), name, text=tiny.TEXT)
+
+    train("first")
+    with pytest.raises(lm_jax.UserError, match=said):
+        train("other", **model)
+    assert not (tmp_path / "other" / "config.json").exists()

@@ -60,11 +60,16 @@ def test_a_count_whose_checkpoint_is_damaged_is_made_again(tmp_path):
         {"smoothing": "interpolated"},
         {"smoothing": "add-k", "k": 0.01},
         {"sentence_boundaries": False},
+        {"prune": (0, 10)},
+        {"entropy_threshold": 0.01},
     ],
     ids=str,
 )
 def test_every_smoothing_makes_a_run(fields, tmp_path):
     run = lm_jax.train(config(**fields), tmp_path, text=tiny.TEXT)
+    sizes = run.result["ngrams"][2]
+    assert (sizes["kept"] < sizes["seen"]) == bool(fields.keys() & {"prune", "entropy_threshold"})
+    tiny.assert_trees_equal(run.params, lm_jax.load_run(tmp_path).params)
     assert run.result["splits"]["test"]["perplexity"] < len(run.vocabulary)
 
 
@@ -84,6 +89,16 @@ def test_maximum_likelihood_may_give_a_text_no_probability_at_all(tmp_path):
         ({"order": 0}, "order=0: input should be greater than 0"),
         ({"order": 10**6}, "order=1000000 is longer than any n-gram of the text"),
         ({"k": 0.5}, "model.k is read only with model.smoothing=add-k"),
+        ({"prune": (1, 1)}, "model.prune=(1, 1) must begin with 0 and never fall"),
+        ({"prune": (0, 2, 1)}, "model.prune=(0, 2, 1) must begin with 0 and never fall"),
+        ({"prune": (0, 1, 1, 1)}, "model.prune=(0, 1, 1, 1) has more numbers than model.order=3"),
+        ({"prune": (0, 10**6)}, "prune=(0, 1000000) leaves no 2-grams: lower it, or order=1"),
+        ({"prune": (0, 1), "smoothing": "backoff"}, "are not read with model.smoothing=backoff"),
+        (
+            {"entropy_threshold": 1e-4, "smoothing": "add-k"},
+            "model.entropy_threshold is not read with model.smoothing=add-k",
+        ),
+        ({"smoothing": "backoff"}, "model.smoothing=backoff is the model of an ARPA file"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_before_anything_is_written(fields, said, tmp_path):

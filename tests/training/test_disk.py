@@ -12,7 +12,7 @@ import lm_jax
 from lm_jax import files
 from lm_jax.training import journal
 from lm_jax.training.checkpoint import Checkpoints
-from lm_jax.training.ngram_run import CountedState
+from lm_jax.training.state import FixedState
 
 
 class Disk:
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(disk, monkeypatch, t
 
     renamed_by(monkeypatch, see)
     checkpoints = Checkpoints(tmp_path, 0, tiny.KNOWN)
-    checkpoints.save(CountedState(np.array(7, np.int32), {"a": np.arange(3.0)}), journal.NO_ROWS)
+    checkpoints.save(FixedState(np.array(7, np.int32), {"a": np.arange(3.0)}), journal.NO_ROWS)
     checkpoints.close()
     assert saved == [True]
 

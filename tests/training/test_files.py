@@ -27,7 +27,7 @@ from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.sweeps.results import Results
 from lm_jax.training import checkpoint, directory, journal
 from lm_jax.training.checkpoint import Checkpoints, steps_saved
-from lm_jax.training.ngram_run import CountedState
+from lm_jax.training.state import FixedState
 
 DAMAGE = {
     "nested 100,000 deep": b"[" * 100_000,
@@ -90,7 +90,7 @@ def test_a_pipe_or_a_device_is_refused_before_it_is_opened(read, tmp_path):
         )
 
 
-STATE = CountedState(np.array(7, np.int32), {"a": np.arange(3.0)})
+STATE = FixedState(np.array(7, np.int32), {"a": np.arange(3.0)})
 STRANGE = ("²", "٣", "0", "5", "-1", "000000000", "notes.partial", "mine.trash", "7.damaged")
 
 

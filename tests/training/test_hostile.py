@@ -8,6 +8,7 @@ import gzip
 import os
 import resource
 
+import pyarrow
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,7 @@ from lm_jax.data.encoding import build
 from lm_jax.data.sources import splits
 from lm_jax.data.vectors import read_vectors
 from lm_jax.data.vocabulary import Vocabulary
+from lm_jax.exchange.arpa_reader import read_arpa
 from lm_jax.settings import UserError
 from lm_jax.training import directory, journal, manifest
 
@@ -40,11 +42,31 @@ RESULT = {
     "seconds": 1.0,
     "tokens_per_second": 1.0,
 }
+ARPA = b"""\\data\\
+ngram 1=4
+ngram 2=2
+
+\\1-grams:
+-0.5\t<unk>
+0\t<s>\t-0.3
+-0.7\t</s>
+-0.4\tthe\t-0.25
+
+\\2-grams:
+-0.2\t<s> the
+-0.6\tthe </s>
+
+\\end\\
+"""
 TRIAL = {"number": 1, "trial": "trials/001-a", "status": "failed", "error": "none"}
 # Text that JSON, a number or a table may choke on.
 BAD = st.text(max_size=8) | st.sampled_from(
     ["[" * 5000, '{"a":' * 5000, "9" * 5000, "1e999", "-1", "NaN", "null", "2147483648", "0.5"]
 )
+
+
+def zstd(content):
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 @st.composite
@@ -87,6 +109,8 @@ def folder(tmp_path_factory):
         "gzip": gzip.compress(b"the 1 2 3\ncat 4 5 6\n"),
         "text": tiny.TEXT.encode(),
         "tokenizer": bpe.train([tiny.TEXT], 280).encode(),
+        "a.jsonl.zst": zstd(b'{"text": "the cat"}\n{"text": null}\n' * 20),
+        "a.arpa": ARPA,
         "flags": b"train quickstart --model.cell lstm --train.learning-rate 0.1 --seed 3",
     }.items():
         (place / name).write_bytes(content)
@@ -120,6 +144,8 @@ READERS = {
     "word2vec": vectors,
     "gzip": vectors,
     "text": text_and_vocabulary,
+    "a.jsonl.zst": text_and_vocabulary,
+    "a.arpa": lambda path: read_arpa(str(path), "the model"),
     "tokenizer": lambda path: bpe.read(str(path), "the rules"),
     "flags": command,
 }

@@ -1,5 +1,7 @@
 """An update and a validation by themselves: keys, the order of the parts, rates and ties."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,24 @@ def test_an_update_has_the_rate_of_its_own_step(schedule, at, shares):
     update = jax.jit(lambda state: step.update(config, state, SOURCE, tiny.V))
     found = [update(state._replace(step=jnp.int32(n))).record.learning_rate for n in at]
     np.testing.assert_allclose(found, 0.5 * np.array(shares), rtol=1e-12)
+
+
+def test_a_chunk_of_a_random_length_has_its_share_of_the_rate():
+    """W - W' = rate · n / T · gradient, for n of T tokens; at the same parameters and texts."""
+    config, state = begun(optimizer=SGD(), learning_rate=0.5)
+    random = dataclasses.replace(config, data=dataclasses.replace(config.data, jitter=3))
+    update = jax.jit(lambda state: step.update(random, state, SOURCE, tiny.V))
+    seen = set()
+    for number in range(4):
+        before = state._replace(step=jnp.int32(number))
+        after = update(before)
+        tokens = int(after.record.low_high[0]) // SOURCE.tokens.shape[1]
+        moved = optax.tree.norm(optax.tree.sub(after.params, before.params))
+        share = tokens / config.data.length
+        np.testing.assert_allclose(moved, 0.5 * share * after.record.grad_norm, rtol=1e-9)
+        assert after.record.learning_rate == 0.5
+        seen.add(tokens)
+    assert len(seen) > 1
 
 
 def test_of_two_equal_validations_the_first_is_the_best():
