@@ -125,7 +125,7 @@ class BlockLayer(Layer):
         last, h = self.recurrence.run(params["recurrence"], carry.recurrence, u, hook, tap, kept)
         y = self.combine(params, x, u, h)
         outputs = jnp.concatenate([carry.y[None], y])
-        past = None if carry.past is None else _last(seen, carry.past.shape[1], kept)
+        past = None if seen is None else _last(seen, len(seen) - len(y), kept)
         return BlockState(_last(outputs, 1, kept)[:, 0], last, past), y
 
     def output(self, carry: BlockState) -> Float[Array, "*T B H"]:
