@@ -92,8 +92,8 @@ def sweep_command(
           batch: suggest: number of points trained together; 8 if not given.
           restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
           quiet: print only the sweep's directory, and errors.
-          json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
-            name; at the end come the rows of results.jsonl.
+          json: print each trial's rows of metrics.jsonl as JSON lines. A row has the trial's name;
+            at the end come the rows of results.jsonl.
           track: write each trial's rows elsewhere, too; as `train` does, to csv, tensorboard or
             wandb, or some of these, in the trial's directory.
         """
