@@ -64,7 +64,8 @@ class Flags:
 
     def missing(self, path: str, chosen: Mapping[str, str]) -> Sequence[tuple[str, str]]:
         """Return the alternatives still to choose before a setting exists, besides `chosen`."""
-        if self.config is None or path in self.own:
+        there_already = path in self.settings and not chosen
+        if self.config is None or path in self.own or there_already:
             return ()
         there = {**{place: value for place, value, _ in fields(self.config)}, **chosen}
         options = [

@@ -87,13 +87,13 @@ def sweep_command(
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
             times the rung before; 3 if not given.
-          suggest: optuna: replace the drawn points by points that Optuna suggests. The number
-            of points stays; each suggestion is based on the results of earlier points.
-          batch: suggest: number of points suggested and trained together; 8 if not given.
+          suggest: optuna: points that Optuna suggests in place of drawn ones. The number of
+            points stays; each suggestion is based on the results of earlier points.
+          batch: suggest: number of points trained together; 8 if not given.
           restart: begin anew; a sweep in the directory is kept as RUN_DIR.old-N.
           quiet: print only the sweep's directory, and errors.
-          json: print each row of the trials' metrics.jsonl as a line of JSON. A row has the trial's
-            name; at the end come the rows of results.jsonl.
+          json: print each trial's rows of metrics.jsonl as JSON lines. A row has the trial's name;
+            at the end come the rows of results.jsonl.
           track: write each trial's rows elsewhere, too; as `train` does, to csv, tensorboard or
             wandb, or some of these, in the trial's directory.
         """

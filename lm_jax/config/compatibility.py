@@ -103,10 +103,9 @@ def _refuse_cuts(data: Data, train: Train) -> None:
 
 def _refuse_jitter(jitter: int, model: Model, train: Train) -> None:
     """Refuse settings that need chunks of one length."""
-    probe, block = train.probe, getattr(model, "block", NoBlock())
+    probe = train.probe
     others = {
         f"model={model.kind}": not isinstance(model, RNN),
-        f"model.block={block.kind}": not isinstance(block, NoBlock),
         f"train.gradient={train.gradient.kind}": not isinstance(
             train.gradient, FullBackpropagation
         ),

@@ -75,7 +75,7 @@ class BlockLayer(Layer):
     def read(
         self, params: Params, past: Array | None, u: Float[Array, "T B H"]
     ) -> tuple[Array | None, Float[Array, "T B H"]]:
-        """From the carried inputs and norm(x): the inputs to carry on, and the u of all steps."""
+        """From the carried inputs and norm(x): both one after another, and the u of all steps."""
 
     @abc.abstractmethod
     def combine(
@@ -117,15 +117,16 @@ class BlockLayer(Layer):
         x: Float[Array, "T B inputs"] | Int[Array, "T B"],
         hook: EdgeHook | None = None,
         tap: Float[Array, "T B"] | None = None,
-        kept: Float[Array, "T B K"] | None = None,
+        kept: Float[Array, "T B 1"] | None = None,
     ) -> tuple[BlockState, Float[Array, "T B H"]]:
-        assert kept is None  # the settings refuse what keeps a part of the carry
         if "W_in" in params:
             x = times(x, params["W_in"], self.precision)
-        past, u = self.read(params, carry.past, self.normalise(params["norm"], x))
-        last, h = self.recurrence.run(params["recurrence"], carry.recurrence, u, hook, tap)
+        seen, u = self.read(params, carry.past, self.normalise(params["norm"], x))
+        last, h = self.recurrence.run(params["recurrence"], carry.recurrence, u, hook, tap, kept)
         y = self.combine(params, x, u, h)
-        return BlockState(y[-1], last, past), y
+        outputs = jnp.concatenate([carry.y[None], y])
+        past = None if seen is None else _last(seen, len(seen) - len(y), kept)
+        return BlockState(_last(outputs, 1, kept)[:, 0], last, past), y
 
     def output(self, carry: BlockState) -> Float[Array, "*T B H"]:
         return carry.y
@@ -201,7 +202,7 @@ class MLPBlockLayer(BlockLayer):
         total = jnp.broadcast_to(params["b_w"], u.shape)
         for place, w in enumerate(params["w"]):  # w_0 last: `place` counts from the oldest step
             total += scale(seen[place : place + steps], w)
-        return seen[steps:].swapaxes(0, 1), total
+        return seen, total
 
     def combine(self, params: Params, x: Array, u: Array, h: Array) -> Array:
         v = x + matmul(h, params["W_o"], self.precision)
@@ -209,3 +210,19 @@ class MLPBlockLayer(BlockLayer):
             self.normalise(params["norm_2"], v), params["W_1"], params["b_1"], self.precision
         )
         return v + affine(jax.nn.gelu(z), params["W_2"], params["b_2"], self.precision)
+
+
+def _last(
+    seen: Float[Array, "S B H"], length: int, kept: Float[Array, "T B 1"] | None
+) -> Float[Array, "B length H"]:
+    """The last `length` rows of each sequence, without those of the steps at the end with kept 1.
+
+    Sums over all rows, because the derivative of a choice of rows would add in any order on a GPU.
+    """
+    if kept is None:
+        return seen[len(seen) - length :].swapaxes(0, 1)
+    end = len(seen) - jnp.sum(kept[..., 0] == 1, axis=0)
+    place = jnp.arange(len(seen))[:, None]
+    rows = (place == (end - back)[None] for back in range(length, 0, -1))
+    chosen = [jnp.sum(jnp.where(row[..., None], seen, 0), axis=0) for row in rows]
+    return jnp.stack(chosen, axis=1) if chosen else seen[:0].swapaxes(0, 1)

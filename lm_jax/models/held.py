@@ -75,4 +75,9 @@ def mixed(m: Float[Array, "B K"], old: Carry, new: Carry) -> Carry:
         ends = [sum(leaf.shape[-1] for leaf in before[:n]) for n in range(1, len(before))]
         parts = jnp.split(m, ends, axis=-1)
     triples = zip(parts, before, jax.tree.leaves(new), strict=True)
-    return jax.tree.unflatten(tree, [share * a + (1 - share) * b for share, a, b in triples])
+    return jax.tree.unflatten(tree, [_between(*triple) for triple in triples])
+
+
+def _between(share: Array, old: Array, new: Array) -> Array:
+    share = share.reshape(share.shape + (1,) * (new.ndim - share.ndim))
+    return share * old + (1 - share) * new

@@ -191,10 +191,12 @@ def test_a_cell_of_one_s_own_stands_in_a_block(tmp_path):
 def test_settings_that_a_block_does_not_read_are_refused():
     with pytest.raises(UserError, match=r"model.residual=True does not go with model.block=glu"):
         tiny.rnn(block="glu", residual=True, layers=2)
-    with pytest.raises(
-        UserError, match=r"model.dropout.recurrent=0.5 does not go with model.block"
-    ):
-        tiny.rnn(block="mlp", dropout=RecurrentDropout(recurrent=0.5))
+    for name in ("recurrent", "zoneout"):
+        dropout = RecurrentDropout(**{name: 0.5})
+        with pytest.raises(UserError, match=f"model.dropout.{name}=0.5 does not go with model.b"):
+            tiny.rnn(block="mlp", dropout=dropout)
+    with pytest.raises(UserError, match=r"zoneout is read only with model.cell=elman or lstm or g"):
+        tiny.rnn(cell="slstm", dropout=RecurrentDropout(zoneout=0.5))
     model = tiny.changed(tiny.config().model, cell=Elman(), block=MLPBlock())
     with pytest.raises(UserError, match=r"model.block=mlp does not go with train.gradient=snap1"):
         Config(model=model, train=Train(gradient=SnAp1()))

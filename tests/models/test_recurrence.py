@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.config import GRU, LRU, LSTM, Elman, MinGRU
+from lm_jax.config import GRU, LRU, LSTM, MLSTM, SLSTM, Elman, GLUBlock, MinGRU, MLPBlock, NoBlock
 from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
 from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.embedding import Embedding
@@ -229,21 +229,29 @@ def test_the_program_of_an_accelerator_has_idle_units_and_the_cpu_s_has_none():
     assert enlarged not in lowered("cpu")
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "cell",
+    ("cell", "block"),
     [
-        Elman(),
-        LSTM(peepholes=True),
-        pytest.param(LSTM(layer_norm=True), marks=pytest.mark.slow),
-        pytest.param(GRU(), marks=pytest.mark.slow),
-        pytest.param(GRU(reset="before"), marks=pytest.mark.slow),
-        MinGRU(),
-        pytest.param(LRU(), marks=pytest.mark.slow),
+        (Elman(), NoBlock()),
+        (LSTM(peepholes=True), NoBlock()),
+        slow(LSTM(layer_norm=True), NoBlock()),
+        slow(GRU(), NoBlock()),
+        slow(GRU(reset="before"), NoBlock()),
+        (MinGRU(), NoBlock()),
+        slow(LRU(), NoBlock()),
+        slow(SLSTM(), NoBlock()),
+        slow(MLSTM(heads=2), NoBlock()),
+        slow(MinGRU(), MLPBlock(convolution=3)),
+        slow(LRU(), GLUBlock()),
     ],
     ids=str,
 )
-def test_steps_without_a_token_leave_the_carry_and_the_gradient_as_they_are(cell):
-    model = tiny.rnn(hidden_size=(6, 4), layers=2, cell=cell)
+def test_steps_without_a_token_leave_the_carry_and_the_gradient_as_they_are(cell, block):
+    model = tiny.rnn(hidden_size=(6, 4), layers=2, cell=cell, block=block)
     params, batch = tiny.moved(model.init(jax.random.key(0))), tiny.batch()
     first = tiny.moved(model.init_carry(tiny.B))
     after = {}
