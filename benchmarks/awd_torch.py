@@ -75,7 +75,7 @@ def loss_of(
     assert isinstance(model, RNN)
     C = params["embedding.C"]
     h = (C * masks["words"])[x] * masks["inputs"]
-    after = []
+    after, raw = [], h
     for number, (h_t, c_t) in enumerate(state):
         own = {name: params[f"layers.{number}.{name}"] for name in ("W_xh", "W_hh", "b_h")}
         W_hh = own["W_hh"] * masks["recurrent"][number]
@@ -103,6 +103,7 @@ def compare(config: Config, source: Source, vocab_size: int, updates: int) -> No
     assert isinstance(config.model, RNN)
     zero = [torch.zeros(B, n, dtype=torch.float64) for n in config.model.sizes]
     state = [(h, h) for h in zero]
+    assert train.clip_norm is not None
     worst = {"loss": 0.0, "gradient norm": 0.0}
     print("update  tokens  loss, lm_jax        loss, PyTorch")
     for number in range(updates):
@@ -140,7 +141,7 @@ def one_update(config: Config, state: TrainState, source: Source, vocab_size: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--scale", type=float, default=0.1)
     parser.add_argument("--text", type=Path, help="a text; without it, the quickstart's text")

@@ -745,8 +745,8 @@ MUTANTS = (
     ),
     Mutant(
         "models/blocks.py",
-        "carry.recurrence, u, hook, tap)",
-        "carry.recurrence, u, None, tap)",
+        "carry.recurrence, u, hook, tap, kept)",
+        "carry.recurrence, u, None, tap, kept)",
         "models/test_blocks.py::test_hooks_act_on_the_carry_of_the_recurrence",
         "a block drops the hook of the recurrence",
     ),
@@ -1103,8 +1103,8 @@ MUTANTS = (
     ),
     Mutant(
         "models/held.py",
-        "share * a + (1 - share) * b",
-        "(share + a) * 0 + b",
+        "share * old + (1 - share) * new",
+        "(share + old) * 0 + new",
         "models/test_recurrence.py::"
         "test_steps_without_a_token_leave_the_carry_and_the_gradient_as_they_are",
         "a carry that moves after the end of its chunk",
