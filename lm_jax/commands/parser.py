@@ -203,8 +203,12 @@ def _in_one_line(box: str) -> str:
     refused = re.match(r"Error parsing \S*?config\.?(\S*): (.*)", message)
     if refused:
         where, message = refused.groups()
-        field = re.match(r"(\w+)=", message)
+        field = re.match(r"(\w+)(\.\d+)?=", message)  # of several values, with the place of one
         if field:
             flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
             message = flag + message[field.end() - 1 :]
+    unfit = re.match(r"Error parsing (--\S+): no type matching .* from \[(.*)\]", message)
+    if unfit:
+        typed = unfit[2].replace("'", "").replace(",", "")
+        message = f"{unfit[1]} {typed}: the flag takes no such values"
     return message

@@ -80,8 +80,9 @@ def by_ending(file: Path, ways: Mapping[str, Way]) -> Way:
     """The way for the ending of a file's name; the ending "" is a folder's."""
     ending = next((end for end in ways if end and file.name.endswith(end)), file.suffix)
     if ending not in ways:
-        known = [f"end in {end}" if end else "have no ending, as a folder" for end in ways]
-        raise UserError(f"{file}: the name must {' or '.join(known)}")
+        known = f"end in {' or '.join(filter(None, ways))}"
+        folder = ", or have no ending, as a folder" if "" in ways else ""
+        raise UserError(f"{file}: the name must {known}{folder}")
     return ways[ending]
 
 

@@ -26,6 +26,7 @@ from lm_jax.config import (
     Elman,
     Gated,
     Model,
+    NoBlock,
     NoiseContrastive,
     SampledSoftmax,
     Softmax,
@@ -222,7 +223,9 @@ def _cell(kind: str, activation: Literal["tanh", "relu"] | None) -> Elman | LSTM
     if kind == "elman":
         return Elman(activation=activation or "tanh")
     if activation is not None:
-        raise UserError(f"activation={activation} is for torch.nn.RNN, and these are of a {kind}")
+        raise UserError(
+            f"activation={activation} is for torch.nn.RNN, and these are of model.cell={kind}"
+        )
     return LSTM() if kind == "lstm" else GRU()
 
 
@@ -237,6 +240,7 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         "model.cell.peepholes=True": isinstance(cell, LSTM) and cell.peepholes,
         "model.cell.layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
         "model.cell.reset=before": isinstance(cell, GRU) and cell.reset == "before",
+        f"model.block={model.block.kind}": not isinstance(model.block, NoBlock),
         "model.residual=True": model.residual,
         f"model.projection={model.projection}": model.projection is not None,
         "model.embedding_size=None": model.embedding_size is None,

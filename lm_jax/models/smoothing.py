@@ -90,7 +90,9 @@ def fit(
 def _refuse_empty(levels: Sequence[Nodes], setting: str) -> None:
     for order, level in enumerate(levels, 2):
         if not len(level.token):
-            raise UserError(f"{setting} leaves no {order}-grams: lower it, or order={order - 1}")
+            raise UserError(
+                f"{setting} leaves no {order}-grams: prune less, or take order={order - 1}"
+            )
 
 
 def held_out_weights(counts: Counts, held_out: np.ndarray) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from lm_jax.report.terminal import NONE, UNPAID
 from lm_jax.report.wording import FIGURES, SPACED
 from lm_jax.scoring import Block, Line, Tally, lines
 
+FAR = 1e9  # figures from here on have three digits
 READ: Mapping[str | float, str] = {
     "sentences": "sentences, each from a fresh state",
     "stream": "one stream, the state carried from line to line",
@@ -69,9 +70,9 @@ def show_score(
     print(f"ln P of the text   {-loss.nats:.4f}")
     print(f"tokens             {loss.tokens:,}, of them unknown {loss.size.unknown:,}")
     for name, (heading, _) in FIGURES.items():
-        if row[name] is not None:
+        if (value := row[name]) is not None:
             note = f"   {SPACED}" if name == "bits_per_character" and loss.size.spaced else ""
-            print(f"{heading:19}{row[name]:.4f}{note}")
+            print(f"{heading:19}{format(value, '.4f' if value < FAR else '.3g')}{note}")
     if row["bits_per_character"] is None:
         print(f"bits a character   {NONE}   {UNPAID}")
 

@@ -51,6 +51,8 @@ def given_params(config: Config, corpus: Corpus) -> Given:
         network = models.make(model, len(corpus.vocabulary), regression=config.data.regression)
         drawn = jax.eval_shape(network.init, jax.random.key(0))
         _check_patterns("model.freeze", model.freeze, drawn)
+        if all(matching(name, model.freeze) for name in by_name(drawn)):
+            raise UserError(f"model.freeze={' '.join(model.freeze)} leaves nothing to train")
         if model.init_from is not None:
             params, row = _of_run(model.init_from, model.init_parts, corpus, drawn)
             rows.append(row)

@@ -314,6 +314,8 @@ MISTAKES = [
     (["train", "lab.py", "--model.hidden-size", "x"], "--model.hidden-size"),
     (["train", "lab.py", "--model.hidden-size", "-3"], "--model.hidden-size=-3: "),
     (["train", "lab.py", "--model.hidden-size"], "--model.hidden-size"),
+    (["train", "lab.py", "--model.hidden-size", "3", "x"], "--model.hidden-size 3 x: the flag"),
+    (["train", "lab.py", "--model.hidden-size", "3", "0"], "--model.hidden-size=0: input should"),
     (["train", "--data.length", "4", "lab.py"], "comes before the experiment: python run.py train"),
     (["verify", "--seed=1", "lab.py"], "--seed=1 comes before the experiment: python run.py ver"),
     (

@@ -178,7 +178,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(weights, words, options, said
         ),
         (
             "export run words.txt",
-            "words.txt: the name must end in .safetensors or end in .arpa or end in",
+            "words.txt: the name must end in .safetensors or .arpa or",
         ),
         ("export run w.safetensors", "w.safetensors is there already"),
         ("export run no/w.safetensors", "there is no folder no"),

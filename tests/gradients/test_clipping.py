@@ -84,6 +84,7 @@ def assert_as_by_hand(audit, kind, clipped_of):
         np.testing.assert_allclose(clipped.after[n], after, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_clipping_by_norm_shortens_to_the_threshold_and_never_turns():
     lengths = norms()[:3]
     threshold = float(np.median(lengths)) * (1 + 1e-9)  # rounding cuts none of that length

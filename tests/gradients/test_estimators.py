@@ -209,6 +209,7 @@ def test_one_hot_vectors_are_the_tokens_they_stand_for():
         assert not np.allclose(tokens[name][1]["embedding"]["C"], grads["embedding"]["C"], 1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_a_single_step_of_a_single_lane():
     model, params = MODELS["numbers"], PARAMS["numbers"]
     x, y, mask = (leaf[0, :1, :1] for leaf in TEXTS["numbers"][:3])

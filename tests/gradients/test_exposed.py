@@ -39,6 +39,7 @@ def by_position(x):
     return jax.vmap(lambda tree: ravel_pytree(tree)[0])(stacked)
 
 
+@pytest.mark.slow
 def test_the_cosines_are_those_of_every_position_s_gradients(own):
     assert np.any(own.x != BATCH.x)
     found = cosines(PARAMS, BATCH, own)

@@ -377,6 +377,7 @@ def test_uoro_is_exact_where_the_influence_is_of_rank_one():
     tiny.assert_trees_close(found, exact, 1e-6)  # epsilon, which cancels in the product
 
 
+@pytest.mark.slow
 def test_the_mean_of_randomised_truncation_is_full_bptt():
     model, params = made(**SMALL)
     carry = model.init_carry(2)

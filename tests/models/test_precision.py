@@ -179,6 +179,7 @@ def test_a_product_goes_through_every_mode(key):
     assert matmul(x, W, "bfloat16").dtype == x.dtype
 
 
+@pytest.mark.slow
 def test_the_explicit_pass_is_differentiated_again(key, float32):
     f, params, carry = estimate(MODELS["elman"], key)
     exact, _, _ = estimate(MODELS["elman"], key, "float32")

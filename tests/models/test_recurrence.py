@@ -241,7 +241,7 @@ def slow(*values):
         slow(LSTM(layer_norm=True), NoBlock()),
         slow(GRU(), NoBlock()),
         slow(GRU(reset="before"), NoBlock()),
-        (MinGRU(), NoBlock()),
+        slow(MinGRU(), NoBlock()),
         slow(LRU(), NoBlock()),
         slow(SLSTM(), NoBlock()),
         slow(MLSTM(heads=2), NoBlock()),

@@ -196,6 +196,7 @@ def test_a_run_begins_with_another_s_parameters_and_leaves_the_frozen_ones(tmp_p
         ({"init_from": "first", "hidden_size": 6}, r"W_hh is \[5, 5\] there and \[6, 6\] here"),
         ({"init_from": "first", "layers": 2}, r"first has no layers.1.W_hh \[5, 5\]"),
         ({"init_from": "first", "init_parts": ("lay",)}, "init_parts='lay' matches no parameter"),
+        ({"freeze": ("*",)}, r"model.freeze=\* leaves nothing to train"),
         ({"freeze": ("b_h",)}, "model.freeze='b_h' matches no parameter"),
     ],
 )

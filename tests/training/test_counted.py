@@ -98,7 +98,10 @@ def test_maximum_likelihood_may_give_a_text_no_probability_at_all(tmp_path):
         ({"prune": (1, 1)}, "model.prune=(1, 1) must begin with 0 and never fall"),
         ({"prune": (0, 2, 1)}, "model.prune=(0, 2, 1) must begin with 0 and never fall"),
         ({"prune": (0, 1, 1, 1)}, "model.prune=(0, 1, 1, 1) has more numbers than model.order=3"),
-        ({"prune": (0, 10**6)}, "prune=(0, 1000000) leaves no 2-grams: lower it, or order=1"),
+        (
+            {"prune": (0, 10**6)},
+            "prune=(0, 1000000) leaves no 2-grams: prune less, or take",
+        ),
         ({"prune": (0, 1), "smoothing": "backoff"}, "are not read with model.smoothing=backoff"),
         (
             {"entropy_threshold": 1e-4, "smoothing": "add-k"},
