@@ -156,7 +156,7 @@ def test_names_that_match_nothing_are_refused():
         from_torch(arrays, modules=("embed", "lstm"))
     with pytest.raises(UserError, match="layout=awd-lstm-lm has modules of its own"):
         from_torch(arrays, "awd-lstm-lm", ("embed", "lstm", "fc"))
-    with pytest.raises(UserError, match=r"activation=relu is for torch.nn.RNN, .* are of model.cell=lstm"):
+    with pytest.raises(UserError, match=r"torch.nn.RNN, .* are of model.cell=lstm"):
         from_torch(arrays, modules=("embed", "lstm", "fc"), activation="relu")
 
 
