@@ -164,7 +164,7 @@ def test_a_vocabulary_that_an_order_covers_needs_no_weight():
     [
         (
             {"cutoffs": (0, 0, 999)},
-            r"prune=\(0, 0, 999\) leaves no 3-grams: prune less, or take order=2",
+            r"prune=\(0, 0, 999\) leaves no 3-grams: prune less, or take",
         ),
         ({"entropy_threshold": 9.0}, "entropy_threshold=9.0 leaves no 2-grams"),
         ({"entropy_threshold": 0.1, "smoothing": "add-k"}, "needs a smoothing that backs off"),
