@@ -33,7 +33,7 @@ from lm_jax.fields import (
 from lm_jax.suggestions import as_fields, nearest_field, nearest_value
 from lm_jax.synonyms import value_meant
 
-VERSION = 3
+VERSION = 4
 MOST_SHOWN = 100  # characters of a refused value
 
 

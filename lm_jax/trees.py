@@ -171,7 +171,7 @@ def blocks(tree: Tree, depth: int | None = 1) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for number, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
-        name = jax.tree_util.keystr(path[:depth], simple=True, separator=".")
+        name = path_name(path[:depth])
         found.setdefault(name, []).append(number)
     return found
 

@@ -1126,8 +1126,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/step.py",
-        "params = without(config.model.freeze, params, state.params)",
-        "params = without((), params, state.params)",
+        "params = replaced(params, state.params, config.model.freeze)",
+        "params = replaced(params, state.params, ())",
         "training/test_averaging.py::test_frozen_vectors_stay_and_others_move",
         "frozen parameters that decay",
     ),

@@ -39,17 +39,12 @@ from lm_jax.config.data import (
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
-    AdaptiveSoftmax,
     Convolution,
     Dropout,
-    MixtureOfSoftmaxes,
     Model,
     Network,
     NGram,
-    NoiseContrastive,
     RecurrentDropout,
-    SampledSoftmax,
-    Softmax,
     Window,
     unrounded,
 )
@@ -74,6 +69,13 @@ from lm_jax.config.optimizer import (
     RMSprop,
 )
 from lm_jax.config.override import override, read_with, with_kinds
+from lm_jax.config.readout import (
+    AdaptiveSoftmax,
+    MixtureOfSoftmaxes,
+    NoiseContrastive,
+    SampledSoftmax,
+    Softmax,
+)
 from lm_jax.config.task import (
     Adding,
     Copy,

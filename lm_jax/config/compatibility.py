@@ -11,10 +11,12 @@ from lm_jax.config.model import (
     Convolution,
     Model,
     NGram,
+    Window,
+)
+from lm_jax.config.readout import (
     NoiseContrastive,
     SampledSoftmax,
     Softmax,
-    Window,
 )
 from lm_jax.config.task import REAL, Sequences, Task
 from lm_jax.config.train import LiveProbe, Train

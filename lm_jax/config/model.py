@@ -1,9 +1,10 @@
 """Settings of the language model and its dropout.
 
-Each family of models is a class, and each readout is a class; the field `kind` distinguishes the
-classes. `Network` holds the settings shared by all neural families.
+Each family of models is a class, and the field `kind` distinguishes the classes. `Network` holds
+the settings shared by all neural families.
 """
 
+import abc
 import dataclasses
 from typing import Annotated, Any, Literal
 
@@ -11,79 +12,9 @@ from pydantic import Field
 
 from lm_jax.config.block import Block, NoBlock
 from lm_jax.config.cell import GATED, GRU, LRU, LSTM, MLSTM, Activation, Cell, CustomCell, Elman
+from lm_jax.config.readout import AdaptiveSoftmax, MixtureOfSoftmaxes, Readout, Softmax
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
-
-
-@settings
-class Softmax:
-    """The exact softmax: p = softmax(h W_hy + b_y)."""
-
-    kind: Literal["softmax"] = "softmax"
-    tied: bool = False
-    """Use the transposed table of input vectors as W_hy (Inan et al., 2017; Press & Wolf, 2017);
-    needs model.embedding-size equal to model.projection, or without it to model.hidden-size."""
-    bias: bool = True
-    """Add a bias b_y to the logits."""
-    label_smoothing: Probability | None = None
-    """Training: share of each target's probability spread evenly over the vocabulary; None: none.
-    """
-
-
-@settings
-class AdaptiveSoftmax:
-    """Frequent tokens first, the others in clusters of falling size (Grave et al., 2017)."""
-
-    kind: Literal["adaptive"] = "adaptive"
-    cutoffs: tuple[Size, ...] = (2000, 10000)
-    """Token numbers at which a new cluster begins: rising, each below V."""
-    factor: Size = 4
-    """Each cluster has this many times fewer inputs than the previous cluster."""
-
-
-@settings
-class SampledSoftmax:
-    """Trained on each target against sampled tokens (Jean et al., 2015); scored exactly."""
-
-    kind: Literal["sampled"] = "sampled"
-    tied: bool = False
-    """Use the transposed table of input vectors as W_hy."""
-    bias: bool = True
-    """Add a bias b_y to the logits."""
-    samples: Size = 1024
-    """Tokens sampled for each update, fewer than V, without replacement, frequent tokens with
-    higher probability."""
-
-
-@settings
-class NoiseContrastive:
-    """Trained to distinguish targets from noise tokens (Mnih & Teh, 2012); scored exactly."""
-
-    kind: Literal["nce"] = "nce"
-    tied: bool = False
-    """Use the transposed table of input vectors as W_hy."""
-    bias: bool = True
-    """Add a bias b_y to the logits."""
-    samples: Size = 256
-    """Noise tokens for each target, fewer than V, shared by all targets of an update."""
-
-
-@settings
-class MixtureOfSoftmaxes:
-    """A weighted mean of several softmaxes (Yang et al., 2018)."""
-
-    kind: Literal["mos"] = "mos"
-    components: Size = 15
-    """K, number of softmaxes."""
-    size: Size | None = None
-    """Numbers that each softmax reads; None: model.embedding-size."""
-    tied: bool = False
-    """Use the transposed table of input vectors as W_hy."""
-    bias: bool = True
-    """Add a bias b_y to the logits."""
-
-
-Readout = Softmax | MixtureOfSoftmaxes | AdaptiveSoftmax | SampledSoftmax | NoiseContrastive
 
 
 @settings
@@ -116,7 +47,7 @@ class RecurrentDropout(Dropout):
 
 
 @settings
-class Network:
+class Network(abc.ABC):
     """Settings shared by all neural models."""
 
     embedding_size: Size | None = 64
@@ -177,19 +108,17 @@ class Network:
                     f"model.readout.tied needs model.readout.size={size} to be "
                     f"model.embedding_size={self.embedding_size}"
                 )
-        elif self.readout.tied and self.embedding_size != self._readout_inputs():
+        elif self.readout.tied and self.embedding_size != (self.projection or self.outputs):
             raise ValueError(
                 f"model.readout.tied needs model.embedding_size={self.embedding_size} to be what "
-                f"the readout reads, {self._readout_inputs()}: set model.projection to "
+                f"the readout reads, {self.projection or self.outputs}: set model.projection to "
                 "model.embedding_size"
             )
 
-    def _readout_inputs(self) -> int:
-        return self.projection or self._outputs()
-
-    def _outputs(self) -> int:
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> int:
         """Outputs of the last hidden layer."""
-        raise NotImplementedError
 
 
 @settings
@@ -218,7 +147,8 @@ class Window(Network):
             )
         _refuse_between(self)
 
-    def _outputs(self) -> int:
+    @property
+    def outputs(self) -> int:
         window = (self.order - 1) * (self.embedding_size or 0) if self.skip_connections else 0
         return self.hidden_size + window
 
@@ -254,7 +184,8 @@ class Convolution(Network):
             if self.dilation > 1 and getattr(self, field) == 1:
                 raise ValueError(f"model.dilation needs model.{field} of 2 or more")
 
-    def _outputs(self) -> int:
+    @property
+    def outputs(self) -> int:
         return self.hidden_size
 
 
@@ -335,7 +266,8 @@ class RNN(Network):
         sizes = self.hidden_size
         return sizes if isinstance(sizes, tuple) else (sizes,) * self.layers
 
-    def _outputs(self) -> int:
+    @property
+    def outputs(self) -> int:
         return self.sizes[-1]
 
 

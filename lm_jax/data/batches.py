@@ -217,11 +217,10 @@ def batch_at(
         if isinstance(source, StreamWindow):
             # Before the window there are no targets.
             mask &= positions[:-1, None] >= 0
+        x = chunk[:-1]
         if steps is not None:
             within = (jnp.arange(read) < steps)[:, None]
-            mask &= within
-            x = jnp.where(within, chunk[:-1], -1)
-            return Batch(x, chunk[1:], mask, jnp.broadcast_to(in_epoch == 0, mask.shape[1:]))
+            x, mask = jnp.where(within, x, -1), mask & within
         start = jnp.broadcast_to(in_epoch == 0, source.lengths.shape)
     else:
         batch_size = source.starts.shape[1]
@@ -231,9 +230,10 @@ def batch_at(
         starts, lengths = source.starts.ravel()[rank], source.lengths.ravel()[rank]
         positions = starts[None, :] + jnp.arange(length + 1)[:, None]
         chunk = jnp.take(source.tokens, positions, mode="clip").astype(jnp.int32)
+        x = chunk[:-1]
         mask = jnp.arange(length)[:, None] < lengths[None, :]
         start = jnp.ones(batch_size, bool)
-    return Batch(chunk[:-1], chunk[1:], mask, start)
+    return Batch(x, chunk[1:], mask, start)
 
 
 def _border(

@@ -44,7 +44,7 @@ from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
-from lm_jax.trees import norm, normalise
+from lm_jax.trees import by_name, norm, normalise
 
 EXACT = 1e-10  # relative; the rounding errors of T steps stay well below
 APPROXIMATE = 1e-5  # relative; for a difference quotient
@@ -121,7 +121,7 @@ def verify(
     if trained := trained_by(model):
         apart = _apart(gradient(explicit_bptt(model)), grads)
         found.append(Check(trained, AUTODIFF, apart, EXACT))
-    blocks = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads)]
+    blocks = list(by_name(grads))
     draw = jax.jit(_direction)
     keys = jax.random.split(jax.random.key(seed), directions + len(blocks))
     along = [draw(key, params, -1) for key in keys[:directions]]
@@ -211,8 +211,3 @@ def _over(a: float, b: float) -> float:
 
 def _norm(tree: Params) -> float:
     return float(norm(tree))
-
-
-def _name(path: jax.tree_util.KeyPath) -> str:
-    """Name of a leaf from its path, such as layers.0.W_hh."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from lm_jax.models.base import Params
 from lm_jax.models.cells import spectral_radius
 from lm_jax.settings import UserError
+from lm_jax.trees import path_name
 
 
 class Spectrum(NamedTuple):
@@ -71,7 +72,7 @@ def spectra_by_layer(params: Params) -> dict[str, RecurrentSpectra]:
       a dict from the path of the leaf, such as "layers.0.W_hh", to the spectra.
     """
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): recurrent_spectra(leaf)
+        path_name(path): recurrent_spectra(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if path
         and getattr(path[-1], "key", getattr(path[-1], "name", None)) == "W_hh"

@@ -99,7 +99,7 @@ class NeuralModel(LanguageModel):
     def _projected(self, params: Params, h: Float[Array, "*shape H"]) -> Float[Array, "*shape P"]:
         if self.projection is None:
             return h
-        return matmul(h, params["projection"], self.embedding.precision)
+        return matmul(h, params["projection"], self.embedding.precision)  # the model's
 
     def _of_readout(self, params: Params) -> Params:
         own = params["readout"]

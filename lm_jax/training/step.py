@@ -198,7 +198,7 @@ def update(
         )
     loss, carry, grads, info = estimate(state.params, state.carry, batch)
     if isinstance(config.model, Network) and config.model.freeze:
-        grads = without(config.model.freeze, grads, jax.tree.map(jnp.zeros_like, grads))
+        grads = replaced(grads, jax.tree.map(jnp.zeros_like, grads), config.model.freeze)
     if state.accumulated is not None:
         grads = accumulated(state, grads, train.accumulate)
     grad_norm = norm(grads)
@@ -217,7 +217,7 @@ def update(
         old = state.params, state.opt_state
         params, opt_state = optax.tree.where(last, (params, opt_state), old)
     if isinstance(config.model, Network) and config.model.freeze:
-        params = without(config.model.freeze, params, state.params)
+        params = replaced(params, state.params, config.model.freeze)
     record = add(
         state.record,
         tokens=jnp.sum(batch.mask, dtype=jnp.int32),
@@ -328,7 +328,7 @@ def eval_model(config: Config, vocab_size: int) -> LanguageModel:
     return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
 
 
-def without(patterns: Sequence[str], tree: Params, other: Params) -> Params:
+def replaced(tree: Params, other: Params, patterns: Sequence[str]) -> Params:
     """The tree, with the leaves of another one for all parameters that match a pattern."""
 
     def choose(path: Sequence[Any], leaf: Array, instead: Array) -> Array:

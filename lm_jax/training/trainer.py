@@ -77,8 +77,9 @@ def pipeline_of(config: Config, corpus: Corpus, part: Part | None = None) -> Inp
     )
     if data.jitter is not None and not isinstance(pipeline, InMemory):
         raise UserError(
-            f"data.jitter={data.jitter} needs the whole text on the device, which is read in "
-            "windows: it would take more than a quarter of the free memory"
+            f"data.jitter={data.jitter} needs the whole text on the device, and the text is read "
+            "in windows: it takes more than a quarter of the free memory, or several processes "
+            "share it"
         )
     return pipeline
 
@@ -343,8 +344,7 @@ class Trainer:
         self.resumed = None
         self.given = self.given or given_params(self.config, self.corpus)
         with on_the_host():
-            given = jax.tree.map(jnp.asarray, self.given.params)
-            state = init(self.config, self.vocab_size, given or None)
+            state = init(self.config, self.vocab_size, self.given.params or None)
         if self.mesh is None:
             return state
         return shard(self.config, state, self.vocab_size, self.mesh)

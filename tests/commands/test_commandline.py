@@ -346,7 +346,7 @@ FIELDS = {
     "RNN(cell=LSTM)": (lambda: RNN(cell="LSTM"), "LSTM()"),
     "Data(tokenizer=words)": (lambda: Data(tokenizer="words"), "Word()"),
     "Train(optimizer=Adam)": (lambda: Train(optimizer="Adam"), "Adam()"),
-    "JSON": (lambda: from_json(Config, '{"version": 3, "lr": 1}', "a"), "'train.learning_rate'"),
+    "JSON": (lambda: from_json(Config, '{"version": 4, "lr": 1}', "a"), "'train.learning_rate'"),
     "lanes": (lambda: lanes({"train.lr": [1]}), "'train.learning_rate'"),
     "executor": (lambda: executor_called("local"), "'here'"),
 }

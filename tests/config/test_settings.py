@@ -258,27 +258,27 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(wrong, said):
     ("text", "said"),
     [
         ("{", "there is not JSON"),
-        ("[]", "there does not hold settings of version 3"),
-        ('{"version": 1}', "there does not hold settings of version 3"),
+        ("[]", "there does not hold settings of version 4"),
+        ('{"version": 1}', "there does not hold settings of version 4"),
         (
-            '{"version": 3, "model": {"kind": "rnn", "hiden_size": 3}}',
+            '{"version": 4, "model": {"kind": "rnn", "hiden_size": 3}}',
             "there: there is no field model.hiden_size; did you mean 'model.hidden_size'?",
         ),
         (
-            '{"version": 3, "train": {"optimizer": {"kind": "adm"}}}',
+            '{"version": 4, "train": {"optimizer": {"kind": "adm"}}}',
             "there: train.optimizer='adm': choose from asgd, sgd, momentum",
         ),
-        ('{"version": 3, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
+        ('{"version": 4, "train": {"steps": 0}}', "there: train.steps=0: input should be greater"),
         (
-            '{"version": 3, "train": {"k1": 3}}',
+            '{"version": 4, "train": {"k1": 3}}',
             "there: there is no field train.k1; did you mean 'train.gradient.k1'?",
         ),
         (
-            '{"version": 3, "data": {"source": {"kind": "file", "train": 3}}}',
+            '{"version": 4, "data": {"source": {"kind": "file", "train": 3}}}',
             "there: data.source.train=3: input should be a valid string",
         ),
         (
-            '{"version": 3, "train": {"groups": [{"pattern": "*", "optimizer": {"kind": "mom"}}]}}',
+            '{"version": 4, "train": {"groups": [{"pattern": "*", "optimizer": {"kind": "mom"}}]}}',
             "there: train.groups.0.optimizer='mom': choose from sgd, momentum",
         ),
     ],

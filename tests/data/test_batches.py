@@ -274,7 +274,7 @@ def test_chunks_of_random_lengths_follow_each_other_and_are_others_in_each_epoch
         lengths.append(read)
     if N == 2000:
         assert lengths[0] != lengths[1]
-        np.testing.assert_allclose(np.std(lengths), 2.0, rtol=0.15)  # √2 √(2 · 3 / 3)
+        np.testing.assert_allclose(np.std(lengths), 2.0, rtol=0.15)  # √(2 + 2) of two borders
 
 
 def test_a_chunk_longer_than_a_sequence_is_refused_with_the_numbers():

@@ -221,7 +221,7 @@ def test_json_is_all_that_encoding_and_decoding_need(loaded):
     for field, wrong in (("tokens", ["a"]), ("rules", "{}"), ("rules", "{"), ("rules", None)):
         content = json.loads(KNOWN.to_json()) | {field: wrong}
         said = refusal(partial(Vocabulary.from_json, json.dumps(content), "there"))
-        assert said.startswith("there holds no vocabulary of version 3")
+        assert said.startswith("there holds no vocabulary of version 4")
 
 
 def test_rules_are_read_back_from_a_file_as_they_are(tmp_path, loaded):

@@ -321,9 +321,9 @@ def test_a_damaged_entry_of_the_cache_is_built_anew(content, tmp_path):
 
 
 def test_a_vocabulary_of_characters_has_no_longer_ones():
-    text = json.dumps({"version": 3, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
+    text = json.dumps({"version": 4, "tokenizer": "char", "tokens": ["<unk>", "\n", "ab"]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
-    text = json.dumps({"version": 3, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
+    text = json.dumps({"version": 4, "tokenizer": "word", "tokens": ["<unk>", "<eos>", 3]})
     assert "holds no vocabulary" in refusal(lambda: Vocabulary.from_json(text))
 
 
@@ -334,10 +334,10 @@ def test_rules_that_the_library_cannot_read_are_refused():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 3, "seed": ' + "1" * 4000 + "}", "seed=11111"),
-        ('{"version": 3, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
-        ('{"version": 3, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
-        ('{"version": 3, "model": {"kind": 3}}', "model"),
+        ('{"version": 4, "seed": ' + "1" * 4000 + "}", "seed=11111"),
+        ('{"version": 4, "model": ' + "[" * 150 + "]" * 150 + "}", "there: model"),
+        ('{"version": 4, "train": {"learning_rate": NaN}}', "train.learning_rate=nan"),
+        ('{"version": 4, "model": {"kind": 3}}', "model"),
     ],
     ids=["digits", "deep", "not a number", "kind"],
 )

@@ -32,7 +32,7 @@ CASES = int(os.environ.get("LM_JAX_CASES", "300"))
 MEMORY = 2**29  # bytes that all cases of a reader may add to the process
 WORDS = Vocabulary("word", ("<unk>", "<eos>", "the", "cat"))
 RESULT = {
-    "version": 3,
+    "version": 4,
     "status": "finished",
     "step": 2,
     "stopped_early": False,
