@@ -89,6 +89,7 @@ def test_a_damaged_stream_is_told_in_one_line(kind, tmp_path):
         )
 
 
+@pytest.mark.quick("gzip")
 @every_packing
 def test_a_stream_that_says_it_is_endless_takes_no_memory(kind, tmp_path):
     """A gigabyte of zeros is refused by its head; a line of 40 MB is longer than 1 MiB."""

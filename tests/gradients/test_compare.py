@@ -63,6 +63,7 @@ def test_a_truncated_gradient_is_biased_and_does_not_vary(found):
     assert found["truncated"].standard_error == 0
 
 
+@pytest.mark.slow
 def test_an_unbiased_gradient_varies_about_the_reference(found):
     drawn = found["drawn"]
     assert drawn.draws == 100

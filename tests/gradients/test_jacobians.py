@@ -260,6 +260,7 @@ def test_predictions_of_a_linear_network():
     assert jnp.array_equal(without.exponent, jnp.ones(1))
 
 
+@pytest.mark.slow
 def test_bounds_are_bounds():
     W = 2 * A
     found = g.predicted_lag_norms(elman, W, ZERO, XS, T, W_hh=W, slope=SLOPES["tanh"])

@@ -119,6 +119,7 @@ def test_the_gradient_of_integers_counts_nothing():
     np.testing.assert_array_equal(trees.norm({"place": none}, kept=1), [0, 0])
 
 
+@pytest.mark.quick("8")
 @pytest.mark.parametrize("rows", [1, 7, 8])
 def test_a_large_leaf_in_pieces_is_the_leaf(rows, monkeypatch):
     """However its rows are shared out, each of them counts once; one piece is all zeros."""

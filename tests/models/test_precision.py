@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from lm_jax import config as settings
 from lm_jax import gradients as g
 from lm_jax.analysis import prove
 from lm_jax.config import GRU, LSTM, Config, Data, Elman, Memory, MinGRU, Train
-from lm_jax.config import model as settings
 from lm_jax.data.batches import Batch
 from lm_jax.models import make
 from lm_jax.models import matmul as matmuls

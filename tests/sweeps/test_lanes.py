@@ -193,6 +193,7 @@ def undisturbed(watched):
     return read(watched["path"])
 
 
+@pytest.mark.slow
 def test_a_group_is_its_runs(undisturbed, tmp_path):
     config, corpus = points()[0]
     work = Trainer(config, tmp_path / "alone", corpus, Processes(), lambda step, row: None)

@@ -74,6 +74,7 @@ def test_trials_that_share_no_program_are_dealt_out_to_the_workers(tmp_path):
     assert [row["status"] for row in rows] == ["finished"] * 7
 
 
+@pytest.mark.slow
 def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
     tmp_path, monkeypatch
 ):
