@@ -28,6 +28,7 @@ test-extras: $(VENV)/.installed-extras
 
 torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
+	$(BIN)/python -m pytest -n 0 -m "" tests/training/test_faults.py
 	LM_JAX_KILLS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
 
 mutants: $(VENV)/.installed-dev

@@ -342,6 +342,13 @@ MUTANTS = (
         "the last parameters reported in place of the best",
     ),
     Mutant(
+        "training/arrays.py",
+        "    load_arrays(folder, {least:",
+        "    dict({least:",
+        "training/test_faults.py::test_a_folder_that_cannot_be_made_or_listed_fails_the_save",
+        "a checkpoint without an index of its arrays counts as saved",
+    ),
+    Mutant(
         "training/checkpoint.py",
         "if contents.files.get(name) != found.get(name):",
         "if name not in found:",

@@ -9,6 +9,7 @@ Reading needs no other process.
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -39,6 +40,7 @@ for name, (kind, shape) in described.items():
 context = v1.Context()
 context.memory.deepcopy_host_arrays = False
 context.array.saving.use_compression = False
+context.asynchronous.create_directories_asynchronously = False
 with context:
     v1.save(path, arrays)
 """
@@ -46,18 +48,29 @@ with context:
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax, for one thread at a time; imported here, because the import takes half a second."""
+    """Orbax, for one thread at a time; imported here, because the import takes half a second.
+
+    The log of Orbax is silent: it has the traceback of an error that is raised, too.
+    """
     from orbax.checkpoint import v1
 
     context, number = v1.Context(), jax.process_index()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False
+    # Else threads would wait minutes for a folder that cannot be made.
+    context.asynchronous.create_directories_asynchronously = False
     context.pytree.loading.partial_load = True
     # This process alone; else reading would wait for the other processes of a cluster.
     context.multiprocessing.primary_host = number
     context.multiprocessing.active_processes = {number}
+    log = logging.getLogger("absl")
     with _ORBAX, context:
-        yield v1
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield v1
+        finally:
+            log.setLevel(level)
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -69,9 +82,12 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path = str(folder.absolute())
     if jax.process_count() > 1:
         _save_outside(path, arrays)
-        return
-    with _orbax() as ocp:
-        ocp.save(path, arrays)
+    else:
+        with _orbax() as ocp:
+            ocp.save(path, arrays)
+    # If Orbax cannot list a folder, the index of all arrays is missing, without an error.
+    least = min(arrays, key=lambda name: arrays[name].nbytes)
+    load_arrays(folder, {least: Stored(arrays[least].shape, arrays[least].dtype)})
 
 
 def _save_outside(path: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -193,7 +193,7 @@ class Checkpoints:
     ) -> None:
         partial = path.with_suffix(".partial")
         partial.mkdir(parents=True)
-        # Orbax's threads would wait minutes for one that finds no room: it is asked for before.
+        # The lack of room is found before anything is written, and named by the system's own word.
         files.ask_for_room(partial, sum(array.nbytes for array in arrays.values()))
         save_arrays(partial / "arrays", arrays)
         files.tree_to_disk(partial / "arrays")
