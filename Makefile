@@ -4,6 +4,7 @@
 # cuts their power, lets file operations fail, and gives 10,000 spoilt files to their readers.
 # `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
 # plants those whose file or description holds a word.
+# `make fuzz` searches for bytes that break a reader of files; `make fuzz R="glove text"` for some.
 # `make docs` builds the documentation site, docs/_build/html.
 # T picks tests: `make test T=gradients`, `make test T=data/test_bpe.py`, `make test T="-k word"`.
 PYTHON ?= python3
@@ -11,8 +12,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 T ?=
 M ?=
+R ?=
 
-.PHONY: run test test-all test-extras torture mutants check docs bench clean
+.PHONY: run test test-all test-extras torture fuzz mutants check docs bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run.py train quickstart
@@ -30,6 +32,9 @@ torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
 	$(BIN)/python -m pytest -n 0 -m "" tests/training/test_faults.py
 	LM_JAX_KILLS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
+
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python tests/fuzz.py 60 $(R)
 
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutants.py $(M)
@@ -60,6 +65,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-doc
 
 $(VENV)/.installed-extras: $(VENV)/.installed-dev requirements-sweeps.txt requirements-track.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-sweeps.txt -r requirements-track.txt
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev requirements-fuzz.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt

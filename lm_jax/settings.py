@@ -158,7 +158,10 @@ def parsed(text: str | bytes, name: str, kind: Any = dict[str, Any]) -> Any:
             raise UserError(
                 f"{name} is not JSON: {message.removeprefix('Invalid JSON: ')}"
             ) from None
-        where = "".join(f"{part}: " for part in first["loc"])
+        parts = [str(part) for part in first["loc"]]
+        where = "".join(
+            f"{p if p.isprintable() else ascii(p)}: " for p in parts
+        )  # keys of the text
         raise UserError(f"{name}: {where}{message[0].lower()}{message[1:]}") from None
 
 
