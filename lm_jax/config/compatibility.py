@@ -134,6 +134,14 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
         raise ValueError(
             f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
         )
+    if model.recurrence != "scan" and (
+        not isinstance(train.gradient, Explicit | Truncated)
+        or train.gradient.clip_delta is not None
+    ):
+        raise ValueError(
+            f"model.recurrence={model.recurrence} is read only with train.gradient=explicit or "
+            "truncated, and without train.gradient.clip_delta"
+        )
     if train.flossing is not None and train.flossing_exponents > min(model.sizes):
         raise ValueError(
             f"train.flossing_exponents={train.flossing_exponents} must be at most "

@@ -207,6 +207,9 @@ class RNN(Network):
     single linear map."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
+    recurrence: Literal["scan", "pallas"] = "scan"
+    """Time steps of an update on an NVIDIA GPU: scan, a loop over the steps; pallas, all steps of a
+    layer in one kernel (docs/performance.md). Other devices, scores and samples take the scan."""
     change_penalty: NonNegative | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
     loss (Merity et al., 2017); None: none."""
@@ -258,6 +261,16 @@ class RNN(Network):
                 raise ValueError(
                     f"model.dropout.{name} is read only with model.cell={' or '.join(cells)}"
                 )
+        if self.recurrence == "pallas":
+            if self.cell.kind not in GATED:
+                raise ValueError(
+                    f"model.recurrence=pallas is read only with model.cell={' or '.join(GATED)}"
+                )
+            for field, value in {"layer_norm": True, "reset": "before"}.items():
+                if getattr(self.cell, field, None) == value:
+                    raise ValueError(
+                        f"model.recurrence=pallas does not go with model.cell.{field}={value}"
+                    )
         _refuse_between(self)
 
     @property
@@ -272,7 +285,9 @@ class RNN(Network):
 
 
 def unrounded(model: Any) -> Any:
-    """The settings of the same model without rounding, to score, sample and probe it."""
+    """The model without rounding and with scans, to score, sample and probe it."""
+    if isinstance(model, RNN):
+        model = dataclasses.replace(model, recurrence="scan")
     return dataclasses.replace(model, precision="float32") if isinstance(model, Network) else model
 
 

@@ -168,7 +168,8 @@ def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
 
 def _recurrence(config: settings.RNN, inputs: Embedding | int, H: int) -> Layer:
     if not isinstance(config.cell, settings.CustomCell):
-        return CellLayer(_cell(config.cell, H, config.precision), inputs)
+        cell = _cell(config.cell, H, config.precision)
+        return CellLayer(cell, inputs, in_kernels=config.recurrence == "pallas")
     if isinstance(inputs, Embedding):
         inputs = inputs.vocab_size if inputs.size is None else inputs.size
     return custom_cell.layer(config.cell, inputs, H)

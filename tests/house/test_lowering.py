@@ -62,6 +62,7 @@ def scatter_adds(module: str) -> int:
 @pytest.mark.quick(
     "update, char lstm 512",
     "update, char lru 512",
+    "update, char gru 128, pallas",
     "update, convolution, 3 layers of 256",
     "update, char elman 64, rtrl",
     "lanes, char gru 64",
@@ -71,10 +72,12 @@ def scatter_adds(module: str) -> int:
 )
 @pytest.mark.parametrize("name", CASES)
 def test_a_program_lowers_for_a_gpu_and_a_tpu(name):
+    if name.startswith("lanes") and "pallas" in name and jax.__version_info__ > (0, 10, 2):
+        pytest.skip("this JAX makes kernels for the devices of the lanes, here CPUs")
     case = shrunk(CASES[name])
     with jax.enable_x64(False):
-        traced = case.build(case, jax.devices()[:1]).trace()
-        modules = [traced.lower(lowering_platforms=(each,)).as_text() for each in PLATFORMS]
+        lowered = case.build(case, jax.devices()[:1]).lower(*PLATFORMS)
+        modules = [each.as_text() for each in lowered]
     for module in modules:
         assert not problems(module)
         assert (scatter_adds(module) > 0) == (name == ATOMIC)
