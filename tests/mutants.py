@@ -545,6 +545,13 @@ MUTANTS = (
         "an accelerator forgets the carry before the first step",
     ),
     Mutant(
+        "models/kernels.py",
+        "tiled.product_back(epsilon, t + 1, W, j)",
+        "tiled.product_back(epsilon, t, W, j)",
+        "models/test_kernels.py::test_the_kernels_are_the_recurrence_and_its_gradient[lstm]",
+        "a kernel reads ε of its own step",
+    ),
+    Mutant(
         "models/matmul.py",
         "jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place",
         "place >= 0",

@@ -75,7 +75,7 @@ def _applied(equation: Any, given: list[Tiles]) -> list[Tiles]:
             closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
             return _evaluated(closed, given)
     shape = equation.outvars[0].aval.shape
-    if name == "squeeze":
+    if name in ("squeeze", "reshape"):
         return [given[0].reshape(shape)]
     if name == "broadcast_in_dim":
         sizes = [1] * len(shape)
