@@ -121,6 +121,7 @@ VALUES = {
     "model.cell=elman model.cell.activation=relu": "rnn_relu",
     "model.cell=lstm": "lstmcell optimizedlstmcell",
     "model.cell=gru": "grucell",
+    "model.cell=mogrifier": "mogrifier_lstm mogrify",
     "model.cell=mingru": "",
     "model.cell=minlstm": "",
     "model.cell=slstm": "",

@@ -751,6 +751,13 @@ MUTANTS = (
         "a block drops the hook of the recurrence",
     ),
     Mutant(
+        "models/mogrifier.py",
+        "h = self._gate(own, x) * h",
+        "h = self._gate(own, x) * jnp.ones_like(h)",
+        "models/test_cells.py::test_a_cell_is_its_paper_s_formula_in_numpy[mogrifier]",
+        "a Mogrifier's round reads the gate alone, not the state that it gates",
+    ),
+    Mutant(
         "models/linear_recurrences.py",
         "jnp.sqrt(rest) * jax.nn.sigmoid(i)",
         "rest * jax.nn.sigmoid(i)",

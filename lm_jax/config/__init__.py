@@ -20,6 +20,7 @@ from lm_jax.config.cell import (
     Gated,
     MinGRU,
     MinLSTM,
+    Mogrifier,
 )
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
@@ -156,6 +157,7 @@ __all__ = [
     "MinLSTM",
     "MixtureOfSoftmaxes",
     "Model",
+    "Mogrifier",
     "Momentum",
     "Multiplication",
     "Muon",

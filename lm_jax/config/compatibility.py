@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm_jax.config.block import NoBlock
-from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated
+from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated, Mogrifier
 from lm_jax.config.data import Data, Memory
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
@@ -194,13 +194,14 @@ def _refuse_online(model: RNN, gradient: Online) -> None:
         mixed = {
             ".layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
             ".reset=before": isinstance(cell, GRU) and cell.reset == "before",
-            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM),
+            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM | Mogrifier),
         }
         for setting, is_so in mixed.items():
             if is_so:
                 raise ValueError(
                     f"model.cell{setting} does not go with train.gradient=snap1: it takes a "
-                    "built-in cell other than mlstm, without layer_norm and with reset=after"
+                    "built-in cell other than mlstm and mogrifier, without layer_norm and with "
+                    "reset=after"
                 )
 
 

@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.block import Block, NoBlock
-from lm_jax.config.cell import GATED, GRU, LRU, LSTM, MLSTM, Activation, Cell, CustomCell, Elman
+from lm_jax.config.cell import (
+    GATED,
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    Activation,
+    Cell,
+    CustomCell,
+    Elman,
+    Mogrifier,
+)
 from lm_jax.config.readout import AdaptiveSoftmax, MixtureOfSoftmaxes, Readout, Softmax
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
@@ -232,6 +243,14 @@ class RNN(Network):
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} must be a multiple of "
                 f"model.cell.heads={self.cell.heads}"
+            )
+        if (
+            isinstance(self.cell, Mogrifier)
+            and isinstance(self.block, NoBlock)
+            and self.embedding_size is None
+        ):
+            raise ValueError(
+                "model.cell=mogrifier gates learned vectors: model.embedding_size is None"
             )
         if not isinstance(self.block, NoBlock):
             for name, value in {

@@ -24,7 +24,6 @@ from lm_jax.config import (
     LSTM,
     RNN,
     Elman,
-    Gated,
     Model,
     NoBlock,
     NoiseContrastive,
@@ -235,7 +234,7 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         raise UserError(f"model={model.kind} cannot be written for PyTorch: only model=rnn can")
     cell = model.cell
     without = {
-        f"model.cell={cell.kind}": not isinstance(cell, Gated),
+        f"model.cell={cell.kind}": not isinstance(cell, Elman | LSTM | GRU),
         "model.cell.activation=sigmoid": isinstance(cell, Elman) and cell.activation == "sigmoid",
         "model.cell.peepholes=True": isinstance(cell, LSTM) and cell.peepholes,
         "model.cell.layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,

@@ -23,6 +23,7 @@ from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from lm_jax.models.matmul import Precision
 from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
+from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -167,11 +168,20 @@ def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
 
 
 def _recurrence(config: settings.RNN, inputs: Embedding | int, H: int) -> Layer:
-    if not isinstance(config.cell, settings.CustomCell):
-        return CellLayer(_cell(config.cell, H, config.precision), inputs)
-    if isinstance(inputs, Embedding):
-        inputs = inputs.vocab_size if inputs.size is None else inputs.size
-    return custom_cell.layer(config.cell, inputs, H)
+    cell, size = config.cell, _length(inputs)
+    if isinstance(cell, settings.CustomCell):
+        return custom_cell.layer(cell, size, H)
+    layer = CellLayer(_cell(cell, H, config.precision), inputs)
+    if isinstance(cell, settings.Mogrifier):
+        return MogrifierLayer(layer, size, rounds=cell.rounds, rank=cell.rank)
+    return layer
+
+
+def _length(inputs: Embedding | int) -> int:
+    """Numbers that a layer reads at each step; V for one-hot vectors."""
+    if not isinstance(inputs, Embedding):
+        return inputs
+    return inputs.vocab_size if inputs.size is None else inputs.size
 
 
 def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
@@ -198,6 +208,8 @@ def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
             W_hh=W_hh,
             precision=precision,
         )
+    if isinstance(config, settings.Mogrifier):
+        return LSTMCell(H, forget_bias=config.forget_bias, W_hh=W_hh, precision=precision)
     if isinstance(config, settings.SLSTM):
         return SLSTMCell(H, W_hh=W_hh, precision=precision)
     if isinstance(config, settings.GRU):

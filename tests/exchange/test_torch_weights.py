@@ -168,6 +168,7 @@ def test_names_that_match_nothing_are_refused():
         (RNN(cell=GRU(reset="before")), "model.cell.reset=before has no place"),
         (RNN(cell=Elman(activation="sigmoid")), "model.cell.activation=sigmoid has no place"),
         (tiny.changed(RNN(), cell="lru"), "model.cell=lru has no place"),
+        (tiny.changed(RNN(), cell="slstm"), "model.cell=slstm has no place"),
         (RNN(layers=2, residual=True), "model.residual=True has no place"),
         (RNN(projection=64), "model.projection=64 has no place"),
         (RNN(cell=LSTM(), block=GLUBlock()), "model.block=glu has no place"),

@@ -62,6 +62,7 @@ RECURRENT = {
     ),
     "lstm": (lambda: cell("lstm", cell__layer_norm=True, cell__peepholes=True), "explicit BPTT"),
     "gru": (lambda: cell("gru", embedding_size=None), "explicit BPTT"),
+    "mogrifier": (lambda: cell("mogrifier", cell__rank=2, layers=2), None),
     "reset before": (lambda: cell("gru", cell__reset="before"), None),
     "minlstm": (lambda: cell("minlstm"), "parallel scan"),
     "diagonal": (lambda: cell("lru"), "parallel scan"),
@@ -95,7 +96,7 @@ def test_all_routes_agree_for_every_cell(name):
     assert max(check.difference for check in checks[:exact]) < 1e-11
 
 
-@pytest.mark.quick(*(set(TRAINED) - {"rglru", "sru", "slstm", "mlstm", "MLP block"}))
+@pytest.mark.quick(*(set(TRAINED) - {"mogrifier", "rglru", "sru", "slstm", "mlstm", "MLP block"}))
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_route_is_shown_where_it_is_a_program_of_its_own(name):
     """Autodiff against itself would prove nothing."""

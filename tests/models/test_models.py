@@ -16,6 +16,7 @@ from lm_jax.config import (
     Dropout,
     GLUBlock,
     MLPBlock,
+    Mogrifier,
     NGram,
     SampledSoftmax,
     Softmax,
@@ -196,7 +197,7 @@ EQUAL = {
         cell: tiny.changed(RNN(hidden_size=4, uniform=0.1), cell=cell)
         for cell in (
             *("elman", "lstm", "gru", "mingru", "minlstm", "lru"),
-            *("rglru", "sru", "slstm", "mlstm"),
+            *("rglru", "sru", "slstm", "mlstm", "mogrifier"),
         )
     },
     "block": RNN(hidden_size=4, block=GLUBlock()),
@@ -205,6 +206,7 @@ EQUAL = {
     "block with a small MLP": RNN(hidden_size=4, block=MLPBlock(expansion=2)),
     "block without convolution": RNN(hidden_size=4, block=MLPBlock(convolution=None)),
     "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
+    "low rank": RNN(cell=Mogrifier(rank=2), hidden_size=4),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
     "smoothed": RNN(
