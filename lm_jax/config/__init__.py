@@ -37,6 +37,7 @@ from lm_jax.config.data import (
     Memory,
     Word,
 )
+from lm_jax.config.embedding import AdaptiveInputs, Embedding, Table
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -119,6 +120,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adan",
+    "AdaptiveInputs",
     "AdaptiveSoftmax",
     "Adding",
     "Auto",
@@ -139,6 +141,7 @@ __all__ = [
     "Datasets",
     "Dropout",
     "Elman",
+    "Embedding",
     "Epochs",
     "Explicit",
     "File",
@@ -180,6 +183,7 @@ __all__ = [
     "SnAp1",
     "Softmax",
     "StopTraining",
+    "Table",
     "Task",
     "TeacherForcing",
     "TemporalOrder",

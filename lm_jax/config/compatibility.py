@@ -5,6 +5,7 @@ from typing import Any
 from lm_jax.config.block import NoBlock
 from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated, Mogrifier
 from lm_jax.config.data import Data, Memory
+from lm_jax.config.embedding import Table
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -223,5 +224,9 @@ def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) ->
         raise ValueError(f"{name} reads real numbers, which model={kind} does not: take model=rnn")
     if model.readout != Softmax():
         raise ValueError(f"model.readout is not read with {name}, whose target is a number")
+    if not isinstance(model.embedding, Table):
+        raise ValueError(
+            f"model.embedding={model.embedding.kind} is not read with {name}, which has no words"
+        )
     if model.dropout.embedding is not None:
         raise ValueError(f"model.dropout.embedding is not read with {name}, which has no words")

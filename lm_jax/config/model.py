@@ -23,6 +23,7 @@ from lm_jax.config.cell import (
     Elman,
     Mogrifier,
 )
+from lm_jax.config.embedding import AdaptiveInputs, Embedding, Table
 from lm_jax.config.readout import AdaptiveSoftmax, MixtureOfSoftmaxes, Readout, Softmax
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
@@ -63,6 +64,8 @@ class Network(abc.ABC):
 
     embedding_size: Size | None = 64
     """E, length of a token's learned vector; None: one-hot vectors."""
+    embedding: Annotated[Embedding, OneOf()] = Table()
+    """From a token to its learned vector."""
     vectors: str | None = None
     """Path of pretrained word vectors: word2vec, GloVe or fastText's .vec, plain or gzipped; None:
     none."""
@@ -99,6 +102,8 @@ class Network(abc.ABC):
                     )
             if self.vectors is not None:
                 raise ValueError("model.vectors needs model.embedding_size, the vectors' length")
+        if not isinstance(self.embedding, Table):
+            self._check_embedding(self.embedding)
         if self.uniform is not None:
             for place, part in (("model", self), ("model.cell", getattr(self, "cell", None))):
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
@@ -107,9 +112,7 @@ class Network(abc.ABC):
         if self.init_from is None and self.init_parts != ("*",):
             raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
-            cutoffs = self.readout.cutoffs
-            if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
-                raise ValueError(f"model.readout.cutoffs={cutoffs} must rise, one of them at least")
+            _check_cutoffs("model.readout.cutoffs", self.readout.cutoffs)
         elif isinstance(self.readout, MixtureOfSoftmaxes):
             size = self.readout.size or self.embedding_size
             if size is None:
@@ -125,6 +128,18 @@ class Network(abc.ABC):
                 f"the readout reads, {self.projection or self.outputs}: set model.projection to "
                 "model.embedding_size"
             )
+
+    def _check_embedding(self, embedding: AdaptiveInputs) -> None:
+        """Refuse settings that need one table of vectors."""
+        needs_table = {
+            "model.embedding_size=None": self.embedding_size is None,
+            f"model.vectors={self.vectors}": self.vectors is not None,
+            "model.readout.tied=True": getattr(self.readout, "tied", False),
+        }
+        for setting, is_so in needs_table.items():
+            if is_so:
+                raise ValueError(f"{setting} does not go with model.embedding={embedding.kind}")
+        _check_cutoffs("model.embedding.cutoffs", embedding.cutoffs)
 
     @property
     @abc.abstractmethod
@@ -288,6 +303,11 @@ class RNN(Network):
     @property
     def outputs(self) -> int:
         return self.sizes[-1]
+
+
+def _check_cutoffs(name: str, cutoffs: tuple[int, ...]) -> None:
+    if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
+        raise ValueError(f"{name}={cutoffs} must rise, one of them at least")
 
 
 def unrounded(model: Any) -> Any:

@@ -29,6 +29,7 @@ from lm_jax.config import (
     NoiseContrastive,
     SampledSoftmax,
     Softmax,
+    Table,
 )
 from lm_jax.exchange.torch_names import (
     PARTS,
@@ -242,6 +243,7 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         f"model.block={model.block.kind}": not isinstance(model.block, NoBlock),
         "model.residual=True": model.residual,
         f"model.projection={model.projection}": model.projection is not None,
+        f"model.embedding={model.embedding.kind}": not isinstance(model.embedding, Table),
         "model.embedding_size=None": model.embedding_size is None,
         f"model.readout={model.readout.kind}": not isinstance(
             model.readout, Softmax | SampledSoftmax | NoiseContrastive

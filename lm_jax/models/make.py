@@ -6,6 +6,7 @@ from typing import Any
 from lm_jax import config as settings
 from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
+from lm_jax.models.adaptive_embedding import AdaptiveEmbedding
 from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel
 from lm_jax.models.blocks import GLUBlockLayer, MLPBlockLayer
@@ -49,7 +50,7 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         kind = BackoffModel if backoff else NGramModel
         return kind(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
-    embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
+    embedding = _embedding(config, vocab_size, readout.tied)
     shared: dict[str, Any] = {
         "projection": config.projection,
         "dropout": _dropout(config.dropout),
@@ -95,6 +96,14 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         change_penalty=config.change_penalty,
         **shared,
     )
+
+
+def _embedding(config: settings.Network, vocab_size: int, tied: bool) -> Embedding:
+    kind, size, precision = config.embedding, config.embedding_size, config.precision
+    if isinstance(kind, settings.AdaptiveInputs):
+        bands = {"cutoffs": kind.cutoffs, "factor": kind.factor}
+        return AdaptiveEmbedding(vocab_size, size, precision=precision, **bands)
+    return Embedding(vocab_size, size, tied, precision)
 
 
 def _readout(config: settings.Network, vocab_size: int) -> Readout:

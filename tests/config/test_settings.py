@@ -236,6 +236,10 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             lambda: Config(model=RNN(cell=c.Mogrifier()), train=Train(gradient=c.SnAp1())),
             "model.cell=mogrifier does not go with train.gradient=snap1",
         ),
+        (
+            lambda: Config(data=Data(source=c.Adding()), model=RNN(embedding=c.AdaptiveInputs())),
+            "model.embedding=adaptive is not read with data.source=adding, which has no words",
+        ),
         (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
         (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
         (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),

@@ -11,6 +11,7 @@ from lm_jax import models
 from lm_jax.config import (
     GRU,
     RNN,
+    AdaptiveInputs,
     AdaptiveSoftmax,
     Convolution,
     Dropout,
@@ -207,6 +208,8 @@ EQUAL = {
     "block without convolution": RNN(hidden_size=4, block=MLPBlock(convolution=None)),
     "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
     "low rank": RNN(cell=Mogrifier(rank=2), hidden_size=4),
+    "adaptive inputs": RNN(hidden_size=4, embedding=AdaptiveInputs(cutoffs=(2, 4))),
+    "other bands": RNN(hidden_size=4, embedding=AdaptiveInputs(cutoffs=(2, 4), factor=2)),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
     "smoothed": RNN(
