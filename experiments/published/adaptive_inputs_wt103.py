@@ -6,9 +6,9 @@ Source    Baevski & Auli (2019), Adaptive input representations for neural langu
           its settings in fairseq: vectors of 1,024 numbers for the 20,000 most frequent words,
           a quarter of that for the next 40,000 and a sixteenth for the others; an adaptive softmax
           with the same cutoffs and the same factor.
-Differs   The layers are two of an LSTM of 1,024 units, where the paper has 16 of self-attention, and
-          dropout, rate and batch are those of a common LSTM. The paper shares the tables and the
-          matrices of the bands with the softmax; here the softmax has its own.
+Differs   The layers are two of an LSTM of 1,024 units; the paper has 16 of self-attention. Dropout,
+          rate and batch are those of a common LSTM. The paper shares the tables and the matrices
+          of the bands with the softmax; here the softmax has its own.
 Command   python run.py train adaptive_inputs_wt103 --data.source file --data.source.train DIR
           DIR is a folder with the three files of WikiText-103.
 Time      not run yet
