@@ -142,6 +142,7 @@ VALUES = {
     "model.smoothing=add-k": "laplace lidstone add_one",
     "model.smoothing=none": "mle off",
     "model.embedding=adaptive": "adaptive_input adaptive_inputs adaptive_input_representations",
+    "model.embedding=characters": "char_cnn charcnn character_cnn",
     "model.embedding=table": "lookup",
     "model.readout=adaptive": "adaptive_softmax adaptivelogsoftmaxwithloss",
     "model.readout=sampled": "sampled_softmax",

@@ -37,7 +37,7 @@ from lm_jax.config.data import (
     Memory,
     Word,
 )
-from lm_jax.config.embedding import AdaptiveInputs, Embedding, Table
+from lm_jax.config.embedding import AdaptiveInputs, CharacterInputs, Embedding, Table
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -129,6 +129,7 @@ __all__ = [
     "Byte",
     "Cell",
     "Char",
+    "CharacterInputs",
     "Config",
     "Constant",
     "Convolution",

@@ -5,7 +5,7 @@ from typing import Any
 from lm_jax.config.block import NoBlock
 from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated, Mogrifier
 from lm_jax.config.data import Data, Memory
-from lm_jax.config.embedding import Table
+from lm_jax.config.embedding import CharacterInputs, Table
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -218,6 +218,10 @@ def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) ->
         raise ValueError(f"train.sample_length={train.sample_length} needs a text; {name} has none")
     if model.vectors is not None:
         raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
+    if isinstance(model.embedding, CharacterInputs):
+        raise ValueError(
+            f"model.embedding=characters is not read with {name}, whose symbols are no words"
+        )
     if not isinstance(task, REAL):
         return
     if not isinstance(model, RNN):

@@ -23,7 +23,7 @@ from lm_jax.config.cell import (
     Elman,
     Mogrifier,
 )
-from lm_jax.config.embedding import AdaptiveInputs, Embedding, Table
+from lm_jax.config.embedding import AdaptiveInputs, CharacterInputs, Embedding, Table
 from lm_jax.config.readout import AdaptiveSoftmax, MixtureOfSoftmaxes, Readout, Softmax
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
@@ -129,7 +129,7 @@ class Network(abc.ABC):
                 "model.embedding_size"
             )
 
-    def _check_embedding(self, embedding: AdaptiveInputs) -> None:
+    def _check_embedding(self, embedding: AdaptiveInputs | CharacterInputs) -> None:
         """Refuse settings that need one table of vectors."""
         needs_table = {
             "model.embedding_size=None": self.embedding_size is None,
@@ -139,7 +139,8 @@ class Network(abc.ABC):
         for setting, is_so in needs_table.items():
             if is_so:
                 raise ValueError(f"{setting} does not go with model.embedding={embedding.kind}")
-        _check_cutoffs("model.embedding.cutoffs", embedding.cutoffs)
+        if isinstance(embedding, AdaptiveInputs):
+            _check_cutoffs("model.embedding.cutoffs", embedding.cutoffs)
 
     @property
     @abc.abstractmethod

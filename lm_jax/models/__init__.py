@@ -14,7 +14,7 @@ from lm_jax.models.linear_recurrences import (
     MinLSTMCell,
     RGLRUCell,
 )
-from lm_jax.models.make import make
+from lm_jax.models.make import make, vocab_of
 from lm_jax.models.mixture import Mixture, best_weight
 from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
@@ -62,4 +62,5 @@ __all__ = [
     "best_weight",
     "make",
     "restart",
+    "vocab_of",
 ]

@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 from lm_jax import config as settings
+from lm_jax.data.characters import Vocab, size_of, word_characters
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
 from lm_jax.models.adaptive_embedding import AdaptiveEmbedding
@@ -18,6 +20,7 @@ from lm_jax.models.cells import (
     RecurrentInit,
     ResetBeforeGRUCell,
 )
+from lm_jax.models.character_embedding import CharacterEmbedding
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
@@ -36,21 +39,34 @@ from lm_jax.models.xlstm import MLSTMCell, SLSTMCell
 from lm_jax.settings import UserError
 
 
-def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -> LanguageModel:
+def vocab_of(model: settings.Model, vocabulary: Vocabulary) -> Vocab:
+    """What `make` needs of a vocabulary: V, or the characters of the words if the model reads them.
+
+    Raises:
+      UserError: the model reads characters, and the tokens are no words.
+    """
+    kind = model.embedding if isinstance(model, settings.Network) else None
+    if not isinstance(kind, settings.CharacterInputs):
+        return len(vocabulary)
+    return word_characters(vocabulary, kind.longest)
+
+
+def make(config: settings.Model, vocab: Vocab, *, regression: bool = False) -> LanguageModel:
     """The model described by a config.
 
     Args:
       config: `Config.model`; the numbers may be tracers.
-      vocab_size: V.
+      vocab: V; or the words' characters, for `--model.embedding characters` (`vocab_of`).
       regression: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real
         number, and the squared error replaces the nats (`lm_jax.models.readout`).
     """
+    vocab_size = size_of(vocab)
     if isinstance(config, settings.NGram):
         backoff = config.smoothing == "backoff" or config.entropy_threshold is not None
         kind = BackoffModel if backoff else NGramModel
         return kind(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
-    embedding = _embedding(config, vocab_size, readout.tied)
+    embedding = _embedding(config, vocab, readout.tied)
     shared: dict[str, Any] = {
         "projection": config.projection,
         "dropout": _dropout(config.dropout),
@@ -98,8 +114,22 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
     )
 
 
-def _embedding(config: settings.Network, vocab_size: int, tied: bool) -> Embedding:
+def _embedding(config: settings.Network, vocab: Vocab, tied: bool) -> Embedding:
     kind, size, precision = config.embedding, config.embedding_size, config.precision
+    vocab_size = size_of(vocab)
+    if isinstance(kind, settings.CharacterInputs):
+        if isinstance(vocab, int):
+            raise UserError("model.embedding=characters needs words, whose characters it reads")
+        return CharacterEmbedding(
+            vocab_size,
+            size,
+            precision=precision,
+            words=vocab,
+            character_size=kind.character_size,
+            widths=kind.widths,
+            filters=kind.filters,
+            highway=kind.highway,
+        )
     if isinstance(kind, settings.AdaptiveInputs):
         bands = {"cutoffs": kind.cutoffs, "factor": kind.factor}
         return AdaptiveEmbedding(vocab_size, size, precision=precision, **bands)
