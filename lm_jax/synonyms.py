@@ -40,7 +40,7 @@ SETTINGS = {
     "model.hidden_size": "hidden nhid hidden_dim hidden_units hidden_features n_hidden num_hidden "
     "units num_units n_units rnn_size lstm_size state_size cell_size features filters channels "
     "d_model dim",
-    "model.embedding_size": "emsize emb embed embeddings embedding_dim emb_dim emb_size "
+    "model.embedding_size": "emsize emb embed embedding embeddings embedding_dim emb_dim emb_size "
     "embed_dim embed_size n_embd nemb d_embed output_dim input_size",
     "model.layers": "nlayers n_layer n_layers num_layers layer depth nb_layers num_rnn_layers",
     "model.cell": "rnn rnn_type rnn_cell cell_type core",

@@ -14,6 +14,7 @@ from pathlib import Path
 _QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=FAST_COMPILE "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if "XLA_FLAGS" not in os.environ:  # the processes of pytest-xdist have it from the first one

@@ -79,14 +79,40 @@ class Model:
         return {"text": self.decode(drawn)}
 
 
+TAKES = {
+    "/score": {"text": str},
+    "/sample": {"prompt": str, "length": int, "temperature": (int, float), "seed": int},
+}
+
+
+def problem(path: str, asked: object) -> str | None:
+    """What is wrong with a request; None if nothing is."""
+    if path not in TAKES:
+        return f"{path} is not served, only {' and '.join(TAKES)}"
+    if not isinstance(asked, dict):
+        return "the body is no JSON object"
+    for name, value in asked.items():
+        kind = TAKES[path].get(name)
+        if kind is None:
+            return f"{name} is not read, only {', '.join(TAKES[path])}"
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{name}={json.dumps(value)} is of another type"
+        if kind is not str and not 0 <= value < 2**31:
+            return f"{name}={value} must be from 0 to 2^31 - 1"
+    return "text is missing" if path == "/score" and not asked.get("text") else None
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        answers = {"/score": model.nats, "/sample": model.text}
+        content = self.rfile.read(int(self.headers["Content-Length"] or 0))
         try:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked = json.loads(content)
+        except (ValueError, RecursionError):
+            asked = None
+        status, answer = 400, {"error": problem(self.path, asked)}
+        if answer["error"] is None:
+            answers = {"/score": model.nats, "/sample": model.text}
             status, answer = 200, answers[self.path](**asked)
-        except (KeyError, TypeError, ValueError) as error:
-            status, answer = 400, {"error": f"{type(error).__name__}: {error}"}
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())

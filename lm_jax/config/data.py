@@ -44,7 +44,8 @@ class File:
     test: str | None = None
     """Path of the test text: a file, a pattern or a folder."""
     text_key: str | None = None
-    """JSON lines (.jsonl, packed or not): key of the text; None: `text`."""
+    """JSON lines (.jsonl, packed or not): key of the text; None: `text`. Parquet and Arrow tables
+    (.parquet, .arrow): column with the text; None: the only column of text, or `text`."""
 
 
 @settings

@@ -24,7 +24,7 @@ _BINARY = {
     b"\x80\x05": "is a pickle of Python",
     b"\xba\x16\x4f\x2f": "is a model of fastText",
 }
-_TABLES = (b"PAR1", b"ARROW1")
+_TABLES = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 _RETURNS = (
     "ends its lines in carriage returns alone, which are no newlines: convert it first, "
     "tr '\\r' '\\n'"
@@ -64,10 +64,8 @@ def other_format(head: bytes) -> str | None:
             return f"{said}: unpack it first"
     for start, said in _BINARY.items():
         if head.startswith(start):
-            remedy = (
-                "data.source=datasets reads it" if start in _TABLES else "write it as text first"
-            )
-            return f"{said}: {remedy}"
+            ending = _TABLES.get(start)
+            return f"{said}: {f'name it {ending}' if ending else 'write it as text first'}"
     for start, encoding in _WIDE.items():
         if head.startswith(start) and _is(encoding, head):
             return _converted(encoding)

@@ -8,26 +8,22 @@ The folder has one of three layouts:
   `train-00000-of-00002.parquet`. If none is named after a split, all are `train`.
 
 Rows are documents. The documents of a split are joined by a newline, as in `lm_jax.data.tfds`, and
-missing splits are cut from the others by the same rule (`lm_jax.data.text.DIVISIONS`). A file is
-read a few hundred rows at a time.
+missing splits are cut from the others by the same rule (`lm_jax.data.text.DIVISIONS`).
 """
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+from lm_jax.data import table_files
 from lm_jax.data.shards import NAMES, names_in, says, whole_set
 from lm_jax.data.text import DIVISIONS, SPLITS, Shard, Text, joined_documents
 from lm_jax.files import reading, sha256, sha256_once
 from lm_jax.settings import UserError, parsed
-
-_BATCH_BYTES = 1 << 21
-_KINDS = (".parquet", ".arrow")
 
 
 def table_splits(folder: str, text_key: str | None = None) -> dict[str, Text]:
@@ -51,7 +47,7 @@ def table_splits(folder: str, text_key: str | None = None) -> dict[str, Text]:
     if "train" not in files:
         raise UserError(f"{flag}: no split is named train, only {', '.join(sorted(files))}")
     division = DIVISIONS["validation" in files, "test" in files]
-    key = _text_column(files["train"][0], text_key)
+    key = table_files.text_column(files["train"][0], files["train"][0], text_key)
     return {
         split: _text(part, files, key, flag) for split, part in zip(SPLITS, division, strict=True)
     }
@@ -79,7 +75,9 @@ def _files(folder: str, flag: str) -> dict[str, list[str]]:
             f"{flag}: the folder holds neither Parquet or Arrow files nor what save_to_disk writes"
         )
     if len({os.path.splitext(name)[1] for name in tables}) > 1:
-        one, other = (next(name for name in tables if name.endswith(kind)) for kind in _KINDS)
+        one, other = (
+            next(name for name in tables if name.endswith(kind)) for kind in table_files.ENDINGS
+        )
         raise UserError(f"{flag}: the folder holds files of several kinds, {one} and {other}")
     found = {split: [name for name in tables if says(split, name)] for split in SPLITS}
     found = {split: names for split, names in found.items() if names} or {"train": tables}
@@ -87,7 +85,7 @@ def _files(folder: str, flag: str) -> dict[str, list[str]]:
 
 
 def _tables(names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith(_KINDS)]
+    return [name for name in names if name.endswith(table_files.ENDINGS)]
 
 
 def _saved(folder: str) -> list[str]:
@@ -120,7 +118,7 @@ def _text(part: str, files: dict[str, list[str]], key: str, flag: str) -> Text:
         digests = list(pool.map(_digest, paths))
     first, last = 0, None
     if low is not None:
-        rows = sum(map(_rows, paths))
+        rows = sum(table_files.row_count(path, path) for path in paths)
         first, last = rows * int(low or 0) // 100, rows * int(high or 100) // 100
         if first == last:
             raise UserError(f"{flag}: {part} is empty, of {rows} rows in all")
@@ -149,86 +147,8 @@ def _documents(paths: list[str], key: str, first: int, last: int | None) -> Iter
     for path in paths:
         if last is not None and position >= last:
             return
-        with _opened(path) as table:
-            if key not in _text_columns(table.schema):
-                raise UserError(f"{path}: has no column of text named {key}")
-            for batch in table.batches(key):
-                column = batch.column(key)
-                column.validate(full=True)  # is it UTF-8?
-                stop = len(column) if last is None else max(0, last - position)
-                rows = column[max(0, first - position) : stop]
-                position += len(column)
-                yield from (row.as_buffer().to_pybytes() for row in rows if row.is_valid)
-
-
-class _Table(NamedTuple):
-    """An open file."""
-
-    schema: Any
-    rows: int | None
-    """Number of rows; None: unknown before all are read."""
-    batches: Callable[[str], Iterator[Any]]
-    """Returns the rows of a column, a few hundred at a time."""
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[_Table]:
-    """Open a Parquet file, or an Arrow file of either format."""
-    import pyarrow as arrow  # here, to save other sources 0.1 s
-    import pyarrow.ipc as ipc
-    import pyarrow.parquet as parquet
-
-    with reading(path, path) as file:
-        head, size = file.read(6), os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - 4))
-        tail = file.read()
-    try:
-        if head.startswith(b"PAR1"):
-            with parquet.ParquetFile(path) as table:
-                yield _Table(table.schema_arrow, table.metadata.num_rows, partial(_parquet, table))
-        elif head == b"ARROW1":
-            with arrow.OSFile(path) as source:
-                table = ipc.open_file(source)
-                numbers = range(table.num_record_batches)
-                yield _Table(table.schema, None, lambda key: map(table.get_batch, numbers))
-        elif tail != bytes(4):  # with which every whole stream ends
-            raise UserError(f"{path}: is no table, or ends too early")
-        else:
-            with arrow.OSFile(path) as source:
-                table = ipc.open_stream(source)
-                yield _Table(table.schema, None, lambda key: iter(table))
-    except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: is no table, or is damaged: {reason}") from None
-
-
-def _parquet(table: Any, key: str) -> Iterator[Any]:
-    about = table.metadata
-    size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
-    rows = min(1024, _BATCH_BYTES * about.num_rows // max(1, size)) or 1
-    return table.iter_batches(rows, columns=[key])
-
-
-def _rows(path: str) -> int:
-    with _opened(path) as table:
-        if table.rows is not None:
-            return table.rows
-        return sum(len(batch) for batch in table.batches(""))
-
-
-def _text_columns(schema: Any) -> list[str]:
-    return [field.name for field in schema if str(field.type) in ("string", "large_string")]
-
-
-def _text_column(path: str, text_key: str | None) -> str:
-    with _opened(path) as table:
-        names, columns = list(table.schema.names), _text_columns(table.schema)
-    if not columns:
-        raise UserError(f"{path}: no column is a text, only {', '.join(names)}")
-    key = text_key or (columns[0] if len(columns) == 1 else "text")
-    if key not in columns:
-        given = f"{text_key!r} is not among them" if text_key else "choose one"
-        raise UserError(
-            f"data.source.text_key: the columns of text of {path} are {', '.join(columns)}; {given}"
-        )
-    return key
+        for column in table_files.columns_of(path, path, key):
+            stop = len(column) if last is None else max(0, last - position)
+            rows = column[max(0, first - position) : stop]
+            position += len(column)
+            yield from table_files.values(rows)

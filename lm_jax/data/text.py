@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from lm_jax.data import json_lines
+from lm_jax.data import json_lines, table_files
 from lm_jax.data.formats import BOM, HEAD, other_format
 from lm_jax.data.packed import unpacked
 from lm_jax.files import reading, sha256, sha256_once
@@ -122,21 +122,29 @@ def in_memory(name: str, text: str) -> Text:
 def file_text(
     path: str, name: str, *, any_bytes: bool = False, text_key: str | None = None
 ) -> Text:
-    """Turn a file into a `Text`: plain text or JSON lines, as they are or packed.
+    """Turn a file into a `Text`: plain text or JSON lines, as they are or packed, or a table.
 
     Args:
       path: the file.
       name: name of the file in errors.
       any_bytes: take a file of any format, for the tokeniser `byte`.
-      text_key: the key of JSON lines (`lm_jax.data.json_lines`); None: `text`.
+      text_key: the key of JSON lines (`lm_jax.data.json_lines`), None: `text`; or the column of a
+        table (`lm_jax.data.table_files`), None: the only column of text, or `text`.
 
     Raises:
       UserError: the file is missing, empty, a directory, damaged, or cannot be read; or the first
         bytes are not UTF-8 text with newlines; or text_key is given for another file.
     """
+    if table_files.is_table(path):
+        with reading(path, name):
+            key, digest = table_files.text_column(path, name, text_key), sha256_once(path)
+        return Text(name, sha256(f"{digest} {key}"), partial(_rows, path, name, key))
     rows = json_lines.is_json_lines(path)
     if text_key is not None and not rows:
-        raise UserError(f"{name}: is not named as JSON lines, with which data.source.text_key goes")
+        raise UserError(
+            f"{name}: data.source.text_key is read of files named as JSON lines or a table: "
+            f".jsonl, {', '.join(table_files.ENDINGS)}"
+        )
     with unpacked(path, name) as (file, packed):
         head = file.read(HEAD)
         if not any_bytes and (said := other_format(head)):
@@ -170,6 +178,10 @@ def _blocks(file: io.BufferedReader) -> Iterator[bytes]:
 def _documents(path: str, name: str, key: str, first: int = 0) -> Iterator[bytes]:
     with unpacked(path, name) as (file, _):
         yield from skipping(joined_documents(json_lines.documents(file, key, name)), first)
+
+
+def _rows(path: str, name: str, key: str, first: int = 0) -> Iterator[bytes]:
+    yield from skipping(joined_documents(table_files.documents(path, name, key)), first)
 
 
 def skipping(blocks: Iterable[bytes], first: int) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ Reading needs no other process.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -94,22 +95,20 @@ def _save_outside(path: str, arrays: Mapping[str, np.ndarray]) -> None:
             raise OSError(said[-1] if said else f"the writer ended with status {writer.returncode}")
 
 
-def stored_arrays(folder: Path) -> dict[str, Any]:
-    """Shapes and types of the arrays in a folder, by name.
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Shape and type of an array in a folder; Orbax restores it as a NumPy array."""
 
-    Raises:
-      OSError, ValueError: the folder is damaged.
-    """
-    with _orbax() as ocp:
-        return dict(ocp.metadata(str(folder.absolute())).metadata)
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
-def load_arrays(folder: Path, stored: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def load_arrays(folder: Path, stored: Mapping[str, Stored]) -> dict[str, np.ndarray]:
     """Read some of the arrays in a folder.
 
     Args:
       folder: the folder.
-      stored: the entries of `stored_arrays` to read.
+      stored: the arrays to read, by name.
 
     Raises:
       OSError, ValueError: the folder is damaged.

@@ -35,7 +35,7 @@ import numpy as np
 from lm_jax import files
 from lm_jax.settings import UserError
 from lm_jax.training import manifest
-from lm_jax.training.arrays import load_arrays, save_arrays, stored_arrays
+from lm_jax.training.arrays import Stored, load_arrays, save_arrays
 from lm_jax.training.journal import Kept
 from lm_jax.training.manifest import Contents, Leaf, Manifest, environment
 
@@ -236,7 +236,10 @@ class Checkpoint:
           OSError, ValueError: the checkpoint is damaged, or is another run's.
         """
         self._path, self.contents = path, _read(path, known)
-        self._stored = stored_arrays(path / "arrays")
+        self._stored = {
+            name: Stored(tuple(leaf.shape), jnp.dtype(leaf.dtype))
+            for name, leaf in self.contents.leaves.items()
+        }
 
     def restored(self, template: Any, *, part: bool = False) -> Any:
         """The state, in memory owned by JAX.
@@ -376,7 +379,7 @@ def _read(path: Path, known: Manifest) -> Contents:
     return contents
 
 
-def _together(stored: Mapping[str, Any]) -> list[list[str]]:
+def _together(stored: Mapping[str, Stored]) -> list[list[str]]:
     """The names of the arrays in groups of at most `AT_ONCE` bytes; a larger array is alone."""
     groups, room = [], 0
     for name, array in stored.items():
@@ -411,7 +414,7 @@ def _file_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _check(path: Path, arrays: Mapping[str, Any], wanted: Mapping[str, Any], part: bool) -> None:
+def _check(path: Path, arrays: Mapping[str, Stored], wanted: Mapping[str, Any], part: bool) -> None:
     other = sorted(wanted.keys() - arrays.keys() if part else wanted.keys() ^ arrays.keys())
     if other:
         has = "holds" if other[0] in arrays else "does not hold"

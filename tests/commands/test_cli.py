@@ -660,6 +660,7 @@ def test_a_task_is_named_by_one_flag_and_its_model_reads_no_text(folder, capsys)
     assert "data.length=4 is too short for data.source=copy, which takes 5 steps or more" in err
 
 
+@pytest.mark.quick("start1-python -m lm_jax")
 @pytest.mark.parametrize(
     ("start", "program"),
     [(["run.py"], "python run.py"), (["-m", "lm_jax"], "python -m lm_jax")],

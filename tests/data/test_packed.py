@@ -140,7 +140,9 @@ def test_the_key_is_chosen_and_is_part_of_the_digest(tmp_path):
     assert (content(one), content(other)) == (b"a", b"b")
     assert one.digest != other.digest
     plain = written(tmp_path / "a.txt", b'{"text": "a", "code": "b"}\n')
-    assert "is not named as JSON lines" in refusal(lambda: file_text(plain, "a", text_key="code"))
+    assert "a: data.source.text_key is read of files named as JSON lines or a table: " in refusal(
+        lambda: file_text(plain, "a", text_key="code")
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from lm_jax.config import Data, Datasets, Memory, Word
 from lm_jax.data.corpus import load
+from lm_jax.data.shards import files_text, folder_texts
 from lm_jax.data.tables import table_splits
 from lm_jax.settings import UserError
 
@@ -206,3 +207,25 @@ def test_a_corpus_of_tables_is_the_corpus_of_their_text(tmp_path, monkeypatch):
     monkeypatch.setattr("lm_jax.data.corpus.encoded", then)
     said = refusal(lambda: load(data))
     assert said == f"{path}: has changed while it was read; begin again"
+
+
+def test_a_table_among_files_is_its_documents(tmp_path):
+    write_parquet(tmp_path / "train-1.parquet", table(0, 15))
+    write_arrow(tmp_path / "train-2.arrow", table(15, 30), pa.ipc.new_file)
+    write_parquet(tmp_path / "valid.parquet", table(30, 35, other=["x"] * 5))
+    write_parquet(tmp_path / "test.parquet", table(35, 40))
+    both = files_text(str(tmp_path / "train*"), "f")
+    assert content(both) == "\n".join(DOCUMENTS[:30])
+    assert b"".join(both.blocks(100)) == "\n".join(DOCUMENTS[:30]).encode()[100:]
+    path = str(tmp_path / "valid.parquet")
+    one, other = (files_text(path, "f", text_key=key) for key in ("text", "other"))
+    assert (content(one), content(other)) == ("\n".join(DOCUMENTS[30:35]), "x\nx\nx\nx\nx")
+    assert one.digest != other.digest
+    (tmp_path / "train-2.arrow").unlink()
+    assert content(folder_texts(str(tmp_path), "f")["test"]) == "\n".join(DOCUMENTS[35:])
+    damaged = tmp_path / "a.parquet"
+    damaged.write_bytes(b"PAR1 and no table")
+    assert refusal(lambda: files_text(str(damaged), "f")).startswith(f"f={damaged}: is no table")
+    assert "nothing is not among them" in refusal(
+        lambda: files_text(path, "f", text_key="nothing")
+    ).replace("'", "")

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 import urllib.error
@@ -168,9 +169,30 @@ def test_the_served_example_reads_and_writes_every_kind_of_tokens(served):
         assert model.decode(numbers.tolist()) == kind.decode(numbers)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "said"),
+    [
+        ("/other", {}, "/other is not served, only /score and /sample"),
+        ("/score", None, "the body is no JSON object"),
+        ("/score", ["the cat"], "the body is no JSON object"),
+        ("/score", {}, "text is missing"),
+        ("/score", {"text": ""}, "text is missing"),
+        ("/score", {"text": 5}, "text=5 is of another type"),
+        ("/sample", {"seed": "1"}, 'seed="1" is of another type'),
+        ("/sample", {"seed": True}, "seed=true is of another type"),
+        ("/sample", {"length": -1}, "length=-1 must be from 0 to 2^31 - 1"),
+        ("/sample", {"temperature": float("nan")}, "temperature=nan must be from 0 to 2^31 - 1"),
+        ("/sample", {"stop": "x"}, "stop is not read, only prompt, length, temperature, seed"),
+        ("/sample", {"temperature": 0, "seed": 3}, None),
+    ],
+)
+def test_the_served_example_says_what_is_wrong(path, asked, said):
+    assert runpy.run_path(str(SERVE))["problem"](path, asked) == said
+
+
 def test_the_served_example_needs_no_lm_jax_and_fits_on_two_screens():
     lines = SERVE.read_text().splitlines()
-    assert len(lines) < 100
+    assert len(lines) <= 130
     for node in ast.walk(ast.parse("\n".join(lines))):
         named = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "name")]
         assert not any(name.startswith("lm_jax") for name in [*named, getattr(node, "module", "")])
@@ -199,10 +221,9 @@ def test_the_server_answers_in_a_process_without_lm_jax(served):
             given = {"prompt": "the c", "length": 20, "temperature": 0.0}
             wanted = generation.sample(run.model, run.params, run.vocabulary, **given)
             assert ask("/sample", **given) == {"text": wanted}
-            for path, asked in (("/score", {"txt": ""}), ("/other", {}), ("/sample", {"seed": ""})):
-                with pytest.raises(urllib.error.HTTPError) as refused:
-                    ask(path, **asked)
-                assert refused.value.code == 400
-                assert "error" in json.load(refused.value)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask("/score", txt="")
+            assert refused.value.code == 400
+            assert json.load(refused.value) == {"error": "txt is not read, only text"}
         finally:
             server.terminate()

@@ -87,6 +87,7 @@ def test_truncation_as_long_as_the_chunk_is_full_bptt(k1):
     tiny.assert_trees_close((loss, grads), (expected_loss, expected))
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("k2", [1, 2, 5])
 def test_truncation_leaves_loss_and_carry_alone_and_changes_the_gradient(k2):
     batch = going_on(BATCH)

@@ -101,6 +101,7 @@ def summed(tree, count=None):
     return jax.tree.map(lambda leaf: leaf[:count].sum(0), tree)
 
 
+@pytest.mark.quick("lstm")
 @pytest.mark.parametrize("name", CELLS)
 def test_the_lags_sum_to_the_gradient_through_the_transition(name):
     step, loss, params, *data = case(name)
@@ -182,6 +183,7 @@ def _blocks(request, monkeypatch):
     monkeypatch.setattr(credit_module, "BLOCK", request.param)
 
 
+@pytest.mark.quick("steps-lstm", "pairs-lstm", "whole-lstm")
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("name", ["elman", "lstm"])
 def test_the_credit_map_is_one_gradient_for_each_pair(name):

@@ -70,6 +70,7 @@ def some_carry(model):
     return jax.tree.map(lambda a: a + 0.1, model.init_carry(tiny.B))
 
 
+@pytest.mark.quick("lstm")
 def test_rtrl_is_full_bptt_of_a_chunk(case):
     model, params, compiled = case
     for batch in (BATCH, RAGGED, GOING_ON):
@@ -116,6 +117,7 @@ def test_a_state_without_a_derivative_is_refused():
         g.snap1(model)
 
 
+@pytest.mark.quick("lstm")
 def test_the_influence_goes_on_from_batch_to_batch(case):
     """The second chunk's gradient is that of BPTT over both, the first one's losses left out."""
     model, params, compiled = case
@@ -148,6 +150,7 @@ def test_a_lane_that_starts_again_is_influenced_by_nothing(name):
     assert not np.allclose(other["layers"][0]["W_hh"], grads["layers"][0]["W_hh"], rtol=1e-3)
 
 
+@pytest.mark.quick("lstm")
 def test_the_first_step_of_snap1_is_rtrl(case):
     model, params, compiled = case
     first = part(BATCH, 1, tiny.B)._replace(start=BATCH.start & False)

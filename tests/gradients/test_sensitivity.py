@@ -81,6 +81,7 @@ def test_of_a_sum_over_time_the_sensitivity_grows_with_it():
     np.testing.assert_allclose(found["w"], 2 * (1 - 0.5 ** np.arange(1, T + 1)), rtol=1e-12)
 
 
+@pytest.mark.quick("float32-bfloat16")
 @pytest.mark.parametrize(
     ("of_params", "of_carry"),
     [(jnp.float32, jnp.bfloat16), (jnp.float64, jnp.float32), (jnp.bfloat16, jnp.float32)],

@@ -209,6 +209,7 @@ def results(name):
     return every(params, carry, X)
 
 
+@pytest.mark.quick("elman", "both", "gru", "mingru", "diagonal", "rglru", "mlstm")
 @every_cell
 def test_a_cell_is_its_paper_s_formula_in_numpy(name):
     cell, formula = CELLS[name]

@@ -162,6 +162,7 @@ def test_without_rates_a_noisy_model_is_the_model(key, make):
     tiny.assert_trees_equal(noisy, plain)
 
 
+@pytest.mark.quick("rnn")
 @pytest.mark.parametrize("make", [tiny.rnn, tiny.window])
 def test_dropout_is_seen_in_training_and_not_in_use(key, make):
     rates = {"inputs": 0.2, "between": 0.3, "outputs": 0.4, "embedding": 0.2}

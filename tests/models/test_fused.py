@@ -82,6 +82,7 @@ def test_every_derivative_is_the_plain_loss_s(cut, loss):
     tiny.assert_trees_close(found[3], found[4], 1e-11)
 
 
+@pytest.mark.quick("7x4", "13x11")
 def test_lanes_of_a_vmap_are_each_its_own(cut):
     each = [given(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *each)
@@ -93,6 +94,7 @@ def test_lanes_of_a_vmap_are_each_its_own(cut):
     tiny.assert_trees_close(found, jax.jit(jax.vmap(of(plain)))(*stacked))
 
 
+@pytest.mark.quick("7x4", "13x11")
 def test_without_smoothing_and_bias_it_is_the_nats_under_the_mask(cut):
     (W, _, h, _), y, mask = given()
     own = {"W_hy": W}

@@ -97,6 +97,7 @@ def test_adaptive_logits_are_the_formula_in_numpy():
     np.testing.assert_allclose(jnp.exp(ADAPTIVE.logits(params, h)), p, rtol=1e-12)
 
 
+@pytest.mark.quick("4")
 @pytest.mark.parametrize("block", [4, 64])
 def test_adaptive_nats_and_their_gradient_are_those_of_the_logits(monkeypatch, block):
     monkeypatch.setattr(adaptive, "BLOCK", block)

@@ -69,6 +69,9 @@ def test_the_gradient_by_hand_is_that_of_autodiff(name):
     tiny.assert_trees_close(by_hand, autodiff)
 
 
+@pytest.mark.quick(
+    "elman-by hand", "layer norm-by hand", "gru-by hand", "lstm-by hand", "lstm-plain"
+)
 @pytest.mark.parametrize("between", [None, NO_HOOK], ids=["by hand", "plain"])
 @pytest.mark.parametrize("name", CELLS)
 def test_the_tap_has_the_norm_of_delta_for_its_gradient(name, between):
@@ -211,6 +214,7 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
     assert products[0].count("dot_general") == products[1].count("dot_general") + 1
 
 
+@pytest.mark.quick("lstm", "layer norm", "gru")
 @pytest.mark.parametrize("name", CELLS)
 def test_the_pass_of_accelerators_is_that_of_a_cpu(name, monkeypatch):
     """With the gates computed twice, with idle units, and with the norm of δ."""
@@ -248,7 +252,7 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("cell", "block"),
     [
-        (Elman(), NoBlock()),
+        slow(Elman(), NoBlock()),
         (LSTM(peepholes=True), NoBlock()),
         slow(LSTM(layer_norm=True), NoBlock()),
         slow(GRU(), NoBlock()),

@@ -224,6 +224,7 @@ def test_dynamic_evaluation_scores_a_chunk_before_it_learns_from_it():
     np.testing.assert_array_equal(again, learning)
 
 
+@pytest.mark.quick("sgd")
 @pytest.mark.parametrize("kind", ["sgd", "rms"])
 def test_dynamic_evaluation_is_the_paper_s_rule_with_the_estimator_s_gradient(kind):
     length, rate, decay, epsilon = 50, 0.3, 0.02, 0.01

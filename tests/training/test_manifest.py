@@ -69,7 +69,11 @@ def told(said):
     said += [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(how, marks=[pytest.mark.slow] * how.endswith((" 2", " 3"))) for how in DAMAGE],
+    ids=str,
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_is_named_and_the_run_is_what_it_was(name, how, runs, tmp_path):
     whole, other = runs

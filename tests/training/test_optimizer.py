@@ -199,6 +199,7 @@ def test_clipping_by_norm_is_optax_s(entry):
         tiny.assert_trees_close(clipped, expected)
 
 
+@pytest.mark.quick("by norm and by value")
 @pytest.mark.parametrize(
     "clipping",
     [{}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "clip_value": 1.0}],

@@ -22,6 +22,7 @@ def begun(model=None, **train):
     return config, step.init(config, tiny.V)
 
 
+@pytest.mark.quick("dropout", "feeding")
 @pytest.mark.parametrize(
     ("model", "train"),
     [
@@ -54,6 +55,7 @@ def test_the_gradient_is_clipped_before_decay_and_rate():
     np.testing.assert_allclose(optax.tree.norm(clipped), longest, rtol=1e-10)
 
 
+@pytest.mark.quick("cosine")
 @pytest.mark.parametrize(
     ("schedule", "at", "shares"),
     [

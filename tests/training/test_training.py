@@ -56,6 +56,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(config, tmp_path):
     assert whole.step == whole.result["step"] == 20
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_stop_in_the_middle_of_a_validation_is_no_stop_at_all(nth, tmp_path, monkeypatch):
     """The first and the second validation, and the reading of the test split at the end."""
@@ -215,6 +216,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path)
     assert rows_of(run_dir) == rows_of(tmp_path / "whole")
 
 
+@pytest.mark.quick(
+    "damaged-True",
+    "gone-False",
+    "each gone-True",
+    "gone with the journal-True",
+    "gone with the manifest-True",
+)
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     "lost", ["damaged", "gone", "each gone", "gone with the journal", "gone with the manifest"]
