@@ -184,7 +184,7 @@ def _on(mesh: Mesh, tree: Any, axes: Any = None) -> Any:
 
 
 def _state(case: Case) -> TrainState:
-    return init.eval_shape(case.config, vocab_size=case.vocab_size)
+    return init.eval_shape(case.config, vocab=case.vocab_size)
 
 
 def _source(case: Case) -> Streams:

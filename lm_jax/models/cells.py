@@ -86,8 +86,8 @@ class Cell(abc.ABC):
         """The carry before the first step; leaves [B, ...]."""
         return jnp.zeros((batch_size, self.hidden_size))
 
-    def prepare(self, params: Params, z: Float[Array, "T B G"]) -> Float[Array, "T B G"]:
-        """From x W_xh to z_x, all steps of a chunk at once."""
+    def prepare(self, params: Params, z: Float[Array, "*T B G"]) -> Float[Array, "*T B G"]:
+        """From x W_xh to z_x, of a step or of all steps of a chunk at once."""
         return z + jnp.broadcast_to(params["b_h"], z.shape)
 
     @abc.abstractmethod

@@ -246,6 +246,22 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             ),
             "model.recurrence=pallas is read only with train.gradient=explicit or truncated, and",
         ),
+        (
+            lambda: RNN(cell=c.Mogrifier(), embedding_size=None),
+            "model.cell=mogrifier gates learned vectors: model.embedding_size is None",
+        ),
+        (
+            lambda: RNN(cell=c.Mogrifier(), dropout=c.RecurrentDropout(zoneout=0.5)),
+            "model.dropout.zoneout is read only with model.cell=elman or lstm or gru",
+        ),
+        (
+            lambda: Config(model=RNN(cell=c.Mogrifier()), train=Train(gradient=c.SnAp1())),
+            "model.cell=mogrifier does not go with train.gradient=snap1",
+        ),
+        (
+            lambda: Config(data=Data(source=c.Adding()), model=RNN(embedding=c.AdaptiveInputs())),
+            "model.embedding=adaptive is not read with data.source=adding, which has no words",
+        ),
         (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
         (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
         (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),

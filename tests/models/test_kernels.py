@@ -118,7 +118,7 @@ def test_a_hook_takes_the_scan(monkeypatch):
 def test_training_takes_the_kernels_and_scores_take_the_scan():
     trained = RNN(cell=GRU(), hidden_size=H, recurrence="pallas")
     for settings, in_kernels in ((trained, True), (unrounded(trained), False)):
-        model = make(settings, vocab_size=7)
+        model = make(settings, 7)
         assert isinstance(model, RNNModel)
         assert model.layers == (
             recurrence.CellLayer(cells.GRUCell(H), model.embedding, in_kernels),
