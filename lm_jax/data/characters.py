@@ -43,7 +43,7 @@ class WordCharacters:
 
 
 Vocab = int | WordCharacters
-"""What a model is made for: V, or the characters of the V words, if the model reads characters."""
+"""V, or the characters of the V words if a model reads characters."""
 
 
 def size_of(vocab: Vocab) -> int:
