@@ -75,6 +75,15 @@ CASES: dict[str, Case] = {
     "update, word lstm 1500, 2 layers, bfloat16": _case(
         update, _rnn(LSTM(), 1500, 2, precision="bfloat16"), WORDS
     ),
+    "update, char lstm 64, pallas": _case(
+        update, _rnn(LSTM(), 64, recurrence="pallas"), CHARACTERS
+    ),
+    "update, char gru 128, pallas": _case(
+        update, _rnn(GRU(), 128, recurrence="pallas"), CHARACTERS
+    ),
+    "update, word lstm 650, 2 layers, pallas": _case(
+        update, _rnn(LSTM(), 650, 2, recurrence="pallas"), WORDS
+    ),
     "update, word lstm 650, 2 layers, dropout": _case(
         update, _rnn(LSTM(), 650, 2, dropout=_DROPOUT), WORDS
     ),
@@ -133,6 +142,7 @@ CASES: dict[str, Case] = {
     "loss, million words, 64 units": _case(loss, _rnn(Elman(), 64), MANY_WORDS),
     "loss, 10,000 words, 650 units": _case(loss, _rnn(Elman(), 650), WORDS),
     "lanes, char gru 64": _case(lanes, _rnn(GRU(), 64), (16, 32, 65)),
+    "lanes, char gru 64, pallas": _case(lanes, _rnn(GRU(), 64, recurrence="pallas"), (16, 32, 65)),
     "score, word lstm 650, 2 layers": _case(score, _rnn(LSTM(), 650, 2), WORDS),
     "score in segments, char lstm 512": _case(score_in_segments, _rnn(LSTM(), 512), CHARACTERS),
     "draw, char lstm 512": _case(draw, _rnn(LSTM(), 512), CHARACTERS),

@@ -99,7 +99,7 @@ def compiled(case: Case, target: Target, count: int) -> Found:
     devices = devices_of(target, count)
     with tempfile.TemporaryDirectory() as dump:
         options: dict[str, str | bool] = {"xla_dump_to": dump} if target.platform == "cuda" else {}
-        lowered = case.build(case, devices).trace().lower(lowering_platforms=(target.platform,))
+        (lowered,) = case.build(case, devices).lower(target.platform)
         began = time.perf_counter()
         program = lowered.compile(compiler_options=options)
         seconds = time.perf_counter() - began

@@ -36,6 +36,7 @@ STAGES = {
     "about": Limited(device_checks.about, 60),
     "steps": Limited(device_speed.steps, 150),
     "peers": Limited(device_speed.peers, 120),
+    "kernels": Limited(device_speed.kernels, 120),
     "launches": Limited(device_speed.launches, 60),
     "bits": Limited(device_checks.bits, 90),
     "lanes": Limited(device_speed.lanes, 90),

@@ -121,6 +121,23 @@ def peers(stage: Stage) -> None:
                 say(f"layer, {name}, {way}: {1e3 * seconds_of(build().run):.3f} ms")
 
 
+def kernels(stage: Stage) -> None:
+    """Updates whose recurrence is a scan, and one kernel each way, by units and precision."""
+    from benchmarks import ours
+
+    cells = ("gru", 128), ("lstm", 128), ("gru", 64)
+    compared = {f"char {cell} {H}": Size(cell, H, 32, 128, 65) for cell, H in cells}
+    for name, size in (stage.sizes if stage.small else compared).items():
+        for precision in ("float32", "bfloat16"):
+            for recurrence in ("scan", "pallas"):
+                what = f"{name}, {precision}, {recurrence}"
+                with measuring(what):
+                    changes = {"model.recurrence": recurrence, "model.precision": precision}
+                    way = ours.updates(size, 1, changes)
+                    losses, taken = way.check(), seconds_of(way.run)
+                    say(f"{what}: {1e3 * taken:.3f} ms, losses {losses[0]:.5f} {losses[-1]:.5f}")
+
+
 def launches(stage: Stage) -> None:
     """Kernels of an update and calls of the driver that start them, by JAX's profiler."""
     from benchmarks import ours

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 
 from benchmarks.sizes import CHUNKS
 from lm_jax.config import Config, LiveProbe, override
@@ -44,8 +52,12 @@ class Program(NamedTuple):
     static: dict[str, Any] = {}
     """Arguments that are no arrays."""
 
-    def trace(self) -> jax.stages.Traced:
-        return self.function.trace(*self.arguments, **self.static)
+    def lower(self, *platforms: str) -> list[jax.stages.Lowered]:
+        """Lower the program for each platform; on a machine without a GPU, cuda is an H100."""
+        h100 = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="cuda")
+        with use_abstract_mesh(AbstractMesh((), (), abstract_device=h100)):
+            traced = self.function.trace(*self.arguments, **self.static)
+            return [traced.lower(lowering_platforms=(platform,)) for platform in platforms]
 
 
 Devices = Sequence[Any]
@@ -172,7 +184,7 @@ def _on(mesh: Mesh, tree: Any, axes: Any = None) -> Any:
 
 
 def _state(case: Case) -> TrainState:
-    return init.eval_shape(case.config, vocab_size=case.vocab_size)
+    return init.eval_shape(case.config, vocab=case.vocab_size)
 
 
 def _source(case: Case) -> Streams:

@@ -552,6 +552,13 @@ MUTANTS = (
         "an accelerator forgets the carry before the first step",
     ),
     Mutant(
+        "models/kernels.py",
+        "tiled.product_back(epsilon, t + 1, W, j)",
+        "tiled.product_back(epsilon, t, W, j)",
+        "models/test_kernels.py::test_the_kernels_are_the_recurrence_and_its_gradient[lstm]",
+        "a kernel reads ε of its own step",
+    ),
+    Mutant(
         "models/matmul.py",
         "jnp.argmax(numbers[:, None] == numbers[None], axis=0) == place",
         "place >= 0",
@@ -756,6 +763,36 @@ MUTANTS = (
         "carry.recurrence, u, None, tap, kept)",
         "models/test_blocks.py::test_hooks_act_on_the_carry_of_the_recurrence",
         "a block drops the hook of the recurrence",
+    ),
+    Mutant(
+        "models/mogrifier.py",
+        "h = self._gate(own, x) * h",
+        "h = self._gate(own, x) * jnp.ones_like(h)",
+        "models/test_cells.py::test_a_cell_is_its_paper_s_formula_in_numpy[mogrifier]",
+        "a Mogrifier's round reads the gate alone, not the state that it gates",
+    ),
+    Mutant(
+        "models/adaptive_embedding.py",
+        "here = (place >= 0) & (place < size)",
+        "here = place >= 0",
+        "models/test_embedding.py::"
+        "test_the_vectors_are_the_formula_in_numpy_however_many_are_asked_for[adaptive]",
+        "a frequent token also has a vector of the rarer bands",
+    ),
+    Mutant(
+        "models/character_embedding.py",
+        "places = c.shape[-2] - w + 1",
+        "places = max(1, c.shape[-2] - w)",
+        "models/test_embedding.py::"
+        "test_the_vectors_are_the_formula_in_numpy_however_many_are_asked_for[characters]",
+        "the filters never read the last place of a word",
+    ),
+    Mutant(
+        "data/characters.py",
+        "list(word[:longest])",
+        "list(word)",
+        "models/test_embedding.py::test_a_vocabulary_gives_the_characters_of_its_words",
+        "long words are not cut",
     ),
     Mutant(
         "models/linear_recurrences.py",

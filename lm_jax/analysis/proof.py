@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import optax
 
-from lm_jax import gradients
+from lm_jax import gradients, models
 from lm_jax.config import Config, Network, train_of
 from lm_jax.data.batches import Batch
 from lm_jax.gradients import Check
@@ -52,8 +52,8 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     assert isinstance(config.model, Network)  # because `train` is set
     precision = config.model.precision
     config, corpus = prepared(config, text)
-    vocab_size = len(corpus.vocabulary)
-    params = init(config, vocab_size).params
+    vocab = models.vocab_of(config.model, corpus.vocabulary)
+    params = init(config, vocab).params
     source, _ = pipeline_of(config, corpus).at(0)
     whole = batch_of(config, source, 0)
     # The targets of a task are at the end of the sequences.
@@ -61,6 +61,6 @@ def prove(config: Config, *, text: str | None = None) -> Proof:
     seen = slice(first, first + STEPS)
     x, y, mask = (a[seen, :SEQUENCES] for a in (whole.x, whole.y, whole.mask))
     batch = Batch(x, y, mask, whole.start[:SEQUENCES])
-    checks = gradients.verify(eval_model(config, vocab_size), params, batch)
+    checks = gradients.verify(eval_model(config, vocab), params, batch)
     steps, sequences = batch.mask.shape
     return Proof(checks, sequences, steps, optax.tree.size(params), precision)

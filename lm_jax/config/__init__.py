@@ -20,6 +20,7 @@ from lm_jax.config.cell import (
     Gated,
     MinGRU,
     MinLSTM,
+    Mogrifier,
 )
 from lm_jax.config.config import Config, code_in, in_steps, resolve, train_of
 from lm_jax.config.custom import Custom
@@ -36,6 +37,7 @@ from lm_jax.config.data import (
     Memory,
     Word,
 )
+from lm_jax.config.embedding import AdaptiveInputs, CharacterInputs, Embedding, Table
 from lm_jax.config.gradient import ARTBP, RTRL, UORO, Explicit, Full, Gradient, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -118,6 +120,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adan",
+    "AdaptiveInputs",
     "AdaptiveSoftmax",
     "Adding",
     "Auto",
@@ -126,6 +129,7 @@ __all__ = [
     "Byte",
     "Cell",
     "Char",
+    "CharacterInputs",
     "Config",
     "Constant",
     "Convolution",
@@ -138,6 +142,7 @@ __all__ = [
     "Datasets",
     "Dropout",
     "Elman",
+    "Embedding",
     "Epochs",
     "Explicit",
     "File",
@@ -156,6 +161,7 @@ __all__ = [
     "MinLSTM",
     "MixtureOfSoftmaxes",
     "Model",
+    "Mogrifier",
     "Momentum",
     "Multiplication",
     "Muon",
@@ -178,6 +184,7 @@ __all__ = [
     "SnAp1",
     "Softmax",
     "StopTraining",
+    "Table",
     "Task",
     "TeacherForcing",
     "TemporalOrder",

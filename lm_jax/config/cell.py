@@ -104,6 +104,20 @@ class MLSTM:
 
 
 @settings
+class Mogrifier(Gated):
+    """An LSTM whose inputs and states gate each other before each step (Melis et al., 2020)."""
+
+    kind: Literal["mogrifier"] = "mogrifier"
+    forget_bias: NonNegative = 1.0
+    """Initial bias of the forget gate."""
+    rounds: Size = 5
+    """Gatings before a step: of the input by the state, then of the state by the input, and so on.
+    """
+    rank: Size | None = None
+    """Rank of the matrix of each round, as a product of two; None: one full matrix."""
+
+
+@settings
 class CustomCell(Custom):
     """A cell of your own, or of Flax (`lm_jax.models.custom_cell`)."""
 
@@ -111,6 +125,19 @@ class CustomCell(Custom):
     passed: ClassVar[tuple[str, ...]] = ("inputs", "hidden_size", "features")
 
 
-Cell = Elman | LSTM | GRU | MinGRU | MinLSTM | LRU | RGLRU | SRU | SLSTM | MLSTM | CustomCell
+Cell = (
+    Elman
+    | LSTM
+    | GRU
+    | MinGRU
+    | MinLSTM
+    | LRU
+    | RGLRU
+    | SRU
+    | SLSTM
+    | MLSTM
+    | Mogrifier
+    | CustomCell
+)
 
-GATED = (Elman.kind, LSTM.kind, GRU.kind, SLSTM.kind)
+GATED = (Elman.kind, LSTM.kind, GRU.kind, Mogrifier.kind, SLSTM.kind)

@@ -3,8 +3,9 @@
 from typing import Any
 
 from lm_jax.config.block import NoBlock
-from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated
+from lm_jax.config.cell import GATED, GRU, LSTM, MLSTM, CustomCell, Gated, Mogrifier
 from lm_jax.config.data import Data, Memory
+from lm_jax.config.embedding import CharacterInputs, Table
 from lm_jax.config.gradient import Explicit, FullBackpropagation, Online, SnAp1, Truncated
 from lm_jax.config.model import (
     RNN,
@@ -134,6 +135,14 @@ def _refuse_through_time(model: RNN, train: Train) -> None:
         raise ValueError(
             f"train.omega needs a W_hh: it is read only with model.cell={' or '.join(GATED)}"
         )
+    if model.recurrence != "scan" and (
+        not isinstance(train.gradient, Explicit | Truncated)
+        or train.gradient.clip_delta is not None
+    ):
+        raise ValueError(
+            f"model.recurrence={model.recurrence} is read only with train.gradient=explicit or "
+            "truncated, and without train.gradient.clip_delta"
+        )
     if train.flossing is not None and train.flossing_exponents > min(model.sizes):
         raise ValueError(
             f"train.flossing_exponents={train.flossing_exponents} must be at most "
@@ -194,13 +203,14 @@ def _refuse_online(model: RNN, gradient: Online) -> None:
         mixed = {
             ".layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
             ".reset=before": isinstance(cell, GRU) and cell.reset == "before",
-            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM),
+            f"={cell.kind}": isinstance(cell, CustomCell | MLSTM | Mogrifier),
         }
         for setting, is_so in mixed.items():
             if is_so:
                 raise ValueError(
                     f"model.cell{setting} does not go with train.gradient=snap1: it takes a "
-                    "built-in cell other than mlstm, without layer_norm and with reset=after"
+                    "built-in cell other than mlstm and mogrifier, without layer_norm and with "
+                    "reset=after"
                 )
 
 
@@ -216,11 +226,19 @@ def _refuse_task(task: Task, model: Window | Convolution | RNN, train: Train) ->
         raise ValueError(f"train.sample_length={train.sample_length} needs a text; {name} has none")
     if model.vectors is not None:
         raise ValueError(f"model.vectors is not read with {name}, whose symbols are no words")
+    if isinstance(model.embedding, CharacterInputs):
+        raise ValueError(
+            f"model.embedding=characters is not read with {name}, whose symbols are no words"
+        )
     if not isinstance(task, REAL):
         return
     if not isinstance(model, RNN):
         raise ValueError(f"{name} reads real numbers, which model={kind} does not: take model=rnn")
     if model.readout != Softmax():
         raise ValueError(f"model.readout is not read with {name}, whose target is a number")
+    if not isinstance(model.embedding, Table):
+        raise ValueError(
+            f"model.embedding={model.embedding.kind} is not read with {name}, which has no words"
+        )
     if model.dropout.embedding is not None:
         raise ValueError(f"model.dropout.embedding is not read with {name}, which has no words")

@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lm_jax.config.block import Block, NoBlock
-from lm_jax.config.cell import GATED, GRU, LRU, LSTM, MLSTM, Activation, Cell, CustomCell, Elman
+from lm_jax.config.cell import (
+    GATED,
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    Activation,
+    Cell,
+    CustomCell,
+    Elman,
+    Mogrifier,
+)
+from lm_jax.config.embedding import AdaptiveInputs, CharacterInputs, Embedding, Table
 from lm_jax.config.readout import AdaptiveSoftmax, MixtureOfSoftmaxes, Readout, Softmax
 from lm_jax.fields import NonNegative, OneOf, PositiveFinite, Probability, Size
 from lm_jax.settings import settings
@@ -52,6 +64,8 @@ class Network(abc.ABC):
 
     embedding_size: Size | None = 64
     """E, length of a token's learned vector; None: one-hot vectors."""
+    embedding: Annotated[Embedding, OneOf()] = Table()
+    """From a token to its learned vector."""
     vectors: str | None = None
     """Path of pretrained word vectors: word2vec, GloVe or fastText's .vec, plain or gzipped; None:
     none."""
@@ -88,6 +102,8 @@ class Network(abc.ABC):
                     )
             if self.vectors is not None:
                 raise ValueError("model.vectors needs model.embedding_size, the vectors' length")
+        if not isinstance(self.embedding, Table):
+            self._check_embedding(self.embedding)
         if self.uniform is not None:
             for place, part in (("model", self), ("model.cell", getattr(self, "cell", None))):
                 for field, idle in (("gain", 1.0), ("init", "orthogonal"), ("forget_bias", 1.0)):
@@ -96,9 +112,7 @@ class Network(abc.ABC):
         if self.init_from is None and self.init_parts != ("*",):
             raise ValueError("model.init_parts is read only with model.init_from")
         if isinstance(self.readout, AdaptiveSoftmax):
-            cutoffs = self.readout.cutoffs
-            if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
-                raise ValueError(f"model.readout.cutoffs={cutoffs} must rise, one of them at least")
+            _check_cutoffs("model.readout.cutoffs", self.readout.cutoffs)
         elif isinstance(self.readout, MixtureOfSoftmaxes):
             size = self.readout.size or self.embedding_size
             if size is None:
@@ -114,6 +128,19 @@ class Network(abc.ABC):
                 f"the readout reads, {self.projection or self.outputs}: set model.projection to "
                 "model.embedding_size"
             )
+
+    def _check_embedding(self, embedding: AdaptiveInputs | CharacterInputs) -> None:
+        """Refuse settings that need one table of vectors."""
+        needs_table = {
+            "model.embedding_size=None": self.embedding_size is None,
+            f"model.vectors={self.vectors}": self.vectors is not None,
+            "model.readout.tied=True": getattr(self.readout, "tied", False),
+        }
+        for setting, is_so in needs_table.items():
+            if is_so:
+                raise ValueError(f"{setting} does not go with model.embedding={embedding.kind}")
+        if isinstance(embedding, AdaptiveInputs):
+            _check_cutoffs("model.embedding.cutoffs", embedding.cutoffs)
 
     @property
     @abc.abstractmethod
@@ -207,6 +234,9 @@ class RNN(Network):
     single linear map."""
     residual: bool = False
     """Add each layer's input to its output, from the second layer on."""
+    recurrence: Literal["scan", "pallas"] = "scan"
+    """Time steps of an update on an NVIDIA GPU: scan, a loop over the steps; pallas, all steps of a
+    layer in one kernel (docs/performance.md). Other devices, scores and samples take the scan."""
     change_penalty: NonNegative | None = None
     """beta: training adds beta times the mean square of h_t - h_{t-1} of the last layer to the mean
     loss (Merity et al., 2017); None: none."""
@@ -233,6 +263,14 @@ class RNN(Network):
                 f"model.hidden_size={self.hidden_size} must be a multiple of "
                 f"model.cell.heads={self.cell.heads}"
             )
+        if (
+            isinstance(self.cell, Mogrifier)
+            and isinstance(self.block, NoBlock)
+            and self.embedding_size is None
+        ):
+            raise ValueError(
+                "model.cell=mogrifier gates learned vectors: model.embedding_size is None"
+            )
         if not isinstance(self.block, NoBlock):
             for name, value in {
                 "residual": self.residual or None,
@@ -258,6 +296,17 @@ class RNN(Network):
                 raise ValueError(
                     f"model.dropout.{name} is read only with model.cell={' or '.join(cells)}"
                 )
+        if self.recurrence == "pallas":
+            cells = [kind for kind in GATED if kind != Mogrifier.kind]
+            if self.cell.kind not in cells:
+                raise ValueError(
+                    f"model.recurrence=pallas is read only with model.cell={' or '.join(cells)}"
+                )
+            for field, value in {"layer_norm": True, "reset": "before"}.items():
+                if getattr(self.cell, field, None) == value:
+                    raise ValueError(
+                        f"model.recurrence=pallas does not go with model.cell.{field}={value}"
+                    )
         _refuse_between(self)
 
     @property
@@ -271,8 +320,15 @@ class RNN(Network):
         return self.sizes[-1]
 
 
+def _check_cutoffs(name: str, cutoffs: tuple[int, ...]) -> None:
+    if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
+        raise ValueError(f"{name}={cutoffs} must rise, one of them at least")
+
+
 def unrounded(model: Any) -> Any:
-    """The settings of the same model without rounding, to score, sample and probe it."""
+    """The model without rounding and with scans, to score, sample and probe it."""
+    if isinstance(model, RNN):
+        model = dataclasses.replace(model, recurrence="scan")
     return dataclasses.replace(model, precision="float32") if isinstance(model, Network) else model
 
 

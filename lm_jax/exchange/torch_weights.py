@@ -24,12 +24,12 @@ from lm_jax.config import (
     LSTM,
     RNN,
     Elman,
-    Gated,
     Model,
     NoBlock,
     NoiseContrastive,
     SampledSoftmax,
     Softmax,
+    Table,
 )
 from lm_jax.exchange.torch_names import (
     PARTS,
@@ -235,7 +235,7 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         raise UserError(f"model={model.kind} cannot be written for PyTorch: only model=rnn can")
     cell = model.cell
     without = {
-        f"model.cell={cell.kind}": not isinstance(cell, Gated),
+        f"model.cell={cell.kind}": not isinstance(cell, Elman | LSTM | GRU),
         "model.cell.activation=sigmoid": isinstance(cell, Elman) and cell.activation == "sigmoid",
         "model.cell.peepholes=True": isinstance(cell, LSTM) and cell.peepholes,
         "model.cell.layer_norm=True": isinstance(cell, LSTM) and cell.layer_norm,
@@ -243,6 +243,7 @@ def _refuse_without_place(model: Model, layout: Layout) -> None:
         f"model.block={model.block.kind}": not isinstance(model.block, NoBlock),
         "model.residual=True": model.residual,
         f"model.projection={model.projection}": model.projection is not None,
+        f"model.embedding={model.embedding.kind}": not isinstance(model.embedding, Table),
         "model.embedding_size=None": model.embedding_size is None,
         f"model.readout={model.readout.kind}": not isinstance(
             model.readout, Softmax | SampledSoftmax | NoiseContrastive

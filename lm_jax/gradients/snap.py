@@ -82,7 +82,8 @@ def snap1(model: LanguageModel) -> Estimator:
     if len(cells) < len(model.layers) or any(cell.units is None for cell in cells):
         raise UserError(
             "SnAp-1 needs built-in cells: not an LSTM with model.cell.layer_norm, not a GRU "
-            "with model.cell.reset=before, not an mLSTM, no cell of your own, and no model.block"
+            "with model.cell.reset=before, not an mLSTM or a Mogrifier, no cell of your own, and "
+            "no model.block"
         )
     shapes = jax.eval_shape(model.init, KEY)["layers"]
     kept = [_kept(cell, params) for cell, params in zip(cells, shapes, strict=True)]

@@ -14,8 +14,9 @@ from lm_jax.models.linear_recurrences import (
     MinLSTMCell,
     RGLRUCell,
 )
-from lm_jax.models.make import make
+from lm_jax.models.make import make, vocab_of
 from lm_jax.models.mixture import Mixture, best_weight
+from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -47,6 +48,7 @@ __all__ = [
     "MinGRUCell",
     "MinLSTMCell",
     "Mixture",
+    "MogrifierLayer",
     "NGramModel",
     "RGLRUCell",
     "RNNModel",
@@ -60,4 +62,5 @@ __all__ = [
     "best_weight",
     "make",
     "restart",
+    "vocab_of",
 ]

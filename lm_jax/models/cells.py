@@ -12,7 +12,7 @@ i, f, g, o and of the GRU r, z, n, in this order.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,8 @@ class Cell(abc.ABC):
         """The carry before the first step; leaves [B, ...]."""
         return jnp.zeros((batch_size, self.hidden_size))
 
-    def prepare(self, params: Params, z: Float[Array, "T B G"]) -> Float[Array, "T B G"]:
-        """From x W_xh to z_x, all steps of a chunk at once."""
+    def prepare(self, params: Params, z: Float[Array, "*T B G"]) -> Float[Array, "*T B G"]:
+        """From x W_xh to z_x, of a step or of all steps of a chunk at once."""
         return z + jnp.broadcast_to(params["b_h"], z.shape)
 
     @abc.abstractmethod
@@ -129,6 +129,10 @@ class GatedCell(RecurrentCell):
         self, params: Params, carry: Carry, z_h: Float[Array, "B G"], z_x: Float[Array, "B G"]
     ) -> Carry:
         """The carry after a time step, equal to `step` if z_h = h W_hh."""
+
+    def resized(self, units: int) -> Self:
+        """The cell with another number of units."""
+        return dataclasses.replace(self, hidden_size=units)
 
     def step(self, params: Params, carry: Carry, z_x: Array) -> Carry:
         z_h = matmul(self.output(carry), params["W_hh"], self.precision)

@@ -3,7 +3,8 @@
 A layer reads a token through the product of the token's vector with a matrix. A learned vector is a
 row of the table C [V, E] (Bengio et al., 2003, section 2), shared by all readers of tokens. A
 one-hot vector is never written out: the token's number represents the vector, and the product of
-the vector with a matrix is a row of the matrix. If the input of a step is V real numbers, these
+the vector with a matrix is a row of the matrix. `lm_jax.models.adaptive_embedding` has vectors made
+of shorter ones. If the input of a step is V real numbers, these
 numbers take the place of the V entries of a one-hot vector.
 """
 
@@ -20,7 +21,7 @@ from lm_jax.models.matmul import Precision, matmul, rows
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-    """The map from tokens to vectors."""
+    """The map from tokens to vectors, rows of one table."""
 
     vocab_size: int
     """V."""
@@ -49,6 +50,14 @@ class Embedding:
         # Preserves the variance, which is 1 / E if the table is tied.
         return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
 
+    def of_tokens(self, params: Params, x: Int[Array, "*shape"]) -> Float[Array, "*shape E"]:
+        """The learned vectors of tokens, without dropout."""
+        return rows(params["C"], x)
+
+    def table(self, params: Params) -> Float[Array, "V E"]:
+        """The learned vectors of all tokens."""
+        return params["C"]
+
     def vectors(
         self, params: Params, x: Int[Array, "T B"] | Float[Array, "T B V"], dropout: DropoutMasks
     ) -> Float[Array, "T B E"] | Int[Array, "T B"]:
@@ -61,9 +70,9 @@ class Embedding:
         """
         if self.size is None:
             return x
-        vectors = times(x, params["C"], self.precision)
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            vectors = dropout.on_words(vectors, x, self.vocab_size)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            return dropout.on_inputs(matmul(x, self.table(params), self.precision))
+        vectors = dropout.on_words(self.of_tokens(params, x), x, self.vocab_size)
         return dropout.on_inputs(vectors)
 
     def projected(
@@ -87,7 +96,7 @@ class Embedding:
         many = isinstance(x.size, int) and x.size >= self.vocab_size  # not of a symbolic shape
         if self.size is None or not tokens or not many or dropout.on_vectors:
             return self.vectors(params, x, dropout), W
-        return x, matmul(params["C"], W, self.precision)
+        return x, matmul(self.table(params), W, self.precision)
 
 
 def times(

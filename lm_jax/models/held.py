@@ -47,6 +47,15 @@ class KeepingGate(GatedCell):
     def units(self) -> int | None:
         return None
 
+    def resized(self, units: int) -> "KeepingGate":
+        return dataclasses.replace(self, hidden_size=units, cell=self.cell.resized(units))
+
+    def by_unit(self, z_x: Float[Array, "T B columns"], carry: Carry) -> Float[Array, "T B C"]:
+        """z_x with a column of m for each number of the carry."""
+        z_x, m = jnp.split(z_x, [self.cell.width], axis=-1)
+        numbers = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        return jnp.concatenate([z_x, jnp.broadcast_to(m, (*m.shape[:2], numbers))], axis=-1)
+
     def gate(
         self, params: Params, carry: Carry, z_h: Array, z_x: Float[Array, "B columns"]
     ) -> Carry:

@@ -63,7 +63,7 @@ class LinearCell(Cell):
 class MinGRUCell(LinearCell):
     """The minGRU, h_t = (1 - z_t) h_{t-1} + z_t h̃_t with z = σ(W_z x + b_z), h̃ = W_h x + b_h.
 
-    Feng et al. (2024), algorithm 1; z_x holds z and h̃ in this order.
+    Feng et al. (2024); z_x holds z and h̃ in this order.
     """
 
     gates: ClassVar[int] = 2
@@ -82,7 +82,7 @@ class MinLSTMCell(LinearCell):
     """The minLSTM, h_t = f'_t h_{t-1} + i'_t h̃_t with f' = f / (f + i), i' = i / (f + i).
 
     f = σ(W_f x + b_f), i = σ(W_i x + b_i), h̃ = W_h x + b_h, in this order in z_x (Feng et al.,
-    2024, algorithm 3). A state is a weighted mean and does not grow with the length of the text.
+    2024). A state is a weighted mean and does not grow with the length of the text.
     """
 
     gates: ClassVar[int] = 3
@@ -165,9 +165,9 @@ class RGLRUCell(LinearCell):
 
     r = σ(W_r x + b_r),  i = σ(W_i x + b_i),  x̃ = W_x x + b_x,  a_t = σ(Λ)^{c r_t},  c = 8
 
-    (De et al., 2024, equations 1 to 4), with r, i and x̃ in this order in z_x. Griffin's gates read
+    (De et al., 2024, section 2.4), with r, i and x̃ in this order in z_x. Griffin's gates read
     x̃: W_r and W_i here stand for the products of Griffin's block-diagonal matrices and W_x.
-    The initial a^c, with a = σ(Λ), is uniform in [0.9, 0.999] (section 2.4).
+    The initial a^c, with a = σ(Λ), is uniform in [0.9, 0.999].
     """
 
     gates: ClassVar[int] = 3

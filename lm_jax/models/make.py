@@ -4,8 +4,11 @@ import functools
 from typing import Any
 
 from lm_jax import config as settings
+from lm_jax.data.characters import Vocab, size_of, word_characters
+from lm_jax.data.vocabulary import Vocabulary
 from lm_jax.models import custom_cell
 from lm_jax.models.adaptive import AdaptiveSoftmaxReadout
+from lm_jax.models.adaptive_embedding import AdaptiveEmbedding
 from lm_jax.models.backoff import BackoffModel
 from lm_jax.models.base import LanguageModel
 from lm_jax.models.blocks import GLUBlockLayer, MLPBlockLayer
@@ -17,12 +20,14 @@ from lm_jax.models.cells import (
     RecurrentInit,
     ResetBeforeGRUCell,
 )
+from lm_jax.models.character_embedding import CharacterEmbedding
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from lm_jax.models.matmul import Precision
 from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
+from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
 from lm_jax.models.recurrence import CellLayer, Layer
@@ -34,21 +39,34 @@ from lm_jax.models.xlstm import MLSTMCell, SLSTMCell
 from lm_jax.settings import UserError
 
 
-def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -> LanguageModel:
+def vocab_of(model: settings.Model, vocabulary: Vocabulary) -> Vocab:
+    """What `make` needs of a vocabulary: V, or the characters of the words if the model reads them.
+
+    Raises:
+      UserError: the model reads characters, and the tokens are no words.
+    """
+    kind = model.embedding if isinstance(model, settings.Network) else None
+    if not isinstance(kind, settings.CharacterInputs):
+        return len(vocabulary)
+    return word_characters(vocabulary, kind.longest)
+
+
+def make(config: settings.Model, vocab: Vocab, *, regression: bool = False) -> LanguageModel:
     """The model described by a config.
 
     Args:
       config: `Config.model`; the numbers may be tracers.
-      vocab_size: V.
+      vocab: V; or the words' characters, for `--model.embedding characters` (`vocab_of`).
       regression: for an RNN: if True, x is V real numbers at each step, [T, B, V], y is a real
         number, and the squared error replaces the nats (`lm_jax.models.readout`).
     """
+    vocab_size = size_of(vocab)
     if isinstance(config, settings.NGram):
         backoff = config.smoothing == "backoff" or config.entropy_threshold is not None
         kind = BackoffModel if backoff else NGramModel
         return kind(order=config.order, sentence_boundaries=config.sentence_boundaries)
     readout = RegressionReadout(config.precision) if regression else _readout(config, vocab_size)
-    embedding = Embedding(vocab_size, config.embedding_size, readout.tied, config.precision)
+    embedding = _embedding(config, vocab, readout.tied)
     shared: dict[str, Any] = {
         "projection": config.projection,
         "dropout": _dropout(config.dropout),
@@ -94,6 +112,28 @@ def make(config: settings.Model, vocab_size: int, *, regression: bool = False) -
         change_penalty=config.change_penalty,
         **shared,
     )
+
+
+def _embedding(config: settings.Network, vocab: Vocab, tied: bool) -> Embedding:
+    kind, size, precision = config.embedding, config.embedding_size, config.precision
+    vocab_size = size_of(vocab)
+    if isinstance(kind, settings.CharacterInputs):
+        if isinstance(vocab, int):
+            raise UserError("model.embedding=characters needs words, whose characters it reads")
+        return CharacterEmbedding(
+            vocab_size,
+            size,
+            precision=precision,
+            words=vocab,
+            character_size=kind.character_size,
+            widths=kind.widths,
+            filters=kind.filters,
+            highway=kind.highway,
+        )
+    if isinstance(kind, settings.AdaptiveInputs):
+        bands = {"cutoffs": kind.cutoffs, "factor": kind.factor}
+        return AdaptiveEmbedding(vocab_size, size, precision=precision, **bands)
+    return Embedding(vocab_size, size, tied, precision)
 
 
 def _readout(config: settings.Network, vocab_size: int) -> Readout:
@@ -167,11 +207,21 @@ def _layers(config: settings.RNN, embedding: Embedding) -> tuple[Layer, ...]:
 
 
 def _recurrence(config: settings.RNN, inputs: Embedding | int, H: int) -> Layer:
-    if not isinstance(config.cell, settings.CustomCell):
-        return CellLayer(_cell(config.cell, H, config.precision), inputs)
-    if isinstance(inputs, Embedding):
-        inputs = inputs.vocab_size if inputs.size is None else inputs.size
-    return custom_cell.layer(config.cell, inputs, H)
+    cell, size = config.cell, _length(inputs)
+    if isinstance(cell, settings.CustomCell):
+        return custom_cell.layer(cell, size, H)
+    in_kernels = config.recurrence == "pallas"
+    layer = CellLayer(_cell(cell, H, config.precision), inputs, in_kernels)
+    if isinstance(cell, settings.Mogrifier):
+        return MogrifierLayer(layer, size, rounds=cell.rounds, rank=cell.rank)
+    return layer
+
+
+def _length(inputs: Embedding | int) -> int:
+    """Numbers that a layer reads at each step; V for one-hot vectors."""
+    if not isinstance(inputs, Embedding):
+        return inputs
+    return inputs.vocab_size if inputs.size is None else inputs.size
 
 
 def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
@@ -198,6 +248,8 @@ def _cell(config: settings.Cell, H: int, precision: Precision) -> Cell:
             W_hh=W_hh,
             precision=precision,
         )
+    if isinstance(config, settings.Mogrifier):
+        return LSTMCell(H, forget_bias=config.forget_bias, W_hh=W_hh, precision=precision)
     if isinstance(config, settings.SLSTM):
         return SLSTMCell(H, W_hh=W_hh, precision=precision)
     if isinstance(config, settings.GRU):

@@ -24,7 +24,8 @@ the gradients of W_xh and b_h follow from ∂J/∂z_x in a single product, too.
 The gradient of the gate needs what the gate has computed. On a CPU the forward pass keeps the parts
 that are slow to compute (tanh, σ). On an accelerator, where each array written costs a launch in
 each step, the pass is lean: it keeps the carries alone, and the backward pass begins with z_h of
-all steps, in a single product.
+all steps, in a single product. `lm_jax.models.kernels` has the two loops of the lean pass as one
+kernel each, for NVIDIA GPUs.
 
 A recurrent model is a stack of `Layer`s. A `CellLayer` runs a cell of `lm_jax.models.cells`, and a
 `lm_jax.models.transition.TransitionLayer` any other transition.
@@ -43,10 +44,11 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from lm_jax.models import kernels
 from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import Embedding, times
-from lm_jax.models.held import keeping
+from lm_jax.models.held import KeepingGate, keeping
 from lm_jax.models.linear_recurrences import LinearCell
 from lm_jax.models.matmul import matmul_in, round_weights, xla_precision
 from lm_jax.trees import norm
@@ -96,6 +98,8 @@ class CellLayer(Layer):
     cell: Cell
     inputs: Embedding | int
     """The embedding below the layer, or the number of outputs of the layer below."""
+    in_kernels: bool = False
+    """As for `explicit`."""
 
     def init(self, key: Array) -> Params:
         own, first = jax.random.split(key)
@@ -120,7 +124,7 @@ class CellLayer(Layer):
     ) -> tuple[Carry, Float[Array, "T B H"]]:
         cell = self.cell
         z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
-        return unroll(cell, params, carry, z_x, hook, tap, kept)
+        return unroll(cell, params, carry, z_x, hook, tap, kept, self.in_kernels)
 
     def output(self, carry: Carry) -> Float[Array, "*T B H"]:
         return self.cell.output(carry)
@@ -134,6 +138,7 @@ def unroll(
     hook: EdgeHook | None = None,
     tap: Float[Array, "T B"] | None = None,
     kept: Float[Array, "T B K"] | None = None,
+    in_kernels: bool = False,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a cell through time.
 
@@ -145,6 +150,7 @@ def unroll(
       hook: applied to the carry after each step (see `LanguageModel.hidden`).
       tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
       kept: share of the carry that stays as it is at each step (`lm_jax.models.held`); None: 0.
+      in_kernels: as for `explicit`; a hook takes the scan.
 
     Returns:
       the carry after the last step, and h_1 … h_T.
@@ -154,7 +160,7 @@ def unroll(
     if hook is None and tap is None and isinstance(cell, LinearCell):
         return cell.scan(params, carry, z_x)
     if hook is None and isinstance(cell, GatedCell):
-        return explicit(cell, params, carry, z_x, tap)
+        return explicit(cell, params, carry, z_x, tap, in_kernels)
 
     def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
         z_x_t, *edge = at_t
@@ -199,6 +205,7 @@ def explicit(
     carry: Carry,
     z_x: Float[Array, "T B G"],
     tap: Float[Array, "T B"] | None = None,
+    in_kernels: bool = False,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a cell through time, as `unroll` does, with a hand-written gradient (see module head).
 
@@ -208,16 +215,24 @@ def explicit(
       cell: the cell.
       params, carry, z_x, tap: as for `unroll`; the backward pass has δ_t, and a tap only costs the
         norm of δ_t.
+      in_kernels: if True, a program for NVIDIA GPUs runs all steps in one launch (`fused`), and has
+        no second derivatives. In float64, and with the sequences spread over several devices, the
+        steps are a scan all the same.
     """
     params = {name: leaf for name, leaf in params.items() if name not in ("W_xh", "b_h")}
-    return jax.lax.platform_dependent(
-        params,
-        carry,
-        z_x,
-        tap,
-        cpu=_pass_of(cell, tapped=tap is not None, recompute=False),
-        default=functools.partial(lean, cell),
-    )
+    ways = {"cpu": _pass_of(cell, tapped=tap is not None, recompute=False)}
+    if in_kernels and z_x.dtype == jnp.float32 and not _spread():
+        ways["cuda"] = functools.partial(fused, cell)
+    default = functools.partial(lean, cell)
+    return jax.lax.platform_dependent(params, carry, z_x, tap, default=default, **ways)
+
+
+def _spread() -> bool:
+    """True if several devices share the sequences.
+
+    False inside `jax.shard_map`, where the code runs on a single device's shard.
+    """
+    return AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
 
 
 def lean(
@@ -236,10 +251,60 @@ def lean(
       cell, carry, z_x, tap: as for `explicit`.
       params: W_hh, and the parameters of the gate.
     """
-    N, tapped = cell.units, tap is not None
-    idle = 0 if N is None else -N % ALIGNED
-    if N is None or idle == 0:
-        return _pass_of(cell, tapped, recompute=True)(params, carry, z_x, tap)
+    idle = 0 if cell.units is None else -cell.units % ALIGNED
+    run = functools.partial(_pass_of, tapped=tap is not None, recompute=True)
+    return _with_idle_units(run, cell, idle, params, carry, z_x, tap)
+
+
+def fused(
+    cell: GatedCell,
+    params: Params,
+    carry: Carry,
+    z_x: Float[Array, "T B G"],
+    tap: Float[Array, "T B"] | None = None,
+    *,
+    interpret: bool = False,
+) -> tuple[Carry, Float[Array, "T B H"]]:
+    """The pass of `lean`, with all steps in one launch each way (`lm_jax.models.kernels`).
+
+    Idle units fill up whole tiles, and idle sequences whole blocks.
+
+    Args:
+      cell, carry, z_x, tap: as for `explicit`; units of the cell interact only through W_hh.
+      params: W_hh, and the parameters of the gate.
+      interpret: as for `lm_jax.models.kernels.forward`.
+    """
+    N, B = cell.hidden_size, z_x.shape[1]
+    more = -B % kernels.LANES
+
+    def filled(leaf: Array) -> Array:
+        return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 2) + [(0, more), (0, 0)])
+
+    if isinstance(cell, KeepingGate):
+        z_x = cell.by_unit(z_x, carry)
+    if tap is not None:
+        tap = jnp.pad(tap, ((0, 0), (0, more)))
+    carry, z_x = jax.tree.map(filled, (carry, z_x))
+    run = functools.partial(
+        _pass_of, tapped=tap is not None, recompute=True, kernel=True, interpret=interpret
+    )
+    found = _with_idle_units(run, cell, -N % kernels.tile(N), params, carry, z_x, tap)
+    return jax.tree.map(lambda leaf: leaf[..., :B, :], found)
+
+
+def _with_idle_units(
+    run_of: Callable[[GatedCell], Callable],
+    cell: GatedCell,
+    idle: int,
+    params: Params,
+    carry: Carry,
+    z_x: Array,
+    tap: Array | None,
+) -> tuple[Carry, Array]:
+    """Run a pass of a cell with some more units, and leave them out of the result."""
+    if idle == 0:
+        return run_of(cell)(params, carry, z_x, tap)
+    N = cell.hidden_size
 
     def widened(leaf: Array) -> Array:
         by_unit = leaf.reshape(*leaf.shape[:-1], -1, N)
@@ -252,12 +317,13 @@ def lean(
 
     params, carry, z_x = jax.tree.map(widened, (params, carry, z_x))
     params["W_hh"] = jnp.pad(params["W_hh"], ((0, idle), (0, 0)))
-    wide = dataclasses.replace(cell, hidden_size=N + idle)
-    last, h = _pass_of(wide, tapped, recompute=True)(params, carry, z_x, tap)
+    last, h = run_of(cell.resized(N + idle))(params, carry, z_x, tap)
     return jax.tree.map(narrowed, last), narrowed(h)
 
 
-def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
+def _pass_of(
+    cell: GatedCell, tapped: bool, recompute: bool, kernel: bool = False, interpret: bool = False
+) -> Callable:
     """The function (params, carry, z_x, tap) -> (carry, h) of a cell, with its gradient.
 
     Args:
@@ -265,6 +331,7 @@ def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
       tapped: False if the tap is None.
       recompute: keep the carries alone, and compute the gates a second time, with z_h of all steps
         in one product; False: keep what is slow to compute, too (see module head).
+      kernel: run the steps in `lm_jax.models.kernels`, with `interpret`; needs `recompute`.
     """
     # A function of its own: JAX hashes it, and a cell in a traced model holds tracers.
     gate = lambda *at: cell.gate(*at)  # noqa: E731
@@ -289,7 +356,11 @@ def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
             h = cell.output(after)
             return after, (h, carry, _without(back, (own, carry, h, z_x_t)))
 
-        last, kept = jax.lax.scan(step, carry, z_x, unroll=unroll)
+        if kernel:
+            kept = kernels.forward(cell, W, own, carry, z_x, interpret=interpret)
+            last = jax.tree.map(lambda leaf: leaf[-1], kept)
+        else:
+            last, kept = jax.lax.scan(step, carry, z_x, unroll=unroll)
         if recompute:
             before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), carry, kept)
             return (last, cell.output(kept)), (params, before, z_x)
@@ -329,14 +400,35 @@ def _pass_of(cell: GatedCell, tapped: bool, recompute: bool) -> Callable:
             return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
         # Sequences on several devices: sum over sequences once, after the scan.
-        # Not inside `jax.shard_map`: there the code runs on a single device's shard.
-        spread = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
+        spread = _spread()
         zero_own = optax.tree.zeros_like(own)
         apart = (spread or recompute) and bool(own)
         zero = returned_last, zero_own
         at = before, z_x, *kept
-        (returned, d_own), found = jax.lax.scan(step, zero, (*at, d_h), reverse=True, unroll=unroll)
-        epsilon, d_z_x, lengths, deltas = found
+        if kernel:
+            returned, epsilon, d_z_x, deltas = kernels.backward(
+                cell,
+                W,
+                own,
+                before,
+                kept[0],
+                z_x,
+                returned_last,
+                d_h,
+                alike=alike,
+                keep_delta=apart or tapped,
+                interpret=interpret,
+            )
+            first = jax.tree.map(lambda leaf: leaf[0], before)
+            (d_first,) = jax.vjp(cell.output, first)[1](product(epsilon[0], W.T))
+            returned = jax.tree.map(jnp.add, returned, d_first)
+            lengths = norm(deltas, kept=2) if tapped else None
+            d_own = zero_own
+        else:
+            (returned, d_own), found = jax.lax.scan(
+                step, zero, (*at, d_h), reverse=True, unroll=unroll
+            )
+            epsilon, d_z_x, lengths, deltas = found
         if apart:
             by_step = jax.vmap(lambda *at_t: pullback(*at_t[:-1])(at_t[-1])[0])
             d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))

@@ -20,7 +20,7 @@ class SRUState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SRUCell(Cell):
-    """The simple recurrent unit of Lei et al. (2018), equations 1 to 4.
+    """The simple recurrent unit of Lei et al. (2018).
 
     f = σ(W_f x + v_f ∘ c_{t-1} + b_f),  c_t = f ∘ c_{t-1} + (1 - f) ∘ (W x + b)
     r = σ(W_r x + v_r ∘ c_{t-1} + b_r),  h_t = r ∘ c_t + (1 - r) ∘ (W_x x + b_x)

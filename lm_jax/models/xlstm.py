@@ -6,8 +6,8 @@ exp(i) can be arbitrarily large, so memory and normaliser are kept divided by e^
 
     m_t = max(ln f + m_{t-1}, i),   i' = exp(i - m_t) ≤ 1,   f' = exp(ln f + m_{t-1} - m_t) ≤ 1
 
-(equations 15 to 17). The quotient of the two does not depend on m; the gradient goes through m as
-through any other part of the carry, and δ is that of the scaled numbers.
+The quotient of the two does not depend on m; the gradient goes through m as through any other part
+of the carry, and δ is that of the scaled numbers.
 
 The cells of Beck et al. stand in blocks of layers; `lm_jax.models.blocks` has blocks for any cell.
 
@@ -42,7 +42,7 @@ class SLSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SLSTMCell(GatedCell):
-    """The sLSTM, with a scalar memory for each unit (Beck et al., 2024, equations 8 to 17).
+    """The sLSTM, with a scalar memory for each unit (Beck et al., 2024).
 
     z = tanh(z_x + z_h),  o = σ(z_x + z_h),  and i', f', m as in the module head
     c_t = f' c_{t-1} + i' z,   n_t = f' n_{t-1} + i',   h_t = o c_t / n_t
@@ -84,7 +84,7 @@ class MLSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MLSTMCell(Cell):
-    """The mLSTM, with a matrix memory for each head (Beck et al., 2024, equations 19 to 27).
+    """The mLSTM, with a matrix memory for each head (Beck et al., 2024).
 
     C_t = f' C_{t-1} + i' v kᵀ,   n_t = f' n_{t-1} + i' k,
     h_t = o ∘ C_t q / max(|nᵀ q|, e^{-m})

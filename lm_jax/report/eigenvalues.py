@@ -12,6 +12,7 @@ from lm_jax.report.study import numbers
 
 GATES = {
     "lstm": ("input gate", "forget gate", "candidate", "output gate"),
+    "mogrifier": ("input gate", "forget gate", "candidate", "output gate"),
     "slstm": ("input gate", "forget gate", "candidate", "output gate"),
     "gru": ("reset gate", "update gate", "candidate"),
 }

@@ -46,7 +46,7 @@ def _as_lanes(group: Group) -> str:
     trials = "1 trial" if count == 1 else f"{count} trials"
     if group.config.train is None:
         return f"{trials}, counted one by one" if count > 1 else f"{trials}, counted"
-    each = lane_bytes(group.config, group.vocab_size)
+    each = lane_bytes(group.config, group.vocab)
     memory = f"about {_bytes(each)} each, of which {lanes_that_fit(each):,} fit"
     if not group.vectorised:
         return f"{trials} by itself, {memory}"

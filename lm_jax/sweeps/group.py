@@ -99,7 +99,7 @@ class _GroupTrainer:
         first = next(iter(works.values()))
         self.received = first.received
         configs = [work.config for work in works.values()]
-        self.lanes = VmappedRuns(first.vocab_size, first.source, configs)
+        self.lanes = VmappedRuns(first.vocab, first.source, configs)
         self.runs = {trial: run for run, trial in enumerate(works)}
         for trial, work in works.items():
             work.holder = Lane(self.lanes, self.runs[trial])

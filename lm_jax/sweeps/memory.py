@@ -13,24 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax.config import Config, Network, Softmax
+from lm_jax.data.characters import Vocab, size_of
 from lm_jax.data.windows import free_memory
 from lm_jax.training.step import chunk_length, init
 
 SHARE = 0.5  # share of the free memory that lanes may use
 
 
-def lane_bytes(config: Config, vocab_size: int) -> int:
+def lane_bytes(config: Config, vocab: Vocab) -> int:
     """Estimate the bytes of a run as a lane, from shapes alone.
 
     Args:
       config: config of a model trained by gradients.
-      vocab_size: V.
+      vocab: V, or the characters of the words.
     """
-    state = init.eval_shape(config, vocab_size)
+    state = init.eval_shape(config, vocab)
     columns = sum(leaf.shape[-1] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1)
     model = config.model
     if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
-        columns += vocab_size
+        columns += size_of(vocab)
     tokens = config.data.batch_size * chunk_length(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)

@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 
-from lm_jax import files
+from lm_jax import files, models
 from lm_jax.config import Config, Data, override, resolve
+from lm_jax.data.characters import Vocab
 from lm_jax.data.corpus import Corpus, load
 from lm_jax.fields import Mark, fields
 from lm_jax.settings import UserError, digest
@@ -48,8 +49,8 @@ class Group:
 
     trials: tuple[Trial, ...]
     """At least one. Their configs have the same pytree structure."""
-    vocab_size: int
-    """V, the vocabulary size of the text."""
+    vocab: Vocab
+    """V, or the characters of the words of the text (`lm_jax.models.vocab_of`)."""
 
     @property
     def config(self) -> Config:
@@ -156,7 +157,7 @@ def plan(
     texts = CorpusCache(text)
     epochs: dict[Any, int] = {}
     trials: list[Trial] = []
-    sizes: list[int] = []
+    vocabs: list[Vocab] = []
     for number, (name, found) in enumerate(sweep_configs(config, points).items(), 1):
         try:
             corpus = texts.get(found.data)
@@ -165,18 +166,18 @@ def plan(
             raise UserError(f"{_called(number, name)}: {error}") from None
         place = trial_dir(number, digest(found))
         trials.append(Trial(number, name, points[name], ready, place))
-        sizes.append(len(corpus.vocabulary))
-    return Plan(tuple(trials), _groups(trials, sizes))
+        vocabs.append(models.vocab_of(ready.model, corpus.vocabulary))
+    return Plan(tuple(trials), _groups(trials, vocabs))
 
 
 def _called(number: int, name: str) -> str:
     return f"point {number} of the sweep, {name!r}"
 
 
-def _groups(trials: Iterable[Trial], sizes: Iterable[int]) -> tuple[Group, ...]:
+def _groups(trials: Iterable[Trial], vocabs: Iterable[Vocab]) -> tuple[Group, ...]:
     members: dict[Any, list[Trial]] = {}
-    for trial, size in zip(trials, sizes, strict=True):
-        key = jax.tree.structure(trial.config), _cadence(trial.config), size
+    for trial, vocab in zip(trials, vocabs, strict=True):
+        key = jax.tree.structure(trial.config), _cadence(trial.config), vocab
         members.setdefault(key, []).append(trial)
     return tuple(Group(tuple(own), key[2]) for key, own in members.items())
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from lm_jax import models
 from lm_jax.config import train_of
 from lm_jax.data.corpus import Corpus
 from lm_jax.sweeps.failures import Failure, forget, record
@@ -54,7 +55,8 @@ def _in_rows(
     left = list(job.trials)
     try:
         corpus = texts.get(left[0].config.data)
-        fit = lanes_that_fit(lane_bytes(left[0].config, len(corpus.vocabulary)))
+        first = left[0].config
+        fit = lanes_that_fit(lane_bytes(first, models.vocab_of(first.model, corpus.vocabulary)))
     except Exception as error:  # fails every unfinished trial of the job
         failed = {trial.number: Failure.of(error) for trial in job.unfinished()}
         _note(job, left, failed)

@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool
 
 from lm_jax.config import Config
 from lm_jax.data.batches import Source
+from lm_jax.data.characters import Vocab
 from lm_jax.training.driver import to_host
 from lm_jax.training.state import Summary, TrainState
 from lm_jax.training.step import after_validation, reset_metrics, run_until, summary
@@ -52,7 +53,7 @@ class VmappedRuns:
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab: Vocab,
         source: Source,
         configs: Sequence[Config],
         *,
@@ -62,13 +63,13 @@ class VmappedRuns:
         """Prepares lanes, without states yet.
 
         Args:
-          vocab_size: V of all runs.
+          vocab: V, or the characters of the words, of all runs.
           source: training tokens, read by all runs.
           configs: configs of the runs, which differ only in numbers; at least 1.
           devices: devices to use; None: all devices of the default backend.
           width: lanes in a row; None: 1 on a CPU, elsewhere all lanes of a device.
         """
-        self._vocab_size, self._asked = vocab_size, width
+        self._vocab, self._asked = vocab, width
         devices = jax.devices() if devices is None else list(devices)
         self._mesh = Mesh(np.array(devices), ("lanes",), axis_types=(AxisType.Auto,))
         self._source = jax.device_put(source, NamedSharding(self._mesh, EVERYWHERE))
@@ -144,7 +145,7 @@ class VmappedRuns:
                 self._states,
                 self._source,
                 at,
-                self._vocab_size,
+                self._vocab,
                 self._mesh,
                 self.width,
             )
@@ -227,16 +228,14 @@ class Lane:
         self._runs.put(self._run, state)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("vocab_size", "mesh", "width"), donate_argnames="states"
-)
+@functools.partial(jax.jit, static_argnames=("vocab", "mesh", "width"), donate_argnames="states")
 def _run_lanes_until(
-    configs: Any, states: Any, source: Source, stops: Any, vocab_size: int, mesh: Mesh, width: int
+    configs: Any, states: Any, source: Source, stops: Any, vocab: Vocab, mesh: Mesh, width: int
 ) -> Any:
     """`run_until` of every lane; leaves [lanes, ...]. The given states are consumed."""
 
     def lane(config: Config, state: TrainState, stop: Any, source: Source) -> TrainState:
-        return run_until(config, state, source, stop, vocab_size)
+        return run_until(config, state, source, stop, vocab)
 
     return _over_lanes(lane, (configs, states, stops), (source,), mesh, width)
 

@@ -48,7 +48,8 @@ def given_params(config: Config, corpus: Corpus) -> Given:
     if not isinstance(model, Network):
         return Given(params, rows)
     if model.init_from is not None or model.freeze:
-        network = models.make(model, len(corpus.vocabulary), regression=config.data.regression)
+        vocab = models.vocab_of(model, corpus.vocabulary)
+        network = models.make(model, vocab, regression=config.data.regression)
         drawn = jax.eval_shape(network.init, jax.random.key(0))
         _check_patterns("model.freeze", model.freeze, drawn)
         if all(matching(name, model.freeze) for name in by_name(drawn)):

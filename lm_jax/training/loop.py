@@ -198,7 +198,8 @@ def completed(config: Config, corpus: Corpus, epochs: dict[Any, int] | None = No
       UserError: the config does not fit the text.
     """
     # Refuses a model that does not fit V.
-    models.make(config.model, len(corpus.vocabulary), regression=config.data.regression)
+    vocab = models.vocab_of(config.model, corpus.vocabulary)
+    models.make(config.model, vocab, regression=config.data.regression)
     if isinstance(config.model, NGram):
         check_order(
             corpus.train.tokens,

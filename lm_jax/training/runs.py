@@ -91,7 +91,11 @@ def load_run(run_dir: str | Path) -> Run:
     vocabulary, corpus = directory.read_vocabulary(run_dir)
     known = directory.known(run_dir, config, corpus)
     settings = _as_it_is_now(config.model, run_dir)
-    model = models.make(unrounded(settings), len(vocabulary), regression=config.data.regression)
+    model = models.make(
+        unrounded(settings),
+        models.vocab_of(settings, vocabulary),
+        regression=config.data.regression,
+    )
 
     if isinstance(config.model, NGram):
         template = ngram_run.template(config.model)

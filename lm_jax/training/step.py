@@ -10,7 +10,7 @@ Arguments of several functions:
 
 - config: resolved (`lm_jax.config.resolve`); numbers may be tracers.
 - source: the tokens on the device (`lm_jax.data.batches`).
-- vocab_size: V.
+- vocab: V, or the characters of the words (`lm_jax.models.vocab_of`).
 - mesh: the devices that share the sequences of a batch (`lm_jax.training.devices`), or None.
 """
 
@@ -41,6 +41,7 @@ from lm_jax.config import (
     unrounded,
 )
 from lm_jax.data.batches import Batch, Source, batch_at, steps_per_epoch
+from lm_jax.data.characters import Vocab
 from lm_jax.generation.scheduled_sampling import sample_inputs
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
@@ -63,7 +64,7 @@ from lm_jax.training.state import (
 )
 from lm_jax.trees import by_name, matching, norm, path_name
 
-SHARED = ("vocab_size", "mesh")
+SHARED = ("vocab", "mesh")
 
 
 class Draw(enum.IntEnum):
@@ -79,18 +80,18 @@ class Draw(enum.IntEnum):
 # The function runs once: more optimization would save less time than the compiler takes for it.
 @functools.partial(
     jax.jit,
-    static_argnames="vocab_size",
+    static_argnames="vocab",
     compiler_options={"xla_backend_optimization_level": "1"},
 )
-def init(config: Config, vocab_size: int, given: dict[str, Array] | None = None) -> TrainState:
+def init(config: Config, vocab: Vocab, given: dict[str, Array] | None = None) -> TrainState:
     """The state before the first update, on a single device.
 
     Args:
       config: see above.
-      vocab_size: V.
+      vocab: see above.
       given: initial parameters that are not drawn, by their dotted names.
     """
-    train, model = train_of(config), _model(config, vocab_size)
+    train, model = train_of(config), _model(config, vocab)
     params = model.init(_key(config, Draw.INIT))
     if given:
         drawn = by_name(params)
@@ -119,7 +120,7 @@ def run_until(
     state: TrainState,
     source: Source,
     stop: Int[Array, ""] | int,
-    vocab_size: int,
+    vocab: Vocab,
     mesh: Mesh | None = None,
 ) -> TrainState:
     """The state after `stop` updates, or after the first update at which the run diverges.
@@ -132,7 +133,7 @@ def run_until(
         return (state.step < stop) & ~diverged(config, state)
 
     def one_more(state: TrainState) -> TrainState:
-        return update(config, state, source, vocab_size, mesh)
+        return update(config, state, source, vocab, mesh)
 
     with spread_over(mesh):
         return jax.lax.while_loop(goes_on, one_more, state)
@@ -168,10 +169,10 @@ def summary(config: Config, state: TrainState) -> Summary:
 
 
 def update(
-    config: Config, state: TrainState, source: Source, vocab_size: int, mesh: Mesh | None = None
+    config: Config, state: TrainState, source: Source, vocab: Vocab, mesh: Mesh | None = None
 ) -> TrainState:
     """One update: batch, gradient, clipping, optimizer, record."""
-    train, model = train_of(config), _model(config, vocab_size)
+    train, model = train_of(config), _model(config, vocab)
     if config.data.jitter is not None:
         assert isinstance(model, RNNModel)
         model = dataclasses.replace(model, holds=True)
@@ -245,7 +246,7 @@ def update(
         average=averaged(state, params, train.ema_decay),
         accumulated=None if state.accumulated is None else grads,
     )
-    return _shard(config, state, vocab_size, mesh)
+    return _shard(config, state, vocab, mesh)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -290,19 +291,19 @@ def reset_metrics(config: Config, state: TrainState) -> TrainState:
     return state._replace(record=empty_record(_delta_steps(config)))
 
 
-@functools.partial(jax.jit, static_argnames="vocab_size")
+@functools.partial(jax.jit, static_argnames="vocab")
 def peek_batch(
-    config: Config, state: TrainState, source: Source, vocab_size: int
+    config: Config, state: TrainState, source: Source, vocab: Vocab
 ) -> tuple[Carry, Batch]:
     """The model's carry and the batch of the next update."""
-    estimate = _estimator(config, _model(config, vocab_size))
+    estimate = _estimator(config, _model(config, vocab))
     return estimate.model_carry(state.params, state.carry), batch_of(config, source, state.step)
 
 
 @functools.partial(jax.jit, static_argnames=SHARED, donate_argnames="state")
-def shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
+def shard(config: Config, state: TrainState, vocab: Vocab, mesh: Mesh | None) -> TrainState:
     """The state sharded over the devices. The given state is consumed."""
-    return _shard(config, state, vocab_size, mesh)
+    return _shard(config, state, vocab, mesh)
 
 
 def batch_of(config: Config, source: Source, step: Int[Array, ""] | int) -> Batch:
@@ -319,13 +320,13 @@ def chunk_length(config: Config) -> int:
     return config.data.length
 
 
-def eval_model(config: Config, vocab_size: int) -> LanguageModel:
+def eval_model(config: Config, vocab: Vocab) -> LanguageModel:
     """The model of a config, to be evaluated but not to be initialized; its products do not round.
 
     Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """
     config = dataclasses.replace(config, model=unrounded(config.model))
-    return _model(jax.tree.map(lambda number: type(number)(0), config), vocab_size)
+    return _model(jax.tree.map(lambda number: type(number)(0), config), vocab)
 
 
 def replaced(tree: Params, other: Params, patterns: Sequence[str]) -> Params:
@@ -345,18 +346,18 @@ def _first_average(train: Train, params: Params) -> MovingAverage | TriggeredAve
     return None
 
 
-def _shard(config: Config, state: TrainState, vocab_size: int, mesh: Mesh | None) -> TrainState:
+def _shard(config: Config, state: TrainState, vocab: Vocab, mesh: Mesh | None) -> TrainState:
     if mesh is None:
         return state
     carry, rest = state.carry, state._replace(carry=None)
-    init_carry = _estimator(config, _model(config, vocab_size)).init_carry
+    init_carry = _estimator(config, _model(config, vocab)).init_carry
     axes = batch_axes(init_carry, config.data.batch_size)
     rest = sharded(mesh, rest, jax.tree.map(lambda _: REPLICATED, rest))
     return rest._replace(carry=sharded(mesh, carry, axes))
 
 
-def _model(config: Config, vocab_size: int) -> LanguageModel:
-    return models.make(config.model, vocab_size, regression=config.data.regression)
+def _model(config: Config, vocab: Vocab) -> LanguageModel:
+    return models.make(config.model, vocab, regression=config.data.regression)
 
 
 def _estimator(config: Config, model: LanguageModel) -> gradients.Estimator:

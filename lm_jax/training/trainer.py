@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm_jax import generation
+from lm_jax import generation, models
 from lm_jax.config import Config, LiveProbe, RestoreCheckpoint, train_of
 from lm_jax.data.batches import Batch, Source
+from lm_jax.data.characters import size_of
 from lm_jax.data.corpus import Corpus
 from lm_jax.data.windows import InMemory, InputPipeline, Part, input_pipeline
 from lm_jax.files import Row
@@ -121,10 +122,10 @@ class Trainer:
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
         self.processes, self.watch = processes, watch
         self.received = processes.received
-        self.vocab_size = len(corpus.vocabulary)
+        self.vocab = models.vocab_of(config.model, corpus.vocabulary)
         self.mesh = processes.mesh(config.data.batch_size)
         self.length = chunk_length(config)
-        self.model = eval_model(config, self.vocab_size)
+        self.model = eval_model(config, self.vocab)
         part = processes.part(self.mesh, config.data.batch_size)
         self.pipeline = pipeline_of(config, corpus, part) if like is None else like.pipeline
         self.steps_per_epoch = self.pipeline.steps_per_epoch
@@ -208,7 +209,7 @@ class Trainer:
 
     def advance(self, state: TrainState, source: Source, stop: int) -> TrainState:
         """The state after `stop` updates, all read from `source`; the given state is consumed."""
-        return run_until(self.config, state, source, stop, self.vocab_size, self.mesh)
+        return run_until(self.config, state, source, stop, self.vocab, self.mesh)
 
     def replay_until(self, state: TrainState, stop: int) -> TrainState:
         """The state after `stop` updates, made from `state`, an earlier state that is consumed."""
@@ -228,7 +229,7 @@ class Trainer:
     def next_batch(self, state: TrainState) -> tuple[Carry, Batch]:
         """The model's carry and the batch of the next update."""
         source, _ = self.pipeline.at(int(state.step))
-        return peek_batch(self.config, state, source, self.vocab_size)
+        return peek_batch(self.config, state, source, self.vocab)
 
     @property
     def source(self) -> Source:
@@ -336,7 +337,7 @@ class Trainer:
         if found is not None:
             state, self.resumed = found
             self.given = None
-            return shard(self.config, state, self.vocab_size, self.mesh)
+            return shard(self.config, state, self.vocab, self.mesh)
         steps = sorted({*steps_saved(self.run_dir), *self.known.checkpoints})
         if steps and until is None:
             raise directory.lost(self.run_dir, steps)
@@ -344,15 +345,15 @@ class Trainer:
         self.resumed = None
         self.given = self.given or given_params(self.config, self.corpus)
         with on_the_host():
-            state = init(self.config, self.vocab_size, self.given.params or None)
+            state = init(self.config, self.vocab, self.given.params or None)
         if self.mesh is None:
             return state
-        return shard(self.config, state, self.vocab_size, self.mesh)
+        return shard(self.config, state, self.vocab, self.mesh)
 
     @property
     def template(self) -> TrainState:
         """Shapes and types of the state; nothing is computed."""
-        return init.eval_shape(self.config, self.vocab_size)
+        return init.eval_shape(self.config, self.vocab)
 
     def _events_of_training(self) -> Generator[Request, Answer, str]:
         train = self.settings
@@ -529,7 +530,7 @@ class Trainer:
         known = {name: value for name, value in known.items() if name not in (*PLACE, "sample")}
         del params  # frees a copy while the split is read
         loss = yield from self._loss("test")
-        guess = math.log(self.vocab_size)
+        guess = math.log(size_of(self.vocab))
         if not self.config.data.regression and loss.nats_per_token > 2 * guess:
             warnings.warn(
                 f"the run has learned nothing: {loss.nats_per_token:.6g} nats per token on test, "

@@ -422,7 +422,7 @@ def test_no_name_stands_twice_nor_is_that_of_a_setting():
         assert len(names) == len({*names})
         assert all(name == plainly(name) for name in names)
     # Fields of rarer settings: the name by itself means the entry of the table.
-    rarer = {"beta", "clip", "embedding", "file", "iterations"}
+    rarer = {"beta", "clip", "embedding", "file", "filters", "iterations"}
     assert real & {name for listed in SETTINGS.values() for name in listed.split()} == rarer
     for command, table in FLAGS.items():
         typed = {name for listed in table.values() for name in listed.split()}

@@ -224,6 +224,44 @@ def test_differences_name_each_field_and_pass_over_the_adjustable_ones():
             lambda: RNN(dropout=c.RecurrentDropout(zoneout_cell=0.5)),
             "model.dropout.zoneout_cell is read only with model.cell=lstm",
         ),
+        (
+            lambda: RNN(cell=c.MinGRU(), recurrence="pallas"),
+            "model.recurrence=pallas is read only with model.cell=elman or lstm or gru or slstm",
+        ),
+        (
+            lambda: RNN(cell=c.LSTM(layer_norm=True), recurrence="pallas"),
+            "model.recurrence=pallas does not go with model.cell.layer_norm=True",
+        ),
+        (
+            lambda: RNN(cell=c.GRU(reset="before"), recurrence="pallas"),
+            "model.recurrence=pallas does not go with model.cell.reset=before",
+        ),
+        (
+            lambda: Config(model=RNN(recurrence="pallas"), train=Train(gradient=c.RTRL())),
+            "model.recurrence=pallas is read only with train.gradient=explicit or truncated, and",
+        ),
+        (
+            lambda: Config(
+                model=RNN(recurrence="pallas"), train=Train(gradient=c.Explicit(clip_delta=1.0))
+            ),
+            "model.recurrence=pallas is read only with train.gradient=explicit or truncated, and",
+        ),
+        (
+            lambda: RNN(cell=c.Mogrifier(), embedding_size=None),
+            "model.cell=mogrifier gates learned vectors: model.embedding_size is None",
+        ),
+        (
+            lambda: RNN(cell=c.Mogrifier(), dropout=c.RecurrentDropout(zoneout=0.5)),
+            "model.dropout.zoneout is read only with model.cell=elman or lstm or gru",
+        ),
+        (
+            lambda: Config(model=RNN(cell=c.Mogrifier()), train=Train(gradient=c.SnAp1())),
+            "model.cell=mogrifier does not go with train.gradient=snap1",
+        ),
+        (
+            lambda: Config(data=Data(source=c.Adding()), model=RNN(embedding=c.AdaptiveInputs())),
+            "model.embedding=adaptive is not read with data.source=adding, which has no words",
+        ),
         (lambda: Data(length=8, jitter=4), "data.jitter=4 must be below half of data.length=8"),
         (lambda: Data(batching="sentences", jitter=4), "data.jitter is read only with data.batch"),
         (lambda: Data(jitter=4, window_updates=9), "data.jitter does not go with data.window_up"),

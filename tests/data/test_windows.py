@@ -153,7 +153,7 @@ def test_a_replay_and_a_probe_read_across_windows(whole, windowed):
 
 def test_a_loss_that_is_not_finite_ends_the_updates_in_its_own_window(windowed):
     work = Trainer(*prepared_work(windowed))
-    state = step.init(work.config, work.vocab_size)
+    state = step.init(work.config, work.vocab)
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
     after = work.replay_until(state._replace(params=broken), 11)
     assert int(after.step) == 1

@@ -62,6 +62,7 @@ RECURRENT = {
     ),
     "lstm": (lambda: cell("lstm", cell__layer_norm=True, cell__peepholes=True), "explicit BPTT"),
     "gru": (lambda: cell("gru", embedding_size=None), "explicit BPTT"),
+    "mogrifier": (lambda: cell("mogrifier", cell__rank=2, layers=2), None),
     "reset before": (lambda: cell("gru", cell__reset="before"), None),
     "minlstm": (lambda: cell("minlstm"), "parallel scan"),
     "diagonal": (lambda: cell("lru"), "parallel scan"),

@@ -19,6 +19,8 @@ PLATFORMS = "cuda", "tpu"
 LIBRARY = {"Qr", "ProductOfElementaryHouseholderReflectors"} | {
     f"cusolver_{name}_ffi" for name in ("geqrf", "orgqr")
 }
+KERNEL = "__gpu$xla.gpu.triton"
+"""The call of a kernel of `lm_jax.models.kernels`, which has neither a library nor a callback."""
 
 ATOMIC = "update, char elman 128, flossing"
 """The program that does not repeat its bits on a GPU: `jax.linearize` inlines the rows of the
@@ -27,7 +29,7 @@ embedding, and forgets their rule for derivatives."""
 
 def problems(module: str) -> set[str]:
     """Properties of a StableHLO module that no main program may have."""
-    calls = set(re.findall(r"custom_call @(\w+)", module)) - LIBRARY
+    calls = set(re.findall(r"custom_call @([\w$.]+)", module)) - LIBRARY - {KERNEL}
     found = {f"calls {name}" for name in calls}
     host = "send", "recv", "infeed", "outfeed"
     found |= {f"has {name}" for name in host if f"stablehlo.{name}" in module}
@@ -62,6 +64,7 @@ def scatter_adds(module: str) -> int:
 @pytest.mark.quick(
     "update, char lstm 512",
     "update, char lru 512",
+    "update, char gru 128, pallas",
     "update, convolution, 3 layers of 256",
     "update, char elman 64, rtrl",
     "lanes, char gru 64",
@@ -71,10 +74,13 @@ def scatter_adds(module: str) -> int:
 )
 @pytest.mark.parametrize("name", CASES)
 def test_a_program_lowers_for_a_gpu_and_a_tpu(name):
+    if name.startswith("lanes") and "pallas" in name and jax.__version_info__ > (0, 10, 2):
+        pytest.skip("this JAX makes kernels for the devices of the lanes, here CPUs")
     case = shrunk(CASES[name])
     with jax.enable_x64(False):
-        traced = case.build(case, jax.devices()[:1]).trace()
-        modules = [traced.lower(lowering_platforms=(each,)).as_text() for each in PLATFORMS]
+        lowered = case.build(case, jax.devices()[:1]).lower(*PLATFORMS)
+        modules = [each.as_text() for each in lowered]
+    assert [KERNEL in module for module in modules] == ["pallas" in name, False]
     for module in modules:
         assert not problems(module)
         assert (scatter_adds(module) > 0) == (name == ATOMIC)

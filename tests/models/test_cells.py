@@ -12,7 +12,8 @@ import tiny
 from lm_jax import models
 from lm_jax.models import cells, linear_recurrences, sru, xlstm
 from lm_jax.models.base import NO_HOOK
-from lm_jax.models.recurrence import CellLayer, unroll
+from lm_jax.models.mogrifier import MogrifierLayer
+from lm_jax.models.recurrence import CellLayer, Layer, unroll
 from lm_jax.settings import UserError
 
 T, B, E, H = 4, 3, 4, 6
@@ -48,6 +49,17 @@ def lstm(p, state, x, xp):
     c_next = sigmoid(f + p_f[None] * c, xp) * c + sigmoid(i + p_i[None] * c, xp) * xp.tanh(g)
     seen = norm(c_next, p["g_c"], p["b_c"], xp) if "g_c" in p else c_next
     return cells.LSTMState(sigmoid(o + p_o[None] * c_next, xp) * xp.tanh(seen), c_next)
+
+
+def mogrifier(p, state, x, xp):
+    h = state.h
+    for i, own in enumerate(p["rounds"], 1):
+        W = own["W"] if "W" in own else own["left"] @ own["right"]
+        if i % 2 == 1:
+            x = 2 * sigmoid(h @ W + own["b"][None], xp) * x
+        else:
+            h = 2 * sigmoid(x @ W + own["b"][None], xp) * h
+    return lstm(p, cells.LSTMState(h, state.c), x, xp)
 
 
 def gru(p, h, x, xp, before=False):
@@ -125,6 +137,11 @@ CELLS = {
     "peepholes": (cells.LSTMCell(H, peepholes=True), lstm),
     "layer norm": (cells.LSTMCell(H, layer_norm=True), lstm),
     "both": (cells.LSTMCell(H, peepholes=True, layer_norm=True), lstm),
+    "mogrifier": (MogrifierLayer(CellLayer(cells.LSTMCell(H), E), E, rounds=2), mogrifier),
+    "mogrifier, low rank": (
+        MogrifierLayer(CellLayer(cells.LSTMCell(H), E), E, rounds=5, rank=2),
+        mogrifier,
+    ),
     "gru": (cells.GRUCell(H), gru),
     "gru, reset before": (cells.ResetBeforeGRUCell(H), functools.partial(gru, before=True)),
     "mingru": (linear_recurrences.MinGRUCell(H), mingru),
@@ -140,7 +157,7 @@ every_cell = pytest.mark.parametrize("name", CELLS)
 
 def prepared(cell):
     """A layer with params and a carry that hide nothing by being zero."""
-    made = CellLayer(cell, E)
+    made: Layer = cell if isinstance(cell, MogrifierLayer) else CellLayer(cell, E)
     params = tiny.moved(made.init(jax.random.key(0)))
     return made, params, tiny.moved(made.init_carry(B), seed=2)
 

@@ -11,11 +11,13 @@ from lm_jax import models
 from lm_jax.config import (
     GRU,
     RNN,
+    AdaptiveInputs,
     AdaptiveSoftmax,
     Convolution,
     Dropout,
     GLUBlock,
     MLPBlock,
+    Mogrifier,
     NGram,
     SampledSoftmax,
     Softmax,
@@ -196,7 +198,7 @@ EQUAL = {
         cell: tiny.changed(RNN(hidden_size=4, uniform=0.1), cell=cell)
         for cell in (
             *("elman", "lstm", "gru", "mingru", "minlstm", "lru"),
-            *("rglru", "sru", "slstm", "mlstm"),
+            *("rglru", "sru", "slstm", "mlstm", "mogrifier"),
         )
     },
     "block": RNN(hidden_size=4, block=GLUBlock()),
@@ -205,6 +207,9 @@ EQUAL = {
     "block with a small MLP": RNN(hidden_size=4, block=MLPBlock(expansion=2)),
     "block without convolution": RNN(hidden_size=4, block=MLPBlock(convolution=None)),
     "reset before": RNN(cell=GRU(reset="before"), hidden_size=4),
+    "low rank": RNN(cell=Mogrifier(rank=2), hidden_size=4),
+    "adaptive inputs": RNN(hidden_size=4, embedding=AdaptiveInputs(cutoffs=(2, 4))),
+    "other bands": RNN(hidden_size=4, embedding=AdaptiveInputs(cutoffs=(2, 4), factor=2)),
     "adaptive": RNN(hidden_size=4, readout=AdaptiveSoftmax(cutoffs=(2, 4))),
     "sampled": RNN(hidden_size=4, readout=SampledSoftmax(samples=3)),
     "smoothed": RNN(

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import tiny
 
-from lm_jax.config import GRU, LRU, LSTM, MLSTM, SLSTM, Elman, GLUBlock, MinGRU, MLPBlock, NoBlock
+from lm_jax.config import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    SLSTM,
+    Elman,
+    GLUBlock,
+    MinGRU,
+    MLPBlock,
+    Mogrifier,
+    NoBlock,
+)
 from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
 from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.embedding import Embedding
@@ -247,6 +259,7 @@ def slow(*values):
         slow(GRU(reset="before"), NoBlock()),
         slow(MinGRU(), NoBlock()),
         slow(LRU(), NoBlock()),
+        slow(Mogrifier(rank=2), NoBlock()),
         slow(SLSTM(), NoBlock()),
         slow(MLSTM(heads=2), NoBlock()),
         slow(MinGRU(), MLPBlock(convolution=3)),

@@ -161,7 +161,7 @@ def test_a_text_is_read_once_however_many_trials_there_are(monkeypatch):
     # An epoch of all targets: half the length is twice the updates, to one.
     steps = {trial.config.data.length: trial.config.train.steps for trial in found.trials[:2]}
     assert 0 <= 2 * steps[8] - steps[4] <= 2
-    assert {group.vocab_size for group in found.groups} == {
+    assert {group.vocab for group in found.groups} == {
         len(set(tiny.TEXT)) + 1,
         len(set(tiny.TEXT.split())) + 2,
     }

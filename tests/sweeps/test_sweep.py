@@ -343,7 +343,7 @@ def test_another_sweep_s_directory_is_named_with_the_point_that_differs(tmp_path
 
 def test_a_lane_s_memory_is_twice_its_state_and_the_numbers_of_each_token(monkeypatch):
     (group,) = plan(BASE, {"a": {"seed": 0}, "b": {"seed": 1}}, tiny.TEXT).groups
-    V, E, H, B, T = group.vocab_size, 4, 5, 4, 8
+    V, E, H, B, T = group.vocab, 4, 5, 4, 8
     config = group.config
     state = init(config, V)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
