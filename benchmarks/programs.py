@@ -102,7 +102,7 @@ def update(case: Case, devices: Devices) -> Program:
         _on(mesh, 1),
     )
     shared = mesh if len(devices) > 1 else None
-    return Program(run_until, arguments, {"vocab_size": case.vocab_size, "mesh": shared})
+    return Program(run_until, arguments, {"vocab": case.vocab_size, "mesh": shared})
 
 
 def lanes(case: Case, devices: Devices) -> Program:
@@ -112,7 +112,7 @@ def lanes(case: Case, devices: Devices) -> Program:
     own = jax.tree.map(lambda leaf: leaf.update(shape=(LANES, *leaf.shape)), own)
     configs, states, stops = _on(mesh, own, jax.tree.map(lambda _: 0, own))
     arguments = configs, states, _on(mesh, _source(case)), stops
-    static = {"vocab_size": case.vocab_size, "mesh": mesh, "width": LANES // len(devices)}
+    static = {"vocab": case.vocab_size, "mesh": mesh, "width": LANES // len(devices)}
     return Program(vmapped_runs._run_lanes_until, arguments, static)
 
 

@@ -104,15 +104,17 @@ def problem(path: str, asked: object) -> str | None:
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"] or 0))
         try:
-            asked = json.loads(content)
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
         except (ValueError, RecursionError):
             asked = None
         status, answer = 400, {"error": problem(self.path, asked)}
-        if answer["error"] is None:
-            answers = {"/score": model.nats, "/sample": model.text}
-            status, answer = 200, answers[self.path](**asked)
+        try:
+            if answer["error"] is None:
+                answers = {"/score": model.nats, "/sample": model.text}
+                status, answer = 200, answers[self.path](**asked)
+        except UnicodeEncodeError:
+            answer = {"error": "the text holds a lone surrogate"}
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())

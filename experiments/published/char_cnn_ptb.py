@@ -6,11 +6,11 @@ Source    Kim, Jernite, Sontag & Rush (2016), Character-aware neural language mo
           README.md and main.lua of github.com/yoonkim/lstm-char-cnn: vectors of 15 numbers for
           characters, filters of 1 to 7 characters, 1,100 in all, two highway layers; two LSTM
           layers of 650 units; 0.5 dropout; all weights from U(-0.05, 0.05); 20 streams of 35
-          steps, 25 epochs, SGD of rate 1, halved after an epoch without a better validation,
-          gradient norm at most 5. The code's gradient is summed over the 35 steps, and is here a
-          mean: the rate is 35, and the threshold 5 / 35.
-Differs   The code halves the rate if the validation perplexity falls by less than 1, and its biases
-          of the highway's gates begin 2 lower.
+          steps, 25 epochs, SGD of rate 1, halved after an epoch in which validation perplexity
+          falls by less than 1, gradient norm at most 5. The code's gradient is summed over the 35
+          steps, and is here a mean: the rate is 35, and the threshold 5 / 35.
+Differs   Here the rate is halved after an epoch without a better validation loss. The code begins
+          the biases of the highway's gates in U(-2.05, -1.95).
 Command   python run.py train char_cnn_ptb --data.source file --data.source.train DIR
           DIR is a folder with the three files of the corpus, ptb.train.txt, ptb.valid.txt and
           ptb.test.txt. The small model: python run.py sweep char_cnn_ptb with the same flags.

@@ -9,10 +9,10 @@ Source    Melis, Kočiský & Blunsom (2020), Mogrifier LSTM, and the tuned setti
           of 70 steps; Adam without momentum (beta1 0) of rate 0.0023. The code's loss is summed
           over the 70 steps, so that its threshold 10 of the gradient's norm and its L2 penalty are
           divided by 70 here. 912 units have 24.0 million parameters.
-Differs   The code drops 0.39 of the units of h_{t-1}; here as many entries of W_hh are dropped. Its
-          input gate is at most 1 - f, it sets the state to 0 after one chunk in a hundred, and it
-          averages the parameters from the 50th of its evaluations without a new best on; here an
-          exponential average stands in for the last.
+Differs   The code drops 0.39 of the units of h_{t-1}; here the same share of the entries of W_hh is
+          dropped. The code bounds the input gate by 1 - f, and sets the state to 0 after one chunk
+          in a hundred; here neither is done. The code averages the parameters after 50 evaluations
+          without a new best one; here an exponential moving average takes its place.
 Command   python run.py train mogrifier_ptb --data.source file --data.source.train DIR
           DIR is a folder with the three files of the corpus, ptb.train.txt, ptb.valid.txt and
           ptb.test.txt. Dynamic evaluation of that run, RUN:

@@ -83,7 +83,7 @@ def sweep_command(
           lanes: largest number of trials side by side; as many as fit into half of the free memory
             if not given.
           retries: number of further attempts at a failed trial; each alone, in a fresh process.
-          halving_first: successive halving (Li et al., 2020): the update of the first rung; at a
+          halving_first: successive halving: the update of the first rung; at a
             rung all but the best trials end. No halving if not given.
           halving_factor: successive halving: the best 1/factor continue, and each rung is factor
             times the rung before; 3 if not given.

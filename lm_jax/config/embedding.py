@@ -49,6 +49,11 @@ class CharacterInputs:
                 f"model.embedding.widths={self.widths} and model.embedding.filters={self.filters} "
                 "must have one number for each group, one group at least"
             )
+        if max(self.widths) > self.longest + 2:
+            raise ValueError(
+                f"model.embedding.widths={self.widths} must be at most {self.longest + 2}: "
+                f"model.embedding.longest={self.longest} characters and the word's two ends"
+            )
 
 
 Embedding = Table | AdaptiveInputs | CharacterInputs

@@ -322,7 +322,7 @@ class RNN(Network):
 
 def _check_cutoffs(name: str, cutoffs: tuple[int, ...]) -> None:
     if not cutoffs or list(cutoffs) != sorted(set(cutoffs)):
-        raise ValueError(f"{name}={cutoffs} must rise, one of them at least")
+        raise ValueError(f"{name}={cutoffs} must rise, and have one number at least")
 
 
 def unrounded(model: Any) -> Any:

@@ -1,14 +1,14 @@
 """The characters of the words of a vocabulary, for vectors of words made from characters.
 
-A word is the symbol of a word's beginning, its characters, and the symbol of its end. `<unk>` and
-`<eos>` have a symbol of their own each in place of their characters.
+A word is spelt as a symbol for its beginning, its characters, and a symbol for its end. `<unk>` and
+`<eos>` are one symbol each in place of characters.
 
 Letters: V words, A symbols, L symbols of the longest word.
 """
 
 import dataclasses
+import functools
 import hashlib
-from functools import cached_property
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class WordCharacters:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @cached_property
+    @functools.cached_property
     def _digest(self) -> tuple[int, tuple[int, ...], str]:
         found = hashlib.sha256(np.ascontiguousarray(self.numbers).tobytes()).hexdigest()
         return self.symbols, self.numbers.shape, found
@@ -51,6 +51,7 @@ def size_of(vocab: Vocab) -> int:
     return vocab if isinstance(vocab, int) else len(vocab)
 
 
+@functools.lru_cache(maxsize=8)
 def word_characters(vocabulary: Vocabulary, longest: int) -> WordCharacters:
     """The characters of all words of a vocabulary.
 

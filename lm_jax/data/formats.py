@@ -65,7 +65,8 @@ def other_format(head: bytes) -> str | None:
     for start, said in _BINARY.items():
         if head.startswith(start):
             ending = _TABLES.get(start)
-            return f"{said}: {f'name it {ending}' if ending else 'write it as text first'}"
+            named = f"unpacked, and with a name in {ending}, it is read"
+            return f"{said}: {named if ending else 'write it as text first'}"
     for start, encoding in _WIDE.items():
         if head.startswith(start) and _is(encoding, head):
             return _converted(encoding)

@@ -127,7 +127,7 @@ def file_text(
     Args:
       path: the file.
       name: name of the file in errors.
-      any_bytes: take a file of any format, for the tokeniser `byte`.
+      any_bytes: take a file of any format but a damaged table, for the tokeniser `byte`.
       text_key: the key of JSON lines (`lm_jax.data.json_lines`), None: `text`; or the column of a
         table (`lm_jax.data.table_files`), None: the only column of text, or `text`.
 

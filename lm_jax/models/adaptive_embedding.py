@@ -58,13 +58,17 @@ class AdaptiveEmbedding(Embedding):
         return {"bands": bands}
 
     def of_tokens(self, params: Params, x: Int[Array, "*shape"]) -> Float[Array, "*shape E"]:
-        total = jnp.zeros(())
-        for start, own in zip((0, *self.cutoffs), params["bands"], strict=True):
+        if self.as_many(x):
+            return rows(self.table(params), x)
+
+        def of_band(start: int, own: Params) -> Array:
             place, size = x - start, len(own["C"])
             here = (place >= 0) & (place < size)
             vectors = matmul(rows(own["C"], jnp.clip(place, 0, size - 1)), own["P"], self.precision)
-            total += jnp.where(here[..., None], vectors, 0)
-        return total
+            return jnp.where(here[..., None], vectors, 0)
+
+        first, *others = map(of_band, (0, *self.cutoffs), params["bands"])
+        return sum(others, first)
 
     def table(self, params: Params) -> Float[Array, "V E"]:
         bands = [matmul(own["C"], own["P"], self.precision) for own in params["bands"]]

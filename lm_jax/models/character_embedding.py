@@ -1,13 +1,13 @@
 """Vectors of words made from their characters by a convolution (Kim et al., 2016).
 
-    C = vectors c_1 … c_L of a word's symbols, zero after its end
+    c_1 … c_L = vectors of a word's symbols, zero after its end
     y_k = max_i tanh(F_k · [c_i; …; c_{i + w - 1}] + b_k)        for each filter k of w symbols
     z = t ∘ ReLU(y W_H + b_H) + (1 - t) ∘ y,   t = σ(y W_T + b_T)       a highway layer
 
 i runs over all places at which the filter fits into L. y has a number for each filter of all
 widths; z of one highway layer is the y of the next one (Srivastava et al., 2015). If there are not
 E filters, a matrix without bias maps z to the E numbers of the vector (Jozefowicz et al., 2016).
-Because tanh rises, the code takes the maximum first.
+tanh is increasing, so the code takes the maximum first.
 
 Letters: A symbols, L symbols of the longest word, d numbers of a symbol's vector, K filters.
 """
@@ -25,6 +25,8 @@ from lm_jax.models.base import Params, affine, normal, scaled_normal
 from lm_jax.models.embedding import Embedding
 from lm_jax.models.matmul import matmul, rows
 
+WORDS = 4096
+"""Words of the table whose vectors are computed side by side."""
 TRANSFORM_BIAS = -2.0
 """Initial b_T: a highway layer begins near the identity, as in the authors' code."""
 
@@ -46,7 +48,7 @@ class CharacterEmbedding(Embedding):
     filters: tuple[int, ...] = (25, 50, 75, 100, 125, 150)
     """Number of filters of each group."""
     highway: int = 1
-    """Highway layers."""
+    """Number of highway layers."""
 
     def init(self, key: Array) -> Params:
         assert self.size is not None
@@ -64,12 +66,15 @@ class CharacterEmbedding(Embedding):
         return params if self.size == K else {**params, "P": scaled_normal(last, K, self.size)}
 
     def of_tokens(self, params: Params, x: Int[Array, "*shape"]) -> Float[Array, "*shape E"]:
-        if isinstance(x.size, int) and x.size >= self.vocab_size:  # not of a symbolic shape
+        if self.as_many(x):
             return rows(self.table(params), x)
         return self._of_symbols(params, jnp.asarray(self._numbers)[x])
 
     def table(self, params: Params) -> Float[Array, "V E"]:
-        return self._of_symbols(params, jnp.asarray(self._numbers))
+        # In parts, and computed a second time in the backward pass: the windows of all words take
+        # many times the memory of their vectors.
+        of_word = jax.checkpoint(lambda numbers: self._of_symbols(params, numbers))
+        return jax.lax.map(of_word, jnp.asarray(self._numbers), batch_size=WORDS)
 
     @property
     def _numbers(self) -> np.ndarray:
@@ -83,15 +88,15 @@ class CharacterEmbedding(Embedding):
     ) -> Float[Array, "*shape E"]:
         c = jnp.where(numbers[..., None] > 0, rows(params["symbols"], numbers), 0)
         groups = zip(self.widths, params["filters"], strict=True)
-        y = jnp.concatenate([self._strongest(own, c, w) for w, own in groups], axis=-1)
+        y = jnp.concatenate([self._max_over_time(own, c, w) for w, own in groups], axis=-1)
         for own in params["highway"]:
             t = jax.nn.sigmoid(affine(y, own["W_T"], own["b_T"], self.precision))
             new = jax.nn.relu(affine(y, own["W_H"], own["b_H"], self.precision))
             y = t * new + (1 - t) * y
         return matmul(y, params["P"], self.precision) if "P" in params else y
 
-    def _strongest(self, own: Any, c: Float[Array, "*shape L d"], w: int) -> Array:
-        """The largest value of each filter of w symbols."""
+    def _max_over_time(self, own: Any, c: Float[Array, "*shape L d"], w: int) -> Array:
+        """The largest value of each filter of w symbols over all places, [*shape, filters]."""
         places = c.shape[-2] - w + 1
         windows = jnp.concatenate([c[..., i : i + places, :] for i in range(w)], axis=-1)
         z = jnp.max(matmul(windows, own["F"], self.precision), axis=-2)

@@ -3,9 +3,9 @@
 A layer reads a token through the product of the token's vector with a matrix. A learned vector is a
 row of the table C [V, E] (Bengio et al., 2003, section 2), shared by all readers of tokens. A
 one-hot vector is never written out: the token's number represents the vector, and the product of
-the vector with a matrix is a row of the matrix. `lm_jax.models.adaptive_embedding` has vectors made
-of shorter ones. If the input of a step is V real numbers, these
-numbers take the place of the V entries of a one-hot vector.
+the vector with a matrix is a row of the matrix. `lm_jax.models.adaptive_embedding` and
+`character_embedding` make the vectors in other ways. If the input of a step is V real numbers,
+these numbers take the place of the V entries of a one-hot vector.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Embedding:
     tied: bool = False
     """If True, the readout multiplies by the table, too."""
     precision: Precision = "float32"
-    """Precision of the product with real inputs; a token's vector is an unrounded row of C."""
+    """Precision of the products that make the vectors; of a table, only with real inputs."""
 
     def init(self, key: Array) -> Params:
         """The table {"C": [V, E]} with entries N(0, 1), or {} for one-hot vectors.
@@ -49,6 +49,10 @@ class Embedding:
             return jax.random.normal(key, (self.vocab_size, outputs))
         # Preserves the variance, which is 1 / E if the table is tied.
         return scaled_normal(key, 1 if self.tied else self.size, outputs, rows=self.size)
+
+    def as_many(self, x: Array) -> bool:
+        """True if x has V numbers or more, and the size of x is no symbol."""
+        return isinstance(x.size, int) and x.size >= self.vocab_size
 
     def of_tokens(self, params: Params, x: Int[Array, "*shape"]) -> Float[Array, "*shape E"]:
         """The learned vectors of tokens, without dropout."""
@@ -93,8 +97,7 @@ class Embedding:
           W: the matrix that first multiplies a vector.
         """
         tokens = jnp.issubdtype(x.dtype, jnp.integer)
-        many = isinstance(x.size, int) and x.size >= self.vocab_size  # not of a symbolic shape
-        if self.size is None or not tokens or not many or dropout.on_vectors:
+        if self.size is None or not tokens or not self.as_many(x) or dropout.on_vectors:
             return self.vectors(params, x, dropout), W
         return x, matmul(self.table(params), W, self.precision)
 

@@ -1,14 +1,13 @@
 """Kernels that run all time steps of a gated cell in one launch, for NVIDIA GPUs (Pallas, Triton).
 
-A block of a GPU's threads takes `LANES` sequences and all of their steps, so that no block waits
-for another. In each step the block goes through the units, one tile after another: the z_h of a
-tile is a sum of products with tiles of W_hh, and the cell's own `gate` follows on the tile
-(`lm_jax.models.tiles`). The threads of a block wait for each other after each step, because the
-next step reads the h of all units. The way back is the recursion for δ and ε in the head of
-`lm_jax.models.recurrence`. Carries and ε are written to memory, and the next step finds them in a
-cache of the GPU. W_hh stays in the cache, too, as far as there is room.
+A thread block computes all steps of `SEQUENCES` sequences, so no thread block waits for another. At
+each step it computes one tile of units after another: z_h, a sum of products with tiles of W_hh,
+and then the cell's `gate` (`lm_jax.models.tiles`). A barrier ends each step, because the next step
+reads h of all units. `backward` is the recursion for δ and ε in the head of
+`lm_jax.models.recurrence`. Carries and ε go through global memory. W_hh is read at each step, from
+a cache if it fits.
 
-Letters: T time steps; B sequences, a multiple of `LANES`; N units, a multiple of `tile(N)`;
+Letters: T time steps; B sequences, a multiple of `SEQUENCES`; N units, a multiple of `tile(N)`;
 G columns of W_hh, and C of z_x, with entry g N + i for unit i.
 """
 
@@ -27,7 +26,7 @@ from lm_jax.models.cells import GatedCell
 from lm_jax.models.matmul import xla_precision
 from lm_jax.models.tiles import Tiles, on_tiles, tiles_of
 
-LANES = 16
+SEQUENCES = 16
 """Sequences of a block, the fewest rows of a product of tiles."""
 WARPS = 8
 """Groups of 32 threads in a block."""
@@ -179,7 +178,7 @@ class _Tiled:
 
         def of(leaf: Any) -> Tiles:
             def row(*place: int) -> Array:
-                return jnp.broadcast_to(leaf[*place, self.at(j)][None], (LANES, self.tile))
+                return jnp.broadcast_to(leaf[*place, self.at(j)][None], (SEQUENCES, self.tile))
 
             return tiles_of(leaf.shape[:-1], row)
 
@@ -194,7 +193,7 @@ class _Tiled:
                 z + self._dot(h_k, W[self.at(k), self.at(j, g)], 0) for g, z in enumerate(sums)
             )
 
-        zero = jnp.zeros((LANES, self.tile), self.sums)
+        zero = jnp.zeros((SEQUENCES, self.tile), self.sums)
         return jax.lax.fori_loop(0, self.count, add, (zero,) * self.gates)
 
     def product_back(self, epsilon: Any, t: Any, W: Any, j: Any) -> Array:
@@ -207,7 +206,7 @@ class _Tiled:
                 total += self._dot(part, W[self.at(j), columns], 1)
             return total
 
-        zero = jnp.zeros((LANES, self.tile), self.sums)
+        zero = jnp.zeros((SEQUENCES, self.tile), self.sums)
         return jax.lax.fori_loop(0, self.count, add, zero)
 
     def _dot(self, x: Array, W: Array, axis: int) -> Array:
@@ -221,7 +220,7 @@ class _Tiled:
         """Write the values of a tile's units into [T, B, C] at step t; t None: into [B, C]."""
         time = () if t is None else (t,)
         for g, value in enumerate(values.flat):
-            place[*time, :, self.at(j, g)] = jnp.broadcast_to(value, (LANES, self.tile))
+            place[*time, :, self.at(j, g)] = jnp.broadcast_to(value, (SEQUENCES, self.tile))
 
 
 def _by_unit(own: Params, N: int) -> Params:
@@ -254,16 +253,16 @@ def _launch(kernel: Callable, weights: Any, arrays: Any, shapes: Any, interpret:
     def whole(leaf: Any) -> pl.BlockSpec:
         return pl.BlockSpec(leaf.shape, lambda i: (0,) * leaf.ndim)
 
-    def of_lanes(leaf: Any) -> pl.BlockSpec:
+    def of_sequences(leaf: Any) -> pl.BlockSpec:
         *steps, _, columns = leaf.shape
-        return pl.BlockSpec((*steps, LANES, columns), lambda i: (*(0 for _ in steps), i, 0))
+        return pl.BlockSpec((*steps, SEQUENCES, columns), lambda i: (*(0 for _ in steps), i, 0))
 
     return pl.pallas_call(
         kernel,
         out_shape=shapes,
-        in_specs=(*jax.tree.map(whole, weights), *jax.tree.map(of_lanes, arrays)),
-        out_specs=jax.tree.map(of_lanes, shapes),
-        grid=(jax.tree.leaves(shapes)[0].shape[-2] // LANES,),
+        in_specs=(*jax.tree.map(whole, weights), *jax.tree.map(of_sequences, arrays)),
+        out_specs=jax.tree.map(of_sequences, shapes),
+        grid=(jax.tree.leaves(shapes)[0].shape[-2] // SEQUENCES,),
         compiler_params=triton.CompilerParams(num_warps=WARPS),
         interpret=interpret,
     )(*weights, *arrays)

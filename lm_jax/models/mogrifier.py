@@ -35,7 +35,7 @@ class MogrifierLayer(Layer):
     """
 
     layer: CellLayer
-    """The cell, which reads h only through h W_hh, and what is below; x is never a token."""
+    """The LSTM and its parameters. Its inputs are vectors, never token numbers."""
     inputs: int
     """M."""
     _: dataclasses.KW_ONLY

@@ -99,7 +99,7 @@ class CellLayer(Layer):
     inputs: Embedding | int
     """The embedding below the layer, or the number of outputs of the layer below."""
     in_kernels: bool = False
-    """As for `explicit`."""
+    """If True, a program for an NVIDIA GPU runs all time steps in one kernel each way."""
 
     def init(self, key: Array) -> Params:
         own, first = jax.random.split(key)
@@ -215,14 +215,14 @@ def explicit(
       cell: the cell.
       params, carry, z_x, tap: as for `unroll`; the backward pass has δ_t, and a tap only costs the
         norm of δ_t.
-      in_kernels: if True, a program for NVIDIA GPUs runs all steps in one launch (`fused`), and has
-        no second derivatives. In float64, and with the sequences spread over several devices, the
-        steps are a scan all the same.
+      in_kernels: if True, a program for NVIDIA GPUs runs all steps in one launch each way
+        (`in_one_kernel`), and has no second derivatives. In float64, and with the sequences spread
+        over several devices, the steps are a scan all the same.
     """
     params = {name: leaf for name, leaf in params.items() if name not in ("W_xh", "b_h")}
     ways = {"cpu": _pass_of(cell, tapped=tap is not None, recompute=False)}
     if in_kernels and z_x.dtype == jnp.float32 and not _spread():
-        ways["cuda"] = functools.partial(fused, cell)
+        ways["cuda"] = functools.partial(in_one_kernel, cell)
     default = functools.partial(lean, cell)
     return jax.lax.platform_dependent(params, carry, z_x, tap, default=default, **ways)
 
@@ -256,7 +256,7 @@ def lean(
     return _with_idle_units(run, cell, idle, params, carry, z_x, tap)
 
 
-def fused(
+def in_one_kernel(
     cell: GatedCell,
     params: Params,
     carry: Carry,
@@ -275,7 +275,7 @@ def fused(
       interpret: as for `lm_jax.models.kernels.forward`.
     """
     N, B = cell.hidden_size, z_x.shape[1]
-    more = -B % kernels.LANES
+    more = -B % kernels.SEQUENCES
 
     def filled(leaf: Array) -> Array:
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 2) + [(0, more), (0, 0)])

@@ -1,11 +1,10 @@
 """Functions of one hidden unit, applied to tiles of units.
 
 A kernel works on tiles: arrays [b, n] of some sequences and some units. A gate (`GatedCell.gate`)
-reads arrays [B, g N] with the units of g gates side by side, and takes these arrays apart. A kernel
-for Triton can neither cut nor join arrays. The units of a gate do not interact (`Cell.units`). The
-gate of a cell of one unit, traced for one sequence, therefore says everything: each number in this
-trace stands for a tile, cutting and joining are done on NumPy arrays of tiles while the kernel is
-traced, and each arithmetic operation is applied to whole tiles.
+reads arrays [B, g N] and splits them by gate, which a Triton kernel cannot do. The units of a gate
+do not interact (`Cell.units`). `on_tiles` therefore traces the gate of one unit and one sequence,
+and puts a tile in the place of each number of the trace. Splitting and joining move entries of
+NumPy arrays of tiles while the kernel is traced; every other operation acts on whole tiles.
 """
 
 from collections.abc import Callable
@@ -37,20 +36,20 @@ def on_tiles(function: Callable, *given: Any, dtype: Any) -> Any:
     """
     shapes = jax.tree.map(lambda tiles: jax.ShapeDtypeStruct(tiles.shape, dtype), given)
     traced, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
-    found = _evaluated(traced, jax.tree.leaves(given))
+    found = _eval_jaxpr(traced, jax.tree.leaves(given))
     return jax.tree.unflatten(jax.tree.structure(result), found)
 
 
-def _evaluated(closed: ClosedJaxpr, given: list[Tiles]) -> list[Tiles]:
+def _eval_jaxpr(closed: ClosedJaxpr, given: list[Tiles]) -> list[Tiles]:
     jaxpr = closed.jaxpr
-    known: dict[Any, Tiles] = dict(zip(jaxpr.constvars, map(_each, closed.consts), strict=True))
+    known: dict[Any, Tiles] = dict(zip(jaxpr.constvars, map(_as_tiles, closed.consts), strict=True))
     known |= zip(jaxpr.invars, given, strict=True)
 
     def read(atom: Any) -> Tiles:
-        return _each(atom.val) if isinstance(atom, Literal) else known[atom]
+        return _as_tiles(atom.val) if isinstance(atom, Literal) else known[atom]
 
     for equation in jaxpr.eqns:
-        found = _applied(equation, [read(atom) for atom in equation.invars])
+        found = _eval_equation(equation, [read(atom) for atom in equation.invars])
         known |= zip(equation.outvars, found, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -63,17 +62,17 @@ def tiles_of(shape: tuple[int, ...], of: Callable[..., Any]) -> Tiles:
     return tiles
 
 
-def _each(constant: Any) -> Tiles:
+def _as_tiles(constant: Any) -> Tiles:
     numbers = np.asarray(constant)
     return tiles_of(numbers.shape, lambda *place: numbers[place])
 
 
-def _applied(equation: Any, given: list[Tiles]) -> list[Tiles]:
+def _eval_equation(equation: Any, given: list[Tiles]) -> list[Tiles]:
     name, params = equation.primitive.name, equation.params
     for inner in (params.get("jaxpr"), params.get("call_jaxpr")):
-        if inner is not None:
+        if inner is not None and name != "scan":
             closed = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-            return _evaluated(closed, given)
+            return _eval_jaxpr(closed, given)
     shape = equation.outvars[0].aval.shape
     if name in ("squeeze", "reshape"):
         return [given[0].reshape(shape)]

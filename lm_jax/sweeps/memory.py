@@ -12,8 +12,8 @@ This is an estimate: the compiler may keep or recompute any array.
 import jax
 import jax.numpy as jnp
 
-from lm_jax.config import Config, Network, Softmax
-from lm_jax.data.characters import Vocab, size_of
+from lm_jax.config import CharacterInputs, Config, Network, Softmax
+from lm_jax.data.characters import Vocab, WordCharacters, size_of
 from lm_jax.data.windows import free_memory
 from lm_jax.training.step import chunk_length, init
 
@@ -32,6 +32,10 @@ def lane_bytes(config: Config, vocab: Vocab) -> int:
     model = config.model
     if isinstance(model, Network) and isinstance(model.readout, Softmax) and model.readout.tied:
         columns += size_of(vocab)
+    if isinstance(vocab, WordCharacters):  # each filter has a value at each place of a word
+        assert isinstance(model, Network)
+        assert isinstance(model.embedding, CharacterInputs)
+        columns += vocab.numbers.shape[1] * sum(model.embedding.filters)
     tokens = config.data.batch_size * chunk_length(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return int(2 * held + 2 * tokens * columns * jnp.zeros(()).dtype.itemsize)

@@ -321,7 +321,9 @@ def chunk_length(config: Config) -> int:
 
 
 def eval_model(config: Config, vocab: Vocab) -> LanguageModel:
-    """The model of a config, to be evaluated but not to be initialized; its products do not round.
+    """The model of a config, to be evaluated but not to be initialized.
+
+    Its products do not round, and its recurrences are scans.
 
     Configs that differ only in numbers share the model, and therefore the compiled evaluation.
     """

@@ -281,7 +281,7 @@ OTHERS = {
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "is a PDF document: write it as text first"),
     "parquet": (
         b"PAR1\x15\x04\x15\x90" + b"\xff" * 99,
-        "is a Parquet table: name it .parquet",
+        "is a Parquet table: unpacked, and with a name in .parquet, it is read",
     ),
     "utf-16": (PROSE.encode("utf-16"), converted("UTF-16")),
     "utf-16, big": (b"\xfe\xff" + PROSE.encode("utf-16-be"), converted("UTF-16")),

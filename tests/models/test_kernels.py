@@ -21,13 +21,13 @@ CELLS = {
     "gru": cells.GRUCell(H),
     "slstm": xlstm.SLSTMCell(H),
 }
-fused = functools.partial(recurrence.fused, interpret=True)
+in_one_kernel = functools.partial(recurrence.in_one_kernel, interpret=True)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Two blocks, the last with an idle sequence; two tiles of units, the last with idle units."""
-    monkeypatch.setattr(kernels, "LANES", 2)
+    monkeypatch.setattr(kernels, "SEQUENCES", 2)
     monkeypatch.setattr(kernels, "tile", lambda units: 4)
 
 
@@ -49,7 +49,7 @@ def assert_same(cell, *given):
     weights = jax.random.normal(jax.random.key(4), (T, B, H))
     places = tuple(range(1, len(given) + 1))
     found = []
-    for run in (fused, recurrence.explicit):
+    for run in (in_one_kernel, recurrence.explicit):
         of = functools.partial(value, functools.partial(run, cell))
         found.append(jax.jit(jax.value_and_grad(of, places))(weights, *given))
     tiny.assert_trees_close(*found)
@@ -77,7 +77,7 @@ def test_the_lanes_of_a_sweep_have_their_own_weights():
     cell = CELLS["gru"]
     given = (*case(cell), None)
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), given)
-    mapped = jax.jit(jax.vmap(functools.partial(fused, cell)))(*two)
+    mapped = jax.jit(jax.vmap(functools.partial(in_one_kernel, cell)))(*two)
     for lane in range(2):
         alone = recurrence.explicit(cell, *jax.tree.map(lambda leaf, n=lane: leaf[n], two))
         tiny.assert_trees_close(jax.tree.map(lambda leaf, n=lane: leaf[n], mapped), alone)
@@ -86,7 +86,7 @@ def test_the_lanes_of_a_sweep_have_their_own_weights():
 def test_a_gate_whose_units_interact_has_no_tiles():
     cell = cells.LSTMCell(H, layer_norm=True)
     with pytest.raises(NotImplementedError, match="no tiles for the operation reduce_sum"):
-        jax.eval_shape(functools.partial(fused, cell), *case(cell))
+        jax.eval_shape(functools.partial(in_one_kernel, cell), *case(cell))
 
 
 def kernels_of(run, dtype, platform):
