@@ -1,6 +1,7 @@
 """Sections of a page on the reach of a gradient, made from the numbers in probe.json."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -204,11 +205,16 @@ def _by_frequency(credit: Row, name: str) -> list[Section]:
     often, rare = (numbers(credit["by_word"][place]) for place in (0, -1))
     reach = [_mean_lag(row) for row in (often, rare)]
     longer = "longer than" if reach[1] > 1.1 * reach[0] else "no longer than"
+    found = (
+        f"The rarest quarter is remembered {longer} the most frequent: the mean lag of its credit "
+        f"is {reach[1]:.1f} steps, against {reach[0]:.1f}."
+    )
+    if not np.isfinite(reach).all():
+        found = "No token of the rarest quarter, or of the most frequent, was read."
     return [
         Section(
             "Are rare tokens remembered longer?",
-            f"The rarest quarter is remembered {longer} the most frequent: the mean lag of its "
-            f"credit is {reach[1]:.1f} steps, against {reach[0]:.1f}.",
+            found,
             parts,
             "The mean credit by lag for tokens of different frequency; each band holds about a "
             "quarter of the text.",
@@ -217,8 +223,10 @@ def _by_frequency(credit: Row, name: str) -> list[Section]:
 
 
 def _mean_lag(credit: np.ndarray) -> float:
-    """The mean lag, weighted by the credit; lags that no token has are left out."""
+    """The mean lag, weighted by the credit; lags that no token has are left out; NaN if all are."""
     seen = np.isfinite(credit)
+    if not seen.any():
+        return math.nan
     return float(np.sum(np.arange(len(credit))[seen] * credit[seen]) / np.sum(credit[seen]))
 
 

@@ -452,7 +452,7 @@ def test_the_quickstart_is_an_experiment():
 def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
     monkeypatch.chdir(trained_run)
     flags = ["--model", "ngram", "--model.order", "3"]
-    assert told(capsys, "train", "lab.py", "--run-dir", "counted", *flags)[0] == 0
+    assert told(capsys, "train", "lab.py", "--run-dir", "mixed-in", *flags)[0] == 0
 
     def log_p(*more):
         status, out, err = told(capsys, "score", "run", "text.txt", "--json", *more)
@@ -460,23 +460,26 @@ def test_two_runs_of_one_vocabulary_are_mixed(trained_run, capsys, monkeypatch):
         return json.loads(out)["log_p"]
 
     alone = log_p()
-    np.testing.assert_allclose(log_p("--mix", "counted", "--mix-weight", "1"), alone, rtol=1e-6)
-    assert log_p("--mix", "counted") > alone
-    status, out, _ = told(capsys, "sample", "run", "--mix", "counted", "--length", "20")
+    np.testing.assert_allclose(log_p("--mix", "mixed-in", "--mix-weight", "1"), alone, rtol=1e-6)
+    assert log_p("--mix", "mixed-in") > alone
+    status, out, _ = told(capsys, "sample", "run", "--mix", "mixed-in", "--length", "20")
     assert status == 0
     assert out.strip()
     for wrong, said in [
         (["--mix-weight", "0.2"], "--mix-weight is read only with --mix"),
-        (["--mix", "counted", "--mix-weight", "2"], "--mix-weight=2 must be from 0 to 1, or fit"),
-        (["--mix", "counted", "--mix-weight", "half"], "--mix-weight=half must be from 0 to 1, or"),
+        (["--mix", "mixed-in", "--mix-weight", "2"], "--mix-weight=2 must be from 0 to 1, or fit"),
+        (
+            ["--mix", "mixed-in", "--mix-weight", "half"],
+            "--mix-weight=half must be from 0 to 1, or",
+        ),
         (["--mix", "nowhere"], "nowhere is not a run directory"),
-        (["--mix", "counted", "--dynamic", "sgd"], "learns by gradient descent"),
+        (["--mix", "mixed-in", "--dynamic", "sgd"], "learns by gradient descent"),
     ]:
         status, out, err = told(capsys, "score", "run", "text.txt", *wrong)
         assert (status, out) == (2, "")
         assert said in err
     for way in (["--dynamic", "sgd"], ["--cache", "5"], ["--cache", "5", "--by", "sentence"]):
-        status, out, err = told(capsys, "score", "counted", "text.txt", *way)
+        status, out, err = told(capsys, "score", "mixed-in", "text.txt", *way)
         assert (status, out) == (2, "")
         assert f"{way[0]} needs a model" in err
 

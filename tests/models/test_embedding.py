@@ -123,7 +123,7 @@ def test_what_needs_one_table_is_refused(kind, said, fields):
 
 def test_bands_must_lie_within_the_vocabulary_in_order():
     for cutoffs in ((), (5, 2), (2, 2)):
-        with pytest.raises(UserError, match=r"model.embedding.cutoffs=\(.*\) must rise, one of t"):
+        with pytest.raises(UserError, match=r"model.embedding.cutoffs=\(.*\) must rise, and h"):
             tiny.rnn(embedding=AdaptiveInputs(cutoffs=cutoffs))
     with pytest.raises(UserError, match=r"model.embedding.cutoffs=\(2, 7\) must stay below V=7"):
         tiny.rnn(embedding=AdaptiveInputs(cutoffs=(2, 7)))

@@ -25,7 +25,7 @@ from lm_jax.report.page import (
     number,
     write_page,
 )
-from lm_jax.report.reach_sections import reach_sections
+from lm_jax.report.reach_sections import _by_frequency, reach_sections
 from lm_jax.report.run_page import about, sample_of, write_about, write_run
 from lm_jax.report.sweep_page import write_sweep
 from lm_jax.settings import UserError
@@ -362,3 +362,10 @@ def test_a_range_test_names_the_steepest_fall_and_the_lowest_loss():
     assert "fell most steeply at a learning rate of 0.01" in cut
     assert cut.endswith("Records without a finite loss are left out.")
     assert "too few records for a range test: 7. A smaller" in ranged(falling[:7]).finding
+
+
+def test_bands_of_tokens_that_were_not_read_have_no_mean_lag():
+    rows = [[0.5, 0.25], [None, None]]
+    credit = {"bands": ["often", "rare"], "by_word": rows, "by_target": rows}
+    (section,) = _by_frequency(credit, "probe")
+    assert section.finding == "No token of the rarest quarter, or of the most frequent, was read."
