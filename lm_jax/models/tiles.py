@@ -32,7 +32,7 @@ def on_tiles(function: Callable, *given: Any, dtype: Any) -> Any:
       the function's result, with `Tiles` for arrays.
 
     Raises:
-      NotImplementedError: the function has an operation of another kind.
+      ValueError: the function has an operation of another kind.
     """
     shapes = jax.tree.map(lambda tiles: jax.ShapeDtypeStruct(tiles.shape, dtype), given)
     traced, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
@@ -94,7 +94,7 @@ def _eval_equation(equation: Any, given: list[Tiles]) -> list[Tiles]:
         whole[tuple(map(slice, low, np.subtract(shape, high)))] = given[0]
         return [whole]
     if any(tiles.shape not in ((), shape) for tiles in given):
-        raise NotImplementedError(f"no tiles for the operation {name}")
+        raise ValueError(f"no tiles for the operation {name}")
     same = [np.broadcast_to(tiles, shape) for tiles in given]
 
     def apply(*place: int) -> Array:

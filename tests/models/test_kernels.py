@@ -85,7 +85,7 @@ def test_the_lanes_of_a_sweep_have_their_own_weights():
 
 def test_a_gate_whose_units_interact_has_no_tiles():
     cell = cells.LSTMCell(H, layer_norm=True)
-    with pytest.raises(NotImplementedError, match="no tiles for the operation reduce_sum"):
+    with pytest.raises(ValueError, match="no tiles for the operation reduce_sum"):
         jax.eval_shape(functools.partial(in_one_kernel, cell), *case(cell))
 
 
