@@ -10,7 +10,6 @@ run directories on this machine.
 import dataclasses
 import io
 import os
-import pickle
 import signal
 import sys
 import tarfile
@@ -112,8 +111,8 @@ class Ray:
                     rung = stop_event.ring.remote() is not None
                 while waiting and not received and len(away) < max(1, self.workers):
                     job, moves = waiting.popleft()
-                    call = _worked, dataclasses.replace(job, text=None), packed(job)
-                    call = ray.cloudpickle.dumps((*call, worker.inherited(), self._cores))
+                    bare, own = dataclasses.replace(job, text=None), worker.inherited()
+                    call = [ray.put((_worked, bare, packed(job), own, self._cores))]
                     away[task.remote(call, texts[id(job.text)], stop_event)] = job, moves
                 home, _ = ray.wait(list(away), timeout=BETWEEN_LOOKS)
                 for sent in home:
@@ -153,10 +152,12 @@ def _on_nodes() -> tuple[Callable, type]:
     lm_jax, and imports lm_jax only after the copy has been put before all other places.
     """
 
-    def work(call: bytes, *more: Any) -> Any:
+    def work(call: list[Any], *more: Any) -> Any:
+        import ray  # pyright: ignore[reportMissingImports]
+
         # Ray puts the copy first in PYTHONPATH, but the folders of the sweep's program before that.
         sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        function, *given = pickle.loads(call)
+        function, *given = ray.get(call[0])  # Ray has not read this yet, because of the list
         return function(*given, *more)
 
     class StopEvent:
