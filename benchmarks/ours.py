@@ -17,7 +17,7 @@ from lm_jax import generation
 from lm_jax.config import GRU, LSTM, RNN, SGD, Config, Data, Elman, Train, override, resolve
 from lm_jax.data.batches import Streams
 from lm_jax.data.vocabulary import Vocabulary
-from lm_jax.models import cells, recurrence
+from lm_jax.models import cells, layers
 from lm_jax.training.devices import make_mesh
 from lm_jax.training.state import TrainState
 from lm_jax.training.step import eval_model, init, reset_metrics, run_until, shard
@@ -149,7 +149,7 @@ def layer(**settings: Any) -> dict[str, Callable[[], Way]]:
 
 def passes_of_a_layer(size: Size, devices: int) -> Way:
     """Make passes of a layer in a loop on some devices; for 0 devices, a separate call per pass."""
-    made = recurrence.CellLayer(CELLS[size.cell](size.hidden), size.hidden)
+    made = layers.CellLayer(CELLS[size.cell](size.hidden), size.hidden)
     params, x, d_h = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, size.precision),
         (sizes.weights(size)["layers"][0], *sizes.sequence(size)),

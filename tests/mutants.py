@@ -539,8 +539,8 @@ MUTANTS = (
     ),
     Mutant(
         "models/recurrence.py",
-        "z_h = product(cell.output(carry), W)",
-        "z_h = product(cell.output(carry), W.T)",
+        "z_h = self._product(cell.output(carry), W)",
+        "z_h = self._product(cell.output(carry), W.T)",
         "models/test_recurrence.py::test_h_is_the_cell_step_by_step",
         "W_hh transposed on the way forward",
     ),

@@ -38,7 +38,7 @@ from lm_jax.gradients.snap import snap1
 from lm_jax.gradients.uoro import uoro
 from lm_jax.models import LanguageModel
 from lm_jax.models.base import Carry, Params
-from lm_jax.models.recurrence import CellLayer
+from lm_jax.models.layers import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.trees import norm
 

@@ -40,8 +40,8 @@ from lm_jax.models import LanguageModel, restart
 from lm_jax.models.base import NO_HOOK, Params
 from lm_jax.models.blocks import BlockLayer
 from lm_jax.models.cells import GatedCell
+from lm_jax.models.layers import CellLayer
 from lm_jax.models.linear_recurrences import LinearCell
-from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.settings import UserError
 from lm_jax.trees import by_name, norm, normalise

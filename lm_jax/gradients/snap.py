@@ -46,8 +46,8 @@ from lm_jax.models import LanguageModel
 from lm_jax.models.base import NO_HOOK, Carry, Params
 from lm_jax.models.cells import Cell, GatedCell
 from lm_jax.models.embedding import times
+from lm_jax.models.layers import CellLayer
 from lm_jax.models.matmul import matmul
-from lm_jax.models.recurrence import CellLayer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.transition import KEY
 from lm_jax.settings import UserError

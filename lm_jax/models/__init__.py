@@ -7,6 +7,7 @@ from lm_jax.models.cells import Cell, ElmanCell, GatedCell, GRUCell, LSTMCell
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
+from lm_jax.models.layers import CellLayer, Layer
 from lm_jax.models.linear_recurrences import (
     LinearCell,
     LRUCell,
@@ -19,7 +20,6 @@ from lm_jax.models.mixture import Mixture, best_weight
 from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, SoftmaxReadout
-from lm_jax.models.recurrence import CellLayer, Layer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.sru import SRUCell
 from lm_jax.models.transition import Transition, TransitionLayer

@@ -36,8 +36,8 @@ from lm_jax.models.base import Carry, EdgeHook, Params, affine, scale, scaled_no
 from lm_jax.models.cells import normalised
 from lm_jax.models.convolution import after
 from lm_jax.models.embedding import Embedding, times
+from lm_jax.models.layers import Layer
 from lm_jax.models.matmul import Precision, matmul
-from lm_jax.models.recurrence import Layer
 
 
 class BlockState(NamedTuple):

@@ -28,7 +28,7 @@ from lm_jax.config.cell import CustomCell
 from lm_jax.config.custom import Arguments, blaming, load
 from lm_jax.models import transition
 from lm_jax.models.base import Carry, Params
-from lm_jax.models.recurrence import Layer
+from lm_jax.models.layers import Layer
 from lm_jax.models.transition import KEY, Transition, TransitionLayer
 from lm_jax.settings import UserError
 

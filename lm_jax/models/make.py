@@ -24,13 +24,13 @@ from lm_jax.models.character_embedding import CharacterEmbedding
 from lm_jax.models.convolution import ConvolutionModel
 from lm_jax.models.dropout import DropoutMasks
 from lm_jax.models.embedding import Embedding
+from lm_jax.models.layers import CellLayer, Layer
 from lm_jax.models.linear_recurrences import LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell
 from lm_jax.models.matmul import Precision
 from lm_jax.models.mixture_of_softmaxes import MixtureOfSoftmaxesReadout
 from lm_jax.models.mogrifier import MogrifierLayer
 from lm_jax.models.ngram import NGramModel
 from lm_jax.models.readout import Readout, RegressionReadout, SoftmaxReadout
-from lm_jax.models.recurrence import CellLayer, Layer
 from lm_jax.models.rnn import RNNModel
 from lm_jax.models.sampled import NoiseContrastiveReadout, SampledSoftmaxReadout
 from lm_jax.models.sru import SRUCell

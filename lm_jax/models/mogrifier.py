@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 from lm_jax.models.base import Carry, EdgeHook, Params, affine, scaled_normal
 from lm_jax.models.cells import GatedCell
 from lm_jax.models.held import mixed
+from lm_jax.models.layers import CellLayer, Layer, over_the_edge
 from lm_jax.models.matmul import matmul
-from lm_jax.models.recurrence import CellLayer, Layer, over_the_edge
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A recurrent layer over time, with the forward and the backward pass.
+"""A gated cell over time, with the forward and the backward pass.
 
     z_x[t] = x_t W_xh + b_h              all t in one product, before the scan
     carry_t = gate(carry_{t-1}, h_{t-1} W_hh, z_x[t])
@@ -26,12 +26,8 @@ that are slow to compute (tanh, σ). On an accelerator, where each array written
 each step, the pass is lean: it keeps the carries alone, and the backward pass begins with z_h of
 all steps, in a single product. `lm_jax.models.kernels` has the two loops of the lean pass as one
 kernel each, for NVIDIA GPUs.
-
-A recurrent model is a stack of `Layer`s. A `CellLayer` runs a cell of `lm_jax.models.cells`, and a
-`lm_jax.models.transition.TransitionLayer` any other transition.
 """
 
-import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -42,14 +38,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lm_jax.models import kernels
-from lm_jax.models.base import Carry, EdgeHook, Params, scaled_normal
-from lm_jax.models.cells import Cell, GatedCell
-from lm_jax.models.embedding import Embedding, times
-from lm_jax.models.held import KeepingGate, keeping
-from lm_jax.models.linear_recurrences import LinearCell
+from lm_jax.models.base import Carry, Params
+from lm_jax.models.cells import GatedCell
+from lm_jax.models.held import KeepingGate
 from lm_jax.models.matmul import matmul_in, round_weights, xla_precision
 from lm_jax.trees import norm
 
@@ -57,146 +51,6 @@ UNROLL = 16
 """Steps of an accelerator's loop that XLA compiles together, to start fewer kernels."""
 ALIGNED = 16
 """Multiple of the units to which the matrix units of a GPU need no filling."""
-
-
-class Layer(abc.ABC):
-    """A recurrent layer of a model."""
-
-    @abc.abstractmethod
-    def init(self, key: Array) -> Params:
-        """Initial parameters."""
-
-    @abc.abstractmethod
-    def init_carry(self, batch_size: int) -> Carry:
-        """The carry before the first step; leaves [B, ...]."""
-
-    @abc.abstractmethod
-    def run(
-        self,
-        params: Params,
-        carry: Carry,
-        x: Float[Array, "T B E"] | Int[Array, "T B"],
-        hook: EdgeHook | None = None,
-        tap: Float[Array, "T B"] | None = None,
-        kept: Float[Array, "T B K"] | None = None,
-    ) -> tuple[Carry, Float[Array, "T B H"]]:
-        """Run over time; x may be numbers of tokens [T, B], in place of one-hot vectors.
-
-        `hook` as in `LanguageModel.hidden`; `tap` is this layer's slice of the model's tap; `kept`
-        is the share of the carry that stays as it is at each step (`lm_jax.models.held`).
-        """
-
-    @abc.abstractmethod
-    def output(self, carry: Carry) -> Float[Array, "*T B H"]:
-        """The hidden state in a carry."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CellLayer(Layer):
-    """A recurrent layer made from a cell."""
-
-    cell: Cell
-    inputs: Embedding | int
-    """The embedding below the layer, or the number of outputs of the layer below."""
-    in_kernels: bool = False
-    """If True, a program for an NVIDIA GPU runs all time steps in one kernel each way."""
-
-    def init(self, key: Array) -> Params:
-        own, first = jax.random.split(key)
-        width = self.cell.width
-        if isinstance(self.inputs, Embedding):
-            W_xh = self.inputs.init_projection(first, width)
-        else:
-            W_xh = scaled_normal(first, self.inputs, width)
-        return {"W_xh": W_xh, **self.cell.init(own)}
-
-    def init_carry(self, batch_size: int) -> Carry:
-        return self.cell.init_carry(batch_size)
-
-    def run(
-        self,
-        params: Params,
-        carry: Carry,
-        x: Array,
-        hook: EdgeHook | None = None,
-        tap: Array | None = None,
-        kept: Array | None = None,
-    ) -> tuple[Carry, Float[Array, "T B H"]]:
-        cell = self.cell
-        z_x = cell.prepare(params, times(x, params["W_xh"], cell.precision))
-        return unroll(cell, params, carry, z_x, hook, tap, kept, self.in_kernels)
-
-    def output(self, carry: Carry) -> Float[Array, "*T B H"]:
-        return self.cell.output(carry)
-
-
-def unroll(
-    cell: Cell,
-    params: Params,
-    carry: Carry,
-    z_x: Float[Array, "T B G"],
-    hook: EdgeHook | None = None,
-    tap: Float[Array, "T B"] | None = None,
-    kept: Float[Array, "T B K"] | None = None,
-    in_kernels: bool = False,
-) -> tuple[Carry, Float[Array, "T B H"]]:
-    """Run a cell through time.
-
-    Args:
-      cell: the cell.
-      params: parameters of the cell.
-      carry: the cell's carry before the first step.
-      z_x: the input's part of the pre-activations, including the bias.
-      hook: applied to the carry after each step (see `LanguageModel.hidden`).
-      tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
-      kept: share of the carry that stays as it is at each step (`lm_jax.models.held`); None: 0.
-      in_kernels: as for `explicit`; a hook takes the scan.
-
-    Returns:
-      the carry after the last step, and h_1 … h_T.
-    """
-    if kept is not None:
-        cell, z_x = keeping(cell, z_x, kept)
-    if hook is None and tap is None and isinstance(cell, LinearCell):
-        return cell.scan(params, carry, z_x)
-    if hook is None and isinstance(cell, GatedCell):
-        return explicit(cell, params, carry, z_x, tap, in_kernels)
-
-    def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
-        z_x_t, *edge = at_t
-        return over_the_edge(cell.step(params, carry, z_x_t), cell.output, hook, *edge)
-
-    return jax.lax.scan(step, carry, (z_x, hook and hook.at, tap))
-
-
-def over_the_edge(
-    carry: Carry,
-    output: Callable[[Carry], Array],
-    hook: EdgeHook | None,
-    at_t: Any,
-    tap_t: Float[Array, " B"] | None,
-) -> tuple[Carry, Array]:
-    """Apply `hook` and the tap to the carry after a step; return the carry and the output h.
-
-    In the backward pass the tap sees δ_t before a `hook` with `recurrent_only` False acts on δ_t.
-    """
-    if hook is not None and not hook.recurrent_only:
-        carry = hook.act(carry, at_t)
-    if tap_t is not None:
-        carry = _tapped(carry, tap_t)
-    h = output(carry)
-    if hook is not None and hook.recurrent_only:
-        carry = hook.act(carry, at_t)
-    return carry, h
-
-
-@jax.custom_vjp
-def _tapped(carry: Carry, tap: Float[Array, " B"]) -> Carry:
-    del tap
-    return carry
-
-
-_tapped.defvjp(lambda carry, tap: (carry, None), lambda _, delta: (delta, norm(delta, kept=1)))
 
 
 def explicit(
@@ -220,7 +74,7 @@ def explicit(
         over several devices, the steps are a scan all the same.
     """
     params = {name: leaf for name, leaf in params.items() if name not in ("W_xh", "b_h")}
-    ways = {"cpu": _pass_of(cell, tapped=tap is not None, recompute=False)}
+    ways = {"cpu": Pass(cell, tapped=tap is not None, recompute=False)}
     if in_kernels and z_x.dtype == jnp.float32 and not _spread():
         ways["cuda"] = functools.partial(in_one_kernel, cell)
     default = functools.partial(lean, cell)
@@ -252,7 +106,7 @@ def lean(
       params: W_hh, and the parameters of the gate.
     """
     idle = 0 if cell.units is None else -cell.units % ALIGNED
-    run = functools.partial(_pass_of, tapped=tap is not None, recompute=True)
+    run = functools.partial(Pass, tapped=tap is not None, recompute=True)
     return _with_idle_units(run, cell, idle, params, carry, z_x, tap)
 
 
@@ -286,7 +140,7 @@ def in_one_kernel(
         tap = jnp.pad(tap, ((0, 0), (0, more)))
     carry, z_x = jax.tree.map(filled, (carry, z_x))
     run = functools.partial(
-        _pass_of, tapped=tap is not None, recompute=True, kernel=True, interpret=interpret
+        Pass, tapped=tap is not None, recompute=True, kernel=True, interpret=interpret
     )
     found = _with_idle_units(run, cell, -N % kernels.tile(N), params, carry, z_x, tap)
     return jax.tree.map(lambda leaf: leaf[..., :B, :], found)
@@ -321,141 +175,196 @@ def _with_idle_units(
     return jax.tree.map(narrowed, last), narrowed(h)
 
 
-def _pass_of(
-    cell: GatedCell, tapped: bool, recompute: bool, kernel: bool = False, interpret: bool = False
-) -> Callable:
-    """The function (params, carry, z_x, tap) -> (carry, h) of a cell, with its gradient.
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a cell may hold tracers
+class Pass:
+    """The forward and the backward pass of a cell: a function (params, carry, z_x, tap) ->
+    (carry, h) with a hand-written gradient.
 
-    Args:
+    Attributes:
       cell: the cell.
       tapped: False if the tap is None.
       recompute: keep the carries alone, and compute the gates a second time, with z_h of all steps
         in one product; False: keep what is slow to compute, too (see module head).
       kernel: run the steps in `lm_jax.models.kernels`, with `interpret`; needs `recompute`.
     """
-    # A function of its own: JAX hashes it, and a cell in a traced model holds tracers.
-    gate = lambda *at: cell.gate(*at)  # noqa: E731
-    unroll = UNROLL if recompute else 1
 
-    def product(h: Array, W: Array) -> Array:
-        return matmul_in(h, W, cell.precision)
+    cell: GatedCell
+    tapped: bool
+    recompute: bool
+    kernel: bool = False
+    interpret: bool = False
+
+    def __call__(
+        self, params: Params, carry: Carry, z_x: Array, tap: Array | None
+    ) -> tuple[Carry, Array]:
+        run = jax.custom_vjp(lambda *given: self.forward(*given)[0])
+        run.defvjp(self.forward, self.backward)
+        return run(params, carry, z_x, tap)
 
     def forward(
-        params: Params, carry: Carry, z_x: Array, tap: Array | None
+        self, params: Params, carry: Carry, z_x: Array, tap: Array | None
     ) -> tuple[tuple[Carry, Array], tuple]:
+        """The last carry and h_1 … h_T, and what the backward pass needs."""
         del tap
+        cell = self.cell
         W_hh, own = _split(params)
         W = round_weights(W_hh, cell.precision)
 
         def step(carry: Carry, z_x_t: Array) -> tuple[Carry, Any]:
-            z_h = product(cell.output(carry), W)
-            if recompute:
-                after = gate(own, carry, z_h, z_x_t)
+            z_h = self._product(cell.output(carry), W)
+            if self.recompute:
+                after = self._gate(own, carry, z_h, z_x_t)
                 return after, after
-            after, back = jax.vjp(_frugal(gate), own, carry, z_h, z_x_t)
+            after, back = jax.vjp(_frugal(self._gate), own, carry, z_h, z_x_t)
             h = cell.output(after)
             return after, (h, carry, _without(back, (own, carry, h, z_x_t)))
 
-        if kernel:
-            kept = kernels.forward(cell, W, own, carry, z_x, interpret=interpret)
+        if self.kernel:
+            kept = kernels.forward(cell, W, own, carry, z_x, interpret=self.interpret)
             last = jax.tree.map(lambda leaf: leaf[-1], kept)
         else:
-            last, kept = jax.lax.scan(step, carry, z_x, unroll=unroll)
-        if recompute:
+            last, kept = jax.lax.scan(step, carry, z_x, unroll=self._unroll)
+        if self.recompute:
             before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), carry, kept)
             return (last, cell.output(kept)), (params, before, z_x)
         h, before, kept = kept
         return (last, h), (params, before, z_x, h, kept)
 
-    def backward(saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
+    def backward(self, saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
+        """The gradients of params, carry, z_x and tap."""
         params, before, z_x, *kept = saved
         W_hh, own = _split(params)
-        returned_last, d_h = cotangents
-        W = round_weights(W_hh, cell.precision)
-        h_before = cell.output(before)
-        z_h = jax.eval_shape(product, h_before[0], W)
-        alike = _alike(gate, own, returned_last, z_h, z_x[0])
-        if recompute:
-            kept = [product(h_before, W)]
+        W = round_weights(W_hh, self.cell.precision)
+        h_before = self.cell.output(before)
+        z_h = jax.eval_shape(self._product, h_before[0], W)
+        alike = _alike(self._gate, own, cotangents[0], z_h, z_x[0])
+        if self.recompute:
+            kept = [self._product(h_before, W)]
+        at = before, z_x, *kept
+        # Sequences on several devices: sum over sequences once, after the scan.
+        apart = (_spread() or self.recompute) and bool(own)
+        back = self._back_in_a_kernel if self.kernel else self._back_in_a_scan
+        (returned, d_own), found = back(W, own, at, cotangents, alike=alike, apart=apart)
+        epsilon, d_z_x, lengths, deltas = found
+        if apart:
+            by_step = jax.vmap(lambda *at_t: self._pullback(own, *at_t[:-1])(at_t[-1])[0])
+            d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
+        d_z_x = epsilon if d_z_x is None else d_z_x
+        d_W_hh = self._weight_gradient(h_before, epsilon, W_hh)
+        return {"W_hh": d_W_hh, **d_own}, returned, d_z_x, lengths
 
-        def pullback(before_t: Carry, z_x_t: Array, *kept_t: Any) -> Callable:
-            if recompute:
-                return jax.vjp(gate, own, before_t, *kept_t, z_x_t)[1]
-            h_t, slow = kept_t
-            return slow((own, before_t, h_t, z_x_t))
+    def _back_in_a_scan(
+        self,
+        W: Array,
+        own: Params,
+        at: tuple,
+        cotangents: tuple[Carry, Array],
+        *,
+        alike: bool,
+        apart: bool,
+    ) -> tuple[tuple[Carry, Params], tuple]:
+        """δ from T to 1.
+
+        Args:
+          W: W_hh, rounded.
+          own: the parameters of the gate.
+          at: what the steps have read and kept, leaves [T, ...].
+          cotangents: of the last carry and of h.
+          alike: the gradients of z_h and z_x are the same.
+          apart: the gradient of `own` is summed after the scan.
+
+        Returns:
+          the gradients of the first carry and of `own`; and of all steps ε, the gradient of z_x if
+          it is another, ‖δ‖ if there is a tap, and δ if `apart`.
+        """
+        returned_last, d_h = cotangents
+        zero_own = optax.tree.zeros_like(own)
 
         def step(sums: tuple[Carry, Params], at_t: tuple) -> tuple[tuple, tuple]:
             returned, d_own = sums
             *kept_t, d_h_t = at_t
             # The output is a part of the carry, so this pullback is the same at every time.
-            _, to_carry = jax.vjp(cell.output, kept_t[0])
+            _, to_carry = jax.vjp(self.cell.output, kept_t[0])
             delta = jax.tree.map(jnp.add, returned, *to_carry(d_h_t))
-            d_own_t, returned, epsilon, d_z_x = pullback(*kept_t)(delta)
-            returned = jax.tree.map(jnp.add, returned, *to_carry(product(epsilon, W.T)))
+            d_own_t, returned, epsilon, d_z_x = self._pullback(own, *kept_t)(delta)
+            returned = jax.tree.map(jnp.add, returned, *to_carry(self._product(epsilon, W.T)))
             if apart:
                 d_own_t = zero_own
             twice = None if alike else d_z_x
-            length = norm(delta, kept=1) if tapped else None
+            length = norm(delta, kept=1) if self.tapped else None
             d_own = jax.tree.map(jnp.add, d_own, d_own_t)
             return (returned, d_own), (epsilon, twice, length, delta if apart else None)
 
-        # Sequences on several devices: sum over sequences once, after the scan.
-        spread = _spread()
-        zero_own = optax.tree.zeros_like(own)
-        apart = (spread or recompute) and bool(own)
         zero = returned_last, zero_own
-        at = before, z_x, *kept
-        if kernel:
-            returned, epsilon, d_z_x, deltas = kernels.backward(
-                cell,
-                W,
-                own,
-                before,
-                kept[0],
-                z_x,
-                returned_last,
-                d_h,
-                alike=alike,
-                keep_delta=apart or tapped,
-                interpret=interpret,
-            )
-            first = jax.tree.map(lambda leaf: leaf[0], before)
-            (d_first,) = jax.vjp(cell.output, first)[1](product(epsilon[0], W.T))
-            returned = jax.tree.map(jnp.add, returned, d_first)
-            lengths = norm(deltas, kept=2) if tapped else None
-            d_own = zero_own
-        else:
-            (returned, d_own), found = jax.lax.scan(
-                step, zero, (*at, d_h), reverse=True, unroll=unroll
-            )
-            epsilon, d_z_x, lengths, deltas = found
-        if apart:
-            by_step = jax.vmap(lambda *at_t: pullback(*at_t[:-1])(at_t[-1])[0])
-            d_own = jax.tree.map(lambda d: jnp.sum(d, axis=0), by_step(*at, deltas))
-        d_z_x = epsilon if d_z_x is None else d_z_x
-        if spread:
+        return jax.lax.scan(step, zero, (*at, d_h), reverse=True, unroll=self._unroll)
+
+    def _back_in_a_kernel(
+        self,
+        W: Array,
+        own: Params,
+        at: tuple,
+        cotangents: tuple[Carry, Array],
+        *,
+        alike: bool,
+        apart: bool,
+    ) -> tuple[tuple[Carry, Params], tuple]:
+        """As `_back_in_a_scan`, in one launch."""
+        before, z_x, z_h = at
+        returned_last, d_h = cotangents
+        returned, epsilon, d_z_x, deltas = kernels.backward(
+            self.cell,
+            W,
+            own,
+            before,
+            z_h,
+            z_x,
+            returned_last,
+            d_h,
+            alike=alike,
+            keep_delta=apart or self.tapped,
+            interpret=self.interpret,
+        )
+        first = jax.tree.map(lambda leaf: leaf[0], before)
+        (d_first,) = jax.vjp(self.cell.output, first)[1](self._product(epsilon[0], W.T))
+        returned = jax.tree.map(jnp.add, returned, d_first)
+        lengths = norm(deltas, kept=2) if self.tapped else None
+        return (returned, optax.tree.zeros_like(own)), (epsilon, d_z_x, lengths, deltas)
+
+    def _pullback(self, own: Params, before_t: Carry, z_x_t: Array, *kept_t: Any) -> Callable:
+        """The VJP of the gate at a step."""
+        if self.recompute:
+            return jax.vjp(self._gate, own, before_t, *kept_t, z_x_t)[1]
+        h_t, slow = kept_t
+        return slow((own, before_t, h_t, z_x_t))
+
+    def _weight_gradient(self, h_before: Array, epsilon: Array, W_hh: Array) -> Array:
+        """Σ_k h_{k-1}ᵀ ε_k."""
+        precision = self.cell.precision
+        if _spread():
             # Flattening steps and sequences would make each device fetch the other devices' data.
-            narrow = round_weights(epsilon, cell.precision)
-            d_W_hh = jax.lax.dot_general(
+            narrow = round_weights(epsilon, precision)
+            found = jax.lax.dot_general(
                 h_before.astype(narrow.dtype),
                 narrow,
                 (((0, 1), (0, 1)), ((), ())),
-                xla_precision(cell.precision),
+                xla_precision(precision),
                 preferred_element_type=jnp.promote_types(narrow.dtype, jnp.float32),
             )
-            return {"W_hh": d_W_hh.astype(W_hh.dtype), **d_own}, returned, d_z_x, lengths
+            return found.astype(W_hh.dtype)
         # As matrices: contracting two axes at once is several times slower on a CPU.
         H, G = W_hh.shape
-        narrow = round_weights(epsilon.reshape(-1, G), cell.precision)
-        d_W_hh = product(h_before.reshape(-1, H).T, narrow)
-        return {"W_hh": d_W_hh, **d_own}, returned, d_z_x, lengths
+        narrow = round_weights(epsilon.reshape(-1, G), precision)
+        return self._product(h_before.reshape(-1, H).T, narrow)
 
-    @jax.custom_vjp
-    def run(params: Params, carry: Carry, z_x: Array, tap: Array | None) -> tuple[Carry, Array]:
-        return forward(params, carry, z_x, tap)[0]
+    @property
+    def _unroll(self) -> int:
+        return UNROLL if self.recompute else 1
 
-    run.defvjp(forward, backward)
-    return run
+    def _gate(self, *at: Any) -> Carry:
+        return self.cell.gate(*at)
+
+    def _product(self, h: Array, W: Array) -> Array:
+        return matmul_in(h, W, self.cell.precision)
 
 
 def _split(params: Params) -> tuple[Array, Params]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, Params
+from lm_jax.models.layers import CellLayer, Layer
 from lm_jax.models.neural import NeuralModel
-from lm_jax.models.recurrence import CellLayer, Layer
 
 PROJECTED = "projected"  # key in params for C W_xh, a row for each word
 

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, Params
-from lm_jax.models.recurrence import Layer, over_the_edge
+from lm_jax.models.layers import Layer, over_the_edge
 from lm_jax.settings import UserError
 
 # Shape and type of a key, for tracing.

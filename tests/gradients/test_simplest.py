@@ -146,7 +146,10 @@ def assert_told(found, J, B, D, ys):
     assert np.all(found["lanczos"].residuals <= 1e-5)
     grown = growth(J, n)
     mean = np.cumsum(grown, axis=0) / np.arange(1, steps + 1)[:, None]
-    close(found["convergence"], falling(mean))
+    # If a step maps a direction to almost zero, only the largest exponent is not rounding alone.
+    exact = np.all((grown > -30) | np.isneginf(grown))
+    first = np.s_[..., : n if exact else 1]
+    close(found["convergence"][first], falling(mean)[first])
 
     # Row l of step t is y_t ∂h_t/∂h_{t-l}.
     rows = [back_from(J, ys[t], t) for t in range(steps)]
@@ -180,9 +183,10 @@ def assert_told(found, J, B, D, ys):
     steps_back = np.linalg.norm(J, 2, axis=(1, 2))[::-1]
     close(found["predicted"].step_norms, np.cumprod([1, *steps_back]))
     close(found["predicted"].exponent, np.exp(growth(J, 1).mean()) ** np.arange(steps + 1))
-    close(found["spectrum"], falling(grown.mean(axis=0)))
-    close(found["windows"], grown)
-    close(found["flossing"], np.mean(grown.mean(axis=0) ** 2))
+    close(found["spectrum"][first], falling(grown.mean(axis=0))[first])
+    close(found["windows"][first], grown[first])
+    if exact:
+        close(found["flossing"], np.mean(grown.mean(axis=0) ** 2))
     tiny.assert_trees_close(found["batched"], found["by lag"])
     splits = found["truncations"].values()
     for leaf, split in zip(jax.tree.leaves(found["by lag"]), splits, strict=True):

@@ -11,7 +11,7 @@ from lm_jax import gradients as g
 from lm_jax import models
 from lm_jax.config import Config, Elman, MLPBlock, RecurrentDropout, SnAp1, Train
 from lm_jax.models.base import NO_HOOK, EdgeHook
-from lm_jax.models.recurrence import CellLayer
+from lm_jax.models.layers import CellLayer
 from lm_jax.settings import UserError
 from lm_jax.training.loop import warn_of_linear_layers
 

@@ -12,8 +12,8 @@ import tiny
 from lm_jax import models
 from lm_jax.models import cells, linear_recurrences, sru, xlstm
 from lm_jax.models.base import NO_HOOK
+from lm_jax.models.layers import CellLayer, Layer, unroll
 from lm_jax.models.mogrifier import MogrifierLayer
-from lm_jax.models.recurrence import CellLayer, Layer, unroll
 from lm_jax.settings import UserError
 
 T, B, E, H = 4, 3, 4, 6

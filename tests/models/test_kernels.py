@@ -10,7 +10,7 @@ import tiny
 from benchmarks.programs import Program
 from lm_jax.config import GRU, RNN
 from lm_jax.config.model import unrounded
-from lm_jax.models import RNNModel, cells, held, kernels, recurrence, xlstm
+from lm_jax.models import RNNModel, cells, held, kernels, layers, recurrence, xlstm
 from lm_jax.models.base import NO_HOOK
 from lm_jax.models.make import make
 
@@ -111,7 +111,7 @@ def test_a_program_for_an_nvidia_gpu_has_a_kernel_each_way(dtype, platform, coun
 
 def test_a_hook_takes_the_scan(monkeypatch):
     monkeypatch.undo()
-    run = functools.partial(recurrence.unroll, hook=NO_HOOK, in_kernels=True)
+    run = functools.partial(layers.unroll, hook=NO_HOOK, in_kernels=True)
     assert kernels_of(run, "float32", "cuda") == 0
 
 
@@ -121,5 +121,5 @@ def test_training_takes_the_kernels_and_scores_take_the_scan():
         model = make(settings, 7)
         assert isinstance(model, RNNModel)
         assert model.layers == (
-            recurrence.CellLayer(cells.GRUCell(H), model.embedding, in_kernels),
+            layers.CellLayer(cells.GRUCell(H), model.embedding, in_kernels),
         )

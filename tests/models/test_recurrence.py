@@ -21,7 +21,7 @@ from lm_jax.config import (
     Mogrifier,
     NoBlock,
 )
-from lm_jax.models import RNNModel, SoftmaxReadout, cells, recurrence
+from lm_jax.models import RNNModel, SoftmaxReadout, cells, layers, recurrence
 from lm_jax.models.base import NO_HOOK, EdgeHook
 from lm_jax.models.embedding import Embedding
 
@@ -37,7 +37,7 @@ CELLS = {
 
 def plain(cell, params, carry, z_x):
     """The scan as it stands: any hook between the steps asks for it."""
-    return recurrence.unroll(cell, params, carry, z_x, NO_HOOK)
+    return layers.unroll(cell, params, carry, z_x, NO_HOOK)
 
 
 def case(name):
@@ -85,8 +85,8 @@ def test_the_tap_has_the_norm_of_delta_for_its_gradient(name, between):
 
         def hooked(*args):
             if tap is None:
-                return recurrence.unroll(*args, EdgeHook(shifted, shifts))
-            return recurrence.unroll(*args, between, tap)
+                return layers.unroll(*args, EdgeHook(shifted, shifts))
+            return layers.unroll(*args, between, tap)
 
         return objective(hooked, cell)(params, carry, z_x)
 
@@ -171,7 +171,7 @@ def test_more_tokens_than_words_are_read_through_a_table_of_the_words_alone():
     """C W_xh made once for each word is x W_xh of each token; so are the gradients of both."""
     words = 4
     embedding = Embedding(words, 2)
-    layer = recurrence.CellLayer(CELLS["lstm"], embedding)
+    layer = layers.CellLayer(CELLS["lstm"], embedding)
     model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
     params = tiny.moved(model.init(jax.random.key(1)))
     carry = tiny.moved(model.init_carry(1), seed=2)
@@ -201,7 +201,7 @@ def test_parameters_made_ready_read_token_by_token_without_the_product():
     """One lookup stands for the vector and its product with W_xh; no parameter is touched."""
     words = 4
     embedding = Embedding(words, 2)
-    layer = recurrence.CellLayer(CELLS["gru"], embedding)
+    layer = layers.CellLayer(CELLS["gru"], embedding)
     model = RNNModel(embedding, SoftmaxReadout(words), layers=(layer,), hidden_size=H)
     params = tiny.moved(model.init(jax.random.key(1)))
     assert model.precompute(params, words - 1) is params
