@@ -169,9 +169,16 @@ def free_name(path: Path, sign: str) -> Path:
 
 
 def keep_damaged(path: Path) -> Path:
-    """Copy a damaged file to `path.damaged-N` before it is written anew; return the copy."""
+    """Copy a damaged file to `path.damaged-N` before it is written anew; return the copy.
+
+    The copy is on the disk when the function returns.
+    """
     kept = free_name(path, "damaged")
     shutil.copyfile(path, kept, follow_symlinks=False)
+    if not kept.is_symlink():
+        with kept.open("rb") as file:
+            to_disk(file)
+    names_to_disk(path.parent)
     return kept
 
 
