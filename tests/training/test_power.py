@@ -12,6 +12,7 @@ renaming within a folder is done or not done. Blocks that were not written hold 
 """
 
 import collections
+import copy
 import ctypes
 import json
 import os
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import test_kills
@@ -30,7 +32,6 @@ from lm_jax.training import directory
 from lm_jax.training.checkpoint import newest, place_complete
 
 CUTS = int(os.environ.get("LM_JAX_CUTS", "4"))  # of each kind of work
-DEEP = 2  # every other cut is one of a process that resumes
 SHARES = 0, 0.1, 0.5, 0.9, 1  # of the changes since the last sync that are on the disk
 BLOCKS = 512, 4096  # bytes that a disk writes at once
 HERE = Path(__file__).parent
@@ -161,10 +162,6 @@ class Disk:
             if last == "manifest.json" and "/checkpoints/" not in new:
                 self.written[thread] = run, max(json.loads(node.now)["checkpoints"], default=0)
 
-    def end(self):
-        """The program has ended, and says that all is saved."""
-        self.saved |= dict(self.written.values())
-
     def cut(self, place, seed, share):
         """Write what a disk may hold now to a place; each change is there with a chance."""
         self._write(self.root, place, random.Random(seed), share)
@@ -208,24 +205,6 @@ def below(folder):
     }
 
 
-def resumes_from(place, scratch):
-    """By run below a place, the step that it resumes from."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(place, scratch)
-    steps = {}
-    for path in scratch.rglob("manifest.json"):
-        run_dir = path.parent
-        if run_dir.parent.name == "checkpoints":
-            continue
-        place_complete(run_dir)
-        known = directory.manifest.read(run_dir)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            step = newest(run_dir, known, lambda saved: saved.contents.step)
-        steps[str(run_dir.relative_to(scratch))] = step or 0
-    return steps
-
-
 def drawn_cut(done, draw):
     """The number of operations before a cut, which comes after any kind of operation on any kind of
     file with the same probability."""
@@ -235,40 +214,82 @@ def drawn_cut(done, draw):
     return draw.choice(draw.choice(sorted(kinds.values())))
 
 
-def cut_and_resume(name, places, cache, cuts):
-    """Cut the power of a kind of work so many times, and each time have it resumed.
+class Recorded(NamedTuple):
+    """A process that has come to its end: what the disk held before, and what was done."""
 
-    The process that resumes is recorded, and its power is cut in its turn.
-    """
-    draw, told, log, whole = random.Random(name), places / "told.json", places / "log", None
-    for turn in range(cuts + 1):
-        place, left, ended = (places / name for name in (str(turn), str(turn + 1), "ended"))
-        if turn % DEEP == 0:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-        disk, saved = Disk(place), resumes_from(place, places / "scratch")
+    disk: Disk
+    saved: dict[str, int]
+    operations: list
+
+    def replayed(self, count=None):
+        """The disk after some of the operations; None for all."""
+        disk = copy.deepcopy(self.disk)
+        for operation in self.operations[:count]:
+            disk.do(operation)
+        return disk
+
+
+class Recorder:
+    """Records a kind of work in folders of its own, and checks the ends of all processes."""
+
+    def __init__(self, name, places, cache):
+        self.name, self.places, self.cache, self.whole = name, places, cache, None
+
+    def record(self, place):
+        """Have a process do the work at a place, or go on with it."""
+        log, ended = self.places / "log", self.places / "ended"
         log.unlink(missing_ok=True)
-        assert test_kills.started(name, place / "run", cache, told, log, do=recorded_work) == 0
-        whole = whole or test_kills.contents(place)
-        assert test_kills.contents(place) == whole
-        done = list(operations(log))
-        cut, share = drawn_cut(done, draw), draw.choice(SHARES)
-        print(f"cut {turn}: after {cut} of {len(done)} operations, share {share}", flush=True)
-        for operation in done[:cut]:
-            disk.do(operation)
-        disk.cut(left, turn, share)
-        found = resumes_from(left, places / "scratch")
-        for run, step in {**saved, **disk.saved}.items():
-            assert step <= found[run], run
-        for operation in done[cut:]:
-            disk.do(operation)
-        disk.cut(ended, turn, 1)
+        disk, saved, told = Disk(place), self.resumes_from(place), self.places / "told.json"
+        given = self.name, place / "run", self.cache, told, log
+        assert test_kills.started(*given, do=recorded_work) == 0
+        self.whole = self.whole or test_kills.contents(place)
+        assert test_kills.contents(place) == self.whole
+        recorded = Recorded(disk, saved, list(operations(log)))
+        after = recorded.replayed()
+        after.cut(ended, 0, 1)
         assert below(ended) == below(place)  # the record is complete
         shutil.rmtree(ended)
-        disk.cut(ended, turn, 0)
-        assert test_kills.contents(ended) == whole  # at the end all is on the disk
+        after.cut(ended, 0, 0)
+        assert test_kills.contents(ended) == self.whole  # at the end all is on the disk
         shutil.rmtree(ended)
         shutil.rmtree(place)
+        return recorded
+
+    def resumes_from(self, place):
+        """By run below a place, the step that it resumes from."""
+        scratch, steps = self.places / "scratch", {}
+        shutil.copytree(place, scratch)
+        for path in scratch.rglob("manifest.json"):
+            run_dir = path.parent
+            if run_dir.parent.name == "checkpoints":
+                continue
+            place_complete(run_dir)
+            known = directory.manifest.read(run_dir)
+            with warnings.catch_warnings(action="ignore"):
+                step = newest(run_dir, known, lambda saved: saved.contents.step)
+            steps[str(run_dir.relative_to(scratch))] = step or 0
+        shutil.rmtree(scratch)
+        return steps
+
+
+def cut_and_resume(name, places, cache, cuts):
+    """Cut the power of a kind of work so many times, and resume each time.
+
+    Every other cut is one of the process that resumed after the cut before.
+    """
+    draw, recorder = random.Random(name), Recorder(name, places, cache)
+    (places / "whole").mkdir()
+    first = last = recorder.record(places / "whole")
+    for turn in range(cuts):
+        recorded, left = last if turn % 2 else first, places / str(turn)
+        count, share = drawn_cut(recorded.operations, draw), draw.choice(SHARES)
+        print(f"cut {turn}: after {count} of {len(recorded.operations)}, share {share}", flush=True)
+        disk = recorded.replayed(count)
+        disk.cut(left, turn, share)
+        found = recorder.resumes_from(left)
+        for run, step in {**recorded.saved, **disk.saved}.items():
+            assert step <= found[run], run
+        last = recorder.record(left)
 
 
 @pytest.fixture(scope="module")
