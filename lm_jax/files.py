@@ -68,10 +68,13 @@ def discard(folder: Path, successor: Path | None = None) -> None:
     """Remove a folder, if there is one, and rename `successor` to take the folder's place.
 
     The folder is renamed before the removal: a crash leaves no half-removed folder under its name.
+    After a power cut the folder, or the successor under either name, is there.
     """
     trash = folder.with_name(f"{folder.name}.trash")
     remove(trash)
     if folder.exists():
+        if successor is not None:
+            names_to_disk(successor.parent)
         folder.rename(trash)
     if successor is not None:
         successor.rename(folder)

@@ -400,6 +400,13 @@ MUTANTS = (
     ),
     Mutant(
         "files.py",
+        "            names_to_disk(successor.parent)\n        folder",
+        "            pass\n        folder",
+        "training/test_disk.py::test_a_folder_loses_its_name_after_its_successor_s_is_on_the_disk",
+        "a folder without a name before its successor's is on the disk",
+    ),
+    Mutant(
+        "files.py",
         "            to_disk(file)\n    names_to_disk(path.parent)\n    return kept\n",
         "            pass\n    names_to_disk(path.parent)\n    return kept\n",
         "training/test_disk.py::"
@@ -424,8 +431,8 @@ MUTANTS = (
     ),
     Mutant(
         "files.py",
-        "    if folder.exists():\n        folder.rename(trash)\n",
-        "    remove(folder)\n",
+        "        folder.rename(trash)\n",
+        "        remove(folder)\n",
         "training/test_disk.py::test_a_crash_leaves_no_half_removed_folder_under_its_name[None]",
         "a folder removed without being renamed first",
     ),

@@ -129,6 +129,15 @@ def test_the_rows_of_a_checkpoint_are_on_the_disk_before_it_is_saved(disk, monke
     assert steps == [2, 4]
 
 
+def test_a_folder_loses_its_name_after_its_successor_s_is_on_the_disk(disk, monkeypatch, tmp_path):
+    for name in ("folder", "new"):
+        (tmp_path / name).mkdir()
+    renamed_by(monkeypatch, lambda path, target: disk.order.append((path.name, target.name)))
+    files.discard(tmp_path / "folder", tmp_path / "new")
+    synced = "synced", tmp_path.stat().st_ino
+    assert disk.order == [synced, ("folder", "folder.trash"), ("new", "folder"), synced]
+
+
 @pytest.mark.parametrize("successor", [None, "new"])
 def test_a_crash_leaves_no_half_removed_folder_under_its_name(successor, monkeypatch, tmp_path):
     class Crash(Exception):

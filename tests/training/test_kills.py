@@ -20,6 +20,7 @@ import time
 import jax
 import pytest
 import tiny
+from bomb import bombed
 
 import lm_jax
 from lm_jax import files
@@ -51,6 +52,10 @@ def task_run(place):
     lm_jax.train(TASK, place)
 
 
+def diverging_run(place):
+    lm_jax.train(bombed(on_divergence="restore", steps=15), place, text=tiny.TEXT)
+
+
 def counted_run(place):
     lm_jax.train(Config(data=Data(source=Memory()), model=NGram(order=3)), place, text=tiny.TEXT)
 
@@ -70,6 +75,7 @@ WORK = {
     "task": task_run,
     "counted": counted_run,
     "probe": probed_run,
+    "diverging": diverging_run,
     "sweep": sweep,
     "halving": lambda place: sweep(place, (0.01, 0.03, 0.1, 0.3), halving=Halving(18, factor=2)),
     "processes": lambda place: sweep(place, executor=Processes(2)),

@@ -32,6 +32,7 @@ from lm_jax.training import directory
 from lm_jax.training.checkpoint import newest, place_complete
 
 CUTS = int(os.environ.get("LM_JAX_CUTS", "4"))  # of each kind of work
+LOOKS = 10
 SHARES = 0, 0.1, 0.5, 0.9, 1  # of the changes since the last sync that are on the disk
 BLOCKS = 512, 4096  # bytes that a disk writes at once
 HERE = Path(__file__).parent
@@ -105,7 +106,7 @@ class Disk:
 
     Attributes:
       saved: by run, the step of the newest save that the program knows to be complete: the thread
-        that wrote the manifest of the run has gone on.
+        that wrote the manifest of the run has gone on, or the next save has begun.
     """
 
     def __init__(self, root):
@@ -131,9 +132,11 @@ class Disk:
     def do(self, operation):
         """Repeat an operation of the record."""
         thread, kind, inode, a, b, path, content = operation
-        if kind != "sync" and thread in self.written:
-            run, step = self.written.pop(thread)
-            self.saved[run] = step
+        for writer, (run, step) in [*self.written.items()]:
+            next_save = kind == "folder" and path.startswith(f"{run}/checkpoints/")
+            if (kind != "sync" and writer == thread) or next_save:
+                self.saved[run] = step
+                del self.written[writer]
         if kind in ("file", "folder"):
             node = self.nodes[inode] = File() if kind == "file" else Folder()
             if path:
@@ -162,9 +165,9 @@ class Disk:
             if last == "manifest.json" and "/checkpoints/" not in new:
                 self.written[thread] = run, max(json.loads(node.now)["checkpoints"], default=0)
 
-    def cut(self, place, seed, share):
+    def cut(self, place, draw, share):
         """Write what a disk may hold now to a place; each change is there with a chance."""
-        self._write(self.root, place, random.Random(seed), share)
+        self._write(self.root, place, draw, share)
 
     def _write(self, node, place, draw, share):
         found = node.drawn(draw, share)
@@ -246,14 +249,24 @@ class Recorder:
         assert test_kills.contents(place) == self.whole
         recorded = Recorded(disk, saved, list(operations(log)))
         after = recorded.replayed()
-        after.cut(ended, 0, 1)
+        after.cut(ended, random, 1)
         assert below(ended) == below(place)  # the record is complete
         shutil.rmtree(ended)
-        after.cut(ended, 0, 0)
+        after.cut(ended, random, 0)
         assert test_kills.contents(ended) == self.whole  # at the end all is on the disk
         shutil.rmtree(ended)
         shutil.rmtree(place)
         return recorded
+
+    def cut(self, recorded, left, draw):
+        """Draw what a cut leaves, and check that the newest save is there, or a later one."""
+        count, share = drawn_cut(recorded.operations, draw), draw.choice(SHARES)
+        print(f"cut after {count} of {len(recorded.operations)}, share {share}", flush=True)
+        disk = recorded.replayed(count)
+        disk.cut(left, draw, share)
+        found = self.resumes_from(left)
+        for run, step in {**recorded.saved, **disk.saved}.items():
+            assert step <= found[run], run
 
     def resumes_from(self, place):
         """By run below a place, the step that it resumes from."""
@@ -275,20 +288,17 @@ class Recorder:
 def cut_and_resume(name, places, cache, cuts):
     """Cut the power of a kind of work so many times, and resume each time.
 
-    Every other cut is one of the process that resumed after the cut before.
+    Every other cut is one of the process that resumed after the cut before. Of `LOOKS` more cuts,
+    each time, only the checkpoint is looked at from which a process would resume.
     """
-    draw, recorder = random.Random(name), Recorder(name, places, cache)
-    (places / "whole").mkdir()
-    first = last = recorder.record(places / "whole")
+    draw, recorder, left = random.Random(name), Recorder(name, places, cache), places / "left"
+    left.mkdir()
+    first = last = recorder.record(left)
     for turn in range(cuts):
-        recorded, left = last if turn % 2 else first, places / str(turn)
-        count, share = drawn_cut(recorded.operations, draw), draw.choice(SHARES)
-        print(f"cut {turn}: after {count} of {len(recorded.operations)}, share {share}", flush=True)
-        disk = recorded.replayed(count)
-        disk.cut(left, turn, share)
-        found = recorder.resumes_from(left)
-        for run, step in {**recorded.saved, **disk.saved}.items():
-            assert step <= found[run], run
+        for _ in range(LOOKS):
+            recorder.cut(first, left, draw)
+            shutil.rmtree(left)
+        recorder.cut(last if turn % 2 else first, left, draw)
         last = recorder.record(left)
 
 
@@ -335,14 +345,14 @@ def test_what_is_synced_stays_and_the_rest_is_drawn(environment, tmp_path):
     subprocess.run([sys.executable, "-c", WRITES], env=recorded, cwd=place, check=True)
     for operation in operations(log):
         disk.do(operation)
-    disk.cut(tmp_path / "all", 0, 1)
+    disk.cut(tmp_path / "all", random, 1)
     assert below(tmp_path / "all") == below(place)
-    disk.cut(tmp_path / "none", 0, 0)
+    disk.cut(tmp_path / "none", random, 0)
     synced = {"synced": b"a" * 5000, "named": b"b", "old": b"", "folder": None}
     assert below(tmp_path / "none") == synced
     seen = collections.defaultdict(set)
     for seed in range(100):
-        disk.cut(tmp_path / str(seed), seed, 0.5)
+        disk.cut(tmp_path / str(seed), random.Random(seed), 0.5)
         found = below(tmp_path / str(seed))
         assert ("old" in found) != ("new" in found)
         assert found["named"] == b"b"
