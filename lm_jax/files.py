@@ -82,6 +82,14 @@ def discard(folder: Path, successor: Path | None = None) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
+def restore(folder: Path) -> None:
+    """Rename a folder back, if a crash in `discard` came between the two renames."""
+    trash = folder.with_name(f"{folder.name}.trash")
+    if trash.is_dir() and not trash.is_symlink() and not folder.exists():
+        trash.rename(folder)
+        names_to_disk(folder.parent)
+
+
 def created(path: Path, mode: str, **how: Any) -> IO[Any]:
     """Open a new file, mode "w" or "wb", in place of an existing file or link."""
     path.unlink(missing_ok=True)

@@ -230,9 +230,15 @@ def _mean_lag(credit: np.ndarray) -> float:
     return float(np.sum(np.arange(len(credit))[seen] * credit[seen]) / np.sum(credit[seen]))
 
 
+def _growth(curve: np.ndarray) -> float:
+    """The last value divided by the first, zeros left out: h_0 = 0 has no sensitivity to W_hh."""
+    seen = curve[curve > 0]
+    return float(seen[-1] / seen[0]) if seen.size else 1.0
+
+
 def _sensitivity(sensitivity: Row, name: str) -> Section:
     curves = {weight: numbers(probed["norm"]) for weight, probed in sensitivity.items()}
-    growth = {weight: float(curve[-1] / curve[0]) for weight, curve in curves.items()}
+    growth = {weight: _growth(curve) for weight, curve in curves.items()}
     most = max(growth, key=lambda weight: abs(np.log(growth[weight])))
     return Section(
         "How sensitive is the state to each weight?",

@@ -1,21 +1,23 @@
 """Run jobs on the nodes of a Ray cluster. No other module uses Ray.
 
-The nodes need no shared disk. A job carries the existing run directories of the trials to a node,
-works in a temporary directory there, and returns the run directories at the end, or after a stop
-signal. If the node dies, the job starts again on another node, from the run directories on this
-machine.
+The nodes need no shared disk, and use a copy of lm_jax made when this process joins the cluster:
+the code on this machine may change while a sweep runs. A job carries the existing run directories
+of the trials to a node, works in a temporary directory there, and returns the run directories at
+the end, or after a stop signal. If the node dies, the job starts again on another node, from the
+run directories on this machine.
 """
 
 import dataclasses
 import io
 import os
 import signal
+import sys
 import tarfile
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ class Ray:
         self._ray, self._cores = ray, cores
         self._dead: set[str] = set()  # nodes under which a job died; Ray lists them as alive longer
         if not ray.is_initialized():
-            # The nodes use this copy of lm_jax, whichever version they have installed.
+            # The nodes use this copy of lm_jax, whichever version they have; see `_on_nodes`.
             code = {"py_modules": [str(Path(lm_jax.__file__).parent)]}
             quiet = {"log_to_driver": False, "logging_level": "error"}
             try:
@@ -95,9 +97,12 @@ class Ray:
         follower = None if watch is None else Tail(watch)
         waiting = deque((job, MOVES) for job in jobs)
         away: dict[Any, tuple[Job, int]] = {}
-        stop_event = (
-            ray.remote(num_cpus=0)(_StopEvent).options(scheduling_strategy=self._at_home()).remote()
-        )
+        work, stop_class = _on_nodes()
+        # A fresh process for each task (max_calls=1); `execute` decides about retries.
+        once = {"max_calls": 1, "max_retries": 0}
+        task = ray.remote(num_cpus=self._cores, num_gpus=self._gpus, **once)(work)
+        actor = ray.remote(num_cpus=0, scheduling_strategy=self._at_home())(stop_class)
+        stop_event = actor.remote()
         texts = {id(job.text): ray.put(job.text) for job in jobs}
         rung = False
         try:
@@ -106,12 +111,14 @@ class Ray:
                     rung = stop_event.ring.remote() is not None
                 while waiting and not received and len(away) < max(1, self.workers):
                     job, moves = waiting.popleft()
-                    away[self._sent(job, texts[id(job.text)], stop_event)] = job, moves
+                    bare, own = dataclasses.replace(job, text=None), worker.inherited()
+                    call = [ray.put((_worked, bare, packed(job), own, self._cores))]
+                    away[task.remote(call, texts[id(job.text)], stop_event)] = job, moves
                 home, _ = ray.wait(list(away), timeout=BETWEEN_LOOKS)
-                for task in home:
-                    job, moves = away.pop(task)
+                for sent in home:
+                    job, moves = away.pop(sent)
                     try:
-                        archive, failed = ray.get(task)
+                        archive, failed = ray.get(sent)
                     except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
                         ids = {node["NodeID"] for node in ray.nodes()}
                         self._dead |= {node for node in ids if node in str(error)}
@@ -127,8 +134,8 @@ class Ray:
                             follower.look([job], last=True)
                         yield Ended(job, failed)
         finally:
-            for task in away:
-                ray.cancel(task, force=True)
+            for sent in away:
+                ray.cancel(sent, force=True)
             ray.kill(stop_event)
 
     def _at_home(self) -> Any:
@@ -137,30 +144,37 @@ class Ray:
         here = self._ray.get_runtime_context().get_node_id()
         return NodeAffinitySchedulingStrategy(here, soft=True)
 
-    def _sent(self, job: Job, text: Any, stop_event: Any) -> Any:
-        # A fresh process for each task (max_calls=1); `execute` decides about retries.
-        task = self._ray.remote(
-            num_cpus=self._cores, num_gpus=self._gpus, max_calls=1, max_retries=0
-        )(_worked)
-        bare = dataclasses.replace(job, text=None)
-        return task.remote(bare, text, packed(job), worker.inherited(), self._cores, stop_event)
 
+def _on_nodes() -> tuple[Callable, type]:
+    """The function of a task, and the actor of an event that tells the tasks to stop.
 
-class _StopEvent:
-    """Ray actor: an event that tells the tasks to stop."""
+    Ray sends functions and classes made within a function by value. A node can load both without
+    lm_jax, and imports lm_jax only after the copy has been put before all other places.
+    """
 
-    def __init__(self):
-        self._rung = False
+    def work(call: list[Any], *more: Any) -> Any:
+        import ray  # pyright: ignore[reportMissingImports]
 
-    def ring(self) -> None:
-        self._rung = True
+        # Ray puts the copy first in PYTHONPATH, but the folders of the sweep's program before that.
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        function, *given = ray.get(call[0])  # Ray has not read this yet, because of the list
+        return function(*given, *more)
 
-    def rung(self) -> bool:
-        return self._rung
+    class StopEvent:
+        def __init__(self):
+            self._rung = False
+
+        def ring(self) -> None:
+            self._rung = True
+
+        def rung(self) -> bool:
+            return self._rung
+
+    return work, StopEvent
 
 
 def _worked(
-    job: Job, text: Any, archive: bytes, settings: dict[str, Any], cores: int, stop_event: Any
+    job: Job, archive: bytes, settings: dict[str, Any], cores: int, text: Any, stop_event: Any
 ) -> tuple[bytes, dict[int, Failure]]:
     """Runs a job on a node; returns the packed run directories, and the failures by trial."""
     # No compilation cache: a compiled program may not suit the processor of another node.

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lm_jax import files
 from lm_jax.config import Config
 from lm_jax.files import Row
 from lm_jax.settings import UserError
@@ -102,6 +103,8 @@ def sweep(
     def settled(planned: Plan | None) -> Results:
         trials = () if planned is None else planned.trials
         write_or_check_manifest(sweep_dir, trials, halving=judged, growing=searching is not None)
+        for trial in trials:
+            files.restore(sweep_dir / trial.directory)
         return Results(sweep_dir, trials)
 
     def go(planned: Plan, results: Results, received: list[signal.Signals]) -> None:

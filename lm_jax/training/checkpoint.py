@@ -11,9 +11,9 @@ in the manifest of the run. Restoring takes the newest checkpoint of the run wit
 The arrays are stored flat, under names like `params/layers/0/W_hh`, and restored into a template
 with the real structure.
 
-With a vocabulary of a million words a state takes gigabytes, and no second copy is held. A state is
-written directly from its own memory, without compression, because a compressor holds its input. The
-leaves are restored in groups: a large leaf alone, many small leaves together.
+With a vocabulary of a million words a state takes gigabytes, and no second copy is held. A large
+state is written directly from its own memory, without compression, because a compressor holds its
+input. The leaves are restored in groups: a large leaf alone, many small leaves together.
 """
 
 import contextlib
@@ -41,7 +41,9 @@ from lm_jax.training.manifest import Contents, Leaf, Manifest, environment
 
 NEWEST = 2  # checkpoints to keep; the older is a reserve in case the newer is damaged
 SPACED = 8, 64  # saves between the older reserves, of which the newest is kept
-COPIED = 2**27  # bytes; on a CPU, a state up to this size is copied and written during training
+# Bytes. On a CPU, a state up to this size is copied and written during training. 30 million
+# parameters with the moments of Adam are below it; with a million words, every state is above it.
+COPIED = 3 * 2**27
 AT_ONCE = 2**25  # bytes of the leaves restored together
 
 Loaded = TypeVar("Loaded")
@@ -106,6 +108,7 @@ class Checkpoints:
         self._manifest, self._every = known, every
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
+        self._copies: dict[str, np.ndarray] = {}  # new memory for each save would cost more time
         newer = [found for found in _steps(self._folder) if found > step]
         for path in _left_by_a_crash(self._folder):
             files.remove(path)
@@ -134,11 +137,17 @@ class Checkpoints:
         arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
         large = sum(array.nbytes for array in arrays.values()) > COPIED
         if _on_cpu() and not large:
-            arrays = {name: array.copy() for name, array in arrays.items()}
+            arrays = self._copied(arrays)
         self._writing = self._writer.submit(self._write, int(state.step), arrays, rows, diverged)
         if _on_cpu() and large:
             self.wait()
             arrays.clear()  # as long as a view exists, JAX copies the memory instead of reusing it
+
+    def _copied(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays, in the memory that holds the copies of every save."""
+        for name, array in arrays.items():
+            np.copyto(self._copies.setdefault(name, np.empty_like(array)), array)
+        return {name: self._copies[name] for name in arrays}
 
     def wait(self) -> None:
         """Wait until the last save is on the disk.

@@ -463,9 +463,20 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
                 RNN(**small, readout=c.AdaptiveSoftmax(cutoffs=(2, 4))),
             ),
             (c.Adan(), c.Constant(), {"groups": groups}, RNN(**small, cell=c.LRU())),
-            (c.Adafactor(), c.Constant(), {"omega": 0.1}, RNN(**small)),
+            (
+                c.Adafactor(),
+                c.Constant(),
+                {"omega": 0.1},
+                RNN(**small, cell=c.Mogrifier(rank=2), embedding=c.AdaptiveInputs(cutoffs=(2, 4))),
+            ),
             (c.Lion(), c.Constant(), {"flossing": 0.1, "flossing_exponents": 2}, RNN(**small)),
-            (c.Muon(), c.Constant(), {}, RNN(**small)),
+            (c.Muon(), c.Constant(), {}, RNN(**small, block=c.GLUBlock())),
+            (
+                c.Adam(),
+                c.RangeTest(steps=9),
+                {},
+                RNN(**small, cell=c.MLSTM(heads=2), block=c.MLPBlock()),
+            ),
             (
                 CustomOptimizer("optax:sgd"),
                 c.Constant(),
@@ -513,6 +524,11 @@ def test_each_field_is_read_somewhere(monkeypatch, tmp_path):
     model = RNN(**small, **vectors)
     probed = tiny.config(train={"steps": 1, "probe": c.LiveProbe(every=1)}, model=model)
     loop.train(probed, tmp_path / "run", text=tiny.TEXT)
+    words = {"source": Memory(), "tokenizer": Word(), "batch_size": 1, "length": 4}
+    characters = c.CharacterInputs(character_size=2, widths=(1, 2), filters=(2, 3))
+    spelt = RNN(**small, embedding=characters)
+    spelt = Config(data=Data(**words), model=spelt, train=Train(steps=1))
+    loop.train(spelt, tmp_path / "words", text=tiny.TEXT)
     counted = Config(data=Data(source=Memory()), model=c.NGram(order=2, smoothing="add-k", k=0.1))
     loop.train(counted, tmp_path / "counted", text=tiny.TEXT)
     known_fields = {

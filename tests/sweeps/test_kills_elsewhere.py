@@ -22,11 +22,7 @@ from lm_jax import files
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("default")]
 KILLS = int(os.environ.get("LM_JAX_KILLS", "4"))  # of each executor
-RAY = pytest.mark.skipif(
-    "LM_JAX_KILLS" not in os.environ,
-    reason="fails for a cause not yet found (docs/reliability.md): runs if LM_JAX_KILLS is set",
-)
-LONGEST = 120  # seconds that a process may work on a trial after its driver's death
+PATIENCE = 10  # times the undisturbed sweep, for a machine that becomes busier
 SHORT = {"steps": 60, "log_every": 5, "validate_every": 15, "checkpoint_every": 4}
 
 
@@ -96,6 +92,7 @@ def nodes(request, monkeypatch, tmp_path):
 
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets allow only short paths
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15: a busy machine would starve the tasks
     head = {"num_cpus": 2, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -105,15 +102,17 @@ def nodes(request, monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", [pytest.param("ray", marks=RAY), "slurm"])
+@pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, nodes, tmp_path, kept_cache):
     told, place = tmp_path / "told.json", tmp_path / "killed"
+    began = time.monotonic()
     undisturbed = started(name, tmp_path / "whole", kept_cache, told)
-    undisturbed.join(300)
+    undisturbed.join(600)
     assert undisturbed.exitcode == 0
+    longest = PATIENCE * (time.monotonic() - began)
     began = time.monotonic()
     again = started(name, tmp_path / "whole", kept_cache, told)
-    again.join(300)
+    again.join(longest)
     overhead = time.monotonic() - began  # of a program that finds the sweep done
     draw, killed, seconds = random.Random(name), 0, overhead + 3
     for _ in range(KILLS):
@@ -128,9 +127,9 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, nodes, tmp_p
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
                     killed += 1
-        driver.join(LONGEST)
+        driver.join(longest)
         assert driver.exitcode is not None
-        end = time.monotonic() + LONGEST
+        end = time.monotonic() + longest
         while (
             at_work(place, nodes) and time.monotonic() < end
         ):  # jobs of a dead driver end by themselves
@@ -138,6 +137,6 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, nodes, tmp_p
         assert not at_work(place, nodes)
     assert killed
     last = started(name, place, kept_cache, told)
-    last.join(300)
+    last.join(longest)
     assert last.exitcode == 0
     assert contents(place) == contents(tmp_path / "whole")

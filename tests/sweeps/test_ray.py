@@ -42,12 +42,19 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setenv("RAY_TMPDIR", "/tmp")  # its sockets allow only short paths
+        patch.setenv("RAY_worker_niceness", "0")  # else 15: a busy machine would starve the tasks
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         patch.setenv("RAY_ADDRESS", cluster.address)
-        executor = executor_called("ray")
+        # Ray lets a node look for modules in the folder where this process joins the cluster.
+        edited = tmp_path_factory.mktemp("edited")
+        (edited / "lm_jax").mkdir()
+        (edited / "lm_jax" / "__init__.py").write_text("raise ImportError('edited since')")
+        with patch.context() as inner:
+            inner.chdir(edited)
+            executor = executor_called("ray")
         yield cluster, nodes, folder, executor
         ray.shutdown()
         cluster.shutdown()
@@ -57,12 +64,21 @@ def working(folder, trial):
     """The process at work on a trial that has saved, waited for."""
     while True:
         for saved in Path(folder).glob(f"lm_jax-*/{trial}/checkpoints/*/manifest.json"):
-            return int((saved.parents[2] / ".lock").read_text())
+            return int((saved.parents[2] / ".lock").read_text().split()[0])
         time.sleep(0.01)
 
 
 def parent(process):
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_nodes_run_the_code_of_the_driver_whatever_lies_in_its_folder(cluster, tmp_path):
+    *_, executor = cluster
+    trials = group(5)
+    jobs = divided([trials], tmp_path, workers=1, text=tiny.TEXT)
+    assert [ended.failed for ended in execute(jobs, executor, [], retries=0)] == [{}]
+    results = [read_result(tmp_path / trial.directory) for trial in trials.trials]
+    assert [result["status"] for result in results] == ["finished"] * 3
 
 
 def test_a_signal_brings_home_what_there_is(cluster, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +18,10 @@ from lm_jax.experiment import load_experiment
 from lm_jax.settings import UserError
 from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_results
 from lm_jax.sweeps.executors import Here
+from lm_jax.sweeps.jobs import Job
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
 from lm_jax.sweeps.plan import write_or_check_manifest
+from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.training import loop
 from lm_jax.training.step import init
 
@@ -44,6 +47,27 @@ def test_a_sweep_is_its_runs_and_a_table_over_them(tmp_path):
     assert [json.loads(line)["splits"] for line in lines] == [row["splits"] for row in rows]
     trained = lm_jax.load_run(tmp_path / "sweep" / rows[0]["trial"])
     assert trained.config.train.learning_rate == 0.001
+
+
+def test_a_kill_while_a_run_comes_home_from_a_node_loses_nothing(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def rename(path, target):
+        if path.parent.parent.name.endswith(".archive"):
+            raise Killed
+        return real(path, target)
+
+    points, real = {"counted": POINTS["counted"]}, Path.rename
+    before = lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT)
+    job = Job(tmp_path, plan(BASE, points, tiny.TEXT).trials, vectorised=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed):
+            unpack(job, packed(job))
+    assert not job.place(job.trials[0]).exists()
+    # Another run would take other seconds.
+    assert lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT) == before
 
 
 COUNTED = {

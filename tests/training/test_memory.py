@@ -53,10 +53,10 @@ TABLE = 48 * MEGABYTE
 
 
 @pytest.fixture
-def large():
+def large(monkeypatch):
     tables = [jax.random.normal(jax.random.key(n), (6, TABLE // 48)) for n in range(4)]
     assert tables[0].nbytes == TABLE
-    assert 4 * TABLE > checkpoint.COPIED
+    monkeypatch.setattr(checkpoint, "COPIED", TABLE)
     return jax.block_until_ready(State(jnp.asarray(7, jnp.int32), tables))
 
 
