@@ -1,7 +1,7 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
-# `make torture` kills runs, probes and sweeps 204 times, at times and file operations drawn by lot,
-# cuts their power, lets file operations fail, and gives 10,000 spoilt files to their readers.
+# `make torture` kills runs, probes and sweeps 272 times, at times and file operations drawn by lot,
+# cuts their power as often, lets file operations fail, and gives 10,000 spoilt files to readers.
 # `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
 # plants those whose file or description holds a word.
 # `make fuzz` searches for bytes that break a reader of files; `make fuzz R="glove text"` for some.
@@ -32,6 +32,7 @@ torture: $(VENV)/.installed-dev
 	LM_JAX_CASES=10000 $(BIN)/python -m pytest -n 0 tests/training/test_hostile.py
 	$(BIN)/python -m pytest -n 0 -m "" tests/training/test_faults.py
 	LM_JAX_KILLS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_kills.py
+	LM_JAX_CUTS=34 $(BIN)/python -m pytest -n 0 -m "" tests/training/test_power.py
 
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python tests/fuzz.py 60 $(R)

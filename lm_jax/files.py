@@ -68,10 +68,13 @@ def discard(folder: Path, successor: Path | None = None) -> None:
     """Remove a folder, if there is one, and rename `successor` to take the folder's place.
 
     The folder is renamed before the removal: a crash leaves no half-removed folder under its name.
+    After a power cut the folder, or the successor under either name, is there.
     """
     trash = folder.with_name(f"{folder.name}.trash")
     remove(trash)
     if folder.exists():
+        if successor is not None:
+            names_to_disk(successor.parent)
         folder.rename(trash)
     if successor is not None:
         successor.rename(folder)
@@ -177,9 +180,16 @@ def free_name(path: Path, sign: str) -> Path:
 
 
 def keep_damaged(path: Path) -> Path:
-    """Copy a damaged file to `path.damaged-N` before it is written anew; return the copy."""
+    """Copy a damaged file to `path.damaged-N` before it is written anew; return the copy.
+
+    The copy is on the disk when the function returns.
+    """
     kept = free_name(path, "damaged")
     shutil.copyfile(path, kept, follow_symlinks=False)
+    if not kept.is_symlink():
+        with kept.open("rb") as file:
+            to_disk(file)
+    names_to_disk(path.parent)
     return kept
 
 

@@ -400,8 +400,39 @@ MUTANTS = (
     ),
     Mutant(
         "files.py",
-        "    if folder.exists():\n        folder.rename(trash)\n",
-        "    remove(folder)\n",
+        "            names_to_disk(successor.parent)\n        folder",
+        "            pass\n        folder",
+        "training/test_disk.py::test_a_folder_loses_its_name_after_its_successor_s_is_on_the_disk",
+        "a folder without a name before its successor's is on the disk",
+    ),
+    Mutant(
+        "files.py",
+        "            to_disk(file)\n    names_to_disk(path.parent)\n    return kept\n",
+        "            pass\n    names_to_disk(path.parent)\n    return kept\n",
+        "training/test_disk.py::"
+        "test_the_copy_of_a_damaged_file_is_on_the_disk_before_the_file_is_written_anew",
+        "the copy of a damaged file not synced",
+    ),
+    Mutant(
+        "sweeps/ray_nodes.py",
+        "    files.tree_to_disk(arrived)\n",
+        "",
+        "training/test_disk.py::"
+        "test_the_runs_from_another_node_are_on_the_disk_before_they_have_their_names",
+        "a run from another node not synced",
+    ),
+    Mutant(
+        "sweeps/halving.py",
+        ' or b"\\0" in lines[-1]',
+        "",
+        "sweeps/test_halving.py::"
+        "test_a_sweep_whose_power_was_cut_in_a_judgement_judges_again[zeros0]",
+        "a judgement with zeros stops the sweep",
+    ),
+    Mutant(
+        "files.py",
+        "        folder.rename(trash)\n",
+        "        remove(folder)\n",
         "training/test_disk.py::test_a_crash_leaves_no_half_removed_folder_under_its_name[None]",
         "a folder removed without being renamed first",
     ),

@@ -47,7 +47,8 @@ def _at(config: Any, path: str) -> Any:
     """The part of a config at a dotted path; None if there is none."""
     for name in filter(None, path.split(".")):
         if isinstance(config, tuple):
-            config = config[int(name)] if name.isdigit() and int(name) < len(config) else None
+            numbers = map(str, range(len(config)))
+            config = config[int(name)] if name in numbers else None
         else:
             config = getattr(config, name, None)
     return config

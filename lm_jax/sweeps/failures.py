@@ -4,7 +4,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from lm_jax.files import Row, read_json, write_json
+from lm_jax.files import Row, make_folder, read_json, write_json
 from lm_jax.settings import UserError
 
 NAME = "error.json"
@@ -32,7 +32,7 @@ class Failure(NamedTuple):
 
 def record(run_dir: Path, failure: Failure, attempt: int) -> None:
     """Writes error.json: the failure of a trial, and the number of the attempt."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     told = {**failure._asdict(), "attempt": attempt}
     write_json(run_dir / NAME, told, indent=2)
 

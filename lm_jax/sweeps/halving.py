@@ -109,6 +109,7 @@ class Halving:
                 row = {"step": step, "nats": new, "kept": sorted(best)}
                 file.write(files.line_of(row).encode())
                 files.to_disk(file)
+                files.names_to_disk(path.parent)
         return kept
 
 
@@ -133,14 +134,16 @@ def _rank(loss: float | None) -> float:
 
 
 def _whole(file: IO[bytes], path: Path) -> list[Judgement]:
-    """Read the rows of a locked file, and cut off a torn last line.
+    """Read the rows of a locked file, and cut off a last line that was not written to its end.
+
+    A power cut may leave zeros in place of a part of the line, even before the line's end.
 
     Raises:
       UserError: a row is damaged; names the file and the line.
     """
     file.seek(0)
     lines = file.readlines()
-    if lines and not lines[-1].endswith(b"\n"):
+    if lines and (not lines[-1].endswith(b"\n") or b"\0" in lines[-1]):
         file.truncate(sum(map(len, lines[:-1])))
         lines.pop()
     rows = []

@@ -205,9 +205,10 @@ def unpack(job: Job, archive: bytes) -> None:
     arrived.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(arrived, filter="data")
+    files.tree_to_disk(arrived)
     for trial in job.trials:
         if (arrived / trial.directory).is_dir():
-            job.place(trial).parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(job.place(trial).parent)
             files.discard(job.place(trial), arrived / trial.directory)
     files.remove(arrived)
 

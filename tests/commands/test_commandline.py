@@ -282,6 +282,11 @@ def test_the_flag_that_is_meant_is_answered_with_the_value_that_was_typed():
             "train quickstart --model ngram --train.gradient.k2 3",
             "model=ngram, which is not trained",
         ),
+        ("train quickstart --1 3", "Unrecognized options: --1, 3"),
+        (
+            "train quickstart --train.groups.² 3",
+            "no flag --train.groups.²: train.groups lists 0 patterns",
+        ),
         (
             "train quickstart --train.groups.0.learning-rate 3",
             "no flag --train.groups.0.learning-rate: train.groups lists 0 patterns",

@@ -169,6 +169,8 @@ def test_groups_are_chosen_by_their_patterns_and_set_by_their_numbers():
         ({"train.groups": [3]}, "train.groups=[3] must be a list of patterns"),
         ({"train.groups.1.optimizer": "sgd"}, "there is no field train.groups.1.optimizer"),
         ({"train.groups.1.learning_rate": 1}, "there is no field train.groups.1.learning_rate"),
+        ({"train.groups.²": 1}, "there is no field train.groups.²"),
+        ({f"train.groups.{'9' * 5000}": 1}, "there is no field train.groups.99"),
         ({"train.groups.0.optimizer": "asgd"}, "train.groups.0.optimizer='asgd': choose from sgd,"),
         ({"train.groups.0.learning_rate": "x"}, "train.groups.0.learning_rate='x': input should"),
         (

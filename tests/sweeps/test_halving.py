@@ -146,6 +146,19 @@ def test_a_sweep_that_is_killed_anywhere_judges_in_the_same_way(tmp_path):
         assert (torn / RUNGS).read_bytes() == whole
 
 
+@pytest.mark.parametrize("zeros", [slice(0, 50), slice(30, 60), slice(30, None)])
+def test_a_sweep_whose_power_was_cut_in_a_judgement_judges_again(zeros, tmp_path):
+    everyone, halving = trials(7), Halving(10, 2)
+    undisturbed = come(halving.pruner(tmp_path), everyone)
+    whole = (tmp_path / RUNGS).read_bytes()
+    *rows, last = whole.splitlines(keepends=True)
+    written = bytearray(last)
+    written[zeros] = bytes(len(written[zeros]))
+    (tmp_path / RUNGS).write_bytes(b"".join(rows) + written)
+    assert come(halving.pruner(tmp_path), everyone) == undisturbed
+    assert (tmp_path / RUNGS).read_bytes() == whole
+
+
 def test_the_order_in_which_trials_of_a_slice_are_given_is_all_the_same(tmp_path):
     everyone, halving = trials(4), Halving(10, 4)
     tie = {everyone[n]: 1.0 for n in (3, 1, 0, 2)}
@@ -170,8 +183,9 @@ def test_a_judgement_is_on_the_disk_before_it_is_told(tmp_path, monkeypatch):
             "kept": ["trials/002"],
         }
     ]
-    found = (tmp_path / RUNGS).stat()
-    assert [(one.st_ino, one.st_size) for one in synced] == [(found.st_ino, found.st_size)]
+    file, folder = (tmp_path / RUNGS).stat(), tmp_path.stat()
+    assert [one.st_ino for one in synced] == [file.st_ino, folder.st_ino]
+    assert synced[0].st_size == file.st_size
 
 
 def test_processes_that_judge_at_once_judge_one_after_another(tmp_path):

@@ -10,6 +10,9 @@ import tiny
 
 import lm_jax
 from lm_jax import files
+from lm_jax.sweeps.jobs import Job
+from lm_jax.sweeps.plan import Trial
+from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.training import journal
 from lm_jax.training.checkpoint import Checkpoints
 from lm_jax.training.state import FixedState
@@ -67,6 +70,37 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(disk, monkeypatch, tmp_pat
         assert path.read_text() == content
 
 
+def test_the_copy_of_a_damaged_file_is_on_the_disk_before_the_file_is_written_anew(disk, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("damaged")
+    kept = files.keep_damaged(path)
+    assert disk.holds(kept)
+    assert disk.order[-1] == ("synced", tmp_path.stat().st_ino)
+
+
+def test_the_runs_from_another_node_are_on_the_disk_before_they_have_their_names(
+    disk, monkeypatch, tmp_path
+):
+    places = []
+
+    def see(path, target):
+        if "archive" in str(path):
+            places.append(target)
+            assert disk.holds(path)
+
+    trial = Trial(1, "a", {}, tiny.config(), "trials/001")
+    there, here = (Job(tmp_path / name, (trial,), vectorised=False) for name in ("there", "here"))
+    (there.place(trial) / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "checkpoints/arrays"):
+        (there.place(trial) / name).write_text(name)
+    here.sweep_dir.mkdir()
+    renamed_by(monkeypatch, see)
+    unpack(here, packed(there))
+    assert places == [here.place(trial)]
+    assert disk.holds(here.place(trial).parent)
+    assert ("synced", here.sweep_dir.stat().st_ino) in disk.order  # the name of the folder of runs
+
+
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(disk, monkeypatch, tmp_path):
     saved = []
 
@@ -93,6 +127,15 @@ def test_the_rows_of_a_checkpoint_are_on_the_disk_before_it_is_saved(disk, monke
     config = tiny.config(train={"steps": 4, "log_every": 1, "checkpoint_every": 2})
     lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert steps == [2, 4]
+
+
+def test_a_folder_loses_its_name_after_its_successor_s_is_on_the_disk(disk, monkeypatch, tmp_path):
+    for name in ("folder", "new"):
+        (tmp_path / name).mkdir()
+    renamed_by(monkeypatch, lambda path, target: disk.order.append((path.name, target.name)))
+    files.discard(tmp_path / "folder", tmp_path / "new")
+    synced = "synced", tmp_path.stat().st_ino
+    assert disk.order == [synced, ("folder", "folder.trash"), ("new", "folder"), synced]
 
 
 @pytest.mark.parametrize("successor", [None, "new"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from bomb import bombed
 
 import lm_jax
 from lm_jax.analysis.replay import state_at
@@ -16,25 +17,9 @@ from lm_jax.settings import UserError
 from lm_jax.training import step, trainer
 from lm_jax.training.checkpoint import steps_saved
 
-BOMB = """
-import jax.numpy as jnp, optax
-
-def bomb(learning_rate):
-    # At the eighth update the parameters become infinite, unless the rate is low.
-    def share(count):
-        return jnp.where((count == 7) & (learning_rate > 0.06), jnp.inf, 1.0)
-    return optax.chain(optax.sgd(learning_rate), optax.scale_by_schedule(share))
-"""
-
-
-def bombed(folder, **train):
-    (folder / "rule.py").write_text(BOMB)
-    train = {"learning_rate": 0.1, "checkpoint_every": 3, "validate_every": 4, **train}
-    return tiny.config(train={"optimizer": f"{folder / 'rule.py'}:bomb", **train})
-
 
 def test_a_parameter_that_is_not_finite_ends_the_run_and_takes_no_good_states_place(tmp_path):
-    config = bombed(tmp_path)
+    config = bombed()
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("diverged", 8)
     assert steps_saved(run.path) == [3, 6, 8]
@@ -45,7 +30,7 @@ def test_a_parameter_that_is_not_finite_ends_the_run_and_takes_no_good_states_pl
 
 
 def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
-    config = bombed(tmp_path, on_divergence="restore")
+    config = bombed(on_divergence="restore")
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("finished", 20)
     rows = tiny.rows_of(run.path)
@@ -76,19 +61,19 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
 
 def test_without_an_intact_checkpoint_to_return_to_the_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "newest", lambda *_, **__: None)
-    config = bombed(tmp_path, on_divergence="restore")
+    config = bombed(on_divergence="restore")
     with pytest.raises(UserError, match="no checkpoint of these is intact"):
         lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
 
 
 @pytest.mark.slow
 def test_a_lane_returns_to_its_checkpoint_as_a_run_alone_does(tmp_path):
-    config = bombed(tmp_path, on_divergence="restore")
+    config = bombed(on_divergence="restore")
     rates = {"high": {}, "low": {"train.learning_rate": 0.05}}
     rows = lm_jax.sweep(config, rates, tmp_path / "sweep", text=tiny.TEXT)
     for row, rate in zip(rows, (0.1, 0.05), strict=True):
         alone = tmp_path / str(rate)
-        config = bombed(tmp_path, on_divergence="restore", learning_rate=rate)
+        config = bombed(on_divergence="restore", learning_rate=rate)
         run = lm_jax.train(config, alone, text=tiny.TEXT)
         assert (row["status"], row["sha256"]) == ("finished", run.result["sha256"])
         assert tiny.rows_of(tmp_path / "sweep" / row["trial"]) == tiny.rows_of(alone)

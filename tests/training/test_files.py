@@ -228,7 +228,8 @@ def test_what_a_sweep_has_written_is_named_where_it_is_damaged(content, tmp_path
     assert said.startswith(f"{tmp_path}/results.jsonl is damaged (line 1")
     (tmp_path / "error.json").write_bytes(content)
     assert failures.read(tmp_path) == {"error": "error.json is damaged", "traceback": ""}
-    (tmp_path / "rungs.jsonl").write_bytes(content + b"\n")
+    later = files.line_of({"step": 1, "nats": {}, "kept": []}).encode()  # than the damaged line
+    (tmp_path / "rungs.jsonl").write_bytes(content + b"\n" + later)
     said = refusal(lambda: Halving(1).pruner(tmp_path)(1, {trials[0]: 1.0}))
     assert said.startswith(f"{tmp_path}/rungs.jsonl: line 1 is damaged")
     job = Job(tmp_path, trials, vectorised=False)

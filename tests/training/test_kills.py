@@ -20,14 +20,15 @@ import time
 import jax
 import pytest
 import tiny
+from bomb import bombed
 
 import lm_jax
 from lm_jax import files
 from lm_jax.config import RNN, Config, Copy, Data, Memory, NGram, Train
 from lm_jax.report.study import write_study
 from lm_jax.settings import UserError
+from lm_jax.sweeps.halving import Halving
 from lm_jax.sweeps.processes import Processes
-from lm_jax.training import manifest
 from lm_jax.training.checkpoint import steps_saved
 from lm_jax.training.manifest import Contents
 
@@ -51,6 +52,10 @@ def task_run(place):
     lm_jax.train(TASK, place)
 
 
+def diverging_run(place):
+    lm_jax.train(bombed(on_divergence="restore", steps=15), place, text=tiny.TEXT)
+
+
 def counted_run(place):
     lm_jax.train(Config(data=Data(source=Memory()), model=NGram(order=3)), place, text=tiny.TEXT)
 
@@ -60,9 +65,9 @@ def probed_run(place):
     write_study(run, lm_jax.probe(run, text=tiny.TEXT, length=4, only=["lags"]), "probe-lags")
 
 
-def sweep(place, executor=None):
-    points = {str(rate): {"train.learning_rate": rate} for rate in (0.01, 0.1)}
-    lm_jax.sweep(tiny.config(train=SHORT), points, place, text=tiny.TEXT, executor=executor)
+def sweep(place, rates=(0.01, 0.1), **how):
+    points = {str(rate): {"train.learning_rate": rate} for rate in rates}
+    lm_jax.sweep(tiny.config(train=SHORT), points, place, text=tiny.TEXT, **how)
 
 
 WORK = {
@@ -70,53 +75,16 @@ WORK = {
     "task": task_run,
     "counted": counted_run,
     "probe": probed_run,
+    "diverging": diverging_run,
     "sweep": sweep,
-    "processes": lambda place: sweep(place, Processes(2)),
+    "halving": lambda place: sweep(place, (0.01, 0.03, 0.1, 0.3), halving=Halving(18, factor=2)),
+    "processes": lambda place: sweep(place, executor=Processes(2)),
 }
 
 
-class Platter:
-    """What a disk surely holds below a folder: files and folders as they were last synced.
-
-    The name of a file or folder is on the disk once the folder above was synced, its content once
-    it was itself. Only what this process syncs is seen, not what its children do.
-    """
-
-    def __init__(self, root):
-        self.root, self.held = root, {}
-        os.fsync = self.fsync
-        self.fsync(os.open(root, os.O_RDONLY))
-
-    def fsync(self, handle):
-        status = os.fstat(handle)
-        path = os.readlink(f"/proc/self/fd/{handle}")
-        if os.path.isdir(path):
-            entries = os.scandir(path)
-            content = {entry.name: (entry.inode(), entry.is_dir()) for entry in entries}
-        else:
-            with open(f"/proc/self/fd/{handle}", "rb") as file:
-                content = file.read()
-        # A handle that stays open keeps the inode's number from other files.
-        self.held[status.st_ino] = content, os.dup(handle)
-
-    def cut(self, place):
-        """What is left after a power cut, written to a place."""
-        root, _ = self.held[self.root.stat().st_ino]
-        self._write(root, place)
-
-    def _write(self, names, place):
-        place.mkdir()
-        for name, (inode, folder) in names.items():
-            content, _ = self.held.get(inode, ({} if folder else b"", None))
-            if isinstance(content, dict):
-                self._write(content, place / name)
-            else:
-                (place / name).write_bytes(content)
-
-
-def work(name, place, cache, told, after=None, operation=None, numbers=(), left=None):
+def work(name, place, cache, told, after=None, operation=None, numbers=()):
     """In a process of its own: do it, and get signals after some seconds, or be killed at a file
-    operation, with a power cut if `left` names a folder for what is left of the place's folder."""
+    operation."""
     os.environ["LM_JAX_CACHE"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -127,11 +95,8 @@ def work(name, place, cache, told, after=None, operation=None, numbers=(), left=
         if event in OPERATIONS and str(place) in str(arguments[0]):
             count += 1
             if count == operation:
-                if left is not None:
-                    platter.cut(left)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    platter = None if left is None else Platter(place.parent)
     sys.addaudithook(see)
     for nth, number in enumerate(numbers):
         threading.Timer(after + nth * BETWEEN, os.kill, (os.getpid(), number)).start()
@@ -144,12 +109,12 @@ def work(name, place, cache, told, after=None, operation=None, numbers=(), left=
     os._exit(0)  # without waiting for the timer
 
 
-def started(*given, **killed):
+def started(*given, do=work, **killed):
     """The exit status of a process that works; it has the modules from the one that it is forked
     from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "orbax.checkpoint.v1"])
-    process = context.Process(target=work, args=given, kwargs=killed)
+    process = context.Process(target=do, args=given, kwargs=killed)
     process.start()
     process.join(300)
     return process.exitcode
@@ -193,36 +158,6 @@ def test_whenever_it_is_killed_it_ends_as_if_nothing_had_been(name, tmp_path, ke
     assert killed
     assert started(name, place, kept_cache, told) == 0
     assert contents(place) == contents(tmp_path / "whole")
-
-
-def saved(place):
-    """The steps of the checkpoints of each run, by the run's place."""
-    found = {}
-    for path in place.rglob("config.json"):
-        with contextlib.suppress(UserError):  # no manifest yet
-            found[str(path.parent.relative_to(place))] = manifest.read(path.parent).checkpoints
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORK if name != "processes"])
-def test_after_a_power_cut_it_ends_as_if_nothing_had_been(name, tmp_path, kept_cache):
-    told, places = tmp_path / "told.json", tmp_path / "before"
-    places.mkdir()
-    assert started(name, places / "run", kept_cache, told) == 0
-    operations, _ = json.loads(told.read_text())
-    whole, draw = contents(places), random.Random(name)
-    for turn in range(max(3, KILLS // 4)):
-        places = tmp_path / f"cut-{turn}"
-        places.mkdir()
-        left = tmp_path / f"left-{turn}"
-        when = {"operation": draw.randint(1, operations), "left": left}
-        assert started(name, places / "run", kept_cache, told, **when) == -signal.SIGKILL
-        for run_dir, steps in saved(places).items():
-            # The save before the newest is on the disk, and all that it stands on.
-            assert steps[-2:-1] <= saved(left).get(run_dir, [])[-1:]
-        assert started(name, left / "run", kept_cache, told) == 0
-        assert contents(left) == whole
 
 
 class Disk:
