@@ -74,7 +74,7 @@ def explicit(
         over several devices, the steps are a scan all the same.
     """
     params = {name: leaf for name, leaf in params.items() if name not in ("W_xh", "b_h")}
-    ways = {"cpu": Pass(cell, tapped=tap is not None, recompute=False)}
+    ways: dict[str, Callable] = {"cpu": Pass(cell, tapped=tap is not None, recompute=False)}
     if in_kernels and z_x.dtype == jnp.float32 and not _spread():
         ways["cuda"] = functools.partial(in_one_kernel, cell)
     default = functools.partial(lean, cell)

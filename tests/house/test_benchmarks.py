@@ -154,6 +154,7 @@ def test_every_program_of_the_folder_is_one_of_all_or_is_run_by_itself():
         "checkpoints",
         "compiled",
         "corpus",
+        "curve_torch",
         "device",
         "flat",
         "profile",

@@ -120,6 +120,4 @@ def test_training_takes_the_kernels_and_scores_take_the_scan():
     for settings, in_kernels in ((trained, True), (unrounded(trained), False)):
         model = make(settings, 7)
         assert isinstance(model, RNNModel)
-        assert model.layers == (
-            layers.CellLayer(cells.GRUCell(H), model.embedding, in_kernels),
-        )
+        assert model.layers == (layers.CellLayer(cells.GRUCell(H), model.embedding, in_kernels),)
