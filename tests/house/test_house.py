@@ -91,6 +91,16 @@ def test_a_floor_imports_only_floors_below_it():
                 )
 
 
+def test_no_test_imports_from_another():
+    paths = [*(ROOT / "tests").rglob("*.py")]
+    tests = {path.stem for path in paths if path.stem.startswith("test_")}
+    for path in paths:
+        found = tests & {module.partition(".")[0] for module in imports(path)}
+        assert not found, (
+            f"{path} imports {', '.join(found)}: move what both need into a module of tests/"
+        )
+
+
 def test_no_file_imports_its_way_round_in_a_circle():
     below = {
         name: {module for module in imports(path) if module in FILES}

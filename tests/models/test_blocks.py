@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_cells import diagonal, elman, mingru
+from formulas import H, diagonal, elman, mingru
 
 from lm_jax import gradients as g
 from lm_jax import models
@@ -15,7 +15,6 @@ from lm_jax.models.layers import CellLayer
 from lm_jax.settings import UserError
 from lm_jax.training.loop import warn_of_linear_layers
 
-H = 6  # as in test_cells
 X = tiny.batch().x
 
 

@@ -25,8 +25,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import killed
 import pytest
-import test_kills
 
 from lm_jax.training import directory
 from lm_jax.training.checkpoint import newest, place_complete
@@ -196,7 +196,7 @@ def recording(folder, log):
 
 def recorded_work(name, place, cache, told, log):
     recording(place.parent, log)
-    test_kills.work(name, place, cache, told)
+    killed.work(name, place, cache, told)
 
 
 def below(folder):
@@ -244,16 +244,16 @@ class Recorder:
         log.unlink(missing_ok=True)
         disk, saved, told = Disk(place), self.resumes_from(place), self.places / "told.json"
         given = self.name, place / "run", self.cache, told, log
-        assert test_kills.started(*given, do=recorded_work) == 0
-        self.whole = self.whole or test_kills.contents(place)
-        assert test_kills.contents(place) == self.whole
+        assert killed.started(*given, do=recorded_work) == 0
+        self.whole = self.whole or killed.contents(place)
+        assert killed.contents(place) == self.whole
         recorded = Recorded(disk, saved, list(operations(log)))
         after = recorded.replayed()
         after.cut(ended, random, 1)
         assert below(ended) == below(place)  # the record is complete
         shutil.rmtree(ended)
         after.cut(ended, random, 0)
-        assert test_kills.contents(ended) == self.whole  # at the end all is on the disk
+        assert killed.contents(ended) == self.whole  # at the end all is on the disk
         shutil.rmtree(ended)
         shutil.rmtree(place)
         return recorded
@@ -374,7 +374,7 @@ def test_what_is_synced_stays_and_the_rest_is_drawn(environment, tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", test_kills.WORK)
+@pytest.mark.parametrize("name", killed.WORK)
 def test_after_a_power_cut_it_ends_as_if_nothing_had_been(name, environment, tmp_path, kept_cache):
     done = subprocess.run(
         [sys.executable, __file__, name, tmp_path, kept_cache, str(CUTS)],
