@@ -207,7 +207,7 @@ def _in_one_line(box: str) -> str:
         if field:
             flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
             message = flag + message[field.end() - 1 :]
-    # A word in place of a number. The flag's form follows in the help: `--model.projection None|INT`.
+    # A word in place of a number. The help below shows the form: `--model.projection None|INT`.
     unfit = re.match(
         r"Error parsing (--\S+): .*(?:from|arguments:|base 10:|to float:) (.*?)\.?$", message
     )
