@@ -109,6 +109,12 @@ def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
     assert len(reads) == 2  # to see that it fits, and to train
 
 
+def test_a_text_is_the_same_with_chunks_of_any_lengths():
+    texts = plan.CorpusCache(tiny.TEXT)
+    some = [{}, {"jitter": 3}, {"length": 4, "jitter": 1}, {"batching": "sentences"}]
+    assert len({id(texts.get(tiny.config(data=fields).data)) for fields in some}) == 1
+
+
 def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_path, monkeypatch):
     whole = lm_jax.sweep(BASE, POINTS, tmp_path / "whole", text=tiny.TEXT)
     real, calls = loop.NGramRun.run, []
