@@ -20,7 +20,7 @@ from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_resul
 from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.jobs import Job
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
-from lm_jax.sweeps.plan import write_or_check_manifest
+from lm_jax.sweeps.plan import CorpusCache, write_or_check_manifest
 from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.training import loop
 from lm_jax.training.step import init
@@ -110,7 +110,7 @@ def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
 
 
 def test_a_text_is_the_same_with_chunks_of_any_lengths():
-    texts = plan.CorpusCache(tiny.TEXT)
+    texts = CorpusCache(tiny.TEXT)
     some = [{}, {"jitter": 3}, {"length": 4, "jitter": 1}, {"batching": "sentences"}]
     assert len({id(texts.get(tiny.config(data=fields).data)) for fields in some}) == 1
 
