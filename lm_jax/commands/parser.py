@@ -207,8 +207,15 @@ def _in_one_line(box: str) -> str:
         if field:
             flag = "--" + f"{where}.{field[1]}".strip(".").replace("_", "-")
             message = flag + message[field.end() - 1 :]
-    unfit = re.match(r"Error parsing (--\S+): no type matching .* from \[(.*)\]", message)
-    if unfit:
-        typed = unfit[2].replace("'", "").replace(",", "")
-        message = f"{unfit[1]} {typed}: the flag takes no such values"
+    # A word in place of a number. The help below shows the form: `--model.projection None|INT`.
+    unfit = re.match(
+        r"Error parsing (--\S+): .*(?:from|arguments:|base 10:|to float:) (.*?)\.?$", message
+    )
+    form = unfit and re.search(rf"^ *{unfit[1]} (.*)$", "\n".join(lines), re.MULTILINE)
+    if unfit and form:
+        kind = "whole number" if "INT" in form[1] else "number"
+        taken = f"{kind}s" if "[" in form[1] else f"a {kind}"
+        none = "None or " if form[1].startswith("None|") else ""
+        typed = re.sub(r"[\[\]',\"]", "", unfit[2])
+        message = f"{unfit[1]} {typed}: the flag takes {none}{taken}"
     return message

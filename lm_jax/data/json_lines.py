@@ -33,8 +33,8 @@ def documents(file: io.BufferedReader, key: str, name: str) -> Iterator[bytes]:
       name: name of the file in errors.
 
     Raises:
-      UserError: a line is no JSON object, too long, or lacks the key; or the document is no string,
-        or holds a lone surrogate. Names the line.
+      UserError: a line is not UTF-8, no JSON object, too long, or lacks the key; or the document is
+        no string, or holds a lone surrogate. Names the line.
     """
     number = 0
     while line := file.readline(_LONGEST):
@@ -45,6 +45,8 @@ def documents(file: io.BufferedReader, key: str, name: str) -> Iterator[bytes]:
             continue
         try:
             row = json.loads(line)
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: line {number} is not UTF-8") from None
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):

@@ -97,9 +97,11 @@ def text_column(path: str, name: str, text_key: str | None) -> str:
       UserError: as `opened`; or no column of text is named `text_key`, or several could be meant.
     """
     with opened(path, name) as table:
-        names, columns = list(table.schema.names), text_columns(table.schema)
+        names = [f"{field.name} ({field.type})" for field in table.schema]
+        columns = text_columns(table.schema)
     if not columns:
-        raise UserError(f"{name}: no column is a text, only {', '.join(names)}")
+        held = f"only {', '.join(names)}" if names else "for there is none"
+        raise UserError(f"{name}: no column is of type string, {held}")
     key = text_key or (columns[0] if len(columns) == 1 else "text")
     if key not in columns:
         given = f"{text_key!r} is not among them" if text_key else "choose one"
@@ -113,11 +115,13 @@ def columns_of(path: str, name: str, key: str) -> Iterator[Any]:
     """Yield a column of text, a few hundred rows at a time.
 
     Raises:
-      UserError: as `opened`; or the table has no such column.
+      UserError: as `opened`; or the table has no such column, or several.
     """
     with opened(path, name) as table:
         if key not in text_columns(table.schema):
             raise UserError(f"{name}: has no column of text named {key}")
+        if table.schema.names.count(key) > 1:
+            raise UserError(f"{name}: has several columns named {key}")
         for batch in table.batches(key):
             column = batch.column(key)
             column.validate(full=True)  # is it UTF-8?

@@ -202,7 +202,7 @@ def _decoder(
 
 
 def _array(tensors: Tensors, name: str, shape: tuple[int | None, ...], why: str = "") -> np.ndarray:
-    """An array, which must have a shape; None in the shape stands for any size."""
+    """An array of finite numbers, which must have a shape; None in the shape: any size."""
     if name not in tensors:
         raise UserError(f"{name} is missing{nearest(name, tensors)}")
     array = np.asarray(tensors[name])
@@ -216,6 +216,8 @@ def _array(tensors: Tensors, name: str, shape: tuple[int | None, ...], why: str 
         raise UserError(
             f"{name} is {list(array.shape)} and must be [{said}]{f', because {why}' if why else ''}"
         )
+    if not np.all(np.abs(array) <= np.finfo(np.float32).max):
+        raise UserError(f"{name} holds numbers that are not finite as float32")
     return array
 
 

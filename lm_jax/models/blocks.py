@@ -125,7 +125,7 @@ class BlockLayer(Layer):
         last, h = self.recurrence.run(params["recurrence"], carry.recurrence, u, hook, tap, kept)
         y = self.combine(params, x, u, h)
         outputs = jnp.concatenate([carry.y[None], y])
-        past = None if seen is None else _last(seen, len(seen) - len(y), kept)
+        past = None if seen is None else _last(seen, seen.shape[0] - y.shape[0], kept)
         return BlockState(_last(outputs, 1, kept)[:, 0], last, past), y
 
     def output(self, carry: BlockState) -> Float[Array, "*T B H"]:
@@ -220,7 +220,7 @@ def _last(
     Sums over all rows, because the derivative of a choice of rows would add in any order on a GPU.
     """
     if kept is None:
-        return seen[len(seen) - length :].swapaxes(0, 1)
+        return seen[seen.shape[0] - length :].swapaxes(0, 1)  # `len` takes no symbolic size
     end = len(seen) - jnp.sum(kept[..., 0] == 1, axis=0)
     place = jnp.arange(len(seen))[:, None]
     rows = (place == (end - back)[None] for back in range(length, 0, -1))

@@ -93,7 +93,9 @@ class CorpusCache:
         # The text does not depend on these fields, unless it is generated sequence by sequence.
         read = data
         if not data.generated:
-            read = dataclasses.replace(data, batch_size=1, length=1, batching="streams")
+            read = dataclasses.replace(
+                data, batch_size=1, length=1, jitter=None, batching="streams"
+            )
         if read not in self._known:
             self._known[read] = load(data, self._memory)
         return self._known[read]

@@ -86,15 +86,15 @@ def _of_run(
                 f"model.init_from={path} has no {name} {here}: its parameters are "
                 f"{', '.join(theirs)}; choose with model.init_parts"
             )
-        if list(theirs[name].shape) != here:
-            raise UserError(
-                f"model.init_from={path}: {name} is {list(theirs[name].shape)} there and {here} "
-                "here"
-            )
         if name.startswith(OF_TOKENS) and run.vocabulary.tokens != corpus.vocabulary.tokens:
             raise UserError(
                 f"model.init_from={path} has another vocabulary, and {name} has numbers for each "
                 "token: leave it out with model.init_parts, or take the run's text and tokenizer"
+            )
+        if list(theirs[name].shape) != here:
+            raise UserError(
+                f"model.init_from={path}: {name} is {list(theirs[name].shape)} there and {here} "
+                "here"
             )
     found = {name: np.asarray(theirs[name]) for name in taken}
     count = sum(array.size for array in found.values())

@@ -320,6 +320,23 @@ def test_what_has_no_flag_of_its_own_is_explained(typed, said):
     assert said in answered(typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--seed 1.5", "--seed 1.5: the flag takes a whole number"),
+        ("--train.learning-rate x", "--train.learning-rate x: the flag takes a number"),
+        ("--model.projection x", "--model.projection x: the flag takes None or a whole number"),
+        ("--model.hidden-size 8 x", "--model.hidden-size 8 x: the flag takes whole numbers"),
+        (
+            "--model.embedding characters --model.embedding.widths a",
+            "--model.embedding.widths a: the flag takes whole numbers",
+        ),
+    ],
+)
+def test_a_word_in_place_of_a_number_is_answered_with_what_the_flag_takes(typed, said):
+    assert answered(f"train quickstart {typed}") == said
+
+
 def test_what_means_nothing_is_named_and_nothing_is_guessed():
     for name in ("xyzzy", "proj-size", "profile", "do-train"):
         assert answered(f"train quickstart --{name} 3") == f"there is no flag --{name}"

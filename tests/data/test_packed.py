@@ -152,7 +152,7 @@ def test_the_key_is_chosen_and_is_part_of_the_digest(tmp_path):
         (b'["text"]', "line 2 is no JSON object"),
         (b'{"text": "cut sho', "line 2 is no JSON object"),
         (b"[" * 100_000, "line 2 is no JSON object"),
-        (b'{"text": "\xff"}', "line 2 is no JSON object"),
+        (b'{"text": "\xff"}', "line 2 is not UTF-8"),
         (b'{"text": 3}', "line 2: 'text' is no string"),
         (b'{"text": "\\ud800"}', "line 2: 'text' holds a lone surrogate"),
         (b'{"content": "a"}', "line 2 has no 'text', but 'content': data.source.text_key names"),

@@ -127,7 +127,10 @@ def test_the_column_is_the_only_one_of_text_or_the_one_named_text(tmp_path):
     )
     save(tmp_path / "none", pa.table({"n": [1, 2]}))
     said = refusal(lambda: texts_of(tmp_path / "none"))
-    assert said.endswith("data-00000-of-00001.arrow: no column is a text, only n")
+    assert said.endswith("data-00000-of-00001.arrow: no column is of type string, only n (int64)")
+    save(tmp_path / "bare", pa.table({}))
+    said = refusal(lambda: texts_of(tmp_path / "bare"))
+    assert said.endswith("no column is of type string, for there is none")
 
 
 def cut_short(path):
@@ -151,6 +154,10 @@ def no_utf_8(path):
         (
             lambda path: write_arrow(path, pa.table({"a": ["b"]})),
             "has no column of text named text",
+        ),
+        (
+            lambda path: write_arrow(path, pa.table([["a"], [1]], names=["text", "text"])),
+            "has several columns named text",
         ),
     ],
 )

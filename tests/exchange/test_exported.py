@@ -54,6 +54,7 @@ MODELS = {
     ),
     "mixture": RNN(embedding_size=4, readout=MixtureOfSoftmaxes(components=2, size=3)),
     "convolution": Convolution(embedding_size=4, hidden_size=5),
+    "block": tiny.changed(RNN(embedding_size=4, hidden_size=5), cell="mingru", block="mlp"),
 }
 CHARS = Vocabulary("char", ("\n", "<unk>", *"the ca"))
 TEXT = "the cat\nate that cheese\n" * 5

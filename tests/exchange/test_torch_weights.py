@@ -96,8 +96,8 @@ def without(name):
     return lambda arrays: arrays.pop(name)
 
 
-def replaced(name, shape, kind=float):
-    return lambda arrays: arrays.update({name: np.ones(shape, kind)})
+def replaced(name, shape, kind=float, value=1):
+    return lambda arrays: arrays.update({name: np.full(shape, value, kind)})
 
 
 BAD = [
@@ -124,6 +124,11 @@ BAD = [
     (replaced("decoder.bias", (8,)), r"decoder.bias is \[8\] and must be \[7\]"),
     (replaced("encoder.weight", (0, 4)), r"encoder.weight is \[0, 4\]"),
     (replaced("decoder.bias", (7,), int), "decoder.bias is of type int64"),
+    (
+        replaced("decoder.bias", (7,), value=np.nan),
+        "decoder.bias holds numbers that are not finite",
+    ),
+    (replaced("decoder.bias", (7,), value=1e300), "decoder.bias holds numbers that are not finite"),
     (replaced("rnn.weight_ih_l0_reverse", (20, 4)), "rnn.weight_ih_l0_reverse has no place"),
     (replaced("rnn.weight_hr_l0", (2, 5)), "rnn.weight_hr_l0 has no place"),
 ]

@@ -97,6 +97,22 @@ def test_a_stack_of_blocks_is_its_formula_in_numpy_however_it_is_read(name):
     np.testing.assert_array_equal(model.output(at_once[0]), at_once[1][-1])
 
 
+@pytest.mark.parametrize("block", ["glu", "mlp"])
+def test_a_block_reads_sequences_of_a_length_known_only_later(block):
+    """Exported functions are for any T and B."""
+    model = tiny.rnn(cell="mingru", block=block)
+    T, B = jax.export.symbolic_shape("T, B")
+    carry = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((B, *leaf.shape[1:]), leaf.dtype),
+        jax.eval_shape(lambda: model.init_carry(1)),
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((T, B), jnp.int32)
+    last, h = jax.eval_shape(lambda *read: model.hidden(*read, NO_HOOK), params, carry, x)
+    assert h.shape == (T, B, 5)
+    assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, carry)
+
+
 def test_layers_of_lrus_are_one_linear_map_and_blocks_of_them_are_not():
     """Superposition, f(a + b) = f(a) + f(b), from a carry of zeros."""
     cells = [models.LRUCell(H)] * 3

@@ -20,7 +20,7 @@ from lm_jax.sweeps import choice, draw, folded, memory, plan, ranked, read_resul
 from lm_jax.sweeps.executors import Here
 from lm_jax.sweeps.jobs import Job
 from lm_jax.sweeps.memory import lane_bytes, lanes_that_fit
-from lm_jax.sweeps.plan import write_or_check_manifest
+from lm_jax.sweeps.plan import CorpusCache, write_or_check_manifest
 from lm_jax.sweeps.ray_nodes import packed, unpack
 from lm_jax.training import loop
 from lm_jax.training.step import init
@@ -107,6 +107,12 @@ def test_a_text_is_read_once_more_to_train_on_it_however_many_trials_there_are(
     points = {**COUNTED, "a": {"seed": 1}, "b": {"seed": 2}}
     lm_jax.sweep(BASE, points, tmp_path, text=tiny.TEXT, lanes=1)
     assert len(reads) == 2  # to see that it fits, and to train
+
+
+def test_a_text_is_the_same_with_chunks_of_any_lengths():
+    texts = CorpusCache(tiny.TEXT)
+    some = [{}, {"jitter": 3}, {"length": 4, "jitter": 1}, {"batching": "sentences"}]
+    assert len({id(texts.get(tiny.config(data=fields).data)) for fields in some}) == 1
 
 
 def test_a_sweep_that_was_stopped_goes_on_with_the_trial_that_was_not_done(tmp_path, monkeypatch):

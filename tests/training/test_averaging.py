@@ -213,3 +213,10 @@ def test_parameters_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(lm_jax.UserError, match=said):
         train("other", **model)
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_another_vocabulary_is_named_before_the_shapes_that_follow_from_it(tmp_path):
+    first = lm_jax.train(tiny.config(train={"steps": 1}), tmp_path / "first", text=tiny.TEXT)
+    model = lm_jax.config.RNN(embedding_size=4, hidden_size=5, init_from=str(first.path))
+    with pytest.raises(lm_jax.UserError, match="first has another vocabulary, and "):
+        lm_jax.train(tiny.config(model=model), tmp_path / "other", text=tiny.TEXT + "jazz\n")
