@@ -1,7 +1,7 @@
 # The two commands: `make run` trains the quickstart, `make test` passes the tests.
 # `make test-all` runs the slow tests, too: every cell, estimator and kind of run.
-# `make torture` kills runs, probes and sweeps 272 times, at times and file operations drawn by lot,
-# cuts their power as often, lets file operations fail, and gives 10,000 spoilt files to readers.
+# `make torture` kills each of eight kinds of work 34 times, at times and file operations drawn by
+# lot, cuts its power 34 times, lets file operations fail, and gives 10,000 spoilt files to readers.
 # `make mutants` plants one bug at a time, and sees its test fail; `make mutants M="beam cache"`
 # plants those whose file or description holds a word.
 # `make fuzz` searches for bytes that break a reader of files; `make fuzz R="glove text"` for some.

@@ -6,12 +6,12 @@
 DIR holds a text as `data.source.train` takes it. lm_jax trains the experiment as `run.py train`
 does; then a program made of `torch.nn` modules trains on the same tokens, with initial parameters
 and dropout masks of its own: two layers of 200 units, tied, dropout, SGD at the rate 20, gradient
-norm at most 0.25, 35 steps of 20 streams. The second bias of PyTorch's layers stays zero, as lm_jax
-has one; all other parameters are drawn from the distribution of the experiment. Printed are the
-mean training loss over each `--every` updates and the validation loss after each epoch, in nats a
-word, and the seconds of an update of both.
+norm at most 0.25, 35 steps of 20 streams. All biases start at zero, and the second bias of
+PyTorch's layers stays zero, because lm_jax has one; the weights are drawn from the uniform
+distribution of the experiment. Printed are the mean training loss over each `--every` updates and
+the validation loss after each epoch, in nats a word, and the seconds of an update of both.
 
-torch is not a requirement of lm_jax (benchmarks/requirements.txt).
+torch is in benchmarks/requirements.txt; lm_jax itself does not need it.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from lm_jax.experiment import load_experiment
 from lm_jax.training.journal import read_rows
 
 Curve = list[tuple[int, str, float, float]]
-"""Of each figure: updates made, split, nats a word, seconds of an update."""
+"""Points: updates made, split, nats a word, seconds an update."""
 
 
-class Language(nn.Module):
+class LSTMLanguageModel(nn.Module):
     """Embedding, LSTM and readout, with dropout on all but the recurrent connections."""
 
     def __init__(self, config: Config, vocab_size: int):
@@ -64,7 +64,7 @@ class Language(nn.Module):
 
 
 def chunks(tokens: np.ndarray, streams: int, length: int) -> Iterator[tuple[Any, Any]]:
-    """Inputs and targets [T, B] of a text's consecutive chunks; what fills no stream is left."""
+    """Inputs and targets [T, B] of the chunks; tokens beyond the last full column are dropped."""
     whole = len(tokens) // streams * streams
     columns = torch.from_numpy(tokens[:whole].astype(np.int64)).view(streams, -1).t().contiguous()
     for first in range(0, len(columns) - 1, length):
@@ -72,12 +72,12 @@ def chunks(tokens: np.ndarray, streams: int, length: int) -> Iterator[tuple[Any,
         yield columns[first:end], columns[first + 1 : end + 1]
 
 
-def in_torch(config: Config, every: int, epochs: int) -> Curve:
+def torch_curve(config: Config, every: int, epochs: int) -> Curve:
     """The curve of the program in PyTorch."""
     corpus, train = load(config.data), train_of(config)
     assert train.clip_norm is not None
     torch.manual_seed(0)
-    model = Language(config, len(corpus.vocabulary))
+    model = LSTMLanguageModel(config, len(corpus.vocabulary))
     trained = [p for p in model.parameters() if p.requires_grad]
     curve, number, losses, began = [], 0, [], time.perf_counter()
     for _ in range(epochs):
@@ -97,12 +97,13 @@ def in_torch(config: Config, every: int, epochs: int) -> Curve:
                 seconds = (time.perf_counter() - began) / every
                 curve.append((number, "train", float(np.mean(losses)), seconds))
                 losses, began = [], time.perf_counter()
-        curve.append((number, "validation", judged(model, corpus.validation.tokens), 0.0))
-        began = time.perf_counter()
+        paused = time.perf_counter()
+        curve.append((number, "validation", validation_loss(model, corpus.validation.tokens), 0.0))
+        began += time.perf_counter() - paused
     return curve
 
 
-def judged(model: Language, tokens: np.ndarray) -> float:
+def validation_loss(model: LSTMLanguageModel, tokens: np.ndarray) -> float:
     """Mean nats a word of a text, read as ten streams, as the example of PyTorch does."""
     model.eval()
     total, count, state = 0.0, 0, None
@@ -114,14 +115,14 @@ def judged(model: Language, tokens: np.ndarray) -> float:
     return total / count
 
 
-def in_jax(config: Config, run_dir: Path) -> Curve:
+def jax_curve(config: Config, run_dir: Path) -> Curve:
     """The curve of lm_jax, from the rows of a run."""
     lm_jax.train(config, run_dir)
     every, curve = train_of(config).log_every, []
     tokens = config.data.batch_size * config.data.length
     for row in read_rows(run_dir / "metrics.jsonl"):
-        on_the_way = row["kind"] == "train" and row["step"] % every == 0
-        if on_the_way or row["kind"] == "evaluation":
+        is_interval = row["kind"] == "train" and row["step"] % every == 0
+        if is_interval or row["split"] == "validation":
             speed = row.get("tokens_per_second")
             curve.append((row["step"], row["split"], row["nats"], tokens / speed if speed else 0.0))
     return curve
@@ -132,7 +133,9 @@ def main() -> None:
     parser.add_argument("text", type=Path, metavar="DIR")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--words", type=int, default=10_000, help="size of the vocabulary")
-    parser.add_argument("--every", type=int, default=250, help="updates of a figure")
+    parser.add_argument(
+        "--every", type=int, default=250, help="updates between two printed training losses"
+    )
     asked = parser.parse_args()
     config = override(
         load_experiment("word_language_model").config,
@@ -146,17 +149,16 @@ def main() -> None:
     )
     config = resolve(config)
     with tempfile.TemporaryDirectory() as folder:
-        ours = in_jax(config, Path(folder) / "run")
-    theirs = in_torch(config, asked.every, asked.epochs)
+        ours = jax_curve(config, Path(folder) / "run")
+    theirs = torch_curve(config, asked.every, asked.epochs)
     print("updates  split       lm_jax  PyTorch  seconds an update: lm_jax, PyTorch")
-    for split in ("train", "validation"):
-        pairs = zip(of_split(ours, split), of_split(theirs, split), strict=False)
-        for (number, _, nats, seconds), (_, _, other, others) in pairs:
-            print(f"{number:7}  {split:10}  {nats:6.3f}  {other:7.3f}  {seconds:.3f}, {others:.3f}")
-
-
-def of_split(curve: Curve, split: str) -> Curve:
-    return [figure for figure in curve if figure[1] == split]
+    expected = {point[:2]: point for point in theirs}
+    for number, split, nats, seconds in ours:
+        _, _, torch_nats, torch_seconds = expected[number, split]
+        print(
+            f"{number:7}  {split:10}  {nats:6.3f}  {torch_nats:7.3f}  "
+            f"{seconds:.3f}, {torch_seconds:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -178,10 +178,10 @@ def words_of(hint: Any) -> Iterator[str]:
 
 def _hints_at(kind: type, path: str) -> list[Any]:
     """The types of the field at a dotted path, for all alternatives at the path."""
-    parts = [part for part in path.split(".") if not part.isdigit()]
-    if not parts:
+    names = [part for part in path.split(".") if not part.isdigit()]
+    if not names:  # a path of digits alone
         return []
-    *parents, name = parts
+    *parents, name = names
     classes = [kind]
     for parent in parents:
         hints = [hints_of(member).get(parent) for member in classes]

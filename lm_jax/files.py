@@ -83,7 +83,7 @@ def discard(folder: Path, successor: Path | None = None) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Rename a folder back, if a crash in `discard` came between the two renames."""
+    """Rename a folder back, if a crash came between the two renames of a `discard`."""
     trash = folder.with_name(f"{folder.name}.trash")
     if trash.is_dir() and not trash.is_symlink() and not folder.exists():
         trash.rename(folder)

@@ -10,7 +10,7 @@ import time
 
 import jax
 import tiny
-from bomb import bombed
+from diverging import diverging_config
 
 import lm_jax
 from lm_jax import files
@@ -40,7 +40,7 @@ def task_run(place):
 
 
 def diverging_run(place):
-    lm_jax.train(bombed(on_divergence="restore", steps=15), place, text=tiny.TEXT)
+    lm_jax.train(diverging_config(on_divergence="restore", steps=15), place, text=tiny.TEXT)
 
 
 def counted_run(place):

@@ -47,8 +47,7 @@ def _at(config: Any, path: str) -> Any:
     """The part of a config at a dotted path; None if there is none."""
     for name in filter(None, path.split(".")):
         if isinstance(config, tuple):
-            numbers = map(str, range(len(config)))
-            config = config[int(name)] if name in numbers else None
+            config = {str(n): part for n, part in enumerate(config)}.get(name)
         else:
             config = getattr(config, name, None)
     return config

@@ -100,8 +100,8 @@ def text_column(path: str, name: str, text_key: str | None) -> str:
         names = [f"{field.name} ({field.type})" for field in table.schema]
         columns = text_columns(table.schema)
     if not columns:
-        held = f"only {', '.join(names)}" if names else "for there is none"
-        raise UserError(f"{name}: no column is of type string, {held}")
+        there = ", ".join(names) or "none"
+        raise UserError(f"{name}: no column is of type string; the columns are {there}")
     key = text_key or (columns[0] if len(columns) == 1 else "text")
     if key not in columns:
         given = f"{text_key!r} is not among them" if text_key else "choose one"

@@ -202,7 +202,8 @@ def _decoder(
 
 
 def _array(tensors: Tensors, name: str, shape: tuple[int | None, ...], why: str = "") -> np.ndarray:
-    """An array of finite numbers, which must have a shape; None in the shape: any size."""
+    """The tensor as an array; refuse another shape (None: any size), and values that are not finite
+    in float32."""
     if name not in tensors:
         raise UserError(f"{name} is missing{nearest(name, tensors)}")
     array = np.asarray(tensors[name])

@@ -2,9 +2,9 @@
 
 A recurrent model is a stack of `Layer`s. A `CellLayer` runs a cell of `lm_jax.models.cells`, and a
 `lm_jax.models.transition.TransitionLayer` any other transition. All z_x = x W_xh + b_h of a layer
-are one product, before the first step. A gated cell then takes `lm_jax.models.recurrence.explicit`,
-a cell with a linear state update its parallel scan, and any other cell, or a cell with a hook on
-its carry, a plain scan.
+are one product, before the first step. `unroll` then chooses. Without a hook, a gated cell runs
+`lm_jax.models.recurrence.explicit`; without a hook and a tap, a cell with a linear state update
+runs its parallel scan; in all other cases the steps are a plain scan.
 """
 
 import abc
@@ -115,7 +115,7 @@ def unroll(
       hook: applied to the carry after each step (see `LanguageModel.hidden`).
       tap: the gradient of `tap` is ‖δ_t‖ of each sequence (see `LanguageModel.hidden`).
       kept: share of the carry that stays as it is at each step (`lm_jax.models.held`); None: 0.
-      in_kernels: as for `explicit`; a hook takes the scan.
+      in_kernels: as for `explicit`; ignored if there is a hook.
 
     Returns:
       the carry after the last step, and h_1 … h_T.
@@ -129,12 +129,12 @@ def unroll(
 
     def step(carry: Carry, at_t: tuple) -> tuple[Carry, Array]:
         z_x_t, *edge = at_t
-        return over_the_edge(cell.step(params, carry, z_x_t), cell.output, hook, *edge)
+        return apply_hook_and_tap(cell.step(params, carry, z_x_t), cell.output, hook, *edge)
 
     return jax.lax.scan(step, carry, (z_x, hook and hook.at, tap))
 
 
-def over_the_edge(
+def apply_hook_and_tap(
     carry: Carry,
     output: Callable[[Carry], Array],
     hook: EdgeHook | None,

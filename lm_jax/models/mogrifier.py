@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from lm_jax.models.base import Carry, EdgeHook, Params, affine, scaled_normal
 from lm_jax.models.cells import GatedCell
 from lm_jax.models.held import mixed
-from lm_jax.models.layers import CellLayer, Layer, over_the_edge
+from lm_jax.models.layers import CellLayer, Layer, apply_hook_and_tap
 from lm_jax.models.matmul import matmul
 
 
@@ -85,7 +85,7 @@ class MogrifierLayer(Layer):
             z_x = cell.prepare(params, matmul(x_t, params["W_xh"], precision))
             after = cell.gate(params, carry, matmul(h, params["W_hh"], precision), z_x)
             after = after if kept_t is None else mixed(kept_t, carry, after)
-            return over_the_edge(after, cell.output, hook, *edge)
+            return apply_hook_and_tap(after, cell.output, hook, *edge)
 
         return jax.lax.scan(step, carry, (x, kept, hook and hook.at, tap))
 

@@ -177,15 +177,15 @@ def _with_idle_units(
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a cell may hold tracers
 class Pass:
-    """The forward and the backward pass of a cell: a function (params, carry, z_x, tap) ->
-    (carry, h) with a hand-written gradient.
+    """Pass of a cell over time, (params, carry, z_x, tap) -> (carry, h), with its own gradient.
 
     Attributes:
       cell: the cell.
       tapped: False if the tap is None.
       recompute: keep the carries alone, and compute the gates a second time, with z_h of all steps
         in one product; False: keep what is slow to compute, too (see module head).
-      kernel: run the steps in `lm_jax.models.kernels`, with `interpret`; needs `recompute`.
+      kernel: run all steps in one kernel each way (`lm_jax.models.kernels`); needs `recompute`.
+      interpret: as for `lm_jax.models.kernels.forward`.
     """
 
     cell: GatedCell
@@ -227,8 +227,8 @@ class Pass:
         if self.recompute:
             before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), carry, kept)
             return (last, cell.output(kept)), (params, before, z_x)
-        h, before, kept = kept
-        return (last, h), (params, before, z_x, h, kept)
+        h, before, residuals = kept
+        return (last, h), (params, before, z_x, h, residuals)
 
     def backward(self, saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
         """The gradients of params, carry, z_x and tap."""
@@ -241,7 +241,7 @@ class Pass:
         if self.recompute:
             kept = [self._product(h_before, W)]
         at = before, z_x, *kept
-        # Sequences on several devices: sum over sequences once, after the scan.
+        # On several devices, sum over the sequences once, after the scan.
         apart = (_spread() or self.recompute) and bool(own)
         back = self._back_in_a_kernel if self.kernel else self._back_in_a_scan
         (returned, d_own), found = back(W, own, at, cotangents, alike=alike, apart=apart)
@@ -263,7 +263,7 @@ class Pass:
         alike: bool,
         apart: bool,
     ) -> tuple[tuple[Carry, Params], tuple]:
-        """δ from T to 1.
+        """Run δ backwards from T to 1, in a scan.
 
         Args:
           W: W_hh, rounded.
@@ -274,8 +274,8 @@ class Pass:
           apart: the gradient of `own` is summed after the scan.
 
         Returns:
-          the gradients of the first carry and of `own`; and of all steps ε, the gradient of z_x if
-          it is another, ‖δ‖ if there is a tap, and δ if `apart`.
+          the gradients of the first carry and of `own`; and for all steps ε, the gradient of z_x
+          (None if it equals ε), ‖δ‖ if there is a tap, and δ if `apart`.
         """
         returned_last, d_h = cotangents
         zero_own = optax.tree.zeros_like(own)
@@ -308,7 +308,7 @@ class Pass:
         alike: bool,
         apart: bool,
     ) -> tuple[tuple[Carry, Params], tuple]:
-        """As `_back_in_a_scan`, in one launch."""
+        """Run δ backwards from T to 1 in one kernel; else as `_back_in_a_scan`."""
         before, z_x, z_h = at
         returned_last, d_h = cotangents
         returned, epsilon, d_z_x, deltas = kernels.backward(

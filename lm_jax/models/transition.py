@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lm_jax.models.base import Carry, EdgeHook, Params
-from lm_jax.models.layers import Layer, over_the_edge
+from lm_jax.models.layers import Layer, apply_hook_and_tap
 from lm_jax.settings import UserError
 
 # Shape and type of a key, for tracing.
@@ -68,7 +68,7 @@ class TransitionLayer(Layer):
             after = jax.vmap(self.transition.step, (None, 0, 0))(params, carry, x_t)
             if kept_t is not None:
                 after = jax.vmap(optax.tree.where)(kept_t[:, 0] > 0, carry, after)
-            return over_the_edge(after, self.output, hook, *edge)
+            return apply_hook_and_tap(after, self.output, hook, *edge)
 
         with jax.default_matmul_precision("highest"):  # as all products that do not round
             return jax.lax.scan(step, carry, (x, kept, hook and hook.at, tap))

@@ -31,7 +31,7 @@ class Failure(NamedTuple):
 
 
 def record(run_dir: Path, failure: Failure, attempt: int) -> None:
-    """Writes error.json: the failure of a trial, and the number of the attempt."""
+    """Write error.json: the failure of a trial, and the number of the attempt."""
     make_folder(run_dir)
     told = {**failure._asdict(), "attempt": attempt}
     write_json(run_dir / NAME, told, indent=2)

@@ -58,7 +58,7 @@ class Ray:
         self._ray, self._cores = ray, cores
         self._dead: set[str] = set()  # nodes under which a job died; Ray lists them as alive longer
         if not ray.is_initialized():
-            # The nodes use this copy of lm_jax, whichever version they have; see `_on_nodes`.
+            # The nodes use this copy of lm_jax, not the one that they have; see `_on_nodes`.
             code = {"py_modules": [str(Path(lm_jax.__file__).parent)]}
             quiet = {"log_to_driver": False, "logging_level": "error"}
             try:
@@ -104,11 +104,12 @@ class Ray:
         actor = ray.remote(num_cpus=0, scheduling_strategy=self._at_home())(stop_class)
         stop_event = actor.remote()
         texts = {id(job.text): ray.put(job.text) for job in jobs}
-        rung = False
+        stopping = False
         try:
             while away or (waiting and not received):
-                if received and not rung:
-                    rung = stop_event.ring.remote() is not None
+                if received and not stopping:
+                    stop_event.set.remote()
+                    stopping = True
                 while waiting and not received and len(away) < max(1, self.workers):
                     job, moves = waiting.popleft()
                     bare, own = dataclasses.replace(job, text=None), worker.inherited()
@@ -146,29 +147,29 @@ class Ray:
 
 
 def _on_nodes() -> tuple[Callable, type]:
-    """The function of a task, and the actor of an event that tells the tasks to stop.
+    """Make the function that runs a task, and the class of the actor that tells the tasks to stop.
 
-    Ray sends functions and classes made within a function by value. A node can load both without
-    lm_jax, and imports lm_jax only after the copy has been put before all other places.
+    Both are made within a function, so that Ray sends them by value: a node can load them without
+    lm_jax. The task first puts the copy of lm_jax that Ray has sent at the front of sys.path.
     """
 
     def work(call: list[Any], *more: Any) -> Any:
         import ray  # pyright: ignore[reportMissingImports]
 
-        # Ray puts the copy first in PYTHONPATH, but the folders of the sweep's program before that.
+        # PYTHONPATH begins with the copy, but Ray has put the folder of the sweep's program first.
         sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        function, *given = ray.get(call[0])  # Ray has not read this yet, because of the list
+        function, *given = ray.get(call[0])  # within a list, Ray sends a reference as it is
         return function(*given, *more)
 
     class StopEvent:
         def __init__(self):
-            self._rung = False
+            self._is_set = False
 
-        def ring(self) -> None:
-            self._rung = True
+        def set(self) -> None:
+            self._is_set = True
 
-        def rung(self) -> bool:
-            return self._rung
+        def is_set(self) -> bool:
+            return self._is_set
 
     return work, StopEvent
 
@@ -176,7 +177,7 @@ def _on_nodes() -> tuple[Callable, type]:
 def _worked(
     job: Job, archive: bytes, settings: dict[str, Any], cores: int, text: Any, stop_event: Any
 ) -> tuple[bytes, dict[int, Failure]]:
-    """Runs a job on a node; returns the packed run directories, and the failures by trial."""
+    """Run a job on a node; return the packed run directories, and the failures by trial."""
     # No compilation cache: a compiled program may not suit the processor of another node.
     worker.inherit({**settings, "jax_compilation_cache_dir": None}, cores)
     with tempfile.TemporaryDirectory(prefix="lm_jax-") as folder:
@@ -199,7 +200,7 @@ def packed(job: Job) -> bytes:
 
 
 def unpack(job: Job, archive: bytes) -> None:
-    """Replaces the run directories of a job with the directories in an archive."""
+    """Replace the run directories of a job with the directories in an archive."""
     arrived = job.sweep_dir / "jobs" / f"{job.name}.archive"
     files.remove(arrived)
     arrived.mkdir(parents=True)
@@ -216,7 +217,7 @@ def unpack(job: Job, archive: bytes) -> None:
 def _listen(stop_event: Any, received: list[signal.Signals]) -> None:
     import ray  # pyright: ignore[reportMissingImports]
 
-    while not ray.get(stop_event.rung.remote()):
+    while not ray.get(stop_event.is_set.remote()):
         time.sleep(BETWEEN_LOOKS)
     received.append(signal.SIGTERM)
 

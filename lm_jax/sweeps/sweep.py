@@ -103,7 +103,7 @@ def sweep(
     def settled(planned: Plan | None) -> Results:
         trials = () if planned is None else planned.trials
         write_or_check_manifest(sweep_dir, trials, halving=judged, growing=searching is not None)
-        for trial in trials:
+        for trial in trials:  # a kill may have come while a run directory was replaced
             files.restore(sweep_dir / trial.directory)
         return Results(sweep_dir, trials)
 

@@ -127,10 +127,12 @@ def test_the_column_is_the_only_one_of_text_or_the_one_named_text(tmp_path):
     )
     save(tmp_path / "none", pa.table({"n": [1, 2]}))
     said = refusal(lambda: texts_of(tmp_path / "none"))
-    assert said.endswith("data-00000-of-00001.arrow: no column is of type string, only n (int64)")
+    assert said.endswith(
+        "data-00000-of-00001.arrow: no column is of type string; the columns are n (int64)"
+    )
     save(tmp_path / "bare", pa.table({}))
     said = refusal(lambda: texts_of(tmp_path / "bare"))
-    assert said.endswith("no column is of type string, for there is none")
+    assert said.endswith("no column is of type string; the columns are none")
 
 
 def cut_short(path):

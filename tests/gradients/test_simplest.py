@@ -146,7 +146,7 @@ def assert_told(found, J, B, D, ys):
     assert np.all(found["lanczos"].residuals <= 1e-5)
     grown = growth(J, n)
     mean = np.cumsum(grown, axis=0) / np.arange(1, steps + 1)[:, None]
-    # If a step maps a direction to almost zero, only the largest exponent is not rounding alone.
+    # If a step maps a direction to almost zero, rounding determines all but the largest exponent.
     exact = np.all((grown > -30) | np.isneginf(grown))
     first = np.s_[..., : n if exact else 1]
     close(found["convergence"][first], falling(mean)[first])

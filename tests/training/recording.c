@@ -1,10 +1,11 @@
 /* Records what is done to the files below a folder, by whatever thread, library and process: for
- * LD_PRELOAD. The environment's RECORDED is FOLDER:LOG; `record` reads it again.
+ * LD_PRELOAD. The environment's RECORDED is FOLDER:LOG; `record()` reads the variable again.
  *
  * The log holds a line for each operation, in the order in which the operations took effect:
  *
  *     THREAD KIND INODE A B PATH [TAB PATH]    a `write` has A bytes, which follow, at offset B
  *
+ * KIND is file, folder, write, size (A: bytes), sync, gone, rename, link, or ?, which no test allows.
  * The lock on the log is held from before an operation until its line is written. Each operation
  * opens the log anew, because a lock excludes other openings of a file, and not other threads. */
 #define _GNU_SOURCE
@@ -140,7 +141,8 @@ int creat(const char *path, mode_t mode) {
   return opening(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
 }
 
-/* What was written from `parts` to a handle, up to `at` if it is the handle's own position. */
+/* Log a write of the first `size` bytes of `parts` at the offset `at`. If `at` is -1, the write was
+ * at the handle's position, which now lies behind the bytes. */
 static void wrote(int log, int handle, ino_t inode, const char *name, const struct iovec *parts,
                   ssize_t size, off_t at) {
   if (at < 0) at = lseek(handle, 0, SEEK_CUR) - size;
@@ -254,7 +256,7 @@ ON_NAMES(rename, (const char *path, const char *to), (path, to), "rename", AT_FD
 ON_NAMES(renameat, (int at, const char *path, int to_at, const char *to), (at, path, to_at, to),
          "rename", at, path, to_at, to)
 ON_NAMES(renameat2, (int at, const char *path, int to_at, const char *to, unsigned flags),
-         (at, path, to_at, to, flags), flags &RENAME_EXCHANGE ? "?" : "rename", at, path, to_at, to)
+         (at, path, to_at, to, flags), (flags & RENAME_EXCHANGE) ? "?" : "rename", at, path, to_at, to)
 ON_NAMES(link, (const char *path, const char *to), (path, to), "link", AT_FDCWD, path, AT_FDCWD,
          to)
 ON_NAMES(linkat, (int at, const char *path, int to_at, const char *to, int flags),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from bomb import bombed
+from diverging import diverging_config
 
 import lm_jax
 from lm_jax.analysis.replay import state_at
@@ -19,7 +19,7 @@ from lm_jax.training.checkpoint import steps_saved
 
 
 def test_a_parameter_that_is_not_finite_ends_the_run_and_takes_no_good_states_place(tmp_path):
-    config = bombed()
+    config = diverging_config()
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("diverged", 8)
     assert steps_saved(run.path) == [3, 6, 8]
@@ -30,7 +30,7 @@ def test_a_parameter_that_is_not_finite_ends_the_run_and_takes_no_good_states_pl
 
 
 def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
-    config = bombed(on_divergence="restore")
+    config = diverging_config(on_divergence="restore")
     run = lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
     assert (run.result["status"], run.result["step"]) == ("finished", 20)
     rows = tiny.rows_of(run.path)
@@ -61,19 +61,19 @@ def test_a_run_returns_to_its_checkpoint_with_a_lower_rate(tmp_path):
 
 def test_without_an_intact_checkpoint_to_return_to_the_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "newest", lambda *_, **__: None)
-    config = bombed(on_divergence="restore")
+    config = diverging_config(on_divergence="restore")
     with pytest.raises(UserError, match="no checkpoint of these is intact"):
         lm_jax.train(config, tmp_path / "run", text=tiny.TEXT)
 
 
 @pytest.mark.slow
 def test_a_lane_returns_to_its_checkpoint_as_a_run_alone_does(tmp_path):
-    config = bombed(on_divergence="restore")
+    config = diverging_config(on_divergence="restore")
     rates = {"high": {}, "low": {"train.learning_rate": 0.05}}
     rows = lm_jax.sweep(config, rates, tmp_path / "sweep", text=tiny.TEXT)
     for row, rate in zip(rows, (0.1, 0.05), strict=True):
         alone = tmp_path / str(rate)
-        config = bombed(on_divergence="restore", learning_rate=rate)
+        config = diverging_config(on_divergence="restore", learning_rate=rate)
         run = lm_jax.train(config, alone, text=tiny.TEXT)
         assert (row["status"], row["sha256"]) == ("finished", run.result["sha256"])
         assert tiny.rows_of(tmp_path / "sweep" / row["trial"]) == tiny.rows_of(alone)

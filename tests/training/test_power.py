@@ -1,8 +1,8 @@
 """After a power cut at any instant, a run or a sweep goes on from its last save or a later one.
 
-A library in C, put before the C library, records what a process, its threads in C++ and its child
+recording.c, loaded by LD_PRELOAD, records what a process, its threads in C++ and its child
 processes do to the files below a folder. `Disk` replays the record up to a cut, and draws what a
-disk may hold that keeps no promise but these:
+disk may hold that keeps two promises only:
 
 - The content of a file is on the disk as it was when the file was last synced.
 - The names in a folder are on the disk as they were when the folder was last synced.
@@ -32,7 +32,7 @@ from lm_jax.training import directory
 from lm_jax.training.checkpoint import newest, place_complete
 
 CUTS = int(os.environ.get("LM_JAX_CUTS", "4"))  # of each kind of work
-LOOKS = 10
+LOOKS = 10  # further cuts for each resume, after which only the checkpoint is looked at
 SHARES = 0, 0.1, 0.5, 0.9, 1  # of the changes since the last sync that are on the disk
 BLOCKS = 512, 4096  # bytes that a disk writes at once
 HERE = Path(__file__).parent
@@ -218,7 +218,8 @@ def drawn_cut(done, draw):
 
 
 class Recorded(NamedTuple):
-    """A process that has come to its end: what the disk held before, and what was done."""
+    """Record of a finished process: the disk before it, the step that each run would have resumed
+    from, and the operations."""
 
     disk: Disk
     saved: dict[str, int]
@@ -288,8 +289,7 @@ class Recorder:
 def cut_and_resume(name, places, cache, cuts):
     """Cut the power of a kind of work so many times, and resume each time.
 
-    Every other cut is one of the process that resumed after the cut before. Of `LOOKS` more cuts,
-    each time, only the checkpoint is looked at from which a process would resume.
+    Every second cut is one of the process that resumed last.
     """
     draw, recorder, left = random.Random(name), Recorder(name, places, cache), places / "left"
     left.mkdir()
