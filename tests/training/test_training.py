@@ -25,7 +25,7 @@ from lm_jax.data.sizes import TextSize
 from lm_jax.data.text import in_memory
 from lm_jax.scoring.score import evaluate, reading
 from lm_jax.settings import UserError
-from lm_jax.training import driver, evaluator, journal, manifest, step, trainer
+from lm_jax.training import driver, evaluator, given, journal, manifest, step
 from lm_jax.training.checkpoint import Checkpoints, tree_digest
 
 KINDS = {
@@ -517,21 +517,20 @@ def test_a_run_that_lost_its_rows_and_its_result_is_judged_once_more(tmp_path):
 
 @pytest.mark.slow
 def test_a_stop_before_the_first_update_keeps_what_was_found_of_the_vectors(tmp_path, monkeypatch):
-
     (tmp_path / "vectors.txt").write_text("a 1 2 3 4\ne 4 3 2 1\n")
     vectors = str(tmp_path / "vectors.txt")
     config = tiny.config(model=RNN(embedding_size=4, hidden_size=5, vectors=vectors))
     whole = lm_jax.train(config, tmp_path / "whole", text=tiny.TEXT)
-    read = trainer.read_vectors
+    read = given.read_vectors
 
     def interrupted(*arguments, **named):
         os.kill(os.getpid(), signal.SIGTERM)
         return read(*arguments, **named)
 
-    monkeypatch.setattr(trainer, "read_vectors", interrupted)
+    monkeypatch.setattr(given, "read_vectors", interrupted)
     with pytest.raises(SystemExit):
         lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
-    monkeypatch.setattr(trainer, "read_vectors", read)
+    monkeypatch.setattr(given, "read_vectors", read)
     parts = lm_jax.train(config, tmp_path / "parts", text=tiny.TEXT)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert parts.result["vectors"] == whole.result["vectors"]
