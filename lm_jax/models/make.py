@@ -40,7 +40,7 @@ from lm_jax.settings import UserError
 
 
 def vocab_of(model: settings.Model, vocabulary: Vocabulary) -> Vocab:
-    """What `make` needs of a vocabulary: V, or the characters of the words if the model reads them.
+    """Vocabulary as `make` takes it: V, or the characters of the words if the model reads them.
 
     Raises:
       UserError: the model reads characters, and the tokens are no words.
