@@ -9,7 +9,8 @@ and dropout masks of its own: two layers of 200 units, tied, dropout, SGD at the
 norm at most 0.25, 35 steps of 20 streams. All biases start at zero, and the second bias of
 PyTorch's layers stays zero, because lm_jax has one; the weights are drawn from the uniform
 distribution of the experiment. Printed are the mean training loss over each `--every` updates and
-the validation loss after each epoch, in nats a word, and the seconds of an update of both.
+the validation loss after each epoch, in nats a word, and the seconds of an update of both. The
+first loss of lm_jax leaves out update 1, which has a record of its own.
 
 torch is in benchmarks/requirements.txt; lm_jax itself does not need it.
 """

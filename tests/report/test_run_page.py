@@ -25,7 +25,7 @@ from lm_jax.report.page import (
     number,
     write_page,
 )
-from lm_jax.report.reach_sections import _by_frequency, reach_sections
+from lm_jax.report.reach_sections import _by_frequency, _sensitivity, reach_sections
 from lm_jax.report.run_page import about, sample_of, write_about, write_run
 from lm_jax.report.sweep_page import write_sweep
 from lm_jax.settings import UserError
@@ -369,3 +369,10 @@ def test_bands_of_tokens_that_were_not_read_have_no_mean_lag():
     credit = {"bands": ["often", "rare"], "by_word": rows, "by_target": rows}
     (section,) = _by_frequency(credit, "probe")
     assert section.finding == "No token of the rarest quarter, or of the most frequent, was read."
+
+
+def test_a_sensitivity_that_begins_at_zero_is_compared_from_its_first_step():
+    """At the first step h_0 = 0, and the state is not sensitive to W_hh."""
+    curves = {"W_hh": [0.0, 2.0, 6.0], "b_h": [1.0, 2.0, 2.0]}
+    section = _sensitivity({name: {"norm": norms} for name, norms in curves.items()}, "probe")
+    assert "sensitivity to W_hh changes most, by a factor of 3." in section.finding
