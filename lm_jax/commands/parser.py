@@ -211,7 +211,7 @@ def _in_one_line(box: str) -> str:
     unfit = re.match(
         r"Error parsing (--\S+): .*(?:from|arguments:|base 10:|to float:) (.*?)\.?$", message
     )
-    form = unfit and re.search(rf"^ *{unfit[1]} (.*)$", "\n".join(lines), re.MULTILINE)
+    form = unfit and re.search(rf"^ *{re.escape(unfit[1])} (.*)$", "\n".join(lines), re.MULTILINE)
     if unfit and form:
         kind = "whole number" if "INT" in form[1] else "number"
         taken = f"{kind}s" if "[" in form[1] else f"a {kind}"
